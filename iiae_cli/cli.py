@@ -1,0 +1,547 @@
+"""The command line: signatures, help, examples, and the one place where an error becomes two lines and an exit code.
+
+Nothing here imports torch: each command's module is imported when it runs, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from iiae_cli import __version__, console
+from iiae_cli.errors import EXIT_CTRL_C, EXIT_SOME_SKIPPED, EXIT_USER_ERROR, IiaeError, Interrupted
+
+# typer may vendor click, so its exception classes are reached through typer's own.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="iiae",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class DomainName(StrEnum):
+    """A domain."""
+
+    x = "x"
+    y = "y"
+
+
+class MetricName(StrEnum):
+    """A distance."""
+
+    euclidean = "euclidean"
+    cosine = "cosine"
+
+
+class LatentName(StrEnum):
+    """A kind of latent."""
+
+    shared = "shared"
+    exclusive = "exclusive"
+
+
+class LatentsName(StrEnum):
+    """Which latents to keep."""
+
+    shared = "shared"
+    exclusive = "exclusive"
+    both = "both"
+
+
+class SplitName(StrEnum):
+    """A split of a prepared file."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+class BackendName(StrEnum):
+    """Who computes distances."""
+
+    sklearn = "sklearn"
+    torch = "torch"
+
+
+class PrecisionName(StrEnum):
+    """Arithmetic of the networks."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class DtypeName(StrEnum):
+    """Number format of a latent cache."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class TaskName(StrEnum):
+    """What to measure."""
+
+    retrieval = "retrieval"
+    translation = "translation"
+    disentanglement = "disentanglement"
+    all = "all"
+
+
+class Result(Protocol):
+    """What every command returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+
+
+# Options that several commands share, each with one help text.
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory [IIAE_RUN, else runs/latest].")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Threads that decode pictures.")]
+SplitOption = Annotated[SplitName, typer.Option("--split", help="Split, where an input is a prepared .h5.")]
+NulFlag = Annotated[bool, typer.Option("-0", help="Paths on standard input are NUL-separated.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.print_line(f"iiae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors on stderr.")] = False,
+) -> None:
+    """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).
+
+    Two domains, x and y, hold pairs. A shared latent learns what both hold, an exclusive latent of each what only it
+    holds. Results go to stdout, everything else to stderr.
+
+    \b
+    Start here:
+      iiae train --preset digits-cdcb          a minute on a CPU, nothing to download
+      iiae evaluate                            Recall@1 beside a training-free baseline
+      iiae encode imgs/ --domain y -o z.h5
+      iiae retrieve query.png --k 5
+      iiae translate query.png --from x --grid grid.png
+    """
+    console.set_verbosity(1 if verbose else -1 if quiet else 0)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.")],
+    source: Annotated[Path | None, typer.Argument(metavar="[SOURCE]", help="Folder that it comes from.")] = None,
+    source_option: Annotated[Path | None, typer.Option("--source", help="The same as SOURCE.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File [IIAE_DATA or data, /NAME.h5].")] = None,
+    image_size: Annotated[int | None, typer.Option(min=16, help="Side of the stored pictures [the set's own].")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pairs per split.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of colours and random divisions.")] = 0,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the source where that is possible.")] = False,
+    valid_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="pairs without splits: part for valid.")] = 0.1,
+    test_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="pairs without splits: part for test.")] = 0.1,
+    pictures: Annotated[Path | None, typer.Option(help="Also write every picture to this folder.")] = None,
+    workers: WorkersOption = 2,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a data set as one self-describing HDF5 file with splits train, valid and test.
+
+    \b
+    NAME is one of
+      digits-cdcb     embedded digits: coloured background (x), coloured digit (y)
+      digits-edge     embedded digits: coloured background (x), coloured outline (y)
+      mnist-cdcb      the same as digits-cdcb from MNIST's IDX files, or the 512x256 originals
+      fashion-cdcb    the same from Fashion-MNIST
+      fashion-edges   edge map of a garment (x), the garment on a random-coloured ground (y)
+      pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png
+
+    \b
+    Examples:
+      iiae prepare digits-cdcb
+      iiae prepare mnist-cdcb path/to/mnist -o data/mnist-cdcb.h5
+      iiae prepare pairs my-pairs/ --image-size 64 -o data/mine.h5
+      iiae prepare digits-edge --pictures digits/ --json | jq .splits
+    """
+    from iiae_cli.commands import prepare as command
+    from iiae_cli.data.prepare import PrepareOptions
+
+    if valid_fraction + test_fraction >= 1:
+        raise IiaeError("--valid-fraction and --test-fraction leave nothing to train on", "let them sum to less than 1")
+    options = PrepareOptions(
+        source=source or source_option,
+        image_size=image_size,
+        limit=limit,
+        seed=seed,
+        download=download,
+        fractions=(valid_fraction, test_fraction),
+        workers=workers,
+    )
+    result = command.run(name, options, output=output, overwrite=overwrite, pictures=pictures)
+    _finish(result, as_json, result.skipped)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option("--preset", help="Name of a preset, or a YAML file.")],
+    data: Annotated[Path | None, typer.Option(help="Data file [IIAE_DATA or data, /SET.h5].")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory [runs/PRESET-seedN].")] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="YAML file on top of the preset; repeatable.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training pairs.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    time_limit: Annotated[str | None, typer.Option(help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="bf16: autocast the networks.")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic/--no-deterministic", help="Deterministic algorithms on GPUs.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stands, or start it.")] = False,
+    overwrite: OverwriteFlag = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show every value and its source; stop.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a model and leave a run directory.
+
+    Values are merged: preset < --config < IIAE_* environment < options < --set.
+    A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and ends
+    in the same weights as one that was never stopped.
+
+    \b
+    Examples:
+      iiae train --preset digits-cdcb
+      iiae train --preset mnist-cdcb-32 --data data/mnist-cdcb.h5 --seed 1
+      iiae train --preset digits-edge --set objective.lambda=50 --set optimizer.lr=1e-3
+      iiae train --preset digits-cdcb --time-limit 2h --resume
+      iiae train --preset digits-cdcb --print-config
+    """
+    from iiae_cli.commands import train as command
+
+    if epochs is not None and steps is not None:
+        raise IiaeError("--epochs and --steps exclude each other", "give one of them")
+    given = {
+        "training.epochs": epochs,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.seed": seed,
+        "training.device": device,
+        "training.precision": precision.value if precision is not None else None,
+        "training.compile": compile_,
+        "training.deterministic": deterministic,
+    }
+    options = command.TrainOptions(
+        preset=preset,
+        data=data,
+        run=run,
+        config_files=config or [],
+        options={key: value for key, value in given.items() if value is not None},
+        assignments=assignments or [],
+        time_limit=None if time_limit is None else _seconds(time_limit),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if print_config:
+        command.show_config(command.resolve_config(options), as_json=as_json)
+        return
+    _finish(command.run(options), as_json)
+
+
+@app.command()
+def encode(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, -, .h5 or .npy.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The latent cache to write.")],
+    domain: Annotated[DomainName | None, typer.Option(help="Domain of the inputs.")] = None,
+    run: RunOption = None,
+    latents: Annotated[LatentsName, typer.Option(help="Which latents to keep.")] = LatentsName.both,
+    logvar: Annotated[bool, typer.Option("--logvar", help="Keep log-variances beside the means.")] = False,
+    split: SplitOption = SplitName.test,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
+    workers: WorkersOption = 2,
+    dtype: Annotated[DtypeName, typer.Option(help="Number format of the cache.")] = DtypeName.float32,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 0, of N.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the caches of shards.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where the output is complete.")] = False,
+    device: DeviceOption = "auto",
+    nul: NulFlag = False,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.
+
+    \b
+    Examples:
+      iiae encode imgs/ --domain y -o z.h5
+      iiae encode data/digits-cdcb.h5 --split test --domain x -o x.h5
+      find photos -name '*.jpg' | iiae encode - --domain y -o z.h5
+      iiae encode imgs/ --domain y --shard 0/4 -o part0.h5
+      iiae encode part*.h5 --merge -o z.h5
+    """
+    from iiae_cli.commands import encode as command
+
+    options = command.EncodeOptions(
+        output=output,
+        domain=None if domain is None else domain.value,
+        run=run,
+        latents=latents.value,
+        logvar=logvar,
+        split=split.value,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype.value,
+        shard=None if shard is None else _shard(shard),
+        device=device,
+        merge=merge,
+        nul=nul,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    result = command.run(inputs, options)
+    _finish(result, as_json, result.skipped)
+
+
+@app.command()
+def retrieve(
+    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="Pictures, folders, -, .h5 or .npy.")],
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Gallery: a latent cache [IIAE_INDEX, the only one here, else RUN/gallery.h5]."),
+    ] = None,
+    run: RunOption = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours per query.")] = 5,
+    domain: Annotated[DomainName | None, typer.Option(help="The queries' [the other than the gallery's].")] = None,
+    metric: Annotated[MetricName | None, typer.Option(help="Distance [the preset's].")] = None,
+    latents: Annotated[LatentName, typer.Option(help="Which latents are compared.")] = LatentName.shared,
+    backend: Annotated[BackendName, typer.Option(help="Who computes distances.")] = BackendName.sklearn,
+    montage: Annotated[Path | None, typer.Option(help="Write a picture of queries and neighbours.")] = None,
+    split: SplitOption = SplitName.test,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    nul: NulFlag = False,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find the gallery's nearest pictures. In a pipe: query, rank, id, distance[, label], tab-separated.
+
+    \b
+    Examples:
+      iiae retrieve query.png --k 5
+      iiae retrieve query.png --index z.h5 --montage hits.png
+      find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 | cut -f1,3 > hits.tsv
+      iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
+    """
+    from iiae_cli.commands import retrieve as command
+
+    options = command.RetrieveOptions(
+        index=index,
+        run=run,
+        k=k,
+        domain=None if domain is None else domain.value,
+        metric=None if metric is None else metric.value,
+        latents=latents.value,
+        backend=backend.value,
+        montage=montage,
+        split=split.value,
+        workers=workers,
+        device=device,
+        nul=nul,
+        overwrite=overwrite,
+    )
+    result = command.run(queries, options)
+    _finish(result, as_json, result.skipped)
+
+
+@app.command()
+def translate(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, -, or a prepared .h5.")],
+    source: Annotated[DomainName, typer.Option("--from", help="Domain of the inputs.")],
+    target: Annotated[DomainName | None, typer.Option("--to", help="Domain of the outputs [the other one].")] = None,
+    run: RunOption = None,
+    samples: Annotated[int, typer.Option(min=1, help="Outputs per input, exclusive latents sampled.")] = 3,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Take the exclusive latent of this picture instead; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for single pictures.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Write one labelled picture of all.")] = None,
+    split: SplitOption = SplitName.test,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many inputs.")] = None,
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    nul: NulFlag = False,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Translate pictures to the other domain, or make visual analogies within one.
+
+    The shared latent comes from the input; the exclusive one is sampled, or taken from --reference pictures of the
+    output's domain.
+
+    \b
+    Examples:
+      iiae translate query.png --from x --grid grid.png
+      iiae translate imgs/ --from x --reference red.png -o out/
+      iiae translate query.png --from y --to y --reference red.png --grid analogy.png
+      iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 5 --grid grid.png
+    """
+    from iiae_cli.commands import translate as command
+
+    options = command.TranslateOptions(
+        source=source.value,
+        target=None if target is None else target.value,
+        run=run,
+        samples=samples,
+        references=tuple(reference or ()),
+        seed=seed,
+        output=output,
+        grid=grid,
+        split=split.value,
+        limit=limit,
+        workers=workers,
+        device=device,
+        nul=nul,
+        overwrite=overwrite,
+    )
+    result = command.run(inputs, options)
+    _finish(result, as_json, result.skipped)
+
+
+@app.command()
+def evaluate(
+    run: RunOption = None,
+    data: Annotated[Path | None, typer.Option(help="Data file [the one that the run was trained on].")] = None,
+    split: Annotated[SplitName, typer.Option(help="Split to measure on.")] = SplitName.test,
+    task: Annotated[TaskName, typer.Option(help="What to measure.")] = TaskName.retrieval,
+    metric: Annotated[MetricName | None, typer.Option(help="Distance between latents [the preset's].")] = None,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is below; repeatable.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a run: retrieval by shared and exclusive latents beside a training-free baseline.
+
+    \b
+    Examples:
+      iiae evaluate
+      iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
+      iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
+    """
+    from iiae_cli.commands import evaluate as command
+
+    options = command.EvaluateOptions(
+        run=run,
+        data=data,
+        split=split.value,
+        task=task.value,
+        metric=None if metric is None else metric.value,
+        fail_under=tuple(fail_under or ()),
+        batch_size=batch_size,
+        device=device,
+    )
+    result = command.run(options)
+    _finish(result, as_json)
+    if result.failures:
+        raise IiaeError("; ".join(result.failures), "train longer, or lower the gate")
+
+
+def _finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
+    """Print a result; exit 3 where inputs were skipped."""
+    if as_json:
+        console.print_json(result.to_json())
+    else:
+        result.show()
+    sys.stdout.flush()
+    if skipped:
+        console.warn(f"{len(skipped)} inputs were skipped")
+        raise typer.Exit(EXIT_SOME_SKIPPED)
+
+
+def _seconds(text: str) -> float:
+    """A duration: `90` or `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
+
+    Raises:
+        IiaeError: none of these.
+    """
+    if re.fullmatch(r"\d+(:\d\d){1,2}", text):
+        total = 0
+        for part in text.split(":"):
+            total = 60 * total + int(part)
+        return float(total)
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not text or match is None:
+        raise IiaeError(f"--time-limit {text} is no duration", "write 2h, 90m, 45s or 1:30:00")
+    days, hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`I/N` with 0 ≤ I < N.
+
+    Raises:
+        IiaeError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise IiaeError(f"--shard {text} is not I/N with 0 <= I < N", "write --shard 0/4, 1/4, 2/4, 3/4")
+    return int(match[1]), int(match[2])
+
+
+def _guarded(call: Callable[[], int]) -> int:
+    """The error boundary: an exit code for everything a user can cause; a bug passes with its traceback (exit 1)."""
+    try:
+        return call()
+    except IiaeError as error:
+        console.fail(error.message, error.hint)
+        return error.exit_code
+    except Interrupted as stopped:
+        console.warn(f"interrupted: {stopped.where}")
+        return stopped.exit_code
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "iiae"
+        console.fail(error.format_message(), f"{path} --help shows options and examples")  # type: ignore[attr-defined]
+        return EXIT_USER_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        console.warn("interrupted")
+        return EXIT_CTRL_C
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:] or ["--help"]
+
+    def call() -> int:
+        code = app(arguments, prog_name="iiae", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+
+    sys.exit(_guarded(call))

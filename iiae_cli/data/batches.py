@@ -1,0 +1,83 @@
+"""From stored rows to what the networks read, and back.
+
+Resizing and scaling happen here, once per batch, so that a data file keeps its native resolution: 60,000 pairs at
+256×256 would be 23 GB. Enlarging is bicubic (as MNIST-CDCB was made), shrinking is by area (as the paper's pipeline
+does).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu") -> Tensor:
+    """Stored rows as network input.
+
+    Args:
+        rows: pictures (B, H, W, C) uint8, or features (B, F) float32.
+        size: (H, W) that pictures are resized to; None leaves them as they are.
+        device: where the result lies; pictures travel there as uint8.
+
+    Returns:
+        Pictures (B, C, H, W) float32 in [−1, 1], or the features unchanged.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True)
+    if tensor.ndim == 2:
+        return tensor.float()
+    pictures = tensor.permute(0, 3, 1, 2).float()
+    if size is not None and tuple(pictures.shape[-2:]) != size:
+        pictures = resize(pictures, size)
+    return pictures.div_(127.5).sub_(1.0)
+
+
+def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, C, H, W) with values 0…255 to `size` = (H, W), rounded to whole values as a saved picture has."""
+    if size[0] * size[1] <= pictures.shape[-2] * pictures.shape[-1]:
+        return F.interpolate(pictures, size=size, mode="area").round_()
+    larger = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False)
+    return larger.round_().clamp_(0, 255)
+
+
+def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
+    """Network output (B, C, H, W) in [−1, 1] as pictures (B, H, W, C) uint8."""
+    scaled = outputs.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
+    pictures: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pictures
+
+
+class PairOrder:
+    """Which pairs a training step sees: a fresh permutation every epoch, as a pure function of seed and step.
+
+    Nothing is remembered, so a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        count: pairs in the training split.
+        batch_size: pairs per step; the epoch's remainder, smaller than a batch, is left out.
+        seed: of all permutations.
+
+    Raises:
+        ValueError: fewer pairs than a batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        if count < batch_size:
+            raise ValueError(f"{count} pairs are fewer than one batch of {batch_size}")
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = count // batch_size
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Pairs (B,) of optimiser step 0, 1, …, ascending (memory-mapped splits read faster in order)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._epoch = epoch
+        start = position * self.batch_size
+        return np.sort(self._permutation[start : start + self.batch_size])

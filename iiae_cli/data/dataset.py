@@ -1,0 +1,329 @@
+"""The prepared data file (HDF5, schema `iiae.data/1`): self-describing, readable with h5py alone.
+
+Per split `train`, `valid`, `test` (a set with nothing to spare for validation has an empty `valid`):
+
+    /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
+    /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
+    /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
+    /SPLIT/factors/NAME           (N, …) generative factors, where known
+    /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
+
+Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_cli.errors import IiaeError
+from iiae_cli.files import writing
+
+SCHEMA = "iiae.data/1"
+SPLITS = ("train", "valid", "test")
+SplitName: TypeAlias = Literal["train", "valid", "test"]
+Rows: TypeAlias = NDArray[Any]
+DomainName: TypeAlias = Literal["x", "y"]
+
+_TEXT = h5py.string_dtype("utf-8")
+
+
+@dataclass
+class Split:
+    """One split. `x` and `y` may be memory maps; index them with slices or sorted integer arrays.
+
+    Attributes:
+        x: (N, H, W, C) uint8 or (N, F) float32; `y` likewise.
+        x_ids: a name for every row, unique in the split; partners of a paired set share theirs.
+        labels: class names per domain, where known.
+        factors: generative factors by name, (N, …).
+        pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
+    """
+
+    x: Rows
+    y: Rows
+    x_ids: list[str]
+    y_ids: list[str]
+    x_labels: list[str] | None = None
+    y_labels: list[str] | None = None
+    factors: dict[str, Rows] = field(default_factory=dict)
+    pairs: NDArray[np.int64] | None = None
+
+    def rows(self, domain: DomainName) -> Rows:
+        """The pictures or features of one domain."""
+        return self.x if domain == "x" else self.y
+
+    def ids(self, domain: DomainName) -> list[str]:
+        """The row names of one domain."""
+        return self.x_ids if domain == "x" else self.y_ids
+
+    def labels(self, domain: DomainName) -> list[str] | None:
+        """The class names of one domain, where known."""
+        return self.x_labels if domain == "x" else self.y_labels
+
+    @property
+    def pair_count(self) -> int:
+        """Number of pairs M."""
+        return len(self.x) if self.pairs is None else len(self.pairs)
+
+    def pair_rows(self, indices: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """x and y rows of pairs (B,), each (B, …)."""
+        if self.pairs is None:
+            return self.x[indices], self.y[indices]
+        chosen = self.pairs[indices]
+        return self.x[chosen[:, 0]], self.y[chosen[:, 1]]
+
+    def take_pairs(self, indices: NDArray[np.int64]) -> Split:
+        """The split of these pairs alone, in this order."""
+        rows_x = indices if self.pairs is None else self.pairs[indices, 0]
+        rows_y = indices if self.pairs is None else self.pairs[indices, 1]
+        return Split(
+            x=self.x[rows_x],
+            y=self.y[rows_y],
+            x_ids=[self.x_ids[i] for i in rows_x],
+            y_ids=[self.y_ids[i] for i in rows_y],
+            x_labels=None if self.x_labels is None else [self.x_labels[i] for i in rows_x],
+            y_labels=None if self.y_labels is None else [self.y_labels[i] for i in rows_y],
+            factors={name: values[indices] for name, values in self.factors.items()} if self.pairs is None else {},
+        )
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model needs to know of a data file.
+
+    Attributes:
+        name: of the data set.
+        shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
+        counts: rows of x per split.
+        attributes: everything the file says of its making.
+    """
+
+    name: str
+    shape_x: tuple[int, ...]
+    shape_y: tuple[int, ...]
+    counts: dict[str, int]
+    attributes: dict[str, str]
+
+    @property
+    def is_features(self) -> bool:
+        """Whether rows are feature vectors rather than pictures."""
+        return len(self.shape_x) == 1
+
+
+def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes: dict[str, str]) -> None:
+    """Write a whole data file, atomically.
+
+    Args:
+        path: where; an existing file is replaced.
+        name: of the data set.
+        splits: those of `SPLITS`; absent ones are written empty.
+        attributes: said of the file's making: source checksums, command, versions.
+    """
+    some = next(iter(splits.values()))
+    with writing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"schema": SCHEMA, "name": name, **attributes})
+        for split_name in SPLITS:
+            split = splits.get(split_name) or _empty_like(some)
+            group = file.create_group(split_name)
+            for domain in ("x", "y"):
+                group.create_dataset(domain, data=split.rows(domain))
+                group.create_dataset(f"{domain}_ids", data=split.ids(domain), dtype=_TEXT)
+                labels = split.labels(domain)
+                if labels is not None:
+                    group.create_dataset(f"{domain}_labels", data=labels, dtype=_TEXT)
+            for factor, values in split.factors.items():
+                group.create_dataset(f"factors/{factor}", data=values)
+            if split.pairs is not None:
+                group.create_dataset("pairs", data=split.pairs)
+
+
+def _empty_like(split: Split) -> Split:
+    return Split(
+        x=split.x[:0],
+        y=split.y[:0],
+        x_ids=[],
+        y_ids=[],
+        x_labels=None if split.x_labels is None else [],
+        y_labels=None if split.y_labels is None else [],
+        factors={name: values[:0] for name, values in split.factors.items()},
+        pairs=None if split.pairs is None else split.pairs[:0],
+    )
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether `path` is named as an HDF5 file."""
+    return path.suffix.lower() in (".h5", ".hdf5")
+
+
+def open_hdf5(path: Path, remedy: str) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Args:
+        path: the file.
+        remedy: hint for a file that is missing or damaged.
+
+    Raises:
+        IiaeError: missing, no permission, truncated, or no HDF5 at all.
+    """
+    if not path.exists():
+        raise IiaeError(f"{path} does not exist", remedy)
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise IiaeError(f"no permission to read {path}", "check the file's permissions") from error
+        reason = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
+        raise IiaeError(f"{path} is {reason}", remedy) from error
+
+
+def check_schema(file: h5py.File, path: Path, schema: str, remedy: str) -> None:
+    """Refuse a file of another schema.
+
+    Raises:
+        IiaeError: the `schema` attribute is missing or another one.
+    """
+    found = file.attrs.get("schema")
+    if found != schema:
+        raise IiaeError(f"{path} has schema {found or 'none'}, expected {schema}", remedy)
+
+
+class DataFile:
+    """A prepared file, opened lazily: `info` reads shapes only, `split` reads or maps arrays.
+
+    Raises:
+        IiaeError: missing, damaged, of another schema, or inconsistent in itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
+        with open_hdf5(path, self._remedy) as file:
+            check_schema(file, path, SCHEMA, self._remedy)
+            shapes = {d: self._shape(file, d) for d in ("x", "y")}
+            self.info = DataInfo(
+                name=str(file.attrs.get("name", path.stem)),
+                shape_x=shapes["x"],
+                shape_y=shapes["y"],
+                counts={s: len(file[s]["x"]) if s in file else 0 for s in SPLITS},
+                attributes={key: str(value) for key, value in file.attrs.items()},
+            )
+
+    def _shape(self, file: h5py.File, domain: str) -> tuple[int, ...]:
+        shapes = set()
+        for split in SPLITS:
+            if split in file:
+                data = file[split].get(domain) if isinstance(file[split], h5py.Group) else None
+                if not isinstance(data, h5py.Dataset) or data.ndim not in (2, 4):
+                    raise IiaeError(
+                        f"{self.path} holds no pictures (N, H, W, C) or features (N, F) at /{split}/{domain}",
+                        self._remedy,
+                    )
+                if data.dtype != (np.uint8 if data.ndim == 4 else np.float32):
+                    raise IiaeError(f"{self.path} has {data.dtype} values at /{split}/{domain}", self._remedy)
+                shapes.add(tuple(int(n) for n in data.shape[1:]))
+        if len(shapes) != 1:
+            raise IiaeError(f"{self.path} has no split, or splits of different shapes", self._remedy)
+        return shapes.pop()
+
+    def split(self, name: str) -> Split:
+        """One split; read at once where it fits in half of the free memory, else memory-mapped.
+
+        Raises:
+            IiaeError: the split is unknown, damaged, or rows, ids and labels differ in number.
+        """
+        if name not in SPLITS:
+            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
+        with open_hdf5(self.path, self._remedy) as file:
+            if name not in file:
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+            group = file[name]
+            try:
+                split = Split(
+                    x=_read_or_map(group["x"], self.path),
+                    y=_read_or_map(group["y"], self.path),
+                    x_ids=_texts(group, "x_ids") or [],
+                    y_ids=_texts(group, "y_ids") or [],
+                    x_labels=_texts(group, "x_labels"),
+                    y_labels=_texts(group, "y_labels"),
+                    factors={k: v[()] for k, v in group["factors"].items()} if "factors" in group else {},
+                    pairs=group["pairs"][()].astype(np.int64) if "pairs" in group else None,
+                )
+            except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+                raise IiaeError(f"{self.path} is damaged in /{name}: {error}", self._remedy) from error
+        self._check(name, split)
+        return split
+
+    def _check(self, name: str, split: Split) -> None:
+        for domain in ("x", "y"):
+            rows = len(split.rows(domain))
+            for what, values in (("ids", split.ids(domain)), ("labels", split.labels(domain))):
+                if values is not None and len(values) != rows:
+                    raise IiaeError(
+                        f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
+                    )
+        if split.pairs is not None:
+            limits = (len(split.x), len(split.y))
+            if split.pairs.ndim != 2 or split.pairs.shape[1] != 2 or not _within(split.pairs, limits):
+                raise IiaeError(f"{self.path} has pairs outside its rows in /{name}/pairs", self._remedy)
+
+
+def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
+    return len(pairs) == 0 or bool(pairs.min() >= 0 and pairs[:, 0].max() < limits[0] and pairs[:, 1].max() < limits[1])
+
+
+def _texts(group: h5py.Group, name: str) -> list[str] | None:
+    return [str(text) for text in group[name].asstr()[()]] if name in group else None
+
+
+def _read_or_map(data: h5py.Dataset, path: Path) -> Rows:
+    """The array in memory, or a read-only memory map where it would take more than half of the free memory."""
+    offset = data.id.get_offset()
+    if data.nbytes > _free_memory() // 2 and offset is not None:
+        return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
+    values: Rows = data[()]
+    return values
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be had without swapping."""
+    try:
+        with Path("/proc/meminfo").open() as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def sha256_of(*paths: Path) -> str:
+    """One hex digest over the contents of files, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides an array's bytes, for a file's attributes."""
+    import PIL
+
+    from iiae_cli import __version__
+
+    return {"iiae": __version__, "h5py": h5py.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+
+
+def versions_json() -> str:
+    """`versions()` as one JSON text."""
+    return json.dumps(versions(), sort_keys=True)

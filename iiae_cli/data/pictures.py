@@ -1,0 +1,175 @@
+"""Picture files: which ones there are, and how one becomes an array.
+
+Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated by EXIF. Files that cannot be read raise
+`PictureError`, so that a caller can name, count and skip them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from iiae_cli.errors import IiaeError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class PictureError(Exception):
+    """One file is no picture that can be read.
+
+    Args:
+        path: the file.
+        reason: why.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture file as (H, W, channels) uint8.
+
+    Args:
+        path: the file.
+        channels: 1 grey, 3 RGB, 4 RGBA.
+        size: (H, W) to resize to: by area where that shrinks, bicubic where it enlarges. None: as it is.
+
+    Raises:
+        PictureError: missing, unreadable, truncated, or far too large.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = _plain(ImageOps.exif_transpose(opened), channels)
+    except FileNotFoundError as error:
+        raise PictureError(path, "does not exist") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, "has too many pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise PictureError(path, "is not a readable picture") from error
+    if size is not None and image.size != (size[1], size[0]):
+        image = shrink_or_enlarge(image, size)
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """8 bits per channel in the mode of `channels`, transparency on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.has_transparency_data and channels != 4:
+        coloured = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
+    return image.convert(_MODES[channels])
+
+
+def shrink_or_enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` at `size` = (H, W): by area (box filter) where that is fewer pixels, else bicubic."""
+    smaller = size[0] * size[1] <= image.width * image.height
+    return image.resize((size[1], size[0]), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
+
+
+def picture_size_of(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture file from its header, as shown (EXIF rotation applied).
+
+    Raises:
+        PictureError: unreadable.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(path, "is not a readable picture") from error
+
+
+def decode_all(
+    paths: Sequence[Path], channels: int, size: tuple[int, int] | None, workers: int = 1
+) -> Iterator[NDArray[np.uint8] | PictureError]:
+    """Each path's picture, or the error it gave, in the order of `paths`; `workers` threads decode ahead."""
+
+    def attempt(path: Path) -> NDArray[np.uint8] | PictureError:
+        try:
+            return decode(path, channels, size)
+        except PictureError as error:
+            return error
+
+    if workers <= 1:
+        yield from map(attempt, paths)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        block = workers * 64  # bounds what is decoded but not yet used
+        for start in range(0, len(paths), block):
+            yield from pool.map(attempt, paths[start : start + block])
+
+
+def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which `2.png` stands before `10.png`."""
+    parts = re.split(r"(\d+)", str(path))
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Every picture file below a folder, hidden ones left out, in natural order."""
+    found = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(found, key=natural_key)
+
+
+def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
+    """Replace `-` by the paths on standard input, one a line, or NUL-separated.
+
+    Raises:
+        IiaeError: nothing was given.
+    """
+    paths: list[str] = []
+    for one in inputs:
+        if one == "-":
+            text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+            paths += [part for part in (text.split("\0") if nul else text.splitlines()) if part]
+        else:
+            paths.append(one)
+    if not paths:
+        raise IiaeError("no input paths were given", "name pictures or folders, or pipe paths to '-'")
+    return paths
+
+
+def find_pictures(inputs: Sequence[str]) -> list[Path]:
+    """Picture files from files and folders (recursive), in the order given.
+
+    A file named outright is taken whatever its suffix, and may turn out missing or unreadable when it is decoded.
+
+    Raises:
+        IiaeError: a folder holds no pictures, or the only input does not exist.
+    """
+    found: list[Path] = []
+    for one in inputs:
+        path = Path(one)
+        if path.is_dir():
+            inside = pictures_in(path)
+            if not inside:
+                raise IiaeError(
+                    f"folder {path} holds no pictures", f"it should hold {', '.join(sorted(SUFFIXES))} files"
+                )
+            found += inside
+        elif len(inputs) == 1 and not path.exists():
+            raise IiaeError(f"{path} does not exist", "check the path")
+        else:
+            found.append(path)
+    return found

@@ -1,0 +1,44 @@
+"""The errors a user can cause.
+
+The core raises them; `cli.py` is the one place that turns them into an `error:` line, a `hint:` line
+and an exit code. Anything else that is raised is a bug and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_USER_ERROR = 2
+EXIT_SOME_SKIPPED = 3
+EXIT_INTERRUPTED = 75
+EXIT_CTRL_C = 130
+
+
+class IiaeError(Exception):
+    """A user's error.
+
+    Args:
+        message: one line that names the thing that is wrong.
+        hint: one line that names what mends it.
+    """
+
+    exit_code = EXIT_USER_ERROR
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Interrupted(Exception):
+    """A signal stopped the work after everything was saved.
+
+    Args:
+        exit_code: 75 after SIGTERM and the like, 130 after Ctrl-C.
+        where: what was saved, for the message.
+    """
+
+    def __init__(self, exit_code: int, where: str) -> None:
+        super().__init__(where)
+        self.exit_code = exit_code
+        self.where = where

@@ -1,0 +1,99 @@
+"""Files that are whole or not there: everything is written beside its place and renamed in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from iiae_cli.errors import IiaeError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise unless `path` is free or `overwrite` is set.
+
+    Raises:
+        IiaeError: the path exists.
+    """
+    if path.exists() and not overwrite:
+        raise IiaeError(f"{path} exists already", "pass --overwrite to replace it, or choose another output")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`; on success it is synced and renamed to `path`, else removed.
+
+    What stood at `path` before stays there until the rename.
+
+    Raises:
+        IiaeError: the disk is full, or the place cannot be written.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with write_errors(path):
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into user errors.
+
+    Raises:
+        IiaeError: no space, no permission, a folder in the way, a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        # h5py reports a full disk as an OSError without errno, its text naming errno 28.
+        code = error.errno if error.errno is not None else _errno_in(str(error))
+        if code in _FULL:
+            free = shutil.disk_usage(_existing_parent(path)).free
+            raise IiaeError(
+                f"no space left while writing {path} ({free / 2**20:.0f} MiB free); nothing was replaced",
+                "free some space or choose another place, then run the same command again",
+            ) from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise IiaeError(f"no permission to write {path}", "choose a folder that you may write to") from error
+        if code in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise IiaeError(f"cannot write {path}: {os.strerror(code)}", "choose another output path") from error
+        raise
+
+
+def _errno_in(text: str) -> int | None:
+    for code in (*_FULL, errno.EACCES):
+        if f"errno = {code}," in text or os.strerror(code) in text:
+            return code
+    return None
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    return Path("/")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

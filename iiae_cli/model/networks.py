@@ -1,0 +1,204 @@
+"""Encoders and decoders (paper, appendix D; released code where the two differ).
+
+Three families share the interfaces that `iiae.py` composes:
+
+* image, *map* latent: convolutions down to a grid, shared latent of shape (C, H, W);
+* image, *flat* latent (the Cars variant): the same grid flattened into a vector (D,);
+* features: linear layers on vectors.
+
+Pictures whose sides are no multiple of 2^stages are extended by edge replication on entry and cropped on exit, so
+that any size works; at the paper's 256×256 both steps do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+NORM_EPS = 1e-5
+NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
+
+Activation: TypeAlias = Literal["leaky_relu", "relu"]
+
+
+def init_paper_weights(module: nn.Module) -> None:
+    """Initialise one layer as the released code does; use with `Module.apply`.
+
+    Convolutions N(0, 0.02), linear layers Glorot-uniform, batch-norm scale N(1, 0.02), every bias zero.
+    """
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _norm_act(width: int, dims: int, activation: Activation, dropout: float = 0.0) -> list[nn.Module]:
+    norm_cls = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+    layers: list[nn.Module] = [norm_cls(width, eps=NORM_EPS, momentum=NORM_MOMENTUM)]
+    if dropout > 0:
+        layers.append(nn.Dropout(dropout))
+    layers.append(nn.LeakyReLU(LEAKY_SLOPE) if activation == "leaky_relu" else nn.ReLU())
+    return layers
+
+
+def _halving_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+
+def grid_after(size: int, stages: int) -> int:
+    """Side of the grid after `stages` halvings of a picture side, extended to a multiple of 2^stages."""
+    cell: int = 2**stages
+    return -(-size // cell)
+
+
+class PadToMultiple(nn.Module):
+    """Extend (B, C, H, W) at the bottom and right by edge replication to a multiple of `multiple`."""
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__()
+        self.multiple = multiple
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Extend a batch; nothing happens where its sides are multiples already."""
+        height, width = pictures.shape[-2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if bottom or right:
+            pictures = F.pad(pictures, (0, right, 0, bottom), mode="replicate")
+        return pictures
+
+
+class ConvTrunk(nn.Sequential):
+    """Convolutions 4×4 stride 2, each with batch norm and LeakyReLU(0.2): (B, C, H, W) → (B, widths[-1], H', W')."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int], pad_multiple: int | None = None) -> None:
+        layers: list[nn.Module] = [PadToMultiple(pad_multiple)] if pad_multiple else []
+        for width in widths:
+            layers += [_halving_conv(in_channels, width), *_norm_act(width, 2, "leaky_relu")]
+            in_channels = width
+        super().__init__(*layers)
+
+
+class LinearTrunk(nn.Sequential):
+    """Linear layers, each with batch norm and LeakyReLU(0.2): (B, F) → (B, widths[-1])."""
+
+    def __init__(self, in_width: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += [nn.Linear(in_width, width), *_norm_act(width, 1, "leaky_relu")]
+            in_width = width
+        super().__init__(*layers)
+
+
+def image_exclusive_encoder(
+    channels: int, widths: Sequence[int], grid: tuple[int, int], exclusive_dim: int, pad_multiple: int
+) -> nn.Sequential:
+    """q(z^x|x) for pictures: trunk → flatten → linear; (B, C, H, W) → (B, 2E). `grid` is the trunk's output grid."""
+    return nn.Sequential(
+        ConvTrunk(channels, widths, pad_multiple),
+        nn.Flatten(),
+        nn.Linear(widths[-1] * grid[0] * grid[1], 2 * exclusive_dim),
+    )
+
+
+def map_shared_head(in_channels: int, shared_channels: int) -> nn.Module:
+    """r(z^s|·) or q(z^s|x,y) with a map latent: one more halving convolution to (B, 2·shared_channels, H, W)."""
+    return _halving_conv(in_channels, 2 * shared_channels)
+
+
+def flat_shared_head(in_width: int, hidden: int, shared_dim: int) -> nn.Sequential:
+    """r or q with a vector latent: linear, batch norm, LeakyReLU, linear; (B, in_width) → (B, 2·shared_dim).
+
+    The Cars networks and the feature networks share it.
+    """
+    return nn.Sequential(LinearTrunk(in_width, [hidden]), nn.Linear(hidden, 2 * shared_dim))
+
+
+def feature_exclusive_encoder(width: int, hidden: Sequence[int], exclusive_dim: int) -> nn.Sequential:
+    """q(z^x|x) for features: (B, F) → (B, 2E)."""
+    trunk = LinearTrunk(width, hidden)
+    return nn.Sequential(trunk, nn.Linear(hidden[-1], 2 * exclusive_dim))
+
+
+class ImageDecoder(nn.Module):
+    """p(x|z^x, z^s) for pictures: transposed convolutions 4×4 stride 2 from the latent grid to tanh pixels.
+
+    Args:
+        shared_channels: channels of the shared map; with `flat_dim` the width of the shared vector instead.
+        exclusive_dim: E; 0 for a decoder that sees z^s only (paper, Eq. 22).
+        grid: (H, W) of the grid that the first transposed convolution reads.
+        widths: output channels of every transposed convolution but the last.
+        channels: channels of the picture.
+        size: (H, W) of the picture; what the stages produce beyond it is cropped.
+        dropout: rate in the first two stages and in the flat entry.
+        flat_width: channels that the flat (Cars) variant's linear entry gives each grid cell; None for a map latent.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared_channels: int,
+        exclusive_dim: int,
+        grid: tuple[int, int],
+        widths: Sequence[int],
+        channels: int,
+        size: tuple[int, int],
+        dropout: float,
+        flat_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.size = size
+        self.flat_width = flat_width
+        in_channels = shared_channels + exclusive_dim
+        self.entry: nn.Module | None = None
+        if flat_width is not None:
+            cells = grid[0] * grid[1] * flat_width
+            self.entry = nn.Sequential(nn.Linear(in_channels, cells), *_norm_act(cells, 1, "relu", dropout))
+            in_channels = flat_width
+        layers: list[nn.Module] = []
+        for index, width in enumerate(widths):
+            layers.append(nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1))
+            layers += _norm_act(width, 2, "relu", dropout if index < 2 else 0.0)
+            in_channels = width
+        layers.append(nn.ConvTranspose2d(in_channels, channels, kernel_size=4, stride=2, padding=1))
+        self.stages = nn.Sequential(*layers)
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Decode (B, S…) and (B, E) or None into pictures (B, C, H, W) in [−1, 1]."""
+        if self.entry is not None and self.flat_width is not None:
+            joined = shared if exclusive is None else torch.cat([exclusive, shared], dim=1)
+            hidden = self.entry(joined).view(-1, self.flat_width, *self.grid)
+        elif exclusive is None:
+            hidden = shared
+        else:
+            tiled = exclusive[:, :, None, None].expand(-1, -1, *shared.shape[-2:])
+            hidden = torch.cat([tiled, shared], dim=1)
+        pictures = torch.tanh(self.stages(hidden))
+        return pictures[..., : self.size[0], : self.size[1]]
+
+
+class FeatureDecoder(nn.Module):
+    """p(x|z^x, z^s) for features: linear, batch norm, ReLU, linear; no output activation."""
+
+    def __init__(self, *, shared_dim: int, exclusive_dim: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(shared_dim + exclusive_dim, hidden), *_norm_act(hidden, 1, "relu"), nn.Linear(hidden, width)
+        )
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Decode (B, S) and (B, E) or None into features (B, F)."""
+        joined = shared if exclusive is None else torch.cat([exclusive, shared], dim=1)
+        features: Tensor = self.layers(joined)
+        return features

@@ -1,0 +1,129 @@
+"""The variational bound and its ablations as named loss terms (paper, Eq. 12 and Table 6).
+
+The full objective, maximised (`elbo+ii-mi`, the paper's method):
+
+    (1+λ) · { E[log p(x|z^x,z^s)] + E[log p(y|z^y,z^s)] − KL(q(z^x|x)‖p) − KL(q(z^y|y)‖p) }
+          −   KL(q(z^s|x,y)‖p(z^s))
+          − λ · { KL(q(z^s|x,y)‖r^x(z^s|x)) + KL(q(z^s|x,y)‖r^y(z^s|y)) }
+
+Two facts come from the released code: KLs against the *prior* are annealed by 1 − exp(−step/τ) while those against r
+are not, and where λ appears the whole objective is divided by it (under Adam that changes no more than the effect of
+epsilon). The loss here is the negative of that scaled bound, so logged terms compare with the authors'.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from iiae_cli.model.gaussian import kl_between, kl_to_prior
+from iiae_cli.model.iiae import Posteriors, Reconstructions
+
+ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii"]
+ReconstructionLoss: TypeAlias = Literal["l1", "l2"]
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """What multiplies each group of terms in the loss, before annealing."""
+
+    reconstruction: float  # −log p(x|z^x,z^s) − log p(y|z^y,z^s)
+    shared_only_reconstruction: float  # −log p(x|z^s) − log p(y|z^s)
+    exclusive_kl: float  # KL(q(z^x|x)‖p) + KL(q(z^y|y)‖p)
+    shared_prior_kl: float  # KL(q(z^s|x,y)‖p)
+    shared_kl: float  # KL(q(z^s|x,y)‖r^x) + KL(q(z^s|x,y)‖r^y)
+
+
+def term_weights(kind: ObjectiveKind, lam: float) -> TermWeights:
+    """The weights of an objective at λ = `lam`, in the released code's scale.
+
+    * `elbo+ii-mi`: the full objective (Eq. 12), divided by λ.
+    * `elbo+ii`: ELBO + λ·II, divided by λ; II reconstructs from z^s alone, by decoders of its own.
+    * `ii-mi`: Eq. 25; λ plays no part.
+    * `ii`: Eq. 22; λ plays no part, the decoders see z^s only, there are no exclusive latents and no prior KLs.
+    """
+    if kind == "elbo+ii-mi":
+        return TermWeights((1 + lam) / lam, 0.0, (1 + lam) / lam, 1 / lam, 1.0)
+    if kind == "elbo+ii":
+        return TermWeights(1 / lam, 1.0, 1 / lam, 1 / lam, 1.0)
+    if kind == "ii-mi":
+        return TermWeights(1.0, 0.0, 1.0, 0.0, 1.0)
+    return TermWeights(1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def has_exclusive_latents(kind: ObjectiveKind) -> bool:
+    """Whether an objective's model has exclusive encoders."""
+    return kind != "ii"
+
+
+def has_shared_decoders(kind: ObjectiveKind) -> bool:
+    """Whether an objective's model has decoders p(·|z^s) beside the ordinary ones."""
+    return kind == "elbo+ii"
+
+
+def kl_annealing(step: int, steps: float) -> float:
+    """Weight of the prior KLs at optimiser step `step` (0 at first): 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
+    return 1.0 if steps <= 0 else 1.0 - math.exp(-step / steps)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one step.
+
+    Args:
+        kind: which bound.
+        lam: λ > 0.
+        reconstruction: −log p up to constants: `l1` mean |x̂ − x| (pictures), `l2` mean (x̂ − x)² (features), the
+            mean taken over everything, the batch too.
+        reconstruction_weight: w, multiplies it.
+        annealing_steps: τ.
+    """
+
+    kind: ObjectiveKind = "elbo+ii-mi"
+    lam: float = 5.0
+    reconstruction: ReconstructionLoss = "l1"
+    reconstruction_weight: float = 1000.0
+    annealing_steps: float = 25000.0
+
+    def __call__(
+        self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions, step: int
+    ) -> dict[str, Tensor]:
+        """Named terms of a batch; every value is a scalar.
+
+        `loss` is what to minimise. The others are unweighted by λ and annealing, so that they mean the same at every
+        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean).
+        """
+        weights = term_weights(self.kind, self.lam)
+        annealing = kl_annealing(step, self.annealing_steps)
+        terms = {
+            "reconstruction_x": self._reconstruction(reconstructions.x, x),
+            "reconstruction_y": self._reconstruction(reconstructions.y, y),
+            "kl_shared_x": kl_between(posteriors.joint_shared, posteriors.shared_x).mean(),
+            "kl_shared_y": kl_between(posteriors.joint_shared, posteriors.shared_y).mean(),
+            "kl_shared_prior": kl_to_prior(posteriors.joint_shared).mean(),
+        }
+        loss = weights.reconstruction * (terms["reconstruction_x"] + terms["reconstruction_y"])
+        loss = loss + weights.shared_kl * (terms["kl_shared_x"] + terms["kl_shared_y"])
+        if weights.shared_prior_kl:
+            loss = loss + weights.shared_prior_kl * annealing * terms["kl_shared_prior"]
+        for domain, posterior in (("x", posteriors.exclusive_x), ("y", posteriors.exclusive_y)):
+            if posterior is not None:
+                terms[f"kl_exclusive_{domain}"] = kl_to_prior(posterior).mean()
+                loss = loss + weights.exclusive_kl * annealing * terms[f"kl_exclusive_{domain}"]
+        for domain, decoded, target in (
+            ("x", reconstructions.shared_only_x, x),
+            ("y", reconstructions.shared_only_y, y),
+        ):
+            if decoded is not None:
+                terms[f"shared_only_reconstruction_{domain}"] = self._reconstruction(decoded, target)
+                loss = loss + weights.shared_only_reconstruction * terms[f"shared_only_reconstruction_{domain}"]
+        return {"loss": loss, **terms}
+
+    def _reconstruction(self, decoded: Tensor, target: Tensor) -> Tensor:
+        error = decoded.float() - target.float()
+        return self.reconstruction_weight * (
+            error.abs().mean() if self.reconstruction == "l1" else error.square().mean()
+        )

@@ -1,0 +1,157 @@
+"""The training loop: steps, annealing, learning rate, log averages; everything else leaves through `Events`.
+
+Nothing in a step depends on anything but weights, optimiser state, seed and step number: the order of pairs, the noise
+of the reparameterisation and dropout's masks are re-seeded from (seed, step). A run that was stopped and resumed
+therefore ends in the same weights, on CPU bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.objective import Objective
+
+
+class Events(Protocol):
+    """What the loop tells its owner. `step` counts optimiser steps done."""
+
+    def progress(self, step: int) -> None:
+        """After every step; must not wait for the device."""
+
+    def log(self, step: int, terms: dict[str, float]) -> None:
+        """Every `log_every` steps: the loss terms' averages since the last time."""
+
+    def validate(self, step: int) -> None:
+        """When validation is due; the loop is in training mode before and after."""
+
+    def checkpoint(self, step: int) -> None:
+        """When everything should be saved."""
+
+    def should_stop(self) -> bool:
+        """Asked after every step; when true, the loop saves and returns."""
+
+
+@dataclass
+class TrainState:
+    """What changes while training.
+
+    Attributes:
+        step: optimiser steps done.
+        running: sums of loss terms since the last log line.
+    """
+
+    step: int = 0
+    running: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    *,
+    model: IIAE,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: Callable[[int], float],
+    batch_at: Callable[[int], tuple[Tensor, Tensor]],
+    state: TrainState,
+    total_steps: int,
+    seed: int,
+    events: Events,
+    log_every: int,
+    validate_every: int,
+    checkpoint_every: int,
+    bf16: bool = False,
+    compile_step: bool = False,
+) -> bool:
+    """Train from `state.step` to `total_steps`.
+
+    Args:
+        model: updated in place, like `optimizer` and `state`.
+        objective: the loss.
+        optimizer: its learning rate is set before every step.
+        learning_rate: of optimiser step 0, 1, ….
+        batch_at: x (B, …) and y (B, …) of step 0, 1, …, on the model's device.
+        state: where to start.
+        total_steps: where to end.
+        seed: of noise and dropout.
+        events: receives everything that leaves the loop.
+        log_every: steps between log lines.
+        validate_every: steps between validations; the last step always validates.
+        checkpoint_every: steps between checkpoints; the last step always saves one.
+        bf16: autocast the networks to bfloat16; KLs and losses stay float32.
+        compile_step: compile the forward pass with torch.compile.
+
+    Returns:
+        Whether the end was reached, rather than a stop asked for.
+    """
+    device_type = next(model.parameters()).device.type
+
+    def forward(x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
+            posteriors = model.infer(x, y)
+            reconstructions = model.generate(model.sample(posteriors))
+        return objective(x, y, posteriors, reconstructions, step)
+
+    run_forward = torch.compile(forward) if compile_step else forward
+    model.train()
+    while state.step < total_steps:
+        step = state.step
+        x, y = batch_at(step)
+        seed_step(seed, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        terms = run_forward(x, y, step)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        for name, value in terms.items():
+            detached = value.detach()
+            state.running[name] = state.running[name] + detached if name in state.running else detached
+        state.step = done = step + 1
+        last = done == total_steps
+        events.progress(done)
+        if done % log_every == 0 or last:
+            count = log_every if done % log_every == 0 else done % log_every
+            events.log(done, {name: float(total) / count for name, total in state.running.items()})
+            state.running = {}
+        if done % validate_every == 0 or last:
+            events.validate(done)
+        if done % checkpoint_every == 0 or last:
+            events.checkpoint(done)
+        if not last and events.should_stop():
+            if done % checkpoint_every != 0:
+                events.checkpoint(done)
+            return False
+    return True
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's random state for one step from (seed, step)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
+
+
+def optimizer_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as tensors named `PARAMETER.FIELD`."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; each tensor takes its parameter's device and memory format.
+
+    Raises:
+        KeyError: a parameter is missing from `tensors`.
+    """
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            "step": tensors[f"{name}.step"].clone().to(parameter.device),
+            **{key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")},
+        }

@@ -1,0 +1,308 @@
+"""One training run from start, or from a checkpoint, to its end: the loop's events turned into files and lines."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from iiae_cli import console
+from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
+from iiae_cli.config import Config
+from iiae_cli.data.batches import PairOrder, to_inputs
+from iiae_cli.data.dataset import DataFile, DataInfo, Split
+from iiae_cli.errors import IiaeError
+from iiae_cli.evaluation.figures import first_pairs, sample_grid
+from iiae_cli.files import writing
+from iiae_cli.model.objective import kl_annealing
+from iiae_cli.runs import Checkpoint, RunDir, place
+from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
+from iiae_cli.training.signals import StopFlag
+from iiae_cli.training.validation import Selection, Validation, baseline_recall, hold_out, validate, warnings_of
+
+
+@dataclass
+class Progress:
+    """What a session remembers across checkpoints.
+
+    Attributes:
+        kept_step: step of the kept weights; None while nothing is kept.
+        best: the selection's score of them.
+        kept: their validation figures.
+        warnings: of the last validation.
+    """
+
+    kept_step: int | None = None
+    best: float | None = None
+    kept: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class TrainingData:
+    """Training pairs and aligned validation pairs of a data file, as the configuration divides them."""
+
+    def __init__(self, file: DataFile, config: Config) -> None:
+        self.info = file.info
+        self.train = file.split("train")
+        if self.train.pair_count == 0:
+            raise IiaeError(
+                f"{file.path} has no training pairs", "prepare the set without --limit 0, or name another file"
+            )
+        if self.train.pairs is None and len(self.train.x) != len(self.train.y):
+            raise IiaeError(
+                f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
+                "make a paired data set: iiae prepare pairs SOURCE",
+            )
+        self.train_pairs: np.ndarray[Any, np.dtype[np.int64]] | None = None  # None: all of them
+        self.validation: Split | None = None
+        most = config.selection.validation_pairs
+        if config.selection.validate_on == "train":
+            self.validation = self._some(self.train, np.arange(self.train.pair_count), most)
+            return
+        valid = file.split("valid")
+        if valid.pair_count:
+            self.validation = self._some(valid, np.arange(valid.pair_count), most)
+        elif config.data.holdout and self.train.pair_count >= 4:
+            self.train_pairs, held = hold_out(self.train.pair_count, config.data.holdout)
+            self.validation = self._some(self.train, held, most)
+
+    @staticmethod
+    def _some(split: Split, candidates: np.ndarray[Any, np.dtype[np.int64]], most: int) -> Split:
+        if len(candidates) > most:
+            candidates = np.sort(np.random.default_rng(0).permutation(candidates)[:most])
+        return split.take_pairs(candidates)
+
+    @property
+    def count(self) -> int:
+        """Training pairs."""
+        return self.train.pair_count if self.train_pairs is None else len(self.train_pairs)
+
+    def rows(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Any, Any]:
+        """x and y rows of training pairs."""
+        return self.train.pair_rows(indices if self.train_pairs is None else self.train_pairs[indices])
+
+
+class Session:
+    """Everything of one run; implements the loop's `Events`."""
+
+    def __init__(
+        self, config: Config, data: TrainingData, run: RunDir, device: torch.device, origin: dict[str, Any], preset: str
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.run = run
+        self.device = device
+        self.origin = origin
+        self.preset = preset
+        training = config.training
+        try:
+            self.order = PairOrder(data.count, training.batch_size, training.seed)
+        except ValueError as error:
+            raise IiaeError(
+                str(error), f"pass --batch-size {max(2, data.count // 4)}, or prepare more pairs"
+            ) from error
+        per_epoch = self.order.steps_per_epoch
+        self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
+        self.validate_every = training.validate_every or per_epoch
+        self.checkpoint_every = training.checkpoint_every or self.validate_every
+        self.size = picture_size(config, data.info)
+        torch.manual_seed(training.seed)
+        self.model = place(build_model(config, data.info), device)
+        self.optimizer = build_optimizer(config, self.model)
+        self.learning_rate = build_schedule(config, self.total_steps)
+        self.state = TrainState()
+        self.memory = Progress()
+        self.selection = Selection(config.selection.rule, config.selection.first_epoch)
+        if data.validation is None and self.selection.rule != "last":
+            console.say("no pairs to validate on: the final weights will be kept")
+            self.selection = Selection("last")
+        self.baseline = None if data.validation is None else baseline_recall(data.validation, config.evaluation.metric)
+        self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
+        self._bar: console.Progress | None = None
+        self._writer: Any = None
+        self._stop: StopFlag | None = None
+        self._clock = (time.monotonic(), 0)
+
+    def resume(self) -> bool:
+        """Take up the newest checkpoint; False where there is none."""
+        checkpoint = self.run.latest_checkpoint()
+        if checkpoint is None:
+            return False
+        try:
+            self.model.load_state_dict(checkpoint.model)
+            restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
+        except (RuntimeError, KeyError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
+            ) from error
+        self.state = TrainState(checkpoint.step, {k: v.to(self.device) for k, v in checkpoint.running.items()})
+        self.memory = Progress(**checkpoint.progress)
+        self.selection.best = self.memory.best
+        self.run.truncate_metrics(checkpoint.step)
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return self.state.step >= self.total_steps
+
+    def train(self, stop: StopFlag) -> bool:
+        """Run to the end, or to the first step after `stop` is raised; True at the end."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        training = self.config.training
+        self._stop = stop
+        self._clock = (time.monotonic(), self.state.step)
+        self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.state.step)
+        try:
+            with console.progress("training", self.total_steps) as self._bar:
+                self._bar.start_at(self.state.step)
+                ended = fit(
+                    model=self.model,
+                    objective=build_objective(self.config),
+                    optimizer=self.optimizer,
+                    learning_rate=self.learning_rate,
+                    batch_at=self._batch,
+                    state=self.state,
+                    total_steps=self.total_steps,
+                    seed=training.seed,
+                    events=self,
+                    log_every=training.log_every,
+                    validate_every=self.validate_every,
+                    checkpoint_every=self.checkpoint_every,
+                    bf16=training.precision == "bf16",
+                    compile_step=training.compile,
+                )
+        finally:
+            self._writer.close()
+        if self.memory.kept_step is None:
+            if ended:
+                console.warn(
+                    f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
+                )
+            self._keep(None)
+            if not ended:
+                self.memory.kept_step = None  # a stand-in until resumed training keeps something
+        return ended
+
+    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = self.data.rows(self.order.indices(step))
+        return to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
+
+    # Events of the loop
+
+    def progress(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(step)
+
+    def log(self, step: int, terms: dict[str, float]) -> None:
+        """Write averages to metrics.jsonl and TensorBoard; refuse to go on with a loss that is not finite."""
+        if not math.isfinite(terms["loss"]):
+            raise IiaeError(
+                f"the loss is {terms['loss']} at step {step}",
+                "lower optimizer.lr; the newest checkpoint is whole, --resume continues from it",
+            )
+        now = time.monotonic()
+        started, first = self._clock
+        record = {
+            "kind": "train",
+            "step": step,
+            "epoch": step / self.order.steps_per_epoch,
+            **terms,
+            "annealing": kl_annealing(step, self.config.objective.annealing_steps),
+            "lr": self.learning_rate(step - 1),
+            "pairs_per_s": (step - first) * self.order.batch_size / max(1e-9, now - started),
+        }
+        self.run.append_metrics(record)
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(f"train/{name}", value, step)
+        if self._bar is not None:
+            self._bar.note = f"loss {terms['loss']:.1f}"
+
+    def validate(self, step: int) -> None:
+        """Measure, decide whether to keep the weights, draw the sample grid."""
+        validation = None
+        if self.data.validation is not None:
+            validation = validate(
+                self.model,
+                self.data.validation,
+                size=self.size,
+                device=self.device,
+                metric=self.config.evaluation.metric,
+            )
+            self._log_validation(step, validation)
+        if self.selection.accepts(validation, step / self.order.steps_per_epoch):
+            self._keep(validation)
+        self._draw_samples(step)
+
+    def checkpoint(self, step: int) -> None:
+        """Save everything that continuing needs."""
+        self.memory.best = self.selection.best
+        self.run.save_checkpoint(
+            Checkpoint(
+                step=step,
+                model=dict(self.model.state_dict()),
+                optimizer=optimizer_tensors(self.model, self.optimizer),
+                running=self.state.running,
+                progress=vars(self.memory),
+            )
+        )
+
+    def should_stop(self) -> bool:
+        """Whether a signal or the time limit asks to stop."""
+        return self._stop is not None and self._stop.raised()
+
+    def _log_validation(self, step: int, validation: Validation) -> None:
+        self.memory.warnings = warnings_of(validation, self.baseline)
+        self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
+        forward, back = validation.shared_recall
+        scalars = {
+            "recall_x_to_y": forward,
+            "recall_y_to_x": back,
+            "l1_x_to_y": validation.guided_l1[0],
+            "l1_y_to_x": validation.guided_l1[1],
+        }
+        for domain, nats in zip("xy", validation.exclusive_kl or (), strict=False):
+            scalars[f"kl_exclusive_{domain}"] = nats
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+        nats_text = "".join(f", KL(z^{d}) {n:.1f}" for d, n in zip("xy", validation.exclusive_kl or (), strict=False))
+        console.say(
+            f"step {step}: validation Recall@1 {forward:.3f} / {back:.3f} of {validation.pairs}, "
+            f"guided L1 {validation.guided_l1[0]:.3f} / {validation.guided_l1[1]:.3f}{nats_text}"
+        )
+
+    def _keep(self, validation: Validation | None) -> None:
+        self.memory.kept_step = self.state.step
+        self.memory.kept = None if validation is None else validation.record()
+        details = {
+            "preset": self.preset,
+            "step": self.state.step,
+            "epoch": self.state.step / self.order.steps_per_epoch,
+            "validation": self.memory.kept,
+            "data": self.origin.get("data"),
+        }
+        self.run.save_model(self.model, self.config, self.data.info, details)
+
+    def _draw_samples(self, step: int) -> None:
+        if self.size is None or not self.config.training.samples or not self._grid_pairs.pair_count:
+            return
+        grid = sample_grid(
+            self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
+        )
+        with writing(self.run.samples_folder / f"step-{step:08d}.png") as temporary:
+            grid.save(temporary, format="PNG")
+        self._writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+
+
+def data_summary(info: DataInfo, data: TrainingData) -> str:
+    """One line that says what is learned from."""
+    shapes = [" x ".join(map(str, shape)) for shape in (info.shape_x, info.shape_y)]
+    held = "none" if data.validation is None else str(len(data.validation.x))
+    return f"{info.name}: {data.count} training pairs, {held} for validation; x {shapes[0]}, y {shapes[1]}"
