@@ -6,16 +6,34 @@ Nothing here imports torch: each command's module is imported when it runs, so t
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
 
 from iiae_cli import __version__, console
+from iiae_cli.cli_options import (
+    BackendName,
+    DeviceOption,
+    DomainName,
+    DtypeName,
+    JsonFlag,
+    LatentName,
+    LatentsName,
+    MetricName,
+    NulFlag,
+    OverwriteFlag,
+    PrecisionName,
+    RunOption,
+    SplitName,
+    SplitOption,
+    TaskName,
+    WorkersOption,
+    seconds_of,
+    shard_of,
+)
 from iiae_cli.errors import EXIT_CTRL_C, EXIT_SOME_SKIPPED, EXIT_USER_ERROR, IiaeError, Interrupted
 
 # typer may vendor click, so its exception classes are reached through typer's own.
@@ -30,73 +48,6 @@ app = typer.Typer(
 )
 
 
-class DomainName(StrEnum):
-    """A domain."""
-
-    x = "x"
-    y = "y"
-
-
-class MetricName(StrEnum):
-    """A distance."""
-
-    euclidean = "euclidean"
-    cosine = "cosine"
-
-
-class LatentName(StrEnum):
-    """A kind of latent."""
-
-    shared = "shared"
-    exclusive = "exclusive"
-
-
-class LatentsName(StrEnum):
-    """Which latents to keep."""
-
-    shared = "shared"
-    exclusive = "exclusive"
-    both = "both"
-
-
-class SplitName(StrEnum):
-    """A split of a prepared file."""
-
-    train = "train"
-    valid = "valid"
-    test = "test"
-
-
-class BackendName(StrEnum):
-    """Who computes distances."""
-
-    sklearn = "sklearn"
-    torch = "torch"
-
-
-class PrecisionName(StrEnum):
-    """Arithmetic of the networks."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class DtypeName(StrEnum):
-    """Number format of a latent cache."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
-class TaskName(StrEnum):
-    """What to measure."""
-
-    retrieval = "retrieval"
-    translation = "translation"
-    disentanglement = "disentanglement"
-    all = "all"
-
-
 class Result(Protocol):
     """What every command returns."""
 
@@ -105,16 +56,6 @@ class Result(Protocol):
 
     def show(self) -> None:
         """Print for people and pipes."""
-
-
-# Options that several commands share, each with one help text.
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory [IIAE_RUN, else runs/latest].")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Threads that decode pictures.")]
-SplitOption = Annotated[SplitName, typer.Option("--split", help="Split, where an input is a prepared .h5.")]
-NulFlag = Annotated[bool, typer.Option("-0", help="Paths on standard input are NUL-separated.")]
 
 
 def _version(value: bool) -> None:
@@ -262,7 +203,7 @@ def train(
         config_files=config or [],
         options={key: value for key, value in given.items() if value is not None},
         assignments=assignments or [],
-        time_limit=None if time_limit is None else _seconds(time_limit),
+        time_limit=None if time_limit is None else seconds_of(time_limit),
         resume=resume,
         overwrite=overwrite,
     )
@@ -314,7 +255,7 @@ def encode(
         batch_size=batch_size,
         workers=workers,
         dtype=dtype.value,
-        shard=None if shard is None else _shard(shard),
+        shard=None if shard is None else shard_of(shard),
         device=device,
         merge=merge,
         nul=nul,
@@ -473,44 +414,17 @@ def evaluate(
 
 def _finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
     """Print a result; exit 3 where inputs were skipped."""
-    if as_json:
-        console.print_json(result.to_json())
-    else:
-        result.show()
-    sys.stdout.flush()
+    try:
+        if as_json:
+            console.print_json(result.to_json())
+        else:
+            result.show()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if skipped:
         console.warn(f"{len(skipped)} inputs were skipped")
         raise typer.Exit(EXIT_SOME_SKIPPED)
-
-
-def _seconds(text: str) -> float:
-    """A duration: `90` or `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
-
-    Raises:
-        IiaeError: none of these.
-    """
-    if re.fullmatch(r"\d+(:\d\d){1,2}", text):
-        total = 0
-        for part in text.split(":"):
-            total = 60 * total + int(part)
-        return float(total)
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    if not text or match is None:
-        raise IiaeError(f"--time-limit {text} is no duration", "write 2h, 90m, 45s or 1:30:00")
-    days, hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
-    return 86400 * days + 3600 * hours + 60 * minutes + seconds
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """`I/N` with 0 ≤ I < N.
-
-    Raises:
-        IiaeError: anything else.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise IiaeError(f"--shard {text} is not I/N with 0 <= I < N", "write --shard 0/4, 1/4, 2/4, 3/4")
-    return int(match[1]), int(match[2])
 
 
 def _guarded(call: Callable[[], int]) -> int:
@@ -531,9 +445,6 @@ def _guarded(call: Callable[[], int]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")
         return EXIT_CTRL_C
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def main() -> None:

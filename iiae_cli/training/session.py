@@ -99,6 +99,9 @@ class Session:
         self.origin = origin
         self.preset = preset
         training = config.training
+        self.size = picture_size(config, data.info)
+        torch.manual_seed(training.seed)
+        self.model = place(build_model(config, data.info), device)
         try:
             self.order = PairOrder(data.count, training.batch_size, training.seed)
         except ValueError as error:
@@ -109,9 +112,6 @@ class Session:
         self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
         self.checkpoint_every = training.checkpoint_every or self.validate_every
-        self.size = picture_size(config, data.info)
-        torch.manual_seed(training.seed)
-        self.model = place(build_model(config, data.info), device)
         self.optimizer = build_optimizer(config, self.model)
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()

@@ -1,0 +1,101 @@
+"""Shared by the end-to-end tests: the program in-process, and one small trained run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iiae_cli import cli
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+# Small enough to train in seconds, large enough that recall rises far above the baseline.
+SMALL = ["--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]", "--set", "training.samples=2"]
+
+
+@dataclass
+class Outcome:
+    """What a call of the program did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """stdout as one JSON object."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+    def error(self) -> tuple[str, str]:
+        """The error and hint lines of a user's error, and nothing like a traceback beside them."""
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        hints = [line for line in lines if line.startswith("hint: ")]
+        assert len(errors) == 1 and len(hints) == 1, self.err
+        return errors[0], hints[0]
+
+
+Program = Callable[..., Outcome]
+
+
+def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
+    """Run the program in this process."""
+    capture.readouterr()
+    before = sys.argv
+    sys.argv = ["iiae", *map(str, arguments)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    out, err = capture.readouterr()
+    return Outcome(code, out, err)
+
+
+@pytest.fixture
+def iiae(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Call the program in an empty folder, without the caller's IIAE_* environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("IIAE_"):
+            monkeypatch.delenv(name)
+    return lambda *arguments: call(capsys, arguments)
+
+
+@dataclass
+class Trained:
+    """A finished run and the data that it was trained on."""
+
+    run: Path
+    data: Path
+    pictures: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of 150 steps on the embedded digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    data, run, pictures = folder / "digits.h5", folder / "run", folder / "digits"
+
+    class Quiet:
+        def readouterr(self) -> tuple[str, str]:
+            return "", ""
+
+    prepared = call(Quiet(), ("prepare", "digits-cdcb", "-o", data, "--pictures", pictures))
+    assert prepared.code == 0
+    arguments = ("train", "--preset", "digits-cdcb", "--data", data, "--run", run, "--steps", 150, *SMALL)
+    assert call(Quiet(), arguments).code == 0
+    return Trained(run, data, pictures)

@@ -1,0 +1,230 @@
+"""The six commands on a small trained run, as users and scripts call them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Program, Trained
+from PIL import Image
+
+
+@pytest.fixture
+def query(trained: Trained) -> Path:
+    return trained.pictures / "test" / "x" / "00001.png"
+
+
+def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None:
+    names = {path.name for path in trained.run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "checkpoints",
+        "gallery.h5",
+        "samples",
+        "run.json",
+    }
+    info = json.loads((trained.run / "run.json").read_text())
+    assert info["state"] == "finished" and info["steps"] == 150
+    assert set(info) >= {"versions", "git", "host", "command", "seconds"}
+    metrics = [json.loads(line) for line in (trained.run / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in metrics if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [50, 100, 150]
+    assert train[-1]["loss"] < 0.8 * train[0]["loss"]
+    assert {"reconstruction_x", "kl_exclusive_y", "kl_shared_x", "annealing", "lr"} <= set(train[0])
+    assert [line["step"] for line in metrics if line["kind"] == "validation"] == [150]
+    assert list(trained.run.glob("tensorboard/events*"))
+
+
+def test_evaluate_shared_beats_baseline_and_exclusive_is_at_chance(iiae: Program, trained: Trained) -> None:
+    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--json")
+    figures = outcome.json
+    for way in ("x_to_y", "y_to_x"):
+        shared = figures["retrieval"]["shared"][way]
+        assert shared["n"] == 300
+        assert shared["recall@1"] > 0.75 > figures["retrieval"]["baseline"][way]["recall@1"] + 0.2
+        assert shared["recall@1"] <= shared["recall@5"] <= shared["recall@10"]
+        assert figures["retrieval"]["exclusive"][way]["recall@1"] < 0.03
+        assert 0 < figures["translation"][way]["l1"] < 0.25
+    for factor in ("x_color", "y_color"):
+        assert figures["disentanglement"]["factors"][factor]["exclusive_mean"]["r2"] > 0.8
+    assert figures["protocol"]["split"] == "test"
+
+
+def test_evaluate_in_a_pipe_is_tab_separated(iiae: Program, trained: Trained) -> None:
+    lines = [line.split("\t") for line in iiae("evaluate", "--run", trained.run).out.splitlines()]
+    assert lines[0] == ["retrieval", "direction", "recall@1", "recall@5", "recall@10", "median_rank", "n"]
+    assert [line[:2] for line in lines[1:]] == [
+        [kind, way] for kind in ("shared", "exclusive", "baseline") for way in ("x_to_y", "y_to_x")
+    ]
+
+
+def test_fail_under_is_a_gate(iiae: Program, trained: Trained) -> None:
+    gate = "retrieval.shared.x_to_y.recall@1"
+    assert iiae("evaluate", "--run", trained.run, "--fail-under", f"{gate}=0.5").code == 0
+    outcome = iiae("evaluate", "--run", trained.run, "--fail-under", f"{gate}=1.01", "--json")
+    assert outcome.code == 2 and gate in outcome.error()[0]
+    assert outcome.json["failures"]
+    outcome = iiae("evaluate", "--run", trained.run, "--fail-under", "recall=1")
+    assert outcome.code == 2 and gate in outcome.error()[1]
+
+
+def test_encode_pictures_equals_encoding_the_prepared_file(iiae: Program, trained: Trained) -> None:
+    folder = trained.pictures / "test" / "y"
+    outcome = iiae("encode", folder, "--domain", "y", "--run", trained.run, "-o", "z.h5", "--logvar", "--json")
+    assert outcome.json == {
+        **outcome.json,
+        "schema": "iiae.encode/1",
+        "rows": 300,
+        "domain": "y",
+        "skipped": [],
+    }
+    iiae("encode", trained.data, "--domain", "y", "--run", trained.run, "-o", "h.h5", "--split", "test")
+    with h5py.File("z.h5") as pictures, h5py.File("h.h5") as prepared:
+        assert pictures["shared/mean"].shape == (300, 512)
+        assert pictures["exclusive/logvar"].shape == (300, 8)
+        assert "logvar" not in prepared["shared"]
+        np.testing.assert_allclose(pictures["shared/mean"][()], prepared["shared/mean"][()], atol=1e-5)
+        names = [Path(name).stem for name in pictures["ids"].asstr()[()]]
+        assert names == [name.split("/")[1] for name in prepared["ids"].asstr()[()]]
+        assert set(prepared["labels"].asstr()[()]) == set("0123456789")
+        assert pictures.attrs["domain"] == "y" and tuple(pictures.attrs["shared_shape"]) == (32, 4, 4)
+        assert pictures.attrs["fingerprint"] == prepared.attrs["fingerprint"]
+
+
+def test_encoded_shards_merge_to_the_whole(iiae: Program, trained: Trained) -> None:
+    base = ("encode", trained.data, "--domain", "x", "--run", trained.run)
+    iiae(*base, "-o", "whole.h5")
+    for index in range(3):
+        assert iiae(*base, "--shard", f"{index}/3", "-o", f"part{index}.h5").code == 0
+    assert iiae("encode", "part0.h5", "part1.h5", "part2.h5", "--merge", "-o", "merged.h5").code == 0
+    with h5py.File("whole.h5") as whole, h5py.File("merged.h5") as merged:
+        np.testing.assert_allclose(whole["shared/mean"][()], merged["shared/mean"][()], atol=1e-5)
+        assert list(whole["ids"]) == list(merged["ids"])
+    doubled = iiae("encode", "part0.h5", "part0.h5", "--merge", "-o", "twice.h5")
+    assert doubled.code == 2 and not Path("twice.h5").exists()
+
+
+def test_encode_chooses_latents_and_format(iiae: Program, trained: Trained) -> None:
+    base = ("encode", trained.data, "--domain", "x", "--run", trained.run)
+    iiae(*base, "-o", "s.h5", "--latents", "shared", "--dtype", "float16")
+    with h5py.File("s.h5") as file:
+        assert "exclusive" not in file and file["shared/mean"].dtype == np.float16
+    refused = iiae(*base, "-o", "s.h5")
+    assert refused.code == 2 and "--overwrite" in refused.error()[1]
+
+
+def test_retrieve_from_the_runs_gallery(iiae: Program, trained: Trained, query: Path) -> None:
+    outcome = iiae("retrieve", query, "--run", trained.run, "--k", "3")
+    rows = [line.split("\t") for line in outcome.out.splitlines()]
+    assert [row[1] for row in rows] == ["1", "2", "3"]
+    assert {row[0] for row in rows} == {str(query)}
+    distances = [float(row[3]) for row in rows]
+    assert distances == sorted(distances) and len(rows[0]) == 5
+    found = iiae("retrieve", trained.data, "--run", trained.run, "--k", "1", "--json").json
+    assert found["schema"] == "iiae.retrieve/1"
+    hits = [one["query"] == one["neighbours"][0]["id"] for one in found["results"]]
+    expected = iiae("evaluate", "--run", trained.run, "--json").json["retrieval"]["shared"]["x_to_y"]["recall@1"]
+    assert np.mean(hits) == pytest.approx(expected)
+
+
+def test_retrieve_reads_queries_from_a_cache_and_both_backends_agree(iiae: Program, trained: Trained) -> None:
+    iiae("encode", trained.data, "--domain", "x", "--run", trained.run, "-o", "x.h5")
+    index = trained.run / "gallery.h5"
+    answers = [iiae("retrieve", "x.h5", "--index", index, "--backend", name) for name in ("sklearn", "torch")]
+    ids = [[line.split("\t")[:3] for line in answer.out.splitlines()] for answer in answers]
+    assert ids[0] == ids[1] and len(ids[0]) == 1500
+    cosine = iiae("retrieve", "x.h5", "--index", index, "--metric", "cosine", "--k", "1")
+    assert all(0 <= float(line.split("\t")[3]) <= 2 for line in cosine.out.splitlines())
+
+
+def test_the_only_cache_here_is_the_default_gallery(iiae: Program, trained: Trained, query: Path) -> None:
+    iiae("encode", trained.pictures / "test" / "y", "--domain", "y", "--run", trained.run, "-o", "mine.h5")
+    outcome = iiae("retrieve", query, "--run", trained.run)
+    assert "mine.h5" in outcome.err and str(trained.pictures) in outcome.out
+
+
+def test_a_gallery_of_other_weights_is_refused(iiae: Program, trained: Trained, query: Path) -> None:
+    iiae("encode", trained.data, "--domain", "y", "--run", trained.run, "-o", "z.h5")
+    with h5py.File("z.h5", "a") as file:
+        file.attrs["fingerprint"] = "0" * 16
+    outcome = iiae("retrieve", query, "--run", trained.run, "--index", "z.h5")
+    assert outcome.code == 2 and "000000" in outcome.error()[0]
+
+
+def test_paths_come_from_standard_input(iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted((trained.pictures / "test" / "x").glob("*.png"))[:3]
+    for separator, flags in (("\n", ()), ("\0", ("-0",))):
+        text = separator.join(map(str, files)).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        outcome = iiae("retrieve", "-", *flags, "--run", trained.run, "--k", "1")
+        assert [line.split("\t")[0] for line in outcome.out.splitlines()] == list(map(str, files))
+
+
+def test_montage_frames_the_true_partner_green(iiae: Program, trained: Trained, query: Path) -> None:
+    from iiae_cli.evaluation.grids import RIGHT, WRONG
+
+    outcome = iiae("retrieve", query, "--run", trained.run, "--k", "300", "--json", "--montage", "all.png")
+    pixels = np.asarray(Image.open("all.png")).reshape(-1, 3)
+    greens, reds = ((pixels == colour).all(axis=1).sum() for colour in (RIGHT, WRONG))
+    assert greens > 0 and reds == 299 * greens
+    assert outcome.json["montage"] == "all.png"
+
+
+def test_translate_writes_files_and_a_grid_and_repeats_itself(iiae: Program, trained: Trained, query: Path) -> None:
+    base = ("translate", query, "--from", "x", "--run", trained.run, "--samples", "2")
+    outcome = iiae(*base, "-o", "out", "--grid", "grid.png", "--json")
+    files = [one["file"] for one in outcome.json["results"][0]["outputs"]]
+    assert files == ["out/00001-to-y-sample1.png", "out/00001-to-y-sample2.png"]
+    first, second = (np.asarray(Image.open(path)) for path in files)
+    assert first.shape == (32, 32, 3) and (first != second).any()
+    assert Image.open("grid.png").width > 3 * 96
+    iiae(*base, "-o", "again")
+    assert Path("again/00001-to-y-sample1.png").read_bytes() == Path(files[0]).read_bytes()
+    iiae(*base, "-o", "other", "--seed", "1")
+    assert Path("other/00001-to-y-sample1.png").read_bytes() != Path(files[0]).read_bytes()
+    refused = iiae(*base, "-o", "out")
+    assert refused.code == 2 and "--overwrite" in refused.error()[1]
+
+
+def test_guided_translation_takes_the_references_colour(iiae: Program, trained: Trained, query: Path) -> None:
+    with h5py.File(trained.data) as file:
+        colours = file["test/factors/y_color"][()].astype(float)
+    red = int(np.argmax(colours[:, 0] - colours[:, 1:].max(axis=1)))
+    blue = int(np.argmax(colours[:, 2] - colours[:, :2].max(axis=1)))
+    references = [trained.pictures / "test" / "y" / f"{row + 1:05d}.png" for row in (red, blue)]
+    outcome = iiae(
+        *("translate", query, "--from", "x", "--run", trained.run, "-o", "out", "--json"),
+        *("--reference", references[0], "--reference", references[1], "--grid", "g.png"),
+    )
+    reddish, bluish = (
+        np.asarray(Image.open(one["file"])).astype(float).mean(axis=(0, 1))
+        for one in outcome.json["results"][0]["outputs"]
+    )
+    assert reddish[0] > reddish[2] and bluish[2] > bluish[0]
+    analogy = iiae(
+        *("translate", references[0], "--from", "y", "--to", "y", "--run", trained.run),
+        *("--reference", references[1], "-o", "analogy", "--json"),
+    )
+    turned = np.asarray(Image.open(analogy.json["results"][0]["outputs"][0]["file"])).astype(float).mean(axis=(0, 1))
+    assert turned[2] > turned[0]
+
+
+def test_translate_a_prepared_file_with_a_limit(iiae: Program, trained: Trained) -> None:
+    outcome = iiae(
+        "translate", trained.data, "--from", "y", "--run", trained.run, "--limit", "2", "--grid", "g.png", "--json"
+    )
+    assert [one["input"] for one in outcome.json["results"]] == ["test/00001", "test/00002"]
+
+
+def test_defaults_make_the_short_forms_work(iiae: Program, trained: Trained, query: Path) -> None:
+    Path("runs").mkdir()
+    Path("runs/latest").symlink_to(trained.run)
+    assert iiae("evaluate").code == 0
+    assert iiae("encode", trained.pictures / "test" / "y", "--domain", "y", "-o", "z.h5").code == 0
+    assert iiae("retrieve", query, "--k", "5").out.count("\n") == 5
