@@ -447,8 +447,20 @@ def _guarded(call: Callable[[], int]) -> int:
         return EXIT_CTRL_C
 
 
+def _calm_threads() -> None:
+    """Keep waiting OpenMP threads from spinning long; must run before torch is imported.
+
+    By default they spin for milliseconds at every barrier. Where another process wants a core (a shared node, a laptop)
+    the spinning takes the very time that the last thread needs: a training step of the 32×32 models took 2.3 s instead
+    of 0.05 s on two cores. A short spin costs about a tenth on an idle machine.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+
 def main() -> None:
     """Entry point of the console script."""
+    _calm_threads()
     arguments = sys.argv[1:] or ["--help"]
 
     def call() -> int:

@@ -26,8 +26,10 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary file beside `path`; on success it is synced and renamed to `path`, else removed.
+
+    `sync=False` leaves out the wait for the disk, for many small files that can be made again.
 
     What stood at `path` before stays there until the rename.
 
@@ -42,7 +44,8 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         with write_errors(path):
             yield temporary
-            _sync(temporary)
+            if sync:
+                _sync(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
     finally:

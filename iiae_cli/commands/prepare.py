@@ -13,7 +13,7 @@ from PIL import Image
 from iiae_cli import console
 from iiae_cli.data.dataset import SPLITS, DataFile, Split
 from iiae_cli.data.prepare import PrepareOptions, prepare_file
-from iiae_cli.files import refuse_existing, write_errors
+from iiae_cli.files import refuse_existing, writing
 from iiae_cli.places import data_folder
 
 
@@ -82,10 +82,8 @@ def run(
 
 def _write_pictures(split: Split, folder: Path) -> None:
     """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`."""
-    with write_errors(folder):
-        for domain in ("x", "y"):
-            for one, picture in zip(split.ids(domain), split.rows(domain), strict=True):
-                head, _, rest = one.partition("/")
-                path = folder / head / domain / f"{rest}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture.squeeze()).save(path)
+    for domain in ("x", "y"):
+        for one, picture in zip(split.ids(domain), split.rows(domain), strict=True):
+            head, _, rest = one.partition("/")
+            with writing(folder / head / domain / f"{rest}.png", sync=False) as temporary:
+                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")

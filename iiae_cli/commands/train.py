@@ -145,7 +145,7 @@ def run(options: TrainOptions) -> TrainResult:
     file = DataFile(path)
     data = TrainingData(file, config)
     console.say(data_summary(file.info, data))
-    origin = {**run_origin(sys.argv), "data": str(path), "preset": preset}
+    origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
     session = Session(config, data, directory, device, origin, preset)
     if resuming:
         if session.resume():

@@ -190,7 +190,7 @@ def _write_outputs(
     for line, pictures in zip(files, outputs, strict=True):
         for path, picture in zip(line, pictures, strict=True):
             if path is not None:
-                with writing(path) as temporary:
+                with writing(path, sync=False) as temporary:
                     Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
     return files
 

@@ -118,8 +118,8 @@ def warnings_of(validation: Validation, baseline: tuple[float, float] | None) ->
         if nats < DEAD_LATENT_NATS:
             warnings.append(
                 f"the exclusive latent of {domain} is dying: KL {nats:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
-                "next to nothing of its domain. Try a larger objective.annealing_steps or "
-                "objective.reconstruction_weight, or fewer model.stages"
+                "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
+                "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
             )
     for direction, recall, raw in zip(("x→y", "y→x"), validation.shared_recall, baseline or (), strict=False):
         if recall < raw:

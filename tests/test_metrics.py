@@ -1,0 +1,34 @@
+"""Figures of merit on cases worked by hand."""
+
+import numpy as np
+import pytest
+
+from iiae_cli.evaluation.metrics import mean_absolute_error, median_rank, recall_at_k
+
+RANKS = np.array([1, 1, 2, 5, 6, 10, 11, 300])
+
+
+@pytest.mark.parametrize("k, hits", [(1, 2), (2, 3), (4, 3), (5, 4), (10, 6), (11, 7), (299, 7), (300, 8), (1000, 8)])
+def test_recall_counts_partners_up_to_and_with_rank_k(k, hits):
+    assert recall_at_k(RANKS, k) == hits / 8
+
+
+def test_recall_of_collapsed_latents_is_one_in_the_gallery():
+    assert recall_at_k(np.arange(1, 51), 1) == pytest.approx(1 / 50)
+
+
+def test_median_rank():
+    assert median_rank(RANKS) == 5.5
+    assert median_rank(np.array([9, 1, 4])) == 4.0
+    assert isinstance(median_rank(RANKS), float) and isinstance(recall_at_k(RANKS, 1), float)
+
+
+def test_mean_absolute_error_runs_over_everything_in_the_units_given():
+    decoded = np.array([[[0.0, 1.0]], [[-1.0, 0.5]]], np.float32)
+    target = np.array([[[1.0, 1.0]], [[1.0, 0.0]]], np.float32)
+    assert mean_absolute_error(decoded, target) == pytest.approx((1 + 0 + 2 + 0.5) / 4)
+
+
+def test_mean_absolute_error_of_pictures_does_not_wrap_around():
+    dark, light = np.array([0, 200], np.uint8), np.array([255, 100], np.uint8)
+    assert mean_absolute_error(dark, light) == mean_absolute_error(light, dark) == (255 + 100) / 2

@@ -1,0 +1,41 @@
+"""What a wheel holds, and that presets are found in a checkout and in an installed package alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from iiae_cli.config import preset_folder, preset_names
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_presets_are_found_in_the_checkout() -> None:
+    assert preset_folder() == ROOT / "presets"
+    assert {"digits-cdcb", "digits-edge", "mnist-cdcb-32", "mnist-cdcb"} <= set(preset_names())
+
+
+def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+        scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "iiae = iiae_cli.cli:main" in archive.read(scripts).decode()
+    code = (
+        "import iiae_cli.config as c; "
+        "print(c.preset_folder()); print(*c.preset_names()); print(len(c.preset_layers('digits-edge')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [str(installed / "iiae_cli" / "presets"), " ".join(preset_names()), "2"]
