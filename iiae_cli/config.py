@@ -26,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """A part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -238,6 +238,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     keys = known_keys()
     for layer in layers:
         for key, value in layer.values.items():
+            if value in (None, {}) and any(name.startswith(f"{key}.") for name in keys):
+                continue  # a section with nothing in it
             if key not in keys:
                 problems.append(f"unknown key '{key}' in {layer.source}{_near(key, keys)}")
                 continue
@@ -312,9 +314,9 @@ def preset_layers(preset: str) -> list[Layer]:
     base = Path()
     while name is not None:
         path = _preset_path(name, base)
-        if path in seen:
+        if path.resolve() in seen:
             raise IiaeError(f"preset {preset} extends itself through {path.name}", "break the chain of 'extends'")
-        seen.append(path)
+        seen.append(path.resolve())
         content = read_yaml(path)
         parent = content.pop("extends", None)
         if parent is not None and not isinstance(parent, str):
@@ -363,7 +365,7 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     """`IIAE_SECTION__KEY` and the short forms (`IIAE_SEED`, …) of the environment."""
     layer = Layer("environment")
     for name, text in (os.environ if environment is None else environment).items():
-        if not name.startswith("IIAE_"):
+        if not name.startswith("IIAE_") or not text:
             continue
         if name in SHORT_ENVIRONMENT:
             layer.values[SHORT_ENVIRONMENT[name]] = parse_value(text, name)

@@ -65,11 +65,23 @@ def test_the_file_gets_the_permissions_of_the_umask(path):
     try:
         with writing(path) as temporary:
             temporary.write_bytes(b"new")
+        after = os.umask(0o027)
     finally:
         os.umask(previous)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    mask = os.umask(previous)
-    assert mask == previous  # the umask itself is left as it was
+    assert after == 0o027  # the umask itself is left as it was
+
+
+def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_wait(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.exists()))
+    with writing(path, sync=False) as temporary:
+        temporary.write_bytes(b"new")
+    assert synced == []
+    path.unlink()
+    with writing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert synced == [False]
 
 
 def refusal(path, error):

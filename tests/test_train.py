@@ -234,6 +234,7 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
     assert len(dying) == 1 and "exclusive latent of y" in dying[0] and "2.9" in dying[0]
     below = warnings_of(validation((0.4, 0.9)), (0.5, 0.5))
     assert len(below) == 1 and "x→y" in below[0] and "baseline" in below[0]
+    assert warnings_of(validation((0.99, 0.99)), (1.0, 1.0)) == []  # one miss in a hundred is noise
 
 
 def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> None:

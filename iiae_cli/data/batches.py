@@ -25,7 +25,9 @@ def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: t
     Returns:
         Pictures (B, C, H, W) float32 in [−1, 1], or the features unchanged.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True)
+    # A copy where rows are a read-only map, or would be handed on as they are.
+    copied = np.array(rows, order="C") if rows.ndim == 2 or not rows.flags.writeable else np.ascontiguousarray(rows)
+    tensor = torch.from_numpy(copied).to(device, non_blocking=True)
     if tensor.ndim == 2:
         return tensor.float()
     pictures = tensor.permute(0, 3, 1, 2).float()

@@ -5,7 +5,7 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
 
 Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
@@ -44,7 +44,7 @@ class Split:
         x: (N, H, W, C) uint8 or (N, F) float32; `y` likewise.
         x_ids: a name for every row, unique in the split; partners of a paired set share theirs.
         labels: class names per domain, where known.
-        factors: generative factors by name, (N, …).
+        factors: generative factors by name, one entry per pair, (M, …).
         pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
     """
 
@@ -92,7 +92,7 @@ class Split:
             y_ids=[self.y_ids[i] for i in rows_y],
             x_labels=None if self.x_labels is None else [self.x_labels[i] for i in rows_x],
             y_labels=None if self.y_labels is None else [self.y_labels[i] for i in rows_y],
-            factors={name: values[indices] for name, values in self.factors.items()} if self.pairs is None else {},
+            factors={name: values[indices] for name, values in self.factors.items()},
         )
 
 
@@ -274,6 +274,12 @@ class DataFile:
             limits = (len(split.x), len(split.y))
             if split.pairs.ndim != 2 or split.pairs.shape[1] != 2 or not _within(split.pairs, limits):
                 raise IiaeError(f"{self.path} has pairs outside its rows in /{name}/pairs", self._remedy)
+        for factor, column in split.factors.items():
+            if len(column) != split.pair_count:
+                raise IiaeError(
+                    f"{self.path} has {split.pair_count} pairs but {len(column)} values of factor {factor} in /{name}",
+                    self._remedy,
+                )
 
 
 def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from iiae_cli.errors import IiaeError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class PictureError(Exception):
@@ -41,7 +41,7 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 
     Args:
         path: the file.
-        channels: 1 grey, 3 RGB, 4 RGBA.
+        channels: 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
         size: (H, W) to resize to: by area where that shrinks, bicubic where it enlarges. None: as it is.
 
     Raises:
@@ -66,9 +66,9 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     """8 bits per channel in the mode of `channels`, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
-    if image.has_transparency_data and channels != 4:
+    if image.has_transparency_data and channels not in (2, 4):
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
     return image.convert(_MODES[channels])
@@ -117,7 +117,7 @@ def decode_all(
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which `2.png` stands before `10.png`."""
     parts = re.split(r"(\d+)", str(path))
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
     for one in inputs:
         if one == "-":
             text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-            paths += [part for part in (text.split("\0") if nul else text.splitlines()) if part]
+            paths += [part for part in text.split("\0" if nul else "\n") if part]
         else:
             paths.append(one)
     if not paths:

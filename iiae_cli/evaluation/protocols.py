@@ -157,7 +157,8 @@ def factor_r2(latents: NDArray[Any], factor: NDArray[Any], folds: int = 5) -> fl
         folds: of the cross-validation, over shuffled rows (seed 0).
 
     Returns:
-        1 for a perfect reading, 0 for the mean's, below for worse.
+        1 for a perfect reading, 0 for the mean's, below for worse. NaN where that has no meaning: fewer rows than
+        folds, or a factor that never varies.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.metrics import r2_score
@@ -166,7 +167,9 @@ def factor_r2(latents: NDArray[Any], factor: NDArray[Any], folds: int = 5) -> fl
     from sklearn.preprocessing import StandardScaler
 
     target = factor.reshape(len(factor), -1).astype(np.float64)
-    probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 13)))
+    if len(target) < folds or not target.std(axis=0).all():
+        return float("nan")
+    probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 13), alpha_per_target=True))
     predicted = cross_val_predict(probe, latents, target, cv=KFold(folds, shuffle=True, random_state=0))
     return float(r2_score(target, predicted.reshape(target.shape)))
 
@@ -183,8 +186,13 @@ def colour_factors(pairs: EncodedPairs, split: Split) -> dict[str, Any]:
             continue
         encoded = pairs.of(domain)
         figures[f"{domain}_color"] = {
-            f"{kind}_mean": {"r2": factor_r2(encoded.mean(kind), factor)}
+            f"{kind}_mean": {"r2": _number(factor_r2(encoded.mean(kind), factor))}
             for kind in ("shared", "exclusive")
             if (encoded.exclusive_mean if kind == "exclusive" else encoded.shared_mean) is not None
         }
     return figures
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else value

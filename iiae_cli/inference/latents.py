@@ -22,7 +22,7 @@ from iiae_cli.data.dataset import check_schema, open_hdf5
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 from iiae_cli.inference.encoding import Encoded, LatentKind
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model.iiae import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"
 _TEXT = h5py.string_dtype("utf-8")
@@ -84,7 +84,11 @@ def write_latents(path: Path, cache: LatentCache, *, logvar: bool = False, dtype
         for name in ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar"):
             values = getattr(cache.encoded, name)
             if values is not None and (logvar or name.endswith("mean")):
-                file.create_dataset(name.replace("_", "/"), data=values.astype(dtype))
+                with np.errstate(over="ignore"):
+                    stored = values.astype(dtype)
+                if not np.isfinite(stored).all():
+                    raise IiaeError(f"{name} holds values that {dtype} cannot hold", "pass --dtype float32")
+                file.create_dataset(name.replace("_", "/"), data=stored)
         file.create_dataset("ids", data=cache.ids, dtype=_TEXT)
         if cache.labels is not None:
             file.create_dataset("labels", data=cache.labels, dtype=_TEXT)
@@ -115,6 +119,8 @@ def read_latents(path: Path) -> LatentCache:
                 for part in file[kind]
             }
             domain = str(file.attrs["domain"])
+            if domain not in DOMAINS:
+                raise ValueError(f"domain {domain}")
             cache = LatentCache(
                 encoded=Encoded(**arrays),
                 ids=[str(text) for text in file["ids"].asstr()[()]],

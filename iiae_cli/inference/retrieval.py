@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.errors import IiaeError
+
 Metric: TypeAlias = Literal["euclidean", "cosine"]
 Backend: TypeAlias = Literal["sklearn", "torch"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -21,12 +23,26 @@ TIE = 1e-12
 CHUNK_BYTES = 256 * 2**20
 
 
-def _prepared(rows: NDArray[Any], metric: Metric) -> Floats:
-    rows = np.asarray(rows, dtype=np.float64)
-    if metric == "cosine":
+def _prepared(queries: NDArray[Any], gallery: NDArray[Any], metric: Metric) -> tuple[Floats, Floats]:
+    """Both in float64: unit rows for cosine, else moved by the gallery's mean, which changes no distance but its error.
+
+    Raises:
+        IiaeError: a value is not finite.
+    """
+    queries, gallery = (np.asarray(rows, dtype=np.float64) for rows in (queries, gallery))
+    for name, rows in (("queries", queries), ("the gallery", gallery)):
+        if not np.isfinite(rows).all():
+            raise IiaeError(
+                f"latents of {name} are not all finite", "encode them again; check the model and its inputs"
+            )
+    if metric == "euclidean":
+        centre = gallery.mean(axis=0) if len(gallery) else 0.0
+        return queries - centre, gallery - centre
+    unit = []
+    for rows in (queries, gallery):
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.where(norms > 0, norms, 1.0)
-    return rows
+        unit.append(rows / np.where(norms > 0, norms, 1.0))
+    return unit[0], unit[1]
 
 
 def _distance_chunks(
@@ -77,7 +93,7 @@ def nearest(
     Returns:
         Gallery rows (Q, K) and their distances (Q, K), nearest first, equal distances in gallery order.
     """
-    queries, gallery = _prepared(queries, metric), _prepared(gallery, metric)
+    queries, gallery = _prepared(queries, gallery, metric)
     k = min(k, len(gallery))
     tolerance = _tolerance(queries, gallery, metric)
     rows = np.empty((len(queries), k), np.int64)
@@ -110,7 +126,7 @@ def partner_ranks(
     Gallery rows strictly nearer than the partner count before it, equally near ones where they stand earlier in the
     gallery; a collapsed model with equal latents everywhere thus has recall 1/G, not 1.
     """
-    queries, gallery = _prepared(queries, metric), _prepared(gallery, metric)
+    queries, gallery = _prepared(queries, gallery, metric)
     tolerance = _tolerance(queries, gallery, metric)
     ranks = np.empty(len(queries), np.int64)
     columns = np.arange(len(gallery))

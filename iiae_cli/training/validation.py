@@ -112,7 +112,10 @@ class Selection:
 
 
 def warnings_of(validation: Validation, baseline: tuple[float, float] | None) -> list[str]:
-    """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline."""
+    """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
+
+    Recall counts as below where the difference is more than two standard errors of so many validation pairs.
+    """
     warnings = []
     for domain, nats in zip("xy", validation.exclusive_kl or (), strict=False):
         if nats < DEAD_LATENT_NATS:
@@ -122,7 +125,8 @@ def warnings_of(validation: Validation, baseline: tuple[float, float] | None) ->
                 "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
             )
     for direction, recall, raw in zip(("x→y", "y→x"), validation.shared_recall, baseline or (), strict=False):
-        if recall < raw:
+        noise = (recall * (1.0 - recall) / validation.pairs) ** 0.5
+        if recall + 2.0 * noise < raw:
             warnings.append(
                 f"shared retrieval {direction} is below the training-free baseline on validation: Recall@1 "
                 f"{recall:.3f} against {raw:.3f}. Train longer, or try a larger objective.reconstruction_weight"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
-from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, resize_grey, sketch_pair
+from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, resize_pictures, sketch_pair
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
@@ -72,9 +72,17 @@ def build(name: str, options: PrepareOptions) -> Prepared:
 
 
 def _pairs_of(
-    split: str, grey: NDArray[np.uint8], labels: NDArray[np.int64], recipe: Recipe, rng: np.random.Generator
+    split: str,
+    grey: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    size: int | None = None,
 ) -> Split:
+    """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made."""
     x, y, factors = recipe(grey, rng)
+    if size is not None:
+        x, y = resize_pictures(x, size), resize_pictures(y, size)
     ids = [f"{split}/{number:05d}" for number in range(1, len(grey) + 1)]
     names = [str(label) for label in labels]
     return Split(x, y, ids, list(ids), names, list(names), {**factors, "class": labels})
@@ -127,9 +135,8 @@ def _idx_set(title: str, recipe: Recipe, options: PrepareOptions) -> Prepared:
     rng = np.random.default_rng(options.seed)
     splits = {}
     for split, (grey, digits) in parts.items():
-        grey = grey[: options.limit]
-        grey = resize_grey(grey, options.image_size) if options.image_size and len(grey) else grey
-        splits[split] = _pairs_of(split, grey, digits[: options.limit], recipe, rng)
+        rows = slice(options.limit)
+        splits[split] = _pairs_of(split, grey[rows], digits[rows], recipe, rng, options.image_size)
     return Prepared(splits, {"source": title, "source_sha256": sha256_of(*used)})
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from iiae_cli.data.pictures import shrink_or_enlarge
+
 UInt8Array: TypeAlias = NDArray[np.uint8]
 Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]]
 
 THRESHOLD = 102  # a grey value above it belongs to the digit
-DIGITS_CONTRAST = 3  # of the embedded digits; z-scored pixels then score on them as on MNIST-CDCB
 
 
 def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
@@ -84,22 +85,22 @@ def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
-    """scikit-learn's bundled 8×8 digits, enlarged bicubically: (1797, size, size) uint8, and labels (1797,).
+    """scikit-learn's bundled 8×8 digits as bilevel pictures: (1797, size, size) uint8, 0 or 255, and labels (1797,).
 
-    Their values count the inked pixels, 0 to 16, of 4×4 blocks of a bilevel scan; enlarged as they are, strokes would
-    be blurred greys. Contrast is stretched about the recipe's threshold, which moves no stroke's border: strokes become
-    as white as MNIST's, with borders as soft.
+    They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks. Enlarged bicubically
+    and cut at the recipe's threshold they are bilevel again.
     """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    grey = resize_grey(np.rint(digits.images * (255 / 16)).astype(np.uint8), size).astype(np.int64)
-    stretched = np.clip(THRESHOLD + DIGITS_CONTRAST * (grey - THRESHOLD), 0, 255).astype(np.uint8)
-    return stretched, digits.target.astype(np.int64)
+    grey = resize_pictures(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
+    return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
 
 
-def resize_grey(grey: UInt8Array, size: int) -> UInt8Array:
-    """(N, H, W) to (N, size, size), bicubic."""
-    if grey.shape[1:] == (size, size):
-        return grey
-    return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in grey])
+def resize_pictures(pictures: UInt8Array, size: int) -> UInt8Array:
+    """(N, H, W) or (N, H, W, C) to `size` × `size`: bicubic where that enlarges, by area where it shrinks."""
+    if pictures.shape[1:3] == (size, size):
+        return pictures
+    if not len(pictures):
+        return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
+    return np.stack([np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures])

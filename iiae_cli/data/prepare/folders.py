@@ -1,6 +1,7 @@
 """Your own pairs from folders of pictures.
 
-Layouts: `SOURCE/{train,valid,test}/{x,y}/NAME.ext` with equal stems, or `SOURCE/{x,y}/…`, divided by seeded fractions.
+Layouts: `SOURCE/{train,valid,test}/{x,y}/NAME.ext` (`val` is taken for `valid`) with equal stems, or
+`SOURCE/{x,y}/…`, divided by seeded fractions.
 Subfolders count as part of the stem, so `x/cats/1.png` pairs with `y/cats/1.jpg`.
 """
 
@@ -59,6 +60,8 @@ def read_pairs(
             f"folder {source} does not exist", "name a folder that holds x/ and y/, or train/x and train/y …"
         )
     named = {split: source / split for split in SPLITS if (source / split).is_dir()}
+    if "valid" not in named and named and (source / "val").is_dir():
+        named["valid"] = source / "val"
     skipped: list[str] = []
     if named:
         pairs = {split: _match(folder, skipped) for split, folder in named.items()}

@@ -41,6 +41,9 @@ def read_side_by_side(
                 skipped.append(str(error))
                 continue
             middle = picture.shape[1] // 2
+            if middle == 0:
+                skipped.append(f"{path}: is one pixel wide")
+                continue
             size = size or (picture.shape[0], middle)
             for side, half in zip(halves, (picture[:, :middle], picture[:, middle : 2 * middle]), strict=True):
                 side.append(_at(half, size))
