@@ -170,6 +170,13 @@ def train(
 ) -> None:
     """Train a model and leave a run directory.
 
+    \b
+    Presets:
+      digits-cdcb     embedded digits at 32x32, about a minute on a CPU
+      digits-edge     the same with outlines as y: raw pixels do not solve it
+      mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
+      mnist-cdcb      the paper's 256x256 networks and hyper-parameters; wants a GPU
+
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and ends
     in the same weights as one that was never stopped.

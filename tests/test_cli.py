@@ -18,6 +18,7 @@ from conftest import Program, Trained
 from PIL import Image
 
 from iiae_cli import __version__, runs
+from iiae_cli.config import preset_names
 from iiae_cli.errors import IiaeError
 
 COMMANDS = ("prepare", "train", "encode", "retrieve", "translate", "evaluate")
@@ -57,6 +58,11 @@ def test_help_of_every_command_has_examples_that_parse(iiae: Program, command: s
         for word in own:
             if word.startswith("-") and word != "-":
                 assert word.split("=")[0] in options, example
+
+
+def test_help_of_train_lists_every_preset(iiae: Program) -> None:
+    words = iiae("train", "--help").out.split()
+    assert set(preset_names()) <= set(words)
 
 
 def test_no_arguments_print_help(iiae: Program) -> None:

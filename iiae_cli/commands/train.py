@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -121,7 +122,10 @@ def show_config(resolved: Resolved, *, as_json: bool) -> None:
         console.print_json({"schema": "iiae.config/1", "values": values})
         return
     help_texts = key_help()
-    rows = [(key, value, source, help_texts.get(key, "")) for key, value, source in resolved.rows()]
+    rows = [
+        (key, value if isinstance(value, str) else json.dumps(value), source, help_texts.get(key, ""))
+        for key, value, source in resolved.rows()
+    ]
     console.print_table(["key", "value", "source", "meaning"], rows)
 
 
