@@ -59,7 +59,7 @@ def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(i
 
 def test_evaluate_in_a_pipe_is_tab_separated(iiae: Program, trained: Trained) -> None:
     lines = [line.split("\t") for line in iiae("evaluate", "--run", trained.run).out.splitlines()]
-    assert lines[0] == ["retrieval", "direction", "recall@1", "recall@5", "recall@10", "median_rank", "n"]
+    assert lines[0] == ["latent", "direction", "recall@1", "recall@5", "recall@10", "median_rank", "n"]
     assert [line[:2] for line in lines[1:]] == [
         [kind, way] for kind in ("shared", "exclusive", "baseline") for way in ("x_to_y", "y_to_x")
     ]

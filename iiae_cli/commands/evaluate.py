@@ -60,21 +60,28 @@ class EvaluateResult:
 
     def show(self) -> None:
         """Print for people and pipes."""
-        for task, title, columns in (
-            (
-                "retrieval",
-                "Retrieval: only the true pair is a hit",
-                ("recall@1", "recall@5", "recall@10", "median_rank", "n"),
-            ),
-            ("translation", "Translation guided by the true partner", ("l1", "n")),
-            ("disentanglement", "Colour read from latent means by ridge regression", ("r2",)),
-        ):
-            if task not in self.figures:
-                continue
-            rows = [(*names, *[values.get(c, "") for c in columns]) for names, values in _leaves(self.figures[task])]
-            depth = max((len(row) - len(columns) for row in rows), default=0)
+        for task, title, names, columns in _TABLES:
+            rows = [
+                (*path, *[row.get(column, "") for column in columns])
+                for path, row in _leaves(self.figures.get(task, {}))
+                if len(path) == len(names) and set(columns) <= set(row)
+            ]
             if rows:
-                console.print_table([task, "direction", "of"][:depth] + list(columns), rows, title=title)
+                console.print_table([*names, *columns], rows, title=title)
+
+
+# task, title, what names a row, its figures
+_TABLES = (
+    (
+        "retrieval",
+        "Retrieval: only the true pair is a hit",
+        ("latent", "direction"),
+        ("recall@1", "recall@5", "recall@10", "median_rank", "n"),
+    ),
+    ("translation", "Translation guided by the true partner", ("direction",), ("l1", "n")),
+    ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
+    ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
+)
 
 
 def _leaves(figures: dict[str, Any], names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
