@@ -143,6 +143,31 @@ def test_the_embedded_set_is_prepared_on_the_fly(iiae: Program) -> None:
     assert Path("data/digits-edge.h5").exists()
 
 
+def test_compile_compiles_the_networks_once_and_changes_no_weight(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(iiae, trained, "eager", steps=3).code == 0
+    compiled = []
+
+    def record(function: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", record)
+    assert train(iiae, trained, "compiled", "--compile", steps=3).code == 0
+    assert len(compiled) == 1
+    assert same_tensors(Path("eager/model.safetensors"), Path("compiled/model.safetensors"))
+
+
+def test_bf16_autocasts_the_networks_and_keeps_weights_in_fp32(iiae: Program, trained: Trained) -> None:
+    for precision in ("fp32", "bf16"):
+        assert train(iiae, trained, precision, "--precision", precision, steps=3).code == 0
+    full, half = (load_file(Path(name) / "model.safetensors") for name in ("fp32", "bf16"))
+    assert all(half[name].dtype == full[name].dtype for name in full)
+    assert any(not torch.equal(half[name], full[name]) for name in full)
+    assert all(torch.allclose(half[name].float(), full[name].float(), atol=0.05) for name in full)
+
+
 def test_epochs_follow_from_the_data(iiae: Program, trained: Trained) -> None:
     outcome = iiae(
         *(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
 
 
@@ -84,20 +84,20 @@ def fit(
         validate_every: steps between validations; the last step always validates.
         checkpoint_every: steps between checkpoints; the last step always saves one.
         bf16: autocast the networks to bfloat16; KLs and losses stay float32.
-        compile_step: compile the forward pass with torch.compile.
+        compile_step: compile the networks with torch.compile.
 
     Returns:
         Whether the end was reached, rather than a stop asked for.
     """
     device_type = next(model.parameters()).device.type
 
-    def forward(x: Tensor, y: Tensor, step: int) -> dict[str, Tensor]:
+    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            reconstructions = model.generate(model.sample(posteriors))
-        return objective(x, y, posteriors, reconstructions, step)
+            return posteriors, model.generate(model.sample(posteriors))
 
-    run_forward = torch.compile(forward) if compile_step else forward
+    # The objective stays outside: it depends on the step number, and each new number would compile again.
+    run_networks = torch.compile(networks) if compile_step else networks
     model.train()
     while state.step < total_steps:
         step = state.step
@@ -105,7 +105,8 @@ def fit(
         seed_step(seed, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
-        terms = run_forward(x, y, step)
+        posteriors, reconstructions = run_networks(x, y)
+        terms = objective(x, y, posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
