@@ -68,7 +68,7 @@ def write_errors(path: Path) -> Iterator[None]:
             free = shutil.disk_usage(_existing_parent(path)).free
             raise IiaeError(
                 f"no space left while writing {path} ({free / 2**20:.0f} MiB free); nothing was replaced",
-                "free some space or choose another place, then run the same command again",
+                "free some space or choose another place, then run the same command again (train: with --resume)",
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise IiaeError(f"no permission to write {path}", "choose a folder that you may write to") from error

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class RunDir:
             "versions": json.dumps(run_versions()),
         }
         with writing(self.model_file) as temporary:
-            save_file(state, temporary, metadata=header)
+            _save_tensors(state, temporary, header)
         return fingerprint
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -160,7 +161,7 @@ class RunDir:
             "progress": json.dumps(checkpoint.progress),
         }
         with writing(self.checkpoint_folder / f"step-{checkpoint.step:08d}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata=header)
+            _save_tensors(tensors, temporary, header)
         for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
@@ -228,6 +229,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    """Write a safetensors file; its library's I/O errors become the operating system's.
+
+    Raises:
+        OSError: the disk is full, and the like.
+    """
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def read_tensors(path: Path, schema: str, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:

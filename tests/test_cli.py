@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from conftest import Program, Trained
 from PIL import Image
+from safetensors import SafetensorError
 
 from iiae_cli import __version__, runs
 from iiae_cli.config import preset_names
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_what_was_there(iiae: Program, trained: Trained, monk
 
     def full(tensors: object, path: Path, metadata: object) -> None:
         safetensors.torch.save_file({}, path)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     model = runs.load_model(runs.RunDir(run))
     monkeypatch.setattr(runs, "save_file", full)

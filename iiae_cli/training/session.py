@@ -17,7 +17,7 @@ from iiae_cli.data.batches import PairOrder, to_inputs
 from iiae_cli.data.dataset import DataFile, DataInfo, Split
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
-from iiae_cli.files import writing
+from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
@@ -157,28 +157,29 @@ class Session:
         training = self.config.training
         self._stop = stop
         self._clock = (time.monotonic(), self.state.step)
-        self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.state.step)
-        try:
-            with console.progress("training", self.total_steps) as self._bar:
-                self._bar.start_at(self.state.step)
-                ended = fit(
-                    model=self.model,
-                    objective=build_objective(self.config),
-                    optimizer=self.optimizer,
-                    learning_rate=self.learning_rate,
-                    batch_at=self._batch,
-                    state=self.state,
-                    total_steps=self.total_steps,
-                    seed=training.seed,
-                    events=self,
-                    log_every=training.log_every,
-                    validate_every=self.validate_every,
-                    checkpoint_every=self.checkpoint_every,
-                    bf16=training.precision == "bf16",
-                    compile_step=training.compile,
-                )
-        finally:
-            self._writer.close()
+        with write_errors(self.run.path):  # TensorBoard's files are not written by this package
+            self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.state.step)
+            try:
+                with console.progress("training", self.total_steps) as self._bar:
+                    self._bar.start_at(self.state.step)
+                    ended = fit(
+                        model=self.model,
+                        objective=build_objective(self.config),
+                        optimizer=self.optimizer,
+                        learning_rate=self.learning_rate,
+                        batch_at=self._batch,
+                        state=self.state,
+                        total_steps=self.total_steps,
+                        seed=training.seed,
+                        events=self,
+                        log_every=training.log_every,
+                        validate_every=self.validate_every,
+                        checkpoint_every=self.checkpoint_every,
+                        bf16=training.precision == "bf16",
+                        compile_step=training.compile,
+                    )
+            finally:
+                self._writer.close()
         if self.memory.kept_step is None:
             if ended:
                 console.warn(
