@@ -69,7 +69,9 @@ def _global(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Say more on stderr: train's values and sources.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors on stderr.")] = False,
 ) -> None:
     """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).

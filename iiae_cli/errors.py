@@ -6,8 +6,6 @@ and an exit code. Anything else that is raised is a bug and keeps its traceback 
 
 from __future__ import annotations
 
-EXIT_OK = 0
-EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 75

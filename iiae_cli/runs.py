@@ -195,17 +195,9 @@ class RunDir:
         with write_errors(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
-
     def write_info(self, record: dict[str, Any]) -> None:
         """Write run.json."""
         write_text(self.info_file, json.dumps(record, indent=2) + "\n")
-
-    def read_info(self) -> dict[str, Any]:
-        """run.json, empty where there is none."""
-        return dict(json.loads(self.info_file.read_text())) if self.info_file.exists() else {}
 
     def link_latest(self) -> None:
         """Point `latest` beside this run at it, unless something that is no link stands there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from conftest import Program, Trained
 from PIL import Image
 from safetensors import SafetensorError
 
-from iiae_cli import __version__, runs
+from iiae_cli import __version__, cli, runs
 from iiae_cli.config import preset_names
 from iiae_cli.errors import IiaeError
 
@@ -133,6 +134,23 @@ def test_print_config_shows_values_and_their_sources(iiae: Program, monkeypatch:
     assert values["data.set"] == ("digits-edge", "preset digits-edge")
     assert values["model.shared"][1] == "preset digits-cdcb"
     assert values["optimizer.beta2"] == (0.999, "default")
+
+
+def test_verbose_and_quiet_change_stderr_alone(iiae: Program, trained: Trained) -> None:
+    small = ("train", "--preset", "digits-cdcb", "--data", trained.data, "--steps", 2, "--set", "model.widths=[4,8]")
+    small += ("--set", "model.decoder_widths=[8,4]", "--overwrite", "--json")
+    plain, loud, silent = iiae(*small), iiae("-v", *small), iiae("-q", *small)
+    assert "objective.lambda = 5.0 (preset digits-cdcb)" in loud.err
+    assert "objective.lambda" not in plain.err and "training pairs" in plain.err
+    assert all(line.startswith("warning: ") for line in silent.err.splitlines())
+    assert plain.json["fingerprint"] == loud.json["fingerprint"] == silent.json["fingerprint"]
+
+
+def test_waiting_threads_are_calmed_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy, expected in ((None, "5000"), ("ACTIVE", None)):
+        monkeypatch.setattr(os, "environ", {} if policy is None else {"OMP_WAIT_POLICY": policy})
+        cli._calm_threads()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iiae_cli.evaluation.metrics import mean_absolute_error, median_rank, recall_at_k
+from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 
 RANKS = np.array([1, 1, 2, 5, 6, 10, 11, 300])
 
@@ -21,14 +21,3 @@ def test_median_rank():
     assert median_rank(RANKS) == 5.5
     assert median_rank(np.array([9, 1, 4])) == 4.0
     assert isinstance(median_rank(RANKS), float) and isinstance(recall_at_k(RANKS, 1), float)
-
-
-def test_mean_absolute_error_runs_over_everything_in_the_units_given():
-    decoded = np.array([[[0.0, 1.0]], [[-1.0, 0.5]]], np.float32)
-    target = np.array([[[1.0, 1.0]], [[1.0, 0.0]]], np.float32)
-    assert mean_absolute_error(decoded, target) == pytest.approx((1 + 0 + 2 + 0.5) / 4)
-
-
-def test_mean_absolute_error_of_pictures_does_not_wrap_around():
-    dark, light = np.array([0, 200], np.uint8), np.array([255, 100], np.uint8)
-    assert mean_absolute_error(dark, light) == mean_absolute_error(light, dark) == (255 + 100) / 2

@@ -73,7 +73,7 @@ def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Pa
     with run.metrics_file.open("a") as file:
         file.write('{"step": 2, "lo')
     run.truncate_metrics(2)
-    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+    assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2]
 
 
 def test_config_survives_the_round_trip_through_yaml(tmp_path: Path) -> None:

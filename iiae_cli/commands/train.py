@@ -136,7 +136,11 @@ def run(options: TrainOptions) -> TrainResult:
         IiaeError: configuration, data or run directory do not allow it.
         Interrupted: a signal or the time limit came; everything is saved.
     """
-    config = resolve_config(options).config
+    resolved = resolve_config(options)
+    config = resolved.config
+    for key, value, source in resolved.rows():
+        if source != "default":
+            console.detail(f"{key} = {json.dumps(value)} ({source})")
     preset = Path(options.preset).stem
     device = choose_device(config.training.device)
     if config.training.threads:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +14,3 @@ def recall_at_k(ranks: NDArray[np.int64], k: int) -> float:
 def median_rank(ranks: NDArray[np.int64]) -> float:
     """Median of the partners' ranks (Q,), from 1."""
     return float(np.median(ranks))
-
-
-def mean_absolute_error(decoded: NDArray[Any], target: NDArray[Any]) -> float:
-    """L1: mean |decoded − target| over everything, in the units given."""
-    return float(np.mean(np.abs(decoded.astype(np.float64) - target.astype(np.float64))))

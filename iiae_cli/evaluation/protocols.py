@@ -89,6 +89,14 @@ def baseline_vectors(rows: NDArray[Any], side: int = 32) -> NDArray[np.float64]:
     return np.concatenate(blocks) if blocks else np.empty((0, side * side))
 
 
+def baseline_figures(split: Split, metric: Metric) -> dict[str, dict[str, float]] | None:
+    """`retrieval_figures` of the training-free baseline on aligned pairs; None where the domains' widths differ."""
+    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
+    if x.shape[1] != y.shape[1]:
+        return None
+    return retrieval_figures(x, y, "euclidean" if split.x.ndim == 4 else metric)
+
+
 def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric = "euclidean") -> dict[str, Any]:
     """Table 2's figures: by shared means, by exclusive means (its bracketed ablation), and the baseline's.
 
@@ -100,9 +108,9 @@ def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric = "euclid
     }
     if pairs.x.exclusive_mean is not None:
         figures["exclusive"] = retrieval_figures(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), metric)
-    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
-    if x.shape[1] == y.shape[1]:
-        figures["baseline"] = retrieval_figures(x, y, "euclidean" if split.x.ndim == 4 else metric)
+    baseline = baseline_figures(split, metric)
+    if baseline is not None:
+        figures["baseline"] = baseline
     return figures
 
 

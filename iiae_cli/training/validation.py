@@ -9,7 +9,7 @@ import numpy as np
 
 from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.protocols import (
-    baseline_vectors,
+    baseline_figures,
     encode_pairs,
     exclusive_kl,
     guided_translation,
@@ -70,10 +70,9 @@ def validate(
 
 def baseline_recall(split: Split, metric: Metric) -> tuple[float, float] | None:
     """Recall@1 of the training-free baseline on the same pairs; None where the domains' widths differ."""
-    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
-    if x.shape[1] != y.shape[1]:
+    figures = baseline_figures(split, metric)
+    if figures is None:
         return None
-    figures = retrieval_figures(x, y, "euclidean" if split.x.ndim == 4 else metric)
     return figures["x_to_y"]["recall@1"], figures["y_to_x"]["recall@1"]
 
 
