@@ -98,6 +98,7 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
             exclusive_dim=model.exclusive,
             exclusive_latents=exclusive_latents,
             shared_decoders=shared_decoders,
+            standardise=config.data.standardise != "none",
         )
     kept = choose_stages(model, size) - 1
     return image_iiae(

@@ -386,8 +386,14 @@ def evaluate(
     run: RunOption = None,
     data: Annotated[Path | None, typer.Option(help="Data file [the one that the run was trained on].")] = None,
     split: Annotated[SplitName, typer.Option(help="Split to measure on.")] = SplitName.test,
-    task: Annotated[TaskName, typer.Option(help="What to measure.")] = TaskName.retrieval,
+    task: Annotated[
+        TaskName | None,
+        typer.Option(help="What to measure [zero-shot where paired by class, else retrieval]."),
+    ] = None,
     metric: Annotated[MetricName | None, typer.Option(help="Distance between latents [the preset's].")] = None,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Measure although the backbone has seen test classes, and say so.")
+    ] = False,
     fail_under: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is below; repeatable.")
     ] = None,
@@ -409,8 +415,9 @@ def evaluate(
         run=run,
         data=data,
         split=split.value,
-        task=task.value,
+        task=None if task is None else task.value,
         metric=None if metric is None else metric.value,
+        allow_leak=allow_leak,
         fail_under=tuple(fail_under or ()),
         batch_size=batch_size,
         device=device,

@@ -74,6 +74,7 @@ class TaskName(StrEnum):
     """What to measure."""
 
     retrieval = "retrieval"
+    zero_shot = "zero-shot"
     translation = "translation"
     disentanglement = "disentanglement"
     all = "all"

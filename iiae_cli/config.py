@@ -37,7 +37,14 @@ class DataSection(Section):
         None, description="side in pixels that pictures are resized to per batch; none: the data file's own size"
     )
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="fraction of the training pairs held out for validation where the file has no valid split"
+        0.1,
+        description="fraction of the training pairs (of the classes, where the set is paired by class) held out for "
+        "validation where the file has no valid split",
+    )
+    standardise: Literal["none", "global", "each"] = Field(
+        "none",
+        description="features: subtract the training mean, then divide by one scale for all dimensions (global) or by "
+        "each dimension's own (each); the statistics are saved with the weights. none: the paper",
     )
 
 
@@ -111,7 +118,9 @@ class TrainingSection(Section):
 
     steps: PositiveInt | None = Field(None, description="optimiser steps in all; exclusive with epochs")
     epochs: PositiveInt | None = Field(None, description="passes over the training pairs; exclusive with steps")
-    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="pairs per step")
+    batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="pairs per step; none: 8, or one pair of every class where the set is paired by class"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial weights, order of pairs, noise and dropout")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; KLs stay in float32")

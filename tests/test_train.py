@@ -16,10 +16,11 @@ import torch
 from conftest import Outcome, Program, Trained
 from safetensors.torch import load_file
 
+from iiae_cli.training.data import hold_out
 from iiae_cli.training.loop import seed_step
 from iiae_cli.training.session import Session
 from iiae_cli.training.signals import StopFlag, stop_on_signals
-from iiae_cli.training.validation import Selection, Validation, hold_out, warnings_of
+from iiae_cli.training.validation import Selection, Validation
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
 TINY = [
@@ -254,12 +255,12 @@ def test_selection_last_keeps_everything() -> None:
 
 
 def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
-    assert warnings_of(validation((0.9, 0.9)), (0.5, 0.5)) == []
-    dying = warnings_of(validation((0.9, 0.9), kl=(9.0, 2.9)), (0.5, 0.5))
+    assert validation((0.9, 0.9)).warnings((0.5, 0.5)) == []
+    dying = validation((0.9, 0.9), kl=(9.0, 2.9)).warnings((0.5, 0.5))
     assert len(dying) == 1 and "exclusive latent of y" in dying[0] and "2.9" in dying[0]
-    below = warnings_of(validation((0.4, 0.9)), (0.5, 0.5))
+    below = validation((0.4, 0.9)).warnings((0.5, 0.5))
     assert len(below) == 1 and "x→y" in below[0] and "baseline" in below[0]
-    assert warnings_of(validation((0.99, 0.99)), (1.0, 1.0)) == []  # one miss in a hundred is noise
+    assert validation((0.99, 0.99)).warnings((1.0, 1.0)) == []  # one miss in a hundred is noise
 
 
 def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> None:
@@ -270,10 +271,10 @@ def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> Non
 
 
 def test_held_out_pairs_are_seeded_disjoint_and_complete() -> None:
-    train_rows, held = hold_out(1497, 0.1)
+    train_rows, held = hold_out(1497, 0.1, fewest=2)
     assert len(held) == 150
     assert sorted([*train_rows, *held]) == list(range(1497))
-    assert (hold_out(1497, 0.1)[1] == held).all()
+    assert (hold_out(1497, 0.1, fewest=2)[1] == held).all()
 
 
 def test_noise_of_a_step_depends_on_seed_and_step_alone() -> None:

@@ -33,7 +33,8 @@ from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.places import data_file
 from iiae_cli.runs import RunDir, load_model, run_origin
-from iiae_cli.training.session import Session, TrainingData, data_summary
+from iiae_cli.training.data import TrainingData
+from iiae_cli.training.session import Session
 from iiae_cli.training.signals import stop_on_signals
 
 # Values that change how fast a run goes but not where it ends; a resumed run may change them.
@@ -97,8 +98,10 @@ class TrainResult:
         """Print for people and pipes."""
         rows: list[tuple[str, object]] = [("run", self.run), ("steps", self.steps), ("kept step", self.kept_step)]
         if self.validation:
-            forward, back = self.validation["shared_recall"]
-            rows += [("validation Recall@1 x→y", forward), ("validation Recall@1 y→x", back)]
+            by_class = "shared_map" in self.validation
+            name, key = ("mAP@all", "shared_map") if by_class else ("Recall@1", "shared_recall")
+            forward, back = self.validation[key]
+            rows += [(f"validation {name} x→y", forward), (f"validation {name} y→x", back)]
         rows += [("seconds", round(self.seconds, 1)), ("fingerprint", self.fingerprint)]
         console.print_table(["", str(self.run)], rows, header=False)
 
@@ -152,7 +155,7 @@ def run(options: TrainOptions) -> TrainResult:
     resuming = _claim(directory, config, options)
     file = DataFile(path)
     data = TrainingData(file, config)
-    console.say(data_summary(file.info, data))
+    console.say(data.summary())
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
     session = Session(config, data, directory, device, origin, preset)
     if resuming:
@@ -267,7 +270,8 @@ def _announce(session: Session, device: torch.device, directory: RunDir) -> None
     )
     if session.baseline is not None:
         forward, back = session.baseline
-        console.say(f"training-free baseline on validation: Recall@1 {forward:.3f} / {back:.3f}")
+        name = "mAP@all" if session.data.by_class else "Recall@1"
+        console.say(f"training-free baseline on validation: {name} {forward:.3f} / {back:.3f}")
 
 
 def _write_gallery(directory: RunDir, file: DataFile, device: torch.device) -> str:

@@ -8,6 +8,10 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
 
+Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
+together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
+labels is read so too.
+
 Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
 """
 
@@ -16,7 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -78,13 +83,14 @@ class Split:
         """x and y rows of pairs (B,), each (B, …)."""
         if self.pairs is None:
             return self.x[indices], self.y[indices]
-        chosen = self.pairs[indices]
-        return self.x[chosen[:, 0]], self.y[chosen[:, 1]]
+        return self.rows_at(self.pairs[indices])
 
-    def take_pairs(self, indices: NDArray[np.int64]) -> Split:
-        """The split of these pairs alone, in this order."""
-        rows_x = indices if self.pairs is None else self.pairs[indices, 0]
-        rows_y = indices if self.pairs is None else self.pairs[indices, 1]
+    def rows_at(self, rows: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """x and y rows (B, …) named by row numbers of x and y (B, 2)."""
+        return self.x[rows[:, 0]], self.y[rows[:, 1]]
+
+    def take_rows(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
+        """The split of these rows alone, in this order; factors and pairs, which belong to pairs, are left out."""
         return Split(
             x=self.x[rows_x],
             y=self.y[rows_y],
@@ -92,8 +98,14 @@ class Split:
             y_ids=[self.y_ids[i] for i in rows_y],
             x_labels=None if self.x_labels is None else [self.x_labels[i] for i in rows_x],
             y_labels=None if self.y_labels is None else [self.y_labels[i] for i in rows_y],
-            factors={name: values[indices] for name, values in self.factors.items()},
         )
+
+    def take_pairs(self, indices: NDArray[np.int64]) -> Split:
+        """The split of these pairs alone, in this order."""
+        rows_x = indices if self.pairs is None else self.pairs[indices, 0]
+        rows_y = indices if self.pairs is None else self.pairs[indices, 1]
+        taken = self.take_rows(rows_x, rows_y)
+        return replace(taken, factors={name: values[indices] for name, values in self.factors.items()})
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class DataInfo:
         shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
         counts: rows of x per split.
         attributes: everything the file says of its making.
+        by_class: whether x and y belong together by class rather than one by one.
     """
 
     name: str
@@ -112,6 +125,7 @@ class DataInfo:
     shape_y: tuple[int, ...]
     counts: dict[str, int]
     attributes: dict[str, str]
+    by_class: bool = False
 
     @property
     def is_features(self) -> bool:
@@ -215,7 +229,16 @@ class DataFile:
                 shape_y=shapes["y"],
                 counts={s: len(file[s]["x"]) if s in file else 0 for s in SPLITS},
                 attributes={key: str(value) for key, value in file.attrs.items()},
+                by_class=self._by_class(file),
             )
+
+    def _by_class(self, file: h5py.File) -> bool:
+        groups = [file[split] for split in SPLITS if split in file]
+        unequal = any(len(group["x"]) != len(group["y"]) and "pairs" not in group for group in groups)
+        labelled = all(f"{domain}_labels" in group for group in groups for domain in ("x", "y"))
+        if file.attrs.get("alignment") == "class" and not labelled:
+            raise IiaeError(f"{self.path} pairs by class, but has rows without labels", self._remedy)
+        return labelled and (unequal or file.attrs.get("alignment") == "class")
 
     def _shape(self, file: h5py.File, domain: str) -> tuple[int, ...]:
         shapes = set()
@@ -309,6 +332,11 @@ def _free_memory() -> int:
     except OSError:
         pass  # not Linux
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def class_list_sha256(names: Iterable[str]) -> str:
+    """Hex digest of a set of classes: SHA-256 over the sorted names, one a line; results quote it with their split."""
+    return hashlib.sha256("\n".join(sorted({*names})).encode()).hexdigest()
 
 
 def sha256_of(*paths: Path) -> str:

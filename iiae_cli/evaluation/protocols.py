@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.metrics import median_rank, recall_at_k
+from iiae_cli.evaluation.zero_shot import rank_by_class
 from iiae_cli.inference.encoding import Encoded, encode_rows, inference
 from iiae_cli.inference.retrieval import Metric, partner_ranks
 from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
@@ -111,6 +113,57 @@ def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric = "euclid
     baseline = baseline_figures(split, metric)
     if baseline is not None:
         figures["baseline"] = baseline
+    return figures
+
+
+def class_retrieval(
+    x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Table 3's figures in both directions: relevance by class, cosine, the other domain's whole split as gallery.
+
+    Args:
+        x: (N, S).
+        y: (M, S).
+        x_labels: (N,) classes.
+        y_labels: (M,) classes.
+    """
+    return {
+        "x_to_y": rank_by_class(x, y, x_labels, y_labels).figures(),
+        "y_to_x": rank_by_class(y, x, y_labels, x_labels).figures(),
+    }
+
+
+def class_baselines(train: Split, split: Split) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures that need no training: `raw` rows as they are, `centred` each domain on its mean over `train`.
+
+    Empty where the domains' widths differ. Pictures are compared as `baseline_vectors` gives them, `raw` only.
+    """
+    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
+    labels = split.x_labels or [], split.y_labels or []
+    if x.shape[1] != y.shape[1]:
+        return {}
+    figures = {"raw": class_retrieval(x, y, *labels)}
+    if split.x.ndim == 2 and len(train.x) and len(train.y):
+        means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x, train.y))
+        figures["centred"] = class_retrieval(x - next(means), y - next(means), *labels)
+    return figures
+
+
+def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
+    """Table 3 by shared means, beside the exclusive means and the training-free baselines.
+
+    Args:
+        pairs: latents of `split`.
+        train: the training split of the same file, for the centred baseline.
+        split: with labels in both domains.
+    """
+    labels = split.x_labels or [], split.y_labels or []
+    figures: dict[str, Any] = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), *labels)
+    if pairs.x.exclusive_mean is not None:
+        exclusive = class_retrieval(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), *labels)
+        figures["exclusive"] = exclusive
+    for name, baseline in class_baselines(train, split).items():
+        figures[f"baseline_{name}"] = baseline
     return figures
 
 

@@ -69,11 +69,41 @@ class Reconstructions:
     shared_only_y: Tensor | None = None
 
 
+class Standardise(nn.Module):
+    """Features (B, F) to zero mean and unit scale by statistics of the training rows, and back.
+
+    Beyond the paper, whose networks read features as they are. The statistics are buffers, so they are saved with the
+    weights; they say nothing (mean 0, scale 1) until `set` is called.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def set(self, mean: Tensor, scale: Tensor) -> None:
+        """Take statistics: mean (F,) and scale (F,), all of it positive."""
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """What the networks read."""
+        return (features - self.mean) / self.scale
+
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """Back in the data's own units."""
+        return standardised * self.scale + self.mean
+
+
 @dataclass
 class DomainNetworks:
     """The networks of one domain.
 
     Attributes:
+        standardise: what inputs pass before every network; None leaves them as they are.
         exclusive: q(z^x|x), heads (B, 2E); None where the objective has no exclusive latents.
         features: FE, read by both r and the joint encoder.
         shared: r(z^s|·) on FE's output, heads (B, 2S…).
@@ -86,6 +116,7 @@ class DomainNetworks:
     shared: nn.Module
     decoder: nn.Module
     shared_decoder: nn.Module | None = None
+    standardise: Standardise | None = None
 
 
 class IIAE(nn.Module):
@@ -114,6 +145,7 @@ class IIAE(nn.Module):
         self.shared_x, self.shared_y = x.shared, y.shared
         self.decoder_x, self.decoder_y = x.decoder, y.decoder
         self.shared_decoder_x, self.shared_decoder_y = x.shared_decoder, y.shared_decoder
+        self.standardise_x, self.standardise_y = x.standardise, y.standardise
         self.joint_shared = joint_shared
         self.shared_shape = shared_shape
         self.exclusive_dim = exclusive_dim
@@ -123,8 +155,17 @@ class IIAE(nn.Module):
         part: nn.Module | None = getattr(self, f"{name}_{domain}")
         return part
 
+    def _read(self, domain: Domain, inputs: Tensor) -> Tensor:
+        standardise = self._part("standardise", domain)
+        return inputs if standardise is None else standardise(inputs)
+
+    def targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both inputs in the units that `generate` answers in, for the objective to compare."""
+        return self._read("x", x), self._read("y", y)
+
     def infer(self, x: Tensor, y: Tensor) -> Posteriors:
         """All posteriors of a batch of pairs, x (B, …) and y (B, …); each FE runs once."""
+        x, y = self.targets(x, y)
         features_x, features_y = self.features_x(x), self.features_y(y)
         return Posteriors(
             exclusive_x=None if self.exclusive_x is None else DiagonalGaussian.from_heads(self.exclusive_x(x)),
@@ -145,10 +186,10 @@ class IIAE(nn.Module):
         )
 
     def generate(self, latents: Latents) -> Reconstructions:
-        """Decode a batch of latents into both domains."""
+        """Decode a batch of latents into both domains, in the units of `targets`."""
         return Reconstructions(
-            x=self.decode("x", latents.shared, latents.exclusive_x),
-            y=self.decode("y", latents.shared, latents.exclusive_y),
+            x=self.decoder_x(latents.shared, latents.exclusive_x),
+            y=self.decoder_y(latents.shared, latents.exclusive_y),
             shared_only_x=None if self.shared_decoder_x is None else self.shared_decoder_x(latents.shared, None),
             shared_only_y=None if self.shared_decoder_y is None else self.shared_decoder_y(latents.shared, None),
         )
@@ -158,7 +199,7 @@ class IIAE(nn.Module):
         features = self._part("features", domain)
         head = self._part("shared", domain)
         assert features is not None and head is not None
-        return DiagonalGaussian.from_heads(head(features(inputs)))
+        return DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """q(z^x|x) or q(z^y|y).
@@ -169,14 +210,15 @@ class IIAE(nn.Module):
         encoder = self._part("exclusive", domain)
         if encoder is None:
             raise ValueError("this model was trained without exclusive latents")
-        return DiagonalGaussian.from_heads(encoder(inputs))
+        return DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S)."""
         decoder = self._part("decoder", domain)
         assert decoder is not None
         decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
-        return decoded
+        standardise = getattr(self, f"standardise_{domain}")
+        return decoded if standardise is None else standardise.inverse(decoded)
 
 
 def image_iiae(
@@ -280,8 +322,12 @@ def feature_iiae(
     exclusive_dim: int = 64,
     exclusive_latents: bool = True,
     shared_decoders: bool = False,
+    standardise: bool = False,
 ) -> IIAE:
-    """An IIAE on feature vectors (paper, appendix D.2); the defaults are the paper's for 512-d VGG features."""
+    """An IIAE on feature vectors (paper, appendix D.2); the defaults are the paper's for 512-d VGG features.
+
+    `standardise` puts a `Standardise` before every network of a domain; its statistics are the caller's to set.
+    """
 
     def domain(width: int) -> DomainNetworks:
         def decoder(exclusive: int) -> FeatureDecoder:
@@ -293,6 +339,7 @@ def feature_iiae(
             shared=flat_shared_head(feature_width, shared_hidden, shared_dim),
             decoder=decoder(exclusive_dim if exclusive_latents else 0),
             shared_decoder=decoder(0) if shared_decoders else None,
+            standardise=Standardise(width) if standardise else None,
         )
 
     return IIAE(

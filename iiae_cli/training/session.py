@@ -13,16 +13,24 @@ import torch
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
 from iiae_cli.config import Config
-from iiae_cli.data.batches import PairOrder, to_inputs
-from iiae_cli.data.dataset import DataFile, DataInfo, Split
+from iiae_cli.data.batches import to_inputs
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
+from iiae_cli.training.data import TrainingData, set_statistics
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import StopFlag
-from iiae_cli.training.validation import Selection, Validation, baseline_recall, hold_out, validate, warnings_of
+from iiae_cli.training.validation import (
+    ClassValidation,
+    Selection,
+    Validation,
+    baseline_map,
+    baseline_recall,
+    validate,
+    validate_classes,
+)
 
 
 @dataclass
@@ -42,50 +50,6 @@ class Progress:
     warnings: list[str] = field(default_factory=list)
 
 
-class TrainingData:
-    """Training pairs and aligned validation pairs of a data file, as the configuration divides them."""
-
-    def __init__(self, file: DataFile, config: Config) -> None:
-        self.info = file.info
-        self.train = file.split("train")
-        if self.train.pair_count == 0:
-            raise IiaeError(
-                f"{file.path} has no training pairs", "prepare the set without --limit 0, or name another file"
-            )
-        if self.train.pairs is None and len(self.train.x) != len(self.train.y):
-            raise IiaeError(
-                f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
-                "make a paired data set: iiae prepare pairs SOURCE",
-            )
-        self.train_pairs: np.ndarray[Any, np.dtype[np.int64]] | None = None  # None: all of them
-        self.validation: Split | None = None
-        most = config.selection.validation_pairs
-        if config.selection.validate_on == "train":
-            self.validation = self._some(self.train, np.arange(self.train.pair_count), most)
-            return
-        valid = file.split("valid")
-        if valid.pair_count:
-            self.validation = self._some(valid, np.arange(valid.pair_count), most)
-        elif config.data.holdout and self.train.pair_count >= 4:
-            self.train_pairs, held = hold_out(self.train.pair_count, config.data.holdout)
-            self.validation = self._some(self.train, held, most)
-
-    @staticmethod
-    def _some(split: Split, candidates: np.ndarray[Any, np.dtype[np.int64]], most: int) -> Split:
-        if len(candidates) > most:
-            candidates = np.sort(np.random.default_rng(0).permutation(candidates)[:most])
-        return split.take_pairs(candidates)
-
-    @property
-    def count(self) -> int:
-        """Training pairs."""
-        return self.train.pair_count if self.train_pairs is None else len(self.train_pairs)
-
-    def rows(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Any, Any]:
-        """x and y rows of training pairs."""
-        return self.train.pair_rows(indices if self.train_pairs is None else self.train_pairs[indices])
-
-
 class Session:
     """Everything of one run; implements the loop's `Events`."""
 
@@ -101,13 +65,10 @@ class Session:
         training = config.training
         self.size = picture_size(config, data.info)
         torch.manual_seed(training.seed)
-        self.model = place(build_model(config, data.info), device)
-        try:
-            self.order = PairOrder(data.count, training.batch_size, training.seed)
-        except ValueError as error:
-            raise IiaeError(
-                str(error), f"pass --batch-size {max(2, data.count // 4)}, or prepare more pairs"
-            ) from error
+        model = build_model(config, data.info)
+        set_statistics(model, data, config.data.standardise)
+        self.model = place(model, device)
+        self.order = data.order(training.batch_size, training.seed)
         per_epoch = self.order.steps_per_epoch
         self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
@@ -120,8 +81,14 @@ class Session:
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
-        self.baseline = None if data.validation is None else baseline_recall(data.validation, config.evaluation.metric)
-        self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
+        self.baseline = None
+        if data.validation is not None:
+            self.baseline = (
+                baseline_map(data.train, data.validation)
+                if data.by_class
+                else baseline_recall(data.validation, config.evaluation.metric)
+            )
+        self._grid_pairs = None if data.by_class else first_pairs(data.validation or data.train, training.samples)
         self._bar: console.Progress | None = None
         self._writer: Any = None
         self._stop: StopFlag | None = None
@@ -228,15 +195,14 @@ class Session:
 
     def validate(self, step: int) -> None:
         """Measure, decide whether to keep the weights, draw the sample grid."""
-        validation = None
-        if self.data.validation is not None:
-            validation = validate(
-                self.model,
-                self.data.validation,
-                size=self.size,
-                device=self.device,
-                metric=self.config.evaluation.metric,
-            )
+        validation: Validation | ClassValidation | None = None
+        held_out = self.data.validation
+        if held_out is not None:
+            if self.data.by_class:
+                validation = validate_classes(self.model, held_out, size=self.size, device=self.device)
+            else:
+                metric = self.config.evaluation.metric
+                validation = validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
             self._log_validation(step, validation)
         if self.selection.accepts(validation, step / self.order.steps_per_epoch):
             self._keep(validation)
@@ -259,27 +225,14 @@ class Session:
         """Whether a signal or the time limit asks to stop."""
         return self._stop is not None and self._stop.raised()
 
-    def _log_validation(self, step: int, validation: Validation) -> None:
-        self.memory.warnings = warnings_of(validation, self.baseline)
+    def _log_validation(self, step: int, validation: Validation | ClassValidation) -> None:
+        self.memory.warnings = validation.warnings(self.baseline)
         self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
-        forward, back = validation.shared_recall
-        scalars = {
-            "recall_x_to_y": forward,
-            "recall_y_to_x": back,
-            "l1_x_to_y": validation.guided_l1[0],
-            "l1_y_to_x": validation.guided_l1[1],
-        }
-        for domain, nats in zip("xy", validation.exclusive_kl or (), strict=False):
-            scalars[f"kl_exclusive_{domain}"] = nats
-        for name, value in scalars.items():
+        for name, value in validation.scalars().items():
             self._writer.add_scalar(f"validation/{name}", value, step)
-        nats_text = "".join(f", KL(z^{d}) {n:.1f}" for d, n in zip("xy", validation.exclusive_kl or (), strict=False))
-        console.say(
-            f"step {step}: validation Recall@1 {forward:.3f} / {back:.3f} of {validation.pairs}, "
-            f"guided L1 {validation.guided_l1[0]:.3f} / {validation.guided_l1[1]:.3f}{nats_text}"
-        )
+        console.say(f"step {step}: validation {validation.summary()}")
 
-    def _keep(self, validation: Validation | None) -> None:
+    def _keep(self, validation: Validation | ClassValidation | None) -> None:
         self.memory.kept_step = self.state.step
         self.memory.kept = None if validation is None else validation.record()
         details = {
@@ -288,11 +241,12 @@ class Session:
             "epoch": self.state.step / self.order.steps_per_epoch,
             "validation": self.memory.kept,
             "data": self.origin.get("data"),
+            "train_classes": self.data.classes if self.data.by_class else None,
         }
         self.run.save_model(self.model, self.config, self.data.info, details)
 
     def _draw_samples(self, step: int) -> None:
-        if self.size is None or not self.config.training.samples or not self._grid_pairs.pair_count:
+        if self.size is None or self._grid_pairs is None or not self._grid_pairs.pair_count:
             return
         grid = sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
@@ -300,10 +254,3 @@ class Session:
         with writing(self.run.samples_folder / f"step-{step:08d}.png") as temporary:
             grid.save(temporary, format="PNG")
         self._writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
-
-
-def data_summary(info: DataInfo, data: TrainingData) -> str:
-    """One line that says what is learned from."""
-    shapes = [" x ".join(map(str, shape)) for shape in (info.shape_x, info.shape_y)]
-    held = "none" if data.validation is None else str(len(data.validation.x))
-    return f"{info.name}: {data.count} training pairs, {held} for validation; x {shapes[0]}, y {shapes[1]}"

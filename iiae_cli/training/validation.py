@@ -1,15 +1,19 @@
-"""Validation on held-out pairs, which weights are kept, and what to warn of."""
+"""Validation on held-out rows, which weights are kept, and what to warn of.
+
+Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by class by mAP@all of
+held-out classes. Both kinds of validation answer the same four questions: score, scalars, summary, warnings.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.protocols import (
     baseline_figures,
+    class_baselines,
+    class_retrieval,
     encode_pairs,
     exclusive_kl,
     guided_translation,
@@ -43,6 +47,108 @@ class Validation:
         """As plain values for metrics.jsonl."""
         return asdict(self)
 
+    @property
+    def score(self) -> float:
+        """What the selection compares: the sum of both directions' shared Recall@1."""
+        return sum(self.shared_recall)
+
+    def scalars(self) -> dict[str, float]:
+        """For TensorBoard."""
+        names = ("recall_x_to_y", "recall_y_to_x", "l1_x_to_y", "l1_y_to_x")
+        scalars = dict(zip(names, (*self.shared_recall, *self.guided_l1), strict=True))
+        return scalars | _kl_scalars(self.exclusive_kl)
+
+    def summary(self) -> str:
+        """One line for people."""
+        forward, back = self.shared_recall
+        translated = f"guided L1 {self.guided_l1[0]:.3f} / {self.guided_l1[1]:.3f}"
+        return f"Recall@1 {forward:.3f} / {back:.3f} of {self.pairs}, {translated}{_kl_summary(self.exclusive_kl)}"
+
+    def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
+        """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
+
+        Recall counts as below where the difference is more than two standard errors of so many pairs.
+        """
+        warnings = _dead_latents(self.exclusive_kl)
+        for direction, recall, raw in zip(_ARROWS, self.shared_recall, baseline or (), strict=False):
+            noise = (recall * (1.0 - recall) / self.pairs) ** 0.5
+            if recall + 2.0 * noise < raw:
+                warnings.append(
+                    f"shared retrieval {direction} is below the training-free baseline on validation: Recall@1 "
+                    f"{recall:.3f} against {raw:.3f}. Train longer, or try a larger objective.reconstruction_weight"
+                )
+        return warnings
+
+
+@dataclass(frozen=True)
+class ClassValidation:
+    """Figures of one validation on held-out classes; every pair of values is (x→y, y→x) or (x, y).
+
+    Attributes:
+        shared_map: mAP@all by shared means, cosine.
+        exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without exclusive latents.
+        classes: how many were compared.
+        rows: of x and of y.
+    """
+
+    shared_map: tuple[float, float]
+    exclusive_kl: tuple[float, float] | None
+    classes: int
+    rows: tuple[int, int]
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for metrics.jsonl."""
+        return asdict(self)
+
+    @property
+    def score(self) -> float:
+        """What the selection compares: the sum of both directions' shared mAP@all."""
+        return sum(self.shared_map)
+
+    def scalars(self) -> dict[str, float]:
+        """For TensorBoard."""
+        scalars = {"map_x_to_y": self.shared_map[0], "map_y_to_x": self.shared_map[1]}
+        return scalars | _kl_scalars(self.exclusive_kl)
+
+    def summary(self) -> str:
+        """One line for people."""
+        forward, back = self.shared_map
+        return f"mAP@all {forward:.3f} / {back:.3f} of {self.classes} classes{_kl_summary(self.exclusive_kl)}"
+
+    def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
+        """As `Validation.warnings`; the baseline is the raw features' mAP@all, centred on the training mean."""
+        warnings = _dead_latents(self.exclusive_kl)
+        for direction, figure, raw in zip(_ARROWS, self.shared_map, baseline or (), strict=False):
+            if figure < raw:
+                warnings.append(
+                    f"shared retrieval {direction} is below the training-free baseline on validation: mAP@all "
+                    f"{figure:.3f} against {raw:.3f} of the centred features. A model of features stays collapsed for "
+                    "long where objective.reconstruction_weight is small: train longer, raise it a hundredfold, or use "
+                    "--preset features"
+                )
+        return warnings
+
+
+_ARROWS = ("x→y", "y→x")
+
+
+def _kl_scalars(nats: tuple[float, float] | None) -> dict[str, float]:
+    return {f"kl_exclusive_{domain}": value for domain, value in zip("xy", nats or (), strict=False)}
+
+
+def _kl_summary(nats: tuple[float, float] | None) -> str:
+    return "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in zip("xy", nats or (), strict=False))
+
+
+def _dead_latents(nats: tuple[float, float] | None) -> list[str]:
+    return [
+        f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
+        "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
+        "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
+        for domain, value in zip("xy", nats or (), strict=False)
+        if value < DEAD_LATENT_NATS
+    ]
+
 
 def validate(
     model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any, metric: Metric, batch_size: int = 256
@@ -68,6 +174,28 @@ def validate(
     )
 
 
+def validate_classes(model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any) -> ClassValidation:
+    """Measure a model on rows of held-out classes."""
+    pairs = encode_pairs(model, split, size=size, device=device)
+    labels_x, labels_y = split.x_labels or [], split.y_labels or []
+    figures = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
+    kl = exclusive_kl(pairs)
+    return ClassValidation(
+        shared_map=(figures["x_to_y"]["map@all"], figures["y_to_x"]["map@all"]),
+        exclusive_kl=(kl["x"], kl["y"]) if kl else None,
+        classes=len({*labels_x} & {*labels_y}),
+        rows=(len(split.x), len(split.y)),
+    )
+
+
+def baseline_map(train: Split, split: Split) -> tuple[float, float] | None:
+    """mAP@all of the raw rows, centred on the training mean; None where the domains' widths differ."""
+    figures = class_baselines(train, split)
+    if "centred" not in figures:
+        return None
+    return figures["centred"]["x_to_y"]["map@all"], figures["centred"]["y_to_x"]["map@all"]
+
+
 def baseline_recall(split: Split, metric: Metric) -> tuple[float, float] | None:
     """Recall@1 of the training-free baseline on the same pairs; None where the domains' widths differ."""
     figures = baseline_figures(split, metric)
@@ -81,8 +209,9 @@ class Selection:
     """Decides which weights are kept.
 
     Args:
-        rule: `recall`: highest sum of both directions' shared Recall@1, the later of equals. `paper`: the same among
-            validations with at most one exclusive hit per direction. `last`: always the newest.
+        rule: `recall`: highest sum of both directions' shared Recall@1 (mAP@all where rows are paired by class), the
+            later of equals. `paper`: the same among validations with at most one exclusive hit per direction. `last`:
+            always the newest.
         first_epoch: epochs that must be complete before weights may be kept.
         best: highest sum so far.
     """
@@ -91,7 +220,7 @@ class Selection:
     first_epoch: int = 0
     best: float | None = None
 
-    def accepts(self, validation: Validation | None, epochs_done: float) -> bool:
+    def accepts(self, validation: Validation | ClassValidation | None, epochs_done: float) -> bool:
         """Whether the weights just validated are to be kept; remembers their score when they are.
 
         `validation` may be None only under `last`.
@@ -101,40 +230,11 @@ class Selection:
         assert validation is not None
         if epochs_done < self.first_epoch:
             return False
-        if self.rule == "paper" and validation.exclusive_hits is not None and max(validation.exclusive_hits) > 1:
+        hits = getattr(validation, "exclusive_hits", None)
+        if self.rule == "paper" and hits is not None and max(hits) > 1:
             return False
-        score = sum(validation.shared_recall)
+        score = validation.score
         if self.best is not None and score < self.best:
             return False
         self.best = score
         return True
-
-
-def warnings_of(validation: Validation, baseline: tuple[float, float] | None) -> list[str]:
-    """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
-
-    Recall counts as below where the difference is more than two standard errors of so many validation pairs.
-    """
-    warnings = []
-    for domain, nats in zip("xy", validation.exclusive_kl or (), strict=False):
-        if nats < DEAD_LATENT_NATS:
-            warnings.append(
-                f"the exclusive latent of {domain} is dying: KL {nats:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
-                "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
-                "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
-            )
-    for direction, recall, raw in zip(("x→y", "y→x"), validation.shared_recall, baseline or (), strict=False):
-        noise = (recall * (1.0 - recall) / validation.pairs) ** 0.5
-        if recall + 2.0 * noise < raw:
-            warnings.append(
-                f"shared retrieval {direction} is below the training-free baseline on validation: Recall@1 "
-                f"{recall:.3f} against {raw:.3f}. Train longer, or try a larger objective.reconstruction_weight"
-            )
-    return warnings
-
-
-def hold_out(pair_count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Split pairs 0…N−1 into (training, validation) indices, both ascending; at least two pairs validate."""
-    held = max(2, round(pair_count * fraction))
-    order = np.random.default_rng((seed, pair_count)).permutation(pair_count)
-    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,165 @@
+"""What a run learns from: training rows, their order, and what is held out for validation."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from iiae_cli.config import Config
+from iiae_cli.data.batches import ClassOrder, PairOrder
+from iiae_cli.data.dataset import DataFile, Rows, Split
+from iiae_cli.errors import IiaeError
+from iiae_cli.model.iiae import DOMAINS, IIAE
+
+Indices: TypeAlias = NDArray[np.int64]
+
+PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
+FEWEST_CLASSES = 8  # with fewer no class is held out
+SMALLEST_SCALE = 0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
+
+
+class TrainingData:
+    """The training and validation rows of a data file, as the configuration divides them.
+
+    Sets that are paired one by one hold out pairs; sets that are paired by class hold out whole classes, so that
+    validation asks what zero-shot evaluation will ask.
+
+    Attributes:
+        info: of the data file.
+        train: rows to train on (all of the split where pairs are held out; `order` leaves those out).
+        validation: aligned pairs, or rows of held-out classes; None where nothing is held out.
+
+    Raises:
+        IiaeError: nothing to train on, or rows that are paired neither one by one nor by class.
+    """
+
+    def __init__(self, file: DataFile, config: Config) -> None:
+        self.info = file.info
+        self.by_class = file.info.by_class
+        self.train = file.split("train")
+        if self.train.pair_count == 0 or not len(self.train.y):
+            raise IiaeError(f"{file.path} has no training rows", "prepare the set again, or name another file")
+        if not self.by_class and self.train.pairs is None and len(self.train.x) != len(self.train.y):
+            raise IiaeError(
+                f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
+                "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes SOURCE)",
+            )
+        self._kept: Indices | None = None  # pairs to train on; None: all of them
+        self.validation: Split | None = None
+        most, valid = config.selection.validation_pairs, file.split("valid")
+        if self.by_class:
+            self._hold_out_classes(config, valid)
+        elif config.selection.validate_on == "train":
+            self.validation = _some_pairs(self.train, np.arange(self.train.pair_count), most)
+        elif valid.pair_count:
+            self.validation = _some_pairs(valid, np.arange(valid.pair_count), most)
+        elif config.data.holdout and self.train.pair_count >= 4:
+            self._kept, held = hold_out(self.train.pair_count, config.data.holdout, fewest=2)
+            self.validation = _some_pairs(self.train, held, most)
+
+    def _hold_out_classes(self, config: Config, valid: Split) -> None:
+        most = config.selection.validation_pairs
+        if config.selection.validate_on == "train":
+            self.validation = _some_rows(self.train, most)
+            return
+        if len(valid.x) and len(valid.y):
+            self.validation = _some_rows(valid, most)
+            return
+        labels_x, labels_y = _labels(self.train)
+        classes = np.intersect1d(labels_x, labels_y)
+        if config.data.holdout and len(classes) >= FEWEST_CLASSES:
+            _, held = hold_out(len(classes), config.data.holdout, fewest=2)
+            in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
+            self.validation = _some_rows(self.train.take_rows(np.flatnonzero(in_x), np.flatnonzero(in_y)), most)
+            self.train = self.train.take_rows(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+
+    @property
+    def count(self) -> int:
+        """Training pairs; rows of x where the set is paired by class."""
+        return self.train.pair_count if self._kept is None else len(self._kept)
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes that both domains have training rows of."""
+        labels_x, labels_y = _labels(self.train)
+        return sorted({*labels_x} & {*labels_y})
+
+    def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
+        """What each step reads.
+
+        Raises:
+            IiaeError: fewer pairs than a batch, or fewer than two classes.
+        """
+        try:
+            if self.by_class:
+                return ClassOrder(*_labels(self.train), batch_size, seed)
+            return PairOrder(self.count, batch_size or PAIRED_BATCH, seed)
+        except ValueError as error:
+            hint = f"pass --batch-size {max(2, self.count // 4)}, or prepare more pairs"
+            if self.by_class:
+                hint = "give both domains pictures of the same classes"
+            raise IiaeError(str(error), hint) from error
+
+    def rows(self, indices: Indices) -> tuple[Rows, Rows]:
+        """x and y rows of what `order` names: pairs (B,), or rows of x and y (B, 2)."""
+        if self.by_class:
+            return self.train.rows_at(indices)
+        return self.train.pair_rows(indices if self._kept is None else self._kept[indices])
+
+    def summary(self) -> str:
+        """One line that says what is learned from."""
+        shapes = [" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y)]
+        held = self.validation
+        if not self.by_class:
+            counts = f"{self.count} training pairs, {0 if held is None else len(held.x)} for validation"
+        else:
+            counts = f"{_sizes(self.train)} to train on, {'none' if held is None else _sizes(held)} for validation"
+        return f"{self.info.name}: {counts}; x {shapes[0]}, y {shapes[1]}"
+
+
+def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tuple[Indices, Indices]:
+    """Divide 0…N−1 into (training, validation) indices, both ascending; at least `fewest` validate."""
+    held = max(fewest, round(count * fraction))
+    order = np.random.default_rng((seed, count)).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def set_statistics(model: IIAE, data: TrainingData, mode: str) -> None:
+    """Give a model that standardises the statistics of the training rows; `mode` is `data.standardise`.
+
+    `global` divides by the root mean square deviation over all dimensions, `each` by every dimension's own, but by no
+    less than a twentieth of the former.
+    """
+    for domain in DOMAINS:
+        standardise = getattr(model, f"standardise_{domain}")
+        if standardise is None:
+            continue
+        rows = np.asarray(data.train.rows(domain), dtype=np.float64)
+        deviation = rows.std(axis=0)
+        overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
+        scale = np.maximum(deviation, SMALLEST_SCALE * overall) if mode == "each" else np.full(rows.shape[1], overall)
+        standardise.set(torch.from_numpy(rows.mean(axis=0)), torch.from_numpy(scale))
+
+
+def _labels(split: Split) -> tuple[list[str], list[str]]:
+    return split.x_labels or [], split.y_labels or []
+
+
+def _sizes(split: Split) -> str:
+    classes = len({*(split.x_labels or [])} & {*(split.y_labels or [])})
+    return f"{classes} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
+
+
+def _some(count: int, most: int) -> Indices:
+    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def _some_pairs(split: Split, candidates: NDArray[Any], most: int) -> Split:
+    return split.take_pairs(candidates[_some(len(candidates), most)])
+
+
+def _some_rows(split: Split, most: int) -> Split:
+    return split.take_rows(_some(len(split.x), most), _some(len(split.y), most))
