@@ -12,6 +12,7 @@ from iiae_cli import console
 from iiae_cli.builders import choose_device
 from iiae_cli.data.dataset import DataFile, Split
 from iiae_cli.errors import IiaeError
+from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.protocols import (
     colour_factors,
     encode_pairs,
@@ -102,6 +103,7 @@ def run(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         IiaeError: no run, no data, data of another shape, an empty split, an unknown `--fail-under` key.
     """
+    gates = parse_gates(options.fail_under)
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
@@ -142,8 +144,7 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         "l1_scale": "pixels in [-1, 1]" if loaded.size is not None else "features",
         "baseline": "z-scored grey pixels at 32x32, correlation" if loaded.size is not None else "raw features",
     }
-    failures = [line for text in options.fail_under if (line := _check(text, figures)) is not None]
-    return EvaluateResult(figures, protocol, failures)
+    return EvaluateResult(figures, protocol, failed_gates(gates, figures))
 
 
 def _data_path(option: Path | None, loaded: LoadedModel) -> Path:
@@ -169,28 +170,3 @@ def _aligned(file: DataFile, name: str) -> Split:
     if len(split.x) != len(split.y):
         raise IiaeError(f"split '{name}' of {file.path} is not paired", "paired retrieval needs partners")
     return split
-
-
-def _check(text: str, figures: dict[str, Any]) -> str | None:
-    """A line saying that a figure lies below its gate, or None. `KEY` is dotted: retrieval.shared.x_to_y.recall@1.
-
-    Raises:
-        IiaeError: no such figure, or no number.
-    """
-    key, equals, bound_text = text.partition("=")
-    try:
-        bound = float(bound_text)
-    except ValueError:
-        equals = ""
-        bound = 0.0
-    if not equals:
-        raise IiaeError(
-            f"--fail-under {text} is not KEY=VALUE", "write --fail-under retrieval.shared.x_to_y.recall@1=0.9"
-        )
-    value: Any = figures
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not isinstance(value, int | float):
-        leaves = [".".join((*names, column)) for names, row in _leaves(figures) for column in row]
-        raise IiaeError(f"there is no figure '{key}'", f"figures: {', '.join(leaves)}")
-    return None if value >= bound else f"{key} is {value:.6g}, below {bound:.6g}"
