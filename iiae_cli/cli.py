@@ -22,6 +22,7 @@ from iiae_cli.cli_options import (
     JsonFlag,
     LatentName,
     LatentsName,
+    LpipsName,
     MetricName,
     NulFlag,
     OverwriteFlag,
@@ -395,17 +396,30 @@ def evaluate(
         bool, typer.Option("--allow-leak", help="Measure although the backbone has seen test classes, and say so.")
     ] = False,
     fail_under: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is below; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is worse (an error: above); repeatable."),
     ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="translation: sampled outputs per input.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    lpips: Annotated[LpipsName, typer.Option(help="translation: LPIPS by these networks.")] = LpipsName.both,
+    lpips_weights: Annotated[
+        list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Show the paper's rows of this data set beside.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents beside a training-free baseline.
 
+    Rows that are paired by class are measured zero-shot (mAP, precision at K). Translation has L1, SSIM and, where
+    AlexNet's or VGG16's ImageNet weights are at hand, LPIPS.
+
     \b
     Examples:
       iiae evaluate
+      iiae evaluate --run runs/sketchy-seed0 --paper
+      iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
       iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
@@ -418,6 +432,11 @@ def evaluate(
         task=None if task is None else task.value,
         metric=None if metric is None else metric.value,
         allow_leak=allow_leak,
+        samples=samples,
+        seed=seed,
+        lpips=lpips.value,
+        lpips_weights=tuple(lpips_weights or ()),
+        paper=paper,
         fail_under=tuple(fail_under or ()),
         batch_size=batch_size,
         device=device,

@@ -70,6 +70,15 @@ class DtypeName(StrEnum):
     float16 = "float16"
 
 
+class LpipsName(StrEnum):
+    """Networks of LPIPS."""
+
+    alex = "alex"
+    vgg = "vgg"
+    both = "both"
+    none = "none"
+
+
 class TaskName(StrEnum):
     """What to measure."""
 

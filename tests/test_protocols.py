@@ -14,10 +14,10 @@ from iiae_cli.evaluation.protocols import (
     encode_pairs,
     exclusive_kl,
     factor_r2,
-    guided_translation,
     paired_retrieval,
     retrieval_figures,
 )
+from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.encoding import Encoded
 from iiae_cli.model.iiae import feature_iiae, image_iiae
 
@@ -218,7 +218,7 @@ def test_guided_translation_equals_a_direct_computation_at_every_batch_size(excl
             expected[f"{source}_to_{target}"] = float(np.abs(decoded.numpy() - wanted.numpy()).mean())
     assert expected["x_to_y"] != pytest.approx(expected["y_to_x"], rel=1e-3)
     for batch_size in (1, 3, 256):
-        figures = guided_translation(model, pairs, split, size=(16, 16), batch_size=batch_size)
+        figures = translation_figures(model, pairs, split, size=(16, 16), batch_size=batch_size)
         assert {name: one["l1"] for name, one in figures.items()} == pytest.approx(expected, rel=1e-5)
         assert [one["n"] for one in figures.values()] == [7, 7]
 
@@ -230,7 +230,7 @@ def test_guided_translation_of_features_and_the_models_mode():
     split = split_of(values.normal(size=(4, 7)).astype(np.float32), values.normal(size=(4, 5)).astype(np.float32))
     model.train()
     pairs = encode_pairs(model, split, size=None)
-    figures = guided_translation(model, pairs, split, size=None, batch_size=3)
+    figures = translation_figures(model, pairs, split, size=None, batch_size=3)
     assert model.training  # given back as it came
     model.eval()
     with torch.no_grad():

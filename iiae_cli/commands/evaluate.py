@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
-from iiae_cli.data.dataset import DataFile, Split, class_list_sha256
+from iiae_cli.data.dataset import DataFile, Split, backbone_classes, class_list_sha256
 from iiae_cli.errors import IiaeError
+from iiae_cli.evaluation.gates import failed_gates, parse_gates
+from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
+from iiae_cli.evaluation.paper import PaperRow, paper_rows
 from iiae_cli.evaluation.protocols import (
+    EncodedPairs,
     colour_factors,
     encode_pairs,
     exclusive_kl,
-    guided_translation,
     paired_retrieval,
     zero_shot,
 )
+from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
+from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.places import data_file, run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
+_LPIPS_NETS: dict[str, tuple[LpipsNet, ...]] = {
+    "alex": ("alex",),
+    "vgg": ("vgg",),
+    "both": ("alex", "vgg"),
+    "none": (),
+}
 Task = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 
 
@@ -38,6 +49,11 @@ class EvaluateOptions:
     task: Task | None = None
     metric: Metric | None = None
     allow_leak: bool = False
+    samples: int = 3
+    seed: int = 0
+    lpips: Literal["alex", "vgg", "both", "none"] = "both"
+    lpips_weights: tuple[Path, ...] = ()
+    paper: bool = False
     fail_under: tuple[str, ...] = ()
     batch_size: int = 256
     device: str = "auto"
@@ -51,15 +67,24 @@ class EvaluateResult:
         figures: by task, as `--json` prints them, fractions in [0, 1]; translation errors on the [−1, 1] scale.
         protocol: what was measured on what.
         failures: a line for every `--fail-under` that was not reached.
+        paper: the paper's rows beside this run's figures, where asked for.
     """
 
     figures: dict[str, Any]
     protocol: dict[str, Any]
     failures: list[str] = field(default_factory=list)
+    paper: list[PaperRow] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
-        return {"schema": "iiae.evaluate/1", **self.figures, "protocol": self.protocol, "failures": self.failures}
+        paper = {} if self.paper is None else {"paper": [row.to_json() for row in self.paper]}
+        return {
+            "schema": "iiae.evaluate/1",
+            **self.figures,
+            **paper,
+            "protocol": self.protocol,
+            "failures": self.failures,
+        }
 
     def show(self) -> None:
         """Print for people and pipes."""
@@ -68,13 +93,22 @@ class EvaluateResult:
             if task == "zero_shot" and found:  # the model's own figures stand above the others, without a name
                 own = {way: found[way] for way in ("x_to_y", "y_to_x")}
                 found = {"shared": own, **{name: row for name, row in found.items() if name not in own}}
-            rows = [
-                (*path, *[row.get(column, "") for column in columns])
-                for path, row in _leaves(found)
-                if len(path) == len(names) and set(columns) <= set(row)
-            ]
+            rows = [(path, row) for path, row in _leaves(found) if len(path) == len(names) and columns[0] in row]
+            measured = [column for column in columns if any(column in row for _, row in rows)]
             if rows:
-                console.print_table([*names, *columns], rows, title=title)
+                lines = [(*path, *["" if row.get(one) is None else row[one] for one in measured]) for path, row in rows]
+                console.print_table([*names, *measured], lines, title=title)
+        if self.paper:
+            console.print_table(_PAPER_COLUMNS, [_paper_line(row) for row in self.paper], title="Beside the paper")
+
+
+_PAPER_COLUMNS = ("table", "method", "direction", "figure", "paper", "ours", "note")
+
+
+def _paper_line(row: PaperRow) -> tuple[object, ...]:
+    one = row.published
+    ours = "" if row.ours is None else row.ours
+    return (one.table, one.method, one.direction, one.figure, one.value, ours, row.note)
 
 
 # task, title, what names a row, its figures
@@ -91,7 +125,21 @@ _TABLES = (
         ("latent", "direction"),
         ("map@all", "map@200", "precision@100", "precision@200", "n"),
     ),
-    ("translation", "Translation guided by the true partner", ("direction",), ("l1", "n")),
+    (
+        "translation",
+        "Translation guided by the true partner",
+        ("direction",),
+        ("l1", "ssim", "lpips", "lpips_vgg", "n"),
+    ),
+    (
+        "translation",
+        "Translation with sampled exclusive latents: mean, and best of N",
+        ("direction",),
+        (
+            "samples",
+            *(f"{name}_{which}" for name in ("l1", "ssim", "lpips", "lpips_vgg") for which in ("mean", "best")),
+        ),
+    ),
     ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
     ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
 )
@@ -115,50 +163,104 @@ def run(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         IiaeError: no run, no data, data of another shape, an empty split, an unknown `--fail-under` key.
     """
+    gates = parse_gates(options.fail_under)
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen}), kept at step {loaded.details.get('step')}")
     path = _data_path(options.data, loaded)
     file = DataFile(path)
-    task = options.task or ("zero-shot" if file.info.by_class else "retrieval")
     if (file.info.shape_x[-1:], file.info.shape_y[-1:]) != (loaded.info.shape_x[-1:], loaded.info.shape_y[-1:]):
         raise IiaeError(
             f"{path} holds {file.info.shape_x} and {file.info.shape_y}, the model was trained on "
             f"{loaded.info.shape_x} and {loaded.info.shape_y}",
             "evaluate on data of the shape that the run was trained on",
         )
-    split = _rows_of(file, options.split, task)
-    metric: Metric = options.metric or loaded.config.evaluation.metric
-    pairs = encode_pairs(loaded.model, split, size=loaded.size, device=device, batch_size=options.batch_size)
-    by_class = file.info.by_class
-    figures: dict[str, Any] = {}
+    tasks = _tasks(options.task, file)
+    split = _rows_of(file, options.split, tasks)
+    metric: Metric = "cosine" if "zero-shot" in tasks else options.metric or loaded.config.evaluation.metric
     protocol = {
         "run": str(folder),
         "fingerprint": loaded.fingerprint,
         "step": loaded.details.get("step"),
+        "objective": loaded.config.objective.kind,
         "data": str(path),
         "data_set": file.info.name,
         "split": options.split,
+        "metric": metric,
     }
-    if task == "zero-shot" or (task == "all" and by_class):
-        protocol |= _class_protocol(file, split, loaded, options)
-        figures["zero_shot"] = zero_shot(pairs, file.split("train"), split)
-    else:
-        protocol |= _pair_protocol(split, loaded, metric)
-    if task == "retrieval" or (task == "all" and not by_class):
-        figures["retrieval"] = paired_retrieval(pairs, split, metric)
-    if task == "translation" or (task == "all" and not by_class):
-        figures["translation"] = guided_translation(
-            loaded.model, pairs, split, size=loaded.size, device=device, batch_size=options.batch_size
+    protocol |= _class_protocol(file, split, loaded, options) if "zero-shot" in tasks else _pair_protocol(split, loaded)
+    pairs = encode_pairs(loaded.model, split, size=loaded.size, device=device, batch_size=options.batch_size)
+    figures: dict[str, Any] = {}
+    for task in tasks:
+        if task == "retrieval":
+            figures["retrieval"] = paired_retrieval(pairs, split, metric)
+        elif task == "zero-shot":
+            figures["zero_shot"] = zero_shot(pairs, file.split("train"), split)
+        elif task == "translation":
+            figures["translation"] = _translation(loaded, pairs, split, options, device)
+            protocol |= {"samples": options.samples, "samples_seed": options.seed}
+        else:
+            factors = {} if file.info.by_class else colour_factors(pairs, split)
+            figures["disentanglement"] = {"exclusive_kl": dict(exclusive_kl(pairs)), "factors": factors}
+    rows = None
+    if options.paper:
+        rows = paper_rows(
+            file.info.name,
+            protocol.get("class_split"),
+            figures,
+            split=options.split,
+            picture_size=loaded.size,
+            metric=metric,
+            objective=loaded.config.objective.kind,
         )
-    if task in ("disentanglement", "all"):
-        figures["disentanglement"] = {
-            "exclusive_kl": dict(exclusive_kl(pairs)),
-            "factors": {} if by_class else colour_factors(pairs, split),
-        }
-    failures = [line for text in options.fail_under if (line := _check(text, figures)) is not None]
-    return EvaluateResult(figures, protocol, failures)
+        if not rows:
+            console.warn(f"the paper has no row for data set '{file.info.name}'")
+    return EvaluateResult(figures, protocol, failed_gates(gates, figures), rows)
+
+
+def _tasks(asked: Task | None, file: DataFile) -> list[Task]:
+    """What to measure, one by one.
+
+    Raises:
+        IiaeError: a task for partners on rows that have none.
+    """
+    if asked is None:
+        return ["zero-shot" if file.info.by_class else "retrieval"]
+    if asked == "all":
+        return (
+            ["zero-shot", "disentanglement"] if file.info.by_class else ["retrieval", "translation", "disentanglement"]
+        )
+    if asked in ("retrieval", "translation") and file.info.by_class:
+        raise IiaeError(
+            f"{file.path} is paired by class: no row has a partner of its own",
+            "measure retrieval by class: iiae evaluate --task zero-shot",
+        )
+    return [asked]
+
+
+def _translation(
+    loaded: LoadedModel, pairs: EncodedPairs, split: Split, options: EvaluateOptions, device: torch.device
+) -> dict[str, Any]:
+    """L1, and of pictures SSIM and LPIPS as far as its weights are at hand."""
+    measures = dict(FEATURE_MEASURES)
+    if loaded.size is not None:
+        nets = _LPIPS_NETS[options.lpips]
+        found = lpips_measures(options.lpips_weights, device, nets)
+        for reason in found.missing:
+            console.warn(f"{reason.message}; {reason.hint}")
+        measures = {**PICTURE_MEASURES, **found.measures}
+    return translation_figures(
+        loaded.model,
+        pairs,
+        split,
+        size=loaded.size,
+        measures=measures,
+        samples=options.samples,
+        seed=options.seed,
+        device=device,
+        batch_size=options.batch_size,
+    )
 
 
 def _data_path(option: Path | None, loaded: LoadedModel) -> Path:
@@ -169,8 +271,8 @@ def _data_path(option: Path | None, loaded: LoadedModel) -> Path:
     return data_file(option, loaded.config.data.set or loaded.info.name)
 
 
-def _rows_of(file: DataFile, name: str, task: Task) -> Split:
-    """What a task measures on: rows with labels, or aligned pairs.
+def _rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
+    """What is measured on: rows with labels, or aligned pairs.
 
     Raises:
         IiaeError: the split is empty, has no labels, or is not paired.
@@ -179,29 +281,25 @@ def _rows_of(file: DataFile, name: str, task: Task) -> Split:
     if split.pair_count == 0 or not len(split.y):
         have = [f"{one} ({count})" for one, count in file.info.counts.items() if count]
         raise IiaeError(f"{file.path} has nothing in split '{name}'", f"choose another --split: {', '.join(have)}")
-    if task == "zero-shot" and (split.x_labels is None or split.y_labels is None):
-        raise IiaeError(
-            f"split '{name}' of {file.path} has no labels", "zero-shot retrieval needs classes: iiae prepare classes"
-        )
-    if file.info.by_class:
-        if task in ("retrieval", "translation"):
+    if "zero-shot" in tasks:
+        if split.x_labels is None or split.y_labels is None:
             raise IiaeError(
-                f"{file.path} is paired by class: no row has a partner of its own",
-                "measure class retrieval: iiae evaluate --task zero-shot",
+                f"split '{name}' of {file.path} has no labels", "prepare it by class: iiae prepare classes SOURCE"
             )
         return split
-    if split.pairs is not None and task != "zero-shot":
+    if file.info.by_class:
+        return split
+    if split.pairs is not None:
         return split.take_pairs(np.arange(split.pair_count))
-    if split.pairs is None and len(split.x) != len(split.y):
+    if len(split.x) != len(split.y):
         raise IiaeError(f"split '{name}' of {file.path} is not paired", "paired retrieval needs partners")
     return split
 
 
-def _pair_protocol(split: Split, loaded: LoadedModel, metric: Metric) -> dict[str, Any]:
+def _pair_protocol(split: Split, loaded: LoadedModel) -> dict[str, Any]:
     pictures = loaded.size is not None
     return {
         "pairs": len(split.x),
-        "metric": metric,
         "relevance": "the true pair only",
         "l1_scale": "pixels in [-1, 1]" if pictures else "features",
         "baseline": "z-scored grey pixels at 32x32, correlation" if pictures else "raw features",
@@ -209,59 +307,34 @@ def _pair_protocol(split: Split, loaded: LoadedModel, metric: Metric) -> dict[st
 
 
 def _class_protocol(file: DataFile, split: Split, loaded: LoadedModel, options: EvaluateOptions) -> dict[str, Any]:
-    """What a reader must know before comparing a zero-shot figure; says on stderr what makes it no zero-shot figure.
+    """What a reader must know before comparing a zero-shot figure; says on stderr what makes it none.
 
     Raises:
         IiaeError: the features' backbone has seen a class of this split, and that was not allowed.
     """
     classes = sorted({*(split.x_labels or [])} | {*(split.y_labels or [])})
     attributes = file.info.attributes
-    leak = sorted({*json.loads(attributes.get("backbone_classes") or "[]")} & {*classes})
+    seen_by_backbone = backbone_classes(attributes)
+    leak = sorted({*(seen_by_backbone or [])} & {*classes})
     if leak and not options.allow_leak:
         raise IiaeError(
             f"the backbone of {file.path} was trained on classes of split '{options.split}': {', '.join(leak)}",
-            "prepare the features with a backbone that has not seen them, or pass --allow-leak and say so",
+            "prepare the features with a backbone that has not seen them, or pass --allow-leak",
         )
     if leak:
-        console.warn(f"the backbone has seen {len(leak)} of {len(classes)} classes: {', '.join(leak)}")
+        console.warn(f"not zero-shot: the backbone has seen {len(leak)} of {len(classes)} classes: {', '.join(leak)}")
     trained = loaded.details.get("train_classes")
     seen = None if trained is None else sorted({*trained} & {*classes})
     if seen:
-        console.warn(f"the model was trained on {len(seen)} of these {len(classes)} classes: this is not zero-shot")
+        console.warn(f"not zero-shot: the model was trained on {len(seen)} of these {len(classes)} classes")
     return {
         "x": len(split.x),
         "y": len(split.y),
-        "metric": "cosine",
         "relevance": "the same class",
-        "class_split": attributes.get("class_split", "given"),
+        "class_split": attributes.get("split_name", "given"),
         "classes": len(classes),
         "classes_sha256": class_list_sha256(classes),
         "classes_seen_in_training": seen,
-        "backbone_leak": leak if "backbone_classes" in attributes else None,
+        "classes_seen_by_backbone": None if seen_by_backbone is None else leak,
         "baselines": {"raw": "rows as they are", "centred": "each domain minus its mean over the training split"},
     }
-
-
-def _check(text: str, figures: dict[str, Any]) -> str | None:
-    """A line saying that a figure lies below its gate, or None. `KEY` is dotted: retrieval.shared.x_to_y.recall@1.
-
-    Raises:
-        IiaeError: no such figure, or no number.
-    """
-    key, equals, bound_text = text.partition("=")
-    try:
-        bound = float(bound_text)
-    except ValueError:
-        equals = ""
-        bound = 0.0
-    if not equals:
-        raise IiaeError(
-            f"--fail-under {text} is not KEY=VALUE", "write --fail-under retrieval.shared.x_to_y.recall@1=0.9"
-        )
-    value: Any = figures
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not isinstance(value, int | float):
-        leaves = [".".join((*names, column)) for names, row in _leaves(figures) for column in row]
-        raise IiaeError(f"there is no figure '{key}'", f"figures: {', '.join(leaves)}")
-    return None if value >= bound else f"{key} is {value:.6g}, below {bound:.6g}"

@@ -1,4 +1,4 @@
-"""The paper's measurements as code: paired retrieval (Tables 2 and 5), guided translation, factors in latents."""
+"""The paper's measurements as code: paired retrieval (Tables 2, 5), zero-shot (Tables 3, 6), factors in latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 from iiae_cli.evaluation.zero_shot import rank_by_class
-from iiae_cli.inference.encoding import Encoded, encode_rows, inference
+from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.retrieval import Metric, partner_ranks
 from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
 
@@ -164,37 +164,6 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
         figures["exclusive"] = exclusive
     for name, baseline in class_baselines(train, split).items():
         figures[f"baseline_{name}"] = baseline
-    return figures
-
-
-def guided_translation(
-    model: IIAE,
-    pairs: EncodedPairs,
-    split: Split,
-    *,
-    size: tuple[int, int] | None,
-    device: Any = "cpu",
-    batch_size: int = 256,
-) -> dict[str, dict[str, float]]:
-    """Mean absolute error of translating each picture with its partner's exclusive mean, against the partner.
-
-    `l1` is in the objective's own scale: pictures in [−1, 1], features as they are. Batch sizes weigh equally per
-    element.
-    """
-    figures: dict[str, dict[str, float]] = {}
-    with inference(model):
-        for source, target in DIRECTIONS:
-            total, elements = 0.0, 0
-            for start in range(0, len(split.x), batch_size):
-                part = slice(start, start + batch_size)
-                wanted = to_inputs(split.rows(target)[part], size, device)
-                shared = wanted.new_tensor(pairs.of(source).mean("shared")[part])
-                exclusive = None
-                if model.exclusive_dim:
-                    exclusive = wanted.new_tensor(pairs.of(target).mean("exclusive")[part])
-                error = (model.decode(target, shared, exclusive) - wanted).abs()
-                total, elements = total + float(error.double().sum()), elements + error.numel()
-            figures[direction_name(source, target)] = {"l1": total / elements, "n": len(split.x)}
     return figures
 
 

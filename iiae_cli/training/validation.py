@@ -6,6 +6,7 @@ held-out classes. Both kinds of validation answer the same four questions: score
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ from iiae_cli.evaluation.protocols import (
     class_retrieval,
     encode_pairs,
     exclusive_kl,
-    guided_translation,
     retrieval_figures,
 )
+from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.model.iiae import IIAE
 
@@ -156,7 +157,7 @@ def validate(
     """Measure a model on aligned held-out pairs."""
     pairs = encode_pairs(model, split, size=size, device=device, batch_size=batch_size)
     shared = retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric)
-    translation = guided_translation(model, pairs, split, size=size, device=device, batch_size=batch_size)
+    translation = translation_figures(model, pairs, split, size=size, device=device, batch_size=batch_size)
     hits = None
     kl = exclusive_kl(pairs)
     if kl:
@@ -169,9 +170,13 @@ def validate(
         shared_recall=(shared["x_to_y"]["recall@1"], shared["y_to_x"]["recall@1"]),
         exclusive_hits=hits,
         exclusive_kl=(kl["x"], kl["y"]) if kl else None,
-        guided_l1=(translation["x_to_y"]["l1"], translation["y_to_x"]["l1"]),
+        guided_l1=(_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"])),
         pairs=len(split.x),
     )
+
+
+def _number(figure: float | None) -> float:
+    return math.nan if figure is None else figure
 
 
 def validate_classes(model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any) -> ClassValidation:
