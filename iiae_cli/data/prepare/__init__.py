@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
-from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, resize_pictures, sketch_pair
+from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, sketch_pair
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
