@@ -105,6 +105,7 @@ class DataInfo:
         shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
         counts: rows of x per split.
         attributes: everything the file says of its making.
+        pair_counts: pairs per split, other than `counts` where pictures recur.
     """
 
     name: str
@@ -112,6 +113,7 @@ class DataInfo:
     shape_y: tuple[int, ...]
     counts: dict[str, int]
     attributes: dict[str, str]
+    pair_counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_features(self) -> bool:
@@ -214,6 +216,7 @@ class DataFile:
                 shape_x=shapes["x"],
                 shape_y=shapes["y"],
                 counts={s: len(file[s]["x"]) if s in file else 0 for s in SPLITS},
+                pair_counts={s: len(file[s].get("pairs", file[s]["x"])) if s in file else 0 for s in SPLITS},
                 attributes={key: str(value) for key, value in file.attrs.items()},
             )
 
