@@ -121,6 +121,7 @@ def prepare(
       mnist-cdcb      the same as digits-cdcb from MNIST's IDX files, or the 512x256 originals
       fashion-cdcb    the same from Fashion-MNIST
       fashion-edges   edge map of a garment (x), the garment on a random-coloured ground (y)
+      cars            frontal view (x), the same car turned (y): car_###_mesh.mat of the visual-analogy data
       facades         photo (x), label map (y): pix2pix's side-by-side pictures in train/, val/ and test/
       maps            aerial photo (x), map (y): the same in train/ and val/, which is taken as test
       pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with

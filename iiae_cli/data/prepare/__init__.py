@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.prepare.cars import read_cars
 from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, sketch_pair
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
@@ -189,6 +190,12 @@ def _source_folder(name: str, options: PrepareOptions) -> Path:
     return options.source
 
 
+def _cars(options: PrepareOptions) -> Prepared:
+    folder = _source_folder("cars", options)
+    splits, skipped = read_cars(folder, image_size=options.image_size, limit=options.limit)
+    return Prepared(splits, {"source": str(folder)}, skipped)
+
+
 def _halves(name: str, own_size: int, options: PrepareOptions) -> Prepared:
     """A set of side-by-side pictures in its archive's layout; `val` is Maps' test split."""
     folder = _source_folder(name, options)
@@ -235,12 +242,13 @@ BUILDERS: dict[str, Builder] = {
     "mnist-cdcb": partial(_idx_set, "MNIST", colour_pair),
     "fashion-cdcb": partial(_idx_set, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(_idx_set, "Fashion-MNIST", sketch_pair),
+    "cars": _cars,
     "facades": partial(_halves, "facades", FACADES_SIZE),
     "maps": partial(_halves, "maps", MAPS_SIZE),
     "pairs": _pairs,
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
-LATER = ("cars", "sketchy", "classes")
+LATER = ("sketchy", "classes")
 
 
 def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str) -> list[str]:
