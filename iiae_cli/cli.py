@@ -94,7 +94,9 @@ def _global(
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.")],
-    source: Annotated[Path | None, typer.Argument(metavar="[SOURCE]", help="Folder that it comes from.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[SOURCE]", help="Folder or file that it comes from.")
+    ] = None,
     source_option: Annotated[Path | None, typer.Option("--source", help="The same as SOURCE.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File [IIAE_DATA or data, /NAME.h5].")] = None,
     image_size: Annotated[int | None, typer.Option(min=16, help="Side of the stored pictures [the set's own].")] = None,
@@ -103,6 +105,9 @@ def prepare(
     download: Annotated[bool, typer.Option("--download", help="Fetch the source where that is possible.")] = False,
     valid_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="pairs without splits: part for valid.")] = 0.1,
     test_fraction: Annotated[float, typer.Option(min=0, max=0.9, help="pairs without splits: part for test.")] = 0.1,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="pairs: each picture holds x on its left, y on its right.")
+    ] = False,
     pictures: Annotated[Path | None, typer.Option(help="Also write every picture to this folder.")] = None,
     workers: WorkersOption = 2,
     overwrite: OverwriteFlag = False,
@@ -117,13 +122,20 @@ def prepare(
       mnist-cdcb      the same as digits-cdcb from MNIST's IDX files, or the 512x256 originals
       fashion-cdcb    the same from Fashion-MNIST
       fashion-edges   edge map of a garment (x), the garment on a random-coloured ground (y)
-      pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png
+      cars            frontal view (x), the same car turned (y): car_###_mesh.mat of the visual-analogy data
+      facades         photo (x), label map (y): pix2pix's side-by-side pictures in train/, val/ and test/
+      maps            aerial photo (x), map (y): the same in train/ and val/, which is taken as test
+      pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with
+                      --side-by-side SOURCE/{train,valid,test}/NAME.png, or SOURCE/NAME.png; or a table
+                      SOURCE.csv with the columns x,y[,split][,label]
 
     \b
     Examples:
       iiae prepare digits-cdcb
       iiae prepare mnist-cdcb path/to/mnist -o data/mnist-cdcb.h5
+      iiae prepare maps downloads/maps
       iiae prepare pairs my-pairs/ --image-size 64 -o data/mine.h5
+      iiae prepare pairs my-pairs.csv -o data/mine.h5
       iiae prepare digits-edge --pictures digits/ --json | jq .splits
     """
     from iiae_cli.commands import prepare as command
@@ -139,6 +151,7 @@ def prepare(
         download=download,
         fractions=(valid_fraction, test_fraction),
         workers=workers,
+        side_by_side=side_by_side,
     )
     result = command.run(name, options, output=output, overwrite=overwrite, pictures=pictures)
     _finish(result, as_json, result.skipped)

@@ -411,7 +411,7 @@ def test_side_by_side_pictures_are_resized_and_limited(tmp_path):
     side_by_side(tmp_path / "train", (1, 2, 3))
     side_by_side(tmp_path / "test", (4,), height=10, width=21)
     own = build_from("mnist-cdcb", tmp_path).splits
-    assert own["test"].x.shape == (1, 8, 8, 3)  # as the first picture
+    assert own["train"].x.shape == (3, 256, 256, 3)  # halves differ in size
     smaller = build_from("mnist-cdcb", tmp_path, image_size=4, limit=2).splits
     assert smaller["train"].x.shape == smaller["train"].y.shape == (2, 4, 4, 3)
     assert smaller["train"].y[:, 0, 0, 0].tolist() == [15, 25]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from typing import Any
 from PIL import Image
 
 from iiae_cli import console
-from iiae_cli.data.dataset import SPLITS, DataFile, Split
+from iiae_cli.data.dataset import SPLITS, DataFile, DomainName, Split
 from iiae_cli.data.prepare import PrepareOptions, prepare_file
 from iiae_cli.files import refuse_existing, writing
 from iiae_cli.places import data_folder
+
+DOMAINS: tuple[DomainName, ...] = ("x", "y")
 
 
 @dataclass
@@ -61,7 +64,8 @@ def run(
         options: what the builder is told.
         output: the file; None: DATA/NAME.h5.
         overwrite: whether an existing file is replaced.
-        pictures: also write every picture to this folder, in the layout of `prepare pairs`.
+        pictures: also write every picture to this folder, in the layout of `prepare pairs`; where pictures recur in
+            many pairs, with a manifest `pairs.csv`.
 
     Raises:
         IiaeError: a missing or damaged source, an existing output, a full disk.
@@ -75,15 +79,33 @@ def run(
         console.warn(f"skipped {line}")
     file = DataFile(path)
     if pictures is not None:
+        rows: list[tuple[str, ...]] = []
         for split in SPLITS:
-            _write_pictures(file.split(split), pictures)
-    return PrepareResult(path, name, {split: file.info.counts[split] for split in SPLITS}, skipped, pictures)
+            rows += _write_pictures(file.split(split), pictures, split)
+        if rows:
+            _write_manifest(rows, pictures / "pairs.csv")
+    return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures)
 
 
-def _write_pictures(split: Split, folder: Path) -> None:
-    """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`."""
-    for domain in ("x", "y"):
-        for one, picture in zip(split.ids(domain), split.rows(domain), strict=True):
-            head, _, rest = one.partition("/")
-            with writing(folder / head / domain / f"{rest}.png", sync=False) as temporary:
+def _write_pictures(split: Split, folder: Path, name: str) -> list[tuple[str, ...]]:
+    """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`; rows of a manifest where it needs one."""
+    files: dict[str, list[str]] = {}
+    for domain in DOMAINS:
+        parts = [one.partition("/") for one in split.ids(domain)]
+        files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
+        for path, picture in zip(files[domain], split.rows(domain), strict=True):
+            with writing(folder / path, sync=False) as temporary:
                 Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+    if split.pairs is None:
+        return []
+    labels = split.x_labels
+    return [
+        (files["x"][x], files["y"][y], name) + (() if labels is None else (labels[x],)) for x, y in split.pairs.tolist()
+    ]
+
+
+def _write_manifest(rows: list[tuple[str, ...]], path: Path) -> None:
+    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("x", "y", "split", "label")[: len(rows[0])])
+        table.writerows(rows)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iiae_cli.data.area import overlap_weights, sizes_divide
+
 
 def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu") -> Tensor:
     """Stored rows as network input.
@@ -39,11 +41,21 @@ def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: t
 
 
 def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) with values 0…255 to `size` = (H, W), rounded to whole values as a saved picture has."""
-    if size[0] * size[1] <= pictures.shape[-2] * pictures.shape[-1]:
+    """Pictures (B, C, H, W) with values 0…255 to `size` = (H, W), rounded to whole values as a saved picture has.
+
+    Fewer pixels are made by exact area, also where one side grows; more pixels are made bicubically.
+    """
+    height, width = pictures.shape[-2:]
+    if size[0] * size[1] > height * width:
+        larger = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False)
+        return larger.round_().clamp_(0, 255)
+    if sizes_divide((height, width), size):
         return F.interpolate(pictures, size=size, mode="area").round_()
-    larger = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False)
-    return larger.round_().clamp_(0, 255)
+    rows, columns = (
+        torch.tensor(overlap_weights(old, new), dtype=pictures.dtype, device=pictures.device)
+        for old, new in zip((height, width), size, strict=True)
+    )
+    return (rows @ pictures @ columns.T).round_()
 
 
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:

@@ -118,6 +118,7 @@ class DataInfo:
         counts: rows of x per split.
         attributes: everything the file says of its making.
         by_class: whether x and y belong together by class rather than one by one.
+        pair_counts: pairs per split, other than `counts` where pictures recur.
     """
 
     name: str
@@ -126,6 +127,7 @@ class DataInfo:
     counts: dict[str, int]
     attributes: dict[str, str]
     by_class: bool = False
+    pair_counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_features(self) -> bool:
@@ -228,6 +230,7 @@ class DataFile:
                 shape_x=shapes["x"],
                 shape_y=shapes["y"],
                 counts={s: len(file[s]["x"]) if s in file else 0 for s in SPLITS},
+                pair_counts={s: len(file[s].get("pairs", file[s]["x"])) if s in file else 0 for s in SPLITS},
                 attributes={key: str(value) for key, value in file.attrs.items()},
                 by_class=self._by_class(file),
             )

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from iiae_cli.data.area import resize_by_area, sizes_divide
 from iiae_cli.errors import IiaeError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+Read = TypeVar("Read")
 
 
 class PictureError(Exception):
@@ -75,9 +79,23 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
 
 
 def shrink_or_enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image` at `size` = (H, W): by area (box filter) where that is fewer pixels, else bicubic."""
-    smaller = size[0] * size[1] <= image.width * image.height
-    return image.resize((size[1], size[0]), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
+    """`image` (8 bits a channel) at `size` = (H, W): by exact area where that is fewer pixels, else bicubic."""
+    if size[0] * size[1] > image.width * image.height:
+        return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    if sizes_divide((image.height, image.width), size):
+        return image.resize((size[1], size[0]), Image.Resampling.BOX)
+    if image.mode in _PREMULTIPLIED:  # a transparent pixel's hidden colour must not bleed into its neighbours
+        return shrink_or_enlarge(image.convert(_PREMULTIPLIED[image.mode]), size).convert(image.mode)
+    return Image.frombytes(image.mode, (size[1], size[0]), resize_by_area(np.asarray(image), size).tobytes())
+
+
+def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, H, W, C) to `size` × `size`: bicubic where that enlarges, by area where it shrinks."""
+    if pictures.shape[1:3] == (size, size):
+        return pictures
+    if not len(pictures):
+        return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
+    return np.stack([np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures])
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:
@@ -98,10 +116,15 @@ def decode_all(
     paths: Sequence[Path], channels: int, size: tuple[int, int] | None, workers: int = 1
 ) -> Iterator[NDArray[np.uint8] | PictureError]:
     """Each path's picture, or the error it gave, in the order of `paths`; `workers` threads decode ahead."""
+    return read_all(paths, lambda path: decode(path, channels, size), workers)
 
-    def attempt(path: Path) -> NDArray[np.uint8] | PictureError:
+
+def read_all(paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1) -> Iterator[Read | PictureError]:
+    """What `read` makes of each path, or the error it gave, in the order of `paths`; `workers` threads read ahead."""
+
+    def attempt(path: Path) -> Read | PictureError:
         try:
-            return decode(path, channels, size)
+            return read(path)
         except PictureError as error:
             return error
 

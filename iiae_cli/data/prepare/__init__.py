@@ -6,20 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
-from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, resize_pictures, sketch_pair
+from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.prepare.cars import read_cars
+from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, sketch_pair
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
+from iiae_cli.data.prepare.manifest import is_manifest, read_manifest
+from iiae_cli.data.prepare.pairing import split_folders
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
 
 TEST_DIGITS = 300
 TRAIN_IDX = 50_000
+FACADES_SIZE = 256  # the halves' own
+# Maps' halves are 600 a side: 2,194 pairs are 4.7 GB, and the paper's pipeline reads them at 256 by area anyway.
+MAPS_SIZE = 256
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -35,6 +43,7 @@ class PrepareOptions:
         download: whether the source may be fetched.
         fractions: of pairs for valid and test, where the source has no splits.
         workers: decoding threads.
+        side_by_side: whether each picture of the user's own holds a pair, x on its left.
     """
 
     source: Path | None = None
@@ -44,6 +53,7 @@ class PrepareOptions:
     download: bool = False
     fractions: tuple[float, float] = (0.1, 0.1)
     workers: int = 1
+    side_by_side: bool = False
 
 
 @dataclass
@@ -108,7 +118,9 @@ def _idx_set(title: str, recipe: Recipe, options: PrepareOptions) -> Prepared:
     """An IDX set: 50,000 train pairs, the training digits left over as valid, all test digits as test."""
     folder = _idx_folder(title, options)
     if find_idx(folder, FILES["train"][0]) is None and any((folder / split).is_dir() for split in ("train", "test")):
-        splits, skipped = read_side_by_side(folder, image_size=options.image_size, limit=options.limit)
+        splits, skipped = read_side_by_side(
+            folder, image_size=options.image_size, limit=options.limit, workers=options.workers
+        )
         return Prepared(splits, {"source": str(folder)}, skipped)
     arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
     used: list[Path] = []
@@ -169,18 +181,57 @@ def _download(title: str) -> Path:
     return root / str(kind.__name__) / "raw"
 
 
-def _pairs(options: PrepareOptions) -> Prepared:
+def _source_folder(name: str, options: PrepareOptions) -> Path:
+    """The folder that a set's archive was unpacked to."""
     if options.source is None:
-        raise IiaeError("the folder of your pairs was not named", "iiae prepare pairs SOURCE -o FILE.h5")
-    found = read_pairs(
-        options.source,
-        image_size=options.image_size,
-        fractions=options.fractions,
-        seed=options.seed,
+        raise IiaeError(f"the source of {name} was not named", f"name its folder: iiae prepare {name} SOURCE")
+    if not options.source.is_dir():
+        raise IiaeError(f"folder {options.source} does not exist", f"name the folder that {name} was unpacked to")
+    return options.source
+
+
+def _cars(options: PrepareOptions) -> Prepared:
+    folder = _source_folder("cars", options)
+    splits, skipped = read_cars(folder, image_size=options.image_size, limit=options.limit)
+    return Prepared(splits, {"source": str(folder)}, skipped)
+
+
+def _halves(name: str, own_size: int, options: PrepareOptions) -> Prepared:
+    """A set of side-by-side pictures in its archive's layout; `val` is Maps' test split."""
+    folder = _source_folder(name, options)
+    if not split_folders(folder) and (folder / name).is_dir():
+        folder = folder / name
+    splits, skipped = read_side_by_side(
+        folder,
+        image_size=options.image_size or own_size,
         limit=options.limit,
         workers=options.workers,
+        need_test=True,
     )
-    return Prepared(found.splits, {"source": str(options.source)}, found.skipped)
+    return Prepared(splits, {"source": str(folder)}, skipped)
+
+
+def _pairs(options: PrepareOptions) -> Prepared:
+    source = options.source
+    if source is None:
+        raise IiaeError("the source of your pairs was not named", "iiae prepare pairs SOURCE -o FILE.h5")
+    settings: dict[str, Any] = {
+        "image_size": options.image_size,
+        "fractions": options.fractions,
+        "seed": options.seed,
+        "limit": options.limit,
+        "workers": options.workers,
+    }
+    if options.side_by_side:
+        if not source.is_dir():
+            raise IiaeError(f"{source} is no folder of side-by-side pictures", "name their folder")
+        splits, skipped = read_side_by_side(source, **settings)
+    elif is_manifest(source):
+        splits, skipped = read_manifest(source, **settings)
+        return Prepared(splits, {"source": str(source), "source_sha256": sha256_of(source)}, skipped)
+    else:
+        splits, skipped = read_pairs(source, **settings)
+    return Prepared(splits, {"source": str(source)}, skipped)
 
 
 Builder = Callable[[PrepareOptions], Prepared]
@@ -191,10 +242,13 @@ BUILDERS: dict[str, Builder] = {
     "mnist-cdcb": partial(_idx_set, "MNIST", colour_pair),
     "fashion-cdcb": partial(_idx_set, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(_idx_set, "Fashion-MNIST", sketch_pair),
+    "cars": _cars,
+    "facades": partial(_halves, "facades", FACADES_SIZE),
+    "maps": partial(_halves, "maps", MAPS_SIZE),
     "pairs": _pairs,
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
-LATER = ("cars", "facades", "maps", "sketchy", "classes")
+LATER = ("sketchy", "classes")
 
 
 def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str) -> list[str]:

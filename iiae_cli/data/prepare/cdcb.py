@@ -12,9 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from iiae_cli.data.pictures import shrink_or_enlarge
+from iiae_cli.data.pictures import resize_pictures
 
 UInt8Array: TypeAlias = NDArray[np.uint8]
 Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]]
@@ -95,12 +94,3 @@ def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
     digits = load_digits()
     grey = resize_pictures(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
     return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
-
-
-def resize_pictures(pictures: UInt8Array, size: int) -> UInt8Array:
-    """(N, H, W) or (N, H, W, C) to `size` × `size`: bicubic where that enlarges, by area where it shrinks."""
-    if pictures.shape[1:3] == (size, size):
-        return pictures
-    if not len(pictures):
-        return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
-    return np.stack([np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures])

@@ -1,0 +1,159 @@
+"""Cars: rendered models of the visual-analogy data, x the frontal view and y the same car turned.
+
+Layout: `data/cars/list.txt` with a name a line, and `car_###_mesh.mat` (MATLAB v5, or v7.3, which is HDF5) with `im`,
+(128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 turned ones of its pitch, so that each picture is
+stored once and pairs are indices. Arrays are filled car by car: the whole set, 860 MB, is held once.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_cli.data.dataset import Split
+from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.errors import IiaeError
+
+YAWS, PITCHES, SIDE = 24, 4, 128
+SHAPE = (SIDE, SIDE, 3, YAWS, PITCHES)
+PAIRS_PER_CAR = (YAWS - 1) * PITCHES  # 92
+IDS = {"train": range(1, 192), "test": range(192, 200)}
+PATTERN = "car_*_mesh.mat"
+
+
+def read_cars(folder: Path, *, image_size: int | None, limit: int | None) -> tuple[dict[str, Split], list[str]]:
+    """Splits train and test, and a line for every car left out.
+
+    Args:
+        folder: with the .mat files, or any folder above.
+        image_size: side of the stored pictures; None: 128.
+        limit: at most so many pairs per split; 92 are one car's.
+
+    Returns:
+        Splits with 4 rows of x, 92 rows of y and 92 pairs per car. The label of both domains is the car; the factors
+        are `class` (its number), `yaw` 1…23 and `pitch` 0…3 of y.
+
+    Raises:
+        IiaeError: no car, or none that can be read.
+    """
+    skipped: list[str] = []
+    cars = _cars(folder, skipped)
+    splits: dict[str, Split] = {}
+    for name, ids in IDS.items():
+        mine = [(number, path) for number, path in cars if number in ids]
+        cut = len(mine) if limit is None else -(-limit // PAIRS_PER_CAR)
+        split = _read_split(name, mine, cut, image_size or SIDE, skipped)
+        if split.pair_count:
+            splits[name] = split if limit is None else _first_pairs(split, limit)
+    if not splits:
+        raise IiaeError(f"{folder} holds no readable car", f"the first that was left out: {skipped[0]}")
+    return splits, skipped
+
+
+def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:
+    """(number, file) of every car, those of list.txt where there is one; what is out of range or missing is noted."""
+    found = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
+    if not found:
+        raise IiaeError(f"{folder} holds no {PATTERN}", "name the folder that nips2015-analogy-data.tar.gz unpacks to")
+    place = found[0].parent
+    files = [path for path in found if path.parent == place]
+    index = place / "list.txt"
+    if index.is_file():
+        # The list has names without suffix; a bare number is taken too.
+        listed = re.findall(r"^[^\d\n]*(\d+)", index.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        files = [place / f"car_{int(number):03d}_mesh.mat" for number in listed] or files
+    cars: dict[int, Path] = {}
+    for path in files:
+        match = re.fullmatch(r"car_(\d+)_mesh\.mat", path.name)
+        number = int(match[1]) if match else 0
+        if not any(number in ids for ids in IDS.values()):
+            skipped.append(f"{path}: is not a car from 1 to 199")
+        elif not path.is_file():
+            skipped.append(f"{path}: is in list.txt but does not exist")
+        else:
+            cars[number] = path
+    return sorted(cars.items())
+
+
+def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str]) -> Split:
+    """The first `most` cars that can be read."""
+    count = min(most, len(cars))
+    x = np.empty((count * PITCHES, size, size, 3), np.uint8)
+    y = np.empty((count * PAIRS_PER_CAR, size, size, 3), np.uint8)
+    numbers: list[int] = []
+    for number, path in cars:
+        if len(numbers) == count:
+            break
+        try:
+            im = read_mat(path)
+        except ValueError as error:
+            skipped.append(f"{path}: {error}")
+            continue
+        views = resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
+        done = len(numbers)
+        x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
+        y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
+        numbers.append(number)
+    car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
+    labels = [f"car_{number:03d}" for number in numbers]
+    ids = [[f"{name}/{label}/yaw{j:02d}-pitch{i}" for j in range(YAWS) for i in range(PITCHES)] for label in labels]
+    return Split(
+        x=x[: len(numbers) * PITCHES],
+        y=y[: len(numbers) * PAIRS_PER_CAR],
+        x_ids=[one for of_car in ids for one in of_car[:PITCHES]],
+        y_ids=[one for of_car in ids for one in of_car[PITCHES:]],
+        x_labels=[label for label in labels for _ in range(PITCHES)],
+        y_labels=[label for label in labels for _ in range(PAIRS_PER_CAR)],
+        factors={"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch},
+        pairs=np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1),
+    )
+
+
+def _first_pairs(split: Split, limit: int) -> Split:
+    """The first pairs alone; they stand in the order of the rows of y, so that all other rows are at the end."""
+    assert split.pairs is not None and split.x_labels is not None and split.y_labels is not None
+    pairs = split.pairs[:limit]
+    rows_x, rows_y = pairs.max(axis=0) + 1
+    return Split(
+        x=split.x[:rows_x],
+        y=split.y[:rows_y],
+        x_ids=split.x_ids[:rows_x],
+        y_ids=split.y_ids[:rows_y],
+        x_labels=split.x_labels[:rows_x],
+        y_labels=split.y_labels[:rows_y],
+        factors={name: values[:limit] for name, values in split.factors.items()},
+        pairs=pairs,
+    )
+
+
+def read_mat(path: Path) -> NDArray[np.uint8]:
+    """`im` (128, 128, 3, 24, 4) of a car's file.
+
+    Raises:
+        ValueError: damaged, or of another shape; the message says which.
+    """
+
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    # What h5py and SciPy were seen to raise on truncated and altered files.
+    damaged = (OSError, LookupError, NameError, RuntimeError, TypeError, ValueError, MemoryError, zlib.error)
+    try:
+        if h5py.is_hdf5(path):  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
+            with h5py.File(path, "r") as file:
+                im: Any = file["im"][()].T
+        else:
+            im = loadmat(path, variable_names=["im"], appendmat=False)["im"]
+    except KeyError as error:
+        raise ValueError("holds no variable im") from error
+    except (*damaged, MatReadError) as error:
+        raise ValueError("is not a readable MATLAB file") from error
+    if not isinstance(im, np.ndarray) or im.shape != SHAPE or im.dtype != np.uint8:
+        raise ValueError(f"im is {getattr(im, 'dtype', 'no array')} {getattr(im, 'shape', '')}, not uint8 {SHAPE}")
+    return im

@@ -1,0 +1,147 @@
+"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`.
+
+Paths are absolute, or relative to the manifest's folder. Without a column `split` pairs are divided by seeded
+fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from iiae_cli.data.dataset import SPLITS, Split
+from iiae_cli.data.prepare.pairing import Pair, divide, read_splits
+from iiae_cli.errors import IiaeError
+
+SUFFIXES = (".csv", ".tsv")
+LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether `path` is named as a manifest."""
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def read_manifest(
+    manifest: Path,
+    *,
+    image_size: int | None,
+    fractions: tuple[float, float],
+    seed: int,
+    limit: int | None = None,
+    workers: int = 1,
+) -> tuple[dict[str, Split], list[str]]:
+    """Splits of a manifest's pairs, and a line for every row or picture left out.
+
+    Args:
+        manifest: the file.
+        image_size: side that every picture is resized to; None: the pictures' own where all agree, else 256.
+        fractions: of pairs for `valid` and `test` where there is no column `split`.
+        seed: of that division.
+        limit: at most so many pairs per split.
+        workers: decoding threads.
+
+    Raises:
+        IiaeError: missing, no such table, a column is missing, or no row can be used.
+    """
+    skipped: list[str] = []
+    rows = list(_rows(manifest, skipped))
+    if not rows:
+        raise IiaeError(
+            f"{manifest} names no pair", f"the first row that was left out: {skipped[0]}" if skipped else LAYOUT
+        )
+    if all(split is None for split, _ in rows):
+        pairs = divide([pair for _, pair in rows], fractions, seed)
+    else:
+        pairs = {split: [pair for given, pair in rows if given == split] for split in SPLITS}
+    pairs = {split: found[:limit] for split, found in pairs.items()}
+    recurring = any(_recurs(found) for found in pairs.values())
+    pairs = {split: _named(found, manifest.parent, recurring) for split, found in pairs.items()}
+    splits = read_splits(
+        pairs, source=manifest, image_size=image_size, workers=workers, skipped=skipped, recurring=recurring
+    )
+    return splits, skipped
+
+
+def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair]]:
+    """(split if given, pair) of every row that can be used, its pictures not yet looked at; the others are noted."""
+    seen: dict[tuple[Path, Path], int] = {}
+    labels: dict[Path, str] = {}
+    for line, row in _table(manifest, skipped):
+        x, y = manifest.parent / row["x"], manifest.parent / row["y"]
+        split, label = row.get("split"), row.get("label")
+        if empty := [column for column, value in row.items() if not value]:
+            skipped.append(f"{manifest}:{line}: {' and '.join(empty)} empty")
+        elif split is not None and _split(split) is None:
+            skipped.append(f"{manifest}:{line}: unknown split '{split}' (splits: {', '.join(SPLITS)})")
+        elif (x, y) in seen:
+            skipped.append(f"{manifest}:{line}: the same pair as in line {seen[x, y]}")
+        elif label is not None and (other := {labels.get(x, label), labels.get(y, label)} - {label}):
+            skipped.append(f"{manifest}:{line}: label '{label}', but '{min(other)}' above for the same picture")
+        else:
+            seen[x, y] = line
+            if label is not None:
+                labels[x] = labels[y] = label
+            yield None if split is None else _split(split), Pair(x, y, row["x"], row["y"], label)
+
+
+def _split(text: str) -> str | None:
+    name = "valid" if text.lower() == "val" else text.lower()
+    return name if name in SPLITS else None
+
+
+def _table(manifest: Path, skipped: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, values by column) of every row, for the columns that are known; a cell that is missing is empty.
+
+    Rows with more cells than columns are noted: an unquoted comma in a path shifts all that follow.
+    """
+    tabs = manifest.suffix.lower() == ".tsv"
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, delimiter="\t" if tabs else ",", restval="", strict=True)
+            table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
+            for column in ("x", "y"):
+                if columns.count(column) != 1:
+                    count = "no" if column not in columns else "more than one"
+                    raise IiaeError(f"{manifest} has {count} column '{column}'", LAYOUT)
+            known = [column for column in ("x", "y", "split", "label") if column in columns]
+            for row in table:
+                if table.restkey in row:
+                    skipped.append(f"{manifest}:{table.line_num}: more cells than columns")
+                    continue
+                yield table.line_num, {column: row[column].strip() for column in known}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise IiaeError(f"{manifest} {reason}", "name a table in UTF-8 with the columns x,y[,split][,label]") from error
+
+
+def _recurs(pairs: list[Pair]) -> bool:
+    return len({pair.x for pair in pairs}) < len(pairs) or len({pair.y for pair in pairs}) < len(pairs)
+
+
+def _named(pairs: list[Pair], folder: Path, recurring: bool) -> list[Pair]:
+    """Pairs with names from their paths: those of x for both where every picture has one partner."""
+    names_x = _names([pair.x for pair in pairs], folder)
+    names_y = _names([pair.y for pair in pairs], folder)
+    return [
+        replace(pair, x_name=names_x[pair.x], y_name=names_y[pair.y] if recurring else names_x[pair.x])
+        for pair in pairs
+    ]
+
+
+def _names(paths: list[Path], folder: Path) -> dict[Path, str]:
+    """A name of every path: unique, without its suffix, and without what would lead out of a folder."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in dict.fromkeys(paths):
+        inner = path.relative_to(folder) if path.is_relative_to(folder) else path
+        plain = name = "/".join(part for part in (inner.parent / inner.stem).parts if part not in (inner.anchor, ".."))
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name)
+        names[path] = name
+    return names

@@ -1,0 +1,151 @@
+"""What sources of picture files have in common: which split a pair belongs to, and reading pairs into a split.
+
+How pairs are found is each source's own (`folders`, `side_by_side`, `manifest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iiae_cli.data.dataset import SPLITS, Split
+from iiae_cli.data.pictures import PictureError, decode_all, picture_size_of
+from iiae_cli.errors import IiaeError
+
+DEFAULT_SIZE = 256  # where pictures differ in size
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two picture files that belong together.
+
+    Attributes:
+        x: file of x; `y` likewise.
+        x_name: the rest of its id, `SPLIT/NAME`; `y_name` likewise.
+        label: class of both, where known.
+    """
+
+    x: Path
+    y: Path
+    x_name: str
+    y_name: str
+    label: str | None = None
+
+
+def split_folders(source: Path) -> dict[str, Path]:
+    """The folders `train`, `valid` (or `val`) and `test` of a source, those that there are."""
+    found = {split: source / split for split in SPLITS if (source / split).is_dir()}
+    if "valid" not in found and (source / "val").is_dir():
+        found["valid"] = source / "val"
+    return found
+
+
+def divide(found: Sequence[Item], fractions: tuple[float, float], seed: int) -> dict[str, list[Item]]:
+    """`found` at random in three: these fractions for valid and test, the rest for train; each in the given order."""
+    order = np.random.default_rng(seed).permutation(len(found))
+    valid, test = (round(fraction * len(found)) for fraction in fractions)
+    parts = {"test": order[:test], "valid": order[test : test + valid], "train": order[test + valid :]}
+    return {name: [found[i] for i in sorted(parts[name])] for name in SPLITS}
+
+
+def common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
+    """(H, W) of picture files where all agree, else None; unreadable ones are passed over."""
+    sizes = set()
+    for path in paths:
+        try:
+            sizes.add(picture_size_of(path))
+        except PictureError:
+            continue  # named when it is decoded
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def read_splits(
+    pairs: dict[str, list[Pair]],
+    *,
+    source: Path,
+    image_size: int | None,
+    workers: int,
+    skipped: list[str],
+    recurring: bool = False,
+) -> dict[str, Split]:
+    """Decode pairs into splits.
+
+    Args:
+        pairs: per split.
+        source: what an error names.
+        image_size: side that every picture is resized to; None: the pictures' own where all agree, else 256.
+        workers: decoding threads.
+        skipped: gets a line for every unreadable picture, which is left out with its partners.
+        recurring: whether pictures stand in several pairs; each is then stored once, and pairs are indices.
+
+    Raises:
+        IiaeError: no pair can be read.
+    """
+    if image_size is not None:
+        size = (image_size, image_size)
+    else:
+        files = {path for found in pairs.values() for pair in found for path in (pair.x, pair.y)}
+        size = common_size(files) or (DEFAULT_SIZE, DEFAULT_SIZE)
+    splits = {
+        name: _read_split(name, found, size, workers, skipped, recurring) for name, found in pairs.items() if found
+    }
+    if not any(split.pair_count for split in splits.values()):
+        raise IiaeError(f"{source} holds no readable pair", f"the first that was left out: {skipped[0]}")
+    return splits
+
+
+def _read_split(
+    name: str, pairs: list[Pair], size: tuple[int, int], workers: int, skipped: list[str], recurring: bool
+) -> Split:
+    partners_x: dict[Path, list[Path]] = {}
+    partners_y: dict[Path, list[Path]] = {}
+    for pair in pairs:
+        partners_x.setdefault(pair.x, []).append(pair.y)
+        partners_y.setdefault(pair.y, []).append(pair.x)
+    decoded_x = _decode(partners_x, size, workers, skipped)
+    decoded_y = _decode(partners_y, size, workers, skipped)
+    whole = [pair for pair in pairs if pair.x in decoded_x and pair.y in decoded_y]
+    rows_x: dict[Path, Pair] = {}  # the first pair of each picture, in the order of the stored rows
+    rows_y: dict[Path, Pair] = {}
+    for pair in whole:
+        rows_x.setdefault(pair.x, pair)
+        rows_y.setdefault(pair.y, pair)
+    labelled = any(pair.label is not None for pair in pairs)
+    split = Split(
+        x=_stack([decoded_x[path] for path in rows_x], size),
+        y=_stack([decoded_y[path] for path in rows_y], size),
+        x_ids=[f"{name}/{pair.x_name}" for pair in rows_x.values()],
+        y_ids=[f"{name}/{pair.y_name}" for pair in rows_y.values()],
+        x_labels=[pair.label or "" for pair in rows_x.values()] if labelled else None,
+        y_labels=[pair.label or "" for pair in rows_y.values()] if labelled else None,
+    )
+    if recurring:
+        row_of_x, row_of_y = ({path: row for row, path in enumerate(rows)} for rows in (rows_x, rows_y))
+        indices = [(row_of_x[pair.x], row_of_y[pair.y]) for pair in whole]
+        split.pairs = np.array(indices, np.int64).reshape(-1, 2)
+    return split
+
+
+def _decode(
+    partners: dict[Path, list[Path]], size: tuple[int, int], workers: int, skipped: list[str]
+) -> dict[Path, NDArray[np.uint8]]:
+    """The readable ones of the pictures that `partners` has as keys; the others are noted."""
+    decoded: dict[Path, NDArray[np.uint8]] = {}
+    for path, picture in zip(partners, decode_all(list(partners), 3, size, workers), strict=True):
+        if not isinstance(picture, PictureError):
+            decoded[path] = picture
+        elif len(partners[path]) == 1:
+            skipped.append(f"{picture} (left out with its partner {partners[path][0]})")
+        else:
+            skipped.append(f"{picture} (left out with its {len(partners[path])} pairs)")
+    return decoded
+
+
+def _stack(pictures: list[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8)
