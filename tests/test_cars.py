@@ -1,5 +1,8 @@
 """Cars from MATLAB files of both formats, in the archive's layout."""
 
+import tarfile
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -257,4 +260,14 @@ def test_the_program_says_that_it_needs_a_source(iiae, tmp_path):
     error, hint = iiae("prepare", "cars").error()
     assert error == "error: the source of cars was not named" and "iiae prepare cars SOURCE" in hint
     error, _ = iiae("prepare", "cars", "none").error()
-    assert error == "error: folder none does not exist"
+    assert error == "error: none does not exist"
+
+
+def test_the_original_archive_is_read_as_it_comes(iiae, archive, tmp_path):
+    with tarfile.open(tmp_path / "nips2015-analogy-data.tar.gz", "w:gz", compresslevel=1) as file:
+        file.add(archive, arcname=".")
+    outcome = iiae("prepare", "cars", tmp_path / "nips2015-analogy-data.tar.gz", "--image-size", 32, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["splits"] == {"train": 184, "valid": 0, "test": 184}
+    assert len(DataFile(Path(outcome.json["path"])).info.attributes["source_sha256"]) == 64
+    assert not any(path.name == "sprites" for path in Path("data").rglob("*"))

@@ -119,7 +119,7 @@ def test_the_last_column_of_an_odd_width_belongs_to_neither_half(tmp_path):
 def test_the_source_must_be_named_and_hold_pictures(tmp_path, name):
     message, hint = refusal(name, None)
     assert message == f"the source of {name} was not named" and f"iiae prepare {name} SOURCE" in hint
-    assert refusal(name, tmp_path / "none")[0] == f"folder {tmp_path / 'none'} does not exist"
+    assert refusal(name, tmp_path / "none")[0] == f"{tmp_path / 'none'} does not exist"
     assert "holds no readable side-by-side pictures" in refusal(name, tmp_path)[0]
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.png").write_bytes(b"broken")

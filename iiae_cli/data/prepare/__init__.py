@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.archives import find_folder
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.prepare.cars import read_cars
@@ -18,8 +19,8 @@ from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, out
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.manifest import is_manifest, read_manifest
-from iiae_cli.data.prepare.pairing import split_folders
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
+from iiae_cli.data.sources import archive_of
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
 
@@ -181,34 +182,28 @@ def _download(title: str) -> Path:
     return root / str(kind.__name__) / "raw"
 
 
-def _source_folder(name: str, options: PrepareOptions) -> Path:
-    """The folder that a set's archive was unpacked to."""
-    if options.source is None:
-        raise IiaeError(f"the source of {name} was not named", f"name its folder: iiae prepare {name} SOURCE")
-    if not options.source.is_dir():
-        raise IiaeError(f"folder {options.source} does not exist", f"name the folder that {name} was unpacked to")
-    return options.source
+def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
+    """The folder with a set's files, from a folder, an archive or a download, and what to record of it."""
+    return archive_of(name, options.source, options.download, data_folder() / "downloads")
 
 
 def _cars(options: PrepareOptions) -> Prepared:
-    folder = _source_folder("cars", options)
+    folder, attributes = _source_folder("cars", options)
     splits, skipped = read_cars(folder, image_size=options.image_size, limit=options.limit)
-    return Prepared(splits, {"source": str(folder)}, skipped)
+    return Prepared(splits, attributes, skipped)
 
 
 def _halves(name: str, own_size: int, options: PrepareOptions) -> Prepared:
     """A set of side-by-side pictures in its archive's layout; `val` is Maps' test split."""
-    folder = _source_folder(name, options)
-    if not split_folders(folder) and (folder / name).is_dir():
-        folder = folder / name
+    folder, attributes = _source_folder(name, options)
     splits, skipped = read_side_by_side(
-        folder,
+        find_folder(folder, "train") or folder,
         image_size=options.image_size or own_size,
         limit=options.limit,
         workers=options.workers,
         need_test=True,
     )
-    return Prepared(splits, {"source": str(folder)}, skipped)
+    return Prepared(splits, attributes, skipped)
 
 
 def _pairs(options: PrepareOptions) -> Prepared:
