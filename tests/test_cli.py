@@ -18,7 +18,7 @@ from conftest import Program, Trained
 from PIL import Image
 from safetensors import SafetensorError
 
-from iiae_cli import __version__, cli, runs
+from iiae_cli import __version__, cli, runs, tensors
 from iiae_cli.config import preset_names
 from iiae_cli.errors import IiaeError
 
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_what_was_there(iiae: Program, trained: Trained, monk
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     model = runs.load_model(runs.RunDir(run))
-    monkeypatch.setattr(runs, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(IiaeError, match="no space left"):
         runs.RunDir(run).save_model(model.model, model.config, model.info, {})
     with pytest.raises(IiaeError, match="no space left"):
