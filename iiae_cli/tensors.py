@@ -34,12 +34,25 @@ def read_tensors(path: Path, schema: str, remedy: str) -> tuple[dict[str, str], 
     Raises:
         IiaeError: missing, damaged, or of another schema.
     """
+    return _read(path, schema, remedy, tensors=True)
+
+
+def read_header(path: Path, schema: str, remedy: str) -> dict[str, str]:
+    """Header alone of a safetensors file of a schema.
+
+    Raises:
+        IiaeError: missing, damaged, or of another schema.
+    """
+    return _read(path, schema, remedy, tensors=False)[0]
+
+
+def _read(path: Path, schema: str, remedy: str, *, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("schema") != schema:
                 raise IiaeError(f"{path} has schema {header.get('schema', 'none')}, expected {schema}", remedy)
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return header, {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except FileNotFoundError as error:
         raise IiaeError(f"{path} does not exist", remedy) from error
     except (SafetensorError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
+from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, resize_pictures, sketch_pair
+from iiae_cli.data.prepare.class_sets import ClassSet
+from iiae_cli.data.prepare.classes import read_classes
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
+from iiae_cli.data.prepare.sketchy import read_sketchy
+from iiae_cli.data.prepare.workspace import remove_workspace, workspace_of
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
 
@@ -35,6 +40,7 @@ class PrepareOptions:
         download: whether the source may be fetched.
         fractions: of pairs for valid and test, where the source has no splits.
         workers: decoding threads.
+        features: of sets of classes: which are unseen, and the backbone.
     """
 
     source: Path | None = None
@@ -44,6 +50,7 @@ class PrepareOptions:
     download: bool = False
     fractions: tuple[float, float] = (0.1, 0.1)
     workers: int = 1
+    features: FeatureOptions = field(default_factory=FeatureOptions)
 
 
 @dataclass
@@ -68,6 +75,10 @@ def build(name: str, options: PrepareOptions) -> Prepared:
         )
     if name not in BUILDERS:
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}")
+    if options.features.wants_classes and name not in CLASS_SETS:
+        raise IiaeError(
+            f"{name} takes no --split, --unseen-classes or --backbone…", f"these are for {' and '.join(CLASS_SETS)}"
+        )
     return BUILDERS[name](options)
 
 
@@ -183,6 +194,26 @@ def _pairs(options: PrepareOptions) -> Prepared:
     return Prepared(found.splits, {"source": str(options.source)}, found.skipped)
 
 
+ClassReader = Callable[..., ClassSet]
+
+
+def _class_set(name: str, read: ClassReader, options: PrepareOptions) -> Prepared:
+    """A set of classes, whose rows are features."""
+    if options.source is None:
+        raise IiaeError(f"the folder of {name} was not named", f"iiae prepare {name} SOURCE -o FILE.h5")
+    if options.image_size is not None:
+        raise IiaeError("--image-size does not apply: this set is stored as features", "leave --image-size out")
+    found = read(
+        options.source,
+        options=options.features,
+        seed=options.seed,
+        limit=options.limit,
+        download=options.download,
+        workers=options.workers,
+    )
+    return Prepared(found.splits, {"source": str(options.source), **found.attributes}, found.skipped)
+
+
 Builder = Callable[[PrepareOptions], Prepared]
 
 BUILDERS: dict[str, Builder] = {
@@ -192,9 +223,12 @@ BUILDERS: dict[str, Builder] = {
     "fashion-cdcb": partial(_idx_set, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(_idx_set, "Fashion-MNIST", sketch_pair),
     "pairs": _pairs,
+    "sketchy": partial(_class_set, "sketchy", read_sketchy),
+    "classes": partial(_class_set, "classes", read_classes),
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
-LATER = ("cars", "facades", "maps", "sketchy", "classes")
+CLASS_SETS = ("sketchy", "classes")
+LATER = ("cars", "facades", "maps")
 
 
 def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str) -> list[str]:
@@ -203,6 +237,8 @@ def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str
     Raises:
         IiaeError: as `build`; or the file cannot be written.
     """
+    if name in CLASS_SETS:
+        options = replace(options, features=replace(options.features, work=workspace_of(path)))
     prepared = build(name, options)
     attributes = {
         **prepared.attributes,
@@ -212,4 +248,6 @@ def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str
         "skipped": str(len(prepared.skipped)),
     }
     write_data_file(path, name, prepared.splits, attributes)
+    if name in CLASS_SETS:
+        remove_workspace(workspace_of(path))
     return prepared.skipped
