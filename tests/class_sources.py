@@ -1,11 +1,23 @@
 """Tiny archives of classes for tests: pictures in folders, features in arrays."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 wide
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures into the network and small batches to fine-tune with."""
+    from iiae_cli.data import extract, finetune
+    from iiae_cli.data.prepare import backbone_plan
+
+    monkeypatch.setattr(finetune, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(extract, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(backbone_plan, "FineTuning", partial(finetune.FineTuning, batch_size=6))
 
 
 def picture(path: Path, level: int, number: int = 0) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from class_sources import NETWORK, class_folders, feature_arrays, save_arrays
+from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
 from conftest import Program
 
 from iiae_cli.data import extract as extraction
@@ -33,6 +33,11 @@ def refusal(*arguments, **keywords):
 
 def told(prepared, name):
     return json.loads(prepared.attributes[name])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    make_quick(monkeypatch)
 
 
 @pytest.fixture
