@@ -67,6 +67,7 @@ def test_divided_pictures_become_features(divided):
     assert attributes["test_classes_sha256"] == class_list_hash(["cow"]) and told(prepared, "leak") == []
     backbone = told(prepared, "backbone")
     assert (backbone["name"], backbone["weights"], backbone["width"]) == (NETWORK, "random", 1024)
+    assert set(backbone["versions"]) == {"torch", "torchvision"}
     assert backbone["fine_tuning"] is None and backbone["classes_seen"] == []
     assert backbone["preprocessing"]["normalise"] is True and backbone["preprocessing"]["invert_sketches"] is False
 

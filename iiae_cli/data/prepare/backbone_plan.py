@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torchvision
+
 from iiae_cli import console
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing, Weights, find_weights
 from iiae_cli.data.dataset import DomainName
@@ -84,6 +87,7 @@ class Plan:
                 **asdict(self.preprocessing),
             },
             "fine_tuning": tuned,
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
     def _weights(self) -> dict[str, Any]:
