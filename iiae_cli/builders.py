@@ -99,6 +99,7 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
             exclusive_latents=exclusive_latents,
             shared_decoders=shared_decoders,
             standardise=config.data.standardise != "none",
+            linear_path=model.linear_path != "none",
         )
     kept = choose_stages(model, size) - 1
     return image_iiae(

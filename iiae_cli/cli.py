@@ -109,6 +109,36 @@ def prepare(
         bool, typer.Option("--side-by-side", help="pairs: each picture holds x on its left, y on its right.")
     ] = False,
     pictures: Annotated[Path | None, typer.Option(help="Also write every picture to this folder.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25].")
+    ] = None,
+    unseen_classes: Annotated[
+        str | None, typer.Option(metavar="N|FILE", help="Test classes: how many by seed, or one a line.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="torchvision network for features [sketchy: vgg16].")
+    ] = None,
+    backbone_weights: Annotated[
+        str | None, typer.Option(metavar="FILE|DIR|none", help="Its weights [published, from torch's cache].")
+    ] = None,
+    fine_tune_epochs: Annotated[
+        int | None, typer.Option(min=0, help="On the training classes [sketchy: 10, classes: 0].")
+    ] = None,
+    invert_sketches: Annotated[
+        bool | None, typer.Option("--invert-sketches/--no-invert-sketches", help="White on black [no].")
+    ] = None,
+    normalise: Annotated[
+        bool | None, typer.Option("--normalise/--no-normalise", help="By ImageNet's mean and deviation [yes].")
+    ] = None,
+    save_backbone: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the fine-tuned networks, for --backbone-weights.")
+    ] = None,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Take a backbone that saw test classes; the file says so.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once through the backbone.")] = 64,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted features.")] = False,
     workers: WorkersOption = 2,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -128,6 +158,8 @@ def prepare(
       pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with
                       --side-by-side SOURCE/{train,valid,test}/NAME.png, or SOURCE/NAME.png; or a table
                       SOURCE.csv with the columns x,y[,split][,label]
+      sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
+      classes         your own: SOURCE/{train,test}/{x,y}/CLASS, SOURCE/{x,y}/CLASS, or features (.npy, .npz)
 
     \b
     Examples:
@@ -137,8 +169,11 @@ def prepare(
       iiae prepare pairs my-pairs/ --image-size 64 -o data/mine.h5
       iiae prepare pairs my-pairs.csv -o data/mine.h5
       iiae prepare digits-edge --pictures digits/ --json | jq .splits
+      iiae prepare sketchy path/to/Sketchy --split sempcyc-25 --backbone-weights vgg16-397923af.pth
+      iiae prepare classes my-classes/ --unseen-classes 10 --backbone resnet18 -o data/mine.h5
     """
     from iiae_cli.commands import prepare as command
+    from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.prepare import PrepareOptions
 
     if valid_fraction + test_fraction >= 1:
@@ -152,6 +187,20 @@ def prepare(
         fractions=(valid_fraction, test_fraction),
         workers=workers,
         side_by_side=side_by_side,
+        features=FeatureOptions(
+            class_split=split,
+            unseen_classes=unseen_classes,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            fine_tune_epochs=fine_tune_epochs,
+            invert_sketches=invert_sketches,
+            normalise=normalise,
+            allow_leak=allow_leak,
+            save_backbone=save_backbone,
+            device=device,
+            batch_size=batch_size,
+            resume=resume,
+        ),
     )
     result = command.run(name, options, output=output, overwrite=overwrite, pictures=pictures)
     _finish(result, as_json, result.skipped)

@@ -78,6 +78,15 @@ class ModelSection(Section):
     joint_hidden: PositiveInt = Field(512, description="features: hidden width of q(z^s|x,y)")
     decoder_hidden: PositiveInt = Field(128, description="features: hidden width of the decoders")
 
+    linear_path: Literal["none", "random", "two-covariance"] = Field(
+        "none",
+        description="features: add a linear map of the features to each shared mean, begun at random or as the closed "
+        "form of the linear-Gaussian model of classes (two-covariance). none: the paper",
+    )
+    linear_shrinkage: Annotated[float, Field(gt=0.0)] = Field(
+        3.0, description="two-covariance: how many times its mean variance is added to the within-class covariance"
+    )
+
     @model_validator(mode="after")
     def _same_depth(self) -> ModelSection:
         if len(self.widths) != len(self.decoder_widths):
@@ -148,6 +157,10 @@ class SelectionSection(Section):
     )
     validation_pairs: PositiveInt = Field(800, description="at most so many validation pairs")
     first_epoch: Annotated[int, Field(ge=0)] = Field(0, description="epochs completed before weights may be kept")
+    refit: bool = Field(
+        False, description="then train once more, on the held-out rows too, for as many steps as the kept weights had"
+    )
+    from_start: bool = Field(False, description="validate the weights before the first step too, and maybe keep them")
 
 
 class EvaluationSection(Section):

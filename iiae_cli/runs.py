@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iiae_cli import __version__
@@ -38,6 +35,7 @@ from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import write_errors, writing
 from iiae_cli.model.iiae import IIAE
+from iiae_cli.tensors import read_tensors, save_tensors
 
 MODEL_SCHEMA = "iiae.model/1"
 CHECKPOINT_SCHEMA = "iiae.checkpoint/1"
@@ -145,7 +143,7 @@ class RunDir:
             "versions": json.dumps(run_versions()),
         }
         with writing(self.model_file) as temporary:
-            _save_tensors(state, temporary, header)
+            save_tensors(state, temporary, header)
         return fingerprint
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -161,7 +159,7 @@ class RunDir:
             "progress": json.dumps(checkpoint.progress),
         }
         with writing(self.checkpoint_folder / f"step-{checkpoint.step:08d}.safetensors") as temporary:
-            _save_tensors(tensors, temporary, header)
+            save_tensors(tensors, temporary, header)
         for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
@@ -221,39 +219,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write a safetensors file; its library's I/O errors become the operating system's.
-
-    Raises:
-        OSError: the disk is full, and the like.
-    """
-    try:
-        save_file(tensors, path, metadata=header)
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-
-
-def read_tensors(path: Path, schema: str, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a safetensors file of a schema.
-
-    Raises:
-        IiaeError: missing, damaged, or of another schema.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("schema") != schema:
-                raise IiaeError(f"{path} has schema {header.get('schema', 'none')}, expected {schema}", remedy)
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise IiaeError(f"{path} does not exist", remedy) from error
-    except (SafetensorError, OSError) as error:
-        raise IiaeError(f"{path} cannot be read: {error}", remedy) from error
 
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:

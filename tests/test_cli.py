@@ -18,7 +18,7 @@ from conftest import Program, Trained
 from PIL import Image
 from safetensors import SafetensorError
 
-from iiae_cli import __version__, cli, runs
+from iiae_cli import __version__, cli, runs, tensors
 from iiae_cli.config import preset_names
 from iiae_cli.errors import IiaeError
 
@@ -92,7 +92,8 @@ def test_version(iiae: Program) -> None:
         (("train", "--preset", "missing.yaml"), "missing.yaml", "digits-cdcb"),
         (("train",), "--preset", "iiae train --help"),
         (("prepare", "mnist"), "mnist", "mnist-cdcb"),
-        (("prepare", "sketchy"), "sketchy", "prepare pairs"),
+        (("prepare", "sketchy"), "sketchy", "iiae prepare sketchy SOURCE"),
+        (("prepare", "cars"), "cars", "prepare pairs"),
         (("prepare", "mnist-cdcb", "nowhere"), "nowhere", "IDX"),
         (("prepare", "pairs"), "pairs", "iiae prepare pairs SOURCE"),
         (("prepare", "pairs", "nowhere"), "nowhere", "x/"),
@@ -259,7 +260,7 @@ def test_a_full_disk_leaves_what_was_there(iiae: Program, trained: Trained, monk
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     model = runs.load_model(runs.RunDir(run))
-    monkeypatch.setattr(runs, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(IiaeError, match="no space left"):
         runs.RunDir(run).save_model(model.model, model.config, model.info, {})
     with pytest.raises(IiaeError, match="no space left"):

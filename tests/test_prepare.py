@@ -9,7 +9,7 @@ from PIL import Image
 
 from iiae_cli.data import prepare
 from iiae_cli.data.dataset import DataFile, sha256_of
-from iiae_cli.data.prepare import BUILDERS, LATER, PrepareOptions, build, prepare_file
+from iiae_cli.data.prepare import BUILDERS, PrepareOptions, build, prepare_file
 from iiae_cli.data.prepare.cdcb import colour_pair, embedded_digits, outline_pair, resize_pictures, sketch_pair
 from iiae_cli.data.prepare.idx import find_idx, read_idx
 from iiae_cli.errors import IiaeError
@@ -568,13 +568,6 @@ def test_folders_of_another_layout_are_refused(tmp_path):
 
 
 # ---- names and files
-
-
-def test_sets_of_later_versions_are_refused_with_a_way_out():
-    for name in LATER:
-        with pytest.raises(IiaeError) as caught:
-            build(name, PrepareOptions())
-        assert name in caught.value.message and "prepare pairs" in caught.value.hint
 
 
 def test_an_unknown_set_is_refused_with_those_there_are():

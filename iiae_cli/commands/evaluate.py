@@ -11,7 +11,9 @@ import torch
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
-from iiae_cli.data.dataset import DataFile, Split, backbone_classes, class_list_sha256
+from iiae_cli.data.class_names import class_list_hash
+from iiae_cli.data.dataset import DataFile, Split
+from iiae_cli.data.leaks import Seen, refuse_leak
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
@@ -314,13 +316,9 @@ def _class_protocol(file: DataFile, split: Split, loaded: LoadedModel, options: 
     """
     classes = sorted({*(split.x_labels or [])} | {*(split.y_labels or [])})
     attributes = file.info.attributes
-    seen_by_backbone = backbone_classes(attributes)
-    leak = sorted({*(seen_by_backbone or [])} & {*classes})
-    if leak and not options.allow_leak:
-        raise IiaeError(
-            f"the backbone of {file.path} was trained on classes of split '{options.split}': {', '.join(leak)}",
-            "prepare the features with a backbone that has not seen them, or pass --allow-leak",
-        )
+    backbone = Seen.of_data_file(attributes)
+    refuse_leak(backbone, classes, f"the backbone of {file.path}", options.allow_leak)
+    leak = backbone.leak(classes)
     if leak:
         console.warn(f"not zero-shot: the backbone has seen {len(leak)} of {len(classes)} classes: {', '.join(leak)}")
     trained = loaded.details.get("train_classes")
@@ -333,8 +331,8 @@ def _class_protocol(file: DataFile, split: Split, loaded: LoadedModel, options: 
         "relevance": "the same class",
         "class_split": attributes.get("split_name", "given"),
         "classes": len(classes),
-        "classes_sha256": class_list_sha256(classes),
+        "classes_sha256": class_list_hash(classes),
         "classes_seen_in_training": seen,
-        "classes_seen_by_backbone": None if seen_by_backbone is None else leak,
+        "classes_seen_by_backbone": leak,
         "baselines": {"raw": "rows as they are", "centred": "each domain minus its mean over the training split"},
     }

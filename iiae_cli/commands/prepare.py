@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import shlex
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from PIL import Image
 
 from iiae_cli import console
 from iiae_cli.data.dataset import SPLITS, DataFile, DomainName, Split
-from iiae_cli.data.prepare import PrepareOptions, prepare_file
+from iiae_cli.data.prepare import CLASS_SETS, PrepareOptions, prepare_file
+from iiae_cli.data.prepare.class_sets import classes_of
+from iiae_cli.data.prepare.workspace import remove_workspace, workspace_of
+from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.files import refuse_existing, writing
 from iiae_cli.places import data_folder
 
@@ -30,6 +35,7 @@ class PrepareResult:
         counts: pairs per split.
         skipped: a line for every input left out.
         pictures: folder that the pictures were written to, if any.
+        rows: of a set of classes, whose domains differ in length: {split: {x, y, classes}}; else None.
     """
 
     path: Path
@@ -37,20 +43,28 @@ class PrepareResult:
     counts: dict[str, int]
     skipped: list[str] = field(default_factory=list)
     pictures: Path | None = None
+    rows: dict[str, dict[str, int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
+        rows = {} if self.rows is None else {"rows": self.rows}
         return {
             "schema": "iiae.prepare/1",
             "path": str(self.path),
             "name": self.name,
             "splits": self.counts,
+            **rows,
             "skipped": self.skipped,
             "pictures": None if self.pictures is None else str(self.pictures),
         }
 
     def show(self) -> None:
         """Print for people and pipes."""
+        if self.rows is not None:
+            headers = ["split", "x", "y", "classes"]
+            table = [[split, *counts.values()] for split, counts in self.rows.items()]
+            console.print_table(headers, table, title=str(self.path))
+            return
         console.print_table(["split", "pairs"], list(self.counts.items()), title=str(self.path))
 
 
@@ -74,7 +88,8 @@ def run(
     refuse_existing(path, overwrite)
     if pictures is not None:
         refuse_existing(pictures, overwrite)
-    skipped = prepare_file(name, path, options, command=shlex.join(sys.argv))
+    with _for_class_sets(name, path, options, overwrite, pictures) as options:
+        skipped = prepare_file(name, path, options, command=shlex.join(sys.argv))
     for line in skipped:
         console.warn(f"skipped {line}")
     file = DataFile(path)
@@ -84,7 +99,54 @@ def run(
             rows += _write_pictures(file.split(split), pictures, split)
         if rows:
             _write_manifest(rows, pictures / "pairs.csv")
-    return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures)
+    by_split = _rows(file) if name in CLASS_SETS else None
+    return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures, by_split)
+
+
+@contextmanager
+def _for_class_sets(
+    name: str, path: Path, options: PrepareOptions, overwrite: bool, pictures: Path | None
+) -> Iterator[PrepareOptions]:
+    """Inside, a set of classes has its device, and a signal leaves its work to be taken up by --resume.
+
+    Raises:
+        IiaeError: an output exists, or an option does not apply.
+    """
+    if name not in CLASS_SETS:
+        yield options
+        return
+    features = options.features
+    if pictures is not None:
+        raise IiaeError(f"--pictures does not apply: {name} is stored as features", "leave --pictures out")
+    if features.save_backbone is not None:
+        for domain in DOMAINS:
+            refuse_existing(features.save_backbone / f"{domain}.safetensors", overwrite)
+    if overwrite and not features.resume:
+        remove_workspace(workspace_of(path))
+
+    from iiae_cli.builders import choose_device  # imports torch
+    from iiae_cli.training.signals import stop_on_signals
+
+    with stop_on_signals() as flag:
+
+        def interrupted() -> int | None:
+            return flag.exit_code
+
+        device = str(choose_device(features.device))
+        try:
+            yield replace(options, features=replace(features, device=device, interrupted=interrupted))
+        except Interrupted as stopped:
+            where = f"{stopped.where}; continue with the same command and --resume"
+            raise Interrupted(stopped.exit_code, where) from stopped
+
+
+def _rows(file: DataFile) -> dict[str, dict[str, int]]:
+    """Rows and classes per split of a set of classes."""
+    splits = {split: file.split(split) for split in SPLITS}
+    return {
+        name: {"x": len(split.x), "y": len(split.y), "classes": len(classes_of(split))}
+        for name, split in splits.items()
+    }
 
 
 def _write_pictures(split: Split, folder: Path, name: str) -> list[tuple[str, ...]]:

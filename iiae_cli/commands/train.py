@@ -27,7 +27,7 @@ from iiae_cli.config import (
     set_layer,
 )
 from iiae_cli.data.dataset import DataFile
-from iiae_cli.data.prepare import BUILDERS, EMBEDDED, PrepareOptions, prepare_file
+from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
@@ -215,12 +215,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
         console.say(f"preparing the embedded data set {name} in {path}")
         prepare_file(name, path, PrepareOptions(), command=shlex.join(sys.argv))
         return path
-    if name in BUILDERS:
-        source = "" if name in EMBEDDED else " SOURCE"
-        remedy = f"make it: iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
-    else:
-        remedy = f"make it: iiae prepare pairs SOURCE -o {path}"
-    raise IiaeError(f"data file {path} does not exist", remedy)
+    raise IiaeError(f"data file {path} does not exist", f"make it: {how_to_prepare(name, path)}")
 
 
 def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -335,18 +334,6 @@ def _free_memory() -> int:
     except OSError:
         pass  # not Linux
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def class_list_sha256(names: Iterable[str]) -> str:
-    """Hex digest of a set of classes: SHA-256 over the sorted names, one a line; results quote it with their split."""
-    return hashlib.sha256("\n".join(sorted({*names})).encode()).hexdigest()
-
-
-def backbone_classes(attributes: Mapping[str, str]) -> list[str] | None:
-    """Classes that a feature file's backbone was trained on, as its attributes say; None where they do not."""
-    backbone = json.loads(attributes.get("backbone", "{}"))
-    seen = backbone.get("classes_seen") if isinstance(backbone, dict) else None
-    return None if seen is None else [str(name) for name in seen]
 
 
 def sha256_of(*paths: Path) -> str:

@@ -137,6 +137,32 @@ def read_all(paths: Sequence[Path], read: Callable[[Path], Read], workers: int =
             yield from pool.map(attempt, paths[start : start + block])
 
 
+def decode_batches(
+    batches: Iterable[Sequence[Path]], channels: int, size: tuple[int, int], workers: int = 1
+) -> Iterator[list[NDArray[np.uint8] | PictureError]]:
+    """`decode_all` of each batch; one batch is decoded ahead while the caller computes with the one before."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for paths in batches:
+            following = pool.submit(lambda some: list(decode_all(some, channels, size, workers)), paths)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+def readable(
+    decoded: Sequence[NDArray[np.uint8] | PictureError],
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[PictureError]]:
+    """Which of decoded pictures of one size are there (M,), their stack (M, H, W, C), and the errors of the others."""
+    rows = [row for row, one in enumerate(decoded) if not isinstance(one, PictureError)]
+    pictures = [one for one in decoded if not isinstance(one, PictureError)]
+    errors = [one for one in decoded if isinstance(one, PictureError)]
+    stack = np.stack(pictures) if pictures else np.empty((0, 0, 0, 0), np.uint8)
+    return np.array(rows, np.int64), stack, errors
+
+
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which `2.png` stands before `10.png`."""
     parts = re.split(r"(\d+)", str(path))

@@ -21,7 +21,9 @@ from iiae_cli.model.networks import (
     ConvTrunk,
     FeatureDecoder,
     ImageDecoder,
+    LinearPathHead,
     LinearTrunk,
+    PassInput,
     feature_exclusive_encoder,
     flat_shared_head,
     grid_after,
@@ -194,6 +196,15 @@ class IIAE(nn.Module):
             shared_only_y=None if self.shared_decoder_y is None else self.shared_decoder_y(latents.shared, None),
         )
 
+    def start_linear_paths(self, weight: Tensor) -> None:
+        """Let every shared encoder begin as one linear map of standardised features, `weight` (S, F).
+
+        The joint encoder begins as the mean of both domains'. Only for models with linear paths and equal widths.
+        """
+        for path, copies in ((self.shared_x, 1), (self.shared_y, 1), (self.joint_shared, 2)):
+            assert isinstance(path, LinearPathHead)
+            path.start(torch.cat([weight] * copies, dim=1) / copies)
+
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone: what retrieval and translation use."""
         features = self._part("features", domain)
@@ -323,20 +334,28 @@ def feature_iiae(
     exclusive_latents: bool = True,
     shared_decoders: bool = False,
     standardise: bool = False,
+    linear_path: bool = False,
 ) -> IIAE:
     """An IIAE on feature vectors (paper, appendix D.2); the defaults are the paper's for 512-d VGG features.
 
-    `standardise` puts a `Standardise` before every network of a domain; its statistics are the caller's to set.
+    Two additions are not the paper's: `standardise` puts a `Standardise` before every network of a domain, whose
+    statistics are the caller's to set; `linear_path` makes the shared encoders `LinearPathHead`s, likewise for the
+    caller to start.
     """
+
+    def head(inputs: list[int], hidden: int) -> nn.Module:
+        plain = flat_shared_head(len(inputs) * feature_width, hidden, shared_dim)
+        return LinearPathHead(plain, feature_width, inputs, shared_dim) if linear_path else plain
 
     def domain(width: int) -> DomainNetworks:
         def decoder(exclusive: int) -> FeatureDecoder:
             return FeatureDecoder(shared_dim=shared_dim, exclusive_dim=exclusive, hidden=decoder_hidden, width=width)
 
+        trunk = LinearTrunk(width, [feature_width])
         return DomainNetworks(
             exclusive=feature_exclusive_encoder(width, exclusive_hidden, exclusive_dim) if exclusive_latents else None,
-            features=LinearTrunk(width, [feature_width]),
-            shared=flat_shared_head(feature_width, shared_hidden, shared_dim),
+            features=PassInput(trunk) if linear_path else trunk,
+            shared=head([width], shared_hidden),
             decoder=decoder(exclusive_dim if exclusive_latents else 0),
             shared_decoder=decoder(0) if shared_decoders else None,
             standardise=Standardise(width) if standardise else None,
@@ -345,7 +364,7 @@ def feature_iiae(
     return IIAE(
         x=domain(width_x),
         y=domain(width_y),
-        joint_shared=flat_shared_head(2 * feature_width, joint_hidden, shared_dim),
+        joint_shared=head([width_x, width_y], joint_hidden),
         shared_shape=(shared_dim,),
         exclusive_dim=exclusive_dim if exclusive_latents else 0,
     )

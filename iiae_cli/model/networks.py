@@ -130,6 +130,59 @@ def feature_exclusive_encoder(width: int, hidden: Sequence[int], exclusive_dim: 
     return nn.Sequential(trunk, nn.Linear(hidden[-1], 2 * exclusive_dim))
 
 
+class PassInput(nn.Module):
+    """A feature extractor whose input goes on beside its output: (B, F) → (B, W + F)."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Output and input, concatenated."""
+        return torch.cat([self.trunk(features), features], dim=1)
+
+
+class LinearPathHead(nn.Module):
+    """r or q on `PassInput`'s output: the mean of `head`, plus a linear map of the features themselves.
+
+    Beyond the paper. A network of few classes' features keeps what tells these classes apart and loses what would tell
+    others; a linear path that starts as a closed-form solution (`start`) has that already, and training goes on from
+    there.
+
+    Args:
+        head: (B, W·n) → (B, 2S), for n = 1 (r) or 2 (q, both domains).
+        extracted: W, per domain.
+        inputs: F of each domain.
+        shared_dim: S.
+    """
+
+    START_LOGVAR = -2.0
+
+    def __init__(self, head: nn.Sequential, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
+        super().__init__()
+        self.head = head
+        self.linear = nn.Linear(sum(inputs), shared_dim)
+        self._pieces = [width for one in inputs for width in (extracted, one)]
+
+    def start(self, weight: Tensor) -> None:
+        """Begin as the linear map alone, `weight` (S, ΣF) of standardised features, with small variances."""
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        shared_dim = len(weight)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.zero_()
+            last.weight[:shared_dim] = 0.0
+            last.bias[:shared_dim] = 0.0
+            last.bias[shared_dim:] = self.START_LOGVAR
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """Heads (B, 2S) of one domain's, or both domains', `PassInput` outputs (B, Σ(W + F))."""
+        pieces = torch.split(joined, self._pieces, dim=1)
+        mean, logvar = self.head(torch.cat(pieces[0::2], dim=1)).chunk(2, dim=1)
+        return torch.cat([mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1)
+
+
 class ImageDecoder(nn.Module):
     """p(x|z^x, z^s) for pictures: transposed convolutions 4×4 stride 2 from the latent grid to tanh pixels.
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from iiae_cli.config import Config
 from iiae_cli.data.batches import ClassOrder, PairOrder
 from iiae_cli.data.dataset import DataFile, Rows, Split
 from iiae_cli.errors import IiaeError
-from iiae_cli.model.iiae import DOMAINS, IIAE
 
 Indices: TypeAlias = NDArray[np.int64]
 
 PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
 FEWEST_CLASSES = 8  # with fewer no class is held out
-SMALLEST_SCALE = 0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
 
 
 class TrainingData:
@@ -47,6 +44,7 @@ class TrainingData:
                 f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
                 "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes SOURCE)",
             )
+        self._all = self.train
         self._kept: Indices | None = None  # pairs to train on; None: all of them
         self.validation: Split | None = None
         most, valid = config.selection.validation_pairs, file.split("valid")
@@ -87,6 +85,15 @@ class TrainingData:
         labels_x, labels_y = _labels(self.train)
         return sorted({*labels_x} & {*labels_y})
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows of the training split are kept for validation."""
+        return self._kept is not None or self.train is not self._all
+
+    def use_all(self) -> None:
+        """Train on the held-out rows too; nothing is left to validate on."""
+        self.train, self._kept, self.validation = self._all, None, None
+
     def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
         """What each step reads.
 
@@ -109,6 +116,14 @@ class TrainingData:
             return self.train.rows_at(indices)
         return self.train.pair_rows(indices if self._kept is None else self._kept[indices])
 
+    def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
+        """All training rows of x and y with what they share: their classes, or each pair a class of its own."""
+        if self.by_class:
+            return self.train.x, self.train.y, *_labels(self.train)
+        x, y = self.rows(np.arange(self.count))
+        names = [str(number) for number in range(self.count)]
+        return x, y, names, names
+
     def summary(self) -> str:
         """One line that says what is learned from."""
         shapes = [" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y)]
@@ -125,23 +140,6 @@ def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tupl
     held = max(fewest, round(count * fraction))
     order = np.random.default_rng((seed, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
-
-
-def set_statistics(model: IIAE, data: TrainingData, mode: str) -> None:
-    """Give a model that standardises the statistics of the training rows; `mode` is `data.standardise`.
-
-    `global` divides by the root mean square deviation over all dimensions, `each` by every dimension's own, but by no
-    less than a twentieth of the former.
-    """
-    for domain in DOMAINS:
-        standardise = getattr(model, f"standardise_{domain}")
-        if standardise is None:
-            continue
-        rows = np.asarray(data.train.rows(domain), dtype=np.float64)
-        deviation = rows.std(axis=0)
-        overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
-        scale = np.maximum(deviation, SMALLEST_SCALE * overall) if mode == "each" else np.full(rows.shape[1], overall)
-        standardise.set(torch.from_numpy(rows.mean(axis=0)), torch.from_numpy(scale))
 
 
 def _labels(split: Split) -> tuple[list[str], list[str]]:

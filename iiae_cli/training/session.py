@@ -19,9 +19,10 @@ from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
-from iiae_cli.training.data import TrainingData, set_statistics
+from iiae_cli.training.data import TrainingData
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import StopFlag
+from iiae_cli.training.statistics import take_statistics
 from iiae_cli.training.validation import (
     ClassValidation,
     Selection,
@@ -66,7 +67,7 @@ class Session:
         self.size = picture_size(config, data.info)
         torch.manual_seed(training.seed)
         model = build_model(config, data.info)
-        set_statistics(model, data, config.data.standardise)
+        take_statistics(model, data, config)
         self.model = place(model, device)
         self.order = data.order(training.batch_size, training.seed)
         per_epoch = self.order.steps_per_epoch
@@ -129,6 +130,8 @@ class Session:
             try:
                 with console.progress("training", self.total_steps) as self._bar:
                     self._bar.start_at(self.state.step)
+                    if self.state.step == 0 and self.config.selection.from_start:
+                        self.validate(0)
                     ended = fit(
                         model=self.model,
                         objective=build_objective(self.config),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,19 @@ from numpy.typing import NDArray
 
 from iiae_cli.data.archives import find_folder
 from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
+from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.prepare.cars import read_cars
 from iiae_cli.data.prepare.cdcb import Recipe, colour_pair, embedded_digits, outline_pair, sketch_pair
+from iiae_cli.data.prepare.class_sets import ClassSet
+from iiae_cli.data.prepare.classes import read_classes
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.manifest import is_manifest, read_manifest
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
-from iiae_cli.data.sources import archive_of
+from iiae_cli.data.prepare.sketchy import read_sketchy
+from iiae_cli.data.prepare.workspace import remove_workspace, workspace_of
+from iiae_cli.data.sources import ARCHIVES, BY_HAND, archive_of
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
 
@@ -45,6 +50,7 @@ class PrepareOptions:
         fractions: of pairs for valid and test, where the source has no splits.
         workers: decoding threads.
         side_by_side: whether each picture of the user's own holds a pair, x on its left.
+        features: of sets of classes: which are unseen, and the backbone.
     """
 
     source: Path | None = None
@@ -55,6 +61,7 @@ class PrepareOptions:
     fractions: tuple[float, float] = (0.1, 0.1)
     workers: int = 1
     side_by_side: bool = False
+    features: FeatureOptions = field(default_factory=FeatureOptions)
 
 
 @dataclass
@@ -72,13 +79,12 @@ def build(name: str, options: PrepareOptions) -> Prepared:
     Raises:
         IiaeError: unknown set, or a source that is missing or damaged.
     """
-    if name in LATER:
-        raise IiaeError(
-            f"this version cannot prepare '{name}' yet",
-            "arrange its pictures as SOURCE/train/x, SOURCE/train/y, … and run: iiae prepare pairs SOURCE",
-        )
     if name not in BUILDERS:
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}")
+    if options.features.wants_classes and name not in CLASS_SETS:
+        raise IiaeError(
+            f"{name} takes no --split, --unseen-classes or --backbone…", f"these are for {' and '.join(CLASS_SETS)}"
+        )
     return BUILDERS[name](options)
 
 
@@ -229,6 +235,27 @@ def _pairs(options: PrepareOptions) -> Prepared:
     return Prepared(splits, {"source": str(source)}, skipped)
 
 
+ClassReader = Callable[..., ClassSet]
+
+
+def _class_set(name: str, read: ClassReader, options: PrepareOptions) -> Prepared:
+    """A set of classes, whose rows are features."""
+    source, attributes = options.source, {"source": str(options.source)}
+    if source is None or (source.is_file() and source.suffix in ARCHIVE_SUFFIXES):
+        source, attributes = _source_folder(name, options)
+    if options.image_size is not None:
+        raise IiaeError("--image-size does not apply: this set is stored as features", "leave --image-size out")
+    found = read(
+        source,
+        options=options.features,
+        seed=options.seed,
+        limit=options.limit,
+        download=options.download,
+        workers=options.workers,
+    )
+    return Prepared(found.splits, {**attributes, **found.attributes}, found.skipped)
+
+
 Builder = Callable[[PrepareOptions], Prepared]
 
 BUILDERS: dict[str, Builder] = {
@@ -241,9 +268,23 @@ BUILDERS: dict[str, Builder] = {
     "facades": partial(_halves, "facades", FACADES_SIZE),
     "maps": partial(_halves, "maps", MAPS_SIZE),
     "pairs": _pairs,
+    "sketchy": partial(_class_set, "sketchy", read_sketchy),
+    "classes": partial(_class_set, "classes", read_classes),
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
-LATER = ("sketchy", "classes")
+CLASS_SETS = ("sketchy", "classes")
+DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "fashion-cdcb", "fashion-edges")
+ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z")
+
+
+def how_to_prepare(name: str, path: Path) -> str:
+    """The command that makes a set's data file at `path`, and where its source comes from."""
+    if name in BY_HAND:
+        return f"{BY_HAND[name]} -o {path}"
+    if name not in BUILDERS:
+        return f"iiae prepare pairs SOURCE -o {path}, or iiae prepare classes SOURCE -o {path}"
+    source = "" if name in EMBEDDED else " --download" if name in DOWNLOADED else " SOURCE"
+    return f"iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
 
 
 def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str) -> list[str]:
@@ -252,6 +293,8 @@ def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str
     Raises:
         IiaeError: as `build`; or the file cannot be written.
     """
+    if name in CLASS_SETS:
+        options = replace(options, features=replace(options.features, work=workspace_of(path)))
     prepared = build(name, options)
     attributes = {
         **prepared.attributes,
@@ -261,4 +304,6 @@ def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str
         "skipped": str(len(prepared.skipped)),
     }
     write_data_file(path, name, prepared.splits, attributes)
+    if name in CLASS_SETS:
+        remove_workspace(workspace_of(path))
     return prepared.skipped

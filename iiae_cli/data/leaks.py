@@ -1,0 +1,85 @@
+"""Which classes a backbone has been trained on, and whether a zero-shot test class is among them.
+
+Only the classes of the data set count: ImageNet's are another vocabulary, and every published figure starts from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iiae_cli.data.class_names import normalise_class
+from iiae_cli.errors import IiaeError
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Classes that some weights were trained on.
+
+    Attributes:
+        classes: those known of, sorted.
+        complete: whether there are no others; features and weights of unknown origin are not.
+    """
+
+    classes: tuple[str, ...] = ()
+    complete: bool = True
+
+    def and_also(self, classes: Iterable[str]) -> Seen:
+        """The same after training on more classes."""
+        return Seen(tuple(sorted({*self.classes, *classes})), self.complete)
+
+    def among(self, test_classes: Iterable[str]) -> list[str]:
+        """The test classes that were seen, whichever spelling."""
+        seen = {normalise_class(name) for name in self.classes}
+        return sorted(name for name in set(test_classes) if normalise_class(name) in seen)
+
+    def leak(self, test_classes: Iterable[str]) -> list[str] | None:
+        """The test classes that were seen; None where that is unknown."""
+        found = self.among(test_classes)
+        return found if found or self.complete else None
+
+    def to_json(self) -> dict[str, Any]:
+        """`classes_seen`: a list, or None where nothing is known; `classes_seen_complete`."""
+        known = list(self.classes) if self.classes or self.complete else None
+        return {"classes_seen": known, "classes_seen_complete": self.complete}
+
+    @classmethod
+    def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
+        """From a data file's attribute `backbone`; unknown where it does not say."""
+        backbone = json.loads(attributes.get("backbone", "{}"))
+        classes = backbone.get("classes_seen")
+        return UNKNOWN if classes is None else cls(tuple(classes), bool(backbone.get("classes_seen_complete", True)))
+
+    @classmethod
+    def of_header(cls, header: dict[str, str]) -> Seen:
+        """From the header of a weights file; unknown where the header does not say.
+
+        Raises:
+            ValueError: the header's entry is no JSON list of names.
+        """
+        classes = json.loads(header.get("classes_seen", "null"))
+        if classes is None:
+            return UNKNOWN
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes_seen is no JSON list of names")
+        return cls(tuple(sorted(classes)), header.get("classes_seen_complete", "true") == "true")
+
+
+NONE_SEEN = Seen()
+UNKNOWN = Seen(complete=False)
+
+
+def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
+    """Refuse weights or features that have seen a test class.
+
+    Raises:
+        IiaeError: they have, and `allow` is not set.
+    """
+    found = seen.among(test_classes)
+    if found and not allow:
+        raise IiaeError(
+            f"{what} was trained on {len(found)} of the test classes: {', '.join(found)}",
+            "use weights of this split's training classes, or pass --allow-leak: the data file and its figures say so",
+        )

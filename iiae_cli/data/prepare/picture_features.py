@@ -1,0 +1,191 @@
+"""From the pictures of a divided set of classes to feature vectors: fine-tuning where asked for, then extraction.
+
+Only training pictures are ever shown to fine-tuning. Finished networks and blocks of features lie in the workspace, so
+that an interrupted call is taken up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from iiae_cli.data.backbone import build_backbone
+from iiae_cli.data.dataset import DomainName, Split
+from iiae_cli.data.extract import Extracted, extract
+from iiae_cli.data.feature_network import (
+    DOMAINS,
+    FeatureNetwork,
+    NetworkRecord,
+    load_network,
+    read_record,
+    save_network,
+)
+from iiae_cli.data.feature_options import FeatureOptions
+from iiae_cli.data.finetune import fine_tune
+from iiae_cli.data.leaks import refuse_leak
+from iiae_cli.data.prepare.backbone_plan import Plan, plan_backbone
+from iiae_cli.data.prepare.class_sets import ClassSet, Picture, Pictures, finish
+from iiae_cli.data.prepare.workspace import workspace
+from iiae_cli.errors import IiaeError
+from iiae_cli.files import writing
+
+
+def picture_features(
+    divided: dict[str, Pictures],
+    *,
+    split_name: str,
+    options: FeatureOptions,
+    epochs: int,
+    seed: int,
+    download: bool,
+    workers: int,
+    skipped: list[str],
+) -> ClassSet:
+    """Features of all pictures, and what the data file says of them.
+
+    Args:
+        divided: pictures by split and domain.
+        split_name: of the division of classes.
+        options: backbone, weights, fine-tuning, workspace.
+        epochs: of fine-tuning where the options do not say.
+        seed: of new layers, batches, dropout, random weights.
+        download: whether published weights may be fetched.
+        workers: decoding threads.
+        skipped: lines of what was left out so far.
+
+    Raises:
+        IiaeError: weights that are missing or do not fit, a leak, no readable picture.
+        Interrupted: a signal came; the workspace holds what is done.
+    """
+    train = {one.label for one in divided["train"]["x"]}
+    test = {one.label for one in divided.get("test", {}).get("x", [])}
+    plan = plan_backbone(options, train, epochs=epochs, seed=seed, download=download)
+    refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
+    settings = {"pictures": _digest(divided), **plan.settings(), "batch_size": options.batch_size}
+    with workspace(options.work, settings, resume=options.resume) as folder:
+        networks = _Networks(plan, folder, options, workers)
+        if plan.tuning is not None:
+            for domain in DOMAINS:
+                networks.tune(domain, divided["train"][domain])
+        splits = {name: Split([], [], [], []) for name in divided}  # type: ignore[arg-type]
+        for domain in DOMAINS:
+            network = networks.load(domain)
+            for name, pictures in divided.items():
+                found = networks.features(network, domain, name, pictures[domain])
+                skipped += found.skipped
+                _fill(splits[name], domain, found, pictures[domain])
+        if options.save_backbone is not None:
+            networks.keep(options.save_backbone)
+        backbone = plan.record(splits["train"].x.shape[1], networks.records)
+    return finish(
+        splits,
+        split_name=split_name,
+        backbone=backbone,
+        seen=plan.seen,
+        what=plan.origin,
+        allow_leak=options.allow_leak,
+        skipped=skipped,
+    )
+
+
+class _Networks:
+    """A plan carried out in a workspace, one domain's network at a time in memory."""
+
+    def __init__(self, plan: Plan, folder: Path, options: FeatureOptions, workers: int) -> None:
+        self.plan, self.folder, self.options, self.workers = plan, folder, options, workers
+        self.device = torch.device(options.device)
+        self.records: dict[DomainName, NetworkRecord] = {domain: one.record for domain, one in plan.kept.items()}
+        self._body: tuple[nn.Module, int] | None = None
+
+    def tune(self, domain: DomainName, pictures: list[Picture]) -> None:
+        """Fine-tune a domain's network, unless the workspace has it."""
+        path = self.folder / f"{domain}.safetensors"
+        if not path.exists():
+            assert self.plan.tuning is not None and self.plan.weights is not None
+            checkpoint = self.folder / f"{domain}-fine-tuning.safetensors"
+            body, width = build_backbone(self.plan.backbone, self.plan.weights, self.plan.seed)
+            network = FeatureNetwork(body, width, seed=self.plan.seed)
+            accuracy = fine_tune(
+                network,
+                [one.path for one in pictures],
+                [one.label for one in pictures],
+                domain=domain,
+                settings=self.plan.tuning,
+                preprocessing=self.plan.preprocessing,
+                checkpoint=checkpoint,
+                device=self.device,
+                workers=self.workers,
+                interrupted=self.options.interrupted,
+            )
+            record = NetworkRecord(
+                backbone=self.plan.backbone,
+                weights=self.plan.weights.to_json(),
+                preprocessing=self.plan.preprocessing,
+                fine_tuning={**asdict(self.plan.tuning), "accuracy": accuracy},
+                seen=self.plan.seen,
+            )
+            save_network(path, network, domain, record)
+            checkpoint.unlink(missing_ok=True)
+        self.records[domain] = read_record(path, domain)
+
+    def load(self, domain: DomainName) -> nn.Module:
+        """A domain's network; without fine-tuning both domains share one."""
+        if self.plan.kept:
+            return load_network(self.plan.kept[domain].path, domain)
+        if self.plan.tuning is not None:
+            return load_network(self.folder / f"{domain}.safetensors", domain)
+        if self._body is None:
+            assert self.plan.weights is not None
+            self._body = build_backbone(self.plan.backbone, self.plan.weights, self.plan.seed)
+        return self._body[0]
+
+    def features(self, network: nn.Module, domain: DomainName, split: str, pictures: list[Picture]) -> Extracted:
+        """Features of a split's pictures of one domain."""
+        found = extract(
+            network,
+            [one.path for one in pictures],
+            domain=domain,
+            preprocessing=self.plan.preprocessing,
+            folder=self.folder,
+            name=f"{split}-{domain}",
+            device=self.device,
+            batch_size=self.options.batch_size,
+            workers=self.workers,
+            interrupted=self.options.interrupted,
+        )
+        if pictures and not len(found.rows):
+            raise IiaeError(f"no picture of {split}/{domain} can be read", f"check {pictures[0].path} and the others")
+        return found
+
+    def keep(self, folder: Path) -> None:
+        """Copy the fine-tuned networks to a folder of the user's."""
+        for domain in DOMAINS:
+            name = f"{domain}.safetensors"
+            with writing(folder / name) as temporary:
+                shutil.copyfile(self.folder / name, temporary)
+
+
+def _fill(split: Split, domain: DomainName, found: Extracted, pictures: list[Picture]) -> None:
+    """Put a domain's features, ids and labels into a split."""
+    there = [pictures[row] for row in found.rows]
+    setattr(split, domain, found.features)
+    setattr(split, f"{domain}_ids", [one.id for one in there])
+    setattr(split, f"{domain}_labels", [one.label for one in there])
+
+
+def _digest(divided: dict[str, Pictures]) -> str:
+    """SHA-256 in hex over names, classes, sizes and times of all pictures."""
+    digest = hashlib.sha256()
+    for split, pictures in divided.items():
+        for domain, found in pictures.items():
+            for one in found:
+                status = one.path.stat()
+                line = (split, domain, one.id, one.label, status.st_size, status.st_mtime_ns)
+                digest.update(json.dumps(line).encode())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""Tiny archives of classes for tests: pictures in folders, features in arrays."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 wide
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures into the network and small batches to fine-tune with."""
+    from iiae_cli.data import extract, finetune
+    from iiae_cli.data.prepare import backbone_plan
+
+    monkeypatch.setattr(finetune, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(extract, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(backbone_plan, "FineTuning", partial(finetune.FineTuning, batch_size=6))
+
+
+def picture(path: Path, level: int, number: int = 0) -> None:
+    """A picture whose grey level tells its class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng((level, number)).integers(-15, 16, (20, 24, 3))
+    Image.fromarray(np.clip(level + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def class_folders(root: Path, classes: dict[str, int], suffix: str = ".png") -> list[Path]:
+    """`ROOT/CLASS/0.png` … for as many pictures as each class says."""
+    paths = []
+    for place, (name, count) in enumerate(classes.items()):
+        for number in range(count):
+            paths.append(root / name / f"{number}{suffix}")
+            picture(paths[-1], 40 + 37 * place % 180, number)
+    return paths
+
+
+def feature_arrays(classes: dict[str, list[str]], width: int = 6, rows: int = 3) -> dict[str, np.ndarray]:
+    """`{split}_{sketch,image}_{features,paths}` of some classes per split, `rows` (image: one more) of each."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, names in classes.items():
+        for word, count, suffix in (("sketch", rows, "png"), ("image", rows + 1, "jpg")):
+            paths = [f"data/{word}/{name}/{number}.{suffix}" for name in names for number in range(count)]
+            arrays[f"{split}_{word}_features"] = rng.normal(size=(len(paths), width)).astype(np.float32)
+            arrays[f"{split}_{word}_paths"] = np.array(paths)
+    return arrays
+
+
+def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """One `.npy` for every array."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    return folder
