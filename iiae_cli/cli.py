@@ -241,6 +241,11 @@ def train(
       digits-edge     the same with outlines as y: raw pixels do not solve it
       mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
       mnist-cdcb      the paper's 256x256 networks and hyper-parameters; wants a GPU
+      facades         likewise
+      maps            likewise
+      cars            likewise, with a vector as shared latent
+      sketchy         the paper's networks on features, one pair of every class per step
+      features        your own features paired by class: standardised, linear paths; beyond the paper
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and ends
@@ -251,6 +256,7 @@ def train(
       iiae train --preset digits-cdcb
       iiae train --preset mnist-cdcb-32 --data data/mnist-cdcb.h5 --seed 1
       iiae train --preset digits-edge --set objective.lambda=50 --set optimizer.lr=1e-3
+      iiae train --preset sketchy --set objective.kind=ii-mi
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config
     """

@@ -157,10 +157,17 @@ class SelectionSection(Section):
     )
     validation_pairs: PositiveInt = Field(800, description="at most so many validation pairs")
     first_epoch: Annotated[int, Field(ge=0)] = Field(0, description="epochs completed before weights may be kept")
-    refit: bool = Field(
-        False, description="then train once more, on the held-out rows too, for as many steps as the kept weights had"
+    from_start: bool = Field(
+        False, description="validate the weights before the first step too; they are kept unless training gains enough"
     )
-    from_start: bool = Field(False, description="validate the weights before the first step too, and maybe keep them")
+    least_gain: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="from_start: the fraction by which a later score must exceed the start's"
+    )
+    refit: bool = Field(
+        False,
+        description="then train once more, on the held-out rows too, for as many steps as the kept weights had; where "
+        "those are the start's, with the shared means held there",
+    )
 
 
 class EvaluationSection(Section):

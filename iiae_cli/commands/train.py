@@ -160,7 +160,7 @@ def run(options: TrainOptions) -> TrainResult:
     session = Session(config, data, directory, device, origin, preset)
     if resuming:
         if session.resume():
-            console.say(f"resuming {directory.path} at step {session.state.step} of {session.total_steps}")
+            console.say(f"resuming {directory.path} at step {session.steps_done}")
         else:
             console.say(f"{directory.path} holds no checkpoint yet: starting from step 0")
             directory.truncate_metrics(-1)
@@ -181,7 +181,7 @@ def run(options: TrainOptions) -> TrainResult:
         **began,
         "state": "finished" if ended else "interrupted",
         "seconds": round(seconds, 3),
-        "steps": session.state.step,
+        "steps": session.steps_done,
         "kept_step": session.memory.kept_step,
         "warnings": session.memory.warnings,
     }
@@ -190,13 +190,13 @@ def run(options: TrainOptions) -> TrainResult:
         assert stop.exit_code is not None
         command = shlex.join(["iiae", *sys.argv[1:]])
         again = command if options.resume else f"{command} --resume"
-        raise Interrupted(stop.exit_code, f"saved at step {session.state.step} in {directory.path}; continue: {again}")
+        raise Interrupted(stop.exit_code, f"saved at step {session.steps_done} in {directory.path}; continue: {again}")
     for warning in session.memory.warnings:
         console.warn(warning)
     fingerprint = _write_gallery(directory, file, device)
     return TrainResult(
         run=directory.path,
-        steps=session.state.step,
+        steps=session.steps_done,
         kept_step=session.memory.kept_step,
         validation=session.memory.kept,
         warnings=session.memory.warnings,

@@ -201,9 +201,17 @@ class IIAE(nn.Module):
 
         The joint encoder begins as the mean of both domains'. Only for models with linear paths and equal widths.
         """
-        for path, copies in ((self.shared_x, 1), (self.shared_y, 1), (self.joint_shared, 2)):
-            assert isinstance(path, LinearPathHead)
+        for path in self._linear_paths():
+            copies = path.linear.in_features // weight.shape[1]
             path.start(torch.cat([weight] * copies, dim=1) / copies)
+
+    def hold_linear_paths(self) -> None:
+        """Keep every shared mean at its linear path from now on; everything else goes on learning."""
+        for path in self._linear_paths():
+            path.hold()
+
+    def _linear_paths(self) -> list[LinearPathHead]:
+        return [part for part in self.children() if isinstance(part, LinearPathHead)]
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone: what retrieval and translation use."""

@@ -157,10 +157,12 @@ class LinearPathHead(nn.Module):
     """
 
     START_LOGVAR = -2.0
+    learned: Tensor
 
     def __init__(self, head: nn.Sequential, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
         super().__init__()
         self.head = head
+        self.register_buffer("learned", torch.ones(()))  # 0: the mean is held at the linear map
         self.linear = nn.Linear(sum(inputs), shared_dim)
         self._pieces = [width for one in inputs for width in (extracted, one)]
 
@@ -176,11 +178,16 @@ class LinearPathHead(nn.Module):
             last.bias[:shared_dim] = 0.0
             last.bias[shared_dim:] = self.START_LOGVAR
 
+    def hold(self) -> None:
+        """Keep the mean at the linear map as it is; only the variances are learned from now on."""
+        self.learned.zero_()
+        self.linear.requires_grad_(False)
+
     def forward(self, joined: Tensor) -> Tensor:
         """Heads (B, 2S) of one domain's, or both domains', `PassInput` outputs (B, Σ(W + F))."""
         pieces = torch.split(joined, self._pieces, dim=1)
         mean, logvar = self.head(torch.cat(pieces[0::2], dim=1)).chunk(2, dim=1)
-        return torch.cat([mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1)
+        return torch.cat([self.learned * mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1)
 
 
 class ImageDecoder(nn.Module):

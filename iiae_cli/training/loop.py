@@ -149,9 +149,13 @@ def restore_optimizer(model: IIAE, optimizer: torch.optim.Optimizer, tensors: di
     """Put back what `optimizer_tensors` gave; each tensor takes its parameter's device and memory format.
 
     Raises:
-        KeyError: a parameter is missing from `tensors`.
+        KeyError: a parameter that learns is missing from `tensors`.
     """
+    if not tensors:
+        return  # saved before the first step
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         optimizer.state[parameter] = {
             "step": tensors[f"{name}.step"].clone().to(parameter.device),
             **{key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")},

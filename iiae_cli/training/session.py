@@ -43,16 +43,25 @@ class Progress:
         best: the selection's score of them.
         kept: their validation figures.
         warnings: of the last validation.
+        refit_steps: how many steps the second training takes; None until it begins.
+        held: whether it holds the shared means where they began.
     """
 
     kept_step: int | None = None
     best: float | None = None
     kept: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+    refit_steps: int | None = None
+    held: bool = False
 
 
 class Session:
-    """Everything of one run; implements the loop's `Events`."""
+    """Everything of one run; implements the loop's `Events`.
+
+    With `selection.refit` a run trains twice: first beside held-out rows, which tell for how many steps, then on all
+    rows. The second training's steps are numbered on from the first's in files (`offset`), and from zero for the
+    schedule, the order of rows and the noise.
+    """
 
     def __init__(
         self, config: Config, data: TrainingData, run: RunDir, device: torch.device, origin: dict[str, Any], preset: str
@@ -65,16 +74,12 @@ class Session:
         self.preset = preset
         training = config.training
         self.size = picture_size(config, data.info)
-        torch.manual_seed(training.seed)
-        model = build_model(config, data.info)
-        take_statistics(model, data, config)
-        self.model = place(model, device)
-        self.order = data.order(training.batch_size, training.seed)
+        self._build()
         per_epoch = self.order.steps_per_epoch
         self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
         self.checkpoint_every = training.checkpoint_every or self.validate_every
-        self.optimizer = build_optimizer(config, self.model)
+        self.offset = 0
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
@@ -95,11 +100,35 @@ class Session:
         self._stop: StopFlag | None = None
         self._clock = (time.monotonic(), 0)
 
+    def _build(self) -> None:
+        """A new model from the seed, what it takes from the training rows, its optimiser and the order of rows."""
+        torch.manual_seed(self.config.training.seed)
+        model = build_model(self.config, self.data.info)
+        take_statistics(model, self.data, self.config)
+        self.model = place(model, self.device)
+        self.optimizer = build_optimizer(self.config, self.model)
+        self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
+
+    def _enter_refit(self, steps: int, held: bool) -> None:
+        """Begin the second training."""
+        self.memory.refit_steps, self.memory.held = steps, held
+        self.data.use_all()
+        self._build()
+        if held:
+            self.model.hold_linear_paths()
+        self.state, self.offset = TrainState(), self.total_steps
+        self.selection, self.baseline = Selection("last"), None
+        self._clock = (time.monotonic(), 0)
+
     def resume(self) -> bool:
         """Take up the newest checkpoint; False where there is none."""
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
             return False
+        self.memory = Progress(**checkpoint.progress)
+        self.selection.best = self.memory.best
+        if self.memory.refit_steps is not None:
+            self._enter_refit(self.memory.refit_steps, self.memory.held)
         try:
             self.model.load_state_dict(checkpoint.model)
             restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
@@ -107,47 +136,51 @@ class Session:
             raise IiaeError(
                 f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
             ) from error
-        self.state = TrainState(checkpoint.step, {k: v.to(self.device) for k, v in checkpoint.running.items()})
-        self.memory = Progress(**checkpoint.progress)
-        self.selection.best = self.memory.best
+        running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
+        self.state = TrainState(checkpoint.step - self.offset, running)
         self.run.truncate_metrics(checkpoint.step)
         return True
 
     @property
+    def steps_done(self) -> int:
+        """Of both trainings."""
+        return self.offset + self.state.step
+
+    @property
     def finished(self) -> bool:
         """Whether every step is done."""
-        return self.state.step >= self.total_steps
+        if self.memory.refit_steps is not None:
+            return self.state.step >= self.memory.refit_steps
+        return self.state.step >= self.total_steps and not self._wants_refit
+
+    @property
+    def _wants_refit(self) -> bool:
+        kept = self.memory.kept_step
+        wanted = self.config.selection.refit and self.memory.refit_steps is None and kept is not None
+        return wanted and (self.data.holds_out or kept == 0)
 
     def train(self, stop: StopFlag) -> bool:
         """Run to the end, or to the first step after `stop` is raised; True at the end."""
         from torch.utils.tensorboard import SummaryWriter
 
-        training = self.config.training
         self._stop = stop
         self._clock = (time.monotonic(), self.state.step)
         with write_errors(self.run.path):  # TensorBoard's files are not written by this package
-            self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.state.step)
+            self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
             try:
-                with console.progress("training", self.total_steps) as self._bar:
-                    self._bar.start_at(self.state.step)
+                ended = True
+                if self.memory.refit_steps is None:
                     if self.state.step == 0 and self.config.selection.from_start:
-                        self.validate(0)
-                    ended = fit(
-                        model=self.model,
-                        objective=build_objective(self.config),
-                        optimizer=self.optimizer,
-                        learning_rate=self.learning_rate,
-                        batch_at=self._batch,
-                        state=self.state,
-                        total_steps=self.total_steps,
-                        seed=training.seed,
-                        events=self,
-                        log_every=training.log_every,
-                        validate_every=self.validate_every,
-                        checkpoint_every=self.checkpoint_every,
-                        bf16=training.precision == "bf16",
-                        compile_step=training.compile,
-                    )
+                        self._validate_start()
+                    ended = self._fit("training", self.total_steps, self.validate_every)
+                if ended and self._wants_refit:
+                    kept = self.memory.kept_step
+                    self._enter_refit(kept or self.total_steps, held=kept == 0)
+                    means = ", the shared means held where they began" if kept == 0 else ""
+                    console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
+                    self.checkpoint(0)
+                if ended and self.memory.refit_steps is not None:
+                    ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
             finally:
                 self._writer.close()
         if self.memory.kept_step is None:
@@ -159,6 +192,27 @@ class Session:
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
         return ended
+
+    def _fit(self, label: str, steps: int, validate_every: int) -> bool:
+        training = self.config.training
+        with console.progress(label, steps) as self._bar:
+            self._bar.start_at(self.state.step)
+            return fit(
+                model=self.model,
+                objective=build_objective(self.config),
+                optimizer=self.optimizer,
+                learning_rate=self.learning_rate,
+                batch_at=self._batch,
+                state=self.state,
+                total_steps=steps,
+                seed=training.seed,
+                events=self,
+                log_every=training.log_every,
+                validate_every=validate_every,
+                checkpoint_every=self.checkpoint_every,
+                bf16=training.precision == "bf16",
+                compile_step=training.compile,
+            )
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.data.rows(self.order.indices(step))
@@ -182,7 +236,7 @@ class Session:
         started, first = self._clock
         record = {
             "kind": "train",
-            "step": step,
+            "step": self.offset + step,
             "epoch": step / self.order.steps_per_epoch,
             **terms,
             "annealing": kl_annealing(step, self.config.objective.annealing_steps),
@@ -192,31 +246,43 @@ class Session:
         self.run.append_metrics(record)
         for name, value in record.items():
             if isinstance(value, float):
-                self._writer.add_scalar(f"train/{name}", value, step)
+                self._writer.add_scalar(f"train/{name}", value, self.offset + step)
         if self._bar is not None:
             self._bar.note = f"loss {terms['loss']:.1f}"
 
     def validate(self, step: int) -> None:
         """Measure, decide whether to keep the weights, draw the sample grid."""
-        validation: Validation | ClassValidation | None = None
-        held_out = self.data.validation
-        if held_out is not None:
-            if self.data.by_class:
-                validation = validate_classes(self.model, held_out, size=self.size, device=self.device)
-            else:
-                metric = self.config.evaluation.metric
-                validation = validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
-            self._log_validation(step, validation)
+        validation = self._measure(step)
         if self.selection.accepts(validation, step / self.order.steps_per_epoch):
             self._keep(validation)
         self._draw_samples(step)
+
+    def _validate_start(self) -> None:
+        """Measure the weights before the first step, and keep them for the time being."""
+        validation = self._measure(0)
+        if validation is not None and self.selection.rule != "last":
+            self._keep(validation)
+            self.selection.start(validation, self.config.selection.least_gain)
+
+    def _measure(self, step: int) -> Validation | ClassValidation | None:
+        held_out = self.data.validation
+        if held_out is None:
+            return None
+        validation: Validation | ClassValidation
+        if self.data.by_class:
+            validation = validate_classes(self.model, held_out, size=self.size, device=self.device)
+        else:
+            metric = self.config.evaluation.metric
+            validation = validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
+        self._log_validation(step, validation)
+        return validation
 
     def checkpoint(self, step: int) -> None:
         """Save everything that continuing needs."""
         self.memory.best = self.selection.best
         self.run.save_checkpoint(
             Checkpoint(
-                step=step,
+                step=self.offset + step,
                 model=dict(self.model.state_dict()),
                 optimizer=optimizer_tensors(self.model, self.optimizer),
                 running=self.state.running,
@@ -244,6 +310,8 @@ class Session:
             "epoch": self.state.step / self.order.steps_per_epoch,
             "validation": self.memory.kept,
             "data": self.origin.get("data"),
+            "refit": self.memory.refit_steps is not None,
+            "held": self.memory.held,
             "train_classes": self.data.classes if self.data.by_class else None,
         }
         self.run.save_model(self.model, self.config, self.data.info, details)
@@ -254,6 +322,6 @@ class Session:
         grid = sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
         )
-        with writing(self.run.samples_folder / f"step-{step:08d}.png") as temporary:
+        with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
             grid.save(temporary, format="PNG")
-        self._writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+        self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")

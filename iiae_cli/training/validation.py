@@ -218,12 +218,16 @@ class Selection:
             later of equals. `paper`: the same among validations with at most one exclusive hit per direction. `last`:
             always the newest.
         first_epoch: epochs that must be complete before weights may be kept.
-        best: highest sum so far.
+        best: what the next score must reach.
     """
 
     rule: Literal["recall", "paper", "last"] = "recall"
     first_epoch: int = 0
     best: float | None = None
+
+    def start(self, validation: Validation | ClassValidation, least_gain: float) -> None:
+        """Keep the weights before the first step, unless a later score exceeds theirs by a fraction of it."""
+        self.best = validation.score * (1.0 + least_gain)
 
     def accepts(self, validation: Validation | ClassValidation | None, epochs_done: float) -> bool:
         """Whether the weights just validated are to be kept; remembers their score when they are.
