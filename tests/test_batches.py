@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iiae_cli.data.batches import PairOrder, resize, to_inputs, to_pictures
+from iiae_cli.data.batches import ClassOrder, PairOrder, resize, to_inputs, to_pictures
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -148,3 +148,68 @@ def test_too_few_pairs_are_refused():
     assert PairOrder(8, 8, seed=0).steps_per_epoch == 1
     with pytest.raises(ValueError, match="7 pairs are fewer than one batch of 8"):
         PairOrder(7, 8, seed=0)
+
+
+# ---- rows paired by class
+
+
+def labels_of(counts):
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+X_LABELS = labels_of({"a": 3, "b": 1, "c": 7, "x only": 4})
+Y_LABELS = labels_of({"c": 2, "y only": 5, "a": 6, "b": 4})
+
+
+def test_a_step_draws_one_row_of_every_class_from_each_domain():
+    order = ClassOrder(X_LABELS, Y_LABELS, None, 0)
+    assert order.classes == ["a", "b", "c"] and order.batch_size == 3
+    for step in range(20):
+        rows = order.indices(step)
+        assert rows.shape == (3, 2)
+        drawn = [X_LABELS[row] for row in rows[:, 0]]
+        assert sorted(drawn) == ["a", "b", "c"]
+        assert drawn == [Y_LABELS[row] for row in rows[:, 1]]
+
+
+def test_every_row_of_a_shared_class_is_drawn_and_equally_often():
+    order = ClassOrder(X_LABELS, Y_LABELS, None, 1)
+    drawn = np.concatenate([order.indices(step) for step in range(6000)])
+    for column, labels in ((0, X_LABELS), (1, Y_LABELS)):
+        counts = np.bincount(drawn[:, column], minlength=len(labels))
+        for name in set(labels):
+            own = counts[[label == name for label in labels]]
+            expected = 6000 / len(own) if name in order.classes else 0
+            np.testing.assert_allclose(own, expected, rtol=0.12)
+    # The two domains are drawn independently: every pair of rows of a class occurs.
+    of_a = {(x, y) for x, y in drawn if X_LABELS[x] == "a"}
+    assert len(of_a) == 3 * 6
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_other_batch_sizes_walk_through_the_classes_in_turn(batch_size):
+    order = ClassOrder(X_LABELS, Y_LABELS, batch_size, 0)
+    seen = [X_LABELS[row] for step in range(30) for row in order.indices(step)[:, 0]]
+    assert all(len(order.indices(step)) == batch_size for step in range(5))
+    for start in range(0, len(seen) - 2, 3):
+        assert sorted(seen[start : start + 3]) == ["a", "b", "c"]
+
+
+def test_the_order_of_classes_is_a_function_of_seed_and_step():
+    first, again = ClassOrder(X_LABELS, Y_LABELS, None, 5), ClassOrder(X_LABELS, Y_LABELS, None, 5)
+    later = [again.indices(step) for step in (7, 3)]
+    for rows, step in zip(later, (7, 3), strict=True):
+        np.testing.assert_array_equal(first.indices(step), rows)
+    other = ClassOrder(X_LABELS, Y_LABELS, None, 6)
+    assert any((first.indices(step) != other.indices(step)).any() for step in range(5))
+
+
+def test_an_epoch_draws_as_many_pairs_as_the_larger_domain_has_rows():
+    assert ClassOrder(X_LABELS, Y_LABELS, None, 0).steps_per_epoch == 12 // 3
+    assert ClassOrder(X_LABELS, Y_LABELS, 5, 0).steps_per_epoch == 12 // 5
+    assert ClassOrder(["a", "b"], ["a", "b"], 100, 0).steps_per_epoch == 1
+
+
+def test_fewer_than_two_common_classes_are_refused():
+    with pytest.raises(ValueError, match="1 classes have rows in both domains"):
+        ClassOrder(["a", "b"], ["a", "c"], None, 0)

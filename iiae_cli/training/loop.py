@@ -106,7 +106,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         posteriors, reconstructions = run_networks(x, y)
-        terms = objective(x, y, posteriors, reconstructions, step)
+        terms = objective(*model.targets(x, y), posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
