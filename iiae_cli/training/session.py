@@ -43,6 +43,7 @@ class Progress:
         best: the selection's score of them.
         kept: their validation figures.
         warnings: of the last validation.
+        kept_warnings: of the kept weights' validation.
         refit_steps: how many steps the second training takes; None until it begins.
         held: whether it holds the shared means where they began.
     """
@@ -51,6 +52,7 @@ class Progress:
     best: float | None = None
     kept: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+    kept_warnings: list[str] = field(default_factory=list)
     refit_steps: int | None = None
     held: bool = False
 
@@ -112,6 +114,7 @@ class Session:
     def _enter_refit(self, steps: int, held: bool) -> None:
         """Begin the second training."""
         self.memory.refit_steps, self.memory.held = steps, held
+        self.memory.warnings = self.memory.kept_warnings  # nothing validates from here on
         self.data.use_all()
         self._build()
         if held:
@@ -303,7 +306,8 @@ class Session:
 
     def _keep(self, validation: Validation | ClassValidation | None) -> None:
         self.memory.kept_step = self.state.step
-        self.memory.kept = None if validation is None else validation.record()
+        if validation is not None:
+            self.memory.kept, self.memory.kept_warnings = validation.record(), self.memory.warnings
         details = {
             "preset": self.preset,
             "step": self.state.step,
