@@ -245,6 +245,7 @@ def train(
       maps            likewise
       cars            likewise, with a vector as shared latent
       sketchy         the paper's networks on features, one pair of every class per step
+      sketchy-tuned   beyond the paper: standardised features, linear paths, 800 steps
       features        your own features paired by class: standardised, linear paths; beyond the paper
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.

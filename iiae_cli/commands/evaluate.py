@@ -292,6 +292,8 @@ def _rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     if file.info.by_class:
         return split
     if split.pairs is not None:
+        if "retrieval" in tasks:
+            console.warn("pictures recur in several pairs: recall counts one of several equal partners as the true one")
         return split.take_pairs(np.arange(split.pair_count))
     if len(split.x) != len(split.y):
         raise IiaeError(f"split '{name}' of {file.path} is not paired", "paired retrieval needs partners")
