@@ -8,7 +8,7 @@ step() { printf '\n$ iiae %s\n' "$*" >&2; "$iiae" "$@"; }
 
 step prepare digits-cdcb -o "$out/digits-cdcb.h5" --pictures "$out/digits" --overwrite
 step train --preset digits-cdcb --data "$out/digits-cdcb.h5" --run "$out/run" --overwrite
-step evaluate --run "$out/run" --task all
+step evaluate --run "$out/run" --task all --lpips none
 step encode "$out/digits/test/y" --domain y --run "$out/run" -o "$out/gallery.h5" --overwrite
 step retrieve "$out/digits/test/x/00001.png" "$out/digits/test/x/00002.png" "$out/digits/test/x/00003.png" \
     "$out/digits/test/x/00004.png" --run "$out/run" --index "$out/gallery.h5" --k 5 \

@@ -180,6 +180,8 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         )
     tasks = _tasks(options.task, file)
     split = _rows_of(file, options.split, tasks)
+    if "zero-shot" in tasks and options.metric == "euclidean":
+        raise IiaeError("zero-shot retrieval compares by cosine, not --metric euclidean", "leave --metric out")
     metric: Metric = "cosine" if "zero-shot" in tasks else options.metric or loaded.config.evaluation.metric
     protocol = {
         "run": str(folder),
