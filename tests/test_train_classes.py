@@ -109,6 +109,14 @@ def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, d
     np.testing.assert_allclose(weights["standardise_x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
 
 
+def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(iiae: Program, data: Path) -> None:
+    outcome = train(iiae, data, "run", "--set", "data.holdout=0", "--json")
+    assert outcome.code == 0 and "the shared means held where they began" in outcome.err
+    assert tensors(Path("run/model.safetensors"))["joint_shared.learned"] == 0.0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [24, 28, 32, 36, 40]
+
+
 def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Selection, "start", lambda self, validation, least_gain: setattr(self, "best", 0.0))
     outcome = train(iiae, data, "run", steps=40)

@@ -175,7 +175,8 @@ class Session:
                 if self.memory.refit_steps is None:
                     if self.state.step == 0 and self.config.selection.from_start:
                         self._validate_start()
-                    ended = self._fit("training", self.total_steps, self.validate_every)
+                    if self.data.validation is not None or not self._wants_refit:
+                        ended = self._fit("training", self.total_steps, self.validate_every)
                 if ended and self._wants_refit:
                     kept = self.memory.kept_step
                     self._enter_refit(kept or self.total_steps, held=kept == 0)
@@ -261,9 +262,11 @@ class Session:
         self._draw_samples(step)
 
     def _validate_start(self) -> None:
-        """Measure the weights before the first step, and keep them for the time being."""
+        """Keep the weights before the first step, for the time being or, where nothing can tell, for good."""
         validation = self._measure(0)
-        if validation is not None and self.selection.rule != "last":
+        if validation is None:
+            self.memory.kept_step = 0
+        elif self.selection.rule != "last":
             self._keep(validation)
             self.selection.start(validation, self.config.selection.least_gain)
 
