@@ -117,6 +117,28 @@ def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(iiae: Progr
     assert [line["step"] for line in lines] == [24, 28, 32, 36, 40]
 
 
+def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
+    iiae: Program, data: Path, tmp_path: Path
+) -> None:
+    with h5py.File(data) as file:
+        splits = {
+            name: Split(
+                file[name]["x"][()],
+                file[name]["y"][()][:, :7],
+                *(
+                    [str(one) for one in file[name][part].asstr()]
+                    for part in ("x_ids", "y_ids", "x_labels", "y_labels")
+                ),
+            )
+            for name in ("train", "test")
+        }
+    write_data_file(tmp_path / "narrow.h5", "classes", splits, {"alignment": "class"})
+    outcome = train(iiae, tmp_path / "narrow.h5", "run")
+    assert outcome.code == 0 and "linear paths begin at random" in outcome.err
+    figures = iiae("evaluate", "--run", "run", "--json").json["zero_shot"]
+    assert {"x_to_y", "y_to_x", "exclusive"} == set(figures)
+
+
 def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Selection, "start", lambda self, validation, least_gain: setattr(self, "best", 0.0))
     outcome = train(iiae, data, "run", steps=40)
