@@ -171,7 +171,7 @@ def run(options: EvaluateOptions) -> EvaluateResult:
             figures=figures,
             protocol=protocol,
             paper=rows,
-            command=sys.argv,
+            command=["iiae", *sys.argv[1:]],
             samples=options.samples,
             seed=options.seed,
             device=device,

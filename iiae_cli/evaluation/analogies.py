@@ -42,4 +42,4 @@ def analogy_grid(
     asked, guiding = (to_pictures(to_inputs(rows, size)) for rows in (queries, references))
     top: list[Any] = [Tile(None), *map(Tile, guiding)]
     lines = [[Tile(picture), *map(Tile, row)] for picture, row in zip(asked, outputs, strict=True)]
-    return draw_grid([top, *lines], ["", *["reference"] * len(guiding)], gaps_after=[0])
+    return draw_grid([top, *lines], ["input", *["reference"] * len(guiding)], gaps_after=[0])

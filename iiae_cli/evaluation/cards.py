@@ -41,7 +41,7 @@ def _retrieval(figures: dict[str, Any], paper: Sequence[PaperRow]) -> list[Card]
                 if published is not None:
                     apart = ", set-ups differ" if published.note else ""
                     lines.append(CardLine(f"the paper: {cell(published.published.value)}{apart}"))
-                cards.append(Card(f"{task}, {source} → {target}", ours, lines))
+                cards.append(Card(f"{task}, {source}\u00a0→\u00a0{target}", ours, lines))
     return cards
 
 
@@ -71,7 +71,7 @@ def _translation(figures: dict[str, Any]) -> list[Card]:
                 for name in ("ssim", "lpips", "lpips_vgg")
                 if found.get(name) is not None
             ]
-            cards.append(Card(f"Guided translation L1, {source} → {target}", found["l1"], others))
+            cards.append(Card(f"Guided translation L1, {source}\u00a0→\u00a0{target}", found["l1"], others))
     return cards
 
 

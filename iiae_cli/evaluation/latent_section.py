@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iiae_cli.evaluation.curves import Chart
-from iiae_cli.evaluation.plots import Level, bar_chart
+from iiae_cli.evaluation.plots import bar_chart
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.evaluation.usage import LatentUsage, latent_usage
@@ -31,9 +31,7 @@ def usage_chart(pairs: EncodedPairs) -> Chart | None:
     if not found:
         return None
     groups = [(f"exclusive {domain}", sorted(map(float, usage.kl), reverse=True)) for domain, usage in found]
-    count = max(len(values) for _, values in groups)
-    names = [str(number) for number in range(1, count + 1)]
-    svg = bar_chart(names, groups, x_label="dimension, by KL", y_label="KL, nats", level=Level("prior", 0.0))
+    svg = bar_chart(groups, x_label="dimension, the one of largest KL first", y_label="KL, nats")
     parts = [f"{name}: " + ", ".join(f"{value:.2f}" for value in values[:16]) for name, values in groups]
     return Chart("KL of each exclusive dimension", svg, f"Nats, largest first. {'; '.join(parts)}.")
 

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from iiae_cli.errors import IiaeError
 
@@ -71,7 +71,7 @@ def line_chart(
     logarithmic: bool = False,
     fraction: bool = False,
 ) -> bytes:
-    """Lines over a common x.
+    """Lines over a common x, whole numbers from 0.
 
     Args:
         lines: what to draw.
@@ -103,30 +103,23 @@ def line_chart(
         axes.set_yscale("log")
     if fraction:
         axes.set_ylim(-0.02, 1.02)
+    elif not logarithmic:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_xlim(left=0)
+    _whole_steps(axes)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _legend(figure, axes)
     return _svg(figure)
 
 
-def bar_chart(
-    names: Sequence[str],
-    groups: Sequence[tuple[str, Sequence[float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    level: Level | None = None,
-    numbered: bool = False,
-) -> bytes:
-    """Groups of bars side by side.
+def bar_chart(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, y_label: str) -> bytes:
+    """Groups of upright bars side by side.
 
     Args:
-        names: of the places on the horizontal axis.
-        groups: a name and one height per place.
+        groups: a name and one height per place; places are numbered from 1.
         x_label: of the horizontal axis.
         y_label: of the vertical axis, with its unit.
-        level: to compare with.
-        numbered: whether every bar carries its height as a whole number.
 
     Returns:
         An SVG document.
@@ -134,35 +127,63 @@ def bar_chart(
     figure, axes = _figure()
     width = 0.8 / len(groups)
     for number, (name, heights) in enumerate(groups):
-        lefts = [place - 0.4 + width * (number + 0.5) for place in range(len(names))]
-        bars = axes.bar(
-            lefts, heights, width * 0.92, label=name, color=COLOURS[number], hatch=("", "///")[number % 2], linewidth=0
-        )
-        if numbered:
-            small = len(names) * len(groups) > 8
-            axes.bar_label(
-                bars, [f"{value:.0f}" for value in heights], color=GREY, fontsize=7 if small else 9, padding=2
-            )
-    if numbered:
-        axes.margins(y=0.12)
-    if level is not None:
-        axes.axhline(level.value, label=level.name, color=GREY, linestyle=(0, (1, 1)), linewidth=1.8)
-    every = max(1, math.ceil(len(names) / 12))
-    axes.set_xticks(range(0, len(names), every), names[::every])
+        places = [place + 0.6 + width * (number + 0.5) for place in range(len(heights))]
+        axes.bar(places, heights, width * 0.92, label=name, **_bar_style(number))
+    _whole_steps(axes)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _legend(figure, axes)
     return _svg(figure)
 
 
-def _figure() -> tuple[Figure, Axes]:
+def count_chart(
+    names: Sequence[str], groups: Sequence[tuple[str, Sequence[int]]], *, x_label: str, y_label: str
+) -> bytes:
+    """Groups of lying bars, each with its count at its end; they need room downwards only, however many there are.
+
+    Args:
+        names: of the places, from the top.
+        groups: a name and one count per place.
+        x_label: of the horizontal axis, the counts'.
+        y_label: of the vertical axis, the names'.
+
+    Returns:
+        An SVG document.
+    """
+    figure, axes = _figure(height=1.0 + 0.22 * (len(groups) + 0.5) * len(names), grid="x")
+    width = 0.84 / len(groups)
+    for number, (name, counts) in enumerate(groups):
+        places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]
+        bars = axes.barh(places, counts, width * 0.92, label=name, **_bar_style(number))
+        axes.bar_label(bars, [f"{count:,}" for count in counts], color=GREY, fontsize=9, padding=3)
+    axes.margins(x=0.14)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    _whole_steps(axes)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(figure, axes)
+    return _svg(figure)
+
+
+def _bar_style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number], "hatch": ("", "///")[number % 2], "linewidth": 0}
+
+
+def _whole_steps(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+
+
+def _figure(height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
+    axes.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=GREY, which="both", labelsize=10)
     for label in (axes.xaxis.label, axes.yaxis.label):

@@ -10,7 +10,7 @@ from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.curves import Chart
 from iiae_cli.evaluation.examples import DirectionExamples, Example
 from iiae_cli.evaluation.page import Direction, ExampleGroup, Found, Item, ShownExample, thumbnail_uri
-from iiae_cli.evaluation.plots import bar_chart
+from iiae_cli.evaluation.plots import count_chart
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.inference.retrieval import Ints
 from iiae_cli.model.iiae import Domain
@@ -34,11 +34,10 @@ def rank_chart(ranked: Sequence[tuple[str, Ints]]) -> Chart:
     bins = rank_bins(max(int(ranks.max()) for _, ranks in ranked))
     names = [str(first) if first == last else f"{first}–{last}" for first, last in bins]
     edges = [first for first, _ in bins] + [bins[-1][1] + 1]
-    groups = [(name, [float(one) for one in np.histogram(ranks, edges)[0]]) for name, ranks in ranked]
-    svg = bar_chart(names, groups, x_label="rank of the true partner", y_label="queries", numbered=True)
+    groups = [(name, [int(one) for one in np.histogram(ranks, edges)[0]]) for name, ranks in ranked]
+    svg = count_chart(names, groups, x_label="queries", y_label="rank of the true partner")
     parts = [
-        f"{name}: "
-        + ", ".join(f"{count:.0f} at rank {span}" for span, count in zip(names, counts, strict=True) if count)
+        f"{name}: " + ", ".join(f"{count} at rank {span}" for span, count in zip(names, counts, strict=True) if count)
         for name, counts in groups
     ]
     return Chart("Rank of the true partner", svg, f"Histogram. {'; '.join(parts)}.")

@@ -37,7 +37,9 @@ def translation_grids(
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
         image = sample_grid(loaded.model, pairs, size=loaded.size, device=device, samples=samples, seed=seed)
-        sampled = f"{samples} translations with sampled exclusive latents, then " if loaded.model.exclusive_dim else ""
+        sampled = ""
+        if loaded.model.exclusive_dim and samples:
+            sampled = f"{samples} translation{'s' * (samples > 1)} with sampled exclusive latents, then "
         note = (
             f"Each row is a pair. From the left: x, {sampled}the translation to y guided by its partner; then y to x."
         )
