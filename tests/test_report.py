@@ -292,9 +292,10 @@ def test_torn_records_are_left_out(tmp_path: Path) -> None:
 
 def test_plots_are_the_same_twice_and_never_stumble() -> None:
     lines = [Line("a", [(1, 5.0), (2, float("nan")), (3, -1.0)]), Line("b", [(1, 1.0)])]
-    first = line_chart(lines, x_label="step", y_label="nats", logarithmic=True)
-    assert first == line_chart(lines, x_label="step", y_label="nats", logarithmic=True)
+    first = line_chart(lines, x_label="step", y_label="nats", scale="log")
+    assert first == line_chart(lines, x_label="step", y_label="nats", scale="log")
     assert b"<svg" in first and b"<text" not in first  # letters are paths
+    assert b"<svg" in line_chart([Line("nothing", [(1, float("inf"))])], x_label="step", y_label="nats", scale="symlog")
     assert b"<svg" in bar_chart([("a", [0.0])], x_label="dimension", y_label="nats")
     assert b"<svg" in count_chart(["1"], [("a", [0])], x_label="n", y_label="rank")
 

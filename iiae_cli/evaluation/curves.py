@@ -62,7 +62,7 @@ def training_charts(records: list[dict[str, Any]]) -> list[Chart]:
     names = ["loss", *(name for name in (training[-1] if training else {}) if _is_term(name))]
     losses = _drawn([Line(_short(name), _points(training, name)) for name in names])
     if losses:
-        svg = line_chart(losses, x_label="step", y_label="loss terms, log scale", logarithmic=True)
+        svg = line_chart(losses, x_label="step", y_label="loss terms, log scale", scale="log")
         charts.append(
             Chart(
                 "Loss and its terms",
@@ -78,7 +78,13 @@ def training_charts(records: list[dict[str, Any]]) -> list[Chart]:
     ]
     kl = _drawn(kl)
     if kl:
-        svg = line_chart(kl, x_label="step", y_label="nats", levels=[Level("dying below", DYING_NATS)])
+        svg = line_chart(
+            kl,
+            x_label="step",
+            y_label="nats, log scale",
+            scale="symlog",
+            levels=[Level("dying below", DYING_NATS)],
+        )
         charts.append(Chart("KL of the exclusive latents to the prior", svg, "Exclusive KL by step. " + _ends(kl)))
     return charts
 

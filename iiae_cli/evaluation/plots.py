@@ -68,7 +68,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     levels: Sequence[Level] = (),
-    logarithmic: bool = False,
+    scale: Literal["linear", "log", "symlog"] = "linear",
     fraction: bool = False,
 ) -> bytes:
     """Lines over a common x, whole numbers from 0.
@@ -78,7 +78,7 @@ def line_chart(
         x_label: of the horizontal axis.
         y_label: of the vertical axis, with its unit.
         levels: to compare with, dotted and grey.
-        logarithmic: whether y is; points at or below 0 are then left out.
+        scale: of y; `log` leaves out points at or below 0, `symlog` is linear below 1 and logarithmic above.
         fraction: whether y lies in [0, 1], and the axis shows all of it.
 
     Returns:
@@ -86,7 +86,7 @@ def line_chart(
     """
     figure, axes = _figure()
     for number, line in enumerate(lines):
-        points = [(x, y) for x, y in line.points if math.isfinite(y) and (y > 0 or not logarithmic)]
+        points = [(x, y) for x, y in line.points if math.isfinite(y) and (y > 0 or scale != "log")]
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],
@@ -99,12 +99,16 @@ def line_chart(
         )
     for number, level in enumerate(levels):
         axes.axhline(level.value, label=level.name, color=GREY, linestyle=(0, (1, 1 + 2 * number)), linewidth=1.8)
-    if logarithmic:
+    if scale == "log":
         axes.set_yscale("log")
+    elif scale == "symlog":
+        axes.set_yscale("symlog", linthresh=1.0)
     if fraction:
         axes.set_ylim(-0.02, 1.02)
-    elif not logarithmic:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    elif scale != "log":
+        found = [y for line in lines for _, y in line.points if math.isfinite(y)]
+        heights = [0.0, *found, *(level.value for level in levels)]
+        axes.set_ylim(min(heights), max(heights) * (1.05 if scale == "linear" else 1.5) or 1.0)
     axes.set_xlim(left=0)
     _whole_steps(axes)
     axes.set_xlabel(x_label)
@@ -150,7 +154,7 @@ def count_chart(
     Returns:
         An SVG document.
     """
-    figure, axes = _figure(height=1.0 + 0.22 * (len(groups) + 0.5) * len(names), grid="x")
+    figure, axes = _figure(height=1.0 + 0.18 * (len(groups) + 0.4) * len(names), grid="x")
     width = 0.84 / len(groups)
     for number, (name, counts) in enumerate(groups):
         places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]

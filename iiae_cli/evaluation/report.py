@@ -21,7 +21,7 @@ from iiae_cli.evaluation.cards import headline_cards
 from iiae_cli.evaluation.curves import read_object, read_records, training_charts
 from iiae_cli.evaluation.examples import class_examples, paired_examples
 from iiae_cli.evaluation.latent_section import dimension_table, usage_chart, usage_table
-from iiae_cli.evaluation.page import Direction, Page, render
+from iiae_cli.evaluation.page import Direction, Page, cell, render
 from iiae_cli.evaluation.paper import PaperRow
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.retrieval_section import rank_chart, shown_direction
@@ -155,7 +155,7 @@ def _retrieval_note(measured: Measured) -> str:
 
 
 def _mapping(title: str, values: dict[str, Any]) -> Table:
-    return Table(title, ["what", "value"], [(str(key).replace("_", " "), value) for key, value in values.items()])
+    return Table(title, ["what", "value"], [(str(key).replace("_", " "), cell(value)) for key, value in values.items()])
 
 
 def _versions(info: dict[str, Any]) -> Table:

@@ -37,12 +37,10 @@ def translation_grids(
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
         image = sample_grid(loaded.model, pairs, size=loaded.size, device=device, samples=samples, seed=seed)
-        sampled = ""
+        sampled, guided = "", " guided by its partner" if loaded.model.exclusive_dim else ""
         if loaded.model.exclusive_dim and samples:
             sampled = f"{samples} translation{'s' * (samples > 1)} with sampled exclusive latents, then "
-        note = (
-            f"Each row is a pair. From the left: x, {sampled}the translation to y guided by its partner; then y to x."
-        )
+        note = f"Each row is a pair. From the left: x, {sampled}the translation to y{guided}; then y to x."
         grids.append(_grid("Translation, sampled and guided", note, f"Grid of {len(pairs.x)} rows. {note}", image))
     if loaded.model.exclusive_dim:
         for domain in DOMAINS:
