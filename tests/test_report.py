@@ -193,6 +193,20 @@ def test_the_page_of_paired_features_shows_ids(iiae: Program, tmp_path: Path) ->
     assert "Translation, sampled and guided" not in page.texts
 
 
+def test_without_exclusive_latents_and_without_records(trained: Trained, iiae: Program, tmp_path: Path) -> None:
+    small = ["--set", "model.widths=[8,8]", "--set", "model.decoder_widths=[8,8]", "--set", "objective.kind=ii"]
+    assert (
+        iiae("train", "--data", trained.data, "--run", "run", "--steps", 2, "--preset", "digits-cdcb", *small).code == 0
+    )
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/run.json").write_text("[torn")
+    done = iiae("evaluate", "--run", "run", "--task", "retrieval", "--report", "out")
+    assert done.code == 0, done.err
+    page = check_page((tmp_path / "out/index.html").read_text())
+    assert {"href": "#training"} not in page.all("a") and {"href": "#translation"} in page.all("a")
+    assert "shared x" in page.texts and "exclusive x" not in page.texts and "Analogies within x" not in page.texts
+
+
 def test_an_existing_folder_is_refused(trained: Trained, iiae: Program, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
@@ -363,15 +377,14 @@ def test_a_browser_shows_it_without_errors_or_requests(
     seen = Checked(text)
     assert SCRIPT in seen.text and not seen.all("script")
 
-    for width in (1200, 390):
-        for scheme, dark in ((0, True), (1, False)):
-            shot = tmp_path / f"{width}-{scheme}.png"
-            options = (f"--window-size={width},1600", f"--screenshot={shot}", "--hide-scrollbars")
-            _, console = browse(tmp_path / "profile", page, *options, f"--blink-settings=preferredColorScheme={scheme}")
-            assert console == []
-            pixels = np.asarray(Image.open(shot).convert("L"))
-            assert pixels.shape == (1600, width)
-            assert (np.median(pixels) < 64) == dark and pixels.std() > 10
+    for width, scheme, dark in ((1200, 0, True), (390, 1, False)):
+        shot = tmp_path / f"{width}.png"
+        options = (f"--window-size={width},1600", f"--screenshot={shot}", "--hide-scrollbars")
+        _, console = browse(tmp_path / "profile", page, *options, f"--blink-settings=preferredColorScheme={scheme}")
+        assert console == []
+        pixels = np.asarray(Image.open(shot).convert("L"))
+        assert pixels.shape == (1600, width)
+        assert (np.median(pixels) < 64) == dark and pixels.std() > 10
 
     # Nothing but the tables' and grids' own boxes scrolls sideways, and every picture has loaded.
     frames = "".join(f'<iframe src="out/index.html" width="{width}" height="800"></iframe>' for width in (390, 1200))
