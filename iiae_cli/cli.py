@@ -458,7 +458,7 @@ def evaluate(
     split: Annotated[SplitName, typer.Option(help="Split to measure on.")] = SplitName.test,
     task: Annotated[
         TaskName | None,
-        typer.Option(help="What to measure [zero-shot where paired by class, else retrieval]."),
+        typer.Option(help="What to measure [zero-shot where paired by class, else retrieval; all with --report]."),
     ] = None,
     metric: Annotated[MetricName | None, typer.Option(help="Distance between latents [the preset's].")] = None,
     allow_leak: Annotated[
@@ -475,6 +475,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Show the paper's rows of this data set beside.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write DIR/index.html: figures, plots, pictures.")
+    ] = None,
+    overwrite: OverwriteFlag = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
@@ -488,6 +492,7 @@ def evaluate(
     Examples:
       iiae evaluate
       iiae evaluate --run runs/sketchy-seed0 --paper
+      iiae evaluate --report report && xdg-open report/index.html
       iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
       iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
@@ -506,6 +511,8 @@ def evaluate(
         lpips=lpips.value,
         lpips_weights=tuple(lpips_weights or ()),
         paper=paper,
+        report=report,
+        overwrite=overwrite,
         fail_under=tuple(fail_under or ()),
         batch_size=batch_size,
         device=device,

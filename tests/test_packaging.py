@@ -25,6 +25,7 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "iiae_cli/evaluation/templates/report.html" in archive.namelist()
         assert "iiae = iiae_cli.cli:main" in archive.read(scripts).decode()
     code = (
         "import iiae_cli.config as c; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
+from iiae_cli.evaluation.plots import require_matplotlib
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
     colour_factors,
@@ -27,7 +29,10 @@ from iiae_cli.evaluation.protocols import (
     zero_shot,
 )
 from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
+from iiae_cli.evaluation.report import Measured, write_report
+from iiae_cli.evaluation.tables import figure_tables, paper_table
 from iiae_cli.evaluation.translation_figures import translation_figures
+from iiae_cli.files import refuse_existing
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.places import data_file, run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
@@ -56,6 +61,8 @@ class EvaluateOptions:
     lpips: Literal["alex", "vgg", "both", "none"] = "both"
     lpips_weights: tuple[Path, ...] = ()
     paper: bool = False
+    report: Path | None = None
+    overwrite: bool = False
     fail_under: tuple[str, ...] = ()
     batch_size: int = 256
     device: str = "auto"
@@ -70,12 +77,14 @@ class EvaluateResult:
         protocol: what was measured on what.
         failures: a line for every `--fail-under` that was not reached.
         paper: the paper's rows beside this run's figures, where asked for.
+        report: the page written, if any.
     """
 
     figures: dict[str, Any]
     protocol: dict[str, Any]
     failures: list[str] = field(default_factory=list)
     paper: list[PaperRow] | None = None
+    report: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -84,79 +93,18 @@ class EvaluateResult:
             "schema": "iiae.evaluate/1",
             **self.figures,
             **paper,
+            **({} if self.report is None else {"report": str(self.report)}),
             "protocol": self.protocol,
             "failures": self.failures,
         }
 
     def show(self) -> None:
         """Print for people and pipes."""
-        for task, title, names, columns in _TABLES:
-            found = self.figures.get(task, {})
-            if task == "zero_shot" and found:  # the model's own figures stand above the others, without a name
-                own = {way: found[way] for way in ("x_to_y", "y_to_x")}
-                found = {"shared": own, **{name: row for name, row in found.items() if name not in own}}
-            rows = [(path, row) for path, row in _leaves(found) if len(path) == len(names) and columns[0] in row]
-            measured = [column for column in columns if any(column in row for _, row in rows)]
-            if rows:
-                lines = [(*path, *["" if row.get(one) is None else row[one] for one in measured]) for path, row in rows]
-                console.print_table([*names, *measured], lines, title=title)
-        if self.paper:
-            console.print_table(_PAPER_COLUMNS, [_paper_line(row) for row in self.paper], title="Beside the paper")
-
-
-_PAPER_COLUMNS = ("table", "method", "direction", "figure", "paper", "ours", "note")
-
-
-def _paper_line(row: PaperRow) -> tuple[object, ...]:
-    one = row.published
-    ours = "" if row.ours is None else row.ours
-    return (one.table, one.method, one.direction, one.figure, one.value, ours, row.note)
-
-
-# task, title, what names a row, its figures
-_TABLES = (
-    (
-        "retrieval",
-        "Retrieval: only the true pair is a hit",
-        ("latent", "direction"),
-        ("recall@1", "recall@5", "recall@10", "median_rank", "n"),
-    ),
-    (
-        "zero_shot",
-        "Zero-shot retrieval: items of the query's class are hits",
-        ("latent", "direction"),
-        ("map@all", "map@200", "precision@100", "precision@200", "n"),
-    ),
-    (
-        "translation",
-        "Translation guided by the true partner",
-        ("direction",),
-        ("l1", "ssim", "lpips", "lpips_vgg", "n"),
-    ),
-    (
-        "translation",
-        "Translation with sampled exclusive latents: mean, and best of N",
-        ("direction",),
-        (
-            "samples",
-            *(f"{name}_{which}" for name in ("l1", "ssim", "lpips", "lpips_vgg") for which in ("mean", "best")),
-        ),
-    ),
-    ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
-    ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
-)
-
-
-def _leaves(figures: dict[str, Any], names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(names, figures) of every innermost mapping that holds numbers only."""
-    found = []
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            if value and all(not isinstance(one, dict) for one in value.values()):
-                found.append(((*names, name), value))
-            else:
-                found += _leaves(value, (*names, name))
-    return found
+        tables = figure_tables(self.figures) + ([paper_table(self.paper)] if self.paper else [])
+        for table in tables:
+            console.print_table(table.headers, table.rows, title=table.title)
+        if self.report is not None:
+            console.say(f"report {self.report}")
 
 
 def run(options: EvaluateOptions) -> EvaluateResult:
@@ -166,6 +114,9 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         IiaeError: no run, no data, data of another shape, an empty split, an unknown `--fail-under` key.
     """
     gates = parse_gates(options.fail_under)
+    if options.report is not None:
+        refuse_existing(options.report, options.overwrite)
+        require_matplotlib()
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
@@ -178,7 +129,7 @@ def run(options: EvaluateOptions) -> EvaluateResult:
             f"{loaded.info.shape_x} and {loaded.info.shape_y}",
             "evaluate on data of the shape that the run was trained on",
         )
-    tasks = _tasks(options.task, file)
+    tasks = _tasks(options.task or ("all" if options.report is not None else None), file)
     split = _rows_of(file, options.split, tasks)
     if "zero-shot" in tasks and options.metric == "euclidean":
         raise IiaeError("zero-shot retrieval compares by cosine, not --metric euclidean", "leave --metric out")
@@ -207,20 +158,49 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         else:
             factors = {} if file.info.by_class else colour_factors(pairs, split)
             figures["disentanglement"] = {"exclusive_kl": dict(exclusive_kl(pairs)), "factors": factors}
-    rows = None
-    if options.paper:
-        rows = paper_rows(
-            file.info.name,
-            protocol.get("class_split"),
-            figures,
-            split=options.split,
-            picture_size=loaded.size,
+    rows = _paper_rows(options, loaded, file, protocol, figures, metric)
+    result = EvaluateResult(figures, protocol, failed_gates(gates, figures), rows if options.paper else None)
+    if options.report is not None:
+        measured = Measured(
+            run=RunDir(folder),
+            loaded=loaded,
+            split=split,
+            by_class=file.info.by_class,
+            pairs=pairs,
             metric=metric,
-            objective=loaded.config.objective.kind,
+            figures=figures,
+            protocol=protocol,
+            paper=rows,
+            command=["iiae", *sys.argv[1:]],
+            samples=options.samples,
+            seed=options.seed,
+            device=device,
         )
-        if not rows:
-            console.warn(f"the paper has no row for data set '{file.info.name}'")
-    return EvaluateResult(figures, protocol, failed_gates(gates, figures), rows)
+        result.report = write_report(measured, options.report)
+    return result
+
+
+def _paper_rows(
+    options: EvaluateOptions,
+    loaded: LoadedModel,
+    file: DataFile,
+    protocol: dict[str, Any],
+    figures: dict[str, Any],
+    metric: Metric,
+) -> list[PaperRow]:
+    """The paper's rows of this data set; says so where they were asked for and there are none."""
+    rows = paper_rows(
+        file.info.name,
+        protocol.get("class_split"),
+        figures,
+        split=options.split,
+        picture_size=loaded.size,
+        metric=metric,
+        objective=loaded.config.objective.kind,
+    )
+    if options.paper and not rows:
+        console.warn(f"the paper has no row for data set '{file.info.name}'")
+    return rows
 
 
 def _tasks(asked: Task | None, file: DataFile) -> list[Task]:
