@@ -406,6 +406,9 @@ def translate(
     reference: Annotated[
         list[str] | None, typer.Option(help="Take the exclusive latent of this picture instead; repeatable.")
     ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="N outputs from the first to the second of two references.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for single pictures.")] = None,
     grid: Annotated[Path | None, typer.Option(help="Write one labelled picture of all.")] = None,
@@ -427,6 +430,7 @@ def translate(
       iiae translate query.png --from x --grid grid.png
       iiae translate imgs/ --from x --reference red.png -o out/
       iiae translate query.png --from y --to y --reference red.png --grid analogy.png
+      iiae translate query.png --from x --reference red.png --reference blue.png --interpolate 7 --grid line.png
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 5 --grid grid.png
     """
     from iiae_cli.commands import translate as command
@@ -437,6 +441,7 @@ def translate(
         run=run,
         samples=samples,
         references=tuple(reference or ()),
+        interpolate=interpolate,
         seed=seed,
         output=output,
         grid=grid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -167,14 +168,33 @@ def test_paths_come_from_standard_input(iiae: Program, trained: Trained, monkeyp
         assert [line.split("\t")[0] for line in outcome.out.splitlines()] == list(map(str, files))
 
 
-def test_montage_frames_the_true_partner_green(iiae: Program, trained: Trained, query: Path) -> None:
+def colours_of(path: str) -> tuple[int, int]:
+    """Pixels in green and in red."""
     from iiae_cli.evaluation.grids import RIGHT, WRONG
 
+    pixels = np.asarray(Image.open(path)).reshape(-1, 3)
+    greens, reds = (int((pixels == colour).all(axis=1).sum()) for colour in (RIGHT, WRONG))
+    return greens, reds
+
+
+def test_montage_frames_the_true_partner_green(iiae: Program, trained: Trained, query: Path) -> None:
+    from iiae_cli.evaluation.grids import SWATCH
+
     outcome = iiae("retrieve", query, "--run", trained.run, "--k", "300", "--json", "--montage", "all.png")
-    pixels = np.asarray(Image.open("all.png")).reshape(-1, 3)
-    greens, reds = ((pixels == colour).all(axis=1).sum() for colour in (RIGHT, WRONG))
+    greens, reds = (count - SWATCH**2 for count in colours_of("all.png"))  # less the legend's
     assert greens > 0 and reds == 299 * greens
     assert outcome.json["montage"] == "all.png"
+
+
+def test_montage_of_a_prepared_file_and_of_strangers(iiae: Program, trained: Trained, query: Path) -> None:
+    from iiae_cli.evaluation.grids import SWATCH
+
+    iiae("retrieve", trained.data, "--run", trained.run, "--k", "2", "--montage", "file.png")
+    greens, reds = (count - SWATCH**2 for count in colours_of("file.png"))
+    assert greens > 0 and reds > 0 and (greens + reds) % 64 == 0  # 32 queries, 2 neighbours
+    Path("stranger.png").write_bytes(query.read_bytes())
+    iiae("retrieve", "stranger.png", "--run", trained.run, "--k", "2", "--montage", "stranger-hits.png")
+    assert colours_of("stranger-hits.png") == (0, 0)
 
 
 def test_translate_writes_files_and_a_grid_and_repeats_itself(iiae: Program, trained: Trained, query: Path) -> None:
@@ -214,6 +234,98 @@ def test_guided_translation_takes_the_references_colour(iiae: Program, trained: 
     )
     turned = np.asarray(Image.open(analogy.json["results"][0]["outputs"][0]["file"])).astype(float).mean(axis=(0, 1))
     assert turned[2] > turned[0]
+
+
+def test_interpolation_goes_from_the_first_reference_to_the_second(
+    iiae: Program, trained: Trained, query: Path
+) -> None:
+    first, last = (trained.pictures / "test" / "y" / f"{number:05d}.png" for number in (5, 9))
+    base = ("translate", query, "--from", "x", "--run", trained.run)
+    both = ("--reference", first, "--reference", last)
+    outcome = iiae(*base, *both, "--interpolate", "4", "-o", "line", "--grid", "line.png", "--json")
+    made = outcome.json["results"][0]["outputs"]
+    assert [one["exclusive"] for one in made] == ["step 1", "step 2", "step 3", "step 4"]
+    assert made[3]["file"] == "line/00001-to-y-step4.png" and Image.open("line.png").width > 5 * 96
+    iiae(*base, *both, "-o", "ends")
+    steps = [np.asarray(Image.open(one["file"])).astype(float) for one in made]
+    ends = [np.asarray(Image.open(f"ends/00001-to-y-{one.stem}.png")).astype(float) for one in (first, last)]
+    assert abs(steps[0] - ends[0]).max() <= 1 and abs(steps[3] - ends[1]).max() <= 1
+    far = [abs(step - ends[0]).mean() for step in steps]
+    assert far == sorted(far) and far[3] > 2 * far[1] > 0
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_an_interpolation_has_two_ends(iiae: Program, trained: Trained, query: Path, given: int) -> None:
+    references = [part for _ in range(given) for part in ("--reference", trained.pictures / "test" / "y" / "00005.png")]
+    outcome = iiae(
+        *("translate", query, "--from", "x", "--run", trained.run, "-o", "out", "--interpolate", "3", *references)
+    )
+    error, hint = outcome.error()
+    assert outcome.code == 2 and "two references" in error and "--reference FIRST --reference LAST" in hint
+    assert not Path("out").exists()
+
+
+def test_whole_folders_stream_and_blocks_change_nothing(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iiae_cli.commands import translate
+
+    for part in ("a", "b"):
+        Path("in", part).mkdir(parents=True)
+        for number in (1, 2, 3):
+            Path("in", part, f"{number}.png").write_bytes(
+                (trained.pictures / "test" / "x" / f"{number:05d}.png").read_bytes()
+            )
+    Path("in/a/2.png").write_text("no picture")
+    base = ("translate", "in", "--from", "x", "--run", trained.run, "--samples", "2", "--json", "--grid")
+    sizes: list[int] = []
+    original = translate.translate_rows
+
+    def measured(model, source, target, rows, *rest, **more):
+        sizes.append(len(rows))
+        return original(model, source, target, rows, *rest, **more)
+
+    monkeypatch.setattr(translate, "translate_rows", measured)
+    whole = iiae(*base, "whole.png", "-o", "whole")
+    monkeypatch.setattr(translate, "BLOCK_PICTURES", 4)
+    parts = iiae(*base, "parts.png", "-o", "parts")
+    assert sizes == [5, 1, 2, 2]
+    assert whole.code == parts.code == 3 and len(parts.json["skipped"]) == 1
+    names = sorted(path.name for path in Path("parts").iterdir())
+    assert names == sorted(f"{stem}-to-y-sample{k}.png" for stem in ("1", "3", "1-2", "2-2", "3-2") for k in (1, 2))
+    inputs = [one["input"] for one in parts.json["results"]]
+    assert inputs == ["in/a/1.png", "in/a/3.png", "in/b/1.png", "in/b/2.png", "in/b/3.png"]
+    assert parts.json["results"][3]["outputs"][0]["file"] == "parts/2-2-to-y-sample1.png"
+    for name in names:
+        found, expected = (np.asarray(Image.open(Path(folder, name))).astype(int) for folder in ("parts", "whole"))
+        np.testing.assert_allclose(found, expected, atol=1)
+    assert Image.open("parts.png").size == Image.open("whole.png").size
+    shutil.copy(trained.pictures / "test" / "x" / "00002.png", "in/a/2.png")
+    monkeypatch.setattr(translate, "BLOCK_PICTURES", 256)
+    mended = iiae(*base, "mended.png", "-o", "mended")  # what could not be read changes no other input's samples
+    assert mended.code == 0
+    for name in names:
+        found, expected = (np.asarray(Image.open(Path(folder, name))).astype(int) for folder in ("mended", "whole"))
+        np.testing.assert_allclose(found, expected, atol=1)
+
+
+def test_nothing_is_written_where_one_file_exists(iiae: Program, trained: Trained) -> None:
+    Path("out").mkdir()
+    Path("out/00300-to-y-sample3.png").write_text("mine")
+    outcome = iiae("translate", trained.pictures / "test" / "x", "--from", "x", "--run", trained.run, "-o", "out")
+    assert outcome.code == 2 and "00300-to-y-sample3.png exists" in outcome.error()[0]
+    assert [path.name for path in Path("out").iterdir()] == ["00300-to-y-sample3.png"]
+
+
+def test_a_grid_alone_translates_what_it_shows(iiae: Program, trained: Trained) -> None:
+    outcome = iiae("translate", trained.data, "--from", "x", "--run", trained.run, "--grid", "g.png", "--json")
+    assert len(outcome.json["results"]) == 32 and "first 32 of 300" in outcome.err
+
+
+def test_nothing_readable_is_a_users_error(iiae: Program, trained: Trained) -> None:
+    Path("bad.png").write_text("no picture")
+    outcome = iiae("translate", "bad.png", "--from", "x", "--run", trained.run, "-o", "out")
+    assert outcome.code == 2 and "none of the inputs" in outcome.error()[0] and "bad.png" in outcome.err
 
 
 def test_translate_a_prepared_file_with_a_limit(iiae: Program, trained: Trained) -> None:

@@ -18,6 +18,7 @@ from iiae_cli.evaluation.grids import (
     table1_grid,
     to_rgb,
 )
+from iiae_cli.evaluation.translation_grids import TranslationGrid
 
 
 def noise(shape=(8, 8, 3), seed=0):
@@ -161,6 +162,104 @@ def test_a_blank_keeps_its_place():
     assert corner(np.asarray(blank), flat(10, (TILE, TILE, 3))) == corner(np.asarray(full), flat(10, (TILE, TILE, 3)))
     missing = np.asarray(draw_grid([[Tile(None, "gone"), Tile(flat(10))]]))
     assert tuple(missing[GAP + TILE // 2, GAP + TILE // 2]) == (225, 225, 225)
+
+
+def test_a_caption_may_have_several_lines():
+    one, two = (draw_grid([[Tile(flat(255), text)]]) for text in ("cat", "cat\ndog"))
+    assert two.height == one.height + TEXT_HEIGHT
+    assert ink(two)[1].max() >= ink(one)[1].max() + TEXT_HEIGHT - 3
+
+
+def test_names_of_files_may_hold_anything():
+    plain = draw_grid([[Tile(flat(255), "a b")]])
+    for text in ("a\tb", "a\0b", "a\udcffb", "a\x1bb"):
+        assert draw_grid([[Tile(flat(255), text)]]).tobytes() == plain.tobytes()
+
+
+def test_narrow_pictures_leave_room_for_their_texts():
+    image = draw_grid([[Tile(flat(10, (64, 8, 3)), "0123456789")]], headers=["reference y"])
+    array = np.asarray(image)
+    assert image.width == TILE + 2 * GAP
+    _, left = corner(array, flat(10, (128, 16, 3)))
+    assert left == GAP + (TILE - 16) // 2
+
+
+def test_framed_tiles_do_not_touch():
+    rows = [[Tile(flat(10), "a", RIGHT), Tile(flat(60), "b", WRONG)], [Tile(flat(110), "c", RIGHT), Tile(flat(160))]]
+    array = np.asarray(draw_grid(rows))
+    first, second, below = (corner(array, flat(value, (TILE, TILE, 3))) for value in (10, 60, 110))
+    between = array[first[0] : first[0] + TILE, first[1] + TILE : second[1]]
+    assert (between == PAPER).all(2).all(0).any()
+    caption = array[first[0] + TILE : below[0], first[1] : first[1] + TILE]
+    assert (caption[-5] == PAPER).all()  # between the caption and the frame below
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_a_legend_says_what_frames_mean_and_is_never_clipped(columns):
+    row = [Tile(flat(10), frame=RIGHT) for _ in range(columns)]
+    texts = [(RIGHT, "green frame: partner or same class"), (WRONG, "red frame: other or other class")]
+    plain, image = draw_grid([row]), draw_grid([row], legend=texts)
+    legend = image.crop((0, plain.height, *image.size))
+    assert has_colour(legend, RIGHT) and has_colour(legend, WRONG)
+    wide = draw_grid([[Tile(flat(10))] * 12], legend=texts)
+    low = wide.crop((0, draw_grid([[Tile(flat(10))] * 12]).height, *wide.size))
+    drawn, whole = ((np.asarray(part) != PAPER).any(2).sum() for part in (legend, low))
+    assert drawn == whole  # as much ink as where there is room for all
+    columns_inked, rows_inked = ink(legend)
+    assert columns_inked.max() < image.width - 1 and rows_inked.max() < legend.height - 1
+
+
+# ---- translation grids
+
+
+def translation_grid(count, source="x", target="y", **more):
+    references = [(flat(200 + number), f"ref/{number}.png") for number in range(more.pop("given", 0))]
+    grid = TranslationGrid(source, target, [f"name {number}" for number in range(count)], references, **more)
+    for number in range(2):
+        grid.add(flat(10 + number), f"in/{number}.png", [flat(50 + 20 * number + k) for k in range(count)])
+    return np.asarray(grid.draw())
+
+
+def at(array, value):
+    return corner(array, flat(value, (TILE, TILE, 3)))
+
+
+def test_samples_stand_beside_their_input():
+    array = translation_grid(3)
+    for number in range(2):
+        places = [at(array, value) for value in (10 + number, *(50 + 20 * number + k for k in range(3)))]
+        assert len({row for row, _ in places}) == 1
+        assert [column for _, column in places] == sorted(column for _, column in places)
+    assert at(array, 10)[0] < at(array, 11)[0]
+
+
+@pytest.mark.parametrize("count, source", [(1, "x"), (3, "x"), (3, "y")])
+def test_references_stand_above_their_outputs(count, source):
+    array = translation_grid(count, source, "y", given=count)
+    for k in range(count):
+        above, first, second = at(array, 200 + k), at(array, 50 + k), at(array, 70 + k)
+        assert above[1] == first[1] == second[1] and above[0] < first[0] < second[0]
+    assert at(array, 10)[0] == at(array, 50)[0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_analogy_is_query_reference_output(count):
+    array = translation_grid(count, "y", "y", given=count)
+    for number in range(2):
+        row, left = at(array, 10 + number)
+        for k in range(count):
+            output = at(array, 50 + 20 * number + k)
+            assert output[0] == row and output[1] > left
+            reference = array[row, output[1] - TILE - GAP]
+            assert tuple(reference) == (200 + k,) * 3
+            left = output[1]
+
+
+@pytest.mark.parametrize("source", ["x", "y"])
+def test_the_ends_of_an_interpolation_stand_above_its_first_and_last_step(source):
+    array = translation_grid(5, source, "y", given=2, interpolated=True)
+    assert at(array, 200)[1] == at(array, 50)[1] and at(array, 201)[1] == at(array, 54)[1]
+    assert at(array, 200)[0] == at(array, 201)[0] < at(array, 50)[0]
 
 
 # ---- Table 1

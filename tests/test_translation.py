@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.inference.translation import prior_samples, translate_rows
+from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
 from iiae_cli.model.iiae import feature_iiae, image_iiae
 
 SIZE = (16, 16)
@@ -53,6 +53,27 @@ def test_a_row_of_samples_depends_on_seed_and_row_alone():
     assert torch.equal(prior_samples(2, 4, 6, seed=7), few[:, :2])
 
 
+def test_samples_of_blocks_are_those_of_the_whole():
+    whole = prior_samples(2, 9, 6, seed=7)
+    for size in (1, 2, 4):
+        blocks = [prior_samples(2, min(size, 9 - at), 6, seed=7, first=at) for at in range(0, 9, size)]
+        assert torch.equal(torch.cat(blocks), whole)
+
+
+# ---- between two latents
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_interpolation_is_linear_with_both_ends(steps):
+    start, end = torch.tensor([0.1, -3.0, 7.7]), torch.tensor([1.3, 5.0, 7.7])
+    found = interpolated(start, end, steps)
+    assert found.shape == (steps, 3)
+    assert torch.equal(found[0], start) and torch.equal(found[-1], end)
+    for number in range(steps):
+        direct = start + (end - start) * number / (steps - 1)
+        np.testing.assert_allclose(found[number], direct, atol=1e-5)
+
+
 # ---- translation
 
 
@@ -81,6 +102,22 @@ def test_the_batch_size_changes_nothing(batch_size):
     parts = translate_rows(model, "x", "y", rows, exclusive, size=SIZE, batch_size=batch_size).astype(int)
     np.testing.assert_allclose(parts, whole, atol=1)
     assert np.ptp(whole) > 20
+
+
+def test_one_row_may_have_more_latents_than_a_batch():
+    model, exclusive = image_model(), prior_samples(11, 2, 3, seed=2)
+    largest = 0
+
+    def measure(_module, arguments, _output):
+        nonlocal largest
+        largest = max(largest, len(arguments[0]))
+
+    hook = model.decoder_y.stages[-1].register_forward_hook(measure)
+    found = translate_rows(model, "x", "y", pictures(rows=2), exclusive, size=SIZE, batch_size=4)
+    hook.remove()
+    assert found.shape[:2] == (2, 11) and largest == 4
+    single = translate_rows(model, "x", "y", pictures(rows=2), exclusive[:, 9:10], size=SIZE)
+    np.testing.assert_allclose(found[:, 9].astype(int), single[:, 0], atol=1)
 
 
 def test_an_analogy_joins_the_querys_content_and_the_references_style():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ import numpy as np
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
-from iiae_cli.data.dataset import DataFile
-from iiae_cli.data.pictures import PictureError, decode, expand_inputs
+from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.errors import IiaeError
-from iiae_cli.evaluation.grids import RIGHT, WRONG, Colour, Picture, Tile, draw_grid
+from iiae_cli.evaluation.montage import draw_montage
 from iiae_cli.files import refuse_existing, writing
 from iiae_cli.inference.encoding import LatentKind, encode_rows
 from iiae_cli.inference.inputs import open_inputs
@@ -120,7 +119,12 @@ def run(inputs: Sequence[str], options: RetrieveOptions) -> RetrieveResult:
     ]
     result = RetrieveResult(index_path, metric, results, queries.skipped, options.montage)
     if options.montage is not None:
-        _draw_montage(options.montage, queries.cache, gallery, rows, distances)
+        shown = min(len(rows), MONTAGE_ROWS)
+        if shown < len(rows):
+            console.say(f"the montage shows the first {shown} of {len(rows)} queries")
+        with writing(options.montage) as temporary:
+            picture = draw_montage(queries.cache, gallery, rows[:shown], distances[:shown])
+            picture.save(temporary, format="PNG")
     for line in queries.skipped:
         console.warn(f"skipped {line}")
     return result
@@ -160,70 +164,3 @@ def _queries(paths: list[str], gallery: LatentCache, options: RetrieveOptions) -
         encoded, ids, labels, domain, loaded.fingerprint, loaded.model.shared_shape, source=inputs.source
     )
     return _Queries(cache, loaded.fingerprint, inputs.skipped)
-
-
-def _draw_montage(
-    path: Path, queries: LatentCache, gallery: LatentCache, rows: np.ndarray[Any, Any], distances: np.ndarray[Any, Any]
-) -> None:
-    """Query and neighbours in rows; green frames where id or class agree, red where they are known and do not."""
-    shown = min(len(rows), MONTAGE_ROWS)
-    if shown < len(rows):
-        console.say(f"the montage shows the first {shown} of {len(rows)} queries")
-    find_query, find_gallery = _picture_finder(queries), _picture_finder(gallery)
-    frame = _frames(queries, gallery)
-    lines = []
-    for number in range(shown):
-        tiles = [Tile(find_query(number), _short(queries.ids[number]))]
-        for row, distance in zip(rows[number], distances[number], strict=True):
-            caption = f"{_short(gallery.ids[row])}  {distance:.3g}"
-            tiles.append(Tile(find_gallery(int(row)), caption, frame(number, int(row))))
-        lines.append(tiles)
-    headers = ["query", *[f"rank {rank}" for rank in range(1, rows.shape[1] + 1)]]
-    with writing(path) as temporary:
-        draw_grid(lines, headers, gaps_after=[0]).save(temporary, format="PNG")
-
-
-def _short(identity: str) -> str:
-    return Path(identity).stem
-
-
-def _frames(queries: LatentCache, gallery: LatentCache) -> Callable[[int, int], Colour | None]:
-    """A function from query and gallery row to green for the true partner, red for another, None where not known.
-
-    The partner is the gallery entry of the query's name; where there is none, entries of the query's class are right.
-    """
-    names = [_short(one) for one in gallery.ids]
-    known = set(names)
-
-    def frame(query: int, row: int) -> Colour | None:
-        name = _short(queries.ids[query])
-        if name in known:
-            return RIGHT if names[row] == name else WRONG
-        if queries.labels is None or gallery.labels is None:
-            return None
-        return RIGHT if queries.labels[query] == gallery.labels[row] else WRONG
-
-    return frame
-
-
-def _picture_finder(cache: LatentCache) -> Callable[[int], Picture | None]:
-    """A function from a cache's row to its picture, or to None where its source is gone or is no picture."""
-    data = cache.source.get("data")
-    if data is not None and Path(data).exists():
-        split = DataFile(Path(data)).split(str(cache.source.get("split", "test")))
-        position = {one: number for number, one in enumerate(split.ids(cache.domain))}
-        pictures = split.rows(cache.domain)
-
-        def from_file(row: int) -> Picture | None:
-            place = position.get(cache.ids[row])
-            return None if place is None or pictures.ndim != 4 else pictures[place]
-
-        return from_file
-
-    def from_disk(row: int) -> Picture | None:
-        try:
-            return decode(Path(cache.ids[row]))
-        except PictureError:
-            return None
-
-    return from_disk

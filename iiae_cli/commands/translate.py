@@ -7,26 +7,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.errors import IiaeError
-from iiae_cli.evaluation.grids import Tile, draw_grid
-from iiae_cli.files import refuse_existing, write_errors, writing
-from iiae_cli.inference.encoding import inference
-from iiae_cli.inference.inputs import open_inputs
-from iiae_cli.inference.translation import prior_samples, translate_rows
+from iiae_cli.evaluation.grids import Picture
+from iiae_cli.evaluation.translation_grids import TranslationGrid
+from iiae_cli.files import refuse_existing, writing
+from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.inference.inputs import Inputs, open_inputs
+from iiae_cli.inference.outputs import plan_files, write_pictures
+from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
 from iiae_cli.model.iiae import Domain, other_domain
 from iiae_cli.places import run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
 GRID_ROWS = 32
+GRID_COLUMNS = 32
+BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TranslateOptions:
     run: Path | None = None
     samples: int = 3
     references: tuple[str, ...] = ()
+    interpolate: int | None = None
     seed: int = 0
     output: Path | None = None
     grid: Path | None = None
@@ -93,20 +96,14 @@ class TranslateResult:
 
 
 def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
-    """Translate every input.
+    """Translate every input: block by block, so that any number of them fits into memory.
 
     Raises:
-        IiaeError: no model, nothing to write to, an analogy without a reference, a model without exclusive latents.
+        IiaeError: no model, nothing to write to, an analogy without a reference, a model without exclusive latents,
+            an interpolation without its two ends, an output that exists.
     """
     target = options.target or other_domain(options.source)
-    if options.output is None and options.grid is None:
-        raise IiaeError("nowhere to write to", "pass -o DIR for single pictures, --grid grid.png for a grid, or both")
-    if target == options.source and not options.references:
-        raise IiaeError(
-            "a visual analogy within one domain needs a reference", "pass --reference PICTURE, or --to the other domain"
-        )
-    if options.grid is not None:
-        refuse_existing(options.grid, options.overwrite)
+    _check(options, target)
     paths = expand_inputs(inputs, nul=options.nul)
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
@@ -117,113 +114,159 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
     if options.references and not loaded.model.exclusive_dim:
         raise IiaeError("this model was trained without exclusive latents", "leave --reference out")
     shapes = {"x": loaded.info.shape_x, "y": loaded.info.shape_y}
-    source_inputs = open_inputs(
-        paths, options.source, shapes[options.source], split=options.split, workers=options.workers
-    )
+    given = open_inputs(paths, options.source, shapes[options.source], split=options.split, workers=options.workers)
     if options.limit is not None:
-        source_inputs = source_inputs.part(slice(0, options.limit))
-    rows, ids, _ = source_inputs.all_rows()
-    skipped = list(source_inputs.skipped)
-    references, names = None, [f"sample {i + 1}" for i in range(options.samples)]
+        given = given.part(slice(0, options.limit))
+    if options.grid is not None and given.total > GRID_ROWS:
+        console.say(f"the grid shows the first {GRID_ROWS} of {given.total} inputs")
+        if options.output is None:
+            given = given.part(slice(0, GRID_ROWS))
+    references: Inputs | None = None
     if options.references:
-        opened = open_inputs(list(options.references), target, shapes[target], workers=options.workers)
-        references, reference_ids, _ = opened.all_rows()
-        names = [Path(one).name for one in reference_ids]
-        skipped += opened.skipped
-    exclusive = _exclusive(loaded, target, references, len(rows), options, device)
-    if exclusive is None:
-        names = ["translation"]
-    outputs = translate_rows(loaded.model, options.source, target, rows, exclusive, size=loaded.size, device=device)
-    files = _write_outputs(options, target, ids, names, outputs)
+        references = open_inputs(list(options.references), target, shapes[target], workers=options.workers)
+    styles = _styles(loaded, target, references, options, device)
+    plan = None
+    if options.output is not None:
+        kept = [*given.ids, *(references.ids if references is not None else [])]
+        plan = plan_files(options.output, given.ids, styles.names, target, overwrite=options.overwrite, inputs=kept)
+    columns = _columns(len(styles.names), options)
+    grid = TranslationGrid(
+        source=options.source,
+        target=target,
+        names=[styles.names[column] for column in columns],
+        references=styles.pictures if options.interpolate else styles.pictures[: len(columns)],
+        interpolated=bool(options.interpolate),
+    )
+    results = _translate(loaded, given, target, styles, plan, grid, columns, options, device)
     if options.grid is not None:
-        _write_grid(options.grid, loaded, options.source, target, rows, references, names, outputs)
-    results = [
-        {
-            "input": one,
-            "outputs": [
-                {"exclusive": name, "file": None if path is None else str(path)}
-                for name, path in zip(names, line, strict=True)
-            ],
-        }
-        for one, line in zip(ids, files, strict=True)
-    ]
+        with writing(options.grid) as temporary:
+            grid.draw().save(temporary, format="PNG")
+    skipped = given.skipped + (references.skipped if references is not None else [])
     for line in skipped:
         console.warn(f"skipped {line}")
     return TranslateResult(options.source, target, results, options.grid, skipped)
 
 
-def _exclusive(
+def _check(options: TranslateOptions, target: Domain) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    if options.output is None and options.grid is None:
+        raise IiaeError("nowhere to write to", "pass -o DIR for single pictures, --grid grid.png for a grid, or both")
+    if target == options.source and not options.references:
+        raise IiaeError(
+            "a visual analogy within one domain needs a reference", "pass --reference PICTURE, or --to the other domain"
+        )
+    if options.interpolate and not options.references:
+        raise IiaeError("an interpolation needs two references", "pass --reference FIRST --reference LAST")
+    if options.grid is not None:
+        refuse_existing(options.grid, options.overwrite)
+
+
+def _columns(count: int, options: TranslateOptions) -> list[int]:
+    """Which outputs of an input the grid shows: the first ones, of an interpolation ones at equal distances."""
+    if count <= GRID_COLUMNS:
+        return list(range(count))
+    if options.grid is not None:
+        console.say(f"the grid shows {GRID_COLUMNS} of {count} outputs of each input")
+    if options.interpolate:
+        return [round(column * (count - 1) / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
+    return list(range(GRID_COLUMNS))
+
+
+@dataclass
+class _Styles:
+    """Where outputs take their exclusive latents from.
+
+    Attributes:
+        names: (K,) of the outputs.
+        means: (K, E) of all inputs alike; None: sampled for each, or a model without exclusive latents.
+        pictures: the references at the model's size, and their ids.
+    """
+
+    names: list[str]
+    means: torch.Tensor | None = None
+    pictures: list[tuple[Picture, str]] = field(default_factory=list)
+
+
+def _styles(
+    loaded: LoadedModel, target: Domain, references: Inputs | None, options: TranslateOptions, device: torch.device
+) -> _Styles:
+    """Exclusive latents of the references, or between them, or the names of samples."""
+    if not loaded.model.exclusive_dim:
+        return _Styles(["translation"])
+    if references is None:
+        return _Styles([f"sample {number}" for number in range(1, options.samples + 1)])
+    rows, ids, _ = references.all_rows()
+    means = encode_rows(loaded.model, target, rows, size=loaded.size, device=device, shared=False).mean("exclusive")
+    latents = torch.from_numpy(means)
+    pictures = list(zip(_shown(loaded, rows), ids, strict=True))
+    if not options.interpolate:
+        return _Styles([Path(one).name for one in ids], latents, pictures)
+    if len(ids) != 2:
+        raise IiaeError(
+            f"an interpolation needs two references, {len(ids)} could be read",
+            "pass --reference FIRST --reference LAST",
+        )
+    names = [f"step {number}" for number in range(1, options.interpolate + 1)]
+    return _Styles(names, interpolated(latents[0], latents[1], options.interpolate), pictures)
+
+
+def _translate(
     loaded: LoadedModel,
+    given: Inputs,
     target: Domain,
-    references: NDArray[Any] | None,
-    count: int,
+    styles: _Styles,
+    plan: list[list[Path]] | None,
+    grid: TranslationGrid,
+    columns: list[int],
     options: TranslateOptions,
     device: torch.device,
+) -> list[dict[str, Any]]:
+    """Read, translate and write, one block after the other; the grid keeps the first rows."""
+    results: list[dict[str, Any]] = []
+    block = max(1, BLOCK_PICTURES // len(styles.names))
+    position = 0
+    with console.progress("translating", given.total, "inputs") as bar:
+        for rows, ids, _ in given.blocks(block):
+            positions = []
+            for one in ids:
+                position = given.ids.index(one, position) + 1  # past those that could not be read
+                positions.append(position - 1)
+            exclusive = _exclusive(loaded, styles, positions, options)
+            outputs = translate_rows(
+                loaded.model, options.source, target, rows, exclusive, size=loaded.size, device=device
+            )
+            for place, one, pictures in zip(positions, ids, outputs, strict=True):
+                files: Sequence[Path | None] = [None] * len(styles.names)
+                if plan is not None:
+                    files = plan[place]
+                    write_pictures(plan[place], pictures)
+                made = zip(styles.names, files, strict=True)
+                lines = [{"exclusive": name, "file": None if path is None else str(path)} for name, path in made]
+                results.append({"input": one, "outputs": lines})
+            room = max(0, GRID_ROWS - len(grid.inputs)) if options.grid is not None else 0
+            for picture, one, pictures in zip(_shown(loaded, rows[:room]), ids, outputs, strict=False):
+                grid.add(picture, one, list(pictures[columns]))
+            bar.update(position)
+    if not results:
+        for line in given.skipped:
+            console.warn(f"skipped {line}")
+        raise IiaeError("none of the inputs could be read", "the lines above name each of them")
+    return results
+
+
+def _exclusive(
+    loaded: LoadedModel, styles: _Styles, positions: list[int], options: TranslateOptions
 ) -> torch.Tensor | None:
-    """(N, K, E): every reference's mean for every input, or samples from the prior."""
+    """(N, K, E) for the inputs at these positions: the same for all, or samples that a position decides."""
+    if styles.means is not None:
+        return styles.means[None].expand(len(positions), -1, -1)
     if not loaded.model.exclusive_dim:
         return None
-    if references is None:
-        return prior_samples(options.samples, count, loaded.model.exclusive_dim, options.seed)
-    with inference(loaded.model):
-        means = loaded.model.encode_exclusive(target, to_inputs(references, loaded.size, device)).mean
-    return means.cpu()[None].expand(count, -1, -1)
+    first, count = positions[0], positions[-1] - positions[0] + 1
+    drawn = prior_samples(options.samples, count, loaded.model.exclusive_dim, options.seed, first=first)
+    return drawn[[one - first for one in positions]]
 
 
-def _write_outputs(
-    options: TranslateOptions, target: Domain, ids: list[str], names: list[str], outputs: NDArray[np.uint8]
-) -> list[list[Path | None]]:
-    """One PNG per output, `DIR/STEM-to-TARGET-NAME.png`; inputs of equal stems are told apart by a number."""
-    if options.output is None:
-        return [[None] * len(names) for _ in ids]
-    with write_errors(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
-    stems = _unique([Path(one).stem for one in ids])
-    suffixes = _unique([Path(name).stem.replace(" ", "") for name in names])
-    files: list[list[Path | None]] = [
-        [options.output / f"{stem}-to-{target}-{suffix}.png" for suffix in suffixes] for stem in stems
-    ]
-    for line in files:
-        for path in line:
-            if path is not None:
-                refuse_existing(path, options.overwrite)
-    for line, pictures in zip(files, outputs, strict=True):
-        for path, picture in zip(line, pictures, strict=True):
-            if path is not None:
-                with writing(path, sync=False) as temporary:
-                    Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
-    return files
-
-
-def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return result
-
-
-def _write_grid(
-    path: Path,
-    loaded: LoadedModel,
-    source: Domain,
-    target: Domain,
-    rows: NDArray[Any],
-    references: NDArray[Any] | None,
-    names: list[str],
-    outputs: NDArray[np.uint8],
-) -> None:
-    """Sampled: input | outputs (paper, Table 1). Guided: a first row of references above input | outputs (Table 8)."""
-    shown = min(len(rows), GRID_ROWS)
-    if shown < len(rows):
-        console.say(f"the grid shows the first {shown} of {len(rows)} inputs")
-    pictures = to_pictures(to_inputs(rows[:shown], loaded.size))
-    lines = [[Tile(picture), *map(Tile, outs)] for picture, outs in zip(pictures, outputs, strict=False)]
-    headers = [f"input {source}", *names]
-    if references is not None:
-        given = to_pictures(to_inputs(references, loaded.size))
-        lines.insert(0, [Tile(None), *map(Tile, given)])
-        headers = ["", *[f"reference {target}" for _ in names]]
-    with writing(path) as temporary:
-        draw_grid(lines, headers, gaps_after=[0]).save(temporary, format="PNG")
+def _shown(loaded: LoadedModel, rows: NDArray[Any]) -> list[Picture]:
+    """Stored rows as the model sees them."""
+    return list(to_pictures(to_inputs(rows, loaded.size))) if len(rows) else []

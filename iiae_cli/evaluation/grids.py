@@ -23,11 +23,13 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 30)
 RIGHT: Colour = (0, 140, 60)
 WRONG: Colour = (200, 30, 30)
+MISSING: Colour = (225, 225, 225)
+SWATCH = 10
 
 
 @dataclass
 class Tile:
-    """One cell: a picture (H, W, C) or None for a blank, a caption below it, a frame around it."""
+    """One cell: a picture (H, W, C) or None for a blank, a caption of one or more lines below it, a frame around it."""
 
     picture: Picture | None
     caption: str = ""
@@ -53,51 +55,94 @@ def enlarge(picture: Picture, tile: int = TILE) -> Image.Image:
 
 
 def draw_grid(
-    rows: Sequence[Sequence[Tile]], headers: Sequence[str] = (), gaps_after: Sequence[int] = ()
+    rows: Sequence[Sequence[Tile]],
+    headers: Sequence[str] = (),
+    gaps_after: Sequence[int] = (),
+    legend: Sequence[tuple[Colour, str]] = (),
 ) -> Image.Image:
-    """A grid of tiles with column headers.
+    """A grid of tiles with column headers; no cell is narrower than `TILE`, so that texts have room.
 
     Args:
         rows: tiles, row by row; rows may differ in length.
         headers: one text per column.
         gaps_after: columns after which a wider gap separates groups.
+        legend: what each colour of frame means, written below the grid.
     """
     images = [[None if tile.picture is None else enlarge(tile.picture) for tile in row] for row in rows]
     sizes = [image.size for row in images for image in row if image is not None]
-    width = max((size[0] for size in sizes), default=TILE)
+    width = max([TILE, *(size[0] for size in sizes)])
     height = max((size[1] for size in sizes), default=TILE)
-    columns = max(len(row) for row in rows)
-    captioned = any(tile.caption for row in rows for tile in row)
-    row_height = height + GAP + (TEXT_HEIGHT if captioned else 0)
-    top = TEXT_HEIGHT + GAP if headers else GAP
-    lefts, left = [], GAP
-    for column in range(columns):
+    lines = [max((len(_lines(tile.caption)) for tile in row), default=0) for row in rows]
+    framed = any(tile.frame is not None for row in rows for tile in row)
+    lefts, tops = [], []
+    left, top = GAP, TEXT_HEIGHT + GAP if headers else GAP
+    for column in range(max(len(row) for row in rows)):
         lefts.append(left)
-        left += width + GAP * (4 if column in gaps_after else 1)
-    canvas = Image.new("RGB", (left, top + row_height * len(rows)), PAPER)
-    draw = ImageDraw.Draw(canvas)
+        left += width + GAP * (4 if column in gaps_after else 2 if framed else 1)  # frames must not touch
+    for number, count in enumerate(lines):
+        tops.append(top)
+        top += height + GAP + TEXT_HEIGHT * count
+        if count and number < len(lines) - 1:
+            top += GAP  # so that a caption is seen to belong to the tile above it
     font = ImageFont.load_default(size=12)
+    places, size = _legend_places(legend, font, left, top)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
     for column, header in enumerate(headers):
         _text(draw, font, header, lefts[column], GAP // 2, width)
-    for row_index, row in enumerate(rows):
-        upper = top + row_index * row_height
-        for column, tile in enumerate(row):
-            image = images[row_index][column]
-            if tile.frame is not None:
-                draw.rectangle(
-                    (lefts[column] - 3, upper - 3, lefts[column] + width + 2, upper + height + 2), tile.frame
-                )
+    for upper, row, drawn in zip(tops, rows, images, strict=True):
+        for left, tile, image in zip(lefts, row, drawn, strict=False):
+            _draw_tile(draw, font, tile, image, (left, upper), (width, height))
             if image is not None:
-                canvas.paste(image, (lefts[column], upper))
-            elif tile.frame is not None or tile.caption:
-                draw.rectangle((lefts[column], upper, lefts[column] + width - 1, upper + height - 1), (225, 225, 225))
-            if tile.caption:
-                _text(draw, font, tile.caption, lefts[column], upper + height + 3, width)
+                canvas.paste(image, (left + (width - image.width) // 2, upper + (height - image.height) // 2))
+    for (colour, text), (left, upper) in zip(legend, places, strict=True):
+        draw.rectangle((left, upper + 2, left + SWATCH - 1, upper + SWATCH + 1), colour)
+        draw.text((left + SWATCH + GAP, upper), text, INK, font=font)
     return canvas
+
+
+def _draw_tile(
+    draw: ImageDraw.ImageDraw,
+    font: Any,
+    tile: Tile,
+    image: Image.Image | None,
+    place: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    """Everything of a tile but its picture: frame, caption, and a grey box where a picture should be."""
+    (left, upper), (width, height) = place, size
+    if tile.frame is not None:
+        draw.rectangle((left - 3, upper - 3, left + width + 2, upper + height + 2), outline=tile.frame, width=3)
+    if image is None and (tile.frame is not None or tile.caption):
+        draw.rectangle((left, upper, left + width - 1, upper + height - 1), MISSING)
+        _text(draw, font, "no picture", left, upper + 3, width)
+    for number, line in enumerate(_lines(tile.caption)):
+        _text(draw, font, line, left, upper + height + 3 + TEXT_HEIGHT * number, width)
+
+
+def _legend_places(
+    legend: Sequence[tuple[Colour, str]], font: Any, width: int, top: int
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Where each entry starts, wrapped at `width`, and the size of a canvas that holds them all."""
+    places = []
+    left, upper, widest = GAP, top, width
+    for _, text in legend:
+        length = SWATCH + GAP + int(font.getlength(text)) + 1
+        if left > GAP and left + length + GAP > width:
+            left, upper = GAP, upper + TEXT_HEIGHT
+        places.append((left, upper))
+        left += length + 4 * GAP
+        widest = max(widest, places[-1][0] + length + GAP)
+    return places, (widest, upper + TEXT_HEIGHT + GAP if legend else top)
+
+
+def _lines(caption: str) -> list[str]:
+    return caption.split("\n") if caption else []
 
 
 def _text(draw: ImageDraw.ImageDraw, font: Any, text: str, left: int, top: int, width: int) -> None:
     """Write a text into `width` pixels, centred, its start replaced by an ellipsis where it is too long."""
+    text = "".join(one if one.isprintable() else " " for one in text)  # names of files may hold anything
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = "…" + text[2:]
     draw.text((left + (width - draw.textlength(text, font=font)) / 2, top), text, INK, font=font)

@@ -23,13 +23,15 @@ class Inputs(ABC):
 
     Attributes:
         source: for a cache's attributes; see `LatentCache`.
-        total: rows expected; unreadable pictures make it fewer.
+        ids: of the rows expected, in order; unreadable pictures make them fewer.
+        total: how many.
         skipped: grows while blocks are read: a line for every input left out.
     """
 
-    def __init__(self, source: dict[str, Any], total: int) -> None:
+    def __init__(self, source: dict[str, Any], ids: list[str]) -> None:
         self.source = source
-        self.total = total
+        self.ids = ids
+        self.total = len(ids)
         self.skipped: list[str] = []
 
     @abstractmethod
@@ -68,26 +70,26 @@ class ArrayInputs(Inputs):
     """Rows of a data file, or of an array of features."""
 
     def __init__(self, rows: NDArray[Any], ids: list[str], labels: list[str] | None, source: dict[str, Any]) -> None:
-        super().__init__(source, len(ids))
-        self._rows, self._ids, self._labels = rows, ids, labels
+        super().__init__(source, ids)
+        self._rows, self._labels = rows, labels
 
     def blocks(self, size: int) -> Iterator[Block]:
         """Slices of the array."""
         for start in range(0, self.total, size):
             part = slice(start, start + size)
-            yield self._rows[part], self._ids[part], None if self._labels is None else self._labels[part]
+            yield self._rows[part], self.ids[part], None if self._labels is None else self._labels[part]
 
     def part(self, bounds: slice) -> Inputs:
         """A slice of the array."""
         labels = None if self._labels is None else self._labels[bounds]
-        return ArrayInputs(self._rows[bounds], self._ids[bounds], labels, self.source)
+        return ArrayInputs(self._rows[bounds], self.ids[bounds], labels, self.source)
 
 
 class PictureInputs(Inputs):
     """Picture files, decoded to a model's channels and the size that its data file stored."""
 
     def __init__(self, paths: list[Path], shape: tuple[int, ...], workers: int) -> None:
-        super().__init__({"pictures": True}, len(paths))
+        super().__init__({"pictures": True}, [str(path) for path in paths])
         self._paths, self._shape, self._workers = paths, shape, workers
 
     def blocks(self, size: int) -> Iterator[Block]:

@@ -14,10 +14,20 @@ from iiae_cli.inference.encoding import inference
 from iiae_cli.model.iiae import IIAE, Domain
 
 
-def prior_samples(count: int, rows: int, exclusive_dim: int, seed: int) -> Tensor:
-    """z ~ N(0, I): (rows, count, E). Row r is a function of (seed, r), so a longer input changes no earlier row."""
-    samples = [np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in range(rows)]
+def prior_samples(count: int, rows: int, exclusive_dim: int, seed: int, *, first: int = 0) -> Tensor:
+    """z ~ N(0, I) for the rows first, first + 1, …: (rows, count, E).
+
+    Row r is a function of (seed, r), so neither a longer input nor a division into blocks changes another row.
+    """
+    numbers = range(first, first + rows)
+    samples = [np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in numbers]
     return torch.from_numpy(np.stack(samples).astype(np.float32))
+
+
+def interpolated(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Latents (steps, E) at equal distances on the line from `start` (E,) to `end` (E,), both of them included."""
+    weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+    return torch.lerp(start, end, weights[:, None])
 
 
 def translate_rows(
@@ -41,7 +51,7 @@ def translate_rows(
         exclusive: (N, K, E) latents of `target`; None for a model without exclusive latents (K = 1).
         size: (H, W) the model works at; None for features.
         device: where the model lies.
-        batch_size: rows at once.
+        batch_size: rows encoded, and outputs decoded, at once.
 
     Returns:
         Pictures (N, K, H, W, C) uint8, or features (N, K, F) float32.
@@ -55,8 +65,16 @@ def translate_rows(
             else:
                 chosen = exclusive[start : start + batch_size].to(shared.device)
                 count, latents = chosen.shape[1], chosen.flatten(0, 1)
-            decoded = model.decode(target, shared.repeat_interleave(count, dim=0), latents)
-            outputs.append(_stored(decoded).reshape(len(shared), count, *_stored(decoded).shape[1:]))
+            repeated = shared.repeat_interleave(count, dim=0)
+            # In parts, as one row may have any number of latents.
+            parts = [slice(at, at + batch_size) for at in range(0, len(repeated), batch_size)]
+            decoded = np.concatenate(
+                [
+                    _stored(model.decode(target, repeated[part], None if latents is None else latents[part]))
+                    for part in parts
+                ]
+            )
+            outputs.append(decoded.reshape(len(shared), count, *decoded.shape[1:]))
     return np.concatenate(outputs)
 
 

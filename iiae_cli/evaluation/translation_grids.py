@@ -1,0 +1,80 @@
+"""The grid of `translate`: a model's outputs beside what they were made of, laid out as in the paper.
+
+sampled        input | sample 1 | sample 2 | …                                         (Table 1)
+interpolation  input | step 1 | … | step N, the two references above its ends
+analogy        query | reference | output, and once more for a second reference         (Tables 8 and 11)
+guided         input | outputs, the references above; also an analogy of many references, which would repeat them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from iiae_cli.evaluation.grids import Picture, Tile, draw_grid
+from iiae_cli.model.iiae import Domain
+
+TRIPLES = 2  # references that are shown beside every output, as the paper does
+
+
+@dataclass
+class TranslationGrid:
+    """What a grid shows; `inputs` and `outputs` grow as inputs are translated.
+
+    Attributes:
+        source: domain of the inputs.
+        target: domain of the outputs.
+        names: (K,) what each output was made with: `sample 1`, `step 1`, a reference's file name, ….
+        references: pictures and ids of `target`, where given: K of them, or the two ends of an interpolation.
+        interpolated: whether the outputs lie between the two references.
+        inputs: pictures and ids of `source`.
+        outputs: per input its K pictures.
+    """
+
+    source: Domain
+    target: Domain
+    names: Sequence[str]
+    references: Sequence[tuple[Picture, str]] = ()
+    interpolated: bool = False
+    inputs: list[tuple[Picture, str]] = field(default_factory=list)
+    outputs: list[Sequence[Picture]] = field(default_factory=list)
+
+    def add(self, picture: Picture, name: str, outputs: Sequence[Picture]) -> None:
+        """One more row."""
+        self.inputs.append((picture, name))
+        self.outputs.append(outputs)
+
+    def draw(self) -> Image.Image:
+        """The grid of all rows added."""
+        if self.references and self.source == self.target and not self.interpolated and len(self.names) <= TRIPLES:
+            return self._analogies()
+        rows = [[_named(*given), *map(Tile, outputs)] for given, outputs in zip(self.inputs, self.outputs, strict=True)]
+        headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
+        if self.references:
+            above = [_named(*one) for one in self.references]
+            if self.interpolated:
+                for tile in above:
+                    tile.caption = f"reference {self.target}\n{tile.caption}"
+                above = [above[0], *[Tile(None) for _ in self.names[2:]], above[1]]
+            else:
+                headers[1:] = [f"reference {self.target}" for _ in self.names]
+            rows.insert(0, [Tile(None), *above])
+        return draw_grid(rows, headers, gaps_after=[0])
+
+    def _analogies(self) -> Image.Image:
+        rows = []
+        for given, outputs in zip(self.inputs, self.outputs, strict=True):
+            pairs = zip(self.references, outputs, strict=True)
+            rows.append(
+                [_named(*given), *(tile for reference, output in pairs for tile in (_named(*reference), Tile(output)))]
+            )
+        each = (f"reference {self.target}", f"output {self.target}")
+        headers = [f"query {self.source}", *each * len(self.references)]
+        return draw_grid(rows, headers, gaps_after=[2 * number for number in range(1, len(self.references))])
+
+
+def _named(picture: Picture, name: str) -> Tile:
+    return Tile(picture, Path(name).stem)
