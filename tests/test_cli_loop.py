@@ -317,9 +317,14 @@ def test_nothing_is_written_where_one_file_exists(iiae: Program, trained: Traine
     assert [path.name for path in Path("out").iterdir()] == ["00300-to-y-sample3.png"]
 
 
-def test_a_grid_alone_translates_what_it_shows(iiae: Program, trained: Trained) -> None:
-    outcome = iiae("translate", trained.data, "--from", "x", "--run", trained.run, "--grid", "g.png", "--json")
-    assert len(outcome.json["results"]) == 32 and "first 32 of 300" in outcome.err
+def test_a_grid_that_shows_some_inputs_leaves_none_out_of_the_results(iiae: Program, trained: Trained) -> None:
+    for picture in sorted((trained.pictures / "test" / "x").iterdir())[:34]:
+        (Path("in") / picture.name).parent.mkdir(exist_ok=True)
+        (Path("in") / picture.name).write_bytes(picture.read_bytes())
+    Path("in/00034.png").write_text("no picture")
+    outcome = iiae("translate", "in", "--from", "x", "--run", trained.run, "--grid", "g.png", "--json")
+    assert outcome.code == 3 and "first 32 of 34" in outcome.err
+    assert len(outcome.json["results"]) == 33 and "00034.png" in outcome.json["skipped"][0]
 
 
 def test_nothing_readable_is_a_users_error(iiae: Program, trained: Trained) -> None:

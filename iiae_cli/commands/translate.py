@@ -119,8 +119,6 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
         given = given.part(slice(0, options.limit))
     if options.grid is not None and given.total > GRID_ROWS:
         console.say(f"the grid shows the first {GRID_ROWS} of {given.total} inputs")
-        if options.output is None:
-            given = given.part(slice(0, GRID_ROWS))
     references: Inputs | None = None
     if options.references:
         references = open_inputs(list(options.references), target, shapes[target], workers=options.workers)
