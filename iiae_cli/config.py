@@ -149,7 +149,8 @@ class SelectionSection(Section):
 
     rule: Literal["recall", "paper", "last"] = Field(
         "recall",
-        description="recall: best sum of both directions' shared Recall@1 on validation, later wins ties; "
+        description="recall: best sum of both directions' shared Recall@1 on validation, mAP@all where rows are paired "
+        "by class, later wins ties; "
         "paper: the same among those with at most one exclusive hit per direction; last: the final weights",
     )
     validate_on: Literal["valid", "train"] = Field(

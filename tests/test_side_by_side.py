@@ -217,3 +217,8 @@ def test_the_program_prepares_facades_and_your_own(iiae, tmp_path):
     assert DataFile(tmp_path / "mine.h5").info.shape_x == (8, 8, 3)
     _, hint = iiae("prepare", "pairs", "facades", "-o", "other.h5").error()
     assert "--side-by-side" in hint
+
+
+def test_the_flag_is_refused_where_it_means_nothing(iiae):
+    error, hint = iiae("prepare", "digits-cdcb", "--side-by-side").error()
+    assert error == "error: --side-by-side does not apply to digits-cdcb" and "iiae prepare pairs" in hint

@@ -85,6 +85,10 @@ def build(name: str, options: PrepareOptions) -> Prepared:
         raise IiaeError(
             f"{name} takes no --split, --unseen-classes or --backbone…", f"these are for {' and '.join(CLASS_SETS)}"
         )
+    if options.side_by_side and name != "pairs":
+        raise IiaeError(
+            f"--side-by-side does not apply to {name}", "leave it out; it is for: iiae prepare pairs SOURCE"
+        )
     return BUILDERS[name](options)
 
 
