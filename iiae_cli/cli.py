@@ -240,6 +240,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stands, or start it.")] = False,
     overwrite: OverwriteFlag = False,
+    stage: Annotated[
+        bool | None, typer.Option("--stage/--no-stage", help="Read a copy of the data in $TMPDIR [IIAE_STAGE].")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show every value and its source; stop.")
     ] = False,
@@ -274,6 +277,7 @@ def train(
       iiae train --preset digits-cdcb --print-config
     """
     from iiae_cli.commands import train as command
+    from iiae_cli.data.staging import Staging
 
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
@@ -297,11 +301,14 @@ def train(
         time_limit=None if time_limit is None else seconds_of(time_limit),
         resume=resume,
         overwrite=overwrite,
+        staging=Staging.from_option(stage, os.environ.get("IIAE_STAGE", "")),
     )
     if print_config:
         command.show_config(command.resolve_config(options), as_json=as_json)
         return
-    _finish(command.run(options), as_json)
+    with options.staging:
+        result = command.run(options)
+    _finish(result, as_json)
 
 
 @app.command()

@@ -67,9 +67,10 @@ def write_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        # h5py reports a full disk as an OSError without errno, its text naming errno 28.
-        code = error.errno if error.errno is not None else _errno_in(str(error))
+    except (OSError, RuntimeError) as error:
+        # h5py reports a full disk as an OSError without errno, or closing as a RuntimeError; its text names errno 28.
+        known = error.errno if isinstance(error, OSError) else None
+        code = known if known is not None else _errno_in(str(error))
         if code in _FULL:
             free = shutil.disk_usage(_existing_parent(path)).free
             raise IiaeError(

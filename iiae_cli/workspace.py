@@ -55,7 +55,7 @@ def workspace(output: Path, settings: Mapping[str, Any], *, resume: bool, overwr
             _take_up(folder, dict(settings), resume=resume, overwrite=overwrite)
             yield folder
         except IiaeError as error:
-            if not isinstance(error.__cause__, OSError) and not isinstance(error, _InUse):
+            if not isinstance(error.__cause__, OSError | RuntimeError) and not isinstance(error, _InUse):
                 shutil.rmtree(folder)
             raise
         else:

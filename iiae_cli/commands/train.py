@@ -28,6 +28,7 @@ from iiae_cli.config import (
 )
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
+from iiae_cli.data.staging import Staging
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
@@ -55,6 +56,7 @@ class TrainOptions:
         time_limit: seconds after which to save and stop.
         resume: continue where the run stands, or start it.
         overwrite: replace an existing run.
+        staging: of the data file.
     """
 
     preset: str
@@ -66,6 +68,7 @@ class TrainOptions:
     time_limit: float | None = None
     resume: bool = False
     overwrite: bool = False
+    staging: Staging = field(default_factory=lambda: Staging(False))
 
 
 @dataclass
@@ -153,7 +156,7 @@ def run(options: TrainOptions) -> TrainResult:
     path = _data_path(options.data, config)
     directory = RunDir(options.run or Path("runs") / f"{preset}-seed{config.training.seed}")
     resuming = _claim(directory, config, options)
-    file = DataFile(path)
+    file = DataFile(path, copy=options.staging.copy_of(path))
     data = TrainingData(file, config)
     console.say(data.summary())
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
