@@ -215,7 +215,7 @@ def prepare(
             pictures=pictures,
             interrupted=lambda: stop.exit_code,
         )
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()
@@ -373,7 +373,7 @@ def encode(
             resume=resume,
         )
         result = command.run(inputs, options, lambda: stop.exit_code)
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()
