@@ -479,6 +479,10 @@ def evaluate(
     lpips_weights: Annotated[
         list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="translation: let networks trained on real pictures read class and factors."),
+    ] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Show the paper's rows of this data set beside.")] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write DIR/index.html: figures, plots, pictures.")
@@ -499,6 +503,7 @@ def evaluate(
       iiae evaluate --run runs/sketchy-seed0 --paper
       iiae evaluate --report report && xdg-open report/index.html
       iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
+      iiae evaluate --task translation --judge
       iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
@@ -515,6 +520,7 @@ def evaluate(
         seed=seed,
         lpips=lpips.value,
         lpips_weights=tuple(lpips_weights or ()),
+        judge=judge,
         paper=paper,
         report=report,
         overwrite=overwrite,
