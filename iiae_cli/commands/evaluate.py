@@ -20,7 +20,6 @@ from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.judge import JUDGE_STEPS, judged_translations, train_judge
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
-from iiae_cli.evaluation.plots import require_matplotlib
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
     colour_factors,
@@ -119,7 +118,6 @@ def run(options: EvaluateOptions) -> EvaluateResult:
     gates = parse_gates(options.fail_under)
     if options.report is not None:
         refuse_existing(options.report, options.overwrite)
-        require_matplotlib()
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
