@@ -1,4 +1,4 @@
-"""The report's plots, as SVG; the only user of matplotlib, which takes long to import and so is imported where it draws.
+"""The report's plots, as SVG; the only user of matplotlib, which takes long to import and so is imported where used.
 
 Figures are made by matplotlib's objects, not by pyplot: no global state, no window. Backgrounds are transparent, axes
 mid-grey and lines of middling lightness, so that one picture serves a light and a dark page. Letters are drawn as
