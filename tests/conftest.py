@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
 SMALL = ["--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]", "--set", "training.samples=2"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
 
 
 @dataclass
@@ -53,6 +56,7 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
     """Run the program in this process."""
     capture.readouterr()
     before = sys.argv
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}  # ignored after an interrupted command
     sys.argv = ["iiae", *map(str, arguments)]
     try:
         cli.main()
@@ -61,6 +65,8 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
         code = int(stop.code or 0)
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     out, err = capture.readouterr()
     return Outcome(code, out, err)
 

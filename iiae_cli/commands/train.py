@@ -35,7 +35,9 @@ from iiae_cli.places import data_file
 from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.session import Session
-from iiae_cli.training.signals import stop_on_signals
+from iiae_cli.training.signals import Cut, StopFlag
+
+FINISHED = "finished"  # the state in run.json when everything is written
 
 # Values that change how fast a run goes but not where it ends; a resumed run may change them.
 _MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "description")
@@ -52,7 +54,6 @@ class TrainOptions:
         config_files: YAML files on top of the preset.
         options: dotted keys that options set.
         assignments: `--set` texts.
-        time_limit: seconds after which to save and stop.
         resume: continue where the run stands, or start it.
         overwrite: replace an existing run.
     """
@@ -63,7 +64,6 @@ class TrainOptions:
     config_files: list[Path] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     assignments: list[str] = field(default_factory=list)
-    time_limit: float | None = None
     resume: bool = False
     overwrite: bool = False
 
@@ -132,70 +132,116 @@ def show_config(resolved: Resolved, *, as_json: bool) -> None:
     console.print_table(["key", "value", "source", "meaning"], rows)
 
 
-def run(options: TrainOptions) -> TrainResult:
+def run(options: TrainOptions, stop: StopFlag) -> TrainResult:
     """Train, or continue training, one run.
+
+    Args:
+        options: what the command line says.
+        stop: raised by signals and the time limit. The time limit is not looked at before the first step, so that
+            every call gets on.
 
     Raises:
         IiaeError: configuration, data or run directory do not allow it.
         Interrupted: a signal or the time limit came; everything is saved.
+        Cut: a signal came before there was anything to save.
     """
-    resolved = resolve_config(options)
-    config = resolved.config
-    for key, value, source in resolved.rows():
-        if source != "default":
-            console.detail(f"{key} = {json.dumps(value)} ({source})")
-    preset = Path(options.preset).stem
-    device = choose_device(config.training.device)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    if config.training.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    path = _data_path(options.data, config)
+    with stop.cuttable(on_time=False):
+        resolved = resolve_config(options)
+        config = resolved.config
+        for key, value, source in resolved.rows():
+            if source != "default":
+                console.detail(f"{key} = {json.dumps(value)} ({source})")
+        preset = Path(options.preset).stem
+        device = choose_device(config.training.device)
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        if config.training.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        path = _data_path(options.data, config)
     directory = RunDir(options.run or Path("runs") / f"{preset}-seed{config.training.seed}")
-    resuming = _claim(directory, config, options)
-    file = DataFile(path)
-    data = TrainingData(file, config)
-    console.say(data.summary())
-    origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
-    session = Session(config, data, directory, device, origin, preset)
-    if resuming:
-        if session.resume():
+    try:
+        with stop.cuttable(on_time=False):
+            directory.lock()
+            resuming = _claim(directory, config, options)
+            file = DataFile(path)
+            data = TrainingData(file, config)
+            console.say(data.summary())
+            origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
+            session = Session(config, data, directory, device, origin, preset)
+            _place(session, options, resuming=resuming)
+        return _train(session, file, stop, resuming=options.resume)
+    finally:
+        directory.unlock()
+
+
+def _place(session: Session, options: TrainOptions, *, resuming: bool) -> None:
+    """Take up the run in its directory, or make the directory.
+
+    Raises:
+        IiaeError: no checkpoint is whole, or a finished run has none.
+    """
+    directory = session.run
+    if resuming and session.resume():
+        if not session.finished:
             console.say(f"resuming {directory.path} at step {session.steps_done}")
-        else:
-            console.say(f"{directory.path} holds no checkpoint yet: starting from step 0")
-            directory.truncate_metrics(-1)
     else:
-        _clear(directory)
-        directory.create(config)
-        if options.run is None:
-            directory.link_latest()
-    _announce(session, device, directory)
+        if resuming:
+            if directory.read_info().get("state") == FINISHED:
+                raise IiaeError(
+                    f"{directory.path} was trained to its end, but its checkpoints are gone",
+                    "evaluate it as it is, or replace it with --overwrite",
+                )
+            console.say(f"{directory.path} holds no checkpoint yet: starting from step 0")
+        directory.clear()
+        directory.create(session.config)
+    if options.run is None:
+        directory.link_latest()
+
+
+def _train(session: Session, file: DataFile, stop: StopFlag, *, resuming: bool) -> TrainResult:
+    """Train to the end and write what belongs to a trained run; nothing is left to do where that was done before."""
+    directory, device = session.run, session.device
+    before = directory.read_info()
+    if session.finished and before.get("state") == FINISHED and directory.gallery_file.exists():
+        console.say(f"{directory.path} is finished already, at step {session.steps_done}: nothing to do")
+        return _result(session, before["seconds"], load_model(directory, device).fingerprint)
+    _announce(session)
     started = time.monotonic()
     began = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "device": str(device), "threads": torch.get_num_threads()}
-    directory.write_info({**origin, **began, "state": "running"})
-    with stop_on_signals(options.time_limit) as stop:
-        ended = session.finished or session.train(stop)
-    seconds = time.monotonic() - started
-    outcome = {
-        **origin,
-        **began,
-        "state": "finished" if ended else "interrupted",
-        "seconds": round(seconds, 3),
-        "steps": session.steps_done,
-        "kept_step": session.memory.kept_step,
-        "warnings": session.memory.warnings,
-    }
-    directory.write_info(outcome)
-    if not ended:
+    record = {**session.origin, **began, "state": "running"}
+    directory.write_info(record)
+    fingerprint = None
+    try:
+        if session.finished or session.train(stop):
+            seconds = time.monotonic() - started
+            with stop.cuttable():
+                fingerprint = _write_gallery(directory, file, device)
+    except Cut:
+        pass
+    if fingerprint is None:
+        seconds = time.monotonic() - started
+    with stop.saving():
+        record |= {
+            "state": FINISHED if fingerprint is not None else "interrupted",
+            "seconds": round(seconds, 3),
+            "steps": session.steps_done,
+            "kept_step": session.memory.kept_step,
+            "warnings": session.memory.warnings,
+        }
+        directory.write_info(record)
+    if fingerprint is None:
         assert stop.exit_code is not None
         command = shlex.join(["iiae", *sys.argv[1:]])
-        again = command if options.resume else f"{command} --resume"
-        raise Interrupted(stop.exit_code, f"saved at step {session.steps_done} in {directory.path}; continue: {again}")
+        again = command if resuming else f"{command} --resume"
+        raise Interrupted(stop.exit_code, f"saved at step {session.saved_step} in {directory.path}; continue: {again}")
     for warning in session.memory.warnings:
         console.warn(warning)
-    fingerprint = _write_gallery(directory, file, device)
+    return _result(session, record["seconds"], fingerprint)
+
+
+def _result(session: Session, seconds: float, fingerprint: str) -> TrainResult:
     return TrainResult(
-        run=directory.path,
+        run=session.run.path,
         steps=session.steps_done,
         kept_step=session.memory.kept_step,
         validation=session.memory.kept,
@@ -225,7 +271,7 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
         IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another configuration.
     """
     if not directory.exists():
-        if directory.path.exists() and any(directory.path.iterdir()) and not options.overwrite:
+        if not directory.is_free() and not options.overwrite:
             raise IiaeError(f"{directory.path} exists and is no run", "choose another --run, or pass --overwrite")
         return False
     if options.resume:
@@ -246,16 +292,8 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
     )
 
 
-def _clear(directory: RunDir) -> None:
-    """Remove what an overwritten run left, so that nothing of it is taken for the new one's."""
-    for path in (directory.model_file, directory.metrics_file, directory.gallery_file, directory.info_file):
-        path.unlink(missing_ok=True)
-    for folder in (directory.checkpoint_folder, directory.samples_folder, directory.tensorboard_folder):
-        for path in folder.glob("*"):
-            path.unlink()
-
-
-def _announce(session: Session, device: torch.device, directory: RunDir) -> None:
+def _announce(session: Session) -> None:
+    device, directory = session.device, session.run
     parameters = sum(p.numel() for p in session.model.parameters())
     latent = " x ".join(map(str, session.model.shared_shape))
     console.say(

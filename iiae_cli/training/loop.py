@@ -28,14 +28,14 @@ class Events(Protocol):
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
-    def validate(self, step: int) -> None:
-        """When validation is due; the loop is in training mode before and after."""
+    def validate(self, step: int) -> bool:
+        """When validation is due; the loop is in training mode before and after. False: a stop broke it off."""
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""
 
     def should_stop(self) -> bool:
-        """Asked after every step; when true, the loop saves and returns."""
+        """Asked after every step and validation; when true, the loop saves and returns."""
 
 
 @dataclass
@@ -45,10 +45,12 @@ class TrainState:
     Attributes:
         step: optimiser steps done.
         running: sums of loss terms since the last log line.
+        owed: whether the validation that is due at `step` is still to be done.
     """
 
     step: int = 0
     running: dict[str, Tensor] = field(default_factory=dict)
+    owed: bool = False
 
 
 def fit(
@@ -89,6 +91,19 @@ def fit(
     Returns:
         Whether the end was reached, rather than a stop asked for.
     """
+
+    def settle() -> bool:
+        """Do what is due at the boundary after `state.step`; whether to go on."""
+        done = state.step
+        stop = events.should_stop()
+        if state.owed and not stop:
+            state.owed = not events.validate(done)
+            stop = events.should_stop()
+        end = done == total_steps
+        if stop or end or done % checkpoint_every == 0:
+            events.checkpoint(done)
+        return not stop or (end and not state.owed)
+
     device_type = next(model.parameters()).device.type
 
     def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
@@ -99,6 +114,8 @@ def fit(
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     run_networks = torch.compile(networks) if compile_step else networks
     model.train()
+    if state.owed and not settle():
+        return False
     while state.step < total_steps:
         step = state.step
         x, y = batch_at(step)
@@ -120,13 +137,8 @@ def fit(
             count = log_every if done % log_every == 0 else done % log_every
             events.log(done, {name: float(total) / count for name, total in state.running.items()})
             state.running = {}
-        if done % validate_every == 0 or last:
-            events.validate(done)
-        if done % checkpoint_every == 0 or last:
-            events.checkpoint(done)
-        if not last and events.should_stop():
-            if done % checkpoint_every != 0:
-                events.checkpoint(done)
+        state.owed = done % validate_every == 0 or last
+        if not settle():
             return False
     return True
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
@@ -21,7 +22,7 @@ from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
-from iiae_cli.training.signals import StopFlag
+from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
 from iiae_cli.training.validation import (
     ClassValidation,
@@ -46,6 +47,7 @@ class Progress:
         kept_warnings: of the kept weights' validation.
         refit_steps: how many steps the second training takes; None until it begins.
         held: whether it holds the shared means where they began.
+        owed: whether the validation due at the checkpoint's step was not done any more.
     """
 
     kept_step: int | None = None
@@ -55,6 +57,7 @@ class Progress:
     kept_warnings: list[str] = field(default_factory=list)
     refit_steps: int | None = None
     held: bool = False
+    owed: bool = False
 
 
 class Session:
@@ -82,6 +85,7 @@ class Session:
         self.validate_every = training.validate_every or per_epoch
         self.checkpoint_every = training.checkpoint_every or self.validate_every
         self.offset = 0
+        self.saved_step = 0  # the newest checkpoint's
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
@@ -99,7 +103,7 @@ class Session:
         self._grid_pairs = None if data.by_class else first_pairs(data.validation or data.train, training.samples)
         self._bar: console.Progress | None = None
         self._writer: Any = None
-        self._stop: StopFlag | None = None
+        self._stop = StopFlag()
         self._clock = (time.monotonic(), 0)
 
     def _build(self) -> None:
@@ -140,8 +144,9 @@ class Session:
                 f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
             ) from error
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
-        self.state = TrainState(checkpoint.step - self.offset, running)
-        self.run.truncate_metrics(checkpoint.step)
+        self.saved_step = checkpoint.step
+        self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed)
+        self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
 
     @property
@@ -151,7 +156,9 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether every step is done."""
+        """Whether every step and the last validation is done."""
+        if self.state.owed:
+            return False
         if self.memory.refit_steps is not None:
             return self.state.step >= self.memory.refit_steps
         return self.state.step >= self.total_steps and not self._wants_refit
@@ -163,7 +170,11 @@ class Session:
         return wanted and (self.data.holds_out or kept == 0)
 
     def train(self, stop: StopFlag) -> bool:
-        """Run to the end, or to the first step after `stop` is raised; True at the end."""
+        """Run to the end, or to the first step after `stop` is raised; True at the end.
+
+        Raises:
+            Cut: a stop came where nothing new was to be saved: before the first step, or between both trainings.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._stop = stop
@@ -174,12 +185,14 @@ class Session:
                 ended = True
                 if self.memory.refit_steps is None:
                     if self.state.step == 0 and self.config.selection.from_start:
-                        self._validate_start()
+                        with stop.cuttable():
+                            self._validate_start()
                     if self.data.validation is not None or not self._wants_refit:
                         ended = self._fit("training", self.total_steps, self.validate_every)
                 if ended and self._wants_refit:
                     kept = self.memory.kept_step
-                    self._enter_refit(kept or self.total_steps, held=kept == 0)
+                    with stop.cuttable():  # what is saved is the end of the first training
+                        self._enter_refit(kept or self.total_steps, held=kept == 0)
                     means = ", the shared means held where they began" if kept == 0 else ""
                     console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
                     self.checkpoint(0)
@@ -192,7 +205,8 @@ class Session:
                 console.warn(
                     f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                 )
-            self._keep(None)
+            with stop.saving():
+                self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
         return ended
@@ -254,53 +268,67 @@ class Session:
         if self._bar is not None:
             self._bar.note = f"loss {terms['loss']:.1f}"
 
-    def validate(self, step: int) -> None:
-        """Measure, decide whether to keep the weights, draw the sample grid."""
-        validation = self._measure(step)
-        if self.selection.accepts(validation, step / self.order.steps_per_epoch):
-            self._keep(validation)
-        self._draw_samples(step)
+    def validate(self, step: int) -> bool:
+        """Measure, decide whether to keep the weights, draw the sample grid; False where a stop broke it off.
+
+        Nothing is written before everything is measured, so that what is broken off leaves no trace.
+        """
+        try:
+            with self._stop.cuttable():
+                validation, grid = self._measure(), self._draw_samples()
+        except Cut:
+            console.say(f"step {step}: the validation was broken off; --resume begins with it")
+            return False
+        with self._stop.saving():
+            self._log_validation(step, validation)
+            if self.selection.accepts(validation, step / self.order.steps_per_epoch):
+                self._keep(validation)
+            if grid is not None:
+                with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
+                    grid.save(temporary, format="PNG")
+                self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")
+        return True
 
     def _validate_start(self) -> None:
         """Keep the weights before the first step, for the time being or, where nothing can tell, for good."""
-        validation = self._measure(0)
+        validation = self._measure()
+        self._log_validation(0, validation)
         if validation is None:
             self.memory.kept_step = 0
         elif self.selection.rule != "last":
             self._keep(validation)
             self.selection.start(validation, self.config.selection.least_gain)
 
-    def _measure(self, step: int) -> Validation | ClassValidation | None:
+    def _measure(self) -> Validation | ClassValidation | None:
         held_out = self.data.validation
         if held_out is None:
             return None
-        validation: Validation | ClassValidation
         if self.data.by_class:
-            validation = validate_classes(self.model, held_out, size=self.size, device=self.device)
-        else:
-            metric = self.config.evaluation.metric
-            validation = validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
-        self._log_validation(step, validation)
-        return validation
+            return validate_classes(self.model, held_out, size=self.size, device=self.device)
+        metric = self.config.evaluation.metric
+        return validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
 
     def checkpoint(self, step: int) -> None:
         """Save everything that continuing needs."""
-        self.memory.best = self.selection.best
-        self.run.save_checkpoint(
-            Checkpoint(
-                step=self.offset + step,
-                model=dict(self.model.state_dict()),
-                optimizer=optimizer_tensors(self.model, self.optimizer),
-                running=self.state.running,
-                progress=vars(self.memory),
-            )
+        self.memory.best, self.memory.owed = self.selection.best, self.state.owed
+        checkpoint = Checkpoint(
+            step=self.offset + step,
+            model=dict(self.model.state_dict()),
+            optimizer=optimizer_tensors(self.model, self.optimizer),
+            running=self.state.running,
+            progress=vars(self.memory),
         )
+        with self._stop.saving():
+            self.run.save_checkpoint(checkpoint)
+        self.saved_step = checkpoint.step
 
     def should_stop(self) -> bool:
         """Whether a signal or the time limit asks to stop."""
-        return self._stop is not None and self._stop.raised()
+        return self._stop.raised()
 
-    def _log_validation(self, step: int, validation: Validation | ClassValidation) -> None:
+    def _log_validation(self, step: int, validation: Validation | ClassValidation | None) -> None:
+        if validation is None:
+            return
         self.memory.warnings = validation.warnings(self.baseline)
         self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
         for name, value in validation.scalars().items():
@@ -323,12 +351,9 @@ class Session:
         }
         self.run.save_model(self.model, self.config, self.data.info, details)
 
-    def _draw_samples(self, step: int) -> None:
+    def _draw_samples(self) -> Image | None:
         if self.size is None or self._grid_pairs is None or not self._grid_pairs.pair_count:
-            return
-        grid = sample_grid(
+            return None
+        return sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
         )
-        with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
-            grid.save(temporary, format="PNG")
-        self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")
