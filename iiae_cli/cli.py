@@ -210,7 +210,10 @@ def prepare(
 def train(
     preset: Annotated[str, typer.Option("--preset", help="Name of a preset, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="Data file [IIAE_DATA or data, /SET.h5].")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run directory [runs/PRESET-seedN].")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-dir", help="Run directory [runs/PRESET-seedN]; torchrun garbles --run."),
+    ] = None,
     config: Annotated[list[Path] | None, typer.Option(help="YAML file on top of the preset; repeatable.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable.")
@@ -297,7 +300,8 @@ def train(
             command.show_config(command.resolve_config(options), as_json=as_json)
             return
         result = command.run(options, stop)
-    _finish(result, as_json)
+    if result is not None:
+        _finish(result, as_json)
 
 
 @app.command()
@@ -559,7 +563,8 @@ def _guarded(call: Callable[[], int]) -> int:
         console.fail(error.message, error.hint)
         return error.exit_code
     except Interrupted as stopped:
-        console.warn(f"interrupted: {stopped.where}")
+        if stopped.where:
+            console.warn(f"interrupted: {stopped.where}")
         return stopped.exit_code
     except _UsageError as error:
         context = getattr(error, "ctx", None)

@@ -227,8 +227,7 @@ class RunDir:
             sync_file(self.metrics_file)  # a checkpoint that outlives a power failure has its metrics
         with writing(self.checkpoint_file(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
-        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+        self.prune_checkpoints()
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where there is none; damaged ones are set aside, said aloud.
@@ -256,6 +255,12 @@ class RunDir:
                 "start afresh with --overwrite; the kept weights, model.safetensors, may still serve",
             )
         return None
+
+    def prune_checkpoints(self) -> None:
+        """Drop all but the newest."""
+        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
+            with write_errors(old):
+                old.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Path) -> Checkpoint:
         """One checkpoint.

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from moments import Server
 
 from iiae_cli import cli
 
@@ -105,3 +106,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     arguments = ("train", "--preset", "digits-cdcb", "--data", data, "--run", run, "--steps", 150, *SMALL)
     assert call(Quiet(), arguments).code == 0
     return Trained(run, data, pictures)
+
+
+@dataclass
+class Nursery:
+    """A server of forked trainings, and the folder with their data set d.h5."""
+
+    server: Server
+    folder: Path
+
+    def train(self, run: str, *more: object, **job: Any) -> dict[str, Any]:
+        """Train in FOLDER/RUN."""
+        return self.server.train(self.folder, self.folder / run, *more, **job)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Forty pairs of the embedded digits, and a server that has trained on them once."""
+    folder = tmp_path_factory.mktemp("nursery")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    nursery = Nursery(Server(scratch), folder)
+    assert nursery.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")["code"] == 0
+    nursery.train("warm", "--steps", 4, warm=True)
+    yield nursery
+    nursery.server.close()

@@ -10,7 +10,9 @@ step.
     TERM, INT …     the signal arrives
     ENOSPC, EACCES  the operating system refuses with that error
 
-It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted.
+It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted. With `ranks` it
+forks so many children, as torchrun would start them, lets the act happen to the one that `rank` names (0 if none), and
+`codes` and `errs` are lists.
 """
 
 from __future__ import annotations
@@ -21,11 +23,19 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+# Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
+TINY = [
+    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--set", "model.dropout=0.3"),
+    *("--set", "training.samples=1", "--set", "training.validate_every=4", "--set", "training.log_every=3"),
+    *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
+]
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink")
 
@@ -125,7 +135,7 @@ def run_child(job: dict[str, Any], err: Path) -> None:
         import traceback
 
         traceback.print_exc()
-    if moments.count < moments.at or not moments.at:
+    if (moments.count < moments.at or not moments.at) and os.environ.get("RANK", "0") == str(job.get("rank", 0)):
         report(moments, 0.0)
     sys.stderr.flush()
     os._exit(code)
@@ -156,20 +166,38 @@ def serve() -> None:
             print("{}", flush=True)
             continue
         _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        child = os.fork()
-        if child == 0:
-            run_child(job, scratch / "err")
+        children = fork_children(job, scratch)
+        chosen = children[job.get("rank", 0)]
         if "after" in job:
             time.sleep(job["after"])
-            os.kill(child, getattr(signal, f"SIG{job['act']}"))
+            os.kill(chosen, getattr(signal, f"SIG{job['act']}"))
             os.pwrite(_reports, json.dumps([0, time.monotonic()]).encode().ljust(64), 0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         ended = time.monotonic()
         count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
         os.close(_reports)
-        err = (scratch / "err").read_text() if (scratch / "err").exists() else ""
-        answer = {"code": status, "err": err, "seconds": ended - when if when else 0.0, "moments": count}
-        print(json.dumps(answer), flush=True)
+        errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
+        answer = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0, "moments": count}
+        print(json.dumps({**answer, "codes": codes, "errs": errs}), flush=True)
+
+
+def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
+    """One child, or one for every rank; returns their process numbers."""
+    ranks = job.get("ranks", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            own = job if rank == job.get("rank", 0) else {**job, "at": 0}
+            run_child(own, scratch / f"err-{rank}")
+        children.append(child)
+    return children
 
 
 class Server:
@@ -197,6 +225,11 @@ class Server:
         answer = json.loads(self.process.stdout.readline())
         assert isinstance(answer, dict)
         return answer
+
+    def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
+        """Train the smallest model on the data set that lies in the folder."""
+        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, *TINY, *more)
+        return self.run(folder, *arguments, watch=str(run), **job)
 
     def close(self) -> None:
         """End the server."""

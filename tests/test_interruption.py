@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,49 +20,37 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from moments import Server
+from conftest import Nursery
+from moments import TINY
 
 from iiae_cli.config import Config, read_yaml
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.tensors import read_tensors
 
-# Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
-TINY = [
-    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--set", "model.dropout=0.3"),
-    *("--set", "training.samples=1", "--set", "training.validate_every=4", "--set", "training.log_every=3"),
-    *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
-]
 STEPS = 8
 SOON = 5.0  # seconds from a signal to the end of the process
 
 
 @dataclass
 class Trials:
-    """A server, data, and a run that nothing happened to."""
+    """A run that nothing happened to, and what to compare with it."""
 
-    server: Server
+    nursery: Nursery
     folder: Path
     whole: Path
     moments: int
 
     def train(self, run: Path, *more: str, **job: Any) -> dict[str, Any]:
-        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, "--steps", STEPS, *TINY)
-        return self.server.run(self.folder, *arguments, *more, watch=str(run), **job)
+        return self.nursery.train(str(run), "--steps", STEPS, *more, **job)
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    folder = tmp_path_factory.mktemp("trials")
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    trials = Trials(Server(scratch), folder, folder / "whole", 0)
-    assert trials.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")["code"] == 0
-    trials.train(folder / "warm", warm=True)
+def trials(nursery: Nursery) -> Trials:
+    trials = Trials(nursery, nursery.folder, nursery.folder / "whole", 0)
     done = trials.train(trials.whole)
     assert done["code"] == 0, done["err"]
     trials.moments = done["moments"]
-    yield trials
-    trials.server.close()
+    return trials
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
@@ -197,7 +184,7 @@ def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
 
 
 def _command(run: Path) -> list[str]:
-    arguments = ["--data", "d.h5", "--run", str(run), "--steps", "400", *TINY, "--resume"]
+    arguments = ["--data", "d.h5", "--run", str(run), *TINY, "--steps", "200", "--resume"]
     return [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *arguments]
 
 

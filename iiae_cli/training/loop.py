@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiae_cli.model.gaussian import Part
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
 
@@ -36,6 +37,16 @@ class Events(Protocol):
 
     def should_stop(self) -> bool:
         """Asked after every step and validation; when true, the loop saves and returns."""
+
+
+class Share(Protocol):
+    """Where several processes train on one batch: this one's part (distributed.py)."""
+
+    part: Part
+    weight: float
+
+    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
 
 
 @dataclass
@@ -69,6 +80,7 @@ def fit(
     checkpoint_every: int,
     bf16: bool = False,
     compile_step: bool = False,
+    share: Share | None = None,
 ) -> bool:
     """Train from `state.step` to `total_steps`.
 
@@ -87,6 +99,7 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step always saves one.
         bf16: autocast the networks to bfloat16; KLs and losses stay float32.
         compile_step: compile the networks with torch.compile.
+        share: this process's part of every batch, which `batch_at` gives; None: all of it.
 
     Returns:
         Whether the end was reached, rather than a stop asked for.
@@ -104,12 +117,13 @@ def fit(
             events.checkpoint(done)
         return not stop or (end and not state.owed)
 
+    part = None if share is None else share.part
     device_type = next(model.parameters()).device.type
 
     def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            return posteriors, model.generate(model.sample(posteriors))
+            return posteriors, model.generate(model.sample(posteriors, part=part))
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     run_networks = torch.compile(networks) if compile_step else networks
@@ -125,7 +139,9 @@ def fit(
         posteriors, reconstructions = run_networks(x, y)
         terms = objective(*model.targets(x, y), posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        if share is not None:
+            terms = share.combine(terms)
         optimizer.step()
         for name, value in terms.items():
             detached = value.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
+from iiae_cli.training.distributed import Ranks, World
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -69,7 +71,14 @@ class Session:
     """
 
     def __init__(
-        self, config: Config, data: TrainingData, run: RunDir, device: torch.device, origin: dict[str, Any], preset: str
+        self,
+        config: Config,
+        data: TrainingData,
+        run: RunDir,
+        device: torch.device,
+        origin: dict[str, Any],
+        preset: str,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.data = data
@@ -77,6 +86,7 @@ class Session:
         self.device = device
         self.origin = origin
         self.preset = preset
+        self.world = world or World()
         training = config.training
         self.size = picture_size(config, data.info)
         self._build()
@@ -94,7 +104,7 @@ class Session:
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
         self.baseline = None
-        if data.validation is not None:
+        if data.validation is not None and self.world.first:
             self.baseline = (
                 baseline_map(data.train, data.validation)
                 if data.by_class
@@ -112,8 +122,12 @@ class Session:
         model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
         self.model = place(model, self.device)
-        self.optimizer = build_optimizer(self.config, self.model)
+        self.world.same_weights(self.model)
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
+        self._ranks: Ranks | None = None
+        if self.world.size > 1:
+            self._ranks = Ranks(self.world, self.model, self.order.batch_size, self.config.training.batch_norm)
+        self.optimizer = build_optimizer(self.config, self.model)
 
     def _enter_refit(self, steps: int, held: bool) -> None:
         """Begin the second training."""
@@ -129,9 +143,12 @@ class Session:
 
     def resume(self) -> bool:
         """Take up the newest checkpoint; False where there is none."""
-        checkpoint = self.run.latest_checkpoint()
-        if checkpoint is None:
+        checkpoint = self.run.latest_checkpoint() if self.world.first else None
+        step = self.world.share(None if checkpoint is None else checkpoint.step)
+        if step is None:
             return False
+        if checkpoint is None:
+            checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
         self.memory = Progress(**checkpoint.progress)
         self.selection.best = self.memory.best
         if self.memory.refit_steps is not None:
@@ -146,7 +163,9 @@ class Session:
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
         self.saved_step = checkpoint.step
         self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed)
-        self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
+        if self.world.first:
+            self.run.prune_checkpoints()
+            self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
 
     @property
@@ -175,47 +194,61 @@ class Session:
         Raises:
             Cut: a stop came where nothing new was to be saved: before the first step, or between both trainings.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self._stop = stop
         self._clock = (time.monotonic(), self.state.step)
         with write_errors(self.run.path):  # TensorBoard's files are not written by this package
-            self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
+            if self.world.first:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
             try:
-                ended = True
-                if self.memory.refit_steps is None:
-                    if self.state.step == 0 and self.config.selection.from_start:
-                        with stop.cuttable():
-                            self._validate_start()
-                    if self.data.validation is not None or not self._wants_refit:
-                        ended = self._fit("training", self.total_steps, self.validate_every)
-                if ended and self._wants_refit:
-                    kept = self.memory.kept_step
-                    with stop.cuttable():  # what is saved is the end of the first training
-                        self._enter_refit(kept or self.total_steps, held=kept == 0)
-                    means = ", the shared means held where they began" if kept == 0 else ""
-                    console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
-                    self.checkpoint(0)
-                if ended and self.memory.refit_steps is not None:
-                    ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
+                ended = self._train()
             finally:
-                self._writer.close()
+                if self._writer is not None:
+                    self._writer.close()
         if self.memory.kept_step is None:
-            if ended:
-                console.warn(
-                    f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
-                )
-            with stop.saving():
-                self._keep(None)
+            if self.world.first:
+                if ended:
+                    console.warn(
+                        f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
+                    )
+                with stop.saving():
+                    self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
         return ended
+
+    def _train(self) -> bool:
+        ended = True
+        if self.memory.refit_steps is None:
+            if self.state.step == 0 and self.config.selection.from_start:
+                if self.world.first:
+                    with self._stop.cuttable():
+                        self._validate_start()
+                self._same_memory()
+            if self.data.validation is not None or not self._wants_refit:
+                ended = self._fit("training", self.total_steps, self.validate_every)
+        if ended and self._wants_refit:
+            kept = self.memory.kept_step
+            # What is saved is the end of the first training. Several ranks go on together to the first step.
+            with self._stop.cuttable() if self.world.size == 1 else nullcontext():
+                self._enter_refit(kept or self.total_steps, held=kept == 0)
+            means = ", the shared means held where they began" if kept == 0 else ""
+            console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
+            self.checkpoint(0)
+        if ended and self.memory.refit_steps is not None:
+            ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
+        return ended
+
+    def _same_memory(self) -> None:
+        """Let every rank know what rank 0 has decided."""
+        self.memory = Progress(**self.world.share(vars(self.memory)))
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         with console.progress(label, steps) as self._bar:
             self._bar.start_at(self.state.step)
-            return fit(
+            ended = fit(
                 model=self.model,
                 objective=build_objective(self.config),
                 optimizer=self.optimizer,
@@ -230,10 +263,14 @@ class Session:
                 checkpoint_every=self.checkpoint_every,
                 bf16=training.precision == "bf16",
                 compile_step=training.compile,
+                share=self._ranks,
             )
+        self._same_memory()
+        return ended
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = self.data.rows(self.order.indices(step))
+        indices = self.order.indices(step)
+        x, y = self.data.rows(indices if self._ranks is None else indices[self._ranks.rows])
         return to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
 
     # Events of the loop
@@ -245,6 +282,8 @@ class Session:
 
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Write averages to metrics.jsonl and TensorBoard; refuse to go on with a loss that is not finite."""
+        if not self.world.first:
+            return
         if not math.isfinite(terms["loss"]):
             raise IiaeError(
                 f"the loss is {terms['loss']} at step {step}",
@@ -273,6 +312,9 @@ class Session:
 
         Nothing is written before everything is measured, so that what is broken off leaves no trace.
         """
+        return bool(self.world.share(self._validated(step) if self.world.first else None))
+
+    def _validated(self, step: int) -> bool:
         try:
             with self._stop.cuttable():
                 validation, grid = self._measure(), self._draw_samples()
@@ -309,7 +351,7 @@ class Session:
         return validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
 
     def checkpoint(self, step: int) -> None:
-        """Save everything that continuing needs."""
+        """Save everything that continuing needs; every rank has the same, so one writes it."""
         self.memory.best, self.memory.owed = self.selection.best, self.state.owed
         checkpoint = Checkpoint(
             step=self.offset + step,
@@ -318,12 +360,15 @@ class Session:
             running=self.state.running,
             progress=vars(self.memory),
         )
-        with self._stop.saving():
-            self.run.save_checkpoint(checkpoint)
+        if self.world.first:
+            with self._stop.saving():
+                self.run.save_checkpoint(checkpoint)
         self.saved_step = checkpoint.step
 
     def should_stop(self) -> bool:
-        """Whether a signal or the time limit asks to stop."""
+        """Whether a signal or the time limit asks to stop, on any rank."""
+        own = self._stop.exit_code if self._stop.raised() else None
+        self._stop.agree(self.world.agree(own or 0))
         return self._stop.raised()
 
     def _log_validation(self, step: int, validation: Validation | ClassValidation | None) -> None:
