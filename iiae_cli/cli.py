@@ -210,7 +210,10 @@ def prepare(
 def train(
     preset: Annotated[str, typer.Option("--preset", help="Name of a preset, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="Data file [IIAE_DATA or data, /SET.h5].")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run directory [runs/PRESET-seedN].")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-dir", help="Run directory [runs/PRESET-seedN]; torchrun garbles --run."),
+    ] = None,
     config: Annotated[list[Path] | None, typer.Option(help="YAML file on top of the preset; repeatable.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable.")
@@ -218,6 +221,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training pairs.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")] = None,
+    preempt_signal: Annotated[
+        str, typer.Option(metavar="NAME", help="Save and stop at this signal, as at TERM (exit 75).")
+    ] = "USR2",
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -261,10 +267,11 @@ def train(
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config
     """
-    from iiae_cli.commands import train as command
+    from iiae_cli.training.signals import stop_on_signals
 
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
+    limit = None if time_limit is None else seconds_of(time_limit)
     given = {
         "training.epochs": epochs,
         "training.steps": steps,
@@ -275,21 +282,26 @@ def train(
         "training.compile": compile_,
         "training.deterministic": deterministic,
     }
-    options = command.TrainOptions(
-        preset=preset,
-        data=data,
-        run=run,
-        config_files=config or [],
-        options={key: value for key, value in given.items() if value is not None},
-        assignments=assignments or [],
-        time_limit=None if time_limit is None else seconds_of(time_limit),
-        resume=resume,
-        overwrite=overwrite,
-    )
-    if print_config:
-        command.show_config(command.resolve_config(options), as_json=as_json)
-        return
-    _finish(command.run(options), as_json)
+    with stop_on_signals(limit, preempt=preempt_signal) as stop:
+        with stop.cuttable(on_time=False):
+            from iiae_cli.commands import train as command  # imports torch, for seconds
+
+        options = command.TrainOptions(
+            preset=preset,
+            data=data,
+            run=run,
+            config_files=config or [],
+            options={key: value for key, value in given.items() if value is not None},
+            assignments=assignments or [],
+            resume=resume,
+            overwrite=overwrite,
+        )
+        if print_config:
+            command.show_config(command.resolve_config(options), as_json=as_json)
+            return
+        result = command.run(options, stop)
+    if result is not None:
+        _finish(result, as_json)
 
 
 @app.command()
@@ -564,7 +576,8 @@ def _guarded(call: Callable[[], int]) -> int:
         console.fail(error.message, error.hint)
         return error.exit_code
     except Interrupted as stopped:
-        console.warn(f"interrupted: {stopped.where}")
+        if stopped.where:
+            console.warn(f"interrupted: {stopped.where}")
         return stopped.exit_code
     except _UsageError as error:
         context = getattr(error, "ctx", None)
