@@ -34,6 +34,7 @@ from iiae_cli.cli_options import (
     WorkersOption,
     seconds_of,
     shard_of,
+    shard_output,
 )
 from iiae_cli.errors import EXIT_CTRL_C, EXIT_SOME_SKIPPED, EXIT_USER_ERROR, IiaeError, Interrupted
 
@@ -138,7 +139,9 @@ def prepare(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once through the backbone.")] = 64,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted features.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the output stands, or start it; nothing where complete.")
+    ] = False,
     workers: WorkersOption = 2,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -175,6 +178,7 @@ def prepare(
     from iiae_cli.commands import prepare as command
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.prepare import PrepareOptions
+    from iiae_cli.training.signals import stop_on_signals
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError("--valid-fraction and --test-fraction leave nothing to train on", "let them sum to less than 1")
@@ -199,10 +203,18 @@ def prepare(
             save_backbone=save_backbone,
             device=device,
             batch_size=batch_size,
-            resume=resume,
         ),
     )
-    result = command.run(name, options, output=output, overwrite=overwrite, pictures=pictures)
+    with stop_on_signals() as stop:
+        result = command.run(
+            name,
+            options,
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
+            pictures=pictures,
+            interrupted=lambda: stop.exit_code,
+        )
     _finish(result, as_json, result.skipped)
 
 
@@ -234,6 +246,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stands, or start it.")] = False,
     overwrite: OverwriteFlag = False,
+    stage: Annotated[
+        bool | None, typer.Option("--stage/--no-stage", help="Read a copy of the data in $TMPDIR [IIAE_STAGE].")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show every value and its source; stop.")
     ] = False,
@@ -285,6 +300,7 @@ def train(
     with stop_on_signals(limit, preempt=preempt_signal) as stop:
         with stop.cuttable(on_time=False):
             from iiae_cli.commands import train as command  # imports torch, for seconds
+            from iiae_cli.data.staging import Staging
 
         options = command.TrainOptions(
             preset=preset,
@@ -295,11 +311,13 @@ def train(
             assignments=assignments or [],
             resume=resume,
             overwrite=overwrite,
+            staging=Staging.from_option(stage, os.environ.get("IIAE_STAGE", "")),
         )
         if print_config:
             command.show_config(command.resolve_config(options), as_json=as_json)
             return
-        result = command.run(options, stop)
+        with options.staging:
+            result = command.run(options, stop)
     if result is not None:
         _finish(result, as_json)
 
@@ -313,12 +331,18 @@ def encode(
     latents: Annotated[LatentsName, typer.Option(help="Which latents to keep.")] = LatentsName.both,
     logvar: Annotated[bool, typer.Option("--logvar", help="Keep log-variances beside the means.")] = False,
     split: SplitOption = SplitName.test,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows at once [by their shape].")] = None,
     workers: WorkersOption = 2,
-    dtype: Annotated[DtypeName, typer.Option(help="Number format of the cache.")] = DtypeName.float32,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 0, of N.")] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="Number format of the cache [float32; --merge: the caches' own].")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N|auto", help="Only part I, from 0, of N; auto: this task of a job array.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the caches of shards.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where the output is complete.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the output stands, or start it; nothing where complete.")
+    ] = False,
     device: DeviceOption = "auto",
     nul: NulFlag = False,
     overwrite: OverwriteFlag = False,
@@ -331,29 +355,35 @@ def encode(
       iiae encode imgs/ --domain y -o z.h5
       iiae encode data/digits-cdcb.h5 --split test --domain x -o x.h5
       find photos -name '*.jpg' | iiae encode - --domain y -o z.h5
-      iiae encode imgs/ --domain y --shard 0/4 -o part0.h5
-      iiae encode part*.h5 --merge -o z.h5
+      iiae encode imgs/ --domain y --shard 0/4 -o 'z-{shard}.h5'        writes z-0-of-4.h5
+      iiae encode imgs/ --domain y --shard auto -o 'z-{shard}.h5' --resume        in a SLURM job array
+      iiae encode z-*-of-4.h5 --merge -o z.h5
     """
-    from iiae_cli.commands import encode as command
+    from iiae_cli.training.signals import stop_on_signals
 
-    options = command.EncodeOptions(
-        output=output,
-        domain=None if domain is None else domain.value,
-        run=run,
-        latents=latents.value,
-        logvar=logvar,
-        split=split.value,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype.value,
-        shard=None if shard is None else shard_of(shard),
-        device=device,
-        merge=merge,
-        nul=nul,
-        overwrite=overwrite,
-        resume=resume,
-    )
-    result = command.run(inputs, options)
+    part = None if shard is None else shard_of(shard)
+    output = shard_output(output, shard, part)
+    with stop_on_signals() as stop:
+        from iiae_cli.commands import encode as command  # imports torch
+
+        options = command.EncodeOptions(
+            output=output,
+            domain=None if domain is None else domain.value,
+            run=run,
+            latents=latents.value,
+            logvar=logvar,
+            split=split.value,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=None if dtype is None else dtype.value,
+            shard=part,
+            device=device,
+            merge=merge,
+            nul=nul,
+            overwrite=overwrite,
+            resume=resume,
+        )
+        result = command.run(inputs, options, lambda: stop.exit_code)
     _finish(result, as_json, result.skipped)
 
 
