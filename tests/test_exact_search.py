@@ -1,4 +1,4 @@
-"""Neighbours under hostile numbers: every backend equals an oracle in extended precision, and the others bit for bit."""
+"""Neighbours under hostile numbers: every backend equals an oracle in extended precision, others bit for bit."""
 
 from importlib.util import find_spec
 from itertools import pairwise
