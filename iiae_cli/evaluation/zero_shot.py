@@ -2,10 +2,10 @@
 
 The whole ranking of every query counts, so memory is bounded by working through chunks of queries, and time by sorting
 plain 32-bit integers instead of positions: a cosine similarity rounded to 2⁻³⁰ (10⁻⁹), and in the lowest bit whether
-the item is relevant. What is sorted then *is* the pattern of relevant ranks. Where a relevant item stands within a rounding
-step of its neighbour, which item comes first is open: such queries, a few in a hundred unless latents are equal, are
-ranked again by 64-bit keys, a similarity rounded to 2⁻⁴⁰ (10⁻¹²) above the gallery position. Those rank equal
-similarities in gallery order, also where a matrix product summed them in another order.
+the item is relevant. What is sorted then *is* the pattern of relevant ranks. Where a relevant item stands within a
+rounding step of its neighbour, which item comes first is open: such queries, a few in a hundred unless latents are
+equal, are ranked again by 64-bit keys, a similarity rounded to 2⁻⁴⁰ (10⁻¹²) above the gallery position. Those rank
+equal similarities in gallery order, also where a matrix product summed them in another order.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from iiae_cli.model.iiae import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"
 _TEXT = h5py.string_dtype("utf-8")
-_REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
+REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 
 @dataclass
@@ -109,8 +109,8 @@ def read_latents(path: Path) -> LatentCache:
     Raises:
         IiaeError: missing, damaged, or of another schema.
     """
-    with open_hdf5(path, _REMEDY) as file:
-        check_schema(file, path, SCHEMA, _REMEDY)
+    with open_hdf5(path, REMEDY) as file:
+        check_schema(file, path, SCHEMA, REMEDY)
         try:
             arrays = {
                 f"{kind}_{part}": file[kind][part][()].astype(np.float32)
@@ -118,26 +118,38 @@ def read_latents(path: Path) -> LatentCache:
                 if kind in file
                 for part in file[kind]
             }
-            domain = str(file.attrs["domain"])
-            if domain not in DOMAINS:
-                raise ValueError(f"domain {domain}")
             cache = LatentCache(
                 encoded=Encoded(**arrays),
                 ids=[str(text) for text in file["ids"].asstr()[()]],
                 labels=[str(text) for text in file["labels"].asstr()[()]] if "labels" in file else None,
-                domain="x" if domain == "x" else "y",
-                fingerprint=str(file.attrs["fingerprint"]),
-                shared_shape=tuple(int(n) for n in file.attrs["shared_shape"]),
-                preset=str(file.attrs.get("preset", "")),
-                metric=str(file.attrs.get("metric", "euclidean")),
-                source=json.loads(str(file.attrs.get("source", "{}"))),
+                **read_attributes(file),
             )
         except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise IiaeError(f"{path} is damaged: {error}", _REMEDY) from error
+            raise IiaeError(f"{path} is damaged: {error}", REMEDY) from error
     lengths = {len(values) for values in arrays.values()} | {len(cache.ids)}
     if len(lengths) != 1 or not arrays or (cache.labels is not None and len(cache.labels) != len(cache)):
-        raise IiaeError(f"{path} is damaged: its arrays differ in length", _REMEDY)
+        raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return cache
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """What a cache's attributes say, by `LatentCache`'s names.
+
+    Raises:
+        KeyError: one that every cache has is missing.
+        ValueError: one has no such value.
+    """
+    domain = str(file.attrs["domain"])
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {domain}")
+    return {
+        "domain": domain,
+        "fingerprint": str(file.attrs["fingerprint"]),
+        "shared_shape": tuple(int(n) for n in file.attrs["shared_shape"]),
+        "preset": str(file.attrs.get("preset", "")),
+        "metric": str(file.attrs.get("metric", "euclidean")),
+        "source": json.loads(str(file.attrs.get("source", "{}"))),
+    }
 
 
 def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -83,7 +83,7 @@ def nearest(
     rows = max(1, min(QUERY_ROWS, QUERY_BYTES // (4 * queries.shape[1]), 2**24 // k))
     blocks = [slice(start, start + rows) for start in range(0, len(queries), rows)]
     known = [Found.none() for _ in blocks]
-    for chunk in _chunks(queries, gallery, metric):
+    for chunk in chunks(queries, gallery, metric):
         for number, part in enumerate(blocks):
             few = queries[part]
             limits = beyond(known[number].cuts(len(few), k), metric)
@@ -92,6 +92,31 @@ def nearest(
     first = [found.first(len(queries[part]), k, metric) for part, found in zip(blocks, known, strict=True)]
     found, distances = (np.concatenate(parts) for parts in zip(*first, strict=True))
     return found, np.sqrt(distances) if metric == "euclidean" else distances
+
+
+def within(queries: NDArray[Any], gallery: Rows, candidates: Ints, k: int, *, metric: Metric) -> tuple[Ints, Floats]:
+    """The k nearest among given candidates, measured and ordered as `nearest` does it.
+
+    Args:
+        queries: (Q, S).
+        gallery: (G, S).
+        candidates: (Q, C) gallery rows, no row twice for one query, at least k; negative ones are none.
+        k: how many.
+        metric: distance.
+
+    Returns:
+        Gallery rows (Q, k) and their distances (Q, k).
+    """
+    queries = _numbers(queries)
+    found = Found.none()
+    for chunk in chunks(queries, gallery, metric):
+        stop = chunk.start + len(chunk.rows)
+        left, place = np.nonzero((candidates >= chunk.start) & (candidates < stop))
+        rows = candidates[left, place]
+        distances = pair_distances(queries, chunk.rows, (left, rows - chunk.start), metric)
+        found = found.merged(Found(left, rows, distances), len(queries), k, metric)
+    rows, distances = found.first(len(queries), k, metric)
+    return rows, np.sqrt(distances) if metric == "euclidean" else distances
 
 
 def partner_ranks(
@@ -121,7 +146,7 @@ def partner_ranks(
     chosen = choose_backend(backend, len(queries), gallery.shape[0], queries.shape[1])
     engine: Engine = "sklearn" if chosen == "sklearn" else "torch"
     rows = max(1, min(QUERY_ROWS, QUERY_BYTES // (4 * queries.shape[1])))
-    for chunk in _chunks(queries, gallery, metric):
+    for chunk in chunks(queries, gallery, metric):
         for start in range(0, len(queries), rows):
             part = slice(start, start + rows)
             ranks[part] += _before(queries[part], own[part], places[part], chunk, engine)
@@ -149,8 +174,12 @@ def _check(rows: NDArray[Any], name: str) -> float:
     return largest
 
 
-def _chunks(queries: NDArray[Any], gallery: Rows, metric: Metric) -> Iterator[Chunk]:
-    """The gallery in order, each part with a frame that holds it and the queries."""
+def chunks(queries: NDArray[Any], gallery: Rows, metric: Metric) -> Iterator[Chunk]:
+    """The gallery in order, each part with a frame that holds it and the queries.
+
+    Raises:
+        IiaeError: values that are not finite.
+    """
     size, width = gallery.shape
     largest = _check(queries, "queries")
     # Any centre is right; one amid the data keeps the bounds tight.
