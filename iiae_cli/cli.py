@@ -399,7 +399,13 @@ def retrieve(
     domain: Annotated[DomainName | None, typer.Option(help="The queries' [the other than the gallery's].")] = None,
     metric: Annotated[MetricName | None, typer.Option(help="Distance [the preset's].")] = None,
     latents: Annotated[LatentName, typer.Option(help="Which latents are compared.")] = LatentName.shared,
-    backend: Annotated[BackendName, typer.Option(help="Who computes distances.")] = BackendName.sklearn,
+    backend: Annotated[
+        BackendName, typer.Option(help="Who searches; neighbours are the same [auto: by size].")
+    ] = BackendName.auto,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Many queries, large gallery: a faiss index beside it, recall measured."),
+    ] = False,
     montage: Annotated[Path | None, typer.Option(help="Write a picture of queries and neighbours.")] = None,
     split: SplitOption = SplitName.test,
     workers: WorkersOption = 2,
@@ -416,6 +422,7 @@ def retrieve(
       iiae retrieve query.png --index z.h5 --montage hits.png
       find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 | cut -f1,3 > hits.tsv
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
+      iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
     from iiae_cli.commands import retrieve as command
 
@@ -427,6 +434,7 @@ def retrieve(
         metric=None if metric is None else metric.value,
         latents=latents.value,
         backend=backend.value,
+        approximate=approximate,
         montage=montage,
         split=split.value,
         workers=workers,

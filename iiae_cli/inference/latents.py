@@ -200,19 +200,11 @@ def read_latents(path: Path) -> LatentCache:
                 if kind in file
                 for part in file[kind]
             }
-            domain = str(file.attrs["domain"])
-            if domain not in DOMAINS:
-                raise ValueError(f"domain {domain}")
             cache = LatentCache(
                 encoded=Encoded(**arrays),
                 ids=[str(text) for text in file["ids"].asstr()[()]],
                 labels=[str(text) for text in file["labels"].asstr()[()]] if "labels" in file else None,
-                domain="x" if domain == "x" else "y",
-                fingerprint=str(file.attrs["fingerprint"]),
-                shared_shape=tuple(int(n) for n in file.attrs["shared_shape"]),
-                preset=str(file.attrs.get("preset", "")),
-                metric=str(file.attrs.get("metric", "euclidean")),
-                source=json.loads(str(file.attrs.get("source", "{}"))),
+                **read_attributes(file),
             )
         except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise IiaeError(f"{path} is damaged: {error}", REMEDY) from error
@@ -220,6 +212,26 @@ def read_latents(path: Path) -> LatentCache:
     if len(lengths) != 1 or not arrays or (cache.labels is not None and len(cache.labels) != len(cache)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return cache
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """What a cache's attributes say, by `LatentCache`'s names.
+
+    Raises:
+        KeyError: one that every cache has is missing.
+        ValueError: one has no such value.
+    """
+    domain = str(file.attrs["domain"])
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {domain}")
+    return {
+        "domain": domain,
+        "fingerprint": str(file.attrs["fingerprint"]),
+        "shared_shape": tuple(int(n) for n in file.attrs["shared_shape"]),
+        "preset": str(file.attrs.get("preset", "")),
+        "metric": str(file.attrs.get("metric", "euclidean")),
+        "source": json.loads(str(file.attrs.get("source", "{}"))),
+    }
 
 
 def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
