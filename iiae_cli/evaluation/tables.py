@@ -55,8 +55,6 @@ _TABLES = (
             *(f"{name}_{which}" for name in ("l1", "ssim", "lpips", "lpips_vgg") for which in ("mean", "best")),
         ),
     ),
-    ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
-    ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
 )
 _PAPER_COLUMNS = ("table", "method", "direction", "figure", "paper", "ours", "note")
 
