@@ -86,18 +86,15 @@ def read_factor(
         kept = sorted(zip(-counts, names, strict=True))[:MAX_CLASSES]
         codes = {one: code for code, one in enumerate(sorted(one for count, one in kept if -count >= least))}
         coded: NDArray[np.int64] = np.array([codes.get(one, -1) for one in (*texts[0], *texts[1])], np.int64)
-        return Factor(name, owner, coded, np.greater_equal(coded, 0), len(codes))
+        return Factor(name, owner, coded, coded >= 0, len(codes))
     parts = [measured.reshape(len(measured), -1).astype(np.float64)]
     if learning is not None:
         like = learning.dtype.kind in "fiu" and learning.shape[1:] == measured.shape[1:]
-        wide = (
-            learning.reshape(len(learning), parts[0].shape[1])
-            if like
-            else np.full((len(learning), parts[0].shape[1]), np.nan)
-        )
-        parts.append(wide.astype(np.float64))
+        unknown = np.full((len(learning), parts[0].shape[1]), np.nan)
+        parts.append(learning.reshape(unknown.shape).astype(np.float64) if like else unknown)
     values = np.concatenate(parts)
-    return Factor(name, owner, values, np.isfinite(values).all(axis=1))
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
+    return Factor(name, owner, values, known)
 
 
 def read_factors(
