@@ -157,7 +157,7 @@ def prepare(
       maps            aerial photo (x), map (y): the same in train/ and val/, which is taken as test
       pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with
                       --side-by-side SOURCE/{train,valid,test}/NAME.png, or SOURCE/NAME.png; or a table
-                      SOURCE.csv with the columns x,y[,split][,label]
+                      SOURCE.csv with the columns x,y[,split][,label] and factors x_…, y_…, shared_…
       sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
       classes         your own: SOURCE/{train,test}/{x,y}/CLASS, SOURCE/{x,y}/CLASS, or features (.npy, .npz)
 
