@@ -323,7 +323,7 @@ def test_cells() -> None:
 
 def test_what_html_cannot_carry_is_replaced() -> None:
     table = Table("\udcff\x00 <b>", ["a"], [])
-    fields = ("charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
+    fields = ("disentanglement", "charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
     page = SimpleNamespace(
         **{name: [] for name in fields},
         **dict.fromkeys(
