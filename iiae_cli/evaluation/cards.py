@@ -14,8 +14,8 @@ from iiae_cli.model.iiae import DOMAINS
 
 
 def headline_cards(figures: dict[str, Any], paper: Sequence[PaperRow], pairs: EncodedPairs) -> list[Card]:
-    """A card for each direction's retrieval and translation, each exclusive latent's KL and each latent's leakage, as far
-    as they were measured.
+    """A card for each direction's retrieval and translation, each exclusive latent's KL and each latent's leakage, as
+    far as they were measured.
     """
     return [*_retrieval(figures, paper), *_translation(figures), *_exclusive(pairs), *_leakage(figures)]
 

@@ -60,16 +60,12 @@ def _score_chart(kind: str, probes: Mapping[str, Mapping[str, Any]]) -> Chart | 
     ]
     if not read:
         return None
-    names = [f"{domain}: {factor}{_verdict(one['belongs'])}" for domain, factor, one in read]
+    names = [f"{domain}: {factor}{' (belongs)' if one['belongs'] else ''}" for domain, factor, one in read]
     groups = [(way, [one[way]["linear"] for _, _, one in read]) for way in ("mean", "sample")]
     chances = [one["chance"] for _, _, one in read]
     svg = score_chart(names, groups, chances, x_label="R², or balanced accuracy of classes")
     said = [
-        f"{name}: mean {mean:.2f}, sample {sample:.2f}, chance {chance:.2f}"
+        f"{name}: mean {round(mean, 2) + 0.0:.2f}, sample {round(sample, 2) + 0.0:.2f}, chance {chance:.2f}"
         for name, mean, sample, chance in zip(names, groups[0][1], groups[1][1], chances, strict=True)
     ]
     return Chart(f"Linear probes of the {kind} latents", svg, f"Bars, 1 is a perfect reading. {'; '.join(said)}.")
-
-
-def _verdict(belongs: bool | None) -> str:
-    return "" if belongs is None else " ✓" if belongs else " (leak)"

@@ -41,12 +41,22 @@ def latent_table(figures: Mapping[str, Any]) -> Table | None:
 
 def probe_table(figures: Mapping[str, Any]) -> Table | None:
     """One line per latent and factor: R² of a quantity, balanced accuracy of classes."""
-    headers = ["latent", "factor", "", "mean", "mean non-linear", "sample", "sample non-linear", "shuffled", "chance"]
+    headers = [
+        "latent",
+        "factor",
+        "belongs",
+        "mean",
+        "mean non-linear",
+        "sample",
+        "sample non-linear",
+        "shuffled",
+        "chance",
+    ]
     rows = []
     for latent, factors in figures.get("probes", {}).items():
         for factor, one in factors.items():
             scores = [one[way][probe] for way in ("mean", "sample") for probe in ("linear", "nonlinear")]
-            ought = {True: "held", False: "leak", None: ""}[one["belongs"]]
+            ought = {True: "yes", False: "no", None: ""}[one["belongs"]]
             last = (one["mean"]["control"], one["chance"])
             rows.append((_title(latent), factor, ought, *map(_short, scores), *map(_short, last)))
     return Table("Factors read from latents: R², accuracy of classes", headers, rows, 3)

@@ -189,7 +189,7 @@ def score_chart(
     for number, (name, scores) in enumerate(groups):
         places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]
         bars = axes.barh(places, [max(0.0, one) for one in scores], width * 0.92, label=name, **_bar_style(number))
-        axes.bar_label(bars, [f"{one:.2f}" for one in scores], color=GREY, fontsize=9, padding=3)
+        axes.bar_label(bars, [f"{round(one, 2) + 0.0:.2f}" for one in scores], color=GREY, fontsize=9, padding=3)
     marked = [(place, chance) for place, chance in enumerate(chances) if chance > 0]
     if marked:
         axes.vlines(
