@@ -402,10 +402,16 @@ def translate(
     source: Annotated[DomainName, typer.Option("--from", help="Domain of the inputs.")],
     target: Annotated[DomainName | None, typer.Option("--to", help="Domain of the outputs [the other one].")] = None,
     run: RunOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Outputs per input, exclusive latents sampled.")] = 3,
-    reference: Annotated[
-        list[str] | None, typer.Option(help="Take the exclusive latent of this picture instead; repeatable.")
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Outputs per input, exclusive latents sampled [3; none beside guided ones]."),
     ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Take the exclusive latent of this picture; repeatable.")
+    ] = None,
+    guided: Annotated[
+        bool, typer.Option("--guided", help="Take each input's partner's; inputs of a prepared file.")
+    ] = False,
     interpolate: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="N outputs from the first to the second of two references.")
     ] = None,
@@ -423,7 +429,7 @@ def translate(
     """Translate pictures to the other domain, or make visual analogies within one.
 
     The shared latent comes from the input; the exclusive one is sampled, or taken from --reference pictures of the
-    output's domain.
+    output's domain, or from each input's partner. Asked for together, they stand side by side.
 
     \b
     Examples:
@@ -431,7 +437,7 @@ def translate(
       iiae translate imgs/ --from x --reference red.png -o out/
       iiae translate query.png --from y --to y --reference red.png --grid analogy.png
       iiae translate query.png --from x --reference red.png --reference blue.png --interpolate 7 --grid line.png
-      iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 5 --grid grid.png
+      iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided --grid table1.png
     """
     from iiae_cli.commands import translate as command
 
@@ -440,6 +446,7 @@ def translate(
         target=None if target is None else target.value,
         run=run,
         samples=samples,
+        guided=guided,
         references=tuple(reference or ()),
         interpolate=interpolate,
         seed=seed,
@@ -487,6 +494,10 @@ def evaluate(
     lpips_weights: Annotated[
         list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="translation: let networks trained on real pictures read class and factors."),
+    ] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Show the paper's rows of this data set beside.")] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write DIR/index.html: figures, plots, pictures.")
@@ -510,6 +521,7 @@ def evaluate(
       iiae evaluate --run runs/sketchy-seed0 --paper
       iiae evaluate --report report && xdg-open report/index.html
       iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
+      iiae evaluate --task translation --judge
       iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
@@ -526,6 +538,7 @@ def evaluate(
         seed=seed,
         lpips=lpips.value,
         lpips_weights=tuple(lpips_weights or ()),
+        judge=judge,
         paper=paper,
         report=report,
         overwrite=overwrite,

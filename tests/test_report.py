@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,18 +214,6 @@ def test_an_existing_folder_is_refused(trained: Trained, iiae: Program, tmp_path
     assert "out exists already" in message and "--overwrite" in hint
     assert iiae(*arguments, "--overwrite").code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "notes.txt"]
-
-
-def test_without_matplotlib_it_says_what_to_install(
-    trained: Trained, iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    failed = iiae("evaluate", "--run", trained.run, "--report", "out")
-    message, hint = failed.error()
-    assert failed.code == 2 and "matplotlib" in message and "pip install 'iiae-cli[report]'" in hint
-    assert not (tmp_path / "out").exists()
-    assert iiae("evaluate", "--run", trained.run).code == 0
 
 
 # ---- its parts

@@ -20,10 +20,10 @@ from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.disentanglement import PROBE_ROWS
 from iiae_cli.evaluation.disentanglement_tables import disentanglement_tables
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
+from iiae_cli.evaluation.judge import JUDGE_STEPS, judged_translations, train_judge
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
 from iiae_cli.evaluation.measure_disentanglement import ProbeOptions, measure_disentanglement
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
-from iiae_cli.evaluation.plots import require_matplotlib
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
     encode_pairs,
@@ -36,6 +36,7 @@ from iiae_cli.evaluation.tables import figure_tables, paper_table
 from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.files import refuse_existing
 from iiae_cli.inference.retrieval import Metric
+from iiae_cli.model.iiae import DOMAINS
 from iiae_cli.places import data_file, run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
@@ -62,6 +63,7 @@ class EvaluateOptions:
     seed: int = 0
     lpips: Literal["alex", "vgg", "both", "none"] = "both"
     lpips_weights: tuple[Path, ...] = ()
+    judge: bool = False
     paper: bool = False
     report: Path | None = None
     overwrite: bool = False
@@ -122,7 +124,6 @@ def run(options: EvaluateOptions) -> EvaluateResult:
     gates = parse_gates(options.fail_under, options.fail_over)
     if options.report is not None:
         refuse_existing(options.report, options.overwrite)
-        require_matplotlib()
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
@@ -137,6 +138,8 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         )
     tasks = _tasks(options.task or ("all" if options.report is not None else None), file)
     split = _rows_of(file, options.split, tasks)
+    if options.judge:
+        _check_judge(loaded, file, split, tasks)
     if "zero-shot" in tasks and options.metric == "euclidean":
         raise IiaeError("zero-shot retrieval compares by cosine, not --metric euclidean", "leave --metric out")
     metric: Metric = "cosine" if "zero-shot" in tasks else options.metric or loaded.config.evaluation.metric
@@ -161,6 +164,9 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         elif task == "translation":
             figures["translation"] = _translation(loaded, pairs, split, options, device)
             protocol |= {"samples": options.samples, "samples_seed": options.seed}
+            if options.judge:
+                figures["judged"] = _judged(loaded, file, pairs, split, options, device)
+                protocol |= {"judge_steps": JUDGE_STEPS, "judge_seed": options.seed}
         else:
             found, how = _disentanglement(loaded, pairs, file, split, options, metric, device)
             figures["disentanglement"] = found
@@ -282,6 +288,47 @@ def _disentanglement(
     if not figures["factors"] and not any(figures["probes"].values()):
         console.warn(f"{file.path} holds no factors to probe: see 'Bring your own factors' in docs/disentanglement.md")
     return figures, protocol
+
+
+def _check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[Task]) -> None:
+    """Refuse --judge where there is nothing for it to read."""
+    if "translation" not in tasks:
+        raise IiaeError("--judge reads translations, and none are made", "add --task translation")
+    if loaded.size is None:
+        raise IiaeError("--judge reads pictures, and this model translates features", "leave --judge out")
+    if split.x_labels is None or split.y_labels is None:
+        raise IiaeError(f"{file.path} has no labels to train a judge by", "leave --judge out")
+
+
+def _judged(
+    loaded: LoadedModel,
+    file: DataFile,
+    pairs: EncodedPairs,
+    split: Split,
+    options: EvaluateOptions,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Class and factors of translations as read by networks that learned them from real pictures."""
+    if loaded.size is None:
+        raise AssertionError("checked before")
+    train = file.split("train")
+    judges = {}
+    for domain in DOMAINS:
+        with console.progress(f"judge of {domain}", JUDGE_STEPS) as bar:
+            judges[domain] = train_judge(
+                train, domain, size=loaded.size, seed=options.seed, device=device, progress=bar.update
+            )
+    return judged_translations(
+        loaded.model,
+        judges,
+        pairs,
+        split,
+        size=loaded.size,
+        samples=options.samples,
+        seed=options.seed,
+        device=device,
+        batch_size=options.batch_size,
+    )
 
 
 def _data_path(option: Path | None, loaded: LoadedModel) -> Path:

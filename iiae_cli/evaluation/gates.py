@@ -1,10 +1,10 @@
 """`--fail-under KEY=VALUE` and `--fail-over KEY=VALUE`: figures as gates for scripts.
 
 A gate says how good a figure must at least be. For most figures better is larger and a smaller value fails. Where the
-key's last part names an error, `l1…`, `lpips…`, `leakage…` or `median_rank`, better is smaller and a larger value
-fails. KL terms are no errors: an exclusive latent whose KL falls towards zero says nothing, so the gate on it is a
-floor. `--fail-over` is a ceiling whatever the key names: the R² of a colour is good in one latent, a leak in another. A
-figure that was not measured (null, NaN) fails every gate.
+key's last part names an error, `l1…`, `lpips…`, `error_…`, `leakage…` or `median_rank`, better is smaller and a larger
+value fails. KL terms are no errors: an exclusive latent whose KL falls towards zero says nothing, so the gate on it is
+a floor. `--fail-over` is a ceiling whatever the key names: the R² of a colour is good in one latent, a leak in another.
+A figure that was not measured (null, NaN) fails every gate.
 
 Gates are parsed before anything is measured, and all that fail are reported together.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from iiae_cli.errors import IiaeError
 
-_ERRORS = ("l1", "lpips", "leakage", "median_rank")
+_ERRORS = ("l1", "lpips", "error", "leakage", "median_rank")
 _SHOWN = 5  # near matches in a hint
 
 

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG; the only user of matplotlib, which comes with the extra `report`.
+"""The report's plots, as SVG; the only user of matplotlib, which takes long to import and so is imported where used.
 
 Figures are made by matplotlib's objects, not by pyplot: no global state, no window. Backgrounds are transparent, axes
 mid-grey and lines of middling lightness, so that one picture serves a light and a dark page. Letters are drawn as
@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from iiae_cli.errors import IiaeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,20 +44,6 @@ class Level:
 
     name: str
     value: float
-
-
-def require_matplotlib() -> None:
-    """Raise where the extra is missing, before anything long has begun.
-
-    Raises:
-        IiaeError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise IiaeError(
-            "a report needs matplotlib for its plots", "install it: pip install 'iiae-cli[report]'"
-        ) from error
 
 
 def line_chart(

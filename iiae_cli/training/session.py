@@ -20,6 +20,7 @@ from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
+from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -199,7 +200,8 @@ class Session:
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
-        with console.progress(label, steps) as self._bar:
+        items = (self.order.batch_size, "pairs")
+        with console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             return fit(
                 model=self.model,
@@ -252,7 +254,7 @@ class Session:
             if isinstance(value, float):
                 self._writer.add_scalar(f"train/{name}", value, self.offset + step)
         if self._bar is not None:
-            self._bar.note = f"loss {terms['loss']:.1f}"
+            self._bar.facts |= loss_facts(terms) | {"memory": memory_text(self.device)}
 
     def validate(self, step: int) -> None:
         """Measure, decide whether to keep the weights, draw the sample grid."""
@@ -305,6 +307,8 @@ class Session:
         self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
         for name, value in validation.scalars().items():
             self._writer.add_scalar(f"validation/{name}", value, step)
+        if self._bar is not None:
+            self._bar.facts |= validation.facts()
         console.say(f"step {step}: validation {validation.summary()}")
 
     def _keep(self, validation: Validation | ClassValidation | None) -> None:
