@@ -160,7 +160,7 @@ def prepare(
       maps            aerial photo (x), map (y): the same in train/ and val/, which is taken as test
       pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with
                       --side-by-side SOURCE/{train,valid,test}/NAME.png, or SOURCE/NAME.png; or a table
-                      SOURCE.csv with the columns x,y[,split][,label]
+                      SOURCE.csv with the columns x,y[,split][,label] and factors x_…, y_…, shared_…
       sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
       classes         your own: SOURCE/{train,test}/{x,y}/CLASS, SOURCE/{x,y}/CLASS, or features (.npy, .npz)
 
@@ -530,8 +530,16 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is worse (an error: above); repeatable."),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is above, whatever it is; repeatable."),
+    ] = None,
+    probe_rows: Annotated[int, typer.Option(min=20, help="disentanglement: rows that probes see at most.")] = 3000,
+    shared_factor: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="disentanglement: both domains hold it; repeatable.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="translation: sampled outputs per input.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples and probes.")] = 0,
     lpips: Annotated[LpipsName, typer.Option(help="translation: LPIPS by these networks.")] = LpipsName.both,
     lpips_weights: Annotated[
         list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
@@ -552,11 +560,14 @@ def evaluate(
     """Measure a run: retrieval by shared and exclusive latents beside a training-free baseline.
 
     Rows that are paired by class are measured zero-shot (mAP, precision at K). Translation has L1, SSIM and, where
-    AlexNet's or VGG16's ImageNet weights are at hand, LPIPS.
+    AlexNet's or VGG16's ImageNet weights are at hand, LPIPS. Disentanglement: which known factors can be read from each
+    latent's means and samples, whether swapped latents keep what they should, and the bounds that training works on.
 
     \b
     Examples:
       iiae evaluate
+      iiae evaluate --task disentanglement
+      iiae evaluate --task disentanglement --fail-over disentanglement.latents.shared_x.leakage_mean=0.1
       iiae evaluate --run runs/sketchy-seed0 --paper
       iiae evaluate --report report && xdg-open report/index.html
       iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
@@ -582,6 +593,9 @@ def evaluate(
         report=report,
         overwrite=overwrite,
         fail_under=tuple(fail_under or ()),
+        fail_over=tuple(fail_over or ()),
+        probe_rows=probe_rows,
+        shared_factors=tuple(shared_factor or ()),
         batch_size=batch_size,
         device=device,
     )

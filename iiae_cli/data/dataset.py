@@ -5,7 +5,7 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
 
 and /skipped (K,) UTF-8, a line for every input that was left out.
@@ -198,7 +198,8 @@ def write_data_file(
                 if labels is not None:
                     group.create_dataset(f"{domain}_labels", data=labels, dtype=_TEXT)
             for factor, values in split.factors.items():
-                group.create_dataset(f"factors/{factor}", data=values)
+                dtype = _TEXT if values.dtype.kind in "OU" else None
+                group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
             if split.pairs is not None:
                 group.create_dataset("pairs", data=split.pairs)
 
@@ -334,7 +335,7 @@ class DataFile:
                     y_ids=_texts(group, "y_ids") or [],
                     x_labels=_texts(group, "x_labels"),
                     y_labels=_texts(group, "y_labels"),
-                    factors={k: v[()] for k, v in group["factors"].items()} if "factors" in group else {},
+                    factors={k: _factor(v) for k, v in group["factors"].items()} if "factors" in group else {},
                     pairs=group["pairs"][()].astype(np.int64) if "pairs" in group else None,
                 )
             except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
@@ -389,6 +390,11 @@ def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
 
 def _texts(group: h5py.Group, name: str) -> list[str] | None:
     return [str(text) for text in group[name].asstr()[()]] if name in group else None
+
+
+def _factor(data: h5py.Dataset) -> Rows:
+    values: Rows = data.asstr()[()] if h5py.check_string_dtype(data.dtype) is not None else data[()]
+    return values
 
 
 def _read_or_map(data: h5py.Dataset, path: Path) -> Rows:
