@@ -192,7 +192,7 @@ def test_tables_and_section_say_the_same(known):
     _, probes, latents = known
     figures = {"latents": latents, "probes": probes, "warnings": [], "swaps": {}}
     tables = disentanglement_tables(figures)
-    assert [len(table.rows) for table in tables] == [4, 16]
+    assert [len(table.rows) for table in tables] == [4, 16, 16]
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
     assert ("exclusive x", "x_color", "yes") in [row[:3] for row in tables[1].rows]
     assert ("exclusive x", "mood", "") in [row[:3] for row in tables[1].rows]
