@@ -18,6 +18,7 @@ from pathlib import Path
 
 from iiae_cli.data.dataset import SPLITS, Split
 from iiae_cli.data.prepare.pairing import Pair, divide, read_splits
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 SUFFIXES = (".csv", ".tsv")
@@ -39,6 +40,7 @@ def read_manifest(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
+    work: Work = NOTHING_KEPT,
 ) -> tuple[dict[str, Split], list[str]]:
     """Splits of a manifest's pairs, and a line for every row or picture left out.
 
@@ -49,6 +51,7 @@ def read_manifest(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
+        work: keeps what is read.
 
     Raises:
         IiaeError: missing, no such table, a column is missing, or no row can be used.
@@ -68,9 +71,24 @@ def read_manifest(
     recurring = any(_recurs(found) for found in pairs.values())
     pairs = {split: _named(found, manifest.parent, recurring) for split, found in pairs.items()}
     splits = read_splits(
-        pairs, source=manifest, image_size=image_size, workers=workers, skipped=skipped, recurring=recurring
+        pairs,
+        source=manifest,
+        image_size=image_size,
+        workers=workers,
+        skipped=skipped,
+        recurring=recurring,
+        work=work,
     )
     return splits, skipped
+
+
+def pictures_of(manifest: Path) -> list[Path]:
+    """The pictures that a manifest names, each once; none where it cannot be read."""
+    try:
+        pairs = [pair for _, pair in _rows(manifest, [])]
+    except IiaeError:
+        return []
+    return list(dict.fromkeys(path for pair in pairs for path in (pair.x, pair.y)))
 
 
 def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair]]:
