@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.arrays import BROKEN, map_npy
 from iiae_cli.data.dataset import DataFile, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode_all, find_pictures
 from iiae_cli.errors import IiaeError
@@ -163,14 +164,15 @@ def _same_shape(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) -> 
 
 def _read_features(path: Path) -> NDArray[np.float32]:
     try:
-        rows = np.load(path, allow_pickle=False)
+        rows = map_npy(path)
     except FileNotFoundError as error:
         raise IiaeError(f"{path} does not exist", "check the path") from error
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN as error:
         raise IiaeError(
             f"{path} is not a readable .npy array", "save it with numpy.save, without pickled objects"
         ) from error
-    if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not np.isfinite(rows).all():
+    with np.errstate(over="ignore"):
+        features: NDArray[np.float32] = rows.astype(np.float32) if rows.dtype.kind in "fiu" else np.empty(0, np.float32)
+    if features.ndim != 2 or not np.isfinite(features).all():
         raise IiaeError(f"{path} holds no finite (N, F) numbers", "save features as a 2-dimensional float array")
-    features: NDArray[np.float32] = rows.astype(np.float32)
     return features
