@@ -232,21 +232,70 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     if not run.model_file.exists():
         raise IiaeError(f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume")
     remedy = "train again with this version, or use the version that wrote it"
+    if not run.model_file.is_file():  # a pipe would be waited for
+        raise IiaeError(f"{run.model_file} is no file", remedy)
     header, state = read_tensors(run.model_file, MODEL_SCHEMA, remedy)
     try:
         config = Config.model_validate(json.loads(header["config"]))
-        data = json.loads(header["data"])
-        info = DataInfo(data["name"], tuple(data["shape_x"]), tuple(data["shape_y"]), {}, {})
-        model = build_model(config, info)
-        model.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+        info, details = _info_of(json.loads(header["data"])), _details_of(json.loads(header["details"]))
+        model = _filled(config, info, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise IiaeError(f"{run.model_file} does not fit its own header: {reason}", remedy) from error
+        raise IiaeError(f"{run.model_file} does not fit its own header: {reason[:300]}", remedy) from error
     fingerprint = fingerprint_of(state)
     if fingerprint != header.get("fingerprint"):
         raise IiaeError(f"{run.model_file} is damaged: its weights do not match their fingerprint", remedy)
+    if not all(bool(torch.isfinite(values).all()) for values in state.values()):
+        raise IiaeError(f"{run.model_file} holds weights that are not finite", "train again, with a lower optimizer.lr")
     model = place(model, device).eval()
-    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, json.loads(header["details"]))
+    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, details)
+
+
+def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
+    """The model with these weights. Memory is taken only after their shapes have been compared.
+
+    Raises:
+        ValueError: a tensor is missing, superfluous, or of another shape or type.
+        RuntimeError: shapes beyond all bounds.
+    """
+    with torch.device("meta"):
+        model = build_model(config, info)
+    wanted = {name: (values.shape, values.dtype) for name, values in model.state_dict().items()}
+    found = {name: (values.shape, values.dtype) for name, values in state.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            shape, dtype = found.get(name, ((), "no tensor"))
+            raise ValueError(f"{name[:80]} is {dtype} {tuple(shape)}")
+    model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    return model
+
+
+def _info_of(data: dict[str, Any]) -> DataInfo:
+    """What the header says of the data: a name and the shapes of rows.
+
+    Raises:
+        KeyError: one is missing; likewise TypeError, ValueError: it is none.
+    """
+    shapes = [tuple(data[name]) for name in ("shape_x", "shape_y")]
+    for shape in shapes:
+        if len(shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise ValueError(f"rows of shape {shape}")
+    return DataInfo(str(data["name"]), shapes[0], shapes[1], {}, {})
+
+
+def _details_of(details: dict[str, Any]) -> dict[str, Any]:
+    """What the header says of the training.
+
+    Raises:
+        TypeError: of another kind than `Session` writes.
+    """
+    if not isinstance(details, dict):
+        raise TypeError("details of another kind")
+    texts = [details.get("preset"), details.get("data"), *(details.get("train_classes") or ())]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise TypeError("details of another kind")
+    return details
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

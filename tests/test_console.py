@@ -86,6 +86,14 @@ def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(monkeypatch: pytest.
         work._bar.refresh()
         console.say("a line between")
     text = terminal.getvalue()
-    for part in ("training [sic]", "410/800", "pairs/s", "left", "loss\xa0198.9", "Recall@1\xa00.989\xa0/\xa00.991", "memory\xa01.20"):
+    for part in (
+        "training [sic]",
+        "410/800",
+        "pairs/s",
+        "left",
+        "loss\xa0198.9",
+        "Recall@1\xa00.989\xa0/\xa00.991",
+        "memory\xa01.20",
+    ):
         assert part in text, (part, text)
     assert "a line between" in text

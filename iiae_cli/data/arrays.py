@@ -1,4 +1,7 @@
-"""NumPy's files, read as numbers and texts alone: pickled objects are never loaded, and memory follows what is stored."""
+"""NumPy's files, read as numbers and texts alone.
+
+Pickled objects are never loaded, and memory follows what is stored, not what is declared.
+"""
 
 from __future__ import annotations
 

@@ -33,11 +33,13 @@ from iiae_cli.data.hdf5 import (
     dataset,
     member,
     open_hdf5,
+    printable,
     read_array,
     read_texts,
     refuse_beyond_memory,
     text_attribute,
     text_attributes,
+    write_texts,
 )
 from iiae_cli.data.hdf5 import free_memory as _free_memory
 from iiae_cli.errors import IiaeError
@@ -49,7 +51,6 @@ SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 DomainName: TypeAlias = Literal["x", "y"]
 
-_TEXT = h5py.string_dtype("utf-8")
 _CHECKED = 65_536  # rows of features looked at together
 
 
@@ -158,16 +159,16 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
     """
     some = next(iter(splits.values()))
     with writing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({"schema": SCHEMA, "name": name, **attributes})
+        file.attrs.update({"schema": SCHEMA, "name": name, **{k: printable(v) for k, v in attributes.items()}})
         for split_name in SPLITS:
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
             for domain in ("x", "y"):
                 group.create_dataset(domain, data=split.rows(domain))
-                group.create_dataset(f"{domain}_ids", data=split.ids(domain), dtype=_TEXT)
+                write_texts(group, f"{domain}_ids", split.ids(domain))
                 labels = split.labels(domain)
                 if labels is not None:
-                    group.create_dataset(f"{domain}_labels", data=labels, dtype=_TEXT)
+                    write_texts(group, f"{domain}_labels", labels)
             for factor, values in split.factors.items():
                 group.create_dataset(f"factors/{factor}", data=values)
             if split.pairs is not None:
@@ -207,14 +208,14 @@ class DataFile:
             with damage(path, self._remedy):
                 groups = self._groups(file)
                 shapes = {d: self._shape(groups, d) for d in ("x", "y")}
-                counts = {split: len(member(group, "x")) for split, group in groups.items()}
-                pairs = {split: dataset(group, "pairs") for split, group in groups.items()}
+                counts = {split: len(group["x"]) for split, group in groups.items()}
+                pairs = {split: len(rows) for split, group in groups.items() if (rows := dataset(group, "pairs"))}
                 self.info = DataInfo(
                     name=text_attribute(file, "name", path.stem),
                     shape_x=shapes["x"],
                     shape_y=shapes["y"],
                     counts={split: counts.get(split, 0) for split in SPLITS},
-                    pair_counts={s: counts.get(s, 0) if pairs.get(s) is None else len(pairs[s]) for s in SPLITS},
+                    pair_counts={split: pairs.get(split, counts.get(split, 0)) for split in SPLITS},
                     attributes=text_attributes(file),
                     by_class=self._by_class(groups, text_attribute(file, "alignment", "")),
                 )

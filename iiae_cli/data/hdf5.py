@@ -8,7 +8,7 @@ alone, as the type expected, and only where what is declared can come out of wha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from iiae_cli.errors import IiaeError
 
 MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
 LONGEST_TEXT = 65_536  # characters of one id or label
+TEXT = h5py.string_dtype("utf-8")
 _SMALL = 1 << 20  # bytes that need no proof
 _TEXTS_AT_ONCE = 256  # every one of them may be as long as the file, as they may all name one place of it
+_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # to a text of any length
 
 # What h5py was seen to raise on damaged files, beside OSError: it passes on what HDF5 or NumPy stumble over.
 DAMAGED = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError)
@@ -171,20 +173,57 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
     """A column of texts; None where there is none.
 
     Raises:
-        ValueError: as `dataset`; no column of texts, no UTF-8, or a text beyond `LONGEST_TEXT`.
+        ValueError: as `dataset`; no column of texts, or a text beyond `LONGEST_TEXT`.
     """
     found = dataset(group, name)
     if found is None:
         return None
     if found.ndim != 1 or h5py.check_string_dtype(found.dtype) is None:
         raise ValueError(f"{found.name} holds {found.dtype} {found.shape}, not a column of texts")
+    _refuse_long(found)
     texts: list[str] = []
-    column = found.asstr()
+    column = found.asstr(errors="surrogateescape")  # as Python has file names that are no UTF-8
     for start in range(0, len(found), _TEXTS_AT_ONCE):
         texts += [str(one) for one in column[start : start + _TEXTS_AT_ONCE]]
         if any(len(one) > LONGEST_TEXT for one in texts[start:]):
             raise ValueError(f"{found.name} holds a text of more than {LONGEST_TEXT} characters")
     return texts
+
+
+def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    """Write a column of texts in UTF-8, which `read_texts` gives back.
+
+    File names can be any bytes; those that are no UTF-8 are kept as they are.
+    """
+    column = np.empty(len(texts), object)
+    column[:] = [_bytes_of(one) for one in texts]
+    group.create_dataset(name, data=column, dtype=TEXT)
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of characters, which come of no file name
+        return text.encode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """A text for an attribute: what is no UTF-8 is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _refuse_long(column: h5py.Dataset) -> None:
+    """Look at the lengths that a contiguous column of texts says, as HDF5 takes memory for them before it reads.
+
+    Raises:
+        ValueError: one is beyond `LONGEST_TEXT`.
+    """
+    offset, rows = column.id.get_offset(), len(column)
+    if offset is None or not rows or column.id.get_storage_size() != rows * _REFERENCE.itemsize:
+        return
+    references = np.memmap(column.file.filename, _REFERENCE, "r", offset, (rows,))
+    if references["length"].max() > 4 * LONGEST_TEXT:
+        raise ValueError(f"{column.name} holds a text of {references['length'].max()} bytes")
 
 
 def free_memory() -> int:

@@ -20,9 +20,11 @@ _HEADER = 128  # bytes: text, version, order of bytes
 _BEFORE_DATA = 4096  # bytes of an array's flags, shape and name, at most
 _UINT8, _INT32, _UINT32, _ARRAY, _COMPRESSED = 2, 5, 6, 14, 15  # types of elements
 _COMPLEX = 0x800
-_CLASSES = dict(
-    enumerate("cell struct object char sparse float64 float32 int8 uint8 int16 uint16 int32 uint32 int64 uint64".split(), 1)
+_TYPES = (
+    *("cell", "struct", "object", "char", "sparse", "float64", "float32", "int8", "uint8", "int16", "uint16"),
+    *("int32", "uint32", "int64", "uint64"),
 )
+_CLASSES = dict(enumerate(_TYPES, 1))
 
 
 class OtherArray(ValueError):

@@ -205,14 +205,14 @@ def factor_r2(latents: NDArray[Any], factor: NDArray[Any], folds: int = 5) -> fl
 
 
 def colour_factors(pairs: EncodedPairs, split: Split) -> dict[str, Any]:
-    """R² of every numeric colour factor of the data file, read from each latent of its own domain.
+    """R² of every finite colour factor of the data file, read from each latent of its own domain.
 
     Factors are matched by name: `x_color` belongs to domain x, `y_color` to domain y.
     """
     figures: dict[str, Any] = {}
     for domain in DOMAINS:
         factor = split.factors.get(f"{domain}_color")
-        if factor is None:
+        if factor is None or not np.isfinite(factor).all():
             continue
         encoded = pairs.of(domain)
         figures[f"{domain}_color"] = {

@@ -28,6 +28,7 @@ from iiae_cli.data.hdf5 import (
     read_array,
     read_texts,
     text_attribute,
+    write_texts,
 )
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
@@ -35,7 +36,6 @@ from iiae_cli.inference.encoding import Encoded, LatentKind
 from iiae_cli.model.iiae import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"
-_TEXT = h5py.string_dtype("utf-8")
 _REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 
@@ -99,9 +99,9 @@ def write_latents(path: Path, cache: LatentCache, *, logvar: bool = False, dtype
                 if not np.isfinite(stored).all():
                     raise IiaeError(f"{name} holds values that {dtype} cannot hold", "pass --dtype float32")
                 file.create_dataset(name.replace("_", "/"), data=stored)
-        file.create_dataset("ids", data=cache.ids, dtype=_TEXT)
+        write_texts(file, "ids", cache.ids)
         if cache.labels is not None:
-            file.create_dataset("labels", data=cache.labels, dtype=_TEXT)
+            write_texts(file, "labels", cache.labels)
 
 
 def is_latent_cache(path: Path) -> bool:

@@ -175,14 +175,27 @@ def a_damaged_archive(make: Making) -> list[object]:
         content = tar_of(make)
     else:
         file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", make.rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])) as archive:
+        with zipfile.ZipFile(
+            file, "w", make.rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+        ) as archive:
             for split in ("train", "test"):
                 archive.writestr(f"facades/{split}/1.png", saved(make, "PNG", (40, 20)))
         content = file.getvalue()
     return reading(make, make.file("a.tar.gz", flipped(content, make.rng, most=15)))
 
 
-@each(KIND, b"", b"PK\x05\x06" + bytes(18), b"PK\x03\x04", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0", b"7z\xbc\xaf\x27\x1c", bytes(1024), b"<html>")
+@each(
+    KIND,
+    b"",
+    b"PK\x05\x06" + bytes(18),
+    b"PK\x03\x04",
+    b"\x1f\x8b\x08",
+    b"BZh9",
+    b"\xfd7zXZ\0",
+    b"7z\xbc\xaf\x27\x1c",
+    bytes(1024),
+    b"<html>",
+)
 def no_archive(make: Making, content: Any) -> list[object]:
     name = make.rng.choice(SETS)
     return ["prepare", name, make.file("a.tar.gz", content), "-o", "out/a.h5"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from malformed.cases import ACCEPTED, MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "arrays"

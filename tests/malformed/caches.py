@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from malformed.cases import ACCEPTED, MAYBE, Making, each, flipped, malformed, truncated
 from malformed.data_files import ODD_VALUES, TERA, set_odd
 
@@ -113,7 +114,9 @@ def a_part_that_nobody_knows(make: Making, name: Any) -> list[object]:
     return reading(make, edited(make, edit))
 
 
-@each(KIND, np.arange(8), np.array([b"\xff"] * 8), np.zeros((8, 2), "S2"), np.bytes_(b"one"), np.zeros(8, [("a", "S2")]))
+@each(
+    KIND, np.arange(8), np.array([b"\xff"] * 8), np.zeros((8, 2), "S2"), np.bytes_(b"one"), np.zeros(8, [("a", "S2")])
+)
 def names_of_another_type(make: Making, values: Any) -> list[object]:
     return reading(make, edited(make, replaced(make.rng.choice(["ids", "labels"]), data=values)))
 
@@ -159,8 +162,9 @@ def a_source_that_leads_astray(make: Making, text: Any) -> list[object]:
     return ["retrieve", path, "--index", gallery, "--montage", "out/m.png"]
 
 
-@malformed(KIND)
+@malformed(KIND, times=2, allowed=ACCEPTED)
 def ids_that_are_no_utf8(make: Making) -> list[object]:
+    """They are names of files, which are any bytes."""
     names = np.array([b"\xed\xa0\x80%d" % number for number in range(8)], object)
     return reading(make, edited(make, replaced("ids", data=names, dtype=h5py.string_dtype())))
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from malformed.cases import LEFT_OUT, MAYBE, Making, each, flipped, malformed, truncated
 from scipy.io import savemat
+
+from malformed.cases import LEFT_OUT, MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "MATLAB files"
 SHAPE = (128, 128, 3, 24, 4)
@@ -41,10 +42,14 @@ def element(kind: int, content: bytes, length: int | None = None) -> bytes:
     return struct.pack("<II", kind, len(content) if length is None else length) + content + bytes(-len(content) % 8)
 
 
-def matrix(*, shape: Any = SHAPE, name: bytes = b"im", flags: int = 9, kind: int = 2, content: bytes = b"", **more: Any) -> bytes:
+def matrix(
+    *, shape: Any = SHAPE, name: bytes = b"im", flags: int = 9, kind: int = 2, content: bytes = b"", **more: Any
+) -> bytes:
     """A matrix element; flags 9 is uint8."""
     dims = struct.pack(f"<{len(shape)}i", *shape)
-    body = element(6, struct.pack("<II", flags, 0)) + element(5, dims) + element(1, name) + element(kind, content, **more)
+    body = (
+        element(6, struct.pack("<II", flags, 0)) + element(5, dims) + element(1, name) + element(kind, content, **more)
+    )
     return element(14, body)
 
 
@@ -139,11 +144,17 @@ def damaged_hdf5(make: Making) -> list[object]:
     return reading(make, content)
 
 
-@each(KIND, b"\xff\xfe", b"9" * 5000, b"car_" + b"1" * 5000 + b"_mesh", b"\n" * 100_000, b"../../1\n/etc/2\n", allowed=MAYBE)
+@each(
+    KIND,
+    b"\xff\xfe",
+    b"9" * 5000,
+    b"car_" + b"1" * 5000 + b"_mesh",
+    b"\n" * 100_000,
+    b"../../1\n/etc/2\n",
+    allowed=MAYBE,
+)
 def an_odd_list(make: Making, content: Any) -> list[object]:
     """Only numbers are taken from it, never paths."""
     make.file("car_002_mesh.mat", good())
     make.file("list.txt", content)
     return ["prepare", "cars", make.folder, "--limit", 1, "--image-size", 16, "-o", "out/c.h5"]
-
-

@@ -111,9 +111,7 @@ def each(kind: str, *variants: object, allowed: frozenset[int] = USER_ERROR) -> 
 
     def register(build: Callable[[Making, object], list[object]]) -> Callable[..., object]:
         for number, variant in enumerate(variants):
-            CASES.append(
-                Case(kind, f"{build.__name__}-{number}", lambda make, one=variant: build(make, one), allowed)
-            )
+            CASES.append(Case(kind, f"{build.__name__}-{number}", lambda make, one=variant: build(make, one), allowed))
         return build
 
     return register

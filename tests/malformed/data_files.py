@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "data files"
@@ -95,10 +96,7 @@ def a_group_where_an_array_belongs(make: Making, name: Any) -> list[object]:
     def edit(file: h5py.File) -> None:
         for split in SPLITS:
             place = file if name in SPLITS else file[split]
-            if name == "factors":
-                del place[name]
-                place[name] = np.zeros(3)
-            elif name in SPLITS and name in place:
+            if name == "factors" or (name in SPLITS and name in place):
                 del place[name]
                 place[name] = np.zeros(3)
             elif name not in SPLITS:
@@ -288,7 +286,17 @@ def an_attribute_that_nobody_reads(make: Making, value: Any) -> list[object]:
     return reading(make, edited(make, lambda file: set_odd(file, "note", value)))
 
 
-@each(KIND, *ODD_VALUES, "[" * 100_000, "{", "[1]", "null", '{"classes_seen": 5}', '{"classes_seen": [[1]]}', allowed=MAYBE)
+@each(
+    KIND,
+    *ODD_VALUES,
+    "[" * 100_000,
+    "{",
+    "[1]",
+    "null",
+    '{"classes_seen": 5}',
+    '{"classes_seen": [[1]]}',
+    allowed=MAYBE,
+)
 def a_backbone_of_another_type(make: Making, value: Any) -> list[object]:
     path = edited(make, lambda file: set_odd(file, "backbone", value), make.ground.features)
     return ["evaluate", "--data", path, "--run", make.ground.feature_run]
@@ -426,7 +434,9 @@ def pictures_declared_but_not_stored(make: Making, shape: Any) -> list[object]:
         for split in SPLITS:
             for domain in "xy":
                 del file[split][domain]
-                file[split].create_dataset(domain, shape, "u1", chunks=(1, *shape[1:]), fillvalue=make.rng.randrange(256))
+                file[split].create_dataset(
+                    domain, shape, "u1", chunks=(1, *shape[1:]), fillvalue=make.rng.randrange(256)
+                )
 
     return reading(make, edited(make, edit))
 
@@ -557,5 +567,3 @@ def no_file_at_all(make: Making, what: Any) -> list[object]:
     else:
         path.symlink_to(what)
     return reading(make, path)
-
-

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from malformed.cases import Ground
 from PIL import Image
 
 from iiae_cli import cli
 from iiae_cli.data.dataset import Split, write_data_file
+from malformed.cases import Ground
 
 PRESET = """
 data: {set: mine}

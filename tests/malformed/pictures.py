@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from malformed.cases import ACCEPTED, DAMAGE, LEFT_OUT, MAYBE, Making, each, flipped, malformed, truncated
 from PIL import Image
+
+from malformed.cases import ACCEPTED, DAMAGE, LEFT_OUT, MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "pictures"
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM")
@@ -48,7 +49,9 @@ def chunk(name: bytes, content: bytes) -> bytes:
 def png(width: int, height: int, content: bytes, *more: bytes, depth: int = 8, colour: int = 2) -> bytes:
     """A PNG of any header, its pixels deflated."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(content, 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(content, 9)) + chunk(b"IEND", b"")
+    )
 
 
 # ---- damage
@@ -89,7 +92,16 @@ def a_damaged_picture_among_good_ones(make: Making) -> list[object]:
 # ---- bombs
 
 
-@each(KIND, (60_000, 60_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (30_000, 30_000), (0, 0), (12_000, 12_000))
+@each(
+    KIND,
+    (60_000, 60_000),
+    (2**31 - 1, 2**31 - 1),
+    (2**31 - 1, 1),
+    (1, 2**31 - 1),
+    (30_000, 30_000),
+    (0, 0),
+    (12_000, 12_000),
+)
 def a_png_of_too_many_pixels(make: Making, size: Any) -> list[object]:
     return reading(make, make.file("a.png", png(*size, bytes(1 << 20))))
 
@@ -112,7 +124,14 @@ def a_png_with_a_text_that_inflates(make: Making, name: Any) -> list[object]:
     return reading(make, make.file("a.png", png(20, 20, bytes(61 * 20), chunk(name, head + bomb))))
 
 
-@each(KIND, b"P6 99999999 99999999 255\n", b"P6 60000 60000 255\n", b"P5 99999 1 65535\n", b"P6 -5 5 255\n", b"P6 " + b"9" * 500)
+@each(
+    KIND,
+    b"P6 99999999 99999999 255\n",
+    b"P6 60000 60000 255\n",
+    b"P5 99999 1 65535\n",
+    b"P6 -5 5 255\n",
+    b"P6 " + b"9" * 500,
+)
 def a_ppm_of_any_size(make: Making, head: Any) -> list[object]:
     return reading(make, make.file("a.ppm", head + bytes(100)))
 
@@ -268,7 +287,14 @@ def no_file_at_all(make: Making, what: Any) -> list[object]:
     return reading(make, path)
 
 
-@each(KIND, b"\xff\xfe.png", b"a\nerror: forged\n.png", b"a\tb\x1b[2J.png", "ü".encode() * 100 + b".png", allowed=ACCEPTED)
+@each(
+    KIND,
+    *[b"\xff\xfe.png"] * 5,
+    b"a\nerror: forged\n.png",
+    b"a\tb\x1b[2J.png",
+    "ü".encode() * 100 + b".png",
+    allowed=ACCEPTED,
+)
 def a_good_picture_of_an_odd_name(make: Making, name: Any) -> list[object]:
     """File names are any bytes but two."""
     path = make.folder / "pictures" / os.fsdecode(name)
@@ -322,6 +348,16 @@ def a_set_of_odd_pictures(make: Making, layout: Any) -> list[object]:
     }[str(layout)]
 
 
-@each(KIND, b"", b"\xff\xfe", b"x,y\n", b"x,x\na,b", b"a,b\nc,d", b'x,y\n"unclosed', b"x,y\n" + b"a" * 200_000 + b",b", b"x,y\n\0,\0\n")
+@each(
+    KIND,
+    b"",
+    b"\xff\xfe",
+    b"x,y\n",
+    b"x,x\na,b",
+    b"a,b\nc,d",
+    b'x,y\n"unclosed',
+    b"x,y\n" + b"a" * 200_000 + b",b",
+    b"x,y\n\0,\0\n",
+)
 def a_manifest_of_nothing(make: Making, content: Any) -> list[object]:
     return ["prepare", "pairs", make.file("pairs.csv", content), "-o", "out/a.h5"]

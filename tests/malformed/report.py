@@ -1,6 +1,6 @@
 """Runs the worker and prints what went wrong, then the table: kind, cases, exit codes, slowest, peak memory.
 
-    python -m malformed.report [--seed N] [--only TEXT]
+python -m malformed.report [--seed N] [--only TEXT]
 """
 
 from __future__ import annotations

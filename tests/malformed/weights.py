@@ -15,9 +15,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
+
 from malformed.arrays import Canary
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
-from safetensors import safe_open
 
 KIND = "weights"
 RUNS = "run folders"
@@ -132,7 +133,10 @@ def weights_that_are_not_finite(make: Making, value: Any) -> list[object]:
 
 
 HEADERS: tuple[tuple[str, Any], ...] = (
-    *(("config", text) for text in ("", "5", "[]", "null", "{}", "[" * 100_000, '{"model": 5}', '{"model": {"kind": "x"}}')),
+    *(
+        ("config", text)
+        for text in ("", "5", "[]", "null", "{}", "[" * 100_000, '{"model": 5}', '{"model": {"kind": "x"}}')
+    ),
     *(("data", text) for text in ("", "5", "[]", "null", "{}", '{"name": 1}', "[" * 100_000)),
     *(("details", text) for text in ("", "5", "[]", "null", '"text"', "[" * 100_000)),
     ("fingerprint", "0"),
@@ -152,7 +156,17 @@ def metadata_of_another_kind(make: Making, entry: Any) -> list[object]:
 
 @each(
     KIND,
-    *([10**9, 10**9, 3], [16, 16], [16, 16, 0], [0, 0, 3], [16, 16, -3], [16, 16, "3"], [1e30] * 3, [16.5, 16, 3], [12]),
+    *(
+        [10**9, 10**9, 3],
+        [16, 16],
+        [16, 16, 0],
+        [0, 0, 3],
+        [16, 16, -3],
+        [16, 16, "3"],
+        [1e30] * 3,
+        [16.5, 16, 3],
+        [12],
+    ),
     *(["a"], [[16], 16, 3], [], 5, "abc", {"a": 1}, [16, 16, 10**12], [True, True, True], [2**70, 16, 3]),
 )
 def shapes_of_no_picture(make: Making, shape: Any) -> list[object]:
@@ -275,7 +289,9 @@ def as_weights(make: Making, path: Path, how: int) -> list[object]:
 
 @malformed(KIND, times=20)
 def damaged_pickles(make: Making) -> list[object]:
-    content = saved(make, {"features.0.weight": torch.zeros(5, 5)}, _use_new_zipfile_serialization=make.rng.random() < 0.5)
+    content = saved(
+        make, {"features.0.weight": torch.zeros(5, 5)}, _use_new_zipfile_serialization=make.rng.random() < 0.5
+    )
     return as_weights(make, make.file("w.pth", flipped(content, make.rng, most=12)), make.rng.choice([1, 2]))
 
 
@@ -394,7 +410,16 @@ def a_model_that_is_no_file(make: Making, what: Any) -> list[object]:
     return commands_on(make, run)
 
 
-@each(RUNS, b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"step": "a"}\n', b'{"step": 1e999}\n', b"\0" * 100, allowed=MAYBE)
+@each(
+    RUNS,
+    b"\xff\xfe\n",
+    b"[" * 100_000 + b"\n",
+    b"{}\n",
+    b'{"step": "a"}\n',
+    b'{"step": 1e999}\n',
+    b"\0" * 100,
+    allowed=MAYBE,
+)
 def metrics_of_no_lines(make: Making, content: Any) -> list[object]:
     """Lines that cannot be read are dropped as torn ones are."""
     run, arguments = resuming(make)
@@ -402,7 +427,17 @@ def metrics_of_no_lines(make: Making, content: Any) -> list[object]:
     return arguments
 
 
-@each(RUNS, "checkpoints", "samples", "tensorboard", "metrics.jsonl", "run.json", "config.yaml", "gallery.h5", allowed=MAYBE)
+@each(
+    RUNS,
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    "metrics.jsonl",
+    "run.json",
+    "config.yaml",
+    "gallery.h5",
+    allowed=MAYBE,
+)
 def a_link_that_leads_out(make: Making, name: Any) -> list[object]:
     """Nothing is written or removed where it leads."""
     run, arguments = resuming(make)
@@ -418,7 +453,17 @@ def a_link_that_leads_out(make: Making, name: Any) -> list[object]:
     return [*arguments[:-1], "--overwrite"] if make.rng.random() < 0.5 else arguments
 
 
-@each(RUNS, "checkpoints", "samples", "tensorboard", "metrics.jsonl", "config.yaml", "run.json", "gallery.h5", allowed=MAYBE)
+@each(
+    RUNS,
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    "metrics.jsonl",
+    "config.yaml",
+    "run.json",
+    "gallery.h5",
+    allowed=MAYBE,
+)
 def something_else_in_its_place(make: Making, name: Any) -> list[object]:
     run, arguments = resuming(make)
     place = run / str(name)

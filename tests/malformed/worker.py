@@ -23,11 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from iiae_cli import cli
 from malformed import ALL_CASES
 from malformed.cases import Case, Ground, Making
 from malformed.ground import lay_ground
-
-from iiae_cli import cli
 
 SECONDS = 30.0  # of the clock, on a machine that others use too
 PROCESSOR_SECONDS = 5.0

@@ -39,7 +39,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4)
             if len(head) < 4 or head[:3] != b"\x00\x00\x08":
-                raise IiaeError(f"{path} is not an IDX file of bytes", "name the folder with MNIST's four original files")
+                raise IiaeError(
+                    f"{path} is not an IDX file of bytes", "name the folder with MNIST's four original files"
+                )
             axes = file.read(4 * head[3])
             shape = tuple(int.from_bytes(axes[at : at + 4], "big") for at in range(0, len(axes), 4))
             count = math.prod(shape)
