@@ -110,6 +110,22 @@ class RunDir:
         """Whether a run was started here."""
         return self.config_file.exists()
 
+    def refuse_links(self) -> None:
+        """Refuse a run directory whose content would be written, or removed, elsewhere.
+
+        Raises:
+            IiaeError: a part of it is a link, or of another kind.
+        """
+        folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
+        files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
+        for path in (*folders, *files):
+            is_right = path.is_dir() if path in folders else path.is_file()
+            if path.is_symlink() or (path.exists() and not is_right):
+                raise IiaeError(
+                    f"{path} is {'a link' if path.is_symlink() else 'something else than training writes there'}",
+                    f"put it back or remove it, or choose another --run than {self.path}",
+                )
+
     def create(self, config: Config) -> None:
         """Make the folder and write its configuration."""
         with write_errors(self.path):
@@ -173,11 +189,7 @@ class RunDir:
         if not files:
             return None
         header, tensors = read_tensors(files[-1], CHECKPOINT_SCHEMA, f"delete {files[-1]} and run again with --resume")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
-        for full_name, values in tensors.items():
-            part, name = full_name.split("/", 1)
-            parts[part][name] = values
-        return Checkpoint(step=int(header["step"]), progress=json.loads(header["progress"]), **parts)
+        return _checkpoint_of(header, tensors, files[-1])
 
     def _checkpoint_files(self) -> list[Path]:
         return sorted(self.checkpoint_folder.glob("step-*.safetensors"))
@@ -185,7 +197,7 @@ class RunDir:
     def truncate_metrics(self, step: int) -> None:
         """Drop the lines that an interrupted run wrote after the checkpoint at `step`."""
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines(keepends=True)
+            lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
             write_text(self.metrics_file, "".join(line for line in lines if _line_step(line) <= step))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -208,10 +220,34 @@ class RunDir:
             temporary.replace(link)
 
 
+def _checkpoint_of(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+    """A checkpoint from its file's content.
+
+    Raises:
+        IiaeError: it is not as `save_checkpoint` writes it.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
+    try:
+        for full_name, values in tensors.items():
+            part, name = full_name.split("/", 1)
+            parts[part][name] = values
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{name} is not finite")
+        step, progress = int(header["step"]), json.loads(header["progress"])
+        if not 0 <= step < 2**31 or not isinstance(progress, dict):
+            raise ValueError(f"step {step}")
+    except (KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IiaeError(
+            f"{path} is no checkpoint of this program: {reason}", f"delete {path}, or start afresh with --overwrite"
+        ) from error
+    return Checkpoint(step=step, progress=progress, **parts)
+
+
 def _line_step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return sys.maxsize  # a torn last line
 
 

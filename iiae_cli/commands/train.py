@@ -152,6 +152,7 @@ def run(options: TrainOptions) -> TrainResult:
         torch.use_deterministic_algorithms(True, warn_only=True)
     path = _data_path(options.data, config)
     directory = RunDir(options.run or Path("runs") / f"{preset}-seed{config.training.seed}")
+    directory.refuse_links()
     resuming = _claim(directory, config, options)
     file = DataFile(path)
     data = TrainingData(file, config)
@@ -252,7 +253,8 @@ def _clear(directory: RunDir) -> None:
         path.unlink(missing_ok=True)
     for folder in (directory.checkpoint_folder, directory.samples_folder, directory.tensorboard_folder):
         for path in folder.glob("*"):
-            path.unlink()
+            if not path.is_dir():  # which is somebody else's
+                path.unlink()
 
 
 def _announce(session: Session, device: torch.device, directory: RunDir) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
@@ -129,7 +130,7 @@ class Session:
         checkpoint = self.run.latest_checkpoint()
         if checkpoint is None:
             return False
-        self.memory = Progress(**checkpoint.progress)
+        self.memory = self._progress_of(checkpoint.progress)
         self.selection.best = self.memory.best
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
@@ -144,6 +145,21 @@ class Session:
         self.state = TrainState(checkpoint.step - self.offset, running)
         self.run.truncate_metrics(checkpoint.step)
         return True
+
+    def _progress_of(self, record: dict[str, Any]) -> Progress:
+        """What a checkpoint says was remembered.
+
+        Raises:
+            IiaeError: of another kind than this version writes.
+        """
+        try:
+            Progress(**record)  # knows every name
+            return TypeAdapter(Progress).validate_python(record)
+        except (TypeError, ValidationError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
+                "start afresh with --overwrite",
+            ) from error
 
     @property
     def steps_done(self) -> int:

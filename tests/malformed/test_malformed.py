@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from malformed import ALL_CASES
 
 COUNT = os.environ.get("MALFORMED_CASES", "160")
