@@ -5,8 +5,10 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
+
+and /skipped (K,) UTF-8, a line for every input that was left out.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
 together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.hdf5 import (
+    DAMAGED,
+    TEXT,
     check_schema,
     damage,
     dataset,
@@ -50,6 +55,7 @@ SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 DomainName: TypeAlias = Literal["x", "y"]
+DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
 
 _CHECKED = 65_536  # rows of features looked at together
 
@@ -148,7 +154,43 @@ class DataInfo:
         return len(self.shape_x) == 1
 
 
-def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes: dict[str, str]) -> None:
+class StoredRows:
+    """Rows of a dataset in an HDF5 file, read by slices; nothing else of the file is touched.
+
+    Args:
+        path: the file, kept open.
+        name: of the dataset.
+        remedy: hint for a file that turns out damaged.
+    """
+
+    def __init__(self, path: Path, name: str, remedy: str) -> None:
+        self.path = path
+        self._remedy = remedy
+        self._data: h5py.Dataset = open_hdf5(path, remedy)[name]
+        self.shape: tuple[int, ...] = tuple(self._data.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        try:
+            values: Rows = self._data[rows]
+        except DAMAGED as error:
+            raise IiaeError(f"{self.path} is damaged in {self._data.name}: {error}", self._remedy) from error
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise IiaeError(f"{self.path} holds values that are not finite in {self._data.name}", self._remedy)
+        return values
+
+
+def write_data_file(
+    path: Path,
+    name: str,
+    splits: dict[str, Split],
+    attributes: dict[str, str],
+    *,
+    skipped: Sequence[str] = (),
+    folder: Path | None = None,
+) -> None:
     """Write a whole data file, atomically.
 
     Args:
@@ -156,10 +198,14 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
         name: of the data set.
         splits: those of `SPLITS`; absent ones are written empty.
         attributes: said of the file's making: source checksums, command, versions.
+        skipped: a line for every input left out.
+        folder: for the temporary file; None: beside `path`.
     """
     some = next(iter(splits.values()))
-    with writing(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing(path, folder=folder) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({"schema": SCHEMA, "name": name, **{k: printable(v) for k, v in attributes.items()}})
+        if skipped:
+            write_texts(file, "skipped", skipped)
         for split_name in SPLITS:
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
@@ -170,7 +216,8 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
                 if labels is not None:
                     write_texts(group, f"{domain}_labels", labels)
             for factor, values in split.factors.items():
-                group.create_dataset(f"factors/{factor}", data=values)
+                dtype = TEXT if values.dtype.kind in "OU" else None
+                group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
             if split.pairs is not None:
                 group.create_dataset("pairs", data=split.pairs)
 
@@ -196,14 +243,19 @@ def is_hdf5(path: Path) -> bool:
 class DataFile:
     """A prepared file, opened lazily: `info` reads shapes only, `split` reads or maps arrays.
 
+    Args:
+        path: the file, as everything names it.
+        copy: a copy of it on a faster disk, which is read in its place.
+
     Raises:
         IiaeError: missing, damaged, of another schema, or inconsistent in itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copy: Path | None = None) -> None:
         self.path = path
+        self._place = copy or path
         self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
-        with open_hdf5(path, self._remedy) as file:
+        with open_hdf5(self._place, self._remedy) as file:
             check_schema(file, path, SCHEMA, self._remedy)
             with damage(path, self._remedy):
                 groups = self._groups(file)
@@ -256,6 +308,11 @@ class DataFile:
             raise IiaeError(f"{self.path} holds rows of shape {shape}, which are empty", self._remedy)
         return shape
 
+    def skipped(self) -> list[str]:
+        """A line for every input that was left out when the file was made."""
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, " in /skipped"):
+            return read_texts(file, "skipped") or []
+
     def split(self, name: str) -> Split:
         """One split; read at once where it fits in half of the free memory, else memory-mapped.
 
@@ -264,13 +321,13 @@ class DataFile:
         """
         if name not in SPLITS:
             raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with open_hdf5(self.path, self._remedy) as file, damage(self.path, self._remedy, f" in /{name}"):
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, f" in /{name}"):
             group = self._groups(file).get(name)
             if group is None:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
             split = Split(
-                x=_read_or_map(group, "x", self.path),
-                y=_read_or_map(group, "y", self.path),
+                x=_read_or_map(group, "x", self._place),
+                y=_read_or_map(group, "y", self._place),
                 x_ids=read_texts(group, "x_ids") or [],
                 y_ids=read_texts(group, "y_ids") or [],
                 x_labels=read_texts(group, "x_labels"),
@@ -281,14 +338,26 @@ class DataFile:
         self._check(name, split)
         return split
 
+    def domain_rows(self, name: str, domain: DomainName) -> tuple[StoredRows, list[str], list[str] | None]:
+        """Rows, ids and labels (where known) of one domain of a split; the rows are read as they are used.
+
+        Raises:
+            IiaeError: as `split`.
+        """
+        if name not in SPLITS:
+            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, f" in /{name}"):
+            group = self._groups(file).get(name)
+            if group is None:
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+            ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+        rows = StoredRows(self._place, f"{name}/{domain}", self._remedy)
+        self._check_count(name, domain, len(rows), ids or [], labels)
+        return rows, ids or [], labels
+
     def _check(self, name: str, split: Split) -> None:
-        for domain in ("x", "y"):
-            rows = len(split.rows(domain))
-            for what, values in (("ids", split.ids(domain)), ("labels", split.labels(domain))):
-                if values is not None and len(values) != rows:
-                    raise IiaeError(
-                        f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
-                    )
+        for domain in DOMAINS:
+            self._check_count(name, domain, len(split.rows(domain)), split.ids(domain), split.labels(domain))
         if split.pairs is not None:
             limits = (len(split.x), len(split.y))
             if split.pairs.ndim != 2 or split.pairs.shape[1] != 2 or not _within(split.pairs, limits):
@@ -300,6 +369,13 @@ class DataFile:
                     self._remedy,
                 )
 
+    def _check_count(self, name: str, domain: DomainName, rows: int, ids: list[str], labels: list[str] | None) -> None:
+        for what, values in (("ids", ids), ("labels", labels)):
+            if values is not None and len(values) != rows:
+                raise IiaeError(
+                    f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
+                )
+
 
 def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
     return len(pairs) == 0 or bool(pairs.min() >= 0 and pairs[:, 0].max() < limits[0] and pairs[:, 1].max() < limits[1])
@@ -309,7 +385,14 @@ def _factors(group: h5py.Group) -> dict[str, Rows]:
     factors = member(group, "factors")
     if factors is not None and not isinstance(factors, h5py.Group):
         raise ValueError("factors is no group")
-    return {} if factors is None else {name: read_array(factors, name) for name in factors}
+    return {} if factors is None else {name: _factor(factors, name) for name in factors}
+
+
+def _factor(factors: h5py.Group, name: str) -> Rows:
+    data = member(factors, name)
+    if isinstance(data, h5py.Dataset) and h5py.check_string_dtype(data.dtype) is not None:
+        return np.array(read_texts(factors, name), object)
+    return read_array(factors, name)
 
 
 def _read_or_map(group: h5py.Group, name: str, path: Path) -> Rows:
