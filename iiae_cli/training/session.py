@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
@@ -150,7 +151,7 @@ class Session:
             return False
         if checkpoint is None:
             checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
-        self.memory = Progress(**checkpoint.progress)
+        self.memory = self._progress_of(checkpoint.progress)
         self.selection.best = self.memory.best
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
@@ -168,6 +169,21 @@ class Session:
             self.run.prune_checkpoints()
             self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
+
+    def _progress_of(self, record: dict[str, Any]) -> Progress:
+        """What a checkpoint says was remembered.
+
+        Raises:
+            IiaeError: of another kind than this version writes.
+        """
+        try:
+            Progress(**record)  # knows every name
+            return TypeAdapter(Progress).validate_python(record)
+        except (TypeError, ValidationError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
+                "start afresh with --overwrite",
+            ) from error
 
     @property
     def steps_done(self) -> int:
