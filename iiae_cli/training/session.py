@@ -20,6 +20,7 @@ from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
+from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -192,6 +193,7 @@ class Session:
                 console.warn(
                     f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                 )
+            fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
             self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -271,6 +273,7 @@ class Session:
             self.selection.start(validation, self.config.selection.least_gain)
 
     def _measure(self, step: int) -> Validation | ClassValidation | None:
+        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
         held_out = self.data.validation
         if held_out is None:
             return None
