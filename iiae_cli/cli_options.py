@@ -52,10 +52,12 @@ class SplitName(StrEnum):
 
 
 class BackendName(StrEnum):
-    """Who computes distances."""
+    """Who searches for neighbours."""
 
+    auto = "auto"
     sklearn = "sklearn"
     torch = "torch"
+    faiss = "faiss"
 
 
 class PrecisionName(StrEnum):

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iiae_cli.errors import IiaeError
@@ -54,8 +54,47 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
                 _sync(temporary)
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
+            if sync:
+                # The rename too must outlast a power failure; some file systems cannot sync a folder.
+                with suppress(OSError):
+                    _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, all of it or nothing, so that no reader and no full disk ever sees half a line.
+
+    Raises:
+        IiaeError: the disk is full, or the place cannot be written.
+    """
+    content = (line + "\n").encode()
+    with write_errors(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(handle).st_size
+            written = os.write(handle, content)
+            if written != len(content):
+                os.ftruncate(handle, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what was written to a file is on the disk.
+
+    Raises:
+        IiaeError: the disk is full.
+    """
+    with write_errors(path):
+        _sync(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left of `writing` in a folder that nobody else writes to now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -127,5 +166,8 @@ def _umask() -> int:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_RDONLY)  # a folder too
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from iiae_cli.errors import EXIT_USER_ERROR, IiaeError
-from iiae_cli.files import fingerprint_of_file, refuse_existing, write_errors, writing
+from iiae_cli.files import (
+    append_line,
+    fingerprint_of_file,
+    refuse_existing,
+    remove_temporaries,
+    write_errors,
+    writing,
+)
 
 
 @pytest.fixture
@@ -108,7 +115,24 @@ def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_w
     path.unlink()
     with writing(path) as temporary:
         temporary.write_bytes(b"new")
-    assert synced == [False]
+    assert synced == [False, True]  # the file before its name, the name after it
+
+
+def test_a_line_is_added_whole_or_not_at_all(path, monkeypatch):
+    append_line(path, "one")
+    append_line(path, "two")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, content[:2]))  # as a full disk does
+    with pytest.raises(IiaeError, match="no space left"):
+        append_line(path, "three")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(path):
+    for name in (".out.bin.x1y2.tmp", "out.bin", ".hidden", "notes.tmp"):
+        (path.parent / name).write_bytes(b"")
+    remove_temporaries(path.parent)
+    assert listing(path) == [".hidden", "notes.tmp", "out.bin"]
 
 
 def refusal(path, error):

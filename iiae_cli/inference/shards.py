@@ -17,9 +17,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.dataset import check_schema, open_hdf5
+from iiae_cli.data.hdf5 import (
+    check_schema,
+    damage,
+    dataset,
+    member,
+    open_hdf5,
+    read_texts,
+    text_attributes,
+)
 from iiae_cli.errors import IiaeError
-from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, write_stream
+from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes, write_stream
 
 COPY_BYTES = 1 << 24
 OF_A_LIST = ("inputs", "inputs_content", "options")  # attributes that only the cache of one list has
@@ -91,10 +99,9 @@ class CacheFile:
         rows = max(1, COPY_BYTES // max(1, width))
         with open_hdf5(self.path, REMEDY) as file:
             for start in range(0, len(self.ids), rows):
-                try:
-                    yield {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
-                except OSError as error:
-                    raise IiaeError(f"{self.path} is damaged: {error}", REMEDY) from error
+                with damage(self.path, REMEDY):
+                    block = {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
+                yield block
 
 
 def describe(path: Path) -> CacheFile:
@@ -105,27 +112,24 @@ def describe(path: Path) -> CacheFile:
     """
     with open_hdf5(path, REMEDY) as file:
         check_schema(file, path, SCHEMA, REMEDY)
-        try:
-            head = dict(file.attrs)
+        with damage(path, REMEDY):
+            known = read_attributes(file)
+            head: dict[str, Any] = {
+                **text_attributes(file),
+                "shared_shape": np.asarray(known["shared_shape"], np.int64),
+            }
             arrays: dict[str, tuple[int, np.dtype[Any]]] = {}
             lengths = set()
             for name in ARRAYS:
-                data = file.get(name.replace("_", "/"))
+                data = _array(file, name)
                 if data is not None:
-                    count, width = data.shape
-                    if data.dtype not in (np.float32, np.float16):
-                        raise ValueError(f"{name} is {data.dtype}")
-                    arrays[name] = (int(width), data.dtype)
-                    lengths.add(count)
-            ids, labels, skipped = (_texts(file, name) for name in ("ids", "labels", "skipped"))
+                    arrays[name] = (int(data.shape[1]), data.dtype)
+                    lengths.add(len(data))
+            ids, labels, skipped = (read_texts(file, name) for name in ("ids", "labels", "skipped"))
             shard = None
             if "shard" in head:
-                shard = Shard(**{key: int(value) for key, value in json.loads(str(head["shard"])).items()})
-                int(str(head["inputs_content"]), 16)
-            for key in ("fingerprint", "domain"):
-                head[key] = str(head[key])
-        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise IiaeError(f"{path} is damaged: {error}", REMEDY) from error
+                shard = Shard(**{key: int(value) for key, value in json.loads(head["shard"]).items()})
+                int(head["inputs_content"], 16)
     if ids is None or lengths != {len(ids)} or (labels is not None and len(labels) != len(ids)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return CacheFile(path, head, arrays, ids, labels, skipped or [], shard)
@@ -300,5 +304,15 @@ def shard_json(shard: Shard) -> str:
     return json.dumps(asdict(shard))
 
 
-def _texts(file: h5py.File, name: str) -> list[str] | None:
-    return [str(text) for text in file[name].asstr()[()]] if name in file else None
+def _array(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """A cache's array (N, D) of numbers; None where it has none of that name.
+
+    Raises:
+        ValueError: of another shape or type.
+    """
+    kind, _, part = name.partition("_")
+    group = member(file, kind)
+    data = dataset(group, part) if isinstance(group, h5py.Group) else None
+    if data is not None and (data.ndim != 2 or data.dtype not in (np.float32, np.float16)):
+        raise ValueError(f"{name} is {data.dtype} {data.shape}")
+    return data

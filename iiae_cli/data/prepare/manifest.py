@@ -1,12 +1,17 @@
-"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`.
+"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`, and any
+number of columns `x_…`, `y_…` and `shared_…`: generative factors of a pair, which domain x, y or both hold.
 
 Paths are absolute, or relative to the manifest's folder. Without a column `split` pairs are divided by seeded
-fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once.
+fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once. A factor is
+a number where all its cells are, else text; an empty cell is unknown. Training has no use for factors: `evaluate` looks
+for them in the latents.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +23,8 @@ from iiae_cli.errors import IiaeError
 
 SUFFIXES = (".csv", ".tsv")
 LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
+_WHOLE = re.compile(r"[+-]?\d{1,18}")  # what 64 bits hold
+FACTORS = ("x_", "y_", "shared_")
 
 
 def is_manifest(path: Path) -> bool:
@@ -55,6 +62,7 @@ def read_manifest(
         raise IiaeError(
             f"{manifest} names no pair", f"the first row that was left out: {skipped[0]}" if skipped else LAYOUT
         )
+    rows = _with_numbers(rows)
     if all(split is None for split, _ in rows):
         pairs = divide([pair for _, pair in rows], fractions, seed)
     else:
@@ -90,7 +98,8 @@ def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair
     for line, row in _table(manifest, skipped):
         x, y = manifest.parent / row["x"], manifest.parent / row["y"]
         split, label = row.get("split"), row.get("label")
-        if empty := [column for column, value in row.items() if not value]:
+        factors = {name.replace("/", "-"): value for name, value in row.items() if name.startswith(FACTORS)}
+        if empty := [name for name, value in row.items() if not value and not name.startswith(FACTORS)]:
             skipped.append(f"{manifest}:{line}: {' and '.join(empty)} empty")
         elif split is not None and _split(split) is None:
             skipped.append(f"{manifest}:{line}: unknown split '{split}' (splits: {', '.join(SPLITS)})")
@@ -102,7 +111,31 @@ def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair
             seen[x, y] = line
             if label is not None:
                 labels[x] = labels[y] = label
-            yield None if split is None else _split(split), Pair(x, y, row["x"], row["y"], label)
+            yield None if split is None else _split(split), Pair(x, y, row["x"], row["y"], label, factors)
+
+
+def _with_numbers(rows: list[tuple[str | None, Pair]]) -> list[tuple[str | None, Pair]]:
+    """The same rows, their factors numbers where every cell of the column is one, or empty, or else text."""
+    columns = {
+        name: numbers
+        for name in rows[0][1].factors
+        if (numbers := _numbers([str(pair.factors[name]) for _, pair in rows])) is not None
+    }
+    return [
+        (split, replace(pair, factors={**pair.factors, **{name: found[row] for name, found in columns.items()}}))
+        for row, (split, pair) in enumerate(rows)
+    ]
+
+
+def _numbers(texts: list[str]) -> list[int] | list[float] | None:
+    """Whole numbers where all are, numbers (NaN for an empty text) where all others are, None for anything else."""
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        return [int(text) for text in texts]
+    try:
+        numbers = [float(text) if text else math.nan for text in texts]
+    except ValueError:
+        return None
+    return numbers if any(texts) else None
 
 
 def _split(text: str) -> str | None:
@@ -124,7 +157,7 @@ def _table(manifest: Path, skipped: list[str]) -> Iterator[tuple[int, dict[str, 
                 if columns.count(column) != 1:
                     count = "no" if column not in columns else "more than one"
                     raise IiaeError(f"{manifest} has {count} column '{column}'", LAYOUT)
-            known = [column for column in ("x", "y", "split", "label") if column in columns]
+            known = [name for name in columns if name in ("x", "y", "split", "label") or name.startswith(FACTORS)]
             for row in table:
                 if table.restkey in row:
                     skipped.append(f"{manifest}:{table.line_num}: more cells than columns")

@@ -5,10 +5,10 @@ How pairs are found is each source's own (`folders`, `side_by_side`, `manifest`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ class Pair:
         x: file of x; `y` likewise.
         x_name: the rest of its id, `SPLIT/NAME`; `y_name` likewise.
         label: class of both, where known.
+        factors: generative factors by name, the same names in every pair: numbers, or text.
     """
 
     x: Path
@@ -37,6 +38,7 @@ class Pair:
     x_name: str
     y_name: str
     label: str | None = None
+    factors: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def split_folders(source: Path) -> dict[str, Path]:
@@ -148,6 +150,7 @@ def _read_split(name: str, pairs: list[Pair], reader: _Reader, recurring: bool) 
         y_ids=[f"{name}/{pair.y_name}" for pair in rows_y.values()],
         x_labels=[pair.label or "" for pair in rows_x.values()] if labelled else None,
         y_labels=[pair.label or "" for pair in rows_y.values()] if labelled else None,
+        factors={factor: _column([pair.factors[factor] for pair in whole]) for factor in pairs[0].factors},
     )
     if recurring:
         row_of_x, row_of_y = ({path: row for row, path in enumerate(rows)} for rows in (rows_x, rows_y))
@@ -159,3 +162,8 @@ def _read_split(name: str, pairs: list[Pair], reader: _Reader, recurring: bool) 
 def _taken(pictures: NDArray[np.uint8], rows: list[int]) -> NDArray[np.uint8]:
     """These rows in this order; no copy where they are all."""
     return pictures if rows == list(range(len(pictures))) else pictures[np.array(rows, np.int64)]
+
+
+def _column(values: Sequence[float | str]) -> NDArray[Any]:
+    """A factor of every pair; text as objects, so that h5py stores it whatever its length."""
+    return np.array(values, dtype=object if any(isinstance(one, str) for one in values) else None)
