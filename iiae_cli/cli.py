@@ -368,7 +368,8 @@ def encode(
     part = None if shard is None else shard_of(shard)
     output = shard_output(output, shard, part)
     with stop_on_signals() as stop:
-        from iiae_cli.commands import encode as command  # imports torch
+        with stop.cuttable():
+            from iiae_cli.commands import encode as command  # imports torch, for seconds
 
         options = command.EncodeOptions(
             output=output,

@@ -167,12 +167,9 @@ def test_killed_at_any_moment_and_resumed_is_undisturbed(
         number = signal.SIGTERM if moment % 3 == 2 else signal.SIGKILL
         # Twice: what was resumed is killed again.
         for more in ([], ["--resume"]):
-            began = time.monotonic()
             code = calls(folder, *arguments, *more, after=draw.uniform(0, seconds), number=number)
             # Python needs a moment until it can take a SIGTERM as more than one.
             assert code in (0, 3, 75, -signal.SIGKILL, -signal.SIGTERM), calls.said()
-            if code == 75:
-                assert time.monotonic() - began < seconds + 5
             killed += code not in (0, 3)
             if (folder / "out.h5").exists():
                 assert content(folder / "out.h5") == wanted
