@@ -197,7 +197,7 @@ class RunDir:
 
     def save_model(self, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]) -> str:
         """Write the kept weights; returns their fingerprint."""
-        state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+        state = {name: _stored(values) for name, values in model.state_dict().items()}
         fingerprint = fingerprint_of(state)
         header = {
             "schema": MODEL_SCHEMA,
@@ -367,6 +367,12 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
         raise IiaeError(f"{run.model_file} is damaged: its weights do not match their fingerprint", remedy)
     model = place(model, device).eval()
     return LoadedModel(model, config, info, picture_size(config, info), fingerprint, json.loads(header["details"]))
+
+
+def _stored(values: Tensor) -> Tensor:
+    """On the CPU, in order, and in float32 where it was trained in float64."""
+    values = values.detach().cpu().contiguous()
+    return values.float() if values.dtype == torch.float64 else values
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

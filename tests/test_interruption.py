@@ -53,19 +53,24 @@ def trials(nursery: Nursery) -> Trials:
     return trials
 
 
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Every line but for wall-clock fields; a line that is no JSON is an error."""
+def metrics_of(run: Path) -> list[list[tuple[str, Any]]]:
+    """Every line's keys and values in their order but for wall-clock fields; a line that is no JSON is an error."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "pairs_per_s"} for line in lines]
+    return [[(key, value) for key, value in line.items() if key != "pairs_per_s"] for line in lines]
+
+
+def outputs(run: Path) -> list[str]:
+    """Every file but TensorBoard's, and but the older checkpoint: a stop leaves one where it came."""
+    older = sorted((run / "checkpoints").iterdir())[0]
+    paths = [path for path in run.rglob("*") if "tfevents" not in path.name and path != older]
+    return sorted(str(path.relative_to(run)) for path in paths)
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Every output equal, value for value, and nothing left over."""
-    names = [
-        sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name)
-        for run in (one, other)
-    ]
+    names = [outputs(run) for run in (one, other)]
     assert names[0] == names[1]
+    assert len(list((other / "checkpoints").iterdir())) == 2
     assert metrics_of(one) == metrics_of(other)
     for name in names[0]:
         if name.endswith(".safetensors"):

@@ -159,7 +159,12 @@ class IIAE(nn.Module):
 
     def _read(self, domain: Domain, inputs: Tensor) -> Tensor:
         standardise = self._part("standardise", domain)
+        inputs = inputs.to(self._dtype)
         return inputs if standardise is None else standardise(inputs)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Both inputs in the units that `generate` answers in, for the objective to compare."""
@@ -235,7 +240,8 @@ class IIAE(nn.Module):
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S)."""
         decoder = self._part("decoder", domain)
         assert decoder is not None
-        decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
+        shared = shared.to(self._dtype).reshape(-1, *self.shared_shape)
+        decoded: Tensor = decoder(shared, None if exclusive is None else exclusive.to(self._dtype))
         standardise = getattr(self, f"standardise_{domain}")
         return decoded if standardise is None else standardise.inverse(decoded)
 
