@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 LINE_SECONDS = 5.0
+MARK_SECONDS = 0.5  # how often a pace is noted down
+RATE_SECONDS = 30.0  # how long back the pace looks
 
 _verbosity = 0
 
@@ -62,8 +65,14 @@ def _stderr(text: str, style: str | None = None) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout, and nothing else."""
-    json.dump(value, sys.stdout, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    indent = 2 if sys.stdout.isatty() else None
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # of a file name that is no UTF-8
+            text = json.dumps(value, indent=indent, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def print_line(text: str) -> None:
@@ -97,36 +106,56 @@ def _cell(value: object) -> str:
 
 
 class Progress:
-    """Advance and describe one piece of work; made by `progress`."""
+    """Advance and describe one piece of work; made by `progress`.
 
-    def __init__(self, total: int, unit: str) -> None:
+    Attributes:
+        total: units of work in all.
+        done: units done.
+        facts: what else to show, by name, in this order; a terminal shows it below the bar.
+    """
+
+    def __init__(self, total: int, unit: str, items: tuple[int, str] | None = None) -> None:
         self.total = total
-        self.unit = unit
         self.done = 0
-        self.note = ""
-        self._started = self._last_line = time.monotonic()
-        self._first = 0
+        self.facts: dict[str, str] = {}
+        self._unit = unit
+        self._per_unit, self._item = items or (1, unit)
+        self._last_line = time.monotonic()
+        self._marks: deque[tuple[float, int]] = deque([(self._last_line, 0)])
         self._bar: Any = None
         self._task: Any = None
 
     def start_at(self, done: int) -> None:
         """Begin at `done`, for resumed work."""
-        self.done = self._first = done
+        self.done = done
+        self._marks = deque([(time.monotonic(), done)])
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def update(self, done: int, note: str | None = None) -> None:
+    def update(self, done: int) -> None:
         """Say how far the work is."""
         self.done = done
-        if note is not None:
-            self.note = note
+        now = time.monotonic()
+        if now - self._marks[-1][0] >= MARK_SECONDS:
+            self._marks.append((now, done))
+            while now - self._marks[0][0] > RATE_SECONDS and len(self._marks) > 2:
+                self._marks.popleft()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=self.note)
-        elif _verbosity >= 0 and time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
-            rate = (self.done - self._first) / max(1e-9, self._last_line - self._started)
-            left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            _stderr(f"{self.done}/{self.total} {self.unit}, {rate:.3g}/s, {_duration(left)} left {self.note}".rstrip())
+            self._bar.update(self._task, completed=done, pace=self.pace())
+        elif _verbosity >= 0 and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            _stderr(", ".join([f"{self.done}/{self.total} {self._unit}", self.pace(), *self.fact_texts()]))
+
+    def pace(self) -> str:
+        """Items a second over the last half minute, pauses included, and the time left at that pace."""
+        started, first = self._marks[0]
+        rate = (self.done - first) / max(1e-9, time.monotonic() - started)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        return f"{rate * self._per_unit:.3g} {self._item}/s, {_duration(left)} left"
+
+    def fact_texts(self) -> list[str]:
+        """Names and values of the facts."""
+        return [f"{name} {value}" for name, value in self.facts.items()]
 
 
 def _duration(seconds: float) -> str:
@@ -138,24 +167,43 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "steps") -> Iterator[Progress]:
-    """Show progress on stderr while inside: a bar on a terminal, a line every few seconds elsewhere."""
-    tracker = Progress(total, unit)
+def progress(
+    label: str, total: int, unit: str = "steps", *, items: tuple[int, str] | None = None
+) -> Iterator[Progress]:
+    """Show progress on stderr while inside: a live bar on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        label: what is being done.
+        total: units of work in all.
+        unit: of work.
+        items: how many of what are in each unit, (32, "pairs"); the pace is told in these.
+    """
+    tracker = Progress(total, unit, items)
     if not sys.stderr.isatty() or _verbosity < 0:
         yield tracker
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.padding import Padding
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Display(Bar):
+        """The bar, and what is known of the work below it; facts stay whole where a line is too narrow."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            facts = [one.replace(" ", "\N{NO-BREAK SPACE}") for one in tracker.fact_texts()]
+            if facts:
+                yield Padding(Text("   ".join(facts)), (0, 0, 0, 2))
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[pace]}", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Display(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
         tracker._bar = bar
-        tracker._task = bar.add_task(label, total=total, note="")
+        tracker._task = bar.add_task(label, total=total, pace="")
         yield tracker

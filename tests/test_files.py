@@ -4,10 +4,18 @@ import errno
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from iiae_cli.errors import EXIT_USER_ERROR, IiaeError
-from iiae_cli.files import append_line, refuse_existing, remove_temporaries, write_errors, writing
+from iiae_cli.files import (
+    append_line,
+    fingerprint_of_file,
+    refuse_existing,
+    remove_temporaries,
+    write_errors,
+    writing,
+)
 
 
 @pytest.fixture
@@ -51,6 +59,32 @@ def test_on_failure_nothing_appears_where_nothing_was(path):
     with pytest.raises(ValueError), writing(path):
         raise ValueError
     assert listing(path) == []
+
+
+def test_the_temporary_file_may_lie_in_a_folder_of_its_own(path):
+    folder = path.parent / "work"
+    folder.mkdir()
+    with writing(path, folder=folder) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == folder
+    assert path.read_bytes() == b"new" and not list(folder.iterdir())
+
+
+def test_a_fingerprint_follows_size_and_content(path):
+    draw = np.random.default_rng(0)
+    seen = set()
+    for size in (0, 1, 1000, 3 << 20):
+        content = draw.integers(0, 256, size, np.uint8)
+        path.write_bytes(content)
+        first = fingerprint_of_file(path)
+        os.utime(path, ns=(1, 1))
+        assert fingerprint_of_file(path) == first and len(first) == 16
+        seen.add(first)
+        for place in {0, size - 1} & set(range(size)):
+            content[place] ^= 1
+            path.write_bytes(content)
+            seen.add(fingerprint_of_file(path))
+    assert len(seen) == 1 + 2 + 3 + 3
 
 
 def test_missing_folders_are_made(tmp_path):
@@ -117,12 +151,13 @@ def test_a_full_disk_is_a_users_error(path, code):
     assert path.read_bytes() == b"old" and listing(path) == ["out.bin"]
 
 
-def test_a_full_disk_as_h5py_reports_it_is_a_users_error(path):
-    error = OSError(
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_a_full_disk_as_h5py_reports_it_is_a_users_error(path, kind):
+    error = kind(
         "Can't synchronously write data (file write failed: time = Sat Nov 22, filename = '/x', file descriptor = 3, "
         "errno = 28, error message = 'No space left on device', buf = 0x1)"
     )
-    assert error.errno is None
+    assert getattr(error, "errno", None) is None
     assert f"no space left while writing {path}" in refusal(path, error)
 
 

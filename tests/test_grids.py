@@ -214,6 +214,8 @@ def test_a_legend_says_what_frames_mean_and_is_never_clipped(columns):
 
 def translation_grid(count, source="x", target="y", **more):
     references = [(flat(200 + number), f"ref/{number}.png") for number in range(more.pop("given", 0))]
+    if more.get("interpolated"):
+        references[1:1] = [None] * (count - 2)
     grid = TranslationGrid(source, target, [f"name {number}" for number in range(count)], references, **more)
     for number in range(2):
         grid.add(flat(10 + number), f"in/{number}.png", [flat(50 + 20 * number + k) for k in range(count)])
@@ -222,6 +224,16 @@ def translation_grid(count, source="x", target="y", **more):
 
 def at(array, value):
     return corner(array, flat(value, (TILE, TILE, 3)))
+
+
+def test_a_reference_stands_above_its_own_output_where_others_are_sampled():
+    array = translation_grid(3)
+    references = [None, (flat(200), "red.png"), None]
+    grid = TranslationGrid("x", "y", ["sample 1", "red.png", "guided"], references)
+    grid.add(flat(10), "in.png", [flat(50), flat(51), flat(52)])
+    mixed = np.asarray(grid.draw())
+    assert at(mixed, 200)[1] == at(mixed, 51)[1] and at(mixed, 200)[0] < at(mixed, 51)[0]
+    assert at(mixed, 50)[0] == at(mixed, 52)[0] and mixed.shape[0] > array.shape[0] // 2
 
 
 def test_samples_stand_beside_their_input():

@@ -30,6 +30,7 @@ from iiae_cli.config import (
 )
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
+from iiae_cli.data.staging import Staging
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
@@ -59,6 +60,7 @@ class TrainOptions:
         assignments: `--set` texts.
         resume: continue where the run stands, or start it.
         overwrite: replace an existing run.
+        staging: of the data file.
     """
 
     preset: str
@@ -69,6 +71,7 @@ class TrainOptions:
     assignments: list[str] = field(default_factory=list)
     resume: bool = False
     overwrite: bool = False
+    staging: Staging = field(default_factory=lambda: Staging(False))
 
 
 @dataclass
@@ -184,12 +187,13 @@ def _start(options: TrainOptions, config: Config, directory: RunDir, device: tor
     """
     if world.first:
         path, resuming = _data_path(options.data, config), False
+        directory.refuse_links()
         directory.lock()
         resuming = _claim(directory, config, options)
     resuming = world.share(resuming if world.first else None)
     if not world.first:
         path = _data_path(options.data, config)
-    data = TrainingData(DataFile(path), config)
+    data = TrainingData(DataFile(path, copy=options.staging.copy_of(path)), config)
     console.say(data.summary())
     preset = Path(options.preset).stem
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from iiae_cli import console
 from iiae_cli.builders import choose_device
 from iiae_cli.data.batches import to_inputs, to_pictures
+from iiae_cli.data.dataset import DataFile, is_hdf5
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.grids import Picture
@@ -26,6 +27,7 @@ from iiae_cli.model.iiae import Domain, other_domain
 from iiae_cli.places import run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
+DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
 GRID_COLUMNS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
@@ -38,7 +40,8 @@ class TranslateOptions:
     source: Domain
     target: Domain | None = None
     run: Path | None = None
-    samples: int = 3
+    samples: int | None = None
+    guided: bool = False
     references: tuple[str, ...] = ()
     interpolate: int | None = None
     seed: int = 0
@@ -122,7 +125,8 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
     references: Inputs | None = None
     if options.references:
         references = open_inputs(list(options.references), target, shapes[target], workers=options.workers)
-    styles = _styles(loaded, target, references, options, device)
+    partners = _partners(paths, given, target, shapes[target], options) if options.guided else None
+    styles = _styles(loaded, target, references, partners, options, device)
     plan = None
     if options.output is not None:
         kept = [*given.ids, *(references.ids if references is not None else [])]
@@ -132,7 +136,7 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
         source=options.source,
         target=target,
         names=[styles.names[column] for column in columns],
-        references=styles.pictures if options.interpolate else styles.pictures[: len(columns)],
+        references=[styles.pictures[column] for column in columns] if styles.pictures else (),
         interpolated=bool(options.interpolate),
     )
     results = _translate(loaded, given, target, styles, plan, grid, columns, options, device)
@@ -155,6 +159,10 @@ def _check(options: TranslateOptions, target: Domain) -> None:
         )
     if options.interpolate and not options.references:
         raise IiaeError("an interpolation needs two references", "pass --reference FIRST --reference LAST")
+    if options.interpolate and (options.samples or options.guided):
+        raise IiaeError("an interpolation has no samples and no partners", "leave --samples and --guided out")
+    if options.guided and target == options.source:
+        raise IiaeError("--guided takes the partner's exclusive latent, which is the other domain's", "leave --to out")
     if options.grid is not None:
         refuse_existing(options.grid, options.overwrite)
 
@@ -170,42 +178,82 @@ def _columns(count: int, options: TranslateOptions) -> list[int]:
     return list(range(GRID_COLUMNS))
 
 
+def _partners(
+    paths: Sequence[str], given: Inputs, target: Domain, shape: tuple[int, ...], options: TranslateOptions
+) -> Inputs:
+    """The inputs' partners, row by row.
+
+    Raises:
+        IiaeError: the inputs are no prepared file, or one whose rows are not aligned.
+    """
+    if not is_hdf5(Path(paths[0])):
+        raise IiaeError(
+            "--guided needs partners, and pictures have none", "give a prepared .h5, or --reference PICTURE"
+        )
+    file = DataFile(Path(paths[0]))
+    if file.info.by_class or file.split(options.split).pairs is not None:
+        raise IiaeError(f"rows of {paths[0]} have no partner of their own", "pass --reference PICTURE instead")
+    return open_inputs(paths, target, shape, split=options.split).part(slice(0, given.total))
+
+
 @dataclass
 class _Styles:
-    """Where outputs take their exclusive latents from.
+    """Where an input's K outputs take their exclusive latents from: samples, then references, then its partner.
 
     Attributes:
         names: (K,) of the outputs.
-        means: (K, E) of all inputs alike; None: sampled for each, or a model without exclusive latents.
-        pictures: the references at the model's size, and their ids.
+        samples: how many are sampled.
+        means: (R, E) of references, or between two of them.
+        partners: of all inputs, where they guide too.
+        pictures: (K,) the references at the model's size and their ids, None beside other outputs; empty: none.
     """
 
     names: list[str]
+    samples: int = 0
     means: torch.Tensor | None = None
-    pictures: list[tuple[Picture, str]] = field(default_factory=list)
+    partners: Inputs | None = None
+    pictures: list[tuple[Picture, str] | None] = field(default_factory=list)
 
 
 def _styles(
-    loaded: LoadedModel, target: Domain, references: Inputs | None, options: TranslateOptions, device: torch.device
+    loaded: LoadedModel,
+    target: Domain,
+    references: Inputs | None,
+    partners: Inputs | None,
+    options: TranslateOptions,
+    device: torch.device,
 ) -> _Styles:
-    """Exclusive latents of the references, or between them, or the names of samples."""
+    """Exclusive latents of the references, or between them, and the names of all outputs."""
     if not loaded.model.exclusive_dim:
         return _Styles(["translation"])
-    if references is None:
-        return _Styles([f"sample {number}" for number in range(1, options.samples + 1)])
-    rows, ids, _ = references.all_rows()
-    means = encode_rows(loaded.model, target, rows, size=loaded.size, device=device, shared=False).mean("exclusive")
-    latents = torch.from_numpy(means)
-    pictures = list(zip(_shown(loaded, rows), ids, strict=True))
-    if not options.interpolate:
-        return _Styles([Path(one).name for one in ids], latents, pictures)
-    if len(ids) != 2:
-        raise IiaeError(
-            f"an interpolation needs two references, {len(ids)} could be read",
-            "pass --reference FIRST --reference LAST",
-        )
-    names = [f"step {number}" for number in range(1, options.interpolate + 1)]
-    return _Styles(names, interpolated(latents[0], latents[1], options.interpolate), pictures)
+    default = 0 if references is not None or partners is not None else DEFAULT_SAMPLES
+    styles = _Styles([], default if options.samples is None else options.samples, partners=partners)
+    styles.names = [f"sample {number}" for number in range(1, styles.samples + 1)]
+    shown: list[tuple[Picture, str] | None] = []
+    if references is not None:
+        rows, ids, _ = references.all_rows()
+        styles.means = _exclusive_means(loaded, target, rows, device)
+        shown += zip(_shown(loaded, rows), ids, strict=True)
+        if options.interpolate:
+            if len(ids) != 2:
+                raise IiaeError(
+                    f"an interpolation needs two references, {len(ids)} could be read",
+                    "pass --reference FIRST --reference LAST",
+                )
+            styles.means = interpolated(styles.means[0], styles.means[1], options.interpolate)
+            shown[1:1] = [None] * (options.interpolate - 2)
+            ids = [f"step {number}" for number in range(1, options.interpolate + 1)]
+        styles.names += [Path(one).name for one in ids]
+        styles.pictures += [*[None] * styles.samples, *shown]
+    if partners is not None:
+        styles.names.append("guided")
+        styles.pictures += [None] * bool(styles.pictures)
+    return styles
+
+
+def _exclusive_means(loaded: LoadedModel, target: Domain, rows: NDArray[Any], device: torch.device) -> torch.Tensor:
+    encoded = encode_rows(loaded.model, target, rows, size=loaded.size, device=device, shared=False)
+    return torch.from_numpy(encoded.mean("exclusive"))
 
 
 def _translate(
@@ -229,7 +277,7 @@ def _translate(
             for one in ids:
                 position = given.ids.index(one, position) + 1  # past those that could not be read
                 positions.append(position - 1)
-            exclusive = _exclusive(loaded, styles, positions, options)
+            exclusive = _exclusive(loaded, styles, positions, target, options.seed, device)
             outputs = translate_rows(
                 loaded.model, options.source, target, rows, exclusive, size=loaded.size, device=device
             )
@@ -253,16 +301,22 @@ def _translate(
 
 
 def _exclusive(
-    loaded: LoadedModel, styles: _Styles, positions: list[int], options: TranslateOptions
+    loaded: LoadedModel, styles: _Styles, positions: list[int], target: Domain, seed: int, device: torch.device
 ) -> torch.Tensor | None:
-    """(N, K, E) for the inputs at these positions: the same for all, or samples that a position decides."""
-    if styles.means is not None:
-        return styles.means[None].expand(len(positions), -1, -1)
+    """(N, K, E) for the inputs at these positions; samples are decided by position and seed."""
     if not loaded.model.exclusive_dim:
         return None
+    parts = []
     first, count = positions[0], positions[-1] - positions[0] + 1
-    drawn = prior_samples(options.samples, count, loaded.model.exclusive_dim, options.seed, first=first)
-    return drawn[[one - first for one in positions]]
+    if styles.samples:
+        drawn = prior_samples(styles.samples, count, loaded.model.exclusive_dim, seed, first=first)
+        parts.append(drawn[[one - first for one in positions]])
+    if styles.means is not None:
+        parts.append(styles.means[None].expand(len(positions), -1, -1))
+    if styles.partners is not None:
+        rows, _, _ = styles.partners.part(slice(first, first + count)).all_rows()
+        parts.append(_exclusive_means(loaded, target, rows, device)[:, None])
+    return torch.cat(parts, dim=1)
 
 
 def _shown(loaded: LoadedModel, rows: NDArray[Any]) -> list[Picture]:

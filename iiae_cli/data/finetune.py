@@ -208,7 +208,8 @@ def fine_tune(
                 inputs = preprocessing.tensor(stack, domain, device)
                 tuner.learn(inputs, torch.from_numpy(targets[rows[there]]).to(device), total)
             tuner.state.step += 1
-            progress.update(tuner.state.step, f"accuracy {tuner.state.correct / max(1, tuner.state.shown):.3f}")
+            progress.facts["accuracy"] = f"{tuner.state.correct / max(1, tuner.state.shown):.3f}"
+            progress.update(tuner.state.step)
             code = interrupted()
             if code is not None or tuner.state.step % steps == 0:
                 tuner.save(checkpoint)

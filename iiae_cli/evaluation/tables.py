@@ -55,8 +55,18 @@ _TABLES = (
             *(f"{name}_{which}" for name in ("l1", "ssim", "lpips", "lpips_vgg") for which in ("mean", "best")),
         ),
     ),
-    ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
-    ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
+    (
+        "judged",
+        "Is the class kept? As read by a judge of real pictures",
+        ("direction", "what"),
+        ("real", "guided", "sampled", "n"),
+    ),
+    (
+        "judged",
+        "Is the reference's factor taken? Fractions of its range, read by a judge",
+        ("direction", "factor"),
+        ("error_real", "error_guided", "spread_real", "spread_sampled", "n"),
+    ),
 )
 _PAPER_COLUMNS = ("table", "method", "direction", "figure", "paper", "ours", "note")
 

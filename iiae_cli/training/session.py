@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
@@ -23,6 +24,8 @@ from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
+from iiae_cli.training.erasing import fit_erasure
+from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -151,7 +154,7 @@ class Session:
             return False
         if checkpoint is None:
             checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
-        self.memory = Progress(**checkpoint.progress)
+        self.memory = self._progress_of(checkpoint.progress)
         self.selection.best = self.memory.best
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
@@ -169,6 +172,21 @@ class Session:
             self.run.prune_checkpoints()
             self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
+
+    def _progress_of(self, record: dict[str, Any]) -> Progress:
+        """What a checkpoint says was remembered.
+
+        Raises:
+            IiaeError: of another kind than this version writes.
+        """
+        try:
+            Progress(**record)  # knows every name
+            return TypeAdapter(Progress).validate_python(record)
+        except (TypeError, ValidationError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
+                "start afresh with --overwrite",
+            ) from error
 
     @property
     def steps_done(self) -> int:
@@ -215,6 +233,7 @@ class Session:
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
                 with stop.saving():
+                    fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
                     self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -248,7 +267,8 @@ class Session:
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
-        with console.progress(label, steps) as self._bar:
+        items = (self.order.batch_size, "pairs")
+        with console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             ended = fit(
                 model=self.model,
@@ -307,7 +327,7 @@ class Session:
             if isinstance(value, float):
                 self._writer.add_scalar(f"train/{name}", value, self.offset + step)
         if self._bar is not None:
-            self._bar.note = f"loss {terms['loss']:.1f}"
+            self._bar.facts |= loss_facts(terms) | {"memory": memory_text(self.device)}
 
     def validate(self, step: int) -> bool:
         """Measure, decide whether to keep the weights, draw the sample grid; False where a stop broke it off.
@@ -344,6 +364,7 @@ class Session:
             self.selection.start(validation, self.config.selection.least_gain)
 
     def _measure(self) -> Validation | ClassValidation | None:
+        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
         held_out = self.data.validation
         if held_out is None:
             return None
@@ -380,6 +401,8 @@ class Session:
         self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
         for name, value in validation.scalars().items():
             self._writer.add_scalar(f"validation/{name}", value, step)
+        if self._bar is not None:
+            self._bar.facts |= validation.facts()
         console.say(f"step {step}: validation {validation.summary()}")
 
     def _keep(self, validation: Validation | ClassValidation | None) -> None:

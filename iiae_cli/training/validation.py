@@ -1,7 +1,7 @@
 """Validation on held-out rows, which weights are kept, and what to warn of.
 
 Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by class by mAP@all of
-held-out classes. Both kinds of validation answer the same four questions: score, scalars, summary, warnings.
+held-out classes. Both kinds of validation answer the same questions: score, scalars, facts, summary, warnings.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Validation:
         scalars = dict(zip(names, (*self.shared_recall, *self.guided_l1), strict=True))
         return scalars | _kl_scalars(self.exclusive_kl)
 
+    def facts(self) -> dict[str, str]:
+        """For the live display."""
+        return {"Recall@1": f"{self.shared_recall[0]:.3f} / {self.shared_recall[1]:.3f}"}
+
     def summary(self) -> str:
         """One line for people."""
         forward, back = self.shared_recall
@@ -110,6 +114,10 @@ class ClassValidation:
         """For TensorBoard."""
         scalars = {"map_x_to_y": self.shared_map[0], "map_y_to_x": self.shared_map[1]}
         return scalars | _kl_scalars(self.exclusive_kl)
+
+    def facts(self) -> dict[str, str]:
+        """For the live display."""
+        return {"mAP@all": f"{self.shared_map[0]:.3f} / {self.shared_map[1]:.3f}"}
 
     def summary(self) -> str:
         """One line for people."""
