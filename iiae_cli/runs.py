@@ -215,7 +215,7 @@ class RunDir:
 
     def save_model(self, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]) -> str:
         """Write the kept weights; returns their fingerprint."""
-        state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+        state = {name: _stored(values) for name, values in model.state_dict().items()}
         fingerprint = fingerprint_of(state)
         header = {
             "schema": MODEL_SCHEMA,
@@ -458,6 +458,12 @@ def _details_of(details: dict[str, Any]) -> dict[str, Any]:
     if not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError("details of another kind")
     return details
+
+
+def _stored(values: Tensor) -> Tensor:
+    """On the CPU, in order, and in float32 where it was trained in float64."""
+    values = values.detach().cpu().contiguous()
+    return values.float() if values.dtype == torch.float64 else values
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:
