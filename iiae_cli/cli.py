@@ -243,7 +243,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="bf16: autocast the networks.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="bf16: autocast; fp64: to compare runs.")] = None,
     compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic/--no-deterministic", help="Deterministic algorithms on GPUs.")

@@ -65,6 +65,7 @@ class PrecisionName(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp64 = "fp64"
 
 
 class DtypeName(StrEnum):

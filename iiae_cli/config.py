@@ -171,7 +171,10 @@ class TrainingSection(Section):
         0, description="of initial weights, order of pairs, noise and dropout"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; KLs stay in float32")
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        "fp32",
+        description="bf16: autocast; KLs stay in float32. fp64: to compare runs whose sums are ordered otherwise",
+    )
     compile: bool = Field(False, description="compile the training step with torch.compile")
     deterministic: bool = Field(False, description="deterministic algorithms on GPUs; CPU training always is")
     threads: Annotated[int, Field(ge=0, lt=2**12)] = Field(0, description="CPU threads; 0: torch's choice")

@@ -55,6 +55,11 @@ class LinearErasure(nn.Module):
         width = len(self.centre)
         self.set(torch.zeros(width), torch.zeros(width, 0), torch.zeros(width, 0))
 
+    def make_room(self, rank: int) -> None:
+        """Take the shape of a map of this rank, at most S, whose values are loaded afterwards."""
+        width = len(self.centre)
+        self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
+
     def forward(self, mean: Tensor) -> Tensor:
         """Means (B, S…) of the same shape."""
         if not self.left.shape[1]:

@@ -151,7 +151,7 @@ def fit(
         events.progress(done)
         if done % log_every == 0 or last:
             count = log_every if done % log_every == 0 else done % log_every
-            events.log(done, {name: float(total) / count for name, total in state.running.items()})
+            events.log(done, {name: float(state.running[name]) / count for name in terms})
             state.running = {}
         state.owed = done % validate_every == 0 or last
         if not settle():

@@ -124,6 +124,8 @@ class Session:
         torch.manual_seed(self.config.training.seed)
         model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
+        if self.config.training.precision == "fp64":
+            model.double()
         self.model = place(model, self.device)
         self.world.same_weights(self.model)
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
