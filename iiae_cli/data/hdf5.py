@@ -124,12 +124,18 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group, fit to be read; None where there is nothing of that name.
+    """A dataset of a group, fit to be read; None where there is nothing of that name, which may be `GROUP/NAME`.
 
     Raises:
         ValueError: no dataset, or one that lies in another file, or whose rows are not there.
     """
-    found = member(group, name)
+    parent, _, last = name.rpartition("/")
+    holder = member(group, parent) if parent else group
+    if holder is None:
+        return None
+    if not isinstance(holder, h5py.Group):
+        raise ValueError(f"{holder.name} is no group")
+    found = member(holder, last)
     if found is None:
         return None
     if not isinstance(found, h5py.Dataset) or found.shape is None:
@@ -169,11 +175,11 @@ def refuse_beyond_memory(found: h5py.Dataset) -> None:
         raise ValueError(f"{found.name} takes {found.nbytes >> 20} MiB of memory, {free >> 20} MiB are free")
 
 
-def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A column of texts; None where there is none.
+def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A column of texts, unread; None where there is none.
 
     Raises:
-        ValueError: as `dataset`; no column of texts, or a text beyond `LONGEST_TEXT`.
+        ValueError: as `dataset`; or no column of texts, or one is beyond `LONGEST_TEXT`.
     """
     found = dataset(group, name)
     if found is None:
@@ -181,6 +187,18 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
     if found.ndim != 1 or h5py.check_string_dtype(found.dtype) is None:
         raise ValueError(f"{found.name} holds {found.dtype} {found.shape}, not a column of texts")
     _refuse_long(found)
+    return found
+
+
+def read_texts(group: h5py.Group, name: str) -> list[str] | None:
+    """A column of texts; None where there is none.
+
+    Raises:
+        ValueError: as `dataset`; no column of texts, or a text beyond `LONGEST_TEXT`.
+    """
+    found = text_column(group, name)
+    if found is None:
+        return None
     texts: list[str] = []
     column = found.asstr(errors="surrogateescape")  # as Python has file names that are no UTF-8
     for start in range(0, len(found), _TEXTS_AT_ONCE):

@@ -215,7 +215,7 @@ def factors_of_another_length(make: Making, values: Any) -> list[object]:
         for split in SPLITS:
             file[split]["factors"].create_dataset("size", data=values)
 
-    return reading(make, edited(make, edit))
+    return reading(make, edited(make, edit), "train evaluate")
 
 
 @each(KIND, "group", "texts", "junk", "compound", "nan", allowed=MAYBE)
@@ -399,7 +399,7 @@ def a_group_that_holds_itself(make: Making, name: Any) -> list[object]:
             else:
                 file[split]["factors"]["again"] = file[split]["factors"]
 
-    return reading(make, edited(make, edit))
+    return reading(make, edited(make, edit), "train evaluate")
 
 
 # ---- bombs
