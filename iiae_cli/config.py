@@ -121,6 +121,33 @@ class ObjectiveSection(Section):
     )
 
 
+class ErasureSection(Section):
+    """What is taken out of posterior means in closed form, at every validation (beyond the paper)."""
+
+    shared: Literal["none", "channel", "leace", "channel+leace"] = Field(
+        "none",
+        description="of shared means; channel: directions in which they hardly exceed the posterior's noise; leace: "
+        "what linearly tells the exclusive means. none: the paper",
+    )
+    exclusive: Literal["none", "residual"] = Field(
+        "none",
+        description="of exclusive means; residual: what the shared mean predicts of them, which decoding adds again. "
+        "none: the paper",
+    )
+    least_snr: Annotated[float, Field(gt=0.0)] = Field(
+        0.1, description="channel: the variance of means, over the posterior's, that a direction must have to be kept"
+    )
+    ridge: Annotated[float, Field(gt=0.0)] = Field(
+        3.0, description="residual: of its regression, in units of the shared posterior's noise"
+    )
+    rows: Annotated[int, Field(ge=2)] = Field(10000, description="at most so many training rows are read for it")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is erased."""
+        return self.shared != "none" or self.exclusive != "none"
+
+
 class OptimizerSection(Section):
     """Adam and its learning-rate schedule."""
 
@@ -200,6 +227,7 @@ class Config(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
+    erasure: ErasureSection = ErasureSection()
     optimizer: OptimizerSection = OptimizerSection()
     training: TrainingSection = TrainingSection()
     selection: SelectionSection = SelectionSection()

@@ -24,6 +24,7 @@ from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
+from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import Cut, StopFlag
@@ -230,6 +231,7 @@ class Session:
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
                 with stop.saving():
+                    fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
                     self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -360,6 +362,7 @@ class Session:
             self.selection.start(validation, self.config.selection.least_gain)
 
     def _measure(self) -> Validation | ClassValidation | None:
+        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
         held_out = self.data.validation
         if held_out is None:
             return None
