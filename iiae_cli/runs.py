@@ -121,6 +121,8 @@ class RunDir:
         Raises:
             IiaeError: a part of it is a link, or of another kind.
         """
+        if self.path.is_symlink() and not self.path.exists():
+            raise IiaeError(f"{self.path} is a link to nothing", "remove it, or choose another --run")
         folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
         files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
         for path in (*folders, *files):

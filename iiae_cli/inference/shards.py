@@ -13,19 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.hdf5 import (
-    check_schema,
-    damage,
-    dataset,
-    member,
-    open_hdf5,
-    read_texts,
-    text_attributes,
-)
+from iiae_cli.data.hdf5 import check_schema, damage, dataset, open_hdf5, read_texts, text_attributes
 from iiae_cli.errors import IiaeError
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes, write_stream
 
@@ -101,6 +92,8 @@ class CacheFile:
             for start in range(0, len(self.ids), rows):
                 with damage(self.path, REMEDY):
                     block = {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
+                    if not all(np.isfinite(values).all() for values in block.values()):
+                        raise ValueError("it holds values that are not finite")
                 yield block
 
 
@@ -113,23 +106,24 @@ def describe(path: Path) -> CacheFile:
     with open_hdf5(path, REMEDY) as file:
         check_schema(file, path, SCHEMA, REMEDY)
         with damage(path, REMEDY):
-            known = read_attributes(file)
-            head: dict[str, Any] = {
-                **text_attributes(file),
-                "shared_shape": np.asarray(known["shared_shape"], np.int64),
-            }
+            head = {**text_attributes(file), **read_attributes(file)}
+            head["source"] = json.dumps(head["source"])
+            head["shared_shape"] = np.asarray(head["shared_shape"], np.int64)
             arrays: dict[str, tuple[int, np.dtype[Any]]] = {}
             lengths = set()
             for name in ARRAYS:
-                data = _array(file, name)
+                data = dataset(file, name.replace("_", "/"))
                 if data is not None:
-                    arrays[name] = (int(data.shape[1]), data.dtype)
-                    lengths.add(len(data))
+                    count, width = data.shape
+                    if width == 0 or data.dtype not in (np.float32, np.float16):
+                        raise ValueError(f"{name} is {data.dtype}")
+                    arrays[name] = (int(width), data.dtype)
+                    lengths.add(count)
             ids, labels, skipped = (read_texts(file, name) for name in ("ids", "labels", "skipped"))
             shard = None
             if "shard" in head:
-                shard = Shard(**{key: int(value) for key, value in json.loads(head["shard"]).items()})
-                int(head["inputs_content"], 16)
+                shard = Shard(**{key: int(value) for key, value in json.loads(str(head["shard"])).items()})
+                int(str(head["inputs_content"]), 16)
     if ids is None or lengths != {len(ids)} or (labels is not None and len(labels) != len(ids)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return CacheFile(path, head, arrays, ids, labels, skipped or [], shard)
@@ -302,17 +296,3 @@ def _without_gaps(by_index: Mapping[int, CacheFile], one: Shard | None) -> list[
 def shard_json(shard: Shard) -> str:
     """The attribute `shard`."""
     return json.dumps(asdict(shard))
-
-
-def _array(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """A cache's array (N, D) of numbers; None where it has none of that name.
-
-    Raises:
-        ValueError: of another shape or type.
-    """
-    kind, _, part = name.partition("_")
-    group = member(file, kind)
-    data = dataset(group, part) if isinstance(group, h5py.Group) else None
-    if data is not None and (data.ndim != 2 or data.dtype not in (np.float32, np.float16)):
-        raise ValueError(f"{name} is {data.dtype} {data.shape}")
-    return data
