@@ -36,6 +36,7 @@ from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.session import Session
 from iiae_cli.training.signals import stop_on_signals
+from iiae_cli.training.speed import set_gpu_arithmetic, settle_speed
 
 # Values that change how fast a run goes but not where it ends; a resumed run may change them.
 _MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "description")
@@ -156,6 +157,10 @@ def run(options: TrainOptions) -> TrainResult:
     file = DataFile(path)
     data = TrainingData(file, config)
     console.say(data.summary())
+    config, chosen = settle_speed(config, data.info, device, directory.read_config() if resuming else None)
+    console.say(chosen)
+    if device.type == "cuda":
+        set_gpu_arithmetic(config.training.precision)
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
     session = Session(config, data, directory, device, origin, preset)
     if resuming:
@@ -230,7 +235,7 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
         return False
     if options.resume:
         before, now = flatten(directory.read_config().to_dict()), flatten(config.to_dict())
-        changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+        changed = [key for key in now if key not in _MAY_CHANGE and now[key] != "auto" and before.get(key) != now[key]]
         if changed:
             key = changed[0]
             raise IiaeError(

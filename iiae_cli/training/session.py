@@ -13,7 +13,6 @@ import torch
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
 from iiae_cli.config import Config
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
@@ -21,6 +20,7 @@ from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.facts import loss_facts, memory_text
+from iiae_cli.training.feed import Feed
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -201,14 +201,14 @@ class Session:
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         items = (self.order.batch_size, "pairs")
-        with console.progress(label, steps, items=items) as self._bar:
+        with self._feed() as feed, console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             return fit(
                 model=self.model,
                 objective=build_objective(self.config),
                 optimizer=self.optimizer,
                 learning_rate=self.learning_rate,
-                batch_at=self._batch,
+                batch_at=feed,
                 state=self.state,
                 total_steps=steps,
                 seed=training.seed,
@@ -217,12 +217,11 @@ class Session:
                 validate_every=validate_every,
                 checkpoint_every=self.checkpoint_every,
                 bf16=training.precision == "bf16",
-                compile_step=training.compile,
+                compile_step=training.compile is True,
             )
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = self.data.rows(self.order.indices(step))
-        return to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
+    def _feed(self) -> Feed:
+        return Feed(self.data, self.order.indices, self.size, self.device)
 
     # Events of the loop
 
