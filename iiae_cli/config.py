@@ -150,6 +150,10 @@ class TrainingSection(Section):
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between checkpoints; 0: at every validation"
     )
+    batch_norm: Literal["synchronised", "local"] = Field(
+        "synchronised",
+        description="with several processes: statistics of the whole batch, as in one process, or of each one's part",
+    )
     samples: Annotated[int, Field(ge=0)] = Field(8, description="rows of the sample grid drawn at every validation")
 
 

@@ -9,17 +9,20 @@
     tensorboard/          events
     run.json              versions, git, host, command, timings, outcome
 
-Only tensors are ever loaded, never code: safetensors files and JSON.
+Only tensors are ever loaded, never code: safetensors files and JSON. Every file is whole or not there; weights and
+checkpoints carry a checksum of all of their bytes, and a damaged checkpoint is set aside and the one before it taken.
+One process at a time writes into a run directory: the folder itself is locked, and the lock ends with its process.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from iiae_cli import __version__
+from iiae_cli import __version__, console
 from iiae_cli.builders import build_model, picture_size
 from iiae_cli.config import Config, read_yaml
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
-from iiae_cli.files import write_errors, writing
+from iiae_cli.files import append_line, remove_temporaries, sync_file, write_errors, writing
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.tensors import read_tensors, save_tensors
+from iiae_cli.tensors import DamagedFile, read_tensors, save_tensors
 
 MODEL_SCHEMA = "iiae.model/1"
 CHECKPOINT_SCHEMA = "iiae.checkpoint/1"
@@ -105,17 +108,79 @@ class RunDir:
         self.checkpoint_folder = path / "checkpoints"
         self.samples_folder = path / "samples"
         self.tensorboard_folder = path / "tensorboard"
+        self._lock: int | None = None
 
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.config_file.exists()
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write its configuration."""
+    def is_free(self) -> bool:
+        """Whether nothing is here, or no more than a process leaves that was killed while it made the folder."""
+        own = {self.samples_folder, self.checkpoint_folder}
+        if not self.path.exists():
+            return True
         with write_errors(self.path):
-            self.samples_folder.mkdir(parents=True, exist_ok=True)
+            return all(
+                not any(one.iterdir()) if one in own else one.match(f".{self.config_file.name}.*.tmp")
+                for one in self.path.iterdir()
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder, lock it, and write its configuration."""
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        with write_errors(self.path):
+            self.samples_folder.mkdir(exist_ok=True)
             self.checkpoint_folder.mkdir(exist_ok=True)
         write_text(self.config_file, config.to_yaml())
+
+    def lock(self) -> None:
+        """Keep other processes from writing here until `unlock` or the end of this one; does nothing the second time.
+
+        What killed processes left half-written is removed.
+
+        Raises:
+            IiaeError: another process writes here.
+        """
+        if self._lock is not None or not self.path.is_dir():
+            return
+        with write_errors(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise IiaeError(
+                    f"another process is training in {self.path}", "wait until it has ended, or choose another --run"
+                ) from error
+            return  # a file system without locks
+        self._lock = handle
+        with write_errors(self.path):
+            for folder in (self.path, self.checkpoint_folder, self.samples_folder):
+                remove_temporaries(folder)
+
+    def unlock(self) -> None:
+        """Let other processes write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def clear(self) -> None:
+        """Remove what a run left, so that nothing of it is taken for a new one's.
+
+        Checkpoints go first, newest first: whoever resumes after this was broken off finds a run of the old
+        configuration, at an earlier step or at its beginning.
+        """
+        with write_errors(self.path):
+            for path in reversed(self._checkpoint_files()):
+                path.unlink()
+            for folder in (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder):
+                for path in folder.glob("*"):
+                    path.unlink()
+            for path in (self.model_file, self.metrics_file, self.gallery_file, self.info_file):
+                path.unlink(missing_ok=True)
 
     def read_config(self) -> Config:
         """The run's configuration.
@@ -158,44 +223,96 @@ class RunDir:
             "step": str(checkpoint.step),
             "progress": json.dumps(checkpoint.progress),
         }
-        with writing(self.checkpoint_folder / f"step-{checkpoint.step:08d}.safetensors") as temporary:
+        if self.metrics_file.exists():
+            sync_file(self.metrics_file)  # a checkpoint that outlives a power failure has its metrics
+        with writing(self.checkpoint_file(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
-        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+        self.prune_checkpoints()
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, or None where there is none.
+        """The newest checkpoint that is whole, or None where there is none; damaged ones are set aside, said aloud.
 
         Raises:
-            IiaeError: damaged or of another schema.
+            IiaeError: all are damaged, or one is of another schema.
         """
-        files = self._checkpoint_files()
-        if not files:
-            return None
-        header, tensors = read_tensors(files[-1], CHECKPOINT_SCHEMA, f"delete {files[-1]} and run again with --resume")
+        damaged: dict[Path, str] = {}
+        for path in reversed(self._checkpoint_files()):
+            try:
+                checkpoint = self.load_checkpoint(path)
+            except DamagedFile as error:
+                damaged[path] = error.message
+                continue
+            for one, reason in damaged.items():
+                aside = one.with_name(f"{one.name}.damaged")
+                console.warn(f"{reason}; it is set aside as {aside.name}, going back to {path}")
+                with write_errors(one):
+                    one.replace(aside)
+            return checkpoint
+        if damaged:
+            names = " and ".join(map(str, damaged))
+            raise IiaeError(
+                f"no checkpoint of {self.path} is whole: {names}",
+                "start afresh with --overwrite; the kept weights, model.safetensors, may still serve",
+            )
+        return None
+
+    def prune_checkpoints(self) -> None:
+        """Drop all but the newest."""
+        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
+            with write_errors(old):
+                old.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Path) -> Checkpoint:
+        """One checkpoint.
+
+        Raises:
+            DamagedFile: its bytes are not those that were written.
+            IiaeError: missing, unreadable, or of another schema.
+        """
+        remedy = "start afresh with --overwrite, or use the version that wrote it"
+        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, remedy, checked=True)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
         for full_name, values in tensors.items():
             part, name = full_name.split("/", 1)
             parts[part][name] = values
         return Checkpoint(step=int(header["step"]), progress=json.loads(header["progress"]), **parts)
 
+    def checkpoint_file(self, step: int) -> Path:
+        """Where the checkpoint at a step lies."""
+        return self.checkpoint_folder / f"step-{step:08d}.safetensors"
+
     def _checkpoint_files(self) -> list[Path]:
         return sorted(self.checkpoint_folder.glob("step-*.safetensors"))
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the lines that an interrupted run wrote after the checkpoint at `step`."""
-        if self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines(keepends=True)
-            write_text(self.metrics_file, "".join(line for line in lines if _line_step(line) <= step))
+    def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
+        """Drop the lines that an interrupted run wrote after the checkpoint at `step`.
+
+        Args:
+            step: of the checkpoint.
+            validated: whether the checkpoint was written after the validation at that step; else that one's line goes.
+        """
+        if not self.metrics_file.exists():
+            return
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _belongs(line, step, validated)]
+        if kept != lines:
+            write_text(self.metrics_file, "".join(kept))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with write_errors(self.metrics_file), self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.metrics_file, json.dumps(record))
 
     def write_info(self, record: dict[str, Any]) -> None:
         """Write run.json."""
         write_text(self.info_file, json.dumps(record, indent=2) + "\n")
+
+    def read_info(self) -> dict[str, Any]:
+        """run.json; empty where there is none, or none that can be read."""
+        try:
+            record = json.loads(self.info_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def link_latest(self) -> None:
         """Point `latest` beside this run at it, unless something that is no link stands there."""
@@ -204,15 +321,18 @@ class RunDir:
             return
         temporary = link.with_name(f".latest.{os.getpid()}")
         with write_errors(link):
+            temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.path.name)
             temporary.replace(link)
 
 
-def _line_step(line: str) -> int:
+def _belongs(line: str, step: int, validated: bool) -> bool:
     try:
-        return int(json.loads(line)["step"])
+        record = json.loads(line)
+        of_step = int(record["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return sys.maxsize  # a torn last line
+        return False  # a torn last line
+    return of_step < step or (of_step == step and (validated or record.get("kind") != "validation"))
 
 
 def write_text(path: Path, text: str) -> None:

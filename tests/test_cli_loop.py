@@ -43,7 +43,7 @@ def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None
 
 
 def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(iiae: Program, trained: Trained) -> None:
-    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--json")
+    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--probe-rows", 200, "--json")
     figures = outcome.json
     for way in ("x_to_y", "y_to_x"):
         shared = figures["retrieval"]["shared"][way]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from iiae_cli.model.iiae import image_iiae
 from iiae_cli.model.networks import (
     ConvTrunk,
     FeatureDecoder,
@@ -20,6 +21,7 @@ from iiae_cli.model.networks import (
     init_paper_weights,
     map_shared_head,
 )
+from iiae_cli.model.objective import Objective
 
 
 def kinds(module):
@@ -286,3 +288,51 @@ def test_every_bias_starts_at_zero():
         nn.init.ones_(layer.bias)
         layer.apply(init_paper_weights)
         assert not layer.bias.any()
+
+
+def trained_once(build, layout, straightforward):
+    """Loss terms and gradients of one step; `straightforward`: every bias learns, nothing happens in place."""
+    torch.manual_seed(3)
+    model = build().to(memory_format=layout).train()
+    if straightforward:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        for layer in model.modules():
+            if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+                layer.inplace = False
+    x, y = (torch.rand(4, 3, 32, 32).contiguous(memory_format=layout) * 2 - 1 for _ in range(2))
+    posteriors = model.infer(x, y)
+    torch.manual_seed(4)
+    terms = Objective(annealing_steps=0)(x, y, posteriors, model.generate(model.sample(posteriors)), 0)
+    terms["loss"].backward()
+    return terms, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_the_fast_model_has_the_straightforward_ones_losses_and_gradients():
+    def build():
+        settings = {"channels_x": 3, "channels_y": 3, "size": (32, 32), "widths": [8, 16], "decoder_widths": [16, 8]}
+        return image_iiae(**settings, shared_channels=4, exclusive_dim=2, dropout=0.0)
+
+    wanted, gradients = trained_once(build, torch.contiguous_format, straightforward=True)
+    found, own = trained_once(build, torch.channels_last, straightforward=False)
+    for name, value in wanted.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-5)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    left_out = [name for name, gradient in own.items() if gradient is None]
+    # two layers of FE, exclusive encoder and decoder, in both domains
+    assert len(left_out) == 12 and all(name.endswith("bias") for name in left_out)
+    for name, gradient in gradients.items():
+        if name in left_out:
+            assert gradient.abs().max() < 1e-6 * largest
+        else:
+            torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6 * largest.item())
+
+
+def test_only_biases_that_a_norm_subtracts_stay_where_they_are():
+    for module in whole_zoo():
+        layers = [layer for layer in module.modules() if not list(layer.children())]
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                normed = isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d)
+                assert layer.bias.requires_grad is not normed
+                assert layer.weight.requires_grad

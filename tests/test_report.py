@@ -31,7 +31,7 @@ from iiae_cli.inference.encoding import Encoded
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = ("\"'></td></table><img src=//evil.example/x onerror=alert(1)>🦄 {{ 7 * 7 }} javascript:" + "long" * 75)[:300]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-FAST = ("--lpips", "none", "--samples", "1")
+FAST = ("--lpips", "none", "--samples", "1", "--probe-rows", "60")
 SMALL = ["--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]", "--set", "model.shared_hidden=8"]
 SMALL += ["--set", "model.shared=6", "--set", "model.exclusive=4", "--set", "model.decoder_hidden=8"]
 
@@ -310,7 +310,7 @@ def test_cells() -> None:
 
 def test_what_html_cannot_carry_is_replaced() -> None:
     table = Table("\udcff\x00 <b>", ["a"], [])
-    fields = ("charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
+    fields = ("disentanglement", "charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
     page = SimpleNamespace(
         **{name: [] for name in fields},
         **dict.fromkeys(

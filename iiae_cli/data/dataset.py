@@ -5,8 +5,10 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
+
+and /skipped (K,) UTF-8, a line for every input that was left out.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
 together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
@@ -20,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -36,6 +39,7 @@ SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 DomainName: TypeAlias = Literal["x", "y"]
+DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
 
 _TEXT = h5py.string_dtype("utf-8")
 
@@ -134,7 +138,41 @@ class DataInfo:
         return len(self.shape_x) == 1
 
 
-def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes: dict[str, str]) -> None:
+class StoredRows:
+    """Rows of a dataset in an HDF5 file, read by slices; nothing else of the file is touched.
+
+    Args:
+        path: the file, kept open.
+        name: of the dataset.
+        remedy: hint for a file that turns out damaged.
+    """
+
+    def __init__(self, path: Path, name: str, remedy: str) -> None:
+        self.path = path
+        self._remedy = remedy
+        self._data: h5py.Dataset = open_hdf5(path, remedy)[name]
+        self.shape: tuple[int, ...] = tuple(self._data.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        try:
+            values: Rows = self._data[rows]
+        except OSError as error:
+            raise IiaeError(f"{self.path} is damaged in {self._data.name}: {error}", self._remedy) from error
+        return values
+
+
+def write_data_file(
+    path: Path,
+    name: str,
+    splits: dict[str, Split],
+    attributes: dict[str, str],
+    *,
+    skipped: Sequence[str] = (),
+    folder: Path | None = None,
+) -> None:
     """Write a whole data file, atomically.
 
     Args:
@@ -142,10 +180,14 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
         name: of the data set.
         splits: those of `SPLITS`; absent ones are written empty.
         attributes: said of the file's making: source checksums, command, versions.
+        skipped: a line for every input left out.
+        folder: for the temporary file; None: beside `path`.
     """
     some = next(iter(splits.values()))
-    with writing(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing(path, folder=folder) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({"schema": SCHEMA, "name": name, **attributes})
+        if skipped:
+            file.create_dataset("skipped", data=skipped, dtype=_TEXT)
         for split_name in SPLITS:
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
@@ -156,7 +198,8 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
                 if labels is not None:
                     group.create_dataset(f"{domain}_labels", data=labels, dtype=_TEXT)
             for factor, values in split.factors.items():
-                group.create_dataset(f"factors/{factor}", data=values)
+                dtype = _TEXT if values.dtype.kind in "OU" else None
+                group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
             if split.pairs is not None:
                 group.create_dataset("pairs", data=split.pairs)
 
@@ -214,14 +257,19 @@ def check_schema(file: h5py.File, path: Path, schema: str, remedy: str) -> None:
 class DataFile:
     """A prepared file, opened lazily: `info` reads shapes only, `split` reads or maps arrays.
 
+    Args:
+        path: the file, as everything names it.
+        copy: a copy of it on a faster disk, which is read in its place.
+
     Raises:
         IiaeError: missing, damaged, of another schema, or inconsistent in itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copy: Path | None = None) -> None:
         self.path = path
+        self._place = copy or path
         self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
-        with open_hdf5(path, self._remedy) as file:
+        with open_hdf5(self._place, self._remedy) as file:
             check_schema(file, path, SCHEMA, self._remedy)
             shapes = {d: self._shape(file, d) for d in ("x", "y")}
             self.info = DataInfo(
@@ -259,6 +307,14 @@ class DataFile:
             raise IiaeError(f"{self.path} has no split, or splits of different shapes", self._remedy)
         return shapes.pop()
 
+    def skipped(self) -> list[str]:
+        """A line for every input that was left out when the file was made."""
+        with open_hdf5(self._place, self._remedy) as file:
+            try:
+                return _texts(file, "skipped") or []
+            except (OSError, AttributeError, TypeError, ValueError) as error:
+                raise IiaeError(f"{self.path} is damaged in /skipped: {error}", self._remedy) from error
+
     def split(self, name: str) -> Split:
         """One split; read at once where it fits in half of the free memory, else memory-mapped.
 
@@ -267,19 +323,19 @@ class DataFile:
         """
         if name not in SPLITS:
             raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with open_hdf5(self.path, self._remedy) as file:
+        with open_hdf5(self._place, self._remedy) as file:
             if name not in file:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
             group = file[name]
             try:
                 split = Split(
-                    x=_read_or_map(group["x"], self.path),
-                    y=_read_or_map(group["y"], self.path),
+                    x=_read_or_map(group["x"], self._place),
+                    y=_read_or_map(group["y"], self._place),
                     x_ids=_texts(group, "x_ids") or [],
                     y_ids=_texts(group, "y_ids") or [],
                     x_labels=_texts(group, "x_labels"),
                     y_labels=_texts(group, "y_labels"),
-                    factors={k: v[()] for k, v in group["factors"].items()} if "factors" in group else {},
+                    factors={k: _factor(v) for k, v in group["factors"].items()} if "factors" in group else {},
                     pairs=group["pairs"][()].astype(np.int64) if "pairs" in group else None,
                 )
             except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
@@ -287,14 +343,28 @@ class DataFile:
         self._check(name, split)
         return split
 
+    def domain_rows(self, name: str, domain: DomainName) -> tuple[StoredRows, list[str], list[str] | None]:
+        """Rows, ids and labels (where known) of one domain of a split; the rows are read as they are used.
+
+        Raises:
+            IiaeError: as `split`.
+        """
+        if name not in SPLITS:
+            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
+        with open_hdf5(self._place, self._remedy) as file:
+            if name not in file:
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+            try:
+                ids, labels = (_texts(file[name], f"{domain}_{what}") for what in ("ids", "labels"))
+            except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+                raise IiaeError(f"{self.path} is damaged in /{name}: {error}", self._remedy) from error
+        rows = StoredRows(self._place, f"{name}/{domain}", self._remedy)
+        self._check_count(name, domain, len(rows), ids or [], labels)
+        return rows, ids or [], labels
+
     def _check(self, name: str, split: Split) -> None:
-        for domain in ("x", "y"):
-            rows = len(split.rows(domain))
-            for what, values in (("ids", split.ids(domain)), ("labels", split.labels(domain))):
-                if values is not None and len(values) != rows:
-                    raise IiaeError(
-                        f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
-                    )
+        for domain in DOMAINS:
+            self._check_count(name, domain, len(split.rows(domain)), split.ids(domain), split.labels(domain))
         if split.pairs is not None:
             limits = (len(split.x), len(split.y))
             if split.pairs.ndim != 2 or split.pairs.shape[1] != 2 or not _within(split.pairs, limits):
@@ -306,6 +376,13 @@ class DataFile:
                     self._remedy,
                 )
 
+    def _check_count(self, name: str, domain: DomainName, rows: int, ids: list[str], labels: list[str] | None) -> None:
+        for what, values in (("ids", ids), ("labels", labels)):
+            if values is not None and len(values) != rows:
+                raise IiaeError(
+                    f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
+                )
+
 
 def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
     return len(pairs) == 0 or bool(pairs.min() >= 0 and pairs[:, 0].max() < limits[0] and pairs[:, 1].max() < limits[1])
@@ -313,6 +390,11 @@ def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
 
 def _texts(group: h5py.Group, name: str) -> list[str] | None:
     return [str(text) for text in group[name].asstr()[()]] if name in group else None
+
+
+def _factor(data: h5py.Dataset) -> Rows:
+    values: Rows = data.asstr()[()] if h5py.check_string_dtype(data.dtype) is not None else data[()]
+    return values
 
 
 def _read_or_map(data: h5py.Dataset, path: Path) -> Rows:

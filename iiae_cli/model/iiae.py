@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
     FeatureDecoder,
@@ -178,13 +178,13 @@ class IIAE(nn.Module):
         )
 
     @staticmethod
-    def sample(posteriors: Posteriors, generator: torch.Generator | None = None) -> Latents:
-        """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised."""
+    def sample(posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None) -> Latents:
+        """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised; `part` as in `DiagonalGaussian.sample`."""
         x, y = posteriors.exclusive_x, posteriors.exclusive_y
         return Latents(
-            exclusive_x=None if x is None else x.sample(generator),
-            exclusive_y=None if y is None else y.sample(generator),
-            shared=posteriors.joint_shared.sample(generator),
+            exclusive_x=None if x is None else x.sample(generator, part),
+            exclusive_y=None if y is None else y.sample(generator, part),
+            shared=posteriors.joint_shared.sample(generator, part),
         )
 
     def generate(self, latents: Latents) -> Reconstructions:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiae_cli.model.gaussian import Part
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
 
@@ -28,14 +29,24 @@ class Events(Protocol):
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
-    def validate(self, step: int) -> None:
-        """When validation is due; the loop is in training mode before and after."""
+    def validate(self, step: int) -> bool:
+        """When validation is due; the loop is in training mode before and after. False: a stop broke it off."""
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""
 
     def should_stop(self) -> bool:
-        """Asked after every step; when true, the loop saves and returns."""
+        """Asked after every step and validation; when true, the loop saves and returns."""
+
+
+class Share(Protocol):
+    """Where several processes train on one batch: this one's part (distributed.py)."""
+
+    part: Part
+    weight: float
+
+    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
 
 
 @dataclass
@@ -45,10 +56,12 @@ class TrainState:
     Attributes:
         step: optimiser steps done.
         running: sums of loss terms since the last log line.
+        owed: whether the validation that is due at `step` is still to be done.
     """
 
     step: int = 0
     running: dict[str, Tensor] = field(default_factory=dict)
+    owed: bool = False
 
 
 def fit(
@@ -67,6 +80,7 @@ def fit(
     checkpoint_every: int,
     bf16: bool = False,
     compile_step: bool = False,
+    share: Share | None = None,
 ) -> bool:
     """Train from `state.step` to `total_steps`.
 
@@ -85,22 +99,39 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step always saves one.
         bf16: autocast the networks to bfloat16; KLs and losses stay float32.
         compile_step: compile the networks with torch.compile.
+        share: this process's part of every batch, which `batch_at` gives; None: all of it.
 
     Returns:
         Whether the end was reached, rather than a stop asked for.
     """
+
+    def settle() -> bool:
+        """Do what is due at the boundary after `state.step`; whether to go on."""
+        done = state.step
+        stop = events.should_stop()
+        if state.owed and not stop:
+            state.owed = not events.validate(done)
+            stop = events.should_stop()
+        end = done == total_steps
+        if stop or end or done % checkpoint_every == 0:
+            events.checkpoint(done)
+        return not stop or (end and not state.owed)
+
+    part = None if share is None else share.part
     device_type = next(model.parameters()).device.type
 
     def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            return posteriors, model.generate(model.sample(posteriors))
+            return posteriors, model.generate(model.sample(posteriors, part=part))
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     # CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU.
     graphs = compile_step and device_type == "cuda"
     run_networks = torch.compile(networks, mode="reduce-overhead" if graphs else None) if compile_step else networks
     model.train()
+    if state.owed and not settle():
+        return False
     while state.step < total_steps:
         step = state.step
         x, y = batch_at(step)
@@ -112,7 +143,9 @@ def fit(
         posteriors, reconstructions = run_networks(x, y)
         terms = objective(*model.targets(x, y), posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        if share is not None:
+            terms = share.combine(terms)
         optimizer.step()
         for name, value in terms.items():
             detached = value.detach()
@@ -124,13 +157,8 @@ def fit(
             count = log_every if done % log_every == 0 else done % log_every
             events.log(done, {name: float(total) / count for name, total in state.running.items()})
             state.running = {}
-        if done % validate_every == 0 or last:
-            events.validate(done)
-        if done % checkpoint_every == 0 or last:
-            events.checkpoint(done)
-        if not last and events.should_stop():
-            if done % checkpoint_every != 0:
-                events.checkpoint(done)
+        state.owed = done % validate_every == 0 or last
+        if not settle():
             return False
     return True
 

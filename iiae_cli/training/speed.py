@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -25,8 +26,10 @@ COMPILE_STEPS = 10_000
 _AMPERE = (8, 0)
 
 
-def settle_speed(config: Config, info: DataInfo, device: torch.device, before: Config | None) -> tuple[Config, str]:
-    """The configuration with `training.precision` and `training.compile` decided, and a line that says why.
+def choose_speed(
+    config: Config, info: DataInfo, device: torch.device, before: Config | None
+) -> tuple[dict[str, Any], str]:
+    """What `precision` and `compile` of the configuration's training section become, and a line that says why.
 
     Args:
         config: may say `auto` in either.
@@ -38,23 +41,23 @@ def settle_speed(config: Config, info: DataInfo, device: torch.device, before: C
         IiaeError: compilation is asked for where there is no compiler.
     """
     training = config.training
-    precision, precision_reason = training.precision, "as asked"
-    compiled, compile_reason = training.compile, "as asked"
-    if precision == "auto":
-        precision, precision_reason = _choose_precision(config, info, device)
-        if before is not None and before.training.precision != "auto":
-            precision, precision_reason = before.training.precision, "as the run began"
-    if compiled == "auto":
-        compiled, compile_reason = _choose_compile(config, device)
-        if before is not None and before.training.compile != "auto":
-            compiled, compile_reason = before.training.compile, "as the run began"
-    elif compiled and not has_compiler(device):
+    precision, compiled = training.precision, training.compile
+    why_precision = why_compile = "as asked"
+    if precision == "auto" and before is not None and before.training.precision != "auto":
+        precision, why_precision = before.training.precision, "as the run began"
+    elif precision == "auto":
+        precision, why_precision = _choose_precision(config, info, device)
+    if compiled == "auto" and before is not None and before.training.compile != "auto":
+        compiled, why_compile = before.training.compile, "as the run began"
+    elif compiled == "auto":
+        compiled, why_compile = _choose_compile(config, device)
+    if compiled and not has_compiler(device):
         raise IiaeError("torch.compile finds no C++ compiler here", "install g++, or pass --no-compile")
-    chosen = training.model_copy(update={"precision": precision, "compile": compiled})
-    line = (
-        f"precision {precision} ({precision_reason}), {'compiled' if compiled else 'not compiled'} ({compile_reason})"
+    how = "compiled" if compiled else "not compiled"
+    return (
+        {"precision": precision, "compile": compiled},
+        f"precision {precision} ({why_precision}), {how} ({why_compile})",
     )
-    return config.model_copy(update={"training": chosen}), line
 
 
 def _choose_precision(config: Config, info: DataInfo, device: torch.device) -> tuple[Precision, str]:
@@ -77,9 +80,9 @@ def _choose_precision(config: Config, info: DataInfo, device: torch.device) -> t
 def _choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
     steps = config.training.steps
     if device.type != "cuda":
-        return False, "does not pay on a CPU" if device.type == "cpu" else f"on {device.type}"
+        return False, "it does not pay on a CPU" if device.type == "cpu" else f"on {device.type}"
     if steps is not None and steps < COMPILE_STEPS:
-        return False, f"does not pay in fewer than {COMPILE_STEPS} steps"
+        return False, f"it does not pay in fewer than {COMPILE_STEPS} steps"
     if not has_compiler(device):
         return False, "no compiler"
     return True, "with CUDA graphs"

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split
-from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.pictures import PictureError, resize_pictures
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 YAWS, PITCHES, SIDE = 24, 4, 128
@@ -27,13 +28,16 @@ IDS = {"train": range(1, 192), "test": range(192, 200)}
 PATTERN = "car_*_mesh.mat"
 
 
-def read_cars(folder: Path, *, image_size: int | None, limit: int | None) -> tuple[dict[str, Split], list[str]]:
+def read_cars(
+    folder: Path, *, image_size: int | None, limit: int | None, work: Work = NOTHING_KEPT
+) -> tuple[dict[str, Split], list[str]]:
     """Splits train and test, and a line for every car left out.
 
     Args:
         folder: with the .mat files, or any folder above.
         image_size: side of the stored pictures; None: 128.
         limit: at most so many pairs per split; 92 are one car's.
+        work: keeps what is read.
 
     Returns:
         Splits with 4 rows of x, 92 rows of y and 92 pairs per car. The label of both domains is the car; the factors
@@ -48,7 +52,7 @@ def read_cars(folder: Path, *, image_size: int | None, limit: int | None) -> tup
     for name, ids in IDS.items():
         mine = [(number, path) for number, path in cars if number in ids]
         cut = len(mine) if limit is None else -(-limit // PAIRS_PER_CAR)
-        split = _read_split(name, mine, cut, image_size or SIDE, skipped)
+        split = _read_split(name, mine, cut, image_size or SIDE, skipped, work)
         if split.pair_count:
             splits[name] = split if limit is None else _first_pairs(split, limit)
     if not splits:
@@ -81,25 +85,23 @@ def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:
     return sorted(cars.items())
 
 
-def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str]) -> Split:
+def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str], work: Work) -> Split:
     """The first `most` cars that can be read."""
     count = min(most, len(cars))
     x = np.empty((count * PITCHES, size, size, 3), np.uint8)
     y = np.empty((count * PAIRS_PER_CAR, size, size, 3), np.uint8)
     numbers: list[int] = []
-    for number, path in cars:
+    blocks = work.blocks(name, [path for _, path in cars], lambda path: (_views(path, size),), size=1)
+    # A block is read when it is asked for, so that nothing is read beyond the last car that is wanted.
+    for block in blocks if count else ():
+        skipped += [str(error) for error in block.errors]
+        for place, views in zip(block.places, *block.rows, strict=True):
+            done = len(numbers)
+            x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
+            y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
+            numbers.append(cars[place][0])
         if len(numbers) == count:
             break
-        try:
-            im = read_mat(path)
-        except ValueError as error:
-            skipped.append(f"{path}: {error}")
-            continue
-        views = resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
-        done = len(numbers)
-        x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
-        y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
-        numbers.append(number)
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     labels = [f"car_{number:03d}" for number in numbers]
     ids = [[f"{name}/{label}/yaw{j:02d}-pitch{i}" for j in range(YAWS) for i in range(PITCHES)] for label in labels]
@@ -113,6 +115,15 @@ def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, s
         factors={"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch},
         pairs=np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1),
     )
+
+
+def _views(path: Path, size: int) -> NDArray[np.uint8]:
+    """All views of a car (96, size, size, 3), by yaw, then pitch."""
+    try:
+        im = read_mat(path)
+    except ValueError as error:
+        raise PictureError(path, str(error)) from error
+    return resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
 
 
 def _first_pairs(split: Split, limit: int) -> Split:
