@@ -5,6 +5,7 @@ Nothing here imports torch: each command's module is imported when it runs, so t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,9 @@ from iiae_cli.errors import EXIT_CTRL_C, EXIT_SOME_SKIPPED, EXIT_USER_ERROR, Iia
 
 # typer may vendor click, so its exception classes are reached through typer's own.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+# torch's CPU allocator, and what it says of sizes that no allocator takes.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 app = typer.Typer(
     name="iiae",
@@ -636,9 +640,24 @@ def _guarded(call: Callable[[], int]) -> int:
         path = context.command_path if context is not None else "iiae"
         console.fail(error.format_message(), f"{path} --help shows options and examples")  # type: ignore[attr-defined]
         return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        console.fail(
+            f"there is not enough memory: {error or 'Python could get no more'}",
+            "take a smaller --batch-size, smaller pictures or a smaller model, or another --device",
+        )
+        return EXIT_USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")
         return EXIT_CTRL_C
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error says so: torch's are of several types, and torch may not be imported here."""
+    text = str(error)
+    names = {one.__name__ for one in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(one in text for one in _NO_MEMORY)
 
 
 def _calm_threads() -> None:
@@ -655,6 +674,8 @@ def _calm_threads() -> None:
 def main() -> None:
     """Entry point of the console script."""
     _calm_threads()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names go out as they came in
     arguments = sys.argv[1:] or ["--help"]
 
     def call() -> int:

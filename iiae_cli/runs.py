@@ -114,6 +114,22 @@ class RunDir:
         """Whether a run was started here."""
         return self.config_file.exists()
 
+    def refuse_links(self) -> None:
+        """Refuse a run directory whose content would be written, or removed, elsewhere.
+
+        Raises:
+            IiaeError: a part of it is a link, or of another kind.
+        """
+        folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
+        files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
+        for path in (*folders, *files):
+            is_right = path.is_dir() if path in folders else path.is_file()
+            if path.is_symlink() or (path.exists() and not is_right):
+                raise IiaeError(
+                    f"{path} is {'a link' if path.is_symlink() else 'something else than training writes there'}",
+                    f"put it back or remove it, or choose another --run than {self.path}",
+                )
+
     def is_free(self) -> bool:
         """Whether nothing is here, or no more than a process leaves that was killed while it made the folder."""
         own = {self.samples_folder, self.checkpoint_folder}
@@ -178,7 +194,8 @@ class RunDir:
                 path.unlink()
             for folder in (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder):
                 for path in folder.glob("*"):
-                    path.unlink()
+                    if not path.is_dir():  # which is somebody else's
+                        path.unlink()
             for path in (self.model_file, self.metrics_file, self.gallery_file, self.info_file):
                 path.unlink(missing_ok=True)
 
@@ -271,11 +288,7 @@ class RunDir:
         """
         remedy = "start afresh with --overwrite, or use the version that wrote it"
         header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, remedy, checked=True)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
-        for full_name, values in tensors.items():
-            part, name = full_name.split("/", 1)
-            parts[part][name] = values
-        return Checkpoint(step=int(header["step"]), progress=json.loads(header["progress"]), **parts)
+        return _checkpoint_of(header, tensors, path)
 
     def checkpoint_file(self, step: int) -> Path:
         """Where the checkpoint at a step lies."""
@@ -293,7 +306,7 @@ class RunDir:
         """
         if not self.metrics_file.exists():
             return
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if _belongs(line, step, validated)]
         if kept != lines:
             write_text(self.metrics_file, "".join(kept))
@@ -326,11 +339,35 @@ class RunDir:
             temporary.replace(link)
 
 
+def _checkpoint_of(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+    """A checkpoint from its file's content.
+
+    Raises:
+        IiaeError: it is not as `save_checkpoint` writes it.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
+    try:
+        for full_name, values in tensors.items():
+            part, name = full_name.split("/", 1)
+            parts[part][name] = values
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{name} is not finite")
+        step, progress = int(header["step"]), json.loads(header["progress"])
+        if not 0 <= step < 2**31 or not isinstance(progress, dict):
+            raise ValueError(f"step {step}")
+    except (KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IiaeError(
+            f"{path} is no checkpoint of this program: {reason}", f"delete {path}, or start afresh with --overwrite"
+        ) from error
+    return Checkpoint(step=step, progress=progress, **parts)
+
+
 def _belongs(line: str, step: int, validated: bool) -> bool:
     try:
         record = json.loads(line)
         of_step = int(record["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False  # a torn last line
     return of_step < step or (of_step == step and (validated or record.get("kind") != "validation"))
 
@@ -352,21 +389,70 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     if not run.model_file.exists():
         raise IiaeError(f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume")
     remedy = "train again with this version, or use the version that wrote it"
+    if not run.model_file.is_file():  # a pipe would be waited for
+        raise IiaeError(f"{run.model_file} is no file", remedy)
     header, state = read_tensors(run.model_file, MODEL_SCHEMA, remedy)
     try:
         config = Config.model_validate(json.loads(header["config"]))
-        data = json.loads(header["data"])
-        info = DataInfo(data["name"], tuple(data["shape_x"]), tuple(data["shape_y"]), {}, {})
-        model = build_model(config, info)
-        model.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+        info, details = _info_of(json.loads(header["data"])), _details_of(json.loads(header["details"]))
+        model = _filled(config, info, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise IiaeError(f"{run.model_file} does not fit its own header: {reason}", remedy) from error
+        raise IiaeError(f"{run.model_file} does not fit its own header: {reason[:300]}", remedy) from error
     fingerprint = fingerprint_of(state)
     if fingerprint != header.get("fingerprint"):
         raise IiaeError(f"{run.model_file} is damaged: its weights do not match their fingerprint", remedy)
+    if not all(bool(torch.isfinite(values).all()) for values in state.values()):
+        raise IiaeError(f"{run.model_file} holds weights that are not finite", "train again, with a lower optimizer.lr")
     model = place(model, device).eval()
-    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, json.loads(header["details"]))
+    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, details)
+
+
+def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
+    """The model with these weights. Memory is taken only after their shapes have been compared.
+
+    Raises:
+        ValueError: a tensor is missing, superfluous, or of another shape or type.
+        RuntimeError: shapes beyond all bounds.
+    """
+    with torch.device("meta"):
+        model = build_model(config, info)
+    wanted = {name: (values.shape, values.dtype) for name, values in model.state_dict().items()}
+    found = {name: (values.shape, values.dtype) for name, values in state.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            shape, dtype = found.get(name, ((), "no tensor"))
+            raise ValueError(f"{name[:80]} is {dtype} {tuple(shape)}")
+    model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    return model
+
+
+def _info_of(data: dict[str, Any]) -> DataInfo:
+    """What the header says of the data: a name and the shapes of rows.
+
+    Raises:
+        KeyError: one is missing; likewise TypeError, ValueError: it is none.
+    """
+    shapes = [tuple(data[name]) for name in ("shape_x", "shape_y")]
+    for shape in shapes:
+        if len(shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise ValueError(f"rows of shape {shape}")
+    return DataInfo(str(data["name"]), shapes[0], shapes[1], {}, {})
+
+
+def _details_of(details: dict[str, Any]) -> dict[str, Any]:
+    """What the header says of the training.
+
+    Raises:
+        TypeError: of another kind than `Session` writes.
+    """
+    if not isinstance(details, dict):
+        raise TypeError("details of another kind")
+    texts = [details.get("preset"), details.get("data"), *(details.get("train_classes") or ())]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise TypeError("details of another kind")
+    return details
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

@@ -176,6 +176,9 @@ def test_collapsed_latents_and_loud_controls_are_warned_of():
     lines = warnings_of(latents, probes)
     assert lines[0] == "the shared x latent has collapsed: no dimension of its mean moves with the data"
     assert lines[1] == "the exclusive y latent says next to nothing: 0.3 nats, 1 active"
+    wide = {"shared_x": {"active": 1, "kl": 9.0, "dimensions": 16}}
+    assert warnings_of(wide, {"shared_x": {}}, 15) == [] and len(warnings_of(wide, probes, 16)) == 2
+    assert warnings_of(wide, probes, 15)[0].startswith("probes of the shared x latent learn from 15 rows, fewer than")
     assert len(lines) == 4 and "shuffled x_color reads 0.20 from shared x (mean), chance is 0.00" in lines[2]
 
 
@@ -189,7 +192,7 @@ def test_tables_and_section_say_the_same(known):
     _, probes, latents = known
     figures = {"latents": latents, "probes": probes, "warnings": [], "swaps": {}}
     tables = disentanglement_tables(figures)
-    assert [len(table.rows) for table in tables] == [4, 16]
+    assert [len(table.rows) for table in tables] == [4, 16, 16]
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
     assert ("exclusive x", "x_color", "yes") in [row[:3] for row in tables[1].rows]
     assert ("exclusive x", "mood", "") in [row[:3] for row in tables[1].rows]

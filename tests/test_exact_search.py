@@ -259,4 +259,4 @@ def test_without_faiss_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(IiaeError, match="faiss is not installed") as caught:
         nearest(np.ones((1, 2)), np.ones((3, 2)), 1, backend="faiss")
-    assert caught.value.hint == "pip install 'iiae-cli[faiss]', or pass --backend torch"
+    assert caught.value.hint == "pip install 'iiae-cli[faiss]', or leave out --backend faiss and --approximate"

@@ -10,10 +10,12 @@ from torch import nn
 from iiae_cli.model.iiae import image_iiae
 from iiae_cli.model.networks import (
     ConvTrunk,
+    Dropout,
     FeatureDecoder,
     ImageDecoder,
     LinearTrunk,
     PadToMultiple,
+    drop,
     feature_exclusive_encoder,
     flat_shared_head,
     grid_after,
@@ -135,12 +137,12 @@ def test_a_posteriors_last_layer_has_neither_norm_nor_activation():
 
 
 def test_dropout_stands_in_the_decoders_first_two_stages_between_norm_and_relu():
-    with_dropout = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.Dropout, nn.ReLU]
+    with_dropout = [nn.ConvTranspose2d, nn.BatchNorm2d, Dropout, nn.ReLU]
     without = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]
     assert kinds(decoder().stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
     assert [layer.p for layer in decoder(dropout=0.3).stages if isinstance(layer, nn.Dropout)] == [0.3, 0.3]
     flat = decoder(flat_width=4)
-    assert kinds(flat.entry) == [nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU]
+    assert kinds(flat.entry) == [nn.Linear, nn.BatchNorm1d, Dropout, nn.ReLU]
     assert kinds(flat.stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
 
 
@@ -336,3 +338,30 @@ def test_only_biases_that_a_norm_subtracts_stay_where_they_are():
                 normed = isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d)
                 assert layer.bias.requires_grad is not normed
                 assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.3, 0.5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, layout):
+    inputs = torch.ones(8, 16, 32, 33).contiguous(memory_format=layout).requires_grad_()
+    torch.manual_seed(0)
+    found = drop(inputs, rate)
+    found.sum().backward()
+    torch.testing.assert_close(inputs.grad, found.detach())
+    assert found.is_contiguous(memory_format=layout)
+    kept = found.detach() != 0
+    assert found.detach()[kept].unique().tolist() == pytest.approx([1 / (1 - rate)])
+    assert kept.float().mean().item() == pytest.approx(1 - rate, abs=0.01)
+    # no value's fate tells its neighbour's, whichever way the bytes lie
+    flat = kept.permute(0, 2, 3, 1).reshape(-1).float() if layout is torch.channels_last else kept.reshape(-1).float()
+    for distance in (1, 4, 8):
+        both = (flat[distance:] * flat[:-distance]).mean().item()
+        assert both == pytest.approx((1 - rate) ** 2, abs=0.01)
+    torch.manual_seed(0)
+    assert torch.equal(drop(inputs, rate), found)
+
+
+def test_dropout_is_off_in_evaluation_and_takes_tensors_that_are_not_dense():
+    inputs = torch.ones(4, 6, 8, 10)[:, ::2]
+    assert torch.equal(Dropout(0.5).eval()(inputs), inputs)
+    assert 0.3 < (Dropout(0.5)(inputs) == 0).float().mean().item() < 0.7

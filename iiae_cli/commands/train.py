@@ -188,6 +188,7 @@ def _start(options: TrainOptions, config: Config, directory: RunDir, device: tor
     """
     if world.first:
         path, resuming = _data_path(options.data, config), False
+        directory.refuse_links()
         directory.lock()
         resuming = _claim(directory, config, options)
     resuming = world.share(resuming if world.first else None)

@@ -204,11 +204,24 @@ def own_factors(probes: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[s
     return figures
 
 
-def warnings_of(latents: dict[str, dict[str, Any]], probes: dict[str, dict[str, Any]]) -> list[str]:
-    """Collapsed latents, and probes whose control is not at chance."""
+def warnings_of(
+    latents: dict[str, dict[str, Any]], probes: dict[str, dict[str, Any]], learning: int | None = None
+) -> list[str]:
+    """Collapsed latents, probes whose control is not at chance, and those of too few rows.
+
+    Args:
+        latents: of `latent_figures`.
+        probes: of `probe_figures`.
+        learning: rows that each probe learns from; None where that is not known.
+    """
     lines = []
     for name, one in latents.items():
         title = name.replace("_", " ")
+        if learning is not None and any(probes.get(name, {}).values()) and learning < one["dimensions"]:
+            lines.append(
+                f"probes of the {title} latent learn from {learning} rows, fewer than its {one['dimensions']} "
+                "dimensions: a leak may go unseen"
+            )
         if not one["active"]:
             lines.append(f"the {title} latent has collapsed: no dimension of its mean moves with the data")
         elif name.startswith("exclusive") and one["kl"] < DYING_NATS:

@@ -21,7 +21,7 @@ class DisentanglementSection:
     warnings: Sequence[str]
     latents: Table | None
     charts: Sequence[Chart]
-    probes: Table | None
+    probes: Sequence[Table]
     swaps: Table | None
     bounds: Table | None
     rows: int
@@ -37,7 +37,7 @@ def disentanglement_section(figures: Mapping[str, Any], protocol: Mapping[str, A
         warnings=figures["warnings"],
         latents=_filled(latent_table(figures)),
         charts=charts,
-        probes=_filled(probe_table(figures)),
+        probes=[table for way in ("mean", "sample") if (table := _filled(probe_table(figures, way))) is not None],
         swaps=_filled(swap_table(figures)),
         bounds=bound_table(figures),
         rows=int(protocol.get("probe_rows", 0)),

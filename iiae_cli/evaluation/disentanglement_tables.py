@@ -1,4 +1,4 @@
-"""The figures of disentanglement as tables: on a terminal, in a pipe and in the report."""
+"""The figures of disentanglement as tables: on a terminal (80 columns will do), in a pipe and in the report."""
 
 from __future__ import annotations
 
@@ -13,53 +13,48 @@ _BOUNDS = (
     ("I(Zx; Zs) + H(X) + const at most", "exclusive_shared_plus_entropy"),
 )
 _SWAPS = (
-    ("shared recall@1", "shared_recall@1"),
-    ("shared moved", "shared_distance"),
-    ("exclusive recall@1", "exclusive_recall@1"),
-    ("exclusive R²", "exclusive_r2"),
-    ("return recall@1", "return_recall@1"),
-    ("round trip L1", "round_trip_l1"),
+    ("shared@1", "shared_recall@1"),
+    ("moved", "shared_distance"),
+    ("exclusive@1", "exclusive_recall@1"),
+    ("R²", "exclusive_r2"),
+    ("return@1", "return_recall@1"),
+    ("L1", "round_trip_l1"),
 )
 
 
 def disentanglement_tables(figures: Mapping[str, Any]) -> list[Table]:
     """A table of latents, of probes, of swaps and of bounds, as far as they were measured."""
-    tables = [latent_table(figures), probe_table(figures), swap_table(figures), bound_table(figures)]
+    tables = [
+        latent_table(figures),
+        probe_table(figures, "mean"),
+        probe_table(figures, "sample"),
+        swap_table(figures),
+        bound_table(figures),
+    ]
     return [table for table in tables if table is not None and table.rows]
 
 
 def latent_table(figures: Mapping[str, Any]) -> Table | None:
     """One line per latent: the two verdicts from means and samples, and how much of it is in use."""
-    headers = ["latent", "leakage mean", "leakage sample", "informative mean", "informative sample", "active", "nats"]
+    headers = ["latent", "leakage", "sampled", "informative", "sampled", "active", "nats"]
     rows = []
     for name, one in figures.get("latents", {}).items():
         verdicts = [one[f"{what}_{way}"] for what in ("leakage", "informativeness") for way in ("mean", "sample")]
         active = f"{one['active']}/{one['dimensions']}"
         rows.append((_title(name), *map(_short, verdicts), active, _short(one["kl"], 1)))
-    return Table("Latents: what leaks, what is held (0 nothing, 1 all)", headers, rows)
+    return Table("Latents: from 0, nothing, to 1, all; of means and of samples", headers, rows)
 
 
-def probe_table(figures: Mapping[str, Any]) -> Table | None:
-    """One line per latent and factor: R² of a quantity, balanced accuracy of classes."""
-    headers = [
-        "latent",
-        "factor",
-        "belongs",
-        "mean",
-        "mean non-linear",
-        "sample",
-        "sample non-linear",
-        "shuffled",
-        "chance",
-    ]
+def probe_table(figures: Mapping[str, Any], way: str) -> Table | None:
+    """One line per latent and factor, read from `mean` or `sample`: R² of a quantity, balanced accuracy of classes."""
+    headers = ["latent", "factor", "belongs", way, "non-linear", "shuffled", "chance"]
     rows = []
     for latent, factors in figures.get("probes", {}).items():
         for factor, one in factors.items():
-            scores = [one[way][probe] for way in ("mean", "sample") for probe in ("linear", "nonlinear")]
             ought = {True: "yes", False: "no", None: ""}[one["belongs"]]
-            last = (one["mean"]["control"], one["chance"])
-            rows.append((_title(latent), factor, ought, *map(_short, scores), *map(_short, last)))
-    return Table("Factors read from latents: R², accuracy of classes", headers, rows, 3)
+            scores = [*[one[way][probe] for probe in ("linear", "nonlinear", "control")], one["chance"]]
+            rows.append((_title(latent), factor, ought, *map(_short, scores)))
+    return Table(f"Factors read from {way}s: R², or accuracy of classes", headers, rows, 3)
 
 
 def swap_table(figures: Mapping[str, Any]) -> Table | None:
@@ -67,7 +62,11 @@ def swap_table(figures: Mapping[str, Any]) -> Table | None:
     found = figures.get("swaps", {})
     shown = [(title, key) for title, key in _SWAPS if any(key in one for one in found.values())]
     rows = [(way, *[_short(one.get(key)) for _, key in shown], one["n"]) for way, one in found.items()]
-    return Table("Swaps encoded again", ["direction", *[title for title, _ in shown], "n"], rows)
+    return Table(
+        "Swaps encoded again: recall@1 (@1), moved, R², L1 back home",
+        ["swap", *[title for title, _ in shown], "n"],
+        rows,
+    )
 
 
 def bound_table(figures: Mapping[str, Any]) -> Table | None:

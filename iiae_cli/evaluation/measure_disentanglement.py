@@ -106,9 +106,11 @@ def measure_disentanglement(
             batch_size=batch_size,
             seed=options.seed,
         )
-    figures["warnings"] = warnings_of(latents, probes)
+    measured = len(rows.folds["x"]) - rows.learning
+    learnt = measured * (FOLDS - 1) // FOLDS + rows.learning
+    figures["warnings"] = warnings_of(latents, probes, learnt)
     protocol = {
-        "probe_rows": len(rows.folds["x"]) - rows.learning,
+        "probe_rows": measured,
         "probe_rows_learnt_from_train": rows.learning,
         "probe_folds": FOLDS,
         "probe_seed": options.seed,

@@ -76,7 +76,7 @@ def write_report(measured: Measured, folder: Path) -> Path:
     path = folder / "index.html"
     text = render(gather(measured))
     with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

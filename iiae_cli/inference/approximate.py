@@ -158,7 +158,8 @@ def read_division(path: Path, header: dict[str, str], shape: tuple[int, ...]) ->
         and bool(torch.isfinite(centroids).all())
         and bool(((list_of >= 0) & (list_of < len(centroids))).all())
     )
-    return Division(centroids.numpy(), list_of.numpy().astype(np.int64)) if sound else None
+    # Copies: the tensors are a view of the file, which another program may cut short.
+    return Division(centroids.numpy().copy(), list_of.numpy().astype(np.int64)) if sound else None
 
 
 def _write(path: Path, header: dict[str, str], division: Division) -> None:
@@ -206,8 +207,6 @@ def _index(faiss: Any, vectors: NDArray[np.float32], division: Division, metric:
     centroids = faiss.IndexFlat(width, kind)
     centroids.add(division.centroids)
     index = faiss.IndexIVFFlat(centroids, width, len(division.centroids), kind)
-    index.own_fields = False
-    index.centroids = centroids  # faiss keeps no reference of its own
     index.is_trained = True
     numbers = np.arange(len(vectors))
     index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(division.list_of))

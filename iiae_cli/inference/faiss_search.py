@@ -10,6 +10,7 @@ from iiae_cli.errors import IiaeError
 from iiae_cli.inference.bounds import Products
 from iiae_cli.inference.ties import Floats, Ints
 
+_INSTALL = "pip install 'iiae-cli[faiss]', or leave out --backend faiss and --approximate"
 _SPARE = 8  # neighbours asked for beyond k, among which the bound must find a gap
 
 
@@ -22,7 +23,7 @@ def import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as error:
-        raise IiaeError("faiss is not installed", "pip install 'iiae-cli[faiss]', or pass --backend torch") from error
+        raise IiaeError("faiss is not installed", _INSTALL) from error
     module: ModuleType = faiss
     return module
 

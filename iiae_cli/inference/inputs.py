@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.arrays import BROKEN, map_npy
 from iiae_cli.data.dataset import DataFile, StoredRows, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.errors import IiaeError
@@ -241,10 +242,10 @@ def _same_shape(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) -> 
 def _read_features(path: Path) -> NDArray[Any]:
     """A memory map of finite numbers (N, F)."""
     try:
-        rows: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = map_npy(path)
     except FileNotFoundError as error:
         raise IiaeError(f"{path} does not exist", "check the path") from error
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN as error:
         raise IiaeError(
             f"{path} is not a readable .npy array", "save it with numpy.save, without pickled objects"
         ) from error

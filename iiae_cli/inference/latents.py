@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli import __version__
-from iiae_cli.data.dataset import check_schema, open_hdf5
+from iiae_cli.data.hdf5 import (
+    DAMAGED,
+    check_schema,
+    damage,
+    member,
+    open_hdf5,
+    read_array,
+    read_texts,
+    text_attribute,
+    write_texts,
+)
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 from iiae_cli.inference.encoding import Encoded, LatentKind
@@ -29,7 +39,6 @@ from iiae_cli.model.iiae import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
-_TEXT = h5py.string_dtype("utf-8")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 
@@ -173,15 +182,17 @@ def write_stream(
             raise ValueError(f"{done} rows for {len(ids)} ids")
         for name, texts in (("ids", ids), ("labels", labels), ("skipped", skipped or None)):
             if texts is not None:
-                file.create_dataset(name, data=texts, dtype=_TEXT)
+                write_texts(file, name, texts)
 
 
 def is_latent_cache(path: Path) -> bool:
     """Whether a file is a readable HDF5 file of this schema."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("schema") == SCHEMA)
-    except OSError:
+            return text_attribute(file, "schema", "none") == SCHEMA
+    except DAMAGED:
         return False
 
 
@@ -193,25 +204,40 @@ def read_latents(path: Path) -> LatentCache:
     """
     with open_hdf5(path, REMEDY) as file:
         check_schema(file, path, SCHEMA, REMEDY)
-        try:
+        with damage(path, REMEDY):
             arrays = {
-                f"{kind}_{part}": file[kind][part][()].astype(np.float32)
+                f"{kind}_{part}": _latents(group, part)
                 for kind in ("shared", "exclusive")
-                if kind in file
-                for part in file[kind]
+                if (group := member(file, kind)) is not None
+                for part in group
             }
+            ids = read_texts(file, "ids")
+            if ids is None:
+                raise ValueError("it has no ids")
             cache = LatentCache(
-                encoded=Encoded(**arrays),
-                ids=[str(text) for text in file["ids"].asstr()[()]],
-                labels=[str(text) for text in file["labels"].asstr()[()]] if "labels" in file else None,
-                **read_attributes(file),
+                encoded=Encoded(**arrays), ids=ids, labels=read_texts(file, "labels"), **read_attributes(file)
             )
-        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise IiaeError(f"{path} is damaged: {error}", REMEDY) from error
     lengths = {len(values) for values in arrays.values()} | {len(cache.ids)}
     if len(lengths) != 1 or not arrays or (cache.labels is not None and len(cache.labels) != len(cache)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return cache
+
+
+def _latents(group: h5py.Group, part: str) -> NDArray[np.float32]:
+    """(N, D) finite numbers."""
+    with np.errstate(over="ignore"):
+        values = read_array(group, part).astype(np.float32)
+    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
+        raise ValueError(f"{group.name}/{part} holds no finite (N, D) numbers")
+    return values
+
+
+def _source(text: str) -> dict[str, Any]:
+    """A mapping of names to texts or true, as `LatentCache.source` says."""
+    source = json.loads(text)
+    if not isinstance(source, dict) or not all(isinstance(value, str | bool) for value in source.values()):
+        raise ValueError("attribute source is no JSON object of texts")
+    return source
 
 
 def read_attributes(file: h5py.File) -> dict[str, Any]:
@@ -221,16 +247,16 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
         KeyError: one that every cache has is missing.
         ValueError: one has no such value.
     """
-    domain = str(file.attrs["domain"])
+    domain = text_attribute(file, "domain")
     if domain not in DOMAINS:
-        raise ValueError(f"domain {domain}")
+        raise ValueError(f"domain {domain[:80]}")
     return {
         "domain": domain,
-        "fingerprint": str(file.attrs["fingerprint"]),
+        "fingerprint": text_attribute(file, "fingerprint"),
         "shared_shape": tuple(int(n) for n in file.attrs["shared_shape"]),
-        "preset": str(file.attrs.get("preset", "")),
-        "metric": str(file.attrs.get("metric", "euclidean")),
-        "source": json.loads(str(file.attrs.get("source", "{}"))),
+        "preset": text_attribute(file, "preset", ""),
+        "metric": text_attribute(file, "metric", "euclidean"),
+        "source": _source(text_attribute(file, "source", "{}")),
     }
 
 

@@ -5,7 +5,8 @@ fast arithmetic with a rigorous bound (`bounds.py`, `faiss_search.py`), `ties.py
 therefore give the same rows and the same distances, bit for bit.
 
 Memory beside queries and result: one chunk of the gallery as it is stored and once more as it is multiplied
-(`CHUNK_BYTES` each), a block of queries, and at most 2²² candidates: about 400 MiB, whatever the gallery's length.
+(`CHUNK_BYTES` each, twice that in float64), a block of queries and of products, and at most 2²² candidates: about
+200 MiB, whatever the gallery's length.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["Backend", "Floats", "Ints", "Metric", "Rows", "choose_backend", "nea
 
 Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
 
-CHUNK_BYTES = 128 * 2**20  # of gallery rows in float32
+CHUNK_BYTES = 64 * 2**20  # of gallery rows in float32
 QUERY_BYTES = 16 * 2**20  # of a block of query rows in float32
 QUERY_ROWS = 256  # of a block of queries at most
 SMALL = 2**24  # multiplications that scikit-learn does in less time than another library takes to be loaded

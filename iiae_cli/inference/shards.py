@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.dataset import check_schema, open_hdf5
+from iiae_cli.data.hdf5 import check_schema, open_hdf5
 from iiae_cli.errors import IiaeError
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, write_stream
 

@@ -9,6 +9,7 @@ Shapes: B batch, C H W pictures, F features, S shared latent (a map (C, H, W) or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,6 +17,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from iiae_cli.model.erasure import LinearErasure, SharedPart
 from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
@@ -151,7 +153,24 @@ class IIAE(nn.Module):
         self.joint_shared = joint_shared
         self.shared_shape = shared_shape
         self.exclusive_dim = exclusive_dim
+        # Beyond the paper: what `add_erasure` puts between the posteriors and whoever asks for one latent.
+        self.erase_shared_x: LinearErasure | None = None
+        self.erase_shared_y: LinearErasure | None = None
+        self.shared_part_x: SharedPart | None = None
+        self.shared_part_y: SharedPart | None = None
         self.apply(init_paper_weights)
+
+    def add_erasure(self, *, shared: bool, exclusive: bool) -> None:
+        """Let `encode_shared` erase from shared means, and `encode_exclusive` and `decode` use exclusive residuals.
+
+        Nothing changes until `erasure.py`'s maps are set. `infer` and `generate`, which train, never use them.
+        """
+        width = math.prod(self.shared_shape)
+        for domain in DOMAINS:
+            if shared:
+                setattr(self, f"erase_shared_{domain}", LinearErasure(width))
+            if exclusive and self.exclusive_dim:
+                setattr(self, f"shared_part_{domain}", SharedPart(width, self.exclusive_dim))
 
     def _part(self, name: str, domain: Domain) -> nn.Module | None:
         part: nn.Module | None = getattr(self, f"{name}_{domain}")
@@ -215,13 +234,14 @@ class IIAE(nn.Module):
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone: what retrieval and translation use."""
-        features = self._part("features", domain)
-        head = self._part("shared", domain)
+        features, head = self._part("features", domain), self._part("shared", domain)
         assert features is not None and head is not None
-        return DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
+        posterior = DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
+        erase = self._part("erase_shared", domain)
+        return posterior if erase is None else DiagonalGaussian(erase(posterior.mean), posterior.logvar)
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """q(z^x|x) or q(z^y|y).
+        """q(z^x|x) or q(z^y|y); with exclusive residuals, of z^x − f(z^s).
 
         Raises:
             ValueError: this model has no exclusive latents (II ablation).
@@ -229,12 +249,18 @@ class IIAE(nn.Module):
         encoder = self._part("exclusive", domain)
         if encoder is None:
             raise ValueError("this model was trained without exclusive latents")
-        return DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
+        posterior = DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
+        shared_part = self._part("shared_part", domain)
+        if shared_part is None:
+            return posterior
+        return DiagonalGaussian(posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar)
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S)."""
-        decoder = self._part("decoder", domain)
+        decoder, shared_part = self._part("decoder", domain), self._part("shared_part", domain)
         assert decoder is not None
+        if shared_part is not None and exclusive is not None:
+            exclusive = exclusive + shared_part(shared)
         decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
         standardise = getattr(self, f"standardise_{domain}")
         return decoded if standardise is None else standardise.inverse(decoded)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
 from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
@@ -22,6 +23,7 @@ from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
+from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.feed import Feed
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
@@ -150,7 +152,7 @@ class Session:
             return False
         if checkpoint is None:
             checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
-        self.memory = Progress(**checkpoint.progress)
+        self.memory = self._progress_of(checkpoint.progress)
         self.selection.best = self.memory.best
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
@@ -168,6 +170,21 @@ class Session:
             self.run.prune_checkpoints()
             self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
+
+    def _progress_of(self, record: dict[str, Any]) -> Progress:
+        """What a checkpoint says was remembered.
+
+        Raises:
+            IiaeError: of another kind than this version writes.
+        """
+        try:
+            Progress(**record)  # knows every name
+            return TypeAdapter(Progress).validate_python(record)
+        except (TypeError, ValidationError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
+                "start afresh with --overwrite",
+            ) from error
 
     @property
     def steps_done(self) -> int:
@@ -214,6 +231,7 @@ class Session:
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
                 with stop.saving():
+                    fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
                     self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -343,6 +361,7 @@ class Session:
             self.selection.start(validation, self.config.selection.least_gain)
 
     def _measure(self) -> Validation | ClassValidation | None:
+        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
         held_out = self.data.validation
         if held_out is None:
             return None

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split
+from iiae_cli.data.hdf5 import DAMAGED, dataset
+from iiae_cli.data.matlab import OtherArray, read_uint8
 from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
@@ -149,22 +150,20 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: damaged, or of another shape; the message says which.
     """
-
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    # What h5py and SciPy were seen to raise on truncated and altered files.
-    damaged = (OSError, LookupError, NameError, RuntimeError, TypeError, ValueError, MemoryError, zlib.error)
     try:
-        if h5py.is_hdf5(path):  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
-            with h5py.File(path, "r") as file:
-                im: Any = file["im"][()].T
-        else:
-            im = loadmat(path, variable_names=["im"], appendmat=False)["im"]
+        if not h5py.is_hdf5(path):
+            return read_uint8(path, "im", SHAPE)
+        with h5py.File(path, "r") as file:  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
+            found = dataset(file, "im")
+            if found is None:
+                raise KeyError("im")
+            if found.shape != SHAPE[::-1] or found.dtype != np.uint8:
+                raise OtherArray(f"im is {found.dtype} {found.shape[::-1]}, not uint8 {SHAPE}")
+            im: NDArray[np.uint8] = found[()].T
+            return im
+    except OtherArray:
+        raise
     except KeyError as error:
         raise ValueError("holds no variable im") from error
-    except (*damaged, MatReadError) as error:
+    except (*DAMAGED, zlib.error) as error:
         raise ValueError("is not a readable MATLAB file") from error
-    if not isinstance(im, np.ndarray) or im.shape != SHAPE or im.dtype != np.uint8:
-        raise ValueError(f"im is {getattr(im, 'dtype', 'no array')} {getattr(im, 'shape', '')}, not uint8 {SHAPE}")
-    return im
