@@ -243,8 +243,8 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="bf16: autocast; fp64: to compare runs.")] = None,
-    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Arithmetic of the networks [auto].")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile [auto].")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic/--no-deterministic", help="Deterministic algorithms on GPUs.")
     ] = None,

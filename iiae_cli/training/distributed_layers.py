@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iiae_cli.errors import IiaeError
 from iiae_cli.model.gaussian import Part, full
+from iiae_cli.model.networks import drop
 
 
 class SliceDropout(nn.Module):
@@ -32,7 +32,7 @@ class SliceDropout(nn.Module):
         if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last  # values are drawn in the order of memory
         whole = torch.empty((self.part.whole, *inputs.shape[1:]), dtype=inputs.dtype, device=inputs.device)
-        mask = F.dropout(torch.ones_like(whole, memory_format=layout), self.rate)
+        mask = drop(torch.ones_like(whole, memory_format=layout), self.rate)
         return inputs * mask[self.part.first : self.part.first + len(inputs)]
 
 
