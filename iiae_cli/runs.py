@@ -22,7 +22,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -61,6 +61,14 @@ class LoadedModel:
     size: tuple[int, int] | None
     fingerprint: str
     details: dict[str, Any]
+
+    @property
+    def metric(self) -> Literal["euclidean", "cosine"]:
+        """Distance between its shared means: the configured one, or the one that won on validation."""
+        chosen = self.config.evaluation.metric
+        if chosen != "auto":
+            return chosen
+        return "cosine" if (self.details.get("validation") or {}).get("metric") == "cosine" else "euclidean"
 
 
 @dataclass

@@ -134,7 +134,7 @@ def run(inputs: Sequence[str], options: EncodeOptions) -> EncodeResult:
         fingerprint=loaded.fingerprint,
         shared_shape=loaded.model.shared_shape,
         preset=loaded.details.get("preset", ""),
-        metric=loaded.config.evaluation.metric,
+        metric=loaded.metric,
         source=rows.source,
     )
     write_latents(options.output, cache, logvar=options.logvar, dtype=options.dtype)

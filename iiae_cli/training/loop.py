@@ -45,10 +45,12 @@ class TrainState:
     Attributes:
         step: optimiser steps done.
         running: sums of loss terms since the last log line.
+        ended: whether the owner, having validated, wants no further step.
     """
 
     step: int = 0
     running: dict[str, Tensor] = field(default_factory=dict)
+    ended: bool = False
 
 
 def fit(
@@ -87,19 +89,19 @@ def fit(
         compile_step: compile the networks with torch.compile.
 
     Returns:
-        Whether the end was reached, rather than a stop asked for.
+        Whether the end was reached, or `state.ended` set, rather than a stop asked for.
     """
     device_type = next(model.parameters()).device.type
 
-    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions | None]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            return posteriors, model.generate(model.sample(posteriors))
+            return posteriors, model.generate(model.sample(posteriors)) if model.generative else None
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     run_networks = torch.compile(networks) if compile_step else networks
     model.train()
-    while state.step < total_steps:
+    while state.step < total_steps and not state.ended:
         step = state.step
         x, y = batch_at(step)
         seed_step(seed, step)
@@ -122,6 +124,7 @@ def fit(
             state.running = {}
         if done % validate_every == 0 or last:
             events.validate(done)
+        last = last or state.ended
         if done % checkpoint_every == 0 or last:
             events.checkpoint(done)
         if not last and events.should_stop():

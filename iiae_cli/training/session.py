@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from iiae_cli import console
-from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
+from iiae_cli.builders import (
+    build_augmentation,
+    build_model,
+    build_objective,
+    build_optimizer,
+    build_schedule,
+    picture_size,
+)
 from iiae_cli.config import Config
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.errors import IiaeError
@@ -47,6 +54,7 @@ class Progress:
         kept_warnings: of the kept weights' validation.
         refit_steps: how many steps the second training takes; None until it begins.
         held: whether it holds the shared means where they began.
+        stale: validations since the score last rose.
     """
 
     kept_step: int | None = None
@@ -56,6 +64,7 @@ class Progress:
     kept_warnings: list[str] = field(default_factory=list)
     refit_steps: int | None = None
     held: bool = False
+    stale: int = 0
 
 
 class Session:
@@ -77,6 +86,9 @@ class Session:
         self.preset = preset
         training = config.training
         self.size = picture_size(config, data.info)
+        self.augmentation = build_augmentation(config)
+        if self.augmentation.active and self.size is None:
+            raise IiaeError("augmentation is for pictures, the data set holds features", "leave augment.* at 0")
         self._build()
         per_epoch = self.order.steps_per_epoch
         self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
@@ -86,7 +98,7 @@ class Session:
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
-        self.selection = Selection(config.selection.rule, config.selection.first_epoch)
+        self.selection = Selection(config.selection.rule, config.selection.first_epoch, config.selection.patience)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
@@ -130,7 +142,7 @@ class Session:
         if checkpoint is None:
             return False
         self.memory = Progress(**checkpoint.progress)
-        self.selection.best = self.memory.best
+        self.selection.best, self.selection.stale = self.memory.best, self.memory.stale
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
         try:
@@ -141,7 +153,7 @@ class Session:
                 f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
             ) from error
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
-        self.state = TrainState(checkpoint.step - self.offset, running)
+        self.state = TrainState(checkpoint.step - self.offset, running, self.selection.exhausted)
         self.run.truncate_metrics(checkpoint.step)
         return True
 
@@ -155,7 +167,7 @@ class Session:
         """Whether every step is done."""
         if self.memory.refit_steps is not None:
             return self.state.step >= self.memory.refit_steps
-        return self.state.step >= self.total_steps and not self._wants_refit
+        return (self.state.step >= self.total_steps or self.state.ended) and not self._wants_refit
 
     @property
     def _wants_refit(self) -> bool:
@@ -222,7 +234,10 @@ class Session:
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.data.rows(self.order.indices(step))
-        return to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
+        inputs = to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
+        if self.augmentation.active:
+            inputs = self.augmentation(*inputs, self.config.training.seed, step)
+        return inputs
 
     # Events of the loop
 
@@ -261,6 +276,9 @@ class Session:
         validation = self._measure(step)
         if self.selection.accepts(validation, step / self.order.steps_per_epoch):
             self._keep(validation)
+        if self.selection.exhausted and not self.state.ended:
+            self.state.ended = True
+            console.say(f"step {step}: no better score in {self.selection.stale} validations: training ends here")
         self._draw_samples(step)
 
     def _validate_start(self) -> None:
@@ -287,7 +305,7 @@ class Session:
 
     def checkpoint(self, step: int) -> None:
         """Save everything that continuing needs."""
-        self.memory.best = self.selection.best
+        self.memory.best, self.memory.stale = self.selection.best, self.selection.stale
         self.run.save_checkpoint(
             Checkpoint(
                 step=self.offset + step,
@@ -328,7 +346,7 @@ class Session:
         self.run.save_model(self.model, self.config, self.data.info, details)
 
     def _draw_samples(self, step: int) -> None:
-        if self.size is None or self._grid_pairs is None or not self._grid_pairs.pair_count:
+        if not self.model.generative or self.size is None or not self._grid_pairs or not self._grid_pairs.pair_count:
             return
         grid = sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
