@@ -77,6 +77,12 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     Raises:
         IiaeError: model kind and data do not fit each other.
     """
+    model = _build_networks(config, info)
+    model.add_erasure(shared=config.erasure.shared != "none", exclusive=config.erasure.exclusive != "none")
+    return model
+
+
+def _build_networks(config: Config, info: DataInfo) -> IIAE:
     model, kind = config.model, config.objective.kind
     if info.is_features != (model.kind == "features"):
         holds = "features" if info.is_features else "pictures"

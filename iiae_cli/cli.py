@@ -5,6 +5,7 @@ Nothing here imports torch: each command's module is imported when it runs, so t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -34,11 +35,15 @@ from iiae_cli.cli_options import (
     WorkersOption,
     seconds_of,
     shard_of,
+    shard_output,
 )
 from iiae_cli.errors import EXIT_CTRL_C, EXIT_SOME_SKIPPED, EXIT_USER_ERROR, IiaeError, Interrupted
 
 # typer may vendor click, so its exception classes are reached through typer's own.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+# torch's CPU allocator, and what it says of sizes that no allocator takes.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 app = typer.Typer(
     name="iiae",
@@ -138,7 +143,9 @@ def prepare(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once through the backbone.")] = 64,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted features.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the output stands, or start it; nothing where complete.")
+    ] = False,
     workers: WorkersOption = 2,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -157,7 +164,7 @@ def prepare(
       maps            aerial photo (x), map (y): the same in train/ and val/, which is taken as test
       pairs           your own: SOURCE/{train,valid,test}/{x,y}/NAME.png, or SOURCE/{x,y}/NAME.png; with
                       --side-by-side SOURCE/{train,valid,test}/NAME.png, or SOURCE/NAME.png; or a table
-                      SOURCE.csv with the columns x,y[,split][,label]
+                      SOURCE.csv with the columns x,y[,split][,label] and factors x_…, y_…, shared_…
       sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
       classes         your own: SOURCE/{train,test}/{x,y}/CLASS, SOURCE/{x,y}/CLASS, or features (.npy, .npz)
 
@@ -175,6 +182,7 @@ def prepare(
     from iiae_cli.commands import prepare as command
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.prepare import PrepareOptions
+    from iiae_cli.training.signals import stop_on_signals
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError("--valid-fraction and --test-fraction leave nothing to train on", "let them sum to less than 1")
@@ -199,10 +207,18 @@ def prepare(
             save_backbone=save_backbone,
             device=device,
             batch_size=batch_size,
-            resume=resume,
         ),
     )
-    result = command.run(name, options, output=output, overwrite=overwrite, pictures=pictures)
+    with stop_on_signals() as stop:
+        result = command.run(
+            name,
+            options,
+            output=output,
+            overwrite=overwrite,
+            resume=resume,
+            pictures=pictures,
+            interrupted=lambda: stop.exit_code,
+        )
     _finish(result, as_json, result.skipped)
 
 
@@ -210,7 +226,10 @@ def prepare(
 def train(
     preset: Annotated[str, typer.Option("--preset", help="Name of a preset, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="Data file [IIAE_DATA or data, /SET.h5].")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run directory [runs/PRESET-seedN].")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "--run-dir", help="Run directory [runs/PRESET-seedN]; torchrun garbles --run."),
+    ] = None,
     config: Annotated[list[Path] | None, typer.Option(help="YAML file on top of the preset; repeatable.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable.")
@@ -218,6 +237,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training pairs.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")] = None,
+    preempt_signal: Annotated[
+        str, typer.Option(metavar="NAME", help="Save and stop at this signal, as at TERM (exit 75).")
+    ] = "USR2",
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -228,6 +250,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stands, or start it.")] = False,
     overwrite: OverwriteFlag = False,
+    stage: Annotated[
+        bool | None, typer.Option("--stage/--no-stage", help="Read a copy of the data in $TMPDIR [IIAE_STAGE].")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show every value and its source; stop.")
     ] = False,
@@ -261,10 +286,11 @@ def train(
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config
     """
-    from iiae_cli.commands import train as command
+    from iiae_cli.training.signals import stop_on_signals
 
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
+    limit = None if time_limit is None else seconds_of(time_limit)
     given = {
         "training.epochs": epochs,
         "training.steps": steps,
@@ -275,21 +301,29 @@ def train(
         "training.compile": compile_,
         "training.deterministic": deterministic,
     }
-    options = command.TrainOptions(
-        preset=preset,
-        data=data,
-        run=run,
-        config_files=config or [],
-        options={key: value for key, value in given.items() if value is not None},
-        assignments=assignments or [],
-        time_limit=None if time_limit is None else seconds_of(time_limit),
-        resume=resume,
-        overwrite=overwrite,
-    )
-    if print_config:
-        command.show_config(command.resolve_config(options), as_json=as_json)
-        return
-    _finish(command.run(options), as_json)
+    with stop_on_signals(limit, preempt=preempt_signal) as stop:
+        with stop.cuttable(on_time=False):
+            from iiae_cli.commands import train as command  # imports torch, for seconds
+            from iiae_cli.data.staging import Staging
+
+        options = command.TrainOptions(
+            preset=preset,
+            data=data,
+            run=run,
+            config_files=config or [],
+            options={key: value for key, value in given.items() if value is not None},
+            assignments=assignments or [],
+            resume=resume,
+            overwrite=overwrite,
+            staging=Staging.from_option(stage, os.environ.get("IIAE_STAGE", "")),
+        )
+        if print_config:
+            command.show_config(command.resolve_config(options), as_json=as_json)
+            return
+        with options.staging:
+            result = command.run(options, stop)
+    if result is not None:
+        _finish(result, as_json)
 
 
 @app.command()
@@ -301,12 +335,18 @@ def encode(
     latents: Annotated[LatentsName, typer.Option(help="Which latents to keep.")] = LatentsName.both,
     logvar: Annotated[bool, typer.Option("--logvar", help="Keep log-variances beside the means.")] = False,
     split: SplitOption = SplitName.test,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 256,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows at once [by their shape].")] = None,
     workers: WorkersOption = 2,
-    dtype: Annotated[DtypeName, typer.Option(help="Number format of the cache.")] = DtypeName.float32,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 0, of N.")] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="Number format of the cache [float32; --merge: the caches' own].")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N|auto", help="Only part I, from 0, of N; auto: this task of a job array.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the caches of shards.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where the output is complete.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the output stands, or start it; nothing where complete.")
+    ] = False,
     device: DeviceOption = "auto",
     nul: NulFlag = False,
     overwrite: OverwriteFlag = False,
@@ -319,29 +359,35 @@ def encode(
       iiae encode imgs/ --domain y -o z.h5
       iiae encode data/digits-cdcb.h5 --split test --domain x -o x.h5
       find photos -name '*.jpg' | iiae encode - --domain y -o z.h5
-      iiae encode imgs/ --domain y --shard 0/4 -o part0.h5
-      iiae encode part*.h5 --merge -o z.h5
+      iiae encode imgs/ --domain y --shard 0/4 -o 'z-{shard}.h5'        writes z-0-of-4.h5
+      iiae encode imgs/ --domain y --shard auto -o 'z-{shard}.h5' --resume        in a SLURM job array
+      iiae encode z-*-of-4.h5 --merge -o z.h5
     """
-    from iiae_cli.commands import encode as command
+    from iiae_cli.training.signals import stop_on_signals
 
-    options = command.EncodeOptions(
-        output=output,
-        domain=None if domain is None else domain.value,
-        run=run,
-        latents=latents.value,
-        logvar=logvar,
-        split=split.value,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype.value,
-        shard=None if shard is None else shard_of(shard),
-        device=device,
-        merge=merge,
-        nul=nul,
-        overwrite=overwrite,
-        resume=resume,
-    )
-    result = command.run(inputs, options)
+    part = None if shard is None else shard_of(shard)
+    output = shard_output(output, shard, part)
+    with stop_on_signals() as stop:
+        from iiae_cli.commands import encode as command  # imports torch
+
+        options = command.EncodeOptions(
+            output=output,
+            domain=None if domain is None else domain.value,
+            run=run,
+            latents=latents.value,
+            logvar=logvar,
+            split=split.value,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=None if dtype is None else dtype.value,
+            shard=part,
+            device=device,
+            merge=merge,
+            nul=nul,
+            overwrite=overwrite,
+            resume=resume,
+        )
+        result = command.run(inputs, options, lambda: stop.exit_code)
     _finish(result, as_json, result.skipped)
 
 
@@ -357,7 +403,13 @@ def retrieve(
     domain: Annotated[DomainName | None, typer.Option(help="The queries' [the other than the gallery's].")] = None,
     metric: Annotated[MetricName | None, typer.Option(help="Distance [the preset's].")] = None,
     latents: Annotated[LatentName, typer.Option(help="Which latents are compared.")] = LatentName.shared,
-    backend: Annotated[BackendName, typer.Option(help="Who computes distances.")] = BackendName.sklearn,
+    backend: Annotated[
+        BackendName, typer.Option(help="Who searches; neighbours are the same [auto: by size].")
+    ] = BackendName.auto,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Many queries, large gallery: a faiss index beside it, recall measured."),
+    ] = False,
     montage: Annotated[Path | None, typer.Option(help="Write a picture of queries and neighbours.")] = None,
     split: SplitOption = SplitName.test,
     workers: WorkersOption = 2,
@@ -374,6 +426,7 @@ def retrieve(
       iiae retrieve query.png --index z.h5 --montage hits.png
       find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 | cut -f1,3 > hits.tsv
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
+      iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
     from iiae_cli.commands import retrieve as command
 
@@ -385,6 +438,7 @@ def retrieve(
         metric=None if metric is None else metric.value,
         latents=latents.value,
         backend=backend.value,
+        approximate=approximate,
         montage=montage,
         split=split.value,
         workers=workers,
@@ -480,8 +534,16 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is worse (an error: above); repeatable."),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Exit 2 where a figure is above, whatever it is; repeatable."),
+    ] = None,
+    probe_rows: Annotated[int, typer.Option(min=20, help="disentanglement: rows that probes see at most.")] = 3000,
+    shared_factor: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="disentanglement: both domains hold it; repeatable.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="translation: sampled outputs per input.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples and probes.")] = 0,
     lpips: Annotated[LpipsName, typer.Option(help="translation: LPIPS by these networks.")] = LpipsName.both,
     lpips_weights: Annotated[
         list[Path] | None, typer.Option(help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.")
@@ -502,11 +564,14 @@ def evaluate(
     """Measure a run: retrieval by shared and exclusive latents beside a training-free baseline.
 
     Rows that are paired by class are measured zero-shot (mAP, precision at K). Translation has L1, SSIM and, where
-    AlexNet's or VGG16's ImageNet weights are at hand, LPIPS.
+    AlexNet's or VGG16's ImageNet weights are at hand, LPIPS. Disentanglement: which known factors can be read from each
+    latent's means and samples, whether swapped latents keep what they should, and the bounds that training works on.
 
     \b
     Examples:
       iiae evaluate
+      iiae evaluate --task disentanglement
+      iiae evaluate --task disentanglement --fail-over disentanglement.latents.shared_x.leakage_mean=0.1
       iiae evaluate --run runs/sketchy-seed0 --paper
       iiae evaluate --report report && xdg-open report/index.html
       iiae evaluate --task translation --samples 10 --lpips-weights alexnet-owt-7be5be79.pth
@@ -532,6 +597,9 @@ def evaluate(
         report=report,
         overwrite=overwrite,
         fail_under=tuple(fail_under or ()),
+        fail_over=tuple(fail_over or ()),
+        probe_rows=probe_rows,
+        shared_factors=tuple(shared_factor or ()),
         batch_size=batch_size,
         device=device,
     )
@@ -564,16 +632,32 @@ def _guarded(call: Callable[[], int]) -> int:
         console.fail(error.message, error.hint)
         return error.exit_code
     except Interrupted as stopped:
-        console.warn(f"interrupted: {stopped.where}")
+        if stopped.where:
+            console.warn(f"interrupted: {stopped.where}")
         return stopped.exit_code
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "iiae"
         console.fail(error.format_message(), f"{path} --help shows options and examples")  # type: ignore[attr-defined]
         return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        console.fail(
+            f"there is not enough memory: {error or 'Python could get no more'}",
+            "take a smaller --batch-size, smaller pictures or a smaller model, or another --device",
+        )
+        return EXIT_USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")
         return EXIT_CTRL_C
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an error says so: torch's are of several types, and torch may not be imported here."""
+    text = str(error)
+    names = {one.__name__ for one in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(one in text for one in _NO_MEMORY)
 
 
 def _calm_threads() -> None:
@@ -590,6 +674,8 @@ def _calm_threads() -> None:
 def main() -> None:
     """Entry point of the console script."""
     _calm_threads()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names go out as they came in
     arguments = sys.argv[1:] or ["--help"]
 
     def call() -> int:

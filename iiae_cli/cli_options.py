@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -50,10 +52,12 @@ class SplitName(StrEnum):
 
 
 class BackendName(StrEnum):
-    """Who computes distances."""
+    """Who searches for neighbours."""
 
+    auto = "auto"
     sklearn = "sklearn"
     torch = "torch"
+    faiss = "faiss"
 
 
 class PrecisionName(StrEnum):
@@ -117,13 +121,54 @@ def seconds_of(text: str) -> float:
     return 86400 * days + 3600 * hours + 60 * minutes + seconds
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """`I/N` with 0 ≤ I < N.
+def shard_of(text: str, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """`I/N` with 0 ≤ I < N; or `auto` (also `slurm`): this task of a SLURM job array.
 
     Raises:
-        IiaeError: anything else.
+        IiaeError: anything else, or no job array.
     """
+    if text in ("auto", "slurm"):
+        return _array_task(os.environ if environment is None else environment, text)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise IiaeError(f"--shard {text} is not I/N with 0 <= I < N", "write --shard 0/4, 1/4, 2/4, 3/4")
+        raise IiaeError(
+            f"--shard {text} is not I/N with 0 <= I < N", "write --shard 0/4, 1/4, 2/4, 3/4, or auto in a job array"
+        )
     return int(match[1]), int(match[2])
+
+
+def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
+    """(place in the array from 0, tasks in the array)."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+    values = [environment.get(name, "") for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not value.isdecimal():
+            raise IiaeError(
+                f"--shard {text} needs a SLURM job array: {name} is {f'{value!r}' if value else 'not set'}",
+                "submit with sbatch --array=0-15, or pass --shard I/N",
+            )
+    task, count, lowest = map(int, values)
+    step = environment.get("SLURM_ARRAY_TASK_STEP", "1")
+    index, rest = divmod(task - lowest, int(step) if step.isdecimal() and int(step) else 1)
+    if rest or not 0 <= index < count:
+        raise IiaeError(
+            f"SLURM_ARRAY_TASK_ID {task} has no place among {count} tasks from {lowest} on",
+            f"submit an unbroken --array=0-{max(count - 1, 1)}, or pass --shard {task}/N",
+        )
+    return index, count
+
+
+def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:
+    """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort.
+
+    Raises:
+        IiaeError: `{shard}` without a shard, or tasks of a job array that would all write one file.
+    """
+    if "{shard}" in str(output):
+        if shard is None:
+            raise IiaeError(f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto")
+        index, count = shard
+        return Path(str(output).replace("{shard}", f"{index:0{len(str(count - 1))}d}-of-{count}"))
+    if text in ("auto", "slurm"):
+        raise IiaeError(f"all tasks of the array would write {output}", "name it with {shard}: -o 'z-{shard}.h5'")
+    return output

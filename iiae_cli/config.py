@@ -16,10 +16,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iiae_cli import console
 from iiae_cli.errors import IiaeError
+from iiae_cli.yamls import MOST_CHARACTERS, load_yaml
+
+MOST_PROBLEMS = 12  # told at once
 
 Scalar = bool | int | float | str | None
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -33,7 +37,7 @@ class DataSection(Section):
     """What is learned from."""
 
     set: str = Field("", description="name of the data set; its file is DATA/NAME.h5 unless --data names a file")
-    image_size: Annotated[int, Field(ge=16)] | None = Field(
+    image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = Field(
         None, description="side in pixels that pictures are resized to per batch; none: the data file's own size"
     )
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -72,10 +76,16 @@ class ModelSection(Section):
         "image", description="image: shared map; flat: shared vector (the Cars networks); features: linear layers"
     )
     widths: list[PositiveInt] = Field(
-        [32, 64, 128, 256], min_length=1, description="filters of the encoders' convolutions, one per stage"
+        [32, 64, 128, 256],
+        min_length=1,
+        max_length=32,
+        description="filters of the encoders' convolutions, one per stage",
     )
     decoder_widths: list[PositiveInt] = Field(
-        [512, 256, 128, 64], min_length=1, description="filters of the decoder's transposed convolutions but the last"
+        [512, 256, 128, 64],
+        min_length=1,
+        max_length=32,
+        description="filters of the decoder's transposed convolutions but the last",
     )
     stages: Annotated[int, Field(ge=2)] | None = Field(
         None,
@@ -89,7 +99,7 @@ class ModelSection(Section):
     flat_width: PositiveInt = Field(512, description="flat: grid channels that the decoder starts from")
     feature_width: PositiveInt = Field(512, description="features: width of the feature extractor")
     exclusive_hidden: list[PositiveInt] = Field(
-        [512, 256], min_length=1, description="features: hidden widths of the exclusive encoders"
+        [512, 256], min_length=1, max_length=32, description="features: hidden widths of the exclusive encoders"
     )
     shared_hidden: PositiveInt = Field(256, description="features: hidden width of r(z^s|.)")
     joint_hidden: PositiveInt = Field(512, description="features: hidden width of q(z^s|x,y)")
@@ -139,6 +149,33 @@ class ObjectiveSection(Section):
     )
 
 
+class ErasureSection(Section):
+    """What is taken out of posterior means in closed form, at every validation (beyond the paper)."""
+
+    shared: Literal["none", "channel", "leace", "channel+leace"] = Field(
+        "none",
+        description="of shared means; channel: directions in which they hardly exceed the posterior's noise; leace: "
+        "what linearly tells the exclusive means. none: the paper",
+    )
+    exclusive: Literal["none", "residual"] = Field(
+        "none",
+        description="of exclusive means; residual: what the shared mean predicts of them, which decoding adds again. "
+        "none: the paper",
+    )
+    least_snr: Annotated[float, Field(gt=0.0)] = Field(
+        0.1, description="channel: the variance of means, over the posterior's, that a direction must have to be kept"
+    )
+    ridge: Annotated[float, Field(gt=0.0)] = Field(
+        3.0, description="residual: of its regression, in units of the shared posterior's noise"
+    )
+    rows: Annotated[int, Field(ge=2)] = Field(10000, description="at most so many training rows are read for it")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is erased."""
+        return self.shared != "none" or self.exclusive != "none"
+
+
 class OptimizerSection(Section):
     """Adam and its learning-rate schedule."""
 
@@ -155,19 +192,25 @@ class TrainingSection(Section):
 
     steps: PositiveInt | None = Field(None, description="optimiser steps in all; exclusive with epochs")
     epochs: PositiveInt | None = Field(None, description="passes over the training pairs; exclusive with steps")
-    batch_size: Annotated[int, Field(ge=2)] | None = Field(
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] | None = Field(
         None, description="pairs per step; none: 8, or one pair of every class where the set is paired by class"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial weights, order of pairs, noise and dropout")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of initial weights, order of pairs, noise and dropout"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; KLs stay in float32")
     compile: bool = Field(False, description="compile the training step with torch.compile")
     deterministic: bool = Field(False, description="deterministic algorithms on GPUs; CPU training always is")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: torch's choice")
+    threads: Annotated[int, Field(ge=0, lt=2**12)] = Field(0, description="CPU threads; 0: torch's choice")
     log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
     validate_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between validations; 0: once an epoch")
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between checkpoints; 0: at every validation"
+    )
+    batch_norm: Literal["synchronised", "local"] = Field(
+        "synchronised",
+        description="with several processes: statistics of the whole batch, as in one process, or of each one's part",
     )
     samples: Annotated[int, Field(ge=0)] = Field(8, description="rows of the sample grid drawn at every validation")
 
@@ -220,6 +263,7 @@ class Config(Section):
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
+    erasure: ErasureSection = ErasureSection()
     optimizer: OptimizerSection = OptimizerSection()
     training: TrainingSection = TrainingSection()
     selection: SelectionSection = SelectionSection()
@@ -259,6 +303,9 @@ SHORT_ENVIRONMENT = {
     f"IIAE_{name.upper()}": f"training.{name}"
     for name in ("steps", "epochs", "batch_size", "seed", "device", "precision", "compile", "deterministic", "threads")
 }
+
+# Read elsewhere (`places.py`).
+OTHER_ENVIRONMENT = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")
 
 # Steps and epochs exclude each other: a later layer's choice of one takes back an earlier layer's of the other.
 _EXCLUSIVE = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
@@ -307,7 +354,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             if value in (None, {}) and any(name.startswith(f"{key}.") for name in keys):
                 continue  # a section with nothing in it
             if key not in keys:
-                problems.append(f"unknown key '{key}' in {layer.source}{_near(key, keys)}")
+                near = _near(key, keys) if len(problems) < MOST_PROBLEMS else ""  # matching takes time
+                problems.append(f"unknown key '{key[:80]}' in {layer.source}{near}")
                 continue
             values[key], sources[key] = value, layer.source
             rival = _EXCLUSIVE.get(key)
@@ -328,18 +376,27 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
         for item in error.errors():
             dotted = _dotted(item["loc"])
             origin = f" in {sources[dotted]}" if dotted in sources else ""
-            given = "" if isinstance(item["input"], Mapping) else f", not {item['input']!r}"
+            given = "" if isinstance(item["input"], Mapping) else f", not {_short(item['input'])}"
             problems.append(f"{dotted}{origin}: {item['msg'].removeprefix('Value error, ')}{given}")
-    if config is not None and (config.training.steps is None) == (config.training.epochs is None):
-        if config.training.steps is None:
-            problems.append("training.steps and training.epochs are both unset")
-        else:
-            problems.append("training.steps and training.epochs are both set")
+    lengths = sum(values.get(key) is not None for key in _EXCLUSIVE)
+    if lengths != 1:
+        problems.append(f"training.steps and training.epochs are both {'set' if lengths else 'unset'}")
     if problems or config is None:
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         raise IiaeError(
-            "; ".join(problems), "iiae train --preset NAME --print-config lists every key, its value and its source"
+            "; ".join(problems[:MOST_PROBLEMS]) + more,
+            "iiae train --preset NAME --print-config lists every key, its value and its source",
         )
     return Resolved(config, sources)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
@@ -396,7 +453,7 @@ def preset_layers(preset: str) -> list[Layer]:
 def _preset_path(name: str, base: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = base / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on names that are too long
             raise IiaeError(f"preset file {path} does not exist", f"shipped presets: {', '.join(preset_names())}")
         return path
     path = preset_folder() / f"{name}.yaml"
@@ -414,11 +471,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         IiaeError: missing, unreadable, or not a mapping of names.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise IiaeError(f"cannot read {path}: it is no file", "name a YAML file")
+        with path.open(encoding="utf-8") as file:
+            content = load_yaml(file.read(MOST_CHARACTERS + 1))
     except OSError as error:
         raise IiaeError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        first = " ".join(str(error).split())
+        first = " ".join(str(error).split())[:300]
         raise IiaeError(f"{path} is not valid YAML: {first}", "compare it with a preset in presets/") from error
     if content is None:
         return {}
@@ -428,7 +488,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
-    """`IIAE_SECTION__KEY` and the short forms (`IIAE_SEED`, …) of the environment."""
+    """`IIAE_SECTION__KEY` and the short forms (`IIAE_SEED`, …) of the environment; warns of other `IIAE_…` names."""
     layer = Layer("environment")
     for name, text in (os.environ if environment is None else environment).items():
         if not name.startswith("IIAE_") or not text:
@@ -437,6 +497,8 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
             layer.values[SHORT_ENVIRONMENT[name]] = parse_value(text, name)
         elif "__" in name:
             layer.values[name.removeprefix("IIAE_").lower().replace("__", ".")] = parse_value(text, name)
+        elif name not in OTHER_ENVIRONMENT:
+            console.warn(f"{name} is set, but means nothing{_near(name, [*SHORT_ENVIRONMENT, *OTHER_ENVIRONMENT])}")
     return layer
 
 
@@ -462,6 +524,6 @@ def parse_value(text: str, where: str) -> Any:
         IiaeError: `text` is no YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise IiaeError(f"{where}: {text!r} is no YAML value", "quote texts, write lists as [1, 2]") from error
+        raise IiaeError(f"{where}: {_short(text)} is no YAML value", "quote texts, write lists as [1, 2]") from error

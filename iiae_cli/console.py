@@ -65,8 +65,14 @@ def _stderr(text: str, style: str | None = None) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout, and nothing else."""
-    json.dump(value, sys.stdout, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    indent = 2 if sys.stdout.isatty() else None
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # of a file name that is no UTF-8
+            text = json.dumps(value, indent=indent, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def print_line(text: str) -> None:

@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
     Args:
         exit_code: 75 after SIGTERM and the like, 130 after Ctrl-C.
-        where: what was saved, for the message.
+        where: what was saved, for the message; nothing where another process says it.
     """
 
     def __init__(self, exit_code: int, where: str) -> None:

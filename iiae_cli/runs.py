@@ -9,17 +9,20 @@
     tensorboard/          events
     run.json              versions, git, host, command, timings, outcome
 
-Only tensors are ever loaded, never code: safetensors files and JSON.
+Only tensors are ever loaded, never code: safetensors files and JSON. Every file is whole or not there; weights and
+checkpoints carry a checksum of all of their bytes, and a damaged checkpoint is set aside and the one before it taken.
+One process at a time writes into a run directory: the folder itself is locked, and the lock ends with its process.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +31,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from iiae_cli import __version__
+from iiae_cli import __version__, console
 from iiae_cli.builders import build_model, picture_size
 from iiae_cli.config import Config, read_yaml
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
-from iiae_cli.files import write_errors, writing
+from iiae_cli.files import append_line, remove_temporaries, sync_file, write_errors, writing
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.tensors import read_tensors, save_tensors
+from iiae_cli.tensors import DamagedFile, read_tensors, save_tensors
 
 MODEL_SCHEMA = "iiae.model/1"
 CHECKPOINT_SCHEMA = "iiae.checkpoint/1"
@@ -113,17 +116,96 @@ class RunDir:
         self.checkpoint_folder = path / "checkpoints"
         self.samples_folder = path / "samples"
         self.tensorboard_folder = path / "tensorboard"
+        self._lock: int | None = None
 
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.config_file.exists()
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write its configuration."""
+    def refuse_links(self) -> None:
+        """Refuse a run directory whose content would be written, or removed, elsewhere.
+
+        Raises:
+            IiaeError: a part of it is a link, or of another kind.
+        """
+        folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
+        files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
+        for path in (*folders, *files):
+            is_right = path.is_dir() if path in folders else path.is_file()
+            if path.is_symlink() or (path.exists() and not is_right):
+                raise IiaeError(
+                    f"{path} is {'a link' if path.is_symlink() else 'something else than training writes there'}",
+                    f"put it back or remove it, or choose another --run than {self.path}",
+                )
+
+    def is_free(self) -> bool:
+        """Whether nothing is here, or no more than a process leaves that was killed while it made the folder."""
+        own = {self.samples_folder, self.checkpoint_folder}
+        if not self.path.exists():
+            return True
         with write_errors(self.path):
-            self.samples_folder.mkdir(parents=True, exist_ok=True)
+            return all(
+                not any(one.iterdir()) if one in own else one.match(f".{self.config_file.name}.*.tmp")
+                for one in self.path.iterdir()
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder, lock it, and write its configuration."""
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        with write_errors(self.path):
+            self.samples_folder.mkdir(exist_ok=True)
             self.checkpoint_folder.mkdir(exist_ok=True)
         write_text(self.config_file, config.to_yaml())
+
+    def lock(self) -> None:
+        """Keep other processes from writing here until `unlock` or the end of this one; does nothing the second time.
+
+        What killed processes left half-written is removed.
+
+        Raises:
+            IiaeError: another process writes here.
+        """
+        if self._lock is not None or not self.path.is_dir():
+            return
+        with write_errors(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise IiaeError(
+                    f"another process is training in {self.path}", "wait until it has ended, or choose another --run"
+                ) from error
+            return  # a file system without locks
+        self._lock = handle
+        with write_errors(self.path):
+            for folder in (self.path, self.checkpoint_folder, self.samples_folder):
+                remove_temporaries(folder)
+
+    def unlock(self) -> None:
+        """Let other processes write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def clear(self) -> None:
+        """Remove what a run left, so that nothing of it is taken for a new one's.
+
+        Checkpoints go first, newest first: whoever resumes after this was broken off finds a run of the old
+        configuration, at an earlier step or at its beginning.
+        """
+        with write_errors(self.path):
+            for path in reversed(self._checkpoint_files()):
+                path.unlink()
+            for folder in (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder):
+                for path in folder.glob("*"):
+                    if not path.is_dir():  # which is somebody else's
+                        path.unlink()
+            for path in (self.model_file, self.metrics_file, self.gallery_file, self.info_file):
+                path.unlink(missing_ok=True)
 
     def read_config(self) -> Config:
         """The run's configuration.
@@ -166,44 +248,92 @@ class RunDir:
             "step": str(checkpoint.step),
             "progress": json.dumps(checkpoint.progress),
         }
-        with writing(self.checkpoint_folder / f"step-{checkpoint.step:08d}.safetensors") as temporary:
+        if self.metrics_file.exists():
+            sync_file(self.metrics_file)  # a checkpoint that outlives a power failure has its metrics
+        with writing(self.checkpoint_file(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
-        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+        self.prune_checkpoints()
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint, or None where there is none.
+        """The newest checkpoint that is whole, or None where there is none; damaged ones are set aside, said aloud.
 
         Raises:
-            IiaeError: damaged or of another schema.
+            IiaeError: all are damaged, or one is of another schema.
         """
-        files = self._checkpoint_files()
-        if not files:
-            return None
-        header, tensors = read_tensors(files[-1], CHECKPOINT_SCHEMA, f"delete {files[-1]} and run again with --resume")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
-        for full_name, values in tensors.items():
-            part, name = full_name.split("/", 1)
-            parts[part][name] = values
-        return Checkpoint(step=int(header["step"]), progress=json.loads(header["progress"]), **parts)
+        damaged: dict[Path, str] = {}
+        for path in reversed(self._checkpoint_files()):
+            try:
+                checkpoint = self.load_checkpoint(path)
+            except DamagedFile as error:
+                damaged[path] = error.message
+                continue
+            for one, reason in damaged.items():
+                aside = one.with_name(f"{one.name}.damaged")
+                console.warn(f"{reason}; it is set aside as {aside.name}, going back to {path}")
+                with write_errors(one):
+                    one.replace(aside)
+            return checkpoint
+        if damaged:
+            names = " and ".join(map(str, damaged))
+            raise IiaeError(
+                f"no checkpoint of {self.path} is whole: {names}",
+                "start afresh with --overwrite; the kept weights, model.safetensors, may still serve",
+            )
+        return None
+
+    def prune_checkpoints(self) -> None:
+        """Drop all but the newest."""
+        for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
+            with write_errors(old):
+                old.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Path) -> Checkpoint:
+        """One checkpoint.
+
+        Raises:
+            DamagedFile: its bytes are not those that were written.
+            IiaeError: missing, unreadable, or of another schema.
+        """
+        remedy = "start afresh with --overwrite, or use the version that wrote it"
+        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, remedy, checked=True)
+        return _checkpoint_of(header, tensors, path)
+
+    def checkpoint_file(self, step: int) -> Path:
+        """Where the checkpoint at a step lies."""
+        return self.checkpoint_folder / f"step-{step:08d}.safetensors"
 
     def _checkpoint_files(self) -> list[Path]:
         return sorted(self.checkpoint_folder.glob("step-*.safetensors"))
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the lines that an interrupted run wrote after the checkpoint at `step`."""
-        if self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines(keepends=True)
-            write_text(self.metrics_file, "".join(line for line in lines if _line_step(line) <= step))
+    def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
+        """Drop the lines that an interrupted run wrote after the checkpoint at `step`.
+
+        Args:
+            step: of the checkpoint.
+            validated: whether the checkpoint was written after the validation at that step; else that one's line goes.
+        """
+        if not self.metrics_file.exists():
+            return
+        lines = self.metrics_file.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if _belongs(line, step, validated)]
+        if kept != lines:
+            write_text(self.metrics_file, "".join(kept))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with write_errors(self.metrics_file), self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.metrics_file, json.dumps(record))
 
     def write_info(self, record: dict[str, Any]) -> None:
         """Write run.json."""
         write_text(self.info_file, json.dumps(record, indent=2) + "\n")
+
+    def read_info(self) -> dict[str, Any]:
+        """run.json; empty where there is none, or none that can be read."""
+        try:
+            record = json.loads(self.info_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def link_latest(self) -> None:
         """Point `latest` beside this run at it, unless something that is no link stands there."""
@@ -212,15 +342,42 @@ class RunDir:
             return
         temporary = link.with_name(f".latest.{os.getpid()}")
         with write_errors(link):
+            temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.path.name)
             temporary.replace(link)
 
 
-def _line_step(line: str) -> int:
+def _checkpoint_of(header: dict[str, str], tensors: dict[str, Tensor], path: Path) -> Checkpoint:
+    """A checkpoint from its file's content.
+
+    Raises:
+        IiaeError: it is not as `save_checkpoint` writes it.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
     try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return sys.maxsize  # a torn last line
+        for full_name, values in tensors.items():
+            part, name = full_name.split("/", 1)
+            parts[part][name] = values
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{name} is not finite")
+        step, progress = int(header["step"]), json.loads(header["progress"])
+        if not 0 <= step < 2**31 or not isinstance(progress, dict):
+            raise ValueError(f"step {step}")
+    except (KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IiaeError(
+            f"{path} is no checkpoint of this program: {reason}", f"delete {path}, or start afresh with --overwrite"
+        ) from error
+    return Checkpoint(step=step, progress=progress, **parts)
+
+
+def _belongs(line: str, step: int, validated: bool) -> bool:
+    try:
+        record = json.loads(line)
+        of_step = int(record["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return False  # a torn last line
+    return of_step < step or (of_step == step and (validated or record.get("kind") != "validation"))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -240,21 +397,70 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     if not run.model_file.exists():
         raise IiaeError(f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume")
     remedy = "train again with this version, or use the version that wrote it"
+    if not run.model_file.is_file():  # a pipe would be waited for
+        raise IiaeError(f"{run.model_file} is no file", remedy)
     header, state = read_tensors(run.model_file, MODEL_SCHEMA, remedy)
     try:
         config = Config.model_validate(json.loads(header["config"]))
-        data = json.loads(header["data"])
-        info = DataInfo(data["name"], tuple(data["shape_x"]), tuple(data["shape_y"]), {}, {})
-        model = build_model(config, info)
-        model.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+        info, details = _info_of(json.loads(header["data"])), _details_of(json.loads(header["details"]))
+        model = _filled(config, info, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise IiaeError(f"{run.model_file} does not fit its own header: {reason}", remedy) from error
+        raise IiaeError(f"{run.model_file} does not fit its own header: {reason[:300]}", remedy) from error
     fingerprint = fingerprint_of(state)
     if fingerprint != header.get("fingerprint"):
         raise IiaeError(f"{run.model_file} is damaged: its weights do not match their fingerprint", remedy)
+    if not all(bool(torch.isfinite(values).all()) for values in state.values()):
+        raise IiaeError(f"{run.model_file} holds weights that are not finite", "train again, with a lower optimizer.lr")
     model = place(model, device).eval()
-    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, json.loads(header["details"]))
+    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, details)
+
+
+def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
+    """The model with these weights. Memory is taken only after their shapes have been compared.
+
+    Raises:
+        ValueError: a tensor is missing, superfluous, or of another shape or type.
+        RuntimeError: shapes beyond all bounds.
+    """
+    with torch.device("meta"):
+        model = build_model(config, info)
+    wanted = {name: (values.shape, values.dtype) for name, values in model.state_dict().items()}
+    found = {name: (values.shape, values.dtype) for name, values in state.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            shape, dtype = found.get(name, ((), "no tensor"))
+            raise ValueError(f"{name[:80]} is {dtype} {tuple(shape)}")
+    model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    return model
+
+
+def _info_of(data: dict[str, Any]) -> DataInfo:
+    """What the header says of the data: a name and the shapes of rows.
+
+    Raises:
+        KeyError: one is missing; likewise TypeError, ValueError: it is none.
+    """
+    shapes = [tuple(data[name]) for name in ("shape_x", "shape_y")]
+    for shape in shapes:
+        if len(shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise ValueError(f"rows of shape {shape}")
+    return DataInfo(str(data["name"]), shapes[0], shapes[1], {}, {})
+
+
+def _details_of(details: dict[str, Any]) -> dict[str, Any]:
+    """What the header says of the training.
+
+    Raises:
+        TypeError: of another kind than `Session` writes.
+    """
+    if not isinstance(details, dict):
+        raise TypeError("details of another kind")
+    texts = [details.get("preset"), details.get("data"), *(details.get("train_classes") or ())]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise TypeError("details of another kind")
+    return details
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from moments import Server
 
 from iiae_cli import cli
 
@@ -19,6 +21,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
 SMALL = ["--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]", "--set", "training.samples=2"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
 
 
 @dataclass
@@ -53,6 +57,7 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
     """Run the program in this process."""
     capture.readouterr()
     before = sys.argv
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}  # ignored after an interrupted command
     sys.argv = ["iiae", *map(str, arguments)]
     try:
         cli.main()
@@ -61,6 +66,8 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
         code = int(stop.code or 0)
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     out, err = capture.readouterr()
     return Outcome(code, out, err)
 
@@ -99,3 +106,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     arguments = ("train", "--preset", "digits-cdcb", "--data", data, "--run", run, "--steps", 150, *SMALL)
     assert call(Quiet(), arguments).code == 0
     return Trained(run, data, pictures)
+
+
+@dataclass
+class Nursery:
+    """A server of forked trainings, and the folder with their data set d.h5."""
+
+    server: Server
+    folder: Path
+
+    def train(self, run: str, *more: object, **job: Any) -> dict[str, Any]:
+        """Train in FOLDER/RUN."""
+        return self.server.train(self.folder, self.folder / run, *more, **job)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Forty pairs of the embedded digits, and a server that has trained on them once."""
+    folder = tmp_path_factory.mktemp("nursery")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    nursery = Nursery(Server(scratch), folder)
+    assert nursery.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")["code"] == 0
+    nursery.train("warm", "--steps", 4, warm=True)
+    yield nursery
+    nursery.server.close()

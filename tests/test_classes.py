@@ -13,8 +13,8 @@ from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.prepare import PrepareOptions, build, picture_features, prepare_file
-from iiae_cli.data.prepare.workspace import remove_workspace, workspace, workspace_of
 from iiae_cli.errors import IiaeError, Interrupted
+from iiae_cli.workspace import partial_of
 
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none"}
 
@@ -257,50 +257,40 @@ def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys)
 
 @pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_an_interrupted_preparation_ends_in_equal_values(divided, tmp_path, monkeypatch, epochs, stop_at):
-    monkeypatch.setattr(extraction, "BLOCK_PICTURES", 4)
+def test_an_interrupted_preparation_ends_in_equal_values(divided, tmp_path, monkeypatch, capsys, epochs, stop_at):
     features = {**RANDOM, "fine_tune_epochs": epochs, "batch_size": 2}
 
-    def prepare(name, **more):
+    def prepare(name, normalise=None, **more):
         path = tmp_path / name
-        prepare_file("classes", path, options(divided, **features, **more), command="")
+        prepare_file("classes", path, options(divided, **features, normalise=normalise), command="", **more)
         return DataFile(path)
 
     whole = prepare("whole.h5")
-    calls = iter(range(99))
-    with pytest.raises(Interrupted):
-        prepare("part.h5", interrupted=lambda: 75 if next(calls) == stop_at else None)
-    work = workspace_of(tmp_path / "part.h5")
-    assert work.is_dir() and not (tmp_path / "part.h5").exists()
-    with pytest.raises(IiaeError, match="holds an interrupted preparation") as caught:
+    work = partial_of(tmp_path / "part.h5")
+
+    def interrupt(**more):
+        calls = iter(range(99))
+        with pytest.raises(Interrupted):
+            prepare("part.h5", interrupted=lambda: 75 if next(calls) == stop_at else None, **more)
+        assert work.is_dir() and not (tmp_path / "part.h5").exists()
+
+    interrupt(normalise=False)
+    with pytest.raises(IiaeError, match="holds interrupted work") as caught:
         prepare("part.h5")
     assert "--resume" in caught.value.hint
-    with pytest.raises(IiaeError, match="was begun with another preprocessing"):
-        prepare("part.h5", resume=True, normalise=False)
+    interrupt(resume=True)
+    assert "was begun with another preprocessing: starting afresh" in capsys.readouterr().err
     computed = []
-    block = extraction._block
-    monkeypatch.setattr(extraction, "_block", lambda *arguments: computed.append(1) or block(*arguments))
+    features_of = extraction._features
+    monkeypatch.setattr(extraction, "_features", lambda *arguments: computed.append(1) or features_of(*arguments))
     resumed = prepare("part.h5", resume=True)
-    assert len(computed) < 6 if epochs == 0 else len(computed) == 6
-    assert not work.exists() and not workspace_of(tmp_path / "whole.h5").exists()
+    assert len(computed) == (11 - stop_at if epochs == 0 else 11)
+    assert not work.exists() and not partial_of(tmp_path / "whole.h5").exists()
     for name in ("train", "test"):
         for domain in "xy":
             np.testing.assert_array_equal(resumed.split(name).rows(domain), whole.split(name).rows(domain))
             assert resumed.split(name).ids(domain) == whole.split(name).ids(domain)
-    assert resumed.info.attributes["backbone"] == whole.info.attributes["backbone"]
-
-
-def test_a_folder_that_is_not_a_workspace_is_not_touched(tmp_path):
-    folder = tmp_path / "a.h5.features"
-    folder.mkdir()
-    remove_workspace(folder)
-    assert not folder.exists()
-    folder.mkdir()
-    (folder / "mine.txt").write_text("precious")
-    for call in (remove_workspace, lambda one: workspace(one, {}, resume=True).__enter__()):
-        with pytest.raises(IiaeError, match="is in the way"):
-            call(folder)
-    assert (folder / "mine.txt").exists()
+    assert resumed.info.attributes == whole.info.attributes
 
 
 # ---- the program
@@ -329,23 +319,26 @@ def test_a_signal_leaves_work_that_resume_takes_up(iiae: Program, divided: Path,
     import os
     import signal
 
-    monkeypatch.setattr(extraction, "BLOCK_PICTURES", 4)
-    write = extraction._write_block
+    compute = extraction._features
 
-    def stop(path, block):
-        write(path, block)
-        if path.name == "train-y-00000.npz":
+    def stop(network, inputs, paths):
+        if "/y/" in str(paths[0]):
             os.kill(os.getpid(), signal.SIGTERM)
+        return compute(network, inputs, paths)
 
     command = ("prepare", "classes", divided, "--backbone", NETWORK, "--backbone-weights", "none", "-o", "mine.h5")
     command += ("--batch-size", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "_write_block", stop)
+        patch.setattr(extraction, "_features", stop)
         outcome = iiae(*command)
     assert outcome.code == 75 and "--resume" in outcome.err and not Path("mine.h5").exists()
-    assert Path("mine.h5.features/train-y-00000.npz").exists()
+    assert Path("mine.h5.partial/train-y.blocks").stat().st_size
     assert "--resume" in iiae(*command).error()[1]
     assert iiae(*command, "--resume").code == 0
-    assert Path("mine.h5").exists() and not Path("mine.h5.features").exists()
-    Path("mine.h5.features").mkdir()
+    assert Path("mine.h5").exists() and not Path("mine.h5.partial").exists()
+    before = Path("mine.h5").stat()
+    outcome = iiae(*command, "--resume")
+    assert outcome.code == 0 and "complete already" in outcome.err and Path("mine.h5").stat() == before
+    outcome = iiae(*command, "--resume", "--no-normalise")
+    assert outcome.code == 2 and "other options" in outcome.error()[0] and "--overwrite" in outcome.error()[1]
     assert iiae(*command, "--overwrite").code == 0

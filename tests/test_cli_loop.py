@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -43,7 +45,7 @@ def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None
 
 
 def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(iiae: Program, trained: Trained) -> None:
-    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--json")
+    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--probe-rows", 200, "--json")
     figures = outcome.json
     for way in ("x_to_y", "y_to_x"):
         shared = figures["retrieval"]["shared"][way]
@@ -135,14 +137,43 @@ def test_retrieve_from_the_runs_gallery(iiae: Program, trained: Trained, query: 
     assert np.mean(hits) == pytest.approx(expected)
 
 
-def test_retrieve_reads_queries_from_a_cache_and_both_backends_agree(iiae: Program, trained: Trained) -> None:
+def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(iiae: Program, trained: Trained) -> None:
     iiae("encode", trained.data, "--domain", "x", "--run", trained.run, "-o", "x.h5")
     index = trained.run / "gallery.h5"
-    answers = [iiae("retrieve", "x.h5", "--index", index, "--backend", name) for name in ("sklearn", "torch")]
-    ids = [[line.split("\t")[:3] for line in answer.out.splitlines()] for answer in answers]
-    assert ids[0] == ids[1] and len(ids[0]) == 1500
+    names = ("sklearn", "torch", *(["faiss"] if find_spec("faiss") else []))
+    answers = [iiae("retrieve", "x.h5", "--index", index, "--backend", name).out for name in names]
+    assert len(set(answers)) == 1 and answers[0].count("\n") == 1500
+    chosen = iiae("retrieve", "x.h5", "--index", index)
+    assert chosen.out == answers[0] and "backend " in chosen.err and "by size: 300 × 300 × " in chosen.err
     cosine = iiae("retrieve", "x.h5", "--index", index, "--metric", "cosine", "--k", "1")
     assert all(0 <= float(line.split("\t")[3]) <= 2 for line in cosine.out.splitlines())
+
+
+@pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
+def test_an_approximate_search_keeps_its_index_and_tells_its_recall(iiae: Program, trained: Trained) -> None:
+    for domain in ("x", "y"):
+        iiae("encode", trained.data, "--domain", domain, "--run", trained.run, "-o", f"{domain}.h5")
+    exact = iiae("retrieve", "x.h5", "--index", "y.h5", "--json").json
+    assert exact["backend"] in ("sklearn", "torch") and exact["approximate"] is None
+    first = iiae("retrieve", "x.h5", "--index", "y.h5", "--approximate", "--json")
+    told = first.json["approximate"]
+    assert told["index"] == "y.faiss" and told["recall"] >= 0.95 and told["sample"] == 100
+    assert "index y.faiss made" in first.err and f"recall@5 {told['recall']:.3f} on 100 of 300 queries" in first.err
+    again = iiae("retrieve", "x.h5", "--index", "y.h5", "--approximate", "--json")
+    assert "index y.faiss read" in again.err and again.json["results"] == first.json["results"]
+    iiae("retrieve", "x.h5", "--index", "y.h5", "--approximate", "--latents", "exclusive")
+    assert Path("y.exclusive.faiss").exists()
+
+
+def test_approximate_is_faiss_own(iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = trained.run / "gallery.h5"
+    refused = iiae("retrieve", index, "--index", index, "--approximate", "--backend", "torch")
+    assert refused.code == 2 and "not --backend torch" in refused.error()[0]
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for flags in (("--approximate",), ("--backend", "faiss")):
+        missing = iiae("retrieve", index, "--index", index, *flags)
+        assert missing.code == 2 and missing.error()[0] == "error: faiss is not installed"
+        assert "pip install 'iiae-cli[faiss]'" in missing.error()[1]
 
 
 def test_the_only_cache_here_is_the_default_gallery(iiae: Program, trained: Trained, query: Path) -> None:

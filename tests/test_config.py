@@ -156,6 +156,24 @@ def test_values_out_of_range_are_refused(assignment):
     assert f"{key} in --set: " in refusal(with_set, assignment)
 
 
+def test_many_errors_are_cut_short():
+    message = refusal(
+        resolve, [STEPS, Layer("file", {f"key{n}": 1 for n in range(3000)}), Layer("b", {"data.set": "x"})]
+    )
+    assert "key0" in message and "and 2988 more" in message and len(message) < 2000
+    assert (
+        "…" in refusal(with_set, f"data.image_size={'x' * 5000}")
+        and len(refusal(with_set, f"data.set=[{'x,' * 999}]")) < 300
+    )
+
+
+def test_a_number_with_an_exponent_may_be_a_whole_one():
+    assert with_set("training.steps=1e4").config.training.steps == 10_000
+    assert with_set("training.steps=2.5E+1").config.training.steps == 25
+    assert "training.steps in --set" in refusal(with_set, "training.steps=1.5e0")
+    assert "training.steps in --set" in refusal(with_set, "training.steps=1e400")
+
+
 # ---- steps and epochs
 
 
@@ -168,6 +186,13 @@ def test_steps_and_epochs_exclude_each_other_within_a_layer():
 def test_one_of_steps_and_epochs_is_needed():
     assert refusal(resolve, []) == "training.steps and training.epochs are both unset"
     assert refusal(with_set, "training.steps=null") == "training.steps and training.epochs are both unset"
+
+
+def test_a_missing_length_is_told_beside_other_errors():
+    message = refusal(resolve, [Layer("file", {"objective.lambda": -1})])
+    assert "objective.lambda in file" in message and "training.steps and training.epochs are both unset" in message
+    both = refusal(with_set, "training.steps=5", "training.epochs=5", "data.sett=x")
+    assert "'data.set'" in both and "training.steps and training.epochs are both set" in both
 
 
 @pytest.mark.parametrize("first, second", [("steps", "epochs"), ("epochs", "steps")])
@@ -217,6 +242,15 @@ def test_environment_names():
 def test_the_environment_of_the_process_is_the_default(monkeypatch):
     monkeypatch.setenv("IIAE_SEED", "77")
     assert environment_layer().values["training.seed"] == 77
+
+
+def test_a_misspelt_environment_name_is_told(capsys):
+    layer = environment_layer({"IIAE_SEEED": "3", "IIAE_RUNS": "x", "IIAE_RUN": "r", "IIAE_SEED": "4", "IIAEX": "1"})
+    assert layer.values == {"training.seed": 4}
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: IIAE_SEEED is set, but means nothing, did you mean 'IIAE_SEED'?",
+        "warning: IIAE_RUNS is set, but means nothing, did you mean 'IIAE_RUN'?",
+    ]
 
 
 def test_an_unknown_environment_key_is_refused():

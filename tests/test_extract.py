@@ -7,7 +7,6 @@ from class_sources import class_folders
 from PIL import Image
 from torch import nn
 
-from iiae_cli.data import extract as module
 from iiae_cli.data.backbone import Preprocessing
 from iiae_cli.data.extract import extract
 from iiae_cli.errors import IiaeError, Interrupted
@@ -44,8 +43,7 @@ def run(folder, paths, network=None, **keywords):
 
 
 @pytest.fixture
-def paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_PICTURES", 4)
+def paths(tmp_path):
     return class_folders(tmp_path / "pictures", {"ant": 6, "bee": 5})
 
 
@@ -83,12 +81,12 @@ def test_nothing_readable_gives_no_rows(tmp_path, paths):
     assert len(run(tmp_path / "empty", []).rows) == 0
 
 
-def test_finished_blocks_are_not_computed_again(tmp_path, paths):
+def test_finished_batches_are_not_computed_again(tmp_path, paths):
     whole = run(tmp_path / "a", paths)
-    codes = iter([None, None, 130])
+    codes = iter([None, None, None, None, 130])
     with pytest.raises(Interrupted, match="8 of 11 pictures of train-x are saved") as stopped:
         run(tmp_path / "b", paths, interrupted=lambda: next(codes))
-    assert stopped.value.exit_code == 130 and len(list((tmp_path / "b").iterdir())) == 2
+    assert stopped.value.exit_code == 130 and len(list((tmp_path / "b").iterdir())) == 1
     rest = Means()
     found = run(tmp_path / "b", paths, network=rest)
     assert rest.shown == 3
@@ -96,14 +94,16 @@ def test_finished_blocks_are_not_computed_again(tmp_path, paths):
     assert found.rows.tolist() == whole.rows.tolist()
 
 
-def test_a_torn_block_is_computed_again(tmp_path, paths):
+def test_what_a_kill_tore_is_computed_again(tmp_path, paths):
     whole = run(tmp_path / "work", paths)
-    block = tmp_path / "work" / "train-x-00001.npz"
-    for content in (b"", b"broken", block.read_bytes()[:100]):
-        block.write_bytes(content)
+    log = tmp_path / "work" / "train-x.blocks"
+    content = log.read_bytes()
+    for length, missing in ((0, 11), (len(content) // 2, 7), (len(content) - 1, 1)):
+        log.write_bytes(content[:length])
         again = Means()
         np.testing.assert_array_equal(run(tmp_path / "work", paths, network=again).features, whole.features)
-        assert again.shown == 4
+        assert again.shown == missing
+        assert log.read_bytes() == content
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path, paths):

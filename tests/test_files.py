@@ -4,10 +4,18 @@ import errno
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from iiae_cli.errors import EXIT_USER_ERROR, IiaeError
-from iiae_cli.files import refuse_existing, write_errors, writing
+from iiae_cli.files import (
+    append_line,
+    fingerprint_of_file,
+    refuse_existing,
+    remove_temporaries,
+    write_errors,
+    writing,
+)
 
 
 @pytest.fixture
@@ -53,6 +61,32 @@ def test_on_failure_nothing_appears_where_nothing_was(path):
     assert listing(path) == []
 
 
+def test_the_temporary_file_may_lie_in_a_folder_of_its_own(path):
+    folder = path.parent / "work"
+    folder.mkdir()
+    with writing(path, folder=folder) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == folder
+    assert path.read_bytes() == b"new" and not list(folder.iterdir())
+
+
+def test_a_fingerprint_follows_size_and_content(path):
+    draw = np.random.default_rng(0)
+    seen = set()
+    for size in (0, 1, 1000, 3 << 20):
+        content = draw.integers(0, 256, size, np.uint8)
+        path.write_bytes(content)
+        first = fingerprint_of_file(path)
+        os.utime(path, ns=(1, 1))
+        assert fingerprint_of_file(path) == first and len(first) == 16
+        seen.add(first)
+        for place in {0, size - 1} & set(range(size)):
+            content[place] ^= 1
+            path.write_bytes(content)
+            seen.add(fingerprint_of_file(path))
+    assert len(seen) == 1 + 2 + 3 + 3
+
+
 def test_missing_folders_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "out.bin"
     with writing(path) as temporary:
@@ -81,7 +115,24 @@ def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_w
     path.unlink()
     with writing(path) as temporary:
         temporary.write_bytes(b"new")
-    assert synced == [False]
+    assert synced == [False, True]  # the file before its name, the name after it
+
+
+def test_a_line_is_added_whole_or_not_at_all(path, monkeypatch):
+    append_line(path, "one")
+    append_line(path, "two")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, content[:2]))  # as a full disk does
+    with pytest.raises(IiaeError, match="no space left"):
+        append_line(path, "three")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(path):
+    for name in (".out.bin.x1y2.tmp", "out.bin", ".hidden", "notes.tmp"):
+        (path.parent / name).write_bytes(b"")
+    remove_temporaries(path.parent)
+    assert listing(path) == [".hidden", "notes.tmp", "out.bin"]
 
 
 def refusal(path, error):
@@ -100,12 +151,13 @@ def test_a_full_disk_is_a_users_error(path, code):
     assert path.read_bytes() == b"old" and listing(path) == ["out.bin"]
 
 
-def test_a_full_disk_as_h5py_reports_it_is_a_users_error(path):
-    error = OSError(
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_a_full_disk_as_h5py_reports_it_is_a_users_error(path, kind):
+    error = kind(
         "Can't synchronously write data (file write failed: time = Sat Nov 22, filename = '/x', file descriptor = 3, "
         "errno = 28, error message = 'No space left on device', buf = 0x1)"
     )
-    assert error.errno is None
+    assert getattr(error, "errno", None) is None
     assert f"no space left while writing {path}" in refusal(path, error)
 
 

@@ -108,3 +108,15 @@ def test_all_unknown_keys_are_named_and_all_figures_where_nothing_is_near():
 def test_groups_and_texts_are_no_figures(key):
     with pytest.raises(IiaeError, match="there is no figure"):
         failures(f"{key}=1")
+
+
+def test_a_ceiling_holds_whatever_the_key_names():
+    assert failed_gates(parse_gates([], [f"{RECALL}=0.9"]), FIGURES) == []
+    assert failed_gates(parse_gates([f"{RECALL}=0.5"], [f"{RECALL}=0.8"]), FIGURES) == [f"{RECALL} is 0.9, above 0.8"]
+    leakage = {"latents": {"shared_x": {"leakage_mean": 0.4}}}
+    key = "latents.shared_x.leakage_mean"
+    assert failed_gates(parse_gates([f"{key}=0.5"]), leakage) == []
+    assert failed_gates(parse_gates([f"{key}=0.1"]), leakage) == [f"{key} is 0.4, above 0.1"]
+    with pytest.raises(IiaeError, match="--fail-over nonsense is not KEY=VALUE") as caught:
+        parse_gates([], ["nonsense"])
+    assert caught.value.hint.startswith("write --fail-over disentanglement")

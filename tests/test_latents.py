@@ -12,7 +12,6 @@ from iiae_cli.inference.latents import (
     LatentCache,
     is_latent_cache,
     means_of,
-    merge_caches,
     read_latents,
     write_latents,
 )
@@ -194,49 +193,23 @@ def test_a_damaged_cache_is_refused(path, change):
     assert refusal(read_latents, path).startswith(f"{path} is damaged")
 
 
-# ---- merging
-
-
-def test_shards_are_joined_in_the_order_given():
-    first, second, third = cache_of(3, seed=1), cache_of(1, seed=2), cache_of(2, seed=3)
-    merged = merge_caches([first, third, second], ["1", "3", "2"])
-    assert merged.ids == first.ids + third.ids + second.ids
-    assert merged.labels == first.labels + third.labels + second.labels
-    for part in PARTS:
-        expected = np.concatenate([getattr(one.encoded, part) for one in (first, third, second)])
-        np.testing.assert_array_equal(getattr(merged.encoded, part), expected)
-    for name in ("domain", "fingerprint", "shared_shape", "preset", "metric", "source"):
-        assert getattr(merged, name) == getattr(first, name)
-
-
-def test_merging_keeps_what_is_absent_absent():
-    shards = [cache_of(2, seed, ("shared_mean",), labels=None) for seed in (1, 2)]
-    merged = merge_caches(shards, ["1", "2"])
-    assert merged.labels is None and merged.encoded.exclusive_mean is None and merged.encoded.shared_logvar is None
-
-
-def test_a_source_that_differs_is_forgotten():
-    shards = [cache_of(2, seed, source={"data": str(seed), "split": "test"}) for seed in (1, 2)]
-    assert merge_caches(shards, ["1", "2"]).source == {}
+# ---- what cannot be stored
 
 
 @pytest.mark.parametrize(
-    "other, said",
+    "value, dtype, said",
     [
-        ({"fingerprint": "zzz"}, "b.h5 was encoded by another model than a.h5"),
-        ({"domain": "x"}, "b.h5 holds domain x, a.h5 y"),
-        ({"parts": ("shared_mean",)}, "b.h5 holds other arrays than a.h5"),
-        ({"labels": None}, "b.h5 holds other arrays than a.h5"),
+        (1e6, "float16", "exclusive_mean of seed0/é2.png holds values that float16 cannot hold"),
+        (np.nan, "float32", "the latents of seed0/é2.png are not finite"),
+        (np.inf, "float16", "the latents of seed0/é2.png are not finite"),
     ],
 )
-def test_shards_that_do_not_belong_together_are_refused(other, said):
-    shards = [cache_of(2, 1), cache_of(2, 2, **other)]
-    assert refusal(merge_caches, shards, ["a.h5", "b.h5"]) == said
-
-
-def test_doubled_ids_are_refused_by_name():
-    assert refusal(merge_caches, [cache_of(2, 1), cache_of(2, 1)], ["a", "b"]) == (
-        "id seed1/é0.png occurs in more than one place"
-    )
-    inside = cache_of(2, 3, ids=["same", "same"])
-    assert "id same occurs" in refusal(merge_caches, [inside], ["a"])
+def test_a_value_that_cannot_be_stored_is_refused_by_name(path, value, dtype, said):
+    cache = cache_of()
+    cache.encoded.exclusive_mean[2, 1] = value
+    with pytest.raises(IiaeError) as caught:
+        write_latents(path, cache, dtype=dtype)
+    assert caught.value.message == said and not path.exists()
+    cache.encoded.exclusive_mean[2, 1] = 0
+    cache.encoded.exclusive_logvar[2, 1] = np.nan  # not kept
+    write_latents(path, cache, dtype=dtype)

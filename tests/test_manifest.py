@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iiae_cli.data.dataset import DataFile, sha256_of
+from iiae_cli.data.dataset import DataFile, sha256_of, write_data_file
 from iiae_cli.data.prepare import PrepareOptions, build
 from iiae_cli.data.prepare.manifest import read_manifest
 from iiae_cli.errors import IiaeError
@@ -246,3 +246,40 @@ def test_pictures_of_a_table_without_recurrence_need_no_manifest(iiae, folder):
     assert iiae("prepare", "pairs", "out", "-o", "again.h5").code == 0
     again = DataFile(folder / "again.h5").split("train")
     assert values(again) == [(10, 11), (20, 21)]
+
+
+# ---- factors
+
+
+def test_columns_of_factors_are_kept_with_their_pairs(folder):
+    lines = [
+        "x,y,split,x_angle,y_Pen,shared_shape,x_view,note",
+        "x/a.png,y/a.bmp,train,0.5,ink,round,3,hm",
+        "x/b.png,y/b.bmp,test,,,square,1,hm",
+        "x/c.png,y/missing.bmp,train,7,chalk,round,2,hm",
+        "x/d.png,y/d.bmp,train,-2e1,chalk,,4,hm",
+    ]
+    splits, skipped = read(table(folder, *lines))
+    assert len(skipped) == 1 and "missing.bmp" in skipped[0]
+    train, test = splits["train"].factors, splits["test"].factors
+    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_shape", "x_view"}
+    np.testing.assert_array_equal(train["x_angle"], [0.5, -20.0])  # the unreadable pair is gone, with its factors
+    assert np.isnan(test["x_angle"]).all()
+    assert train["y_pen"].tolist() == ["ink", "chalk"] and test["y_pen"].tolist() == [""]
+    assert train["shared_shape"].tolist() == ["round", ""]
+    assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
+
+
+def test_factors_survive_the_data_file(folder, tmp_path):
+    source = table(folder, "x,y,y_pen,x_angle", "x/a.png,y/a.bmp,übung,1.5", "x/b.png,y/b.bmp,chalk,2")
+    prepared = build("pairs", PrepareOptions(source=source, fractions=(0.0, 0.0)))
+    write_data_file(tmp_path / "mine.h5", "mine", prepared.splits, {})
+    found = DataFile(tmp_path / "mine.h5").split("train").factors
+    assert found["y_pen"].tolist() == ["übung", "chalk"]
+    np.testing.assert_array_equal(found["x_angle"], [1.5, 2.0])
+
+
+def test_a_column_without_values_and_one_with_a_slash(folder):
+    splits, _ = read(table(folder, "x,y,x_none,y_a/b", *[f"{one},,1" for one in pairs(*"ab")]))
+    assert splits["train"].factors["x_none"].tolist() == ["", ""]
+    assert splits["train"].factors["y_a-b"].tolist() == [1, 1]

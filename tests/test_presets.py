@@ -80,7 +80,7 @@ def test_a_preset_of_the_paper_goes_all_the_way(
     assert trained.json["steps"] == 10
     encoded = iiae("encode", f"data/{preset}.h5", "--domain", "y", "-o", "y.h5", "--json")
     assert encoded.code == 0 and encoded.json["rows"] > 0
-    measured = iiae("evaluate", "--task", "all", "--lpips", "none", "--paper", "--json")
+    measured = iiae("evaluate", "--task", "all", "--lpips", "none", "--probe-rows", 60, "--paper", "--json")
     assert measured.code == 0, measured.err
     figures = measured.json
     if preset == "sketchy":

@@ -10,10 +10,8 @@ from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
     baseline_vectors,
-    colour_factors,
     encode_pairs,
     exclusive_kl,
-    factor_r2,
     paired_retrieval,
     retrieval_figures,
 )
@@ -255,50 +253,3 @@ def test_exclusive_kl_is_torchs():
     assert figures["x"] == pytest.approx(float(expected), rel=1e-5)
     assert figures["y"] == 0.0
     assert exclusive_kl(EncodedPairs(Encoded(), Encoded())) == {}
-
-
-# ---- factors
-
-
-def test_a_linear_factor_is_read_perfectly_and_noise_not_at_all():
-    draw = np.random.default_rng(18)
-    latents = draw.normal(size=(120, 5)).astype(np.float32)
-    linear = latents @ draw.normal(size=(5, 3)) * 40 + 128
-    noise = draw.normal(size=(120, 3))
-    assert factor_r2(latents, linear) > 0.999
-    assert factor_r2(latents, linear[:, 0]) > 0.999
-    assert factor_r2(latents, noise) < 0.05
-    assert factor_r2(latents, noise[:, 0]) < 0.05
-
-
-def test_factor_r2_is_the_mean_over_columns():
-    draw = np.random.default_rng(19)
-    latents = draw.normal(size=(120, 4))
-    mixed = np.stack([latents[:, 0], draw.normal(size=120)], axis=1)
-    apart = (factor_r2(latents, mixed[:, 0]) + factor_r2(latents, mixed[:, 1])) / 2
-    assert factor_r2(latents, mixed) == pytest.approx(apart, abs=0.05)
-    assert 0.4 < apart < 0.55
-
-
-def test_factor_r2_is_cross_validated():
-    """As many latents as rows: a reading fitted and scored on the same rows would be near 1."""
-    draw = np.random.default_rng(20)
-    assert factor_r2(draw.normal(size=(40, 40)), draw.normal(size=(40, 1))) < 0.3
-
-
-def test_colours_are_read_from_each_latent_of_their_own_domain():
-    draw = np.random.default_rng(21)
-    colours = draw.integers(0, 256, (80, 2, 3)).astype(np.uint8)
-    noise = draw.normal(size=(4, 80, 3))
-    x = encoded(shared_mean=noise[0], exclusive_mean=colours[:, 0])
-    y = encoded(shared_mean=colours[:, 1], exclusive_mean=noise[1])
-    pictures = random_pictures(22, 80, (4, 4, 3))
-    split = split_of(pictures, pictures, factors={"x_color": colours[:, 0], "y_color": colours[:, 1]})
-    figures = colour_factors(EncodedPairs(x, y), split)
-    assert set(figures) == {"x_color", "y_color"}
-    assert figures["x_color"]["exclusive_mean"]["r2"] > 0.99 > 0.3 > figures["x_color"]["shared_mean"]["r2"]
-    assert figures["y_color"]["shared_mean"]["r2"] > 0.99 > 0.3 > figures["y_color"]["exclusive_mean"]["r2"]
-    x_alone = split_of(pictures, pictures, factors={"x_color": colours[:, 0]})
-    assert set(colour_factors(EncodedPairs(x, encoded(shared_mean=noise[2])), x_alone)) == {"x_color"}
-    without = colour_factors(EncodedPairs(encoded(shared_mean=noise[2]), y), x_alone)
-    assert set(without["x_color"]) == {"shared_mean"}

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +31,7 @@ from iiae_cli.inference.encoding import Encoded
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = ("\"'></td></table><img src=//evil.example/x onerror=alert(1)>🦄 {{ 7 * 7 }} javascript:" + "long" * 75)[:300]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-FAST = ("--lpips", "none", "--samples", "1")
+FAST = ("--lpips", "none", "--samples", "1", "--probe-rows", "60")
 SMALL = ["--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]", "--set", "model.shared_hidden=8"]
 SMALL += ["--set", "model.shared=6", "--set", "model.exclusive=4", "--set", "model.decoder_hidden=8"]
 
@@ -217,18 +216,6 @@ def test_an_existing_folder_is_refused(trained: Trained, iiae: Program, tmp_path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "notes.txt"]
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    trained: Trained, iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    failed = iiae("evaluate", "--run", trained.run, "--report", "out")
-    message, hint = failed.error()
-    assert failed.code == 2 and "matplotlib" in message and "pip install 'iiae-cli[report]'" in hint
-    assert not (tmp_path / "out").exists()
-    assert iiae("evaluate", "--run", trained.run).code == 0
-
-
 # ---- its parts
 
 
@@ -323,7 +310,7 @@ def test_cells() -> None:
 
 def test_what_html_cannot_carry_is_replaced() -> None:
     table = Table("\udcff\x00 <b>", ["a"], [])
-    fields = ("charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
+    fields = ("disentanglement", "charts", "directions", "rank_charts", "grids", "usage_charts", "cards", "tables")
     page = SimpleNamespace(
         **{name: [] for name in fields},
         **dict.fromkeys(

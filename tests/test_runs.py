@@ -66,6 +66,106 @@ def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None
     assert newest.model["w"].tolist() == [100.0, 100.0]
 
 
+def with_checkpoints(path: Path, *steps: int) -> RunDir:
+    run, _, _ = saved(path)
+    for step in steps:
+        run.save_checkpoint(Checkpoint(step, {"w": torch.full((40,), float(step))}, {}, {}, {"best": step}))
+    return run
+
+
+@pytest.mark.parametrize("damage", ["flipped in the tensors", "flipped in the header", "torn", "longer", "empty"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before_said_aloud(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = with_checkpoints(tmp_path / "run", 5, 9)
+    newest, older = run.checkpoint_file(9), run.checkpoint_file(5)
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped in the tensors":
+        content[-3] ^= 4
+    elif damage == "flipped in the header":
+        content[content.index(b'"step":"9"') + 8] ^= 1  # 9 becomes 8
+    kept = {"torn": content[:-7], "longer": content + b"x", "empty": b""}.get(damage, content)
+    newest.write_bytes(kept)
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.step == 5
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and str(newest) in said and str(older) in said
+    assert not newest.exists() and newest.with_name(f"{newest.name}.damaged").read_bytes() == kept
+    run.save_checkpoint(Checkpoint(7, {}, {}, {}))
+    run.save_checkpoint(Checkpoint(8, {}, {}, {}))
+    assert run.latest_checkpoint().step == 8 and capsys.readouterr().err == ""  # type: ignore[union-attr]
+
+
+def test_where_no_checkpoint_is_whole_both_are_named_and_left_alone(tmp_path: Path) -> None:
+    run = with_checkpoints(tmp_path / "run", 5, 9)
+    for step in (5, 9):
+        run.checkpoint_file(step).write_bytes(b"torn")
+    with pytest.raises(IiaeError) as caught:
+        run.latest_checkpoint()
+    assert str(run.checkpoint_file(5)) in caught.value.message and str(run.checkpoint_file(9)) in caught.value.message
+    assert "--overwrite" in caught.value.hint
+    assert run.checkpoint_file(5).exists() and run.checkpoint_file(9).exists()
+
+
+def test_any_flipped_bit_of_the_weights_is_found(tmp_path: Path) -> None:
+    run, _, _ = saved(tmp_path / "run")
+    content = run.model_file.read_bytes()
+    for offset in (3, content.index(b"fingerprint") + 20, content.index(b"step") + 9, len(content) // 2, -1):
+        flipped = bytearray(content)
+        flipped[offset] ^= 16
+        run.model_file.write_bytes(flipped)
+        with pytest.raises(IiaeError, match="damaged"):
+            load_model(run)
+    run.model_file.write_bytes(content)
+    load_model(run)
+
+
+def test_one_process_at_a_time_trains_in_a_run_directory(tmp_path: Path) -> None:
+    run, _, _ = saved(tmp_path / "run")
+    other = RunDir(run.path)
+    with pytest.raises(IiaeError, match="another process"):
+        other.lock()
+    left = run.checkpoint_folder / ".step-00000001.safetensors.abc.tmp"
+    left.write_bytes(b"half")
+    run.lock()
+    assert left.exists()  # the lock was held all along
+    run.unlock()
+    other.lock()
+    assert not left.exists()
+    other.unlock()
+
+
+def test_a_half_made_folder_is_free_and_any_other_is_not(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert run.is_free()
+    run.samples_folder.mkdir(parents=True)
+    run.checkpoint_folder.mkdir()
+    (run.path / ".config.yaml.x1.tmp").write_text("")
+    assert run.is_free()
+    (run.samples_folder / "mine.png").write_bytes(b"")
+    assert not run.is_free()
+    (run.samples_folder / "mine.png").unlink()
+    (run.path / "notes.txt").write_text("")
+    assert not run.is_free()
+
+
+def test_clearing_ends_with_checkpoints_first_so_that_a_half_cleared_run_is_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_checkpoints(tmp_path / "run", 5, 9)
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def record(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", record)
+    run.clear()
+    assert removed[:2] == ["step-00000009.safetensors", "step-00000005.safetensors"]
+    assert run.exists() and not run.model_file.exists()
+
+
 def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path) -> None:
     run, _, _ = saved(tmp_path / "run")
     for step in (1, 2, 3):
@@ -74,6 +174,15 @@ def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Pa
         file.write('{"step": 2, "lo')
     run.truncate_metrics(2)
     assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2]
+
+
+def test_a_validation_that_is_owed_leaves_no_line(tmp_path: Path) -> None:
+    run, _, _ = saved(tmp_path / "run")
+    for kind, step in (("validation", 1), ("train", 2), ("validation", 2), ("train", 3)):
+        run.append_metrics({"kind": kind, "step": step})
+    run.truncate_metrics(2, validated=False)
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("validation", 1), ("train", 2)]
 
 
 def test_config_survives_the_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -90,6 +199,7 @@ def test_weights_that_do_not_fit_their_header_are_refused(tmp_path: Path) -> Non
     run, _, _ = saved(tmp_path / "run")
     with safe_open(run.model_file, framework="pt") as file:
         header = file.metadata()
+    del header["checksum"]  # as files have it that were written before there was one
     tensors = load_file(run.model_file)
     del tensors["shared_x.bias"]
     save_file(tensors, run.model_file, metadata=header)

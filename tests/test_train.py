@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from safetensors.torch import load_file
 from iiae_cli.training.data import hold_out
 from iiae_cli.training.loop import seed_step
 from iiae_cli.training.session import Session
-from iiae_cli.training.signals import StopFlag, stop_on_signals
 from iiae_cli.training.validation import Selection, Validation
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -119,16 +117,6 @@ def test_a_signal_saves_and_stops(trained: Trained, tmp_path: Path, name: str, c
 def test_the_time_limit_stops_like_a_signal(iiae: Program, trained: Trained) -> None:
     outcome = train(iiae, trained, "run", "--time-limit", "1s", steps=1000000)
     assert outcome.code == 75 and list(Path("run/checkpoints").iterdir())
-
-
-def test_stop_flag_remembers_the_signal_and_gives_handlers_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals() as flag:
-        assert not flag.raised()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert flag.raised() and flag.exit_code == 75
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert StopFlag(time_limit=0).raised()
 
 
 def test_default_run_name_and_latest_link(iiae: Program, trained: Trained) -> None:

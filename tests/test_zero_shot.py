@@ -75,6 +75,39 @@ def test_every_figure_equals_the_slow_ranking(seed, tied):
         np.testing.assert_allclose(column, slow, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_short_keys_and_long_ones_rank_alike(seed, monkeypatch):
+    """Queries that 32 bits decide and queries that they do not: the same figures as by 64 bits throughout."""
+    rng = np.random.default_rng(seed)
+    x, y, of_x, of_y = case(seed, False, gallery=1500)
+    near = rng.integers(0, 1500, 300)
+    y[rng.integers(0, 1500, 300)] = y[near] * (1 + 1e-7 * rng.standard_normal((300, 1))).astype(np.float32)
+    x[:4] *= 1e20  # lengths do not matter
+    decided = []
+    undecided = zero_shot._Ranker._undecided
+    monkeypatch.setattr(
+        zero_shot._Ranker, "_undecided", staticmethod(lambda *given: decided.append(undecided(*given)) or decided[-1])
+    )
+    found = rank_by_class(x, y, names(of_x), names(of_y))
+    assert sum(map(len, decided)) > 0
+    everything = staticmethod(lambda keys, places, ranks, starts: np.arange(len(keys)))
+    monkeypatch.setattr(zero_shot._Ranker, "_undecided", everything)
+    slow = rank_by_class(x, y, names(of_x), names(of_y))
+    np.testing.assert_array_equal(found.average_precision, slow.average_precision)
+    assert found.figures() == slow.figures()
+
+
+def test_distinct_latents_seldom_need_long_keys(monkeypatch):
+    rows = []
+    undecided = zero_shot._Ranker._undecided
+    monkeypatch.setattr(
+        zero_shot._Ranker, "_undecided", staticmethod(lambda *given: rows.append(undecided(*given)) or rows[-1])
+    )
+    x, y, of_x, of_y = case(1, False, queries=100, gallery=2000, width=64)
+    rank_by_class(x, y, names(of_x), names(of_y))
+    assert sum(map(len, rows)) < 20
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_chunks_and_threads_change_nothing(threads, monkeypatch):
     x, y, of_x, of_y = case(5, True)

@@ -1,25 +1,51 @@
-"""`iiae encode`: read → encode → write a latent cache; and merge the caches of shards."""
+"""`iiae encode`: read → encode → write a latent cache, taking up what was begun; and merge the caches of shards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from iiae_cli import console
+from iiae_cli.blocks import BlockLog
 from iiae_cli.builders import choose_device
 from iiae_cli.data.pictures import expand_inputs
-from iiae_cli.errors import IiaeError
+from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.files import refuse_existing
-from iiae_cli.inference.encoding import Encoded, encode_rows
-from iiae_cli.inference.inputs import open_inputs
-from iiae_cli.inference.latents import LatentCache, merge_caches, read_latents, write_latents
+from iiae_cli.inference.encoding import Encoded, LatentKind
+from iiae_cli.inference.inputs import Inputs, open_inputs
+from iiae_cli.inference.latents import LatentCache, LatentFormat, write_stream
+from iiae_cli.inference.shards import CacheFile, Shard, describe, plan_merge, shard_json, shard_of_list
+from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
 from iiae_cli.model.iiae import Domain
 from iiae_cli.places import run_folder
-from iiae_cli.runs import RunDir, load_model
+from iiae_cli.runs import LoadedModel, RunDir, load_model
+from iiae_cli.workspace import workspace
+
+_KINDS: dict[str, tuple[LatentKind, ...]] = {
+    "shared": ("shared",),
+    "exclusive": ("exclusive",),
+    "both": ("shared", "exclusive"),
+}
+# What a finished cache must agree in with the one asked for, and what to call it.
+_TOLD = {
+    "fingerprint": "model",
+    "domain": "domain",
+    "options": "options",
+    "inputs": "list of inputs",
+    "inputs_content": "content of the inputs",
+    "shard": "shard",
+}
+
+
+def never() -> int | None:
+    """No signal has come."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -32,9 +58,9 @@ class EncodeOptions:
     latents: Literal["shared", "exclusive", "both"] = "both"
     logvar: bool = False
     split: str = "test"
-    batch_size: int = 256
+    batch_size: int | None = None
     workers: int = 2
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16"] | None = None
     shard: tuple[int, int] | None = None
     device: str = "auto"
     merge: bool = False
@@ -70,66 +96,125 @@ class EncodeResult:
         console.print_table(["file", "rows", "domain"], [(self.path, self.rows, self.domain)], header=False)
 
 
-def run(inputs: Sequence[str], options: EncodeOptions) -> EncodeResult:
+def run(inputs: Sequence[str], options: EncodeOptions, interrupted: Callable[[], int | None] = never) -> EncodeResult:
     """Encode inputs, or merge caches.
 
+    Args:
+        inputs: paths.
+        options: what the command line says.
+        interrupted: the exit code of a signal that has come, or None.
+
     Raises:
-        IiaeError: no model, no input, an existing output, inputs of another shape.
+        IiaeError: no model, no input, an existing output, inputs of another shape, shards that do not fit.
+        Interrupted: a signal came; what is encoded is saved.
     """
     paths = expand_inputs(inputs, nul=options.nul)
     if options.merge:
-        refuse_existing(options.output, options.overwrite)
-        merged = merge_caches([read_latents(Path(path)) for path in paths], paths)
-        write_latents(options.output, merged, logvar=True, dtype=options.dtype)
-        return EncodeResult(options.output, len(merged), merged.domain, merged.fingerprint)
+        return _merge([Path(path) for path in paths], options, interrupted)
     if options.domain is None:
         raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
-    if options.resume and options.output.exists():
-        done = read_latents(options.output)
-        if done.fingerprint == loaded.fingerprint and done.domain == options.domain:
-            console.say(f"{options.output} is complete already")
-            return EncodeResult(options.output, len(done), done.domain, done.fingerprint)
-    refuse_existing(options.output, options.overwrite)
-    wants_exclusive = options.latents in ("exclusive", "both")
     if options.latents == "exclusive" and not loaded.model.exclusive_dim:
         raise IiaeError("this model was trained without exclusive latents", "pass --latents shared")
     shape = loaded.info.shape_x if options.domain == "x" else loaded.info.shape_y
     rows = open_inputs(paths, options.domain, shape, split=options.split, workers=options.workers)
+    job = _plan(rows, loaded, options, device, shape)
+    if options.resume and options.output.exists():
+        found = describe(options.output)
+        if (other := _difference(found, job.head)) is not None:
+            raise _other_output(options.output, other)
+        return _complete(found)
+    refuse_existing(options.output, options.overwrite)
+    return job.carry_out(options, interrupted)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything decided before the first row is read."""
+
+    rows: Inputs
+    encoder: Encoder
+    bounds: tuple[int, int]
+    head: dict[str, Any]
+    settings: dict[str, Any]
+
+    def carry_out(self, options: EncodeOptions, interrupted: Callable[[], int | None]) -> EncodeResult:
+        """Encode what is not encoded yet, then write the cache."""
+        start, stop = self.bounds
+        with (
+            workspace(options.output, self.settings, resume=options.resume, overwrite=options.overwrite) as folder,
+            BlockLog(folder / "latents.blocks") as log,
+        ):
+            done = min(stop - start, len(log) * self.encoder.batch_size)
+            if done:
+                console.say(f"resuming {options.output} at input {done} of {stop - start}")
+            try:
+                with console.progress("encoding", stop - start, "inputs") as bar:
+                    bar.start_at(done)
+                    encode_stream(
+                        self.encoder, self.rows, self.bounds, log, interrupted=interrupted, advance=bar.update
+                    )
+            except Interrupted as stopped:
+                raise Interrupted(
+                    stopped.exit_code, f"{stopped.where}; continue with the same command and --resume"
+                ) from stopped
+            log.sync()
+            return self._write(options.output, log, folder)
+
+    def _write(self, output: Path, log: BlockLog, folder: Path) -> EncodeResult:
+        """From the log to the cache, one block at a time."""
+        positions, skipped = [], []
+        for block in log:
+            positions += block.arrays["positions"].tolist()
+            skipped += block.lines
+        for line in skipped:
+            console.warn(f"skipped {line}")
+        if not positions and "shard" not in self.head:
+            raise IiaeError("none of the inputs could be read", "the lines above name each of them")
+        labels = self.rows.labels
+        write_stream(
+            output,
+            self.head,
+            self._arrays(),
+            (block.arrays for block in log if len(block.arrays["positions"])),
+            ids=[self.rows.ids[one] for one in positions],
+            labels=None if labels is None else [labels[one] for one in positions],
+            skipped=skipped,
+            folder=folder,
+        )
+        return EncodeResult(output, len(positions), self.encoder.domain, self.head["fingerprint"], skipped)
+
+    def _arrays(self) -> dict[str, tuple[int, np.dtype[Any]]]:
+        """Width and number format of every array, known before any row is read."""
+        model, form = self.encoder.model, self.encoder.format
+        widths = {"shared": int(np.prod(model.shared_shape)), "exclusive": model.exclusive_dim}
+        return {
+            f"{kind}_{part}": (widths[kind], np.dtype(form.dtype))
+            for kind in form.kinds
+            for part in (("mean", "logvar") if form.logvar else ("mean",))
+        }
+
+
+def _plan(
+    rows: Inputs, loaded: LoadedModel, options: EncodeOptions, device: torch.device, shape: tuple[int, ...]
+) -> _Job:
+    assert options.domain is not None
+    kinds = tuple(kind for kind in _KINDS[options.latents] if kind == "shared" or loaded.model.exclusive_dim)
+    form = LatentFormat(kinds, options.logvar, options.dtype or "float32")
+    batch_size = options.batch_size or batch_size_for(loaded.size or shape)
+    shard: Shard | None = None
+    bounds = (0, rows.total)
     if options.shard is not None:
-        rows = rows.shard(*options.shard)
-    parts: list[Encoded] = []
-    ids: list[str] = []
-    labels: list[str] = []
-    with console.progress("encoding", rows.total, "rows") as bar:
-        for block, block_ids, block_labels in rows.blocks(options.batch_size):
-            parts.append(
-                encode_rows(
-                    loaded.model,
-                    options.domain,
-                    block,
-                    size=loaded.size,
-                    device=device,
-                    batch_size=options.batch_size,
-                    shared=options.latents in ("shared", "both"),
-                    exclusive=wants_exclusive,
-                )
-            )
-            ids += block_ids
-            labels += block_labels or []
-            bar.update(len(ids))
-    for line in rows.skipped:
-        console.warn(f"skipped {line}")
-    if not parts:
-        raise IiaeError("none of the inputs could be read", "the lines above name each of them")
-    names = [name for name, values in vars(parts[0]).items() if values is not None]
+        shard = shard_of_list(*options.shard, rows.total, batch_size)
+        bounds = (shard.start, shard.stop)
+        console.say(f"shard {shard.name}: inputs {shard.start} to {shard.stop - 1} of {shard.total}")
     cache = LatentCache(
-        encoded=Encoded(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}),
-        ids=ids,
-        labels=labels or None,
+        encoded=Encoded(),
+        ids=[],
+        labels=None,
         domain=options.domain,
         fingerprint=loaded.fingerprint,
         shared_shape=loaded.model.shared_shape,
@@ -137,5 +222,68 @@ def run(inputs: Sequence[str], options: EncodeOptions) -> EncodeResult:
         metric=loaded.metric,
         source=rows.source,
     )
-    write_latents(options.output, cache, logvar=options.logvar, dtype=options.dtype)
-    return EncodeResult(options.output, len(cache), cache.domain, cache.fingerprint, rows.skipped)
+    head = {
+        **cache.head(),
+        "options": json.dumps({"latents": list(kinds), "logvar": form.logvar, "dtype": form.dtype}),
+        "inputs": rows.listing(),
+        "inputs_content": rows.content(*bounds),
+    }
+    if shard is not None:
+        head["shard"] = shard_json(shard)
+    settings = {told: head.get(key) for key, told in _TOLD.items()}
+    settings |= {"batch size": batch_size, "version": head["versions"]}
+    return _Job(
+        rows, Encoder(loaded.model, options.domain, loaded.size, device, batch_size, form), bounds, head, settings
+    )
+
+
+def _difference(found: CacheFile, wanted: dict[str, Any]) -> str | None:
+    """What a finished cache has another of than the one asked for; None: nothing."""
+    for key, told in _TOLD.items():
+        if str(found.head.get(key)) != str(wanted.get(key)):
+            return told
+    return None
+
+
+def _complete(found: CacheFile) -> EncodeResult:
+    """A finished cache as the result; what it left out is named again."""
+    console.say(f"{found.path} is complete already")
+    for line in found.skipped:
+        console.warn(f"skipped {line}")
+    return _result(found)
+
+
+def _result(found: CacheFile) -> EncodeResult:
+    domain: Domain = "x" if found.head["domain"] == "x" else "y"
+    return EncodeResult(found.path, len(found.ids), domain, found.head["fingerprint"], found.skipped)
+
+
+def _merge(paths: list[Path], options: EncodeOptions, interrupted: Callable[[], int | None]) -> EncodeResult:
+    if options.shard is not None:
+        raise IiaeError("--shard does not apply to --merge", "leave --shard out")
+    plan = plan_merge(paths, options.dtype)
+    if options.resume and options.output.exists():
+        found = describe(options.output)
+        other = _difference(found, plan.head) or (None if found.ids == plan.ids else "list of inputs")
+        if other is not None:
+            raise _other_output(options.output, other)
+        return _complete(found)
+    refuse_existing(options.output, options.overwrite)
+
+    def tick() -> None:
+        code = interrupted()
+        if code is not None:
+            raise Interrupted(code, f"{options.output} was not written; run the same command again")
+
+    with workspace(options.output, {"merge": True}, resume=True) as folder:
+        plan.write(options.output, folder=folder, tick=tick)
+    found = describe(options.output)
+    for line in found.skipped:
+        console.warn(f"skipped {line}")
+    return _result(found)
+
+
+def _other_output(output: Path, other: str) -> IiaeError:
+    return IiaeError(
+        f"{output} exists already, with another {other}", "pass --overwrite to replace it, or choose another output"
+    )

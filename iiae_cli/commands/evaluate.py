@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +17,16 @@ from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.dataset import DataFile, Split
 from iiae_cli.data.leaks import Seen, refuse_leak
 from iiae_cli.errors import IiaeError
+from iiae_cli.evaluation.disentanglement import PROBE_ROWS
+from iiae_cli.evaluation.disentanglement_tables import disentanglement_tables
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.judge import JUDGE_STEPS, judged_translations, train_judge
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
+from iiae_cli.evaluation.measure_disentanglement import ProbeOptions, measure_disentanglement
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
-from iiae_cli.evaluation.plots import require_matplotlib
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
-    colour_factors,
     encode_pairs,
-    exclusive_kl,
     paired_retrieval,
     zero_shot,
 )
@@ -67,6 +68,9 @@ class EvaluateOptions:
     report: Path | None = None
     overwrite: bool = False
     fail_under: tuple[str, ...] = ()
+    fail_over: tuple[str, ...] = ()
+    probe_rows: int = PROBE_ROWS
+    shared_factors: tuple[str, ...] = ()
     batch_size: int = 256
     device: str = "auto"
 
@@ -78,7 +82,7 @@ class EvaluateResult:
     Attributes:
         figures: by task, as `--json` prints them, fractions in [0, 1]; translation errors on the [−1, 1] scale.
         protocol: what was measured on what.
-        failures: a line for every `--fail-under` that was not reached.
+        failures: a line for every `--fail-under` and `--fail-over` that was not kept.
         paper: the paper's rows beside this run's figures, where asked for.
         report: the page written, if any.
     """
@@ -103,7 +107,8 @@ class EvaluateResult:
 
     def show(self) -> None:
         """Print for people and pipes."""
-        tables = figure_tables(self.figures) + ([paper_table(self.paper)] if self.paper else [])
+        tables = figure_tables(self.figures) + disentanglement_tables(self.figures.get("disentanglement", {}))
+        tables += [paper_table(self.paper)] if self.paper else []
         for table in tables:
             console.print_table(table.headers, table.rows, title=table.title)
         if self.report is not None:
@@ -116,10 +121,9 @@ def run(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         IiaeError: no run, no data, data of another shape, an empty split, an unknown `--fail-under` key.
     """
-    gates = parse_gates(options.fail_under)
+    gates = parse_gates(options.fail_under, options.fail_over)
     if options.report is not None:
         refuse_existing(options.report, options.overwrite)
-        require_matplotlib()
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
@@ -164,8 +168,9 @@ def run(options: EvaluateOptions) -> EvaluateResult:
                 figures["judged"] = _judged(loaded, file, pairs, split, options, device)
                 protocol |= {"judge_steps": JUDGE_STEPS, "judge_seed": options.seed}
         else:
-            factors = {} if file.info.by_class else colour_factors(pairs, split)
-            figures["disentanglement"] = {"exclusive_kl": dict(exclusive_kl(pairs)), "factors": factors}
+            found, how = _disentanglement(loaded, pairs, file, split, options, metric, device)
+            figures["disentanglement"] = found
+            protocol |= how
     rows = _paper_rows(options, loaded, file, protocol, figures, metric)
     result = EvaluateResult(figures, protocol, failed_gates(gates, figures), rows if options.paper else None)
     if options.report is not None:
@@ -260,6 +265,36 @@ def _translation(
         device=device,
         batch_size=options.batch_size,
     )
+
+
+def _disentanglement(
+    loaded: LoadedModel,
+    pairs: EncodedPairs,
+    file: DataFile,
+    split: Split,
+    options: EvaluateOptions,
+    metric: Metric,
+    device: torch.device,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Probes, swaps and bounds; warns of what makes them less than they look."""
+    by_class = file.info.by_class
+    train = None if options.split == "train" else partial(file.split, "train")
+    figures, protocol = measure_disentanglement(
+        loaded,
+        pairs,
+        split,
+        train,
+        ProbeOptions(options.probe_rows, options.shared_factors, options.seed),
+        by_class=by_class,
+        metric=metric,
+        device=device,
+        batch_size=options.batch_size,
+    )
+    for line in figures["warnings"]:
+        console.warn(line)
+    if not figures["factors"] and not any(figures["probes"].values()):
+        console.warn(f"{file.path} holds no factors to probe: see 'Bring your own factors' in docs/disentanglement.md")
+    return figures, protocol
 
 
 def _check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[Task]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ from typing import Any
 from PIL import Image
 
 from iiae_cli import console
-from iiae_cli.data.dataset import SPLITS, DataFile, DomainName, Split
-from iiae_cli.data.prepare import CLASS_SETS, PrepareOptions, prepare_file
+from iiae_cli.data.dataset import DOMAINS, SPLITS, DataFile, Split
+from iiae_cli.data.prepare import CLASS_SETS, PrepareOptions, is_prepared, prepare_file
 from iiae_cli.data.prepare.class_sets import classes_of
-from iiae_cli.data.prepare.workspace import remove_workspace, workspace_of
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.files import refuse_existing, writing
 from iiae_cli.places import data_folder
-
-DOMAINS: tuple[DomainName, ...] = ("x", "y")
 
 
 @dataclass
@@ -69,7 +65,14 @@ class PrepareResult:
 
 
 def run(
-    name: str, options: PrepareOptions, *, output: Path | None, overwrite: bool, pictures: Path | None = None
+    name: str,
+    options: PrepareOptions,
+    *,
+    output: Path | None,
+    overwrite: bool,
+    resume: bool = False,
+    pictures: Path | None = None,
+    interrupted: Callable[[], int | None] = lambda: None,
 ) -> PrepareResult:
     """Build a data set and write it.
 
@@ -78,66 +81,73 @@ def run(
         options: what the builder is told.
         output: the file; None: DATA/NAME.h5.
         overwrite: whether an existing file is replaced.
+        resume: whether interrupted work is taken up, and a finished file of the same options left as it is.
         pictures: also write every picture to this folder, in the layout of `prepare pairs`; where pictures recur in
             many pairs, with a manifest `pairs.csv`.
+        interrupted: the exit code of a signal that has come, or None.
 
     Raises:
         IiaeError: a missing or damaged source, an existing output, a full disk.
+        Interrupted: a signal came; what is finished is kept.
     """
     path = output if output is not None else data_folder() / f"{name}.h5"
-    refuse_existing(path, overwrite)
-    if pictures is not None:
-        refuse_existing(pictures, overwrite)
-    with _for_class_sets(name, path, options, overwrite, pictures) as options:
-        skipped = prepare_file(name, path, options, command=shlex.join(sys.argv))
+    complete = resume and path.exists() and not overwrite
+    if complete:
+        if not is_prepared(name, path, options):
+            raise IiaeError(
+                f"{path} exists already, made by other options or from another source",
+                "pass --overwrite to replace it, or choose another output",
+            )
+        console.say(f"{path} is complete already")
+        skipped = DataFile(path).skipped()
+    else:
+        refuse_existing(path, overwrite)
+        if pictures is not None:
+            refuse_existing(pictures, overwrite or resume)
+        options = _for_class_sets(name, options, overwrite or resume, pictures)
+        try:
+            skipped = prepare_file(
+                name, path, options, command=_command(), resume=resume, overwrite=overwrite, interrupted=interrupted
+            )
+        except Interrupted as stopped:
+            where = f"{stopped.where}; continue with the same command and --resume"
+            raise Interrupted(stopped.exit_code, where) from stopped
     for line in skipped:
         console.warn(f"skipped {line}")
     file = DataFile(path)
     if pictures is not None:
         rows: list[tuple[str, ...]] = []
         for split in SPLITS:
-            rows += _write_pictures(file.split(split), pictures, split)
+            rows += _write_pictures(file.split(split), pictures, split, interrupted)
         if rows:
             _write_manifest(rows, pictures / "pairs.csv")
     by_split = _rows(file) if name in CLASS_SETS else None
     return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures, by_split)
 
 
-@contextmanager
-def _for_class_sets(
-    name: str, path: Path, options: PrepareOptions, overwrite: bool, pictures: Path | None
-) -> Iterator[PrepareOptions]:
-    """Inside, a set of classes has its device, and a signal leaves its work to be taken up by --resume.
+def _command() -> str:
+    """This call for the file's attributes, the same whether it was interrupted or not."""
+    return shlex.join(one for one in sys.argv if one not in ("--resume", "--overwrite"))
+
+
+def _for_class_sets(name: str, options: PrepareOptions, may_replace: bool, pictures: Path | None) -> PrepareOptions:
+    """A set of classes is given its device.
 
     Raises:
         IiaeError: an output exists, or an option does not apply.
     """
     if name not in CLASS_SETS:
-        yield options
-        return
+        return options
     features = options.features
     if pictures is not None:
         raise IiaeError(f"--pictures does not apply: {name} is stored as features", "leave --pictures out")
     if features.save_backbone is not None:
         for domain in DOMAINS:
-            refuse_existing(features.save_backbone / f"{domain}.safetensors", overwrite)
-    if overwrite and not features.resume:
-        remove_workspace(workspace_of(path))
+            refuse_existing(features.save_backbone / f"{domain}.safetensors", may_replace)
 
     from iiae_cli.builders import choose_device  # imports torch
-    from iiae_cli.training.signals import stop_on_signals
 
-    with stop_on_signals() as flag:
-
-        def interrupted() -> int | None:
-            return flag.exit_code
-
-        device = str(choose_device(features.device))
-        try:
-            yield replace(options, features=replace(features, device=device, interrupted=interrupted))
-        except Interrupted as stopped:
-            where = f"{stopped.where}; continue with the same command and --resume"
-            raise Interrupted(stopped.exit_code, where) from stopped
+    return replace(options, features=replace(features, device=str(choose_device(features.device))))
 
 
 def _rows(file: DataFile) -> dict[str, dict[str, int]]:
@@ -149,13 +159,18 @@ def _rows(file: DataFile) -> dict[str, dict[str, int]]:
     }
 
 
-def _write_pictures(split: Split, folder: Path, name: str) -> list[tuple[str, ...]]:
+def _write_pictures(
+    split: Split, folder: Path, name: str, interrupted: Callable[[], int | None]
+) -> list[tuple[str, ...]]:
     """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`; rows of a manifest where it needs one."""
     files: dict[str, list[str]] = {}
     for domain in DOMAINS:
         parts = [one.partition("/") for one in split.ids(domain)]
         files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
         for path, picture in zip(files[domain], split.rows(domain), strict=True):
+            code = interrupted()
+            if code is not None:
+                raise Interrupted(code, f"some pictures are in {folder}; continue with the same command and --resume")
             with writing(folder / path, sync=False) as temporary:
                 Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
     if split.pairs is None:

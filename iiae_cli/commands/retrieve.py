@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
@@ -18,7 +18,8 @@ from iiae_cli.files import refuse_existing, writing
 from iiae_cli.inference.encoding import LatentKind, encode_rows
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentCache, is_latent_cache, means_of, read_latents
-from iiae_cli.inference.retrieval import Backend, Metric, nearest
+from iiae_cli.inference.retrieval import Backend, Floats, Ints, Metric, choose_backend, nearest
+from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_gallery
 from iiae_cli.model.iiae import Domain, other_domain
 from iiae_cli.places import index_file, run_folder
 from iiae_cli.runs import RunDir, load_model
@@ -36,7 +37,8 @@ class RetrieveOptions:
     domain: Domain | None = None
     metric: Metric | None = None
     latents: LatentKind = "shared"
-    backend: Backend = "sklearn"
+    backend: Backend = "auto"
+    approximate: bool = False
     montage: Path | None = None
     split: str = "test"
     workers: int = 2
@@ -55,6 +57,8 @@ class RetrieveResult:
         results: one object per query, as `--json` prints it.
         skipped: a line for every query left out.
         montage: the picture written, if any.
+        backend: who searched.
+        approximate: where the search was one: `index`, `recall` on `sample` queries, `probes` of `lists`.
     """
 
     index: Path
@@ -62,6 +66,8 @@ class RetrieveResult:
     results: list[dict[str, Any]]
     skipped: list[str] = field(default_factory=list)
     montage: Path | None = None
+    backend: Backend = "auto"
+    approximate: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -72,6 +78,8 @@ class RetrieveResult:
             "results": self.results,
             "skipped": self.skipped,
             "montage": None if self.montage is None else str(self.montage),
+            "backend": self.backend,
+            "approximate": self.approximate,
         }
 
     def show(self) -> None:
@@ -95,47 +103,97 @@ def run(inputs: Sequence[str], options: RetrieveOptions) -> RetrieveResult:
     paths = expand_inputs(inputs, nul=options.nul)
     if options.montage is not None:
         refuse_existing(options.montage, options.overwrite)
+    if options.approximate and options.backend not in ("auto", "faiss"):
+        raise IiaeError(f"--approximate is faiss' own, not --backend {options.backend}", "leave --backend out")
     index_path, chosen = index_file(options.index, options.run, is_latent_cache)
-    gallery = read_latents(index_path)
-    console.say(f"gallery {index_path} ({chosen}): {len(gallery)} pictures of domain {gallery.domain}")
-    metric: Metric = options.metric or ("cosine" if gallery.metric == "cosine" else "euclidean")
-    queries = _queries(paths, gallery, options)
-    if queries.fingerprint != gallery.fingerprint:
-        raise IiaeError(
-            f"queries were encoded by model {queries.fingerprint}, the gallery {index_path} by {gallery.fingerprint}",
-            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
-        )
-    gallery_means = means_of(gallery, options.latents, index_path)
-    query_means = means_of(queries.cache, options.latents, Path(paths[0]))
-    if query_means.shape[1] != gallery_means.shape[1]:
-        raise IiaeError(
-            f"queries have {query_means.shape[1]} dimensions, the gallery {gallery_means.shape[1]}",
-            "compare latents of one kind and one model",
-        )
-    rows, distances = nearest(query_means, gallery_means, options.k, metric=metric, backend=options.backend)
-    results = [
-        {"query": one, "neighbours": [_neighbour(gallery, *pair) for pair in enumerate(zip(row, line, strict=True), 1)]}
-        for one, row, line in zip(queries.cache.ids, rows, distances, strict=True)
-    ]
-    result = RetrieveResult(index_path, metric, results, queries.skipped, options.montage)
+    with open_gallery(index_path) as gallery:
+        console.say(f"gallery {index_path} ({chosen}): {len(gallery)} pictures of domain {gallery.domain}")
+        queries = _queries(paths, gallery.domain, options)
+        if queries.fingerprint != gallery.fingerprint:
+            raise IiaeError(
+                f"queries were encoded by model {queries.fingerprint}, the gallery {index_path} by "
+                f"{gallery.fingerprint}",
+                "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
+            )
+        query_means = means_of(queries.cache, options.latents, Path(paths[0]))
+        result, rows, distances = _search(query_means, gallery, options)
+        result.results = _results(queries.cache.ids, gallery, rows, distances)
+    result.skipped, result.montage = queries.skipped, options.montage
     if options.montage is not None:
-        shown = min(len(rows), MONTAGE_ROWS)
-        if shown < len(rows):
-            console.say(f"the montage shows the first {shown} of {len(rows)} queries")
-        with writing(options.montage) as temporary:
-            picture = draw_montage(queries.cache, gallery, rows[:shown], distances[:shown])
-            picture.save(temporary, format="PNG")
+        _draw(options.montage, queries.cache, index_path, rows, distances)
     for line in queries.skipped:
         console.warn(f"skipped {line}")
     return result
 
 
-def _neighbour(gallery: LatentCache, rank: int, found: tuple[np.int64, np.float64]) -> dict[str, Any]:
-    row, distance = int(found[0]), float(found[1])
-    entry: dict[str, Any] = {"rank": rank, "id": gallery.ids[row], "distance": distance}
-    if gallery.labels is not None:
-        entry["label"] = gallery.labels[row]
-    return entry
+def _search(
+    queries: NDArray[Any], gallery: StoredGallery, options: RetrieveOptions
+) -> tuple[RetrieveResult, Ints, Floats]:
+    """Gallery rows (Q, K) and distances (Q, K) of every query's neighbours, and how they were found."""
+    metric: Metric = options.metric or ("cosine" if gallery.metric == "cosine" else "euclidean")
+    means = gallery.means(options.latents)
+    if queries.shape[1] != means.shape[1]:
+        raise IiaeError(
+            f"queries have {queries.shape[1]} dimensions, the gallery {means.shape[1]}",
+            "compare latents of one kind and one model",
+        )
+    result = RetrieveResult(gallery.path, metric, [])
+    if options.approximate and len(gallery):
+        return _search_approximately(queries, means, gallery, options, result)
+    result.backend = choose_backend(options.backend, len(queries), *means.shape)
+    if options.backend == "auto":
+        size = " × ".join(f"{n:,}" for n in (len(queries), *means.shape))
+        console.say(f"backend {result.backend} (by size: {size})")
+    rows, distances = nearest(queries, means, options.k, metric=metric, backend=result.backend)
+    return result, rows, distances
+
+
+def _search_approximately(
+    queries: NDArray[Any], means: StoredRows, gallery: StoredGallery, options: RetrieveOptions, result: RetrieveResult
+) -> tuple[RetrieveResult, Ints, Floats]:
+    from iiae_cli.inference import approximate
+
+    suffix = ".faiss" if options.latents == "shared" else f".{options.latents}.faiss"
+    path = gallery.path.with_suffix(suffix)
+    found = approximate.search(
+        queries, means, options.k, metric=result.metric, path=path, fingerprint=gallery.fingerprint
+    )
+    recall = f"{found.recall:.3f} on {found.sample} of {len(queries)} queries"
+    made = "made" if found.built else "read"
+    console.say(f"index {path} {made}; {found.probes} of {found.lists} lists; recall@{options.k} {recall}")
+    result.backend = "faiss"
+    result.approximate = {
+        "index": str(path),
+        "recall": found.recall,
+        "sample": found.sample,
+        "probes": found.probes,
+        "lists": found.lists,
+    }
+    return result, found.rows, found.distances
+
+
+def _results(ids: list[str], gallery: StoredGallery, rows: Ints, distances: Floats) -> list[dict[str, Any]]:
+    names, labels = gallery.names(rows), gallery.labels(rows)
+
+    def neighbour(rank: int, row: int, distance: float) -> dict[str, Any]:
+        entry = {"rank": rank, "id": names[row], "distance": distance}
+        return {**entry, "label": labels[row]} if gallery.labelled else entry
+
+    return [
+        {
+            "query": one,
+            "neighbours": [neighbour(rank, *pair) for rank, pair in enumerate(zip(row, line, strict=True), 1)],
+        }
+        for one, row, line in zip(ids, rows.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def _draw(path: Path, queries: LatentCache, index: Path, rows: Ints, distances: Floats) -> None:
+    shown = min(len(rows), MONTAGE_ROWS)
+    if shown < len(rows):
+        console.say(f"the montage shows the first {shown} of {len(rows)} queries")
+    with writing(path) as temporary:
+        draw_montage(queries, read_latents(index), rows[:shown], distances[:shown]).save(temporary, format="PNG")
 
 
 @dataclass
@@ -145,13 +203,13 @@ class _Queries:
     skipped: list[str]
 
 
-def _queries(paths: list[str], gallery: LatentCache, options: RetrieveOptions) -> _Queries:
+def _queries(paths: list[str], gallery_domain: Domain, options: RetrieveOptions) -> _Queries:
     """The queries' latents: read from a cache as they are, else encoded by the run's model."""
     first = Path(paths[0])
     if len(paths) == 1 and is_latent_cache(first):
         cache = read_latents(first)
         return _Queries(cache, cache.fingerprint, [])
-    domain = options.domain or other_domain(gallery.domain)
+    domain = options.domain or other_domain(gallery_domain)
     folder, chosen = run_folder(options.run)
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)

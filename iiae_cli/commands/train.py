@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,14 +30,18 @@ from iiae_cli.config import (
 )
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
+from iiae_cli.data.staging import Staging
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.places import data_file
 from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
+from iiae_cli.training.distributed import World, find_world
 from iiae_cli.training.session import Session
-from iiae_cli.training.signals import stop_on_signals
+from iiae_cli.training.signals import Cut, StopFlag
+
+FINISHED = "finished"  # the state in run.json when everything is written
 
 # Values that change how fast a run goes but not where it ends; a resumed run may change them.
 _MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "description")
@@ -52,9 +58,9 @@ class TrainOptions:
         config_files: YAML files on top of the preset.
         options: dotted keys that options set.
         assignments: `--set` texts.
-        time_limit: seconds after which to save and stop.
         resume: continue where the run stands, or start it.
         overwrite: replace an existing run.
+        staging: of the data file.
     """
 
     preset: str
@@ -63,9 +69,9 @@ class TrainOptions:
     config_files: list[Path] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     assignments: list[str] = field(default_factory=list)
-    time_limit: float | None = None
     resume: bool = False
     overwrite: bool = False
+    staging: Staging = field(default_factory=lambda: Staging(False))
 
 
 @dataclass
@@ -132,76 +138,161 @@ def show_config(resolved: Resolved, *, as_json: bool) -> None:
     console.print_table(["key", "value", "source", "meaning"], rows)
 
 
-def run(options: TrainOptions) -> TrainResult:
+def run(options: TrainOptions, stop: StopFlag) -> TrainResult | None:
     """Train, or continue training, one run.
+
+    Args:
+        options: what the command line says.
+        stop: raised by signals and the time limit. The time limit is not looked at before the first step, so that
+            every call gets on.
+
+    Returns:
+        How the run ended; None on all ranks but the first.
 
     Raises:
         IiaeError: configuration, data or run directory do not allow it.
         Interrupted: a signal or the time limit came; everything is saved.
+        Cut: a signal came before there was anything to save.
     """
-    resolved = resolve_config(options)
-    config = resolved.config
-    for key, value, source in resolved.rows():
-        if source != "default":
-            console.detail(f"{key} = {json.dumps(value)} ({source})")
-    preset = Path(options.preset).stem
-    device = choose_device(config.training.device)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    if config.training.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    path = _data_path(options.data, config)
-    directory = RunDir(options.run or Path("runs") / f"{preset}-seed{config.training.seed}")
-    resuming = _claim(directory, config, options)
-    file = DataFile(path)
-    data = TrainingData(file, config)
+    world = find_world(os.environ)
+    if not world.first:
+        console.set_verbosity(-1)
+    with stop.cuttable(on_time=False):
+        resolved = resolve_config(options)
+        config = resolved.config
+        for key, value, source in resolved.rows():
+            if source != "default":
+                console.detail(f"{key} = {json.dumps(value)} ({source})")
+        device = world.device(choose_device(config.training.device))
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        if config.training.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+    directory = RunDir(options.run or Path("runs") / f"{Path(options.preset).stem}-seed{config.training.seed}")
+    try:
+        with ExitStack() as stack:
+            with stop.cuttable(on_time=False):
+                stack.enter_context(world.joined(device))
+                session = _start(options, config, directory, device, world)
+            return _train(session, stop, resuming=options.resume)
+    finally:
+        directory.unlock()
+
+
+def _start(options: TrainOptions, config: Config, directory: RunDir, device: torch.device, world: World) -> Session:
+    """The session of a new run, or of one taken up where it stands; the first rank makes or claims the directory.
+
+    Raises:
+        IiaeError: as `run`.
+    """
+    if world.first:
+        path, resuming = _data_path(options.data, config), False
+        directory.refuse_links()
+        directory.lock()
+        resuming = _claim(directory, config, options)
+    resuming = world.share(resuming if world.first else None)
+    if not world.first:
+        path = _data_path(options.data, config)
+    data = TrainingData(DataFile(path, copy=options.staging.copy_of(path)), config)
     console.say(data.summary())
+    preset = Path(options.preset).stem
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
-    session = Session(config, data, directory, device, origin, preset)
-    if resuming:
-        if session.resume():
+    if world.size > 1:
+        origin["ranks"] = world.size
+    session = Session(config, data, directory, device, origin, preset, world)
+    if resuming and session.resume():
+        if not session.finished:
             console.say(f"resuming {directory.path} at step {session.steps_done}")
-        else:
+    elif world.first:
+        if resuming:
+            if directory.read_info().get("state") == FINISHED:
+                raise IiaeError(
+                    f"{directory.path} was trained to its end, but its checkpoints are gone",
+                    "evaluate it as it is, or replace it with --overwrite",
+                )
             console.say(f"{directory.path} holds no checkpoint yet: starting from step 0")
-            directory.truncate_metrics(-1)
-    else:
-        _clear(directory)
+        directory.clear()
         directory.create(config)
-        if options.run is None:
-            directory.link_latest()
-    _announce(session, device, directory)
+    if options.run is None and world.first:
+        directory.link_latest()
+    return session
+
+
+def _train(session: Session, stop: StopFlag, *, resuming: bool) -> TrainResult | None:
+    """Train to the end and write what belongs to a trained run; nothing is left to do where that was done before."""
+    directory, world = session.run, session.world
+    before = directory.read_info() if world.first else {}
+    whole = before.get("state") == FINISHED and directory.gallery_file.exists()
+    if world.share(session.finished and whole):
+        console.say(f"{directory.path} is finished already, at step {session.steps_done}: nothing to do")
+        return _result(session, before["seconds"]) if world.first else None
+    _announce(session)
     started = time.monotonic()
-    began = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "device": str(device), "threads": torch.get_num_threads()}
-    directory.write_info({**origin, **began, "state": "running"})
-    with stop_on_signals(options.time_limit) as stop:
-        ended = session.finished or session.train(stop)
-    seconds = time.monotonic() - started
-    outcome = {
-        **origin,
-        **began,
-        "state": "finished" if ended else "interrupted",
-        "seconds": round(seconds, 3),
-        "steps": session.steps_done,
-        "kept_step": session.memory.kept_step,
-        "warnings": session.memory.warnings,
+    record = {
+        **session.origin,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": str(session.device),
+        "threads": torch.get_num_threads(),
+        "state": "running",
     }
-    directory.write_info(outcome)
-    if not ended:
-        assert stop.exit_code is not None
-        command = shlex.join(["iiae", *sys.argv[1:]])
-        again = command if options.resume else f"{command} --resume"
-        raise Interrupted(stop.exit_code, f"saved at step {session.steps_done} in {directory.path}; continue: {again}")
+    if world.first:
+        directory.write_info(record)
+    ended = False
+    try:
+        ended = session.finished or session.train(stop)
+        seconds = time.monotonic() - started
+        if ended and world.first:
+            with stop.cuttable():
+                _write_gallery(session)
+    except Cut:
+        ended = False
+    if not world.share(ended if world.first else None):
+        stop.agree(world.agree(stop.exit_code or 0))
+        _interrupted(session, record, time.monotonic() - started, stop, resuming=resuming)
+    if not world.first:
+        return None
+    record |= {"state": FINISHED, **_outcome(session, seconds)}
+    with stop.saving():
+        directory.write_info(record)
     for warning in session.memory.warnings:
         console.warn(warning)
-    fingerprint = _write_gallery(directory, file, device)
+    return _result(session, record["seconds"])
+
+
+def _outcome(session: Session, seconds: float) -> dict[str, Any]:
+    memory = session.memory
+    outcome = {"seconds": round(seconds, 3), "steps": session.steps_done, "kept_step": memory.kept_step}
+    return {**outcome, "warnings": memory.warnings}
+
+
+def _interrupted(
+    session: Session, record: dict[str, Any], seconds: float, stop: StopFlag, *, resuming: bool
+) -> NoReturn:
+    """Note where the run stands, and end.
+
+    Raises:
+        Interrupted: always.
+    """
+    assert stop.exit_code is not None
+    if not session.world.first:
+        raise Interrupted(stop.exit_code, "")
+    directory = session.run
+    with stop.saving():
+        directory.write_info({**record, "state": "interrupted", **_outcome(session, seconds)})
+    command = shlex.join(["iiae", *sys.argv[1:]])
+    again = command if resuming else f"{command} --resume"
+    raise Interrupted(stop.exit_code, f"saved at step {session.saved_step} in {directory.path}; continue: {again}")
+
+
+def _result(session: Session, seconds: float) -> TrainResult:
     return TrainResult(
-        run=directory.path,
+        run=session.run.path,
         steps=session.steps_done,
         kept_step=session.memory.kept_step,
         validation=session.memory.kept,
         warnings=session.memory.warnings,
         seconds=seconds,
-        fingerprint=fingerprint,
+        fingerprint=load_model(session.run, session.device).fingerprint,
     )
 
 
@@ -225,7 +316,7 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
         IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another configuration.
     """
     if not directory.exists():
-        if directory.path.exists() and any(directory.path.iterdir()) and not options.overwrite:
+        if not directory.is_free() and not options.overwrite:
             raise IiaeError(f"{directory.path} exists and is no run", "choose another --run, or pass --overwrite")
         return False
     if options.resume:
@@ -246,21 +337,14 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
     )
 
 
-def _clear(directory: RunDir) -> None:
-    """Remove what an overwritten run left, so that nothing of it is taken for the new one's."""
-    for path in (directory.model_file, directory.metrics_file, directory.gallery_file, directory.info_file):
-        path.unlink(missing_ok=True)
-    for folder in (directory.checkpoint_folder, directory.samples_folder, directory.tensorboard_folder):
-        for path in folder.glob("*"):
-            path.unlink()
-
-
-def _announce(session: Session, device: torch.device, directory: RunDir) -> None:
+def _announce(session: Session) -> None:
+    device, directory = session.device, session.run
+    ranks = f"{session.world.size} ranks, this one on " if session.world.size > 1 else ""
     parameters = sum(p.numel() for p in session.model.parameters())
     latent = " x ".join(map(str, session.model.shared_shape))
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {session.model.exclusive_dim}; "
-        f"{session.total_steps} steps of {session.order.batch_size} pairs on {device}"
+        f"{session.total_steps} steps of {session.order.batch_size} pairs on {ranks}{device}"
         f"{f' ({torch.get_num_threads()} threads)' if device.type == 'cpu' else ''} into {directory.path}"
     )
     if session.baseline is not None:
@@ -269,8 +353,9 @@ def _announce(session: Session, device: torch.device, directory: RunDir) -> None
         console.say(f"training-free baseline on validation: {name} {forward:.3f} / {back:.3f}")
 
 
-def _write_gallery(directory: RunDir, file: DataFile, device: torch.device) -> str:
+def _write_gallery(session: Session) -> None:
     """Latents of the test split's domain y (the training split's where there is no test) by the kept weights."""
+    directory, device, file = session.run, session.device, session.data.file
     loaded = load_model(directory, device)
     split_name = "test" if file.info.counts["test"] else "train"
     split = file.split(split_name)
@@ -287,4 +372,3 @@ def _write_gallery(directory: RunDir, file: DataFile, device: torch.device) -> s
     )
     write_latents(directory.gallery_file, cache)
     console.say(f"gallery of {len(cache)} {split_name} pictures of y: {directory.gallery_file}")
-    return loaded.fingerprint

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iiae_cli.model.gaussian import Part
+
 TURN = math.pi / 12
 ZOOM = 0.15
 SHIFT = 0.24  # of half a side
@@ -52,53 +54,65 @@ class Augmentation:
         """Whether anything is done at all."""
         return any(vars(self).values())
 
-    def __call__(self, x: Tensor, y: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Both pictures of every pair, (B, C, H, W) in [−1, 1], changed as (seed, step) decide."""
+    def __call__(self, x: Tensor, y: Tensor, seed: int, step: int, part: Part | None = None) -> tuple[Tensor, Tensor]:
+        """Both pictures of every pair, (B, C, H, W) in [−1, 1], changed as (seed, step) decide.
+
+        With `part`, pictures are these rows of a whole batch, and are changed as they would be in it.
+        """
         state = np.random.SeedSequence((seed, 1, step)).generate_state(1, np.uint64)[0]
-        draw = torch.Generator().manual_seed(int(state))
+        draw = _Draw(int(state), len(x), part)
         if self.geometric or self.flip or self.misalign:
-            both = _affine(len(x), self.geometric, self.flip, draw)
+            both = _affine(self.geometric, self.flip, draw)
             x, y = (_warp(one, self._misaligned(both, draw)) for one in (x, y))
         return self._recolour(x, draw), self._recolour(y, draw)
 
-    def _misaligned(self, both: Tensor, draw: torch.Generator) -> Tensor:
-        return both @ _affine(len(both), self.misalign, 0.0, draw) if self.misalign else both
+    def _misaligned(self, both: Tensor, draw: _Draw) -> Tensor:
+        return both @ _affine(self.misalign, 0.0, draw) if self.misalign else both
 
-    def _recolour(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
-        count, channels, height, width = pictures.shape
+    def _recolour(self, pictures: Tensor, draw: _Draw) -> Tensor:
+        channels, height, width = pictures.shape[1:]
         if self.photometric:
             strength = self.photometric
-            gain = torch.exp(strength * (CONTRAST * _signed(draw, count, 1) + TINT * _signed(draw, count, channels)))
-            offset = strength * (LIGHT * _signed(draw, count, 1) + CAST * _signed(draw, count, channels))
+            gain = torch.exp(strength * (CONTRAST * draw.signed(1) + TINT * draw.signed(channels)))
+            offset = strength * (LIGHT * draw.signed(1) + CAST * draw.signed(channels))
             gain, offset = (values[:, :, None, None].to(pictures.device) for values in (gain, offset))
             pictures = pictures * gain + offset
         if self.grey:
-            lost = (_unit(draw, count) < self.grey)[:, None, None, None].to(pictures.device)
+            lost = (draw.unit() < self.grey)[:, None, None, None].to(pictures.device)
             pictures = torch.where(lost, pictures.mean(dim=1, keepdim=True), pictures)
         if self.erase:
-            inside = _rectangles(count, height, width, self.erase, draw).to(pictures.device)
-            colour = _signed(draw, count, channels)[:, :, None, None].to(pictures.device)
+            inside = _rectangles(height, width, self.erase, draw).to(pictures.device)
+            colour = draw.signed(channels)[:, :, None, None].to(pictures.device)
             pictures = torch.where(inside, colour, pictures)
         return pictures.clamp(-1.0, 1.0) if self.photometric else pictures
 
 
-def _unit(draw: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=draw)
+class _Draw:
+    """Random numbers for every row of a batch, drawn for the whole one where it is a part of one."""
+
+    def __init__(self, seed: int, count: int, part: Part | None) -> None:
+        first, self._whole = (0, count) if part is None else (part.first, part.whole)
+        self._rows = slice(first, first + count)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def unit(self, *shape: int) -> Tensor:
+        """(B, *shape) in [0, 1)."""
+        return torch.rand((self._whole, *shape), generator=self._generator)[self._rows]
+
+    def signed(self, *shape: int) -> Tensor:
+        """(B, *shape) in [−1, 1)."""
+        return 2.0 * self.unit(*shape) - 1.0
 
 
-def _signed(draw: torch.Generator, *shape: int) -> Tensor:
-    return 2.0 * _unit(draw, *shape) - 1.0
-
-
-def _affine(count: int, strength: float, flip: float, draw: torch.Generator) -> Tensor:
+def _affine(strength: float, flip: float, draw: _Draw) -> Tensor:
     """Maps (B, 3, 3) from a changed picture's coordinates, [−1, 1] both ways, to those it is read from."""
-    angle = strength * TURN * _signed(draw, count)
-    scale = torch.exp(strength * ZOOM * _signed(draw, count))
-    mirror = torch.where(_unit(draw, count) < flip, -1.0, 1.0)
-    maps = torch.zeros(count, 3, 3)
+    angle = strength * TURN * draw.signed()
+    scale = torch.exp(strength * ZOOM * draw.signed())
+    mirror = torch.where(draw.unit() < flip, -1.0, 1.0)
+    maps = torch.zeros(len(angle), 3, 3)
     maps[:, 0, 0], maps[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
     maps[:, 1, 0], maps[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
-    maps[:, :2, 2] = strength * SHIFT * _signed(draw, count, 2)
+    maps[:, :2, 2] = strength * SHIFT * draw.signed(2)
     maps[:, 2, 2] = 1.0
     return maps
 
@@ -109,12 +123,12 @@ def _warp(pictures: Tensor, maps: Tensor) -> Tensor:
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def _rectangles(count: int, height: int, width: int, chance: float, draw: torch.Generator) -> Tensor:
+def _rectangles(height: int, width: int, chance: float, draw: _Draw) -> Tensor:
     """Masks (B, 1, H, W), empty but for a rectangle in a fraction `chance` of them."""
     least, most = ERASED
-    centre, half = _unit(draw, 2, count, 1), least + (most - least) * _unit(draw, 2, count, 1)
-    half = torch.where(_unit(draw, count, 1) < chance, half, -1.0)
+    centre, half = draw.unit(2), least + (most - least) * draw.unit(2)
+    half = torch.where(draw.unit(1) < chance, half, -1.0)
     rows, columns = ((torch.arange(side) + 0.5) / side for side in (height, width))
-    return ((rows - centre[0]).abs() < half[0])[:, None, :, None] & ((columns - centre[1]).abs() < half[1])[
-        :, None, None
-    ]
+    down = (rows - centre[:, :1]).abs() < half[:, :1]
+    across = (columns - centre[:, 1:]).abs() < half[:, 1:]
+    return down[:, None, :, None] & across[:, None, None, :]

@@ -9,7 +9,6 @@ fetched unless asked for.
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import models
 
 from iiae_cli.data.dataset import DomainName, sha256_of
 from iiae_cli.data.leaks import NONE_SEEN, UNKNOWN, Seen
+from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
 from iiae_cli.errors import IiaeError
 
 INPUT_SIZE = (224, 224)
@@ -170,7 +170,7 @@ def _seen_by_file(path: Path) -> Seen:
                 f"name its folder, which holds x.safetensors and y.safetensors: --backbone-weights {path.parent}",
             )
         return Seen.of_header(header)
-    except (SafetensorError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -232,16 +232,13 @@ def bare_backbone(name: str, seed: int) -> nn.Module:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict by the names of torchvision's modules."""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        loaded = read_weights_file(path)
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+        if isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not all(isinstance(value, Tensor) for value in loaded.values()):
         raise IiaeError(f"weights {path} hold no state dict", "save network.state_dict() alone")
     # densenet's published weights still have the names of an older torchvision.
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")

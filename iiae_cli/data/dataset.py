@@ -5,8 +5,10 @@ Per split `train`, `valid`, `test` (a set with nothing to spare for validation h
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
+
+and /skipped (K,) UTF-8, a line for every input that was left out.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
 together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,6 +30,23 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.hdf5 import (
+    DAMAGED,
+    TEXT,
+    check_schema,
+    damage,
+    dataset,
+    member,
+    open_hdf5,
+    printable,
+    read_array,
+    read_texts,
+    refuse_beyond_memory,
+    text_attribute,
+    text_attributes,
+    write_texts,
+)
+from iiae_cli.data.hdf5 import free_memory as _free_memory
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 
@@ -36,8 +55,9 @@ SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 DomainName: TypeAlias = Literal["x", "y"]
+DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
 
-_TEXT = h5py.string_dtype("utf-8")
+_CHECKED = 65_536  # rows of features looked at together
 
 
 @dataclass
@@ -134,7 +154,43 @@ class DataInfo:
         return len(self.shape_x) == 1
 
 
-def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes: dict[str, str]) -> None:
+class StoredRows:
+    """Rows of a dataset in an HDF5 file, read by slices; nothing else of the file is touched.
+
+    Args:
+        path: the file, kept open.
+        name: of the dataset.
+        remedy: hint for a file that turns out damaged.
+    """
+
+    def __init__(self, path: Path, name: str, remedy: str) -> None:
+        self.path = path
+        self._remedy = remedy
+        self._data: h5py.Dataset = open_hdf5(path, remedy)[name]
+        self.shape: tuple[int, ...] = tuple(self._data.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        try:
+            values: Rows = self._data[rows]
+        except DAMAGED as error:
+            raise IiaeError(f"{self.path} is damaged in {self._data.name}: {error}", self._remedy) from error
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise IiaeError(f"{self.path} holds values that are not finite in {self._data.name}", self._remedy)
+        return values
+
+
+def write_data_file(
+    path: Path,
+    name: str,
+    splits: dict[str, Split],
+    attributes: dict[str, str],
+    *,
+    skipped: Sequence[str] = (),
+    folder: Path | None = None,
+) -> None:
     """Write a whole data file, atomically.
 
     Args:
@@ -142,21 +198,26 @@ def write_data_file(path: Path, name: str, splits: dict[str, Split], attributes:
         name: of the data set.
         splits: those of `SPLITS`; absent ones are written empty.
         attributes: said of the file's making: source checksums, command, versions.
+        skipped: a line for every input left out.
+        folder: for the temporary file; None: beside `path`.
     """
     some = next(iter(splits.values()))
-    with writing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({"schema": SCHEMA, "name": name, **attributes})
+    with writing(path, folder=folder) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"schema": SCHEMA, "name": name, **{k: printable(v) for k, v in attributes.items()}})
+        if skipped:
+            write_texts(file, "skipped", skipped)
         for split_name in SPLITS:
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
             for domain in ("x", "y"):
                 group.create_dataset(domain, data=split.rows(domain))
-                group.create_dataset(f"{domain}_ids", data=split.ids(domain), dtype=_TEXT)
+                write_texts(group, f"{domain}_ids", split.ids(domain))
                 labels = split.labels(domain)
                 if labels is not None:
-                    group.create_dataset(f"{domain}_labels", data=labels, dtype=_TEXT)
+                    write_texts(group, f"{domain}_labels", labels)
             for factor, values in split.factors.items():
-                group.create_dataset(f"factors/{factor}", data=values)
+                dtype = TEXT if values.dtype.kind in "OU" else None
+                group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
             if split.pairs is not None:
                 group.create_dataset("pairs", data=split.pairs)
 
@@ -179,85 +240,78 @@ def is_hdf5(path: Path) -> bool:
     return path.suffix.lower() in (".h5", ".hdf5")
 
 
-def open_hdf5(path: Path, remedy: str) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Args:
-        path: the file.
-        remedy: hint for a file that is missing or damaged.
-
-    Raises:
-        IiaeError: missing, no permission, truncated, or no HDF5 at all.
-    """
-    if not path.exists():
-        raise IiaeError(f"{path} does not exist", remedy)
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise IiaeError(f"no permission to read {path}", "check the file's permissions") from error
-        reason = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
-        raise IiaeError(f"{path} is {reason}", remedy) from error
-
-
-def check_schema(file: h5py.File, path: Path, schema: str, remedy: str) -> None:
-    """Refuse a file of another schema.
-
-    Raises:
-        IiaeError: the `schema` attribute is missing or another one.
-    """
-    found = file.attrs.get("schema")
-    if found != schema:
-        raise IiaeError(f"{path} has schema {found or 'none'}, expected {schema}", remedy)
-
-
 class DataFile:
     """A prepared file, opened lazily: `info` reads shapes only, `split` reads or maps arrays.
+
+    Args:
+        path: the file, as everything names it.
+        copy: a copy of it on a faster disk, which is read in its place.
 
     Raises:
         IiaeError: missing, damaged, of another schema, or inconsistent in itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copy: Path | None = None) -> None:
         self.path = path
+        self._place = copy or path
         self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
-        with open_hdf5(path, self._remedy) as file:
+        with open_hdf5(self._place, self._remedy) as file:
             check_schema(file, path, SCHEMA, self._remedy)
-            shapes = {d: self._shape(file, d) for d in ("x", "y")}
-            self.info = DataInfo(
-                name=str(file.attrs.get("name", path.stem)),
-                shape_x=shapes["x"],
-                shape_y=shapes["y"],
-                counts={s: len(file[s]["x"]) if s in file else 0 for s in SPLITS},
-                pair_counts={s: len(file[s].get("pairs", file[s]["x"])) if s in file else 0 for s in SPLITS},
-                attributes={key: str(value) for key, value in file.attrs.items()},
-                by_class=self._by_class(file),
-            )
+            with damage(path, self._remedy):
+                groups = self._groups(file)
+                shapes = {d: self._shape(groups, d) for d in ("x", "y")}
+                counts = {split: len(group["x"]) for split, group in groups.items()}
+                pairs = {split: len(rows) for split, group in groups.items() if (rows := dataset(group, "pairs"))}
+                self.info = DataInfo(
+                    name=text_attribute(file, "name", path.stem),
+                    shape_x=shapes["x"],
+                    shape_y=shapes["y"],
+                    counts={split: counts.get(split, 0) for split in SPLITS},
+                    pair_counts={split: pairs.get(split, counts.get(split, 0)) for split in SPLITS},
+                    attributes=text_attributes(file),
+                    by_class=self._by_class(groups, text_attribute(file, "alignment", "")),
+                )
 
-    def _by_class(self, file: h5py.File) -> bool:
-        groups = [file[split] for split in SPLITS if split in file]
-        unequal = any(len(group["x"]) != len(group["y"]) and "pairs" not in group for group in groups)
-        labelled = all(f"{domain}_labels" in group for group in groups for domain in ("x", "y"))
-        if file.attrs.get("alignment") == "class" and not labelled:
+    def _groups(self, file: h5py.File) -> dict[str, h5py.Group]:
+        groups = {split: found for split in SPLITS if (found := member(file, split)) is not None}
+        for split, group in groups.items():
+            if not isinstance(group, h5py.Group):
+                raise IiaeError(f"{self.path} holds no group at /{split}", self._remedy)
+        return groups
+
+    def _by_class(self, groups: dict[str, h5py.Group], alignment: str) -> bool:
+        unequal = any(
+            len(group["x"]) != len(group["y"]) and member(group, "pairs") is None for group in groups.values()
+        )
+        labelled = all(
+            member(group, f"{domain}_labels") is not None for group in groups.values() for domain in ("x", "y")
+        )
+        if alignment == "class" and not labelled:
             raise IiaeError(f"{self.path} pairs by class, but has rows without labels", self._remedy)
-        return labelled and (unequal or file.attrs.get("alignment") == "class")
+        return labelled and (unequal or alignment == "class")
 
-    def _shape(self, file: h5py.File, domain: str) -> tuple[int, ...]:
+    def _shape(self, groups: dict[str, h5py.Group], domain: str) -> tuple[int, ...]:
         shapes = set()
-        for split in SPLITS:
-            if split in file:
-                data = file[split].get(domain) if isinstance(file[split], h5py.Group) else None
-                if not isinstance(data, h5py.Dataset) or data.ndim not in (2, 4):
-                    raise IiaeError(
-                        f"{self.path} holds no pictures (N, H, W, C) or features (N, F) at /{split}/{domain}",
-                        self._remedy,
-                    )
-                if data.dtype != (np.uint8 if data.ndim == 4 else np.float32):
-                    raise IiaeError(f"{self.path} has {data.dtype} values at /{split}/{domain}", self._remedy)
-                shapes.add(tuple(int(n) for n in data.shape[1:]))
+        for split, group in groups.items():
+            data = dataset(group, domain)
+            if data is None or data.ndim not in (2, 4):
+                raise IiaeError(
+                    f"{self.path} holds no pictures (N, H, W, C) or features (N, F) at /{split}/{domain}", self._remedy
+                )
+            if data.dtype != (np.uint8 if data.ndim == 4 else np.float32):
+                raise IiaeError(f"{self.path} has {data.dtype} values at /{split}/{domain}", self._remedy)
+            shapes.add(tuple(int(n) for n in data.shape[1:]))
         if len(shapes) != 1:
             raise IiaeError(f"{self.path} has no split, or splits of different shapes", self._remedy)
-        return shapes.pop()
+        shape = shapes.pop()
+        if 0 in shape:
+            raise IiaeError(f"{self.path} holds rows of shape {shape}, which are empty", self._remedy)
+        return shape
+
+    def skipped(self) -> list[str]:
+        """A line for every input that was left out when the file was made."""
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, " in /skipped"):
+            return read_texts(file, "skipped") or []
 
     def split(self, name: str) -> Split:
         """One split; read at once where it fits in half of the free memory, else memory-mapped.
@@ -267,43 +321,59 @@ class DataFile:
         """
         if name not in SPLITS:
             raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with open_hdf5(self.path, self._remedy) as file:
-            if name not in file:
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, f" in /{name}"):
+            group = self._groups(file).get(name)
+            if group is None:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
-            group = file[name]
-            try:
-                split = Split(
-                    x=_read_or_map(group["x"], self.path),
-                    y=_read_or_map(group["y"], self.path),
-                    x_ids=_texts(group, "x_ids") or [],
-                    y_ids=_texts(group, "y_ids") or [],
-                    x_labels=_texts(group, "x_labels"),
-                    y_labels=_texts(group, "y_labels"),
-                    factors={k: v[()] for k, v in group["factors"].items()} if "factors" in group else {},
-                    pairs=group["pairs"][()].astype(np.int64) if "pairs" in group else None,
-                )
-            except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-                raise IiaeError(f"{self.path} is damaged in /{name}: {error}", self._remedy) from error
+            split = Split(
+                x=_read_or_map(group, "x", self._place),
+                y=_read_or_map(group, "y", self._place),
+                x_ids=read_texts(group, "x_ids") or [],
+                y_ids=read_texts(group, "y_ids") or [],
+                x_labels=read_texts(group, "x_labels"),
+                y_labels=read_texts(group, "y_labels"),
+                factors=_factors(group),
+                pairs=None if member(group, "pairs") is None else read_array(group, "pairs").astype(np.int64),
+            )
         self._check(name, split)
         return split
 
+    def domain_rows(self, name: str, domain: DomainName) -> tuple[StoredRows, list[str], list[str] | None]:
+        """Rows, ids and labels (where known) of one domain of a split; the rows are read as they are used.
+
+        Raises:
+            IiaeError: as `split`.
+        """
+        if name not in SPLITS:
+            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
+        with open_hdf5(self._place, self._remedy) as file, damage(self.path, self._remedy, f" in /{name}"):
+            group = self._groups(file).get(name)
+            if group is None:
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+            ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+        rows = StoredRows(self._place, f"{name}/{domain}", self._remedy)
+        self._check_count(name, domain, len(rows), ids or [], labels)
+        return rows, ids or [], labels
+
     def _check(self, name: str, split: Split) -> None:
-        for domain in ("x", "y"):
-            rows = len(split.rows(domain))
-            for what, values in (("ids", split.ids(domain)), ("labels", split.labels(domain))):
-                if values is not None and len(values) != rows:
-                    raise IiaeError(
-                        f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
-                    )
+        for domain in DOMAINS:
+            self._check_count(name, domain, len(split.rows(domain)), split.ids(domain), split.labels(domain))
         if split.pairs is not None:
             limits = (len(split.x), len(split.y))
             if split.pairs.ndim != 2 or split.pairs.shape[1] != 2 or not _within(split.pairs, limits):
                 raise IiaeError(f"{self.path} has pairs outside its rows in /{name}/pairs", self._remedy)
         for factor, column in split.factors.items():
-            if len(column) != split.pair_count:
+            if column.ndim == 0 or len(column) != split.pair_count:
                 raise IiaeError(
-                    f"{self.path} has {split.pair_count} pairs but {len(column)} values of factor {factor} in /{name}",
+                    f"{self.path} has {split.pair_count} pairs but {column.shape} values of factor {factor} in /{name}",
                     self._remedy,
+                )
+
+    def _check_count(self, name: str, domain: DomainName, rows: int, ids: list[str], labels: list[str] | None) -> None:
+        for what, values in (("ids", ids), ("labels", labels)):
+            if values is not None and len(values) != rows:
+                raise IiaeError(
+                    f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
                 )
 
 
@@ -311,29 +381,35 @@ def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
     return len(pairs) == 0 or bool(pairs.min() >= 0 and pairs[:, 0].max() < limits[0] and pairs[:, 1].max() < limits[1])
 
 
-def _texts(group: h5py.Group, name: str) -> list[str] | None:
-    return [str(text) for text in group[name].asstr()[()]] if name in group else None
+def _factors(group: h5py.Group) -> dict[str, Rows]:
+    factors = member(group, "factors")
+    if factors is not None and not isinstance(factors, h5py.Group):
+        raise ValueError("factors is no group")
+    return {} if factors is None else {name: _factor(factors, name) for name in factors}
 
 
-def _read_or_map(data: h5py.Dataset, path: Path) -> Rows:
+def _factor(factors: h5py.Group, name: str) -> Rows:
+    data = member(factors, name)
+    if isinstance(data, h5py.Dataset) and h5py.check_string_dtype(data.dtype) is not None:
+        return np.array(read_texts(factors, name), object)
+    return read_array(factors, name)
+
+
+def _read_or_map(group: h5py.Group, name: str, path: Path) -> Rows:
     """The array in memory, or a read-only memory map where it would take more than half of the free memory."""
+    data = dataset(group, name)
+    if data is None:
+        raise ValueError(f"{name} is missing")
     offset = data.id.get_offset()
     if data.nbytes > _free_memory() // 2 and offset is not None:
-        return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
-    values: Rows = data[()]
+        values: Rows = np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
+    else:
+        refuse_beyond_memory(data)
+        values = data[()]
+    for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
+        if not np.isfinite(values[start : start + _CHECKED]).all():
+            raise ValueError(f"{data.name} holds values that are not finite")
     return values
-
-
-def _free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        with Path("/proc/meminfo").open() as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def sha256_of(*paths: Path) -> str:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-
-def _never() -> int | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -30,9 +25,6 @@ class FeatureOptions:
         save_backbone: folder that keeps the fine-tuned networks.
         device: as torch names it.
         batch_size: pictures at once.
-        resume: whether what an interrupted call left is taken up.
-        work: folder that holds what is finished until the data file is written; None: a temporary one.
-        interrupted: the exit code of a signal that has come, or None; asked for between batches.
     """
 
     class_split: str | None = None
@@ -46,9 +38,6 @@ class FeatureOptions:
     save_backbone: Path | None = None
     device: str = "cpu"
     batch_size: int = 64
-    resume: bool = False
-    work: Path | None = None
-    interrupted: Callable[[], int | None] = _never
 
     @property
     def wants_classes(self) -> bool:

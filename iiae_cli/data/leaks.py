@@ -47,9 +47,20 @@ class Seen:
 
     @classmethod
     def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
-        """From a data file's attribute `backbone`; unknown where it does not say."""
-        backbone = json.loads(attributes.get("backbone", "{}"))
-        classes = backbone.get("classes_seen")
+        """From a data file's attribute `backbone`; unknown where it does not say.
+
+        Raises:
+            IiaeError: the attribute is damaged.
+        """
+        try:
+            backbone = json.loads(attributes.get("backbone", "{}"))
+            classes = backbone.get("classes_seen")
+            if classes is not None and not all(isinstance(name, str) for name in classes):
+                raise ValueError("classes_seen is no list of names")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise IiaeError(
+                f"the data file's attribute backbone is damaged: {error}", "make the file again: iiae prepare …"
+            ) from error
         return UNKNOWN if classes is None else cls(tuple(classes), bool(backbone.get("classes_seen_complete", True)))
 
     @classmethod

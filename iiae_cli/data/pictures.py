@@ -6,8 +6,11 @@ Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated 
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +24,16 @@ from iiae_cli.data.area import resize_by_area, sizes_divide
 from iiae_cli.errors import IiaeError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+# Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it would run.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
+MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
+# What Pillow was seen to raise on damaged files, and could: its readers pass on what they stumble over.
+_UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, AssertionError, struct.error),
+)
+# An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 Read = TypeVar("Read")
@@ -52,13 +65,9 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
         PictureError: missing, unreadable, truncated, or far too large.
     """
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             image = _plain(ImageOps.exif_transpose(opened), channels)
-    except FileNotFoundError as error:
-        raise PictureError(path, "does not exist") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(path, "has too many pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise PictureError(path, "is not a readable picture") from error
     if size is not None and image.size != (size[1], size[0]):
         image = shrink_or_enlarge(image, size)
@@ -66,10 +75,30 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
     return array if array.ndim == 3 else array[..., None]
 
 
+def open_picture(path: Path) -> Image.Image:
+    """A picture file whose header is read, its pixels not yet.
+
+    Raises:
+        PictureError: missing, no picture, or far too large.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise PictureError(path, "is not a readable picture" if path.exists() else "does not exist")
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, "has too many pixels") from error
+    except _UNREADABLE as error:
+        raise PictureError(path, "is not a readable picture") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise PictureError(path, "has too many pixels")
+    return image
+
+
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """8 bits per channel in the mode of `channels`, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if image.has_transparency_data and channels not in (2, 4):
@@ -105,10 +134,10 @@ def picture_size_of(path: Path) -> tuple[int, int]:
         PictureError: unreadable.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise PictureError(path, "is not a readable picture") from error
 
 
@@ -210,14 +239,14 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for one in inputs:
         path = Path(one)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
             if not inside:
                 raise IiaeError(
                     f"folder {path} holds no pictures", f"it should hold {', '.join(sorted(SUFFIXES))} files"
                 )
             found += inside
-        elif len(inputs) == 1 and not path.exists():
+        elif len(inputs) == 1 and not os.path.lexists(path):
             raise IiaeError(f"{path} does not exist", "check the path")
         else:
             found.append(path)

@@ -14,8 +14,10 @@ from iiae_cli.model.iiae import DOMAINS
 
 
 def headline_cards(figures: dict[str, Any], paper: Sequence[PaperRow], pairs: EncodedPairs) -> list[Card]:
-    """A card for each direction's retrieval, guided translation and exclusive latent, as far as they were measured."""
-    return [*_retrieval(figures, paper), *_translation(figures), *_exclusive(pairs)]
+    """A card for each direction's retrieval and translation, each exclusive latent's KL and each latent's leakage, as
+    far as they were measured.
+    """
+    return [*_retrieval(figures, paper), *_translation(figures), *_exclusive(pairs), *_leakage(figures)]
 
 
 def _retrieval(figures: dict[str, Any], paper: Sequence[PaperRow]) -> list[Card]:
@@ -72,6 +74,17 @@ def _translation(figures: dict[str, Any]) -> list[Card]:
                 if found.get(name) is not None
             ]
             cards.append(Card(f"Guided translation L1, {source}\u00a0→\u00a0{target}", found["l1"], others))
+    return cards
+
+
+def _leakage(figures: dict[str, Any]) -> list[Card]:
+    cards = []
+    for name, one in figures.get("disentanglement", {}).get("latents", {}).items():
+        if one["leakage_mean"] is not None:
+            lines = [CardLine(f"from samples {cell(round(one['leakage_sample'], 3))}")]
+            if one["informativeness_mean"] is not None:
+                lines.append(CardLine(f"informative {cell(round(one['informativeness_mean'], 3))}"))
+            cards.append(Card(f"Leakage of {name.replace('_', ' ')}", round(one["leakage_mean"], 3), lines))
     return cards
 
 

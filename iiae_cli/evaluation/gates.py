@@ -1,9 +1,10 @@
-"""`--fail-under KEY=VALUE`: figures as gates for scripts.
+"""`--fail-under KEY=VALUE` and `--fail-over KEY=VALUE`: figures as gates for scripts.
 
 A gate says how good a figure must at least be. For most figures better is larger and a smaller value fails. Where the
-key's last part names an error, `l1…`, `lpips…`, `error_…` or `median_rank`, better is smaller and a larger value fails.
-KL terms are no errors: an exclusive latent whose KL falls towards zero says nothing, so the gate on it is a floor. A
-figure that was not measured (null, NaN) fails every gate.
+key's last part names an error, `l1…`, `lpips…`, `error_…`, `leakage…` or `median_rank`, better is smaller and a larger
+value fails. KL terms are no errors: an exclusive latent whose KL falls towards zero says nothing, so the gate on it is
+a floor. `--fail-over` is a ceiling whatever the key names: the R² of a colour is good in one latent, a leak in another.
+A figure that was not measured (null, NaN) fails every gate.
 
 Gates are parsed before anything is measured, and all that fail are reported together.
 """
@@ -18,22 +19,29 @@ from typing import Any
 
 from iiae_cli.errors import IiaeError
 
-_ERRORS = ("l1", "lpips", "error", "median_rank")
+_ERRORS = ("l1", "lpips", "error", "leakage", "median_rank")
 _SHOWN = 5  # near matches in a hint
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A dotted key, as in `retrieval.shared.x_to_y.recall@1`, and the bound that its figure must reach."""
+    """A dotted key, as in `retrieval.shared.x_to_y.recall@1`, and the bound that its figure must keep.
+
+    Attributes:
+        key: of the figure.
+        bound: the least value allowed; the largest where `lower_is_better`.
+        ceiling: whether the bound is the largest value whatever the key names.
+    """
 
     key: str
     bound: float
+    ceiling: bool = False
 
     @property
     def lower_is_better(self) -> bool:
         """Whether the figure is an error, so that the bound is its largest allowed value."""
         name = self.key.rsplit(".", 1)[-1]
-        return any(name == error or name.startswith(f"{error}_") for error in _ERRORS)
+        return self.ceiling or any(name == error or name.startswith(f"{error}_") for error in _ERRORS)
 
     def failure(self, value: float | None) -> str | None:
         """A line saying why a figure does not pass, or None."""
@@ -44,12 +52,19 @@ class Gate:
         return None if value >= self.bound else f"{self.key} is {value:.6g}, below {self.bound:.6g}"
 
 
-def parse_gates(texts: Sequence[str]) -> list[Gate]:
-    """Gates of `KEY=VALUE` texts.
+def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
+    """Gates of `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`.
 
     Raises:
-        IiaeError: some are not that; all are named.
+        IiaeError: some are not that; all of the first option that has any are named.
     """
+    return [
+        *_parsed("--fail-under", under, "retrieval.shared.x_to_y.recall@1=0.9"),
+        *_parsed("--fail-over", over, "disentanglement.latents.shared_x.leakage_mean=0.1"),
+    ]
+
+
+def _parsed(option: str, texts: Sequence[str], example: str) -> list[Gate]:
     gates, wrong = [], []
     for text in texts:
         key, _, bound_text = text.partition("=")
@@ -58,13 +73,13 @@ def parse_gates(texts: Sequence[str]) -> list[Gate]:
         except ValueError:
             bound = math.nan
         if key and math.isfinite(bound):
-            gates.append(Gate(key, bound))
+            gates.append(Gate(key, bound, ceiling=option == "--fail-over"))
         else:
             wrong.append(text)
     if wrong:
         raise IiaeError(
-            f"--fail-under {', '.join(wrong)} is not KEY=VALUE",
-            "write --fail-under retrieval.shared.x_to_y.recall@1=0.9",
+            f"{option} {', '.join(wrong)} is not KEY=VALUE",
+            f"write {option} {example}",
         )
     return gates
 

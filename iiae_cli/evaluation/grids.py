@@ -143,6 +143,7 @@ def _lines(caption: str) -> list[str]:
 def _text(draw: ImageDraw.ImageDraw, font: Any, text: str, left: int, top: int, width: int) -> None:
     """Write a text into `width` pixels, centred, its start replaced by an ellipsis where it is too long."""
     text = "".join(one if one.isprintable() else " " for one in text)  # names of files may hold anything
+    text = text if len(text) <= width else f"…{text[-width:]}"  # a pixel a letter at least; measuring takes time
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = "…" + text[2:]
     draw.text((left + (width - draw.textlength(text, font=font)) / 2, top), text, INK, font=font)

@@ -13,7 +13,6 @@ not which network: `lpips` is AlexNet, the default of LPIPS' own authors, and `l
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
 from iiae_cli.errors import IiaeError
 
 LpipsNet = Literal["alex", "vgg"]
@@ -186,16 +184,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """
     hint = "give a torchvision state dict: " + " or ".join(one.file_name for one in BACKBONES.values())
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights_file(path)
     except FileNotFoundError as error:
         raise IiaeError(f"{path} does not exist", hint) from error
-    # What torch.load says of bytes that it did not write depends on the bytes.
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except TypeError as error:
+        raise IiaeError(f"{path} holds something else than tensors by name", hint) from error
+    except UNREADABLE as error:
         raise IiaeError(f"{path} cannot be read as weights", hint) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise IiaeError(f"{path} holds something else than tensors by name", hint)
     return {name: value for name, value in state.items() if name.startswith("features.")}
 

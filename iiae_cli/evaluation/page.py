@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from iiae_cli.evaluation.curves import Chart
+from iiae_cli.evaluation.disentanglement_section import DisentanglementSection
 from iiae_cli.evaluation.grids import Picture, to_rgb
 from iiae_cli.evaluation.tables import Table
 
@@ -124,6 +125,7 @@ class Page:
     rank_charts: list[Chart]
     directions: list[Direction]
     grids: list[Grid]
+    disentanglement: DisentanglementSection | None
     usage: Table
     usage_charts: list[Chart]
     dimensions: Table | None

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG; the only user of matplotlib, which comes with the extra `report`.
+"""The report's plots, as SVG; the only user of matplotlib, which takes long to import and so is imported where used.
 
 Figures are made by matplotlib's objects, not by pyplot: no global state, no window. Backgrounds are transparent, axes
 mid-grey and lines of middling lightness, so that one picture serves a light and a dark page. Letters are drawn as
@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from iiae_cli.errors import IiaeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,20 +44,6 @@ class Level:
 
     name: str
     value: float
-
-
-def require_matplotlib() -> None:
-    """Raise where the extra is missing, before anything long has begun.
-
-    Raises:
-        IiaeError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise IiaeError(
-            "a report needs matplotlib for its plots", "install it: pip install 'iiae-cli[report]'"
-        ) from error
 
 
 def line_chart(
@@ -170,6 +154,45 @@ def count_chart(
     return _svg(figure)
 
 
+def score_chart(
+    names: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], chances: Sequence[float], *, x_label: str
+) -> bytes:
+    """Groups of lying bars of scores, each with its value at its end, and a mark where chance lies.
+
+    Args:
+        names: of the places, from the top.
+        groups: a name and one score per place; 1 is the best there is, below 0 nothing is drawn but the value.
+        chances: one per place; a mark is drawn where it is above 0.
+        x_label: of the horizontal axis, the scores'.
+
+    Returns:
+        An SVG document.
+    """
+    figure, axes = _figure(height=1.0 + 0.18 * (len(groups) + 0.4) * len(names), grid="x")
+    width = 0.84 / len(groups)
+    for number, (name, scores) in enumerate(groups):
+        places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]
+        bars = axes.barh(places, [max(0.0, one) for one in scores], width * 0.92, label=name, **_bar_style(number))
+        axes.bar_label(bars, [f"{round(one, 2) + 0.0:.2f}" for one in scores], color=GREY, fontsize=9, padding=3)
+    marked = [(place, chance) for place, chance in enumerate(chances) if chance > 0]
+    if marked:
+        axes.vlines(
+            [chance for _, chance in marked],
+            [place - 0.46 for place, _ in marked],
+            [place + 0.46 for place, _ in marked],
+            colors=COLOURS[3],
+            linewidth=2,
+            label="chance",
+        )
+    axes.set_xlim(0, 1.16)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    _legend(figure, axes, columns=3)
+    return _svg(figure)
+
+
 def _bar_style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number], "hatch": ("", "///")[number % 2], "linewidth": 0}
 
@@ -197,14 +220,14 @@ def _figure(height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figu
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
     """Above the axes, where no line runs through it."""
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
         handles,
         names,
         loc="outside upper left",
-        ncols=min(2, len(names)),
+        ncols=min(columns, len(names)),
         frameon=False,
         labelcolor=GREY,
         fontsize=10,

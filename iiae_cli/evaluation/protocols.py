@@ -1,4 +1,4 @@
-"""The paper's measurements as code: paired retrieval (Tables 2, 5), zero-shot (Tables 3, 6), factors in latents."""
+"""The paper's measurements as code: paired retrieval (Tables 2, 5), zero-shot (Tables 3, 6), exclusive KL."""
 
 from __future__ import annotations
 
@@ -176,53 +176,3 @@ def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
             mean, logvar = encoded.exclusive_mean.astype(np.float64), encoded.exclusive_logvar.astype(np.float64)
             figures[domain] = float(0.5 * (np.exp(logvar) + mean**2 - 1.0 - logvar).sum(axis=1).mean())
     return figures
-
-
-def factor_r2(latents: NDArray[Any], factor: NDArray[Any], folds: int = 5) -> float:
-    """How well ridge regression reads a factor from latents: cross-validated R², mean over the factor's columns.
-
-    Args:
-        latents: (N, S) means.
-        factor: (N,) or (N, D) numbers.
-        folds: of the cross-validation, over shuffled rows (seed 0).
-
-    Returns:
-        1 for a perfect reading, 0 for the mean's, below for worse. NaN where that has no meaning: fewer rows than
-        folds, or a factor that never varies.
-    """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.metrics import r2_score
-    from sklearn.model_selection import KFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    target = factor.reshape(len(factor), -1).astype(np.float64)
-    if len(target) < folds or not target.std(axis=0).all():
-        return float("nan")
-    probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 13), alpha_per_target=True))
-    predicted = cross_val_predict(probe, latents, target, cv=KFold(folds, shuffle=True, random_state=0))
-    return float(r2_score(target, predicted.reshape(target.shape)))
-
-
-def colour_factors(pairs: EncodedPairs, split: Split) -> dict[str, Any]:
-    """R² of every numeric colour factor of the data file, read from each latent of its own domain.
-
-    Factors are matched by name: `x_color` belongs to domain x, `y_color` to domain y.
-    """
-    figures: dict[str, Any] = {}
-    for domain in DOMAINS:
-        factor = split.factors.get(f"{domain}_color")
-        if factor is None:
-            continue
-        encoded = pairs.of(domain)
-        figures[f"{domain}_color"] = {
-            f"{kind}_mean": {"r2": _number(factor_r2(encoded.mean(kind), factor))}
-            for kind in ("shared", "exclusive")
-            if (encoded.exclusive_mean if kind == "exclusive" else encoded.shared_mean) is not None
-        }
-    return figures
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if np.isnan(value) else value

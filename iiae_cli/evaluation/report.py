@@ -19,6 +19,7 @@ from iiae_cli import __version__
 from iiae_cli.data.dataset import Split
 from iiae_cli.evaluation.cards import headline_cards
 from iiae_cli.evaluation.curves import read_object, read_records, training_charts
+from iiae_cli.evaluation.disentanglement_section import disentanglement_section
 from iiae_cli.evaluation.examples import class_examples, paired_examples
 from iiae_cli.evaluation.latent_section import dimension_table, usage_chart, usage_table
 from iiae_cli.evaluation.page import Direction, Page, cell, render
@@ -75,7 +76,7 @@ def write_report(measured: Measured, folder: Path) -> Path:
     path = folder / "index.html"
     text = render(gather(measured))
     with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -113,6 +114,7 @@ def gather(measured: Measured) -> Page:
             seed=measured.seed,
             device=measured.device,
         ),
+        disentanglement=disentanglement_section(measured.figures.get("disentanglement", {}), measured.protocol),
         usage=usage_table(measured.pairs),
         usage_charts=[usage_charts] if usage_charts else [],
         dimensions=dimension_table(measured.pairs),

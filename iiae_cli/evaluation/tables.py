@@ -67,8 +67,6 @@ _TABLES = (
         ("direction", "factor"),
         ("error_real", "error_guided", "spread_real", "spread_sampled", "n"),
     ),
-    ("disentanglement", "Exclusive latents, KL to the prior in nats", ("latent",), ("x", "y")),
-    ("disentanglement", "Colours read from latent means by ridge regression", ("", "factor", "latent"), ("r2",)),
 )
 _PAPER_COLUMNS = ("table", "method", "direction", "figure", "paper", "ours", "note")
 

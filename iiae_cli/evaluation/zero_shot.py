@@ -1,14 +1,17 @@
 """Retrieval by class (paper, Table 3): a gallery item is relevant where it has the query's class.
 
 The whole ranking of every query counts, so memory is bounded by working through chunks of queries, and time by sorting
-plain integers: a cosine similarity is rounded to a multiple of 2⁻⁴⁰ (10⁻¹²) and the gallery position packed below it
-into one 64-bit key. Sorting keys ranks by similarity, equal ones in gallery order, several times faster than sorting
-positions; rounding also lets equal latents tie although a matrix product summed them in another order.
+plain 32-bit integers instead of positions: a cosine similarity rounded to 2⁻³⁰ (10⁻⁹), and in the lowest bit whether
+the item is relevant. What is sorted then *is* the pattern of relevant ranks. Where a relevant item stands within a
+rounding step of its neighbour, which item comes first is open: such queries, a few in a hundred unless latents are
+equal, are ranked again by 64-bit keys, a similarity rounded to 2⁻⁴⁰ (10⁻¹²) above the gallery position. Those rank
+equal similarities in gallery order, also where a matrix product summed them in another order.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +25,10 @@ from iiae_cli.errors import IiaeError
 
 MAP_CUTOFF = 200
 PRECISION_CUTOFFS = (100, 200)
-CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
+CHUNK_BYTES = 8 * 2**20  # of similarities, per thread
 _SIMILARITY_BITS = 40  # fewer for galleries of more than two million
 _KEY_BITS = 62
+_SHORT_SCALE = 2.0**30 * (1 - 2.0**-10)  # a similarity of 1, and rounding beyond it, fits 31 bits
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,12 @@ def rank_by_class(
     vectors, shelf = _unit(queries, "queries")[kept], _unit(gallery, "the gallery")
     query_codes, relevant = query_codes[kept], relevant[kept]
 
+    ranker = _Ranker(shelf, gallery_codes, len(classes))
     rows = max(1, CHUNK_BYTES // (8 * len(shelf)))
     parts = [slice(start, start + rows) for start in range(0, len(vectors), rows)]
 
     def work(part: slice) -> dict[str, NDArray[np.float64]]:
-        return _rank_chunk(vectors[part] @ shelf.T, query_codes[part], gallery_codes, relevant[part])
+        return ranker.figures(vectors[part], query_codes[part])
 
     # One thread a chunk: matrix products with threads of their own would wait for one another.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _usable_cores()) as pool:
@@ -114,33 +119,78 @@ def _unit(rows: NDArray[Any], name: str) -> NDArray[np.float64]:
     return values / np.where(norms > 0, norms, 1.0)
 
 
-def _rank_chunk(
-    similarities: NDArray[np.float64],
-    query_codes: NDArray[np.int32],
-    gallery_codes: NDArray[np.int32],
-    relevant: NDArray[np.int64],
+class _Ranker:
+    """The gallery in order of classes, and room for one chunk of keys per thread."""
+
+    def __init__(self, shelf: NDArray[np.float64], codes: NDArray[np.int32], classes: int) -> None:
+        self._by_class = np.argsort(codes, kind="stable")
+        self._shelf = shelf[self._by_class]
+        self._stops = np.cumsum(np.bincount(codes, minlength=classes))
+        self._starts = np.concatenate([[0], self._stops[:-1]])
+        self._room = threading.local()
+
+    def figures(self, vectors: NDArray[np.float64], codes: NDArray[np.int32]) -> dict[str, NDArray[np.float64]]:
+        """Sums of precisions at relevant ranks, over the whole ranking and its first `MAP_CUTOFF`; precisions at K."""
+        similarities, keys = self._arrays(len(vectors))
+        # Descending similarity is ascending key.
+        np.matmul(vectors * -_SHORT_SCALE, self._shelf.T, out=similarities)
+        np.copyto(keys, similarities, casting="unsafe")
+        keys <<= 1
+        for line, code in zip(keys, codes, strict=True):
+            line[self._starts[code] : self._stops[code]] |= 1
+        keys.sort(axis=1)
+        counts = (self._stops - self._starts)[codes]
+        places = np.flatnonzero((keys & 1).astype(np.bool_))
+        starts = np.cumsum(counts) - counts
+        ranks = places - np.repeat(np.arange(len(codes)) * keys.shape[1], counts) + 1
+        for row in self._undecided(keys, places, ranks, starts):
+            part = slice(starts[row], starts[row] + counts[row])
+            ranks[part] = self._ranks_with_ties(similarities[row], codes[row])
+        return _sums(ranks, starts, counts, keys.shape[1])
+
+    def _arrays(self, rows: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """Reused: the system's clearing of new memory would take as long as the sorting."""
+        if getattr(self._room, "rows", 0) < rows:
+            shape = rows, len(self._shelf)
+            self._room.similarities, self._room.keys = np.empty(shape), np.empty(shape, np.int32)
+            self._room.rows = rows
+        return self._room.similarities[:rows], self._room.keys[:rows]
+
+    @staticmethod
+    def _undecided(
+        keys: NDArray[np.int32], places: NDArray[np.int64], ranks: NDArray[np.int64], starts: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Rows in which a relevant item is within one rounding step of another item beside it."""
+        flat, last = keys.reshape(-1), keys.shape[1]
+        here = flat[places] >> 1
+        near = (ranks < last) & ((flat[np.minimum(places + 1, flat.size - 1)] >> 1) - here <= 1)
+        near |= (ranks > 1) & (here - (flat[np.maximum(places - 1, 0)] >> 1) <= 1)
+        return np.unique(np.searchsorted(starts, np.flatnonzero(near), side="right") - 1)
+
+    def _ranks_with_ties(self, similarities: NDArray[np.float64], code: int) -> NDArray[np.int64]:
+        """Ranks of one query's relevant items, equal similarities in gallery order."""
+        bits = max(1, (len(similarities) - 1).bit_length())
+        scale = 2.0 ** min(_SIMILARITY_BITS, _KEY_BITS - bits) / _SHORT_SCALE
+        keys = np.rint(similarities * scale).astype(np.int64)
+        keys <<= bits
+        keys |= self._by_class
+        relevant = np.sort(keys[self._starts[code] : self._stops[code]])
+        keys.sort()
+        return np.searchsorted(keys, relevant) + 1
+
+
+def _sums(
+    ranks: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64], size: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Sums of precisions at relevant ranks, over the whole ranking and its first `MAP_CUTOFF`, and precisions at K."""
-    size = len(gallery_codes)
-    position_bits = max(1, (size - 1).bit_length())
-    scale = float(2 ** min(_SIMILARITY_BITS, _KEY_BITS - position_bits))
-    # Descending similarity is ascending key: −similarity in the upper bits, the gallery position in the lower ones.
-    keys = np.multiply(similarities, -scale, out=similarities)
-    np.rint(keys, out=keys)
-    packed = keys.astype(np.int64)
-    packed <<= position_bits
-    packed |= np.arange(size)
-    packed.sort(axis=1)
-    packed &= (1 << position_bits) - 1
-    counts = np.arange(1, relevant.max() + 1, dtype=np.float64)
-    figures = {name: np.empty(len(packed)) for name in ("all", "cut", *(f"precision@{k}" for k in PRECISION_CUTOFFS))}
-    for row, order in enumerate(packed):
-        ranks = np.flatnonzero(gallery_codes[order] == query_codes[row]) + 1  # of the relevant items, ascending
-        precisions = counts[: len(ranks)] / ranks
-        figures["all"][row] = precisions.sum()
-        figures["cut"][row] = precisions[: np.searchsorted(ranks, MAP_CUTOFF, side="right")].sum()
-        for k in PRECISION_CUTOFFS:
-            figures[f"precision@{k}"][row] = np.searchsorted(ranks, k, side="right") / min(k, size)
+    """Per query from its relevant items' ranks, ascending, those of all queries in one array."""
+    found = np.arange(1, len(ranks) + 1) - np.repeat(starts, counts)
+    precisions = found / ranks
+    figures = {
+        "all": np.add.reduceat(precisions, starts),
+        "cut": np.add.reduceat(np.where(ranks <= MAP_CUTOFF, precisions, 0.0), starts),
+    }
+    for k in PRECISION_CUTOFFS:
+        figures[f"precision@{k}"] = np.add.reduceat((ranks <= k).astype(np.float64), starts) / min(k, size)
     return figures
 
 

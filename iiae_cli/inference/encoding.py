@@ -47,6 +47,15 @@ class Encoded:
         """Log-variances of one kind, where encoded."""
         return self.shared_logvar if kind == "shared" else self.exclusive_logvar
 
+    def take(self, rows: NDArray[np.int64]) -> Encoded:
+        """These rows alone, in this order."""
+        return Encoded(**{name: None if one is None else one[rows] for name, one in vars(self).items()})
+
+    def joined(self, other: Encoded) -> Encoded:
+        """These rows, then those of another that holds the same kinds."""
+        both = {name: (one, getattr(other, name)) for name, one in vars(self).items()}
+        return Encoded(**{name: None if parts[0] is None else np.concatenate(parts) for name, parts in both.items()})
+
 
 @contextmanager
 def inference(model: IIAE) -> Iterator[None]:

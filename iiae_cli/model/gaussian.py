@@ -15,6 +15,14 @@ MAX_LOGVAR = 9.21035  # log(10⁴): variances stay at or below 10⁴
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of a whole batch a batch is, where several processes share one: from `first` on, of `whole`."""
+
+    first: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class DiagonalGaussian:
     """N(mean, diag(exp(logvar))) over every dimension after the first.
 
@@ -35,9 +43,16 @@ class DiagonalGaussian:
         mean, logvar = heads.float().chunk(2, dim=1)
         return cls(mean, logvar.clamp(max=MAX_LOGVAR))
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I)."""
-        noise = torch.randn(self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
+        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I).
+
+        With `part`, ε is drawn for the whole batch, so that a row's noise does not depend on who computes it.
+        """
+        rows = len(self.mean)
+        shape = self.mean.shape if part is None else (part.whole, *self.mean.shape[1:])
+        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+        if part is not None:
+            noise = noise[part.first : part.first + rows]
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 

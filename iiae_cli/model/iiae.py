@@ -9,6 +9,7 @@ Shapes: B batch, C H W pictures, F features, S shared latent (a map (C, H, W) or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from iiae_cli.model.edges import PictureDescription
-from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.erasure import LinearErasure, SharedPart
+from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
     FeatureDecoder,
@@ -155,12 +157,29 @@ class IIAE(nn.Module):
         self.joint_shared = joint_shared
         self.shared_shape = shared_shape
         self.exclusive_dim = exclusive_dim
+        # Beyond the paper: what `add_erasure` puts between the posteriors and whoever asks for one latent.
+        self.erase_shared_x: LinearErasure | None = None
+        self.erase_shared_y: LinearErasure | None = None
+        self.shared_part_x: SharedPart | None = None
+        self.shared_part_y: SharedPart | None = None
         self.apply(init_paper_weights)
 
     @property
     def generative(self) -> bool:
         """Whether there are decoders, and what trains them; without, this is a dual encoder: r alone (InfoNCE)."""
         return self.decoder_x is not None
+
+    def add_erasure(self, *, shared: bool, exclusive: bool) -> None:
+        """Let `encode_shared` erase from shared means, and `encode_exclusive` and `decode` use exclusive residuals.
+
+        Nothing changes until `erasure.py`'s maps are set. `infer` and `generate`, which train, never use them.
+        """
+        width = math.prod(self.shared_shape)
+        for domain in DOMAINS:
+            if shared:
+                setattr(self, f"erase_shared_{domain}", LinearErasure(width))
+            if exclusive and self.exclusive_dim:
+                setattr(self, f"shared_part_{domain}", SharedPart(width, self.exclusive_dim))
 
     def _part(self, name: str, domain: Domain) -> nn.Module | None:
         part: nn.Module | None = getattr(self, f"{name}_{domain}")
@@ -188,14 +207,14 @@ class IIAE(nn.Module):
         )
 
     @staticmethod
-    def sample(posteriors: Posteriors, generator: torch.Generator | None = None) -> Latents:
-        """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised."""
+    def sample(posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None) -> Latents:
+        """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised; `part` as in `DiagonalGaussian.sample`."""
         x, y = posteriors.exclusive_x, posteriors.exclusive_y
         assert posteriors.joint_shared is not None
         return Latents(
-            exclusive_x=None if x is None else x.sample(generator),
-            exclusive_y=None if y is None else y.sample(generator),
-            shared=posteriors.joint_shared.sample(generator),
+            exclusive_x=None if x is None else x.sample(generator, part),
+            exclusive_y=None if y is None else y.sample(generator, part),
+            shared=posteriors.joint_shared.sample(generator, part),
         )
 
     def generate(self, latents: Latents) -> Reconstructions:
@@ -238,13 +257,14 @@ class IIAE(nn.Module):
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone: what retrieval and translation use."""
-        features = self._part("features", domain)
-        head = self._part("shared", domain)
+        features, head = self._part("features", domain), self._part("shared", domain)
         assert features is not None and head is not None
-        return DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
+        posterior = DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
+        erase = self._part("erase_shared", domain)
+        return posterior if erase is None else DiagonalGaussian(erase(posterior.mean), posterior.logvar)
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """q(z^x|x) or q(z^y|y).
+        """q(z^x|x) or q(z^y|y); with exclusive residuals, of z^x − f(z^s).
 
         Raises:
             ValueError: this model has no exclusive latents (II ablation).
@@ -252,7 +272,11 @@ class IIAE(nn.Module):
         encoder = self._part("exclusive", domain)
         if encoder is None:
             raise ValueError("this model was trained without exclusive latents")
-        return DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
+        posterior = DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
+        shared_part = self._part("shared_part", domain)
+        if shared_part is None:
+            return posterior
+        return DiagonalGaussian(posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar)
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S).
@@ -260,9 +284,11 @@ class IIAE(nn.Module):
         Raises:
             ValueError: this model is a dual encoder, without decoders.
         """
-        decoder = self._part("decoder", domain)
+        decoder, shared_part = self._part("decoder", domain), self._part("shared_part", domain)
         if decoder is None:
             raise ValueError("this model was trained without decoders")
+        if shared_part is not None and exclusive is not None:
+            exclusive = exclusive + shared_part(shared)
         decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
         standardise = getattr(self, f"standardise_{domain}")
         return decoded if standardise is None else standardise.inverse(decoded)

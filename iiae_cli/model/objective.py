@@ -16,6 +16,7 @@ Beyond the paper: two baselines, `elbo` and `infonce`, and an optional contrasti
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -111,17 +112,27 @@ class Objective:
     temperature: float = 0.1
 
     def __call__(
-        self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions | None, step: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        posteriors: Posteriors,
+        reconstructions: Reconstructions | None,
+        step: int,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Named terms of a batch; every value is a scalar.
 
         `loss` is what to minimise. The others are unweighted by λ and annealing, so that they mean the same at every
         step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean), and
-        `contrastive` is in nats. A dual encoder has no `reconstructions`.
+        `contrastive` is in nats. A dual encoder has no `reconstructions`. Where several processes share a batch,
+        `gather` makes its rows of theirs, so that each picture is compared with all of them.
         """
         contrast = None
         if self.contrastive or self.kind == "infonce":
-            contrast = info_nce(posteriors.shared_x.mean, posteriors.shared_y.mean, self.temperature)
+            x_means, y_means = posteriors.shared_x.mean, posteriors.shared_y.mean
+            if gather is not None:
+                x_means, y_means = gather(x_means), gather(y_means)
+            contrast = info_nce(x_means, y_means, self.temperature)
         if reconstructions is None:
             assert contrast is not None
             return {"loss": contrast.clone(), "contrastive": contrast}  # two sums must not share memory

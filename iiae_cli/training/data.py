@@ -25,7 +25,8 @@ class TrainingData:
     validation asks what zero-shot evaluation will ask.
 
     Attributes:
-        info: of the data file.
+        file: what the rows lie in.
+        info: of it.
         train: rows to train on (all of the split where pairs are held out; `order` leaves those out).
         validation: aligned pairs, or rows of held-out classes; None where nothing is held out.
 
@@ -34,6 +35,7 @@ class TrainingData:
     """
 
     def __init__(self, file: DataFile, config: Config) -> None:
+        self.file = file
         self.info = file.info
         self.by_class = file.info.by_class
         self.train = file.split("train")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiae_cli.model.gaussian import Part
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
 
@@ -28,14 +29,27 @@ class Events(Protocol):
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
-    def validate(self, step: int) -> None:
-        """When validation is due; the loop is in training mode before and after."""
+    def validate(self, step: int) -> bool:
+        """When validation is due; the loop is in training mode before and after. False: a stop broke it off."""
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""
 
     def should_stop(self) -> bool:
-        """Asked after every step; when true, the loop saves and returns."""
+        """Asked after every step and validation; when true, the loop saves and returns."""
+
+
+class Share(Protocol):
+    """Where several processes train on one batch: this one's part (distributed.py)."""
+
+    part: Part
+    weight: float
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole batch's rows from every process's, for what compares rows; gradients pass back to their owners."""
+
+    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
 
 
 @dataclass
@@ -45,11 +59,13 @@ class TrainState:
     Attributes:
         step: optimiser steps done.
         running: sums of loss terms since the last log line.
+        owed: whether the validation that is due at `step` is still to be done.
         ended: whether the owner, having validated, wants no further step.
     """
 
     step: int = 0
     running: dict[str, Tensor] = field(default_factory=dict)
+    owed: bool = False
     ended: bool = False
 
 
@@ -69,6 +85,7 @@ def fit(
     checkpoint_every: int,
     bf16: bool = False,
     compile_step: bool = False,
+    share: Share | None = None,
 ) -> bool:
     """Train from `state.step` to `total_steps`.
 
@@ -87,20 +104,38 @@ def fit(
         checkpoint_every: steps between checkpoints; the last step always saves one.
         bf16: autocast the networks to bfloat16; KLs and losses stay float32.
         compile_step: compile the networks with torch.compile.
+        share: this process's part of every batch, which `batch_at` gives; None: all of it.
 
     Returns:
         Whether the end was reached, or `state.ended` set, rather than a stop asked for.
     """
+
+    def settle() -> bool:
+        """Do what is due at the boundary after `state.step`; whether to go on."""
+        done = state.step
+        stop = events.should_stop()
+        if state.owed and not stop:
+            state.owed = not events.validate(done)
+            stop = events.should_stop()
+        end = done == total_steps or state.ended
+        if stop or end or done % checkpoint_every == 0:
+            events.checkpoint(done)
+        return not stop or (end and not state.owed)
+
+    part = None if share is None else share.part
     device_type = next(model.parameters()).device.type
 
     def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions | None]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            return posteriors, model.generate(model.sample(posteriors)) if model.generative else None
+            latents = model.sample(posteriors, part=part) if model.generative else None
+            return posteriors, None if latents is None else model.generate(latents)
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     run_networks = torch.compile(networks) if compile_step else networks
     model.train()
+    if state.owed and not settle():
+        return False
     while state.step < total_steps and not state.ended:
         step = state.step
         x, y = batch_at(step)
@@ -108,9 +143,12 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         posteriors, reconstructions = run_networks(x, y)
-        terms = objective(*model.targets(x, y), posteriors, reconstructions, step)
+        gather = None if share is None else share.whole
+        terms = objective(*model.targets(x, y), posteriors, reconstructions, step, gather)
         optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        if share is not None:
+            terms = share.combine(terms)
         optimizer.step()
         for name, value in terms.items():
             detached = value.detach()
@@ -122,14 +160,8 @@ def fit(
             count = log_every if done % log_every == 0 else done % log_every
             events.log(done, {name: float(total) / count for name, total in state.running.items()})
             state.running = {}
-        if done % validate_every == 0 or last:
-            events.validate(done)
-        last = last or state.ended
-        if done % checkpoint_every == 0 or last:
-            events.checkpoint(done)
-        if not last and events.should_stop():
-            if done % checkpoint_every != 0:
-                events.checkpoint(done)
+        state.owed = done % validate_every == 0 or last
+        if not settle():
             return False
     return True
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
 from iiae_cli.builders import (
@@ -27,9 +30,11 @@ from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.runs import Checkpoint, RunDir, place
 from iiae_cli.training.data import TrainingData
+from iiae_cli.training.distributed import Ranks, World
+from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
-from iiae_cli.training.signals import StopFlag
+from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
 from iiae_cli.training.validation import (
     ClassValidation,
@@ -55,6 +60,7 @@ class Progress:
         refit_steps: how many steps the second training takes; None until it begins.
         held: whether it holds the shared means where they began.
         stale: validations since the score last rose.
+        owed: whether the validation due at the checkpoint's step was not done any more.
     """
 
     kept_step: int | None = None
@@ -65,6 +71,7 @@ class Progress:
     refit_steps: int | None = None
     held: bool = False
     stale: int = 0
+    owed: bool = False
 
 
 class Session:
@@ -76,7 +83,14 @@ class Session:
     """
 
     def __init__(
-        self, config: Config, data: TrainingData, run: RunDir, device: torch.device, origin: dict[str, Any], preset: str
+        self,
+        config: Config,
+        data: TrainingData,
+        run: RunDir,
+        device: torch.device,
+        origin: dict[str, Any],
+        preset: str,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.data = data
@@ -84,6 +98,7 @@ class Session:
         self.device = device
         self.origin = origin
         self.preset = preset
+        self.world = world or World()
         training = config.training
         self.size = picture_size(config, data.info)
         self.augmentation = build_augmentation(config)
@@ -95,6 +110,7 @@ class Session:
         self.validate_every = training.validate_every or per_epoch
         self.checkpoint_every = training.checkpoint_every or self.validate_every
         self.offset = 0
+        self.saved_step = 0  # the newest checkpoint's
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
@@ -103,7 +119,7 @@ class Session:
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
         self.baseline = None
-        if data.validation is not None:
+        if data.validation is not None and self.world.first:
             self.baseline = (
                 baseline_map(data.train, data.validation)
                 if data.by_class
@@ -112,7 +128,7 @@ class Session:
         self._grid_pairs = None if data.by_class else first_pairs(data.validation or data.train, training.samples)
         self._bar: console.Progress | None = None
         self._writer: Any = None
-        self._stop: StopFlag | None = None
+        self._stop = StopFlag()
         self._clock = (time.monotonic(), 0)
 
     def _build(self) -> None:
@@ -121,8 +137,12 @@ class Session:
         model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
         self.model = place(model, self.device)
-        self.optimizer = build_optimizer(self.config, self.model)
+        self.world.same_weights(self.model)
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
+        self._ranks: Ranks | None = None
+        if self.world.size > 1:
+            self._ranks = Ranks(self.world, self.model, self.order.batch_size, self.config.training.batch_norm)
+        self.optimizer = build_optimizer(self.config, self.model)
 
     def _enter_refit(self, steps: int, held: bool) -> None:
         """Begin the second training."""
@@ -138,10 +158,13 @@ class Session:
 
     def resume(self) -> bool:
         """Take up the newest checkpoint; False where there is none."""
-        checkpoint = self.run.latest_checkpoint()
-        if checkpoint is None:
+        checkpoint = self.run.latest_checkpoint() if self.world.first else None
+        step = self.world.share(None if checkpoint is None else checkpoint.step)
+        if step is None:
             return False
-        self.memory = Progress(**checkpoint.progress)
+        if checkpoint is None:
+            checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
+        self.memory = self._progress_of(checkpoint.progress)
         self.selection.best, self.selection.stale = self.memory.best, self.memory.stale
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
@@ -153,9 +176,27 @@ class Session:
                 f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
             ) from error
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
-        self.state = TrainState(checkpoint.step - self.offset, running, self.selection.exhausted)
-        self.run.truncate_metrics(checkpoint.step)
+        self.saved_step = checkpoint.step
+        self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed, self.selection.exhausted)
+        if self.world.first:
+            self.run.prune_checkpoints()
+            self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
         return True
+
+    def _progress_of(self, record: dict[str, Any]) -> Progress:
+        """What a checkpoint says was remembered.
+
+        Raises:
+            IiaeError: of another kind than this version writes.
+        """
+        try:
+            Progress(**record)  # knows every name
+            return TypeAdapter(Progress).validate_python(record)
+        except (TypeError, ValidationError) as error:
+            raise IiaeError(
+                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
+                "start afresh with --overwrite",
+            ) from error
 
     @property
     def steps_done(self) -> int:
@@ -164,7 +205,9 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether every step is done."""
+        """Whether every step and the last validation is done."""
+        if self.state.owed:
+            return False
         if self.memory.refit_steps is not None:
             return self.state.step >= self.memory.refit_steps
         return (self.state.step >= self.total_steps or self.state.ended) and not self._wants_refit
@@ -176,46 +219,68 @@ class Session:
         return wanted and (self.data.holds_out or kept == 0)
 
     def train(self, stop: StopFlag) -> bool:
-        """Run to the end, or to the first step after `stop` is raised; True at the end."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Run to the end, or to the first step after `stop` is raised; True at the end.
 
+        Raises:
+            Cut: a stop came where nothing new was to be saved: before the first step, or between both trainings.
+        """
         self._stop = stop
         self._clock = (time.monotonic(), self.state.step)
         with write_errors(self.run.path):  # TensorBoard's files are not written by this package
-            self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
+            if self.world.first:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
             try:
-                ended = True
-                if self.memory.refit_steps is None:
-                    if self.state.step == 0 and self.config.selection.from_start:
-                        self._validate_start()
-                    if self.data.validation is not None or not self._wants_refit:
-                        ended = self._fit("training", self.total_steps, self.validate_every)
-                if ended and self._wants_refit:
-                    kept = self.memory.kept_step
-                    self._enter_refit(kept or self.total_steps, held=kept == 0)
-                    means = ", the shared means held where they began" if kept == 0 else ""
-                    console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
-                    self.checkpoint(0)
-                if ended and self.memory.refit_steps is not None:
-                    ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
+                ended = self._train()
             finally:
-                self._writer.close()
+                if self._writer is not None:
+                    self._writer.close()
         if self.memory.kept_step is None:
-            if ended:
-                console.warn(
-                    f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
-                )
-            self._keep(None)
+            if self.world.first:
+                if ended:
+                    console.warn(
+                        f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
+                    )
+                with stop.saving():
+                    fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
+                    self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
         return ended
+
+    def _train(self) -> bool:
+        ended = True
+        if self.memory.refit_steps is None:
+            if self.state.step == 0 and self.config.selection.from_start:
+                if self.world.first:
+                    with self._stop.cuttable():
+                        self._validate_start()
+                self._same_memory()
+            if self.data.validation is not None or not self._wants_refit:
+                ended = self._fit("training", self.total_steps, self.validate_every)
+        if ended and self._wants_refit:
+            kept = self.memory.kept_step
+            # What is saved is the end of the first training. Several ranks go on together to the first step.
+            with self._stop.cuttable() if self.world.size == 1 else nullcontext():
+                self._enter_refit(kept or self.total_steps, held=kept == 0)
+            means = ", the shared means held where they began" if kept == 0 else ""
+            console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
+            self.checkpoint(0)
+        if ended and self.memory.refit_steps is not None:
+            ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
+        return ended
+
+    def _same_memory(self) -> None:
+        """Let every rank know what rank 0 has decided."""
+        self.memory = Progress(**self.world.share(vars(self.memory)))
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         items = (self.order.batch_size, "pairs")
         with console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
-            return fit(
+            ended = fit(
                 model=self.model,
                 objective=build_objective(self.config),
                 optimizer=self.optimizer,
@@ -230,13 +295,18 @@ class Session:
                 checkpoint_every=self.checkpoint_every,
                 bf16=training.precision == "bf16",
                 compile_step=training.compile,
+                share=self._ranks,
             )
+        self._same_memory()
+        return ended
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = self.data.rows(self.order.indices(step))
+        indices = self.order.indices(step)
+        x, y = self.data.rows(indices if self._ranks is None else indices[self._ranks.rows])
         inputs = to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
         if self.augmentation.active:
-            inputs = self.augmentation(*inputs, self.config.training.seed, step)
+            part = None if self._ranks is None else self._ranks.part
+            inputs = self.augmentation(*inputs, self.config.training.seed, step, part)
         return inputs
 
     # Events of the loop
@@ -248,6 +318,8 @@ class Session:
 
     def log(self, step: int, terms: dict[str, float]) -> None:
         """Write averages to metrics.jsonl and TensorBoard; refuse to go on with a loss that is not finite."""
+        if not self.world.first:
+            return
         if not math.isfinite(terms["loss"]):
             raise IiaeError(
                 f"the loss is {terms['loss']} at step {step}",
@@ -271,56 +343,79 @@ class Session:
         if self._bar is not None:
             self._bar.facts |= loss_facts(terms) | {"memory": memory_text(self.device)}
 
-    def validate(self, step: int) -> None:
-        """Measure, decide whether to keep the weights, draw the sample grid."""
-        validation = self._measure(step)
-        if self.selection.accepts(validation, step / self.order.steps_per_epoch):
-            self._keep(validation)
-        if self.selection.exhausted and not self.state.ended:
-            self.state.ended = True
-            console.say(f"step {step}: no better score in {self.selection.stale} validations: training ends here")
-        self._draw_samples(step)
+    def validate(self, step: int) -> bool:
+        """Measure, decide whether to keep the weights, draw the sample grid; False where a stop broke it off.
+
+        Nothing is written before everything is measured, so that what is broken off leaves no trace.
+        """
+        done = bool(self.world.share(self._validated(step) if self.world.first else None))
+        self.state.ended = bool(self.world.share(self.selection.exhausted))
+        return done
+
+    def _validated(self, step: int) -> bool:
+        try:
+            with self._stop.cuttable():
+                validation, grid = self._measure(), self._draw_samples()
+        except Cut:
+            console.say(f"step {step}: the validation was broken off; --resume begins with it")
+            return False
+        with self._stop.saving():
+            self._log_validation(step, validation)
+            if self.selection.accepts(validation, step / self.order.steps_per_epoch):
+                self._keep(validation)
+            if self.selection.exhausted:
+                console.say(f"step {step}: no better score in {self.selection.stale} validations: training ends here")
+            if grid is not None:
+                with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
+                    grid.save(temporary, format="PNG")
+                self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")
+        return True
 
     def _validate_start(self) -> None:
         """Keep the weights before the first step, for the time being or, where nothing can tell, for good."""
-        validation = self._measure(0)
+        validation = self._measure()
+        self._log_validation(0, validation)
         if validation is None:
             self.memory.kept_step = 0
         elif self.selection.rule != "last":
             self._keep(validation)
             self.selection.start(validation, self.config.selection.least_gain)
 
-    def _measure(self, step: int) -> Validation | ClassValidation | None:
+    def _measure(self) -> Validation | ClassValidation | None:
+        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
         held_out = self.data.validation
         if held_out is None:
             return None
-        validation: Validation | ClassValidation
         if self.data.by_class:
-            validation = validate_classes(self.model, held_out, size=self.size, device=self.device)
-        else:
-            metric = self.config.evaluation.metric
-            validation = validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
-        self._log_validation(step, validation)
-        return validation
+            return validate_classes(self.model, held_out, size=self.size, device=self.device)
+        metric = self.config.evaluation.metric
+        return validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
 
     def checkpoint(self, step: int) -> None:
-        """Save everything that continuing needs."""
+        """Save everything that continuing needs; every rank has the same, so one writes it."""
         self.memory.best, self.memory.stale = self.selection.best, self.selection.stale
-        self.run.save_checkpoint(
-            Checkpoint(
-                step=self.offset + step,
-                model=dict(self.model.state_dict()),
-                optimizer=optimizer_tensors(self.model, self.optimizer),
-                running=self.state.running,
-                progress=vars(self.memory),
-            )
+        self.memory.owed = self.state.owed
+        checkpoint = Checkpoint(
+            step=self.offset + step,
+            model=dict(self.model.state_dict()),
+            optimizer=optimizer_tensors(self.model, self.optimizer),
+            running=self.state.running,
+            progress=vars(self.memory),
         )
+        if self.world.first:
+            with self._stop.saving():
+                self.run.save_checkpoint(checkpoint)
+        self.saved_step = checkpoint.step
 
     def should_stop(self) -> bool:
-        """Whether a signal or the time limit asks to stop."""
-        return self._stop is not None and self._stop.raised()
+        """Whether a signal or the time limit asks to stop, on any rank."""
+        own = self._stop.exit_code if self._stop.raised() else None
+        self._stop.agree(self.world.agree(own or 0))
+        return self._stop.raised()
 
-    def _log_validation(self, step: int, validation: Validation | ClassValidation) -> None:
+    def _log_validation(self, step: int, validation: Validation | ClassValidation | None) -> None:
+        if validation is None:
+            return
         self.memory.warnings = validation.warnings(self.baseline)
         self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
         for name, value in validation.scalars().items():
@@ -345,12 +440,9 @@ class Session:
         }
         self.run.save_model(self.model, self.config, self.data.info, details)
 
-    def _draw_samples(self, step: int) -> None:
+    def _draw_samples(self) -> Image | None:
         if not self.model.generative or self.size is None or not self._grid_pairs or not self._grid_pairs.pair_count:
-            return
-        grid = sample_grid(
+            return None
+        return sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
         )
-        with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
-            grid.save(temporary, format="PNG")
-        self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.archives import find_folder
-from iiae_cli.data.dataset import Split, sha256_of, versions_json, write_data_file
+from iiae_cli.data.dataset import DataFile, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.prepare.cars import read_cars
@@ -22,12 +22,14 @@ from iiae_cli.data.prepare.classes import read_classes
 from iiae_cli.data.prepare.folders import read_pairs
 from iiae_cli.data.prepare.idx import FILES, find_idx, read_idx
 from iiae_cli.data.prepare.manifest import is_manifest, read_manifest
+from iiae_cli.data.prepare.settings import digest_of, settings_of
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
 from iiae_cli.data.prepare.sketchy import read_sketchy
-from iiae_cli.data.prepare.workspace import remove_workspace, workspace_of
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.data.sources import ARCHIVES, BY_HAND, archive_of
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
+from iiae_cli.workspace import workspace
 
 TEST_DIGITS = 300
 TRAIN_IDX = 50_000
@@ -51,6 +53,7 @@ class PrepareOptions:
         workers: decoding threads.
         side_by_side: whether each picture of the user's own holds a pair, x on its left.
         features: of sets of classes: which are unseen, and the backbone.
+        work: keeps what is finished; `prepare_file` sees to it.
     """
 
     source: Path | None = None
@@ -62,6 +65,20 @@ class PrepareOptions:
     workers: int = 1
     side_by_side: bool = False
     features: FeatureOptions = field(default_factory=FeatureOptions)
+    work: Work = NOTHING_KEPT
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Everything that decides the arrays of a set's data file, as JSON values."""
+        return settings_of(
+            name,
+            source=self.source,
+            features=self.features,
+            image_size=self.image_size,
+            limit=self.limit,
+            seed=self.seed,
+            fractions=list(self.fractions),
+            side_by_side=self.side_by_side,
+        )
 
 
 @dataclass
@@ -99,14 +116,24 @@ def _pairs_of(
     recipe: Recipe,
     rng: np.random.Generator,
     size: int | None = None,
+    work: Work = NOTHING_KEPT,
 ) -> Split:
     """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made."""
     x, y, factors = recipe(grey, rng)
     if size is not None:
-        x, y = resize_pictures(x, size), resize_pictures(y, size)
+        x, y = (_resized(rows, size, work) for rows in (x, y))
     ids = [f"{split}/{number:05d}" for number in range(1, len(grey) + 1)]
     names = [str(label) for label in labels]
     return Split(x, y, ids, list(ids), names, list(names), {**factors, "class": labels})
+
+
+def _resized(pictures: NDArray[np.uint8], size: int, work: Work) -> NDArray[np.uint8]:
+    """(N, size, size, 3), with an ear for signals: 120,000 pictures take minutes."""
+    found = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
+    for start in range(0, len(pictures), 1000):
+        work.check()
+        found[start : start + 1000] = resize_pictures(pictures[start : start + 1000], size)
+    return found
 
 
 def _digits(recipe: Recipe, options: PrepareOptions) -> Prepared:
@@ -130,7 +157,7 @@ def _idx_set(title: str, recipe: Recipe, options: PrepareOptions) -> Prepared:
     folder = _idx_folder(title, options)
     if find_idx(folder, FILES["train"][0]) is None and any((folder / split).is_dir() for split in ("train", "test")):
         splits, skipped = read_side_by_side(
-            folder, image_size=options.image_size, limit=options.limit, workers=options.workers
+            folder, image_size=options.image_size, limit=options.limit, workers=options.workers, work=options.work
         )
         return Prepared(splits, {"source": str(folder)}, skipped)
     arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
@@ -159,7 +186,7 @@ def _idx_set(title: str, recipe: Recipe, options: PrepareOptions) -> Prepared:
     splits = {}
     for split, (grey, digits) in parts.items():
         rows = slice(options.limit)
-        splits[split] = _pairs_of(split, grey[rows], digits[rows], recipe, rng, options.image_size)
+        splits[split] = _pairs_of(split, grey[rows], digits[rows], recipe, rng, options.image_size, options.work)
     return Prepared(splits, {"source": title, "source_sha256": sha256_of(*used)})
 
 
@@ -199,7 +226,7 @@ def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, 
 
 def _cars(options: PrepareOptions) -> Prepared:
     folder, attributes = _source_folder("cars", options)
-    splits, skipped = read_cars(folder, image_size=options.image_size, limit=options.limit)
+    splits, skipped = read_cars(folder, image_size=options.image_size, limit=options.limit, work=options.work)
     return Prepared(splits, attributes, skipped)
 
 
@@ -212,6 +239,7 @@ def _halves(name: str, own_size: int, options: PrepareOptions) -> Prepared:
         limit=options.limit,
         workers=options.workers,
         need_test=True,
+        work=options.work,
     )
     return Prepared(splits, attributes, skipped)
 
@@ -226,6 +254,7 @@ def _pairs(options: PrepareOptions) -> Prepared:
         "seed": options.seed,
         "limit": options.limit,
         "workers": options.workers,
+        "work": options.work,
     }
     if options.side_by_side:
         if not source.is_dir():
@@ -256,6 +285,7 @@ def _class_set(name: str, read: ClassReader, options: PrepareOptions) -> Prepare
         limit=options.limit,
         download=options.download,
         workers=options.workers,
+        work=options.work,
     )
     return Prepared(found.splits, {**attributes, **found.attributes}, found.skipped)
 
@@ -291,23 +321,59 @@ def how_to_prepare(name: str, path: Path) -> str:
     return f"iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
 
 
-def prepare_file(name: str, path: Path, options: PrepareOptions, *, command: str) -> list[str]:
+def prepare_file(
+    name: str,
+    path: Path,
+    options: PrepareOptions,
+    *,
+    command: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    interrupted: Callable[[], int | None] = lambda: None,
+) -> list[str]:
     """Build a set and write its data file; returns a line for every input that was left out.
 
+    Args:
+        name: of the set.
+        path: the file; an existing one is replaced.
+        options: of the builder.
+        command: for the file's attributes.
+        resume: whether what an interrupted call left is taken up.
+        overwrite: whether it is dropped otherwise.
+        interrupted: the exit code of a signal that has come, or None.
+
     Raises:
-        IiaeError: as `build`; or the file cannot be written.
+        IiaeError: as `build`; interrupted work is in the way; or the file cannot be written.
+        Interrupted: a signal came; what is finished is kept.
     """
-    if name in CLASS_SETS:
-        options = replace(options, features=replace(options.features, work=workspace_of(path)))
+    settings = options.settings(name)
+    if name in EMBEDDED:  # made in a second, and by several runs at once where they train on it
+        return _build_and_write(name, path, options, command, digest_of(settings), None)
+    with workspace(path, settings, resume=resume, overwrite=overwrite) as folder:
+        options = replace(options, work=Work(folder, interrupted))
+        return _build_and_write(name, path, options, command, digest_of(settings), folder)
+
+
+def _build_and_write(
+    name: str, path: Path, options: PrepareOptions, command: str, settings: str, folder: Path | None
+) -> list[str]:
     prepared = build(name, options)
     attributes = {
         **prepared.attributes,
         "command": command,
         "seed": str(options.seed),
+        "settings_sha256": settings,
         "versions": versions_json(),
         "skipped": str(len(prepared.skipped)),
     }
-    write_data_file(path, name, prepared.splits, attributes)
-    if name in CLASS_SETS:
-        remove_workspace(workspace_of(path))
+    write_data_file(path, name, prepared.splits, attributes, skipped=prepared.skipped, folder=folder)
     return prepared.skipped
+
+
+def is_prepared(name: str, path: Path, options: PrepareOptions) -> bool:
+    """Whether a data file was made from the same source by the same options.
+
+    Raises:
+        IiaeError: the file is damaged or no data file.
+    """
+    return DataFile(path).info.attributes.get("settings_sha256") == digest_of(options.settings(name))

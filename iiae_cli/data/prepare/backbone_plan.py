@@ -1,6 +1,6 @@
 """What will turn pictures into features: backbone, weights, fine-tuning, preprocessing, decided before any work.
 
-Deciding first lets a leak be refused at once, and gives the settings that an interrupted preparation is recognised by.
+Deciding first lets a leak be refused at once.
 """
 
 from __future__ import annotations
@@ -48,16 +48,6 @@ class Plan:
     seen: Seen
     seed: int
     origin: str
-
-    def settings(self) -> dict[str, Any]:
-        """What features depend on, as JSON values."""
-        return {
-            "backbone": self.backbone,
-            **self._weights(),
-            "preprocessing": asdict(self.preprocessing),
-            "fine_tuning": None if self.tuning is None else asdict(self.tuning),
-            "seed": self.seed,
-        }
 
     def record(self, width: int, records: dict[DomainName, NetworkRecord]) -> dict[str, Any]:
         """How features came about, for the data file.

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split
-from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.hdf5 import DAMAGED, dataset
+from iiae_cli.data.matlab import OtherArray, read_uint8
+from iiae_cli.data.pictures import PictureError, resize_pictures
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 YAWS, PITCHES, SIDE = 24, 4, 128
@@ -27,13 +29,16 @@ IDS = {"train": range(1, 192), "test": range(192, 200)}
 PATTERN = "car_*_mesh.mat"
 
 
-def read_cars(folder: Path, *, image_size: int | None, limit: int | None) -> tuple[dict[str, Split], list[str]]:
+def read_cars(
+    folder: Path, *, image_size: int | None, limit: int | None, work: Work = NOTHING_KEPT
+) -> tuple[dict[str, Split], list[str]]:
     """Splits train and test, and a line for every car left out.
 
     Args:
         folder: with the .mat files, or any folder above.
         image_size: side of the stored pictures; None: 128.
         limit: at most so many pairs per split; 92 are one car's.
+        work: keeps what is read.
 
     Returns:
         Splits with 4 rows of x, 92 rows of y and 92 pairs per car. The label of both domains is the car; the factors
@@ -48,7 +53,7 @@ def read_cars(folder: Path, *, image_size: int | None, limit: int | None) -> tup
     for name, ids in IDS.items():
         mine = [(number, path) for number, path in cars if number in ids]
         cut = len(mine) if limit is None else -(-limit // PAIRS_PER_CAR)
-        split = _read_split(name, mine, cut, image_size or SIDE, skipped)
+        split = _read_split(name, mine, cut, image_size or SIDE, skipped, work)
         if split.pair_count:
             splits[name] = split if limit is None else _first_pairs(split, limit)
     if not splits:
@@ -81,25 +86,23 @@ def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:
     return sorted(cars.items())
 
 
-def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str]) -> Split:
+def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str], work: Work) -> Split:
     """The first `most` cars that can be read."""
     count = min(most, len(cars))
     x = np.empty((count * PITCHES, size, size, 3), np.uint8)
     y = np.empty((count * PAIRS_PER_CAR, size, size, 3), np.uint8)
     numbers: list[int] = []
-    for number, path in cars:
+    blocks = work.blocks(name, [path for _, path in cars], lambda path: (_views(path, size),), size=1)
+    # A block is read when it is asked for, so that nothing is read beyond the last car that is wanted.
+    for block in blocks if count else ():
+        skipped += [str(error) for error in block.errors]
+        for place, views in zip(block.places, *block.rows, strict=True):
+            done = len(numbers)
+            x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
+            y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
+            numbers.append(cars[place][0])
         if len(numbers) == count:
             break
-        try:
-            im = read_mat(path)
-        except ValueError as error:
-            skipped.append(f"{path}: {error}")
-            continue
-        views = resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
-        done = len(numbers)
-        x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
-        y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
-        numbers.append(number)
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     labels = [f"car_{number:03d}" for number in numbers]
     ids = [[f"{name}/{label}/yaw{j:02d}-pitch{i}" for j in range(YAWS) for i in range(PITCHES)] for label in labels]
@@ -113,6 +116,15 @@ def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, s
         factors={"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch},
         pairs=np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1),
     )
+
+
+def _views(path: Path, size: int) -> NDArray[np.uint8]:
+    """All views of a car (96, size, size, 3), by yaw, then pitch."""
+    try:
+        im = read_mat(path)
+    except ValueError as error:
+        raise PictureError(path, str(error)) from error
+    return resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
 
 
 def _first_pairs(split: Split, limit: int) -> Split:
@@ -138,22 +150,20 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: damaged, or of another shape; the message says which.
     """
-
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    # What h5py and SciPy were seen to raise on truncated and altered files.
-    damaged = (OSError, LookupError, NameError, RuntimeError, TypeError, ValueError, MemoryError, zlib.error)
     try:
-        if h5py.is_hdf5(path):  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
-            with h5py.File(path, "r") as file:
-                im: Any = file["im"][()].T
-        else:
-            im = loadmat(path, variable_names=["im"], appendmat=False)["im"]
+        if not h5py.is_hdf5(path):
+            return read_uint8(path, "im", SHAPE)
+        with h5py.File(path, "r") as file:  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
+            found = dataset(file, "im")
+            if found is None:
+                raise KeyError("im")
+            if found.shape != SHAPE[::-1] or found.dtype != np.uint8:
+                raise OtherArray(f"im is {found.dtype} {found.shape[::-1]}, not uint8 {SHAPE}")
+            im: NDArray[np.uint8] = found[()].T
+            return im
+    except OtherArray:
+        raise
     except KeyError as error:
         raise ValueError("holds no variable im") from error
-    except (*damaged, MatReadError) as error:
+    except (*DAMAGED, zlib.error) as error:
         raise ValueError("is not a readable MATLAB file") from error
-    if not isinstance(im, np.ndarray) or im.shape != SHAPE or im.dtype != np.uint8:
-        raise ValueError(f"im is {getattr(im, 'dtype', 'no array')} {getattr(im, 'shape', '')}, not uint8 {SHAPE}")
-    return im

@@ -24,11 +24,19 @@ from iiae_cli.data.prepare.class_sets import (
 )
 from iiae_cli.data.prepare.class_splits import GIVEN, split_unseen
 from iiae_cli.data.prepare.given_features import has_features, read_features, read_seen, source_files
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 
 def read_classes(
-    source: Path, *, options: FeatureOptions, seed: int, limit: int | None, download: bool, workers: int
+    source: Path,
+    *,
+    options: FeatureOptions,
+    seed: int,
+    limit: int | None,
+    download: bool,
+    workers: int,
+    work: Work = NOTHING_KEPT,
 ) -> ClassSet:
     """Features of the user's own classes.
 
@@ -39,6 +47,7 @@ def read_classes(
         limit: at most so many rows of each domain and split, evenly over classes.
         download: whether the backbone's weights may be fetched.
         workers: decoding threads.
+        work: keeps what is computed.
 
     Raises:
         IiaeError: another layout, features that are damaged, or as `picture_features`.
@@ -76,6 +85,7 @@ def read_classes(
         seed=seed,
         download=download,
         workers=workers,
+        work=work,
         skipped=skipped,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from iiae_cli.data.dataset import Split
 from iiae_cli.data.pictures import SUFFIXES, natural_key, pictures_in
 from iiae_cli.data.prepare.pairing import Pair, divide, read_splits, split_folders
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 
@@ -23,6 +24,7 @@ def read_pairs(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
+    work: Work = NOTHING_KEPT,
 ) -> tuple[dict[str, Split], list[str]]:
     """Splits of a folder of pairs, and a line for every picture left out.
 
@@ -33,6 +35,7 @@ def read_pairs(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
+        work: keeps what is read.
 
     Raises:
         IiaeError: no such folder, another layout, or no pair of equal names.
@@ -51,7 +54,8 @@ def read_pairs(
             f"{source} holds no pair of pictures with equal names in x/ and y/", "give partners equal stems"
         )
     pairs = {split: found[:limit] for split, found in pairs.items()}
-    return read_splits(pairs, source=source, image_size=image_size, workers=workers, skipped=skipped), skipped
+    splits = read_splits(pairs, source=source, image_size=image_size, workers=workers, skipped=skipped, work=work)
+    return splits, skipped
 
 
 def _match(folder: Path, skipped: list[str]) -> list[Pair]:

@@ -11,7 +11,6 @@ An `.npz` has the same names as keys, without suffix. `sketch` is x, `image` is 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.arrays import BROKEN, is_pickled, map_npy
 from iiae_cli.data.dataset import SPLITS, DomainName, Split
 from iiae_cli.data.leaks import UNKNOWN, Seen
 from iiae_cli.errors import IiaeError
@@ -76,11 +76,18 @@ def read_features(source: Path) -> dict[str, Split]:
 
 
 def read_seen(source: Path) -> Seen:
-    """The classes that the features' network was trained on, where `classes_seen.txt` beside them says so."""
+    """The classes that the features' network was trained on, where `classes_seen.txt` beside them says so.
+
+    Raises:
+        IiaeError: it is no text.
+    """
     path = (source if source.is_dir() else source.parent) / SEEN_FILE
     if not path.is_file():
         return UNKNOWN
-    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    try:
+        names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise IiaeError(f"{path} is no text in UTF-8", "write one class per line") from error
     return Seen(tuple(sorted(names)))
 
 
@@ -113,7 +120,7 @@ def _domain(get: Get, stem: str) -> tuple[NDArray[np.float32], list[str], list[s
 
 
 def _texts(values: NDArray[Any], where: str) -> list[str]:
-    if values.dtype.kind not in "USiu" or values.size != len(values):
+    if values.dtype.kind not in "USiu" or values.ndim == 0 or values.size != len(values):
         raise IiaeError(
             f"{where} is {values.dtype} {values.shape}, not texts (N,)", "save an array of texts or integers"
         )
@@ -149,20 +156,22 @@ def _arrays(source: Path) -> Iterator[Get]:
 
 
 def _load_npy(path: Path) -> tuple[NDArray[Any], str] | None:
-    return _load(lambda: np.load(path, allow_pickle=False), str(path)) if path.exists() else None
+    return _load(lambda: map_npy(path), str(path)) if path.exists() else None
 
 
 def _load(read: Callable[[], Any], where: str) -> tuple[Any, str]:
     try:
-        return read(), where
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise IiaeError(f"{where} cannot be read: {error}", "fetch or make it again") from error
+        found = read()
+        if isinstance(found, bytes):  # what an .npz gives for a member that is no array
+            raise ValueError("it is no array")
+        return found, where
+    except BROKEN as error:
+        if not is_pickled(error):
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise IiaeError(f"{where} cannot be read: {reason[:300]}", "fetch or make it again") from error
         kind = "'f4'" if where.endswith("features.npy") else "'U'"
         raise IiaeError(
             f"{where} is a pickled object array, which could run code when read",
             "where you trust it, convert it once: python -c \"import numpy as n; f='" + where + "'; "
             f"n.save(f, n.array(n.load(f, allow_pickle=True, encoding='latin1').tolist()).astype({kind}))\"",
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise IiaeError(f"{where} cannot be read: {error}", "fetch or make it again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
+MOST_AXES = 8
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
@@ -32,14 +36,23 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         IiaeError: not such a file, or truncated.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+                raise IiaeError(
+                    f"{path} is not an IDX file of bytes", "name the folder with MNIST's four original files"
+                )
+            axes = file.read(4 * head[3])
+            shape = tuple(int.from_bytes(axes[at : at + 4], "big") for at in range(0, len(axes), 4))
+            count = math.prod(shape)
+            if len(axes) < 4 * head[3]:
+                raise IiaeError(f"{path} is truncated: {len(axes) + 4} bytes of its header", "fetch the file again")
+            if count > MOST_BYTES or len(shape) > MOST_AXES:
+                raise IiaeError(f"{path} says that it holds {shape} bytes", "fetch the file again")
+            data = file.read(count + 1)  # no more than it says comes out of a .gz
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise IiaeError(f"{path} cannot be read: {error}", "fetch the file again") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise IiaeError(f"{path} is not an IDX file of bytes", "name the folder with MNIST's four original files")
-    shape = tuple(int.from_bytes(data[4 * i + 4 : 4 * i + 8], "big") for i in range(data[3]))
-    header = 4 + 4 * data[3]
-    if len(data) - header != int(np.prod(shape, dtype=np.int64)):
-        raise IiaeError(f"{path} is truncated: {len(data) - header} bytes of {shape}", "fetch the file again")
-    values: NDArray[Any] = np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    if len(data) != count:
+        raise IiaeError(f"{path} is truncated: {len(data)} bytes of {shape}", "fetch the file again")
+    values: NDArray[Any] = np.frombuffer(data, np.uint8).reshape(shape)
     return values

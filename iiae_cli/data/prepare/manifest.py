@@ -1,22 +1,30 @@
-"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`.
+"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`, and any
+number of columns `x_…`, `y_…` and `shared_…`: generative factors of a pair, which domain x, y or both hold.
 
 Paths are absolute, or relative to the manifest's folder. Without a column `split` pairs are divided by seeded
-fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once.
+fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once. A factor is
+a number where all its cells are, else text; an empty cell is unknown. Training has no use for factors: `evaluate` looks
+for them in the latents.
 """
 
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from iiae_cli.data.dataset import SPLITS, Split
 from iiae_cli.data.prepare.pairing import Pair, divide, read_splits
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 SUFFIXES = (".csv", ".tsv")
 LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
+_WHOLE = re.compile(r"[+-]?\d{1,18}")  # what 64 bits hold
+FACTORS = ("x_", "y_", "shared_")
 
 
 def is_manifest(path: Path) -> bool:
@@ -32,6 +40,7 @@ def read_manifest(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
+    work: Work = NOTHING_KEPT,
 ) -> tuple[dict[str, Split], list[str]]:
     """Splits of a manifest's pairs, and a line for every row or picture left out.
 
@@ -42,6 +51,7 @@ def read_manifest(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
+        work: keeps what is read.
 
     Raises:
         IiaeError: missing, no such table, a column is missing, or no row can be used.
@@ -52,6 +62,7 @@ def read_manifest(
         raise IiaeError(
             f"{manifest} names no pair", f"the first row that was left out: {skipped[0]}" if skipped else LAYOUT
         )
+    rows = _with_numbers(rows)
     if all(split is None for split, _ in rows):
         pairs = divide([pair for _, pair in rows], fractions, seed)
     else:
@@ -60,9 +71,24 @@ def read_manifest(
     recurring = any(_recurs(found) for found in pairs.values())
     pairs = {split: _named(found, manifest.parent, recurring) for split, found in pairs.items()}
     splits = read_splits(
-        pairs, source=manifest, image_size=image_size, workers=workers, skipped=skipped, recurring=recurring
+        pairs,
+        source=manifest,
+        image_size=image_size,
+        workers=workers,
+        skipped=skipped,
+        recurring=recurring,
+        work=work,
     )
     return splits, skipped
+
+
+def pictures_of(manifest: Path) -> list[Path]:
+    """The pictures that a manifest names, each once; none where it cannot be read."""
+    try:
+        pairs = [pair for _, pair in _rows(manifest, [])]
+    except IiaeError:
+        return []
+    return list(dict.fromkeys(path for pair in pairs for path in (pair.x, pair.y)))
 
 
 def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair]]:
@@ -72,7 +98,8 @@ def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair
     for line, row in _table(manifest, skipped):
         x, y = manifest.parent / row["x"], manifest.parent / row["y"]
         split, label = row.get("split"), row.get("label")
-        if empty := [column for column, value in row.items() if not value]:
+        factors = {name.replace("/", "-"): value for name, value in row.items() if name.startswith(FACTORS)}
+        if empty := [name for name, value in row.items() if not value and not name.startswith(FACTORS)]:
             skipped.append(f"{manifest}:{line}: {' and '.join(empty)} empty")
         elif split is not None and _split(split) is None:
             skipped.append(f"{manifest}:{line}: unknown split '{split}' (splits: {', '.join(SPLITS)})")
@@ -84,7 +111,31 @@ def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair
             seen[x, y] = line
             if label is not None:
                 labels[x] = labels[y] = label
-            yield None if split is None else _split(split), Pair(x, y, row["x"], row["y"], label)
+            yield None if split is None else _split(split), Pair(x, y, row["x"], row["y"], label, factors)
+
+
+def _with_numbers(rows: list[tuple[str | None, Pair]]) -> list[tuple[str | None, Pair]]:
+    """The same rows, their factors numbers where every cell of the column is one, or empty, or else text."""
+    columns = {
+        name: numbers
+        for name in rows[0][1].factors
+        if (numbers := _numbers([str(pair.factors[name]) for _, pair in rows])) is not None
+    }
+    return [
+        (split, replace(pair, factors={**pair.factors, **{name: found[row] for name, found in columns.items()}}))
+        for row, (split, pair) in enumerate(rows)
+    ]
+
+
+def _numbers(texts: list[str]) -> list[int] | list[float] | None:
+    """Whole numbers where all are, numbers (NaN for an empty text) where all others are, None for anything else."""
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        return [int(text) for text in texts]
+    try:
+        numbers = [float(text) if text else math.nan for text in texts]
+    except ValueError:
+        return None
+    return numbers if any(texts) else None
 
 
 def _split(text: str) -> str | None:
@@ -106,7 +157,7 @@ def _table(manifest: Path, skipped: list[str]) -> Iterator[tuple[int, dict[str, 
                 if columns.count(column) != 1:
                     count = "no" if column not in columns else "more than one"
                     raise IiaeError(f"{manifest} has {count} column '{column}'", LAYOUT)
-            known = [column for column in ("x", "y", "split", "label") if column in columns]
+            known = [name for name in columns if name in ("x", "y", "split", "label") or name.startswith(FACTORS)]
             for row in table:
                 if table.restkey in row:
                     skipped.append(f"{manifest}:{table.line_num}: more cells than columns")

@@ -5,16 +5,17 @@ How pairs are found is each source's own (`folders`, `side_by_side`, `manifest`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import SPLITS, Split
-from iiae_cli.data.pictures import PictureError, decode_all, picture_size_of
+from iiae_cli.data.pictures import PictureError, decode, picture_size_of
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, joined
 from iiae_cli.errors import IiaeError
 
 DEFAULT_SIZE = 256  # where pictures differ in size
@@ -29,6 +30,7 @@ class Pair:
         x: file of x; `y` likewise.
         x_name: the rest of its id, `SPLIT/NAME`; `y_name` likewise.
         label: class of both, where known.
+        factors: generative factors by name, the same names in every pair: numbers, or text.
     """
 
     x: Path
@@ -36,6 +38,7 @@ class Pair:
     x_name: str
     y_name: str
     label: str | None = None
+    factors: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def split_folders(source: Path) -> dict[str, Path]:
@@ -73,6 +76,7 @@ def read_splits(
     workers: int,
     skipped: list[str],
     recurring: bool = False,
+    work: Work = NOTHING_KEPT,
 ) -> dict[str, Split]:
     """Decode pairs into splits.
 
@@ -83,6 +87,7 @@ def read_splits(
         workers: decoding threads.
         skipped: gets a line for every unreadable picture, which is left out with its partners.
         recurring: whether pictures stand in several pairs; each is then stored once, and pairs are indices.
+        work: keeps what is read.
 
     Raises:
         IiaeError: no pair can be read.
@@ -93,24 +98,45 @@ def read_splits(
         files = {path for found in pairs.values() for pair in found for path in (pair.x, pair.y)}
         size = common_size(files) or (DEFAULT_SIZE, DEFAULT_SIZE)
     splits = {
-        name: _read_split(name, found, size, workers, skipped, recurring) for name, found in pairs.items() if found
+        name: _read_split(name, found, _Reader(size, workers, skipped, work), recurring)
+        for name, found in pairs.items()
+        if found
     }
     if not any(split.pair_count for split in splits.values()):
         raise IiaeError(f"{source} holds no readable pair", f"the first that was left out: {skipped[0]}")
     return splits
 
 
-def _read_split(
-    name: str, pairs: list[Pair], size: tuple[int, int], workers: int, skipped: list[str], recurring: bool
-) -> Split:
+@dataclass(frozen=True)
+class _Reader:
+    """How picture files are read, and where those are noted that cannot be."""
+
+    size: tuple[int, int]
+    workers: int
+    skipped: list[str]
+    work: Work
+
+    def read(self, name: str, partners: dict[Path, list[Path]]) -> tuple[dict[Path, int], NDArray[np.uint8]]:
+        """Rows by path, and pictures (N, H, W, 3), of the readable ones that `partners` has as keys."""
+        paths = list(partners)
+        blocks = self.work.blocks(name, paths, lambda path: (decode(path, 3, self.size),), workers=self.workers)
+        places, (pictures,), errors = joined(blocks, len(paths), [(*self.size, 3)])
+        for error in errors:
+            others = partners[error.path]
+            left = f"its partner {others[0]}" if len(others) == 1 else f"its {len(others)} pairs"
+            self.skipped.append(f"{error} (left out with {left})")
+        return {paths[place]: row for row, place in enumerate(places)}, pictures
+
+
+def _read_split(name: str, pairs: list[Pair], reader: _Reader, recurring: bool) -> Split:
     partners_x: dict[Path, list[Path]] = {}
     partners_y: dict[Path, list[Path]] = {}
     for pair in pairs:
         partners_x.setdefault(pair.x, []).append(pair.y)
         partners_y.setdefault(pair.y, []).append(pair.x)
-    decoded_x = _decode(partners_x, size, workers, skipped)
-    decoded_y = _decode(partners_y, size, workers, skipped)
-    whole = [pair for pair in pairs if pair.x in decoded_x and pair.y in decoded_y]
+    found_x, pictures_x = reader.read(f"{name}/x", partners_x)
+    found_y, pictures_y = reader.read(f"{name}/y", partners_y)
+    whole = [pair for pair in pairs if pair.x in found_x and pair.y in found_y]
     rows_x: dict[Path, Pair] = {}  # the first pair of each picture, in the order of the stored rows
     rows_y: dict[Path, Pair] = {}
     for pair in whole:
@@ -118,12 +144,13 @@ def _read_split(
         rows_y.setdefault(pair.y, pair)
     labelled = any(pair.label is not None for pair in pairs)
     split = Split(
-        x=_stack([decoded_x[path] for path in rows_x], size),
-        y=_stack([decoded_y[path] for path in rows_y], size),
+        x=_taken(pictures_x, [found_x[path] for path in rows_x]),
+        y=_taken(pictures_y, [found_y[path] for path in rows_y]),
         x_ids=[f"{name}/{pair.x_name}" for pair in rows_x.values()],
         y_ids=[f"{name}/{pair.y_name}" for pair in rows_y.values()],
         x_labels=[pair.label or "" for pair in rows_x.values()] if labelled else None,
         y_labels=[pair.label or "" for pair in rows_y.values()] if labelled else None,
+        factors={factor: _column([pair.factors[factor] for pair in whole]) for factor in pairs[0].factors},
     )
     if recurring:
         row_of_x, row_of_y = ({path: row for row, path in enumerate(rows)} for rows in (rows_x, rows_y))
@@ -132,20 +159,11 @@ def _read_split(
     return split
 
 
-def _decode(
-    partners: dict[Path, list[Path]], size: tuple[int, int], workers: int, skipped: list[str]
-) -> dict[Path, NDArray[np.uint8]]:
-    """The readable ones of the pictures that `partners` has as keys; the others are noted."""
-    decoded: dict[Path, NDArray[np.uint8]] = {}
-    for path, picture in zip(partners, decode_all(list(partners), 3, size, workers), strict=True):
-        if not isinstance(picture, PictureError):
-            decoded[path] = picture
-        elif len(partners[path]) == 1:
-            skipped.append(f"{picture} (left out with its partner {partners[path][0]})")
-        else:
-            skipped.append(f"{picture} (left out with its {len(partners[path])} pairs)")
-    return decoded
+def _taken(pictures: NDArray[np.uint8], rows: list[int]) -> NDArray[np.uint8]:
+    """These rows in this order; no copy where they are all."""
+    return pictures if rows == list(range(len(pictures))) else pictures[np.array(rows, np.int64)]
 
 
-def _stack(pictures: list[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8)
+def _column(values: Sequence[float | str]) -> NDArray[Any]:
+    """A factor of every pair; text as objects, so that h5py stores it whatever its length."""
+    return np.array(values, dtype=object if any(isinstance(one, str) for one in values) else None)

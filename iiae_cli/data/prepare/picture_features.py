@@ -1,16 +1,17 @@
 """From the pictures of a divided set of classes to feature vectors: fine-tuning where asked for, then extraction.
 
-Only training pictures are ever shown to fine-tuning. Finished networks and blocks of features lie in the workspace, so
-that an interrupted call is taken up.
+Only training pictures are ever shown to fine-tuning. Finished networks and batches of features lie in the work's
+folder, so that an interrupted call is taken up.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from iiae_cli.data.finetune import fine_tune
 from iiae_cli.data.leaks import refuse_leak
 from iiae_cli.data.prepare.backbone_plan import Plan, plan_backbone
 from iiae_cli.data.prepare.class_sets import ClassSet, Picture, Pictures, finish
-from iiae_cli.data.prepare.workspace import workspace
+from iiae_cli.data.prepare.work import Work
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 
@@ -45,6 +46,7 @@ def picture_features(
     seed: int,
     download: bool,
     workers: int,
+    work: Work,
     skipped: list[str],
 ) -> ClassSet:
     """Features of all pictures, and what the data file says of them.
@@ -52,24 +54,25 @@ def picture_features(
     Args:
         divided: pictures by split and domain.
         split_name: of the division of classes.
-        options: backbone, weights, fine-tuning, workspace.
+        options: backbone, weights, fine-tuning, device.
         epochs: of fine-tuning where the options do not say.
         seed: of new layers, batches, dropout, random weights.
         download: whether published weights may be fetched.
         workers: decoding threads.
+        work: keeps networks and features.
         skipped: lines of what was left out so far.
 
     Raises:
         IiaeError: weights that are missing or do not fit, a leak, no readable picture.
-        Interrupted: a signal came; the workspace holds what is done.
+        Interrupted: a signal came; the work's folder holds what is done.
     """
     train = {one.label for one in divided["train"]["x"]}
     test = {one.label for one in divided.get("test", {}).get("x", [])}
     plan = plan_backbone(options, train, epochs=epochs, seed=seed, download=download)
     refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
-    settings = {"pictures": _digest(divided), **plan.settings(), "batch_size": options.batch_size}
-    with workspace(options.work, settings, resume=options.resume) as folder:
-        networks = _Networks(plan, folder, options, workers)
+    with ExitStack() as stack:
+        folder = work.folder or Path(stack.enter_context(TemporaryDirectory()))
+        networks = _Networks(plan, folder, options, workers, work.interrupted)
         if plan.tuning is not None:
             for domain in DOMAINS:
                 networks.tune(domain, divided["train"][domain])
@@ -95,16 +98,19 @@ def picture_features(
 
 
 class _Networks:
-    """A plan carried out in a workspace, one domain's network at a time in memory."""
+    """A plan carried out in a folder, one domain's network at a time in memory."""
 
-    def __init__(self, plan: Plan, folder: Path, options: FeatureOptions, workers: int) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, options: FeatureOptions, workers: int, interrupted: Callable[[], int | None]
+    ) -> None:
         self.plan, self.folder, self.options, self.workers = plan, folder, options, workers
+        self.interrupted = interrupted
         self.device = torch.device(options.device)
         self.records: dict[DomainName, NetworkRecord] = {domain: one.record for domain, one in plan.kept.items()}
         self._body: tuple[nn.Module, int] | None = None
 
     def tune(self, domain: DomainName, pictures: list[Picture]) -> None:
-        """Fine-tune a domain's network, unless the workspace has it."""
+        """Fine-tune a domain's network, unless the folder has it."""
         path = self.folder / f"{domain}.safetensors"
         if not path.exists():
             assert self.plan.tuning is not None and self.plan.weights is not None
@@ -121,7 +127,7 @@ class _Networks:
                 checkpoint=checkpoint,
                 device=self.device,
                 workers=self.workers,
-                interrupted=self.options.interrupted,
+                interrupted=self.interrupted,
             )
             record = NetworkRecord(
                 backbone=self.plan.backbone,
@@ -157,7 +163,7 @@ class _Networks:
             device=self.device,
             batch_size=self.options.batch_size,
             workers=self.workers,
-            interrupted=self.options.interrupted,
+            interrupted=self.interrupted,
         )
         if pictures and not len(found.rows):
             raise IiaeError(f"no picture of {split}/{domain} can be read", f"check {pictures[0].path} and the others")
@@ -177,15 +183,3 @@ def _fill(split: Split, domain: DomainName, found: Extracted, pictures: list[Pic
     setattr(split, domain, found.features)
     setattr(split, f"{domain}_ids", [one.id for one in there])
     setattr(split, f"{domain}_labels", [one.label for one in there])
-
-
-def _digest(divided: dict[str, Pictures]) -> str:
-    """SHA-256 in hex over names, classes, sizes and times of all pictures."""
-    digest = hashlib.sha256()
-    for split, pictures in divided.items():
-        for domain, found in pictures.items():
-            for one in found:
-                status = one.path.stat()
-                line = (split, domain, one.id, one.label, status.st_size, status.st_mtime_ns)
-                digest.update(json.dumps(line).encode())
-    return digest.hexdigest()

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iiae_cli.data.dataset import Split
-from iiae_cli.data.pictures import PictureError, decode, pictures_in, read_all, shrink_or_enlarge
+from iiae_cli.data.pictures import PictureError, decode, pictures_in, shrink_or_enlarge
 from iiae_cli.data.prepare.pairing import DEFAULT_SIZE, common_size, divide, split_folders
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, joined
 from iiae_cli.errors import IiaeError
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -30,6 +31,7 @@ def read_side_by_side(
     fractions: tuple[float, float] | None = None,
     seed: int = 0,
     need_test: bool = False,
+    work: Work = NOTHING_KEPT,
 ) -> tuple[dict[str, Split], list[str]]:
     """Splits of a folder of side-by-side pictures, and a line for every picture left out.
 
@@ -41,6 +43,7 @@ def read_side_by_side(
         fractions: of pairs for `valid` and `test` where the folder has no splits; None: it must have them.
         seed: of that division.
         need_test: whether `val` is the test split where there is no other, as in Maps' archive.
+        work: keeps what is read.
 
     Raises:
         IiaeError: the halves are in folders of their own, or there is no readable picture.
@@ -58,17 +61,13 @@ def read_side_by_side(
     size = (image_size, image_size) if image_size is not None else _common_half(found)
     splits: dict[str, Split] = {}
     for split, files in found.items():
-        ids: list[str] = []
-        rows: list[tuple[Picture, Picture]] = []
-        pictures = read_all([path for _, path in files], lambda path: _halves(path, size), workers)
-        for (stem, _), halves in zip(files, pictures, strict=True):
-            if isinstance(halves, PictureError):
-                skipped.append(str(halves))
-                continue
-            ids.append(f"{split}/{stem}")
-            rows.append(halves)
-        if rows:
-            splits[split] = Split(np.stack([x for x, _ in rows]), np.stack([y for _, y in rows]), ids, list(ids))
+        paths = [path for _, path in files]
+        blocks = work.blocks(split, paths, lambda path: _halves(path, size), workers=workers)
+        places, (x, y), errors = joined(blocks, len(paths), [(*size, 3)] * 2)
+        skipped += map(str, errors)
+        if len(places):
+            ids = [f"{split}/{files[place][0]}" for place in places]
+            splits[split] = Split(x, y, ids, list(ids))
     if not splits:
         raise IiaeError(
             f"{source} holds no readable side-by-side pictures",

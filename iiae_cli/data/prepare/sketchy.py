@@ -36,6 +36,7 @@ from iiae_cli.data.prepare.class_splits import (
     split_unseen,
 )
 from iiae_cli.data.prepare.given_features import has_features, read_features, source_files
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
 from iiae_cli.errors import IiaeError
 
 RELEASED = {"sempcyc-25": "split1", "eccv18-21": "split2"}
@@ -107,7 +108,14 @@ def find_released(source: Path, class_split: str) -> Path | None:
 
 
 def read_sketchy(
-    source: Path, *, options: FeatureOptions, seed: int, limit: int | None, download: bool, workers: int
+    source: Path,
+    *,
+    options: FeatureOptions,
+    seed: int,
+    limit: int | None,
+    download: bool,
+    workers: int,
+    work: Work = NOTHING_KEPT,
 ) -> ClassSet:
     """Sketchy's features: the released ones where SOURCE holds them, else from its pictures.
 
@@ -118,6 +126,7 @@ def read_sketchy(
         limit: at most so many rows of each domain and split, evenly over classes.
         download: whether the backbone's weights may be fetched.
         workers: decoding threads.
+        work: keeps what is computed.
 
     Raises:
         IiaeError: another layout, a class of the split is missing, or as `picture_features`.
@@ -165,6 +174,7 @@ def read_sketchy(
         seed=seed,
         download=download,
         workers=workers,
+        work=work,
         skipped=skipped,
     )
 

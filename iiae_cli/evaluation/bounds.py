@@ -1,0 +1,81 @@
+"""The variational bounds that training works on, recomputed on a split, in nats per pair.
+
+Written for x; y is analogous. Every figure is a mean over rows of terms that `metrics.jsonl` holds by the same names.
+
+* I(X; Z^s | Y) ≤ E KL(q(z^s|x,y) ‖ r^y(z^s|y)), logged as `kl_shared_y`: what the shared latent says of x that y does
+  not tell. Zero would mean that nothing of x alone is in z^s.
+* I(X; Z^x) ≤ E KL(q(z^x|x) ‖ p), logged as `kl_exclusive_x`. It bounds I(Z^x; Z^s) too: z^x knows of z^s only by x.
+* I(X, Y; Z^s) ≤ E KL(q(z^s|x,y) ‖ p), logged as `kl_shared_prior`.
+* I(Z^x; Z^s) = I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s) (the paper's supplement, A.2), where the last term is at least
+  H(X) + E log p(x|z^x,z^s). So I(Z^x; Z^s) + H(X) ≤ `kl_exclusive_x` + `kl_shared_prior` + `reconstruction_x` + c.
+  H(X) and the likelihood's constant c are the data's and w's: between runs on the same data with the same w the sums
+  compare, by itself a sum says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from iiae_cli.data.batches import to_inputs
+from iiae_cli.data.dataset import Split
+from iiae_cli.inference.encoding import inference
+from iiae_cli.model.gaussian import kl_between, kl_to_prior
+from iiae_cli.model.iiae import DOMAINS, IIAE, other_domain
+
+
+def bound_figures(
+    model: IIAE,
+    split: Split,
+    *,
+    size: tuple[int, int] | None,
+    loss: Literal["l1", "l2"] = "l1",
+    weight: float = 1.0,
+    device: Any = "cpu",
+    batch_size: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Upper bounds by domain, and what both share.
+
+    `x` and `y` each have `shared_given_other` and, with exclusive latents, `exclusive` and
+    `exclusive_shared_plus_entropy`; beside them stand `shared` and `rows`.
+
+    Args:
+        model: on `device`.
+        split: aligned rows, each of which is read.
+        size: (H, W) the model works at; None for features.
+        loss: whose mean, times `weight`, stands for −log p.
+        weight: w.
+        device: where the model lies.
+        batch_size: rows at once.
+        seed: of the latents' samples, which reconstruct.
+    """
+    terms: dict[str, list[Any]] = {}
+    generator = torch.Generator(device).manual_seed(seed)
+    with inference(model):
+        for start in range(0, len(split.x), batch_size):
+            inputs = [to_inputs(split.rows(one)[start : start + batch_size], size, device) for one in DOMAINS]
+            posteriors = model.infer(*inputs)
+            latents = model.sample(posteriors, generator)
+            made = model.generate(latents)
+            batch = {"shared": kl_to_prior(posteriors.joint_shared)}
+            for domain, decoded, target in zip(DOMAINS, (made.x, made.y), model.targets(*inputs), strict=True):
+                single = getattr(posteriors, f"shared_{other_domain(domain)}")
+                batch[f"{domain}.shared_given_other"] = kl_between(posteriors.joint_shared, single)
+                exclusive = getattr(posteriors, f"exclusive_{domain}")
+                if exclusive is not None:
+                    error = (decoded - target).float()
+                    error = (error.abs() if loss == "l1" else error.square()).flatten(1).mean(dim=1)
+                    own = kl_to_prior(exclusive)
+                    batch[f"{domain}.exclusive"] = own
+                    batch[f"{domain}.exclusive_shared_plus_entropy"] = own + batch["shared"] + weight * error
+            for name, values in batch.items():
+                terms.setdefault(name, []).append(values.double().cpu().numpy())
+    means = {name: float(np.concatenate(parts).mean()) for name, parts in terms.items()}
+    figures: dict[str, Any] = {
+        domain: {name.partition(".")[2]: value for name, value in means.items() if name.startswith(f"{domain}.")}
+        for domain in DOMAINS
+    }
+    return {**figures, "shared": means["shared"], "rows": len(split.x)}

@@ -1,0 +1,71 @@
+"""Fits what `model/erasure.py` takes out of posterior means, on training rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iiae_cli.config import ErasureSection
+from iiae_cli.inference.encoding import Encoded, encode_rows
+from iiae_cli.model.erasure import LinearErasure, SharedPart, channel_basis, shared_regression, without
+from iiae_cli.model.iiae import DOMAINS, IIAE, Domain, other_domain
+from iiae_cli.training.data import TrainingData
+
+
+def fit_erasure(
+    model: IIAE, data: TrainingData, erasure: ErasureSection, *, size: tuple[int, int] | None, device: Any
+) -> None:
+    """Set a model's erasure from its posteriors on the training rows; a function of weights and rows alone.
+
+    Rows that are paired by class have no partner to serve as instrument: their own shared means take its place.
+    """
+    if not erasure.any:
+        return
+    _reset(model)
+    encoded = {
+        domain: encode_rows(model, domain, rows, size=size, device=device) for domain, rows in _rows(data, erasure)
+    }
+    for domain in DOMAINS:
+        partner = encoded[domain if data.by_class else other_domain(domain)]
+        _fit_domain(model, domain, encoded[domain], partner, erasure)
+
+
+def _reset(model: IIAE) -> None:
+    for module in model.modules():
+        if isinstance(module, LinearErasure | SharedPart):
+            module.reset()
+
+
+def _rows(data: TrainingData, erasure: ErasureSection) -> list[tuple[Domain, Any]]:
+    """At most `erasure.rows` training rows per domain, spread evenly; row by row pairs, unless paired by class."""
+    if data.by_class:
+        return [(domain, _spread(data.train.rows(domain), erasure.rows)) for domain in DOMAINS]
+    x, y = data.rows(_spread(np.arange(data.count), erasure.rows))
+    return [("x", x), ("y", y)]
+
+
+def _spread(rows: Any, most: int) -> Any:
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _fit_domain(model: IIAE, domain: Domain, own: Encoded, partner: Encoded, erasure: ErasureSection) -> None:
+    mean, noise = _tensor(own.shared_mean), torch.exp(_tensor(own.shared_logvar).double()).mean(dim=0)
+    basis = channel_basis(mean, noise, erasure.least_snr if erasure.shared.startswith("channel") else 0.0)
+    exclusive = None if own.exclusive_mean is None else _tensor(own.exclusive_mean).double()
+    shared_part: SharedPart | None = getattr(model, f"shared_part_{domain}")
+    if shared_part is not None and exclusive is not None:
+        weight = shared_regression(exclusive, basis, mean, _tensor(partner.shared_mean), erasure.ridge)
+        shared_part.set(basis.centre, weight)
+        exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
+    erase: LinearErasure | None = getattr(model, f"erase_shared_{domain}")
+    if erase is not None:
+        if erasure.shared.endswith("leace") and exclusive is not None:
+            basis = without(basis, mean, exclusive)
+        erase.set(basis.centre, basis.left, basis.right)
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(values))

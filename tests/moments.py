@@ -1,0 +1,242 @@
+"""A server that runs the program in forked children and does something to them at a chosen moment.
+
+Run as a script, it imports everything once and computes on one thread, so that a child starts in milliseconds and no
+thread is lost by forking. It reads one JSON object a line: `arguments`, `folder`, and optionally `at`, the moment (from
+1), and `act`, what happens there. Moments are what touches the folder: opening for writing, making, renaming and
+removing files, syncing, appending, the writing of tensors (once before and once when half of it is written); and every
+step.
+
+    kill            the process is gone, as by kill -9
+    TERM, INT …     the signal arrives
+    ENOSPC, EACCES  the operating system refuses with that error
+
+It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted. With `ranks` it
+forks so many children, as torchrun would start them, lets the act happen to the one that `rank` names (0 if none), and
+`codes` and `errs` are lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
+TINY = [
+    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--set", "model.dropout=0.3"),
+    *("--set", "training.samples=1", "--set", "training.validate_every=4", "--set", "training.log_every=3"),
+    *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
+]
+
+_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink")
+
+
+class Moments:
+    """Counts moments in the child, and acts at one of them."""
+
+    def __init__(self, folder: str, at: int, act: str) -> None:
+        self.folder = os.path.realpath(folder)
+        self.at = at
+        self.act = act
+        self.count = 0
+
+    def audit(self, event: str, details: tuple[Any, ...]) -> None:
+        """A hook for `sys.addaudithook`."""
+        if event not in _EVENTS or not isinstance(details[0], str | os.PathLike):
+            return
+        if event == "open" and not int(details[2]) & (os.O_WRONLY | os.O_RDWR):
+            return
+        if os.path.realpath(details[0]).startswith(self.folder):
+            self.moment(fallible=event != "os.remove")
+
+    def moment(self, *, fallible: bool = True) -> None:
+        """One more; `fallible` where the operating system might refuse."""
+        self.count += 1
+        if self.count != self.at:
+            return
+        report(self, time.monotonic())
+        if self.act == "kill":
+            os._exit(137)
+        if self.act in ("ENOSPC", "EACCES"):
+            if fallible:
+                code = getattr(errno, self.act)
+                raise OSError(code, os.strerror(code))
+            return
+        os.kill(os.getpid(), getattr(signal, f"SIG{self.act}"))
+
+    def install(self) -> None:
+        """Watch this process."""
+        from iiae_cli import tensors
+        from iiae_cli.training.session import Session
+
+        sys.addaudithook(self.audit)
+        sync, write, save, progress = os.fsync, os.write, tensors.save_file, Session.progress
+
+        def fsync(handle: int) -> None:
+            self.moment()
+            sync(handle)
+
+        def append(handle: int, content: bytes) -> int:
+            self.moment()
+            return write(handle, content)
+
+        def save_half(values: Any, path: Path, metadata: Any) -> None:
+            self.moment()
+            save(values, path, metadata)
+            size = path.stat().st_size
+            content = path.read_bytes()
+            os.truncate(path, size // 2)
+            self.moment()
+            path.write_bytes(content)
+
+        def step(session: Session, done: int) -> None:
+            progress(session, done)
+            self.moment(fallible=False)
+
+        os.fsync, os.write, tensors.save_file, Session.progress = fsync, append, save_half, step  # type: ignore[assignment, method-assign]
+
+
+_reports: int = -1
+
+
+def report(moments: Moments, when: float) -> None:
+    """Tell the server how many moments there were and when the chosen one was."""
+    os.pwrite(_reports, json.dumps([moments.count, when]).encode().ljust(64), 0)
+
+
+def run_child(job: dict[str, Any], err: Path) -> None:
+    """Run one job; does not return."""
+    from iiae_cli import cli
+
+    handle = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(job["folder"])
+    sys.argv = ["iiae", *job["arguments"]]
+    moments = Moments(job.get("watch", job["folder"]), job.get("at", 0), job.get("act", ""))
+    moments.install()
+    code = 1
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    if (moments.count < moments.at or not moments.at) and os.environ.get("RANK", "0") == str(job.get("rank", 0)):
+        report(moments, 0.0)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_here(job: dict[str, Any]) -> None:
+    """Run a job in the server itself, so that its children find everything imported that is imported on the way."""
+    from iiae_cli import cli
+
+    os.chdir(job["folder"])
+    sys.argv = ["iiae", *job["arguments"]]
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(SystemExit),
+    ):
+        cli.main()
+
+
+def serve() -> None:
+    """Answer jobs until standard input ends."""
+    global _reports
+    scratch = Path(sys.argv[1])
+    for line in sys.stdin:
+        job = json.loads(line)
+        if job.get("warm"):
+            run_here(job)
+            print("{}", flush=True)
+            continue
+        _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        children = fork_children(job, scratch)
+        chosen = children[job.get("rank", 0)]
+        if "after" in job:
+            time.sleep(job["after"])
+            os.kill(chosen, getattr(signal, f"SIG{job['act']}"))
+            os.pwrite(_reports, json.dumps([0, time.monotonic()]).encode().ljust(64), 0)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        ended = time.monotonic()
+        count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
+        os.close(_reports)
+        errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
+        answer = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0, "moments": count}
+        print(json.dumps({**answer, "codes": codes, "errs": errs}), flush=True)
+
+
+def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
+    """One child, or one for every rank; returns their process numbers."""
+    ranks = job.get("ranks", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            own = job if rank == job.get("rank", 0) else {**job, "at": 0}
+            run_child(own, scratch / f"err-{rank}")
+        children.append(child)
+    return children
+
+
+class Server:
+    """The server's other end.
+
+    Args:
+        scratch: a folder for what the server notes.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        command = [sys.executable, __file__, str(scratch)]
+        root = Path(__file__).parent.parent
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("IIAE_")}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def run(self, folder: Path, *arguments: object, **job: Any) -> dict[str, Any]:
+        """Run the program once."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        job |= {"folder": str(folder), "arguments": [str(one) for one in arguments]}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert isinstance(answer, dict)
+        return answer
+
+    def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
+        """Train the smallest model on the data set that lies in the folder."""
+        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, *TINY, *more)
+        return self.run(folder, *arguments, watch=str(run), **job)
+
+    def close(self) -> None:
+        """End the server."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+if __name__ == "__main__":
+    serve()
