@@ -208,7 +208,8 @@ class Ranks:
 
     def whole(self, rows: Tensor) -> Tensor:
         """The whole batch's rows of this rank's; a loss over them, weighted as others are, has the whole's gradient."""
-        return whole_of(rows, self.part)
+        whole: Tensor = whole_of(rows, self.part)
+        return whole
 
     def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum every rank's gradients in place, average local running statistics; returns the whole batch's terms.
