@@ -25,7 +25,7 @@ import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -65,6 +65,14 @@ class LoadedModel:
     size: tuple[int, int] | None
     fingerprint: str
     details: dict[str, Any]
+
+    @property
+    def metric(self) -> Literal["euclidean", "cosine"]:
+        """Distance between its shared means: the configured one, or the one that won on validation."""
+        chosen = self.config.evaluation.metric
+        if chosen != "auto":
+            return chosen
+        return "cosine" if (self.details.get("validation") or {}).get("metric") == "cosine" else "euclidean"
 
 
 @dataclass

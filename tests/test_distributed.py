@@ -67,6 +67,22 @@ def test_in_single_precision_the_losses_are_as_near_as_rounding_lets_them(nurser
     assert found[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-6)
 
 
+SMALL_SET = (
+    *("--set", "model.kind=flat", "--set", "model.flat_hidden=8", "--set", "model.flat_width=8"),
+    *("--set", "model.linear_path=canonical", "--set", "objective.contrastive=100"),
+    *("--set", "augment.geometric=0.5", "--set", "augment.photometric=0.5", "--set", "augment.erase=0.5"),
+)
+
+
+@pytest.mark.parametrize("kind", ["elbo+ii-mi", "infonce"])
+def test_two_ranks_contrast_and_augment_as_one_process(nursery: Nursery, kind: str) -> None:
+    more = (*EVERY_STEP, *SMALL_SET, "--set", f"objective.kind={kind}", "--steps", 6)
+    for run, ranks in ((f"{kind}-alone", 1), (f"{kind}-both", 2)):
+        done = nursery.train(run, *more, ranks=ranks)
+        assert done["codes"] == [0] * ranks, done["errs"]
+    assert_same_losses(nursery.folder / f"{kind}-alone", nursery.folder / f"{kind}-both")
+
+
 def test_from_two_ranks_to_one_to_three_the_losses_stay(nursery: Nursery) -> None:
     assert nursery.train("steady", *EVERY_STEP, "--steps", 24)["code"] == 0
     # Stopped in the middle of a checkpoint's interval, by a signal to a rank that writes nothing.

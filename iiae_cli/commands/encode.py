@@ -219,7 +219,7 @@ def _plan(
         fingerprint=loaded.fingerprint,
         shared_shape=loaded.model.shared_shape,
         preset=loaded.details.get("preset", ""),
-        metric=loaded.config.evaluation.metric,
+        metric=loaded.metric,
         source=rows.source,
     )
     head = {

@@ -374,7 +374,7 @@ def _write_gallery(session: Session) -> None:
         fingerprint=loaded.fingerprint,
         shared_shape=loaded.model.shared_shape,
         preset=loaded.details.get("preset", ""),
-        metric=loaded.config.evaluation.metric,
+        metric=loaded.metric,
         source={"data": str(file.path.absolute()), "split": split_name},
     )
     write_latents(directory.gallery_file, cache)

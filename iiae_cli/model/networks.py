@@ -168,15 +168,21 @@ def feature_exclusive_encoder(width: int, hidden: Sequence[int], exclusive_dim: 
 
 
 class PassInput(nn.Module):
-    """A feature extractor whose input goes on beside its output: (B, F) → (B, W + F)."""
+    """A feature extractor whose input, or a description of it, goes on beside its output: (B, …) → (B, W + F).
 
-    def __init__(self, trunk: nn.Module) -> None:
+    Args:
+        trunk: the extractor.
+        describe: what makes (B, F) of the input; None for features, which go on as they are.
+    """
+
+    def __init__(self, trunk: nn.Module, describe: nn.Module | None = None) -> None:
         super().__init__()
         self.trunk = trunk
+        self.describe = describe
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Output and input, concatenated."""
-        return torch.cat([self.trunk(features), features], dim=1)
+        return torch.cat([self.trunk(inputs), inputs if self.describe is None else self.describe(inputs)], dim=1)
 
 
 class LinearPathHead(nn.Module):
@@ -196,21 +202,24 @@ class LinearPathHead(nn.Module):
     START_LOGVAR = -2.0
     learned: Tensor
 
-    def __init__(self, head: nn.Sequential, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
+    def __init__(self, head: nn.Module, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
         super().__init__()
         self.head = head
         self.register_buffer("learned", torch.ones(()))  # 0: the mean is held at the linear map
         self.linear = nn.Linear(sum(inputs), shared_dim)
         self._pieces = [width for one in inputs for width in (extracted, one)]
 
-    def start(self, weight: Tensor) -> None:
-        """Begin as the linear map alone, `weight` (S, ΣF) of standardised features, with small variances."""
+    def start(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Begin as the linear map alone, `weight` (S, ΣF) and `bias` (S,) or none, with small variances."""
+        assert isinstance(self.head, nn.Sequential)
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         shared_dim = len(weight)
         with torch.no_grad():
             self.linear.weight.copy_(weight)
             self.linear.bias.zero_()
+            if bias is not None:
+                self.linear.bias.copy_(bias)
             last.weight[:shared_dim] = 0.0
             last.bias[:shared_dim] = 0.0
             last.bias[shared_dim:] = self.START_LOGVAR

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from iiae_cli.errors import IiaeError
 from iiae_cli.model.gaussian import Part
-from iiae_cli.training.distributed_layers import peers, replace_layers, total_of
+from iiae_cli.training.distributed_layers import peers, replace_layers, total_of, whole_of
 
 MEETING = timedelta(minutes=10)  # for all ranks to appear, and for one sum of gradients
 PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
@@ -205,6 +205,11 @@ class Ranks:
             self._statistics = [
                 one for norm in norms for one in (norm.running_mean, norm.running_var) if one is not None
             ]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole batch's rows of this rank's; a loss over them, weighted as others are, has the whole's gradient."""
+        whole: Tensor = whole_of(rows, self.part)
+        return whole
 
     def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum every rank's gradients in place, average local running statistics; returns the whole batch's terms.

@@ -111,6 +111,28 @@ def replace_layers(module: nn.Module, part: Part, *, synchronised: bool) -> None
             replace_layers(child, part, synchronised=synchronised)
 
 
+class _Whole(torch.autograd.Function):
+    """This rank's rows (B, …) to the whole batch's (N, …); backwards, what all ranks want of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, part: Part) -> Tensor:
+        ctx.rows = slice(part.first, part.first + len(rows))
+        whole = rows.new_zeros((part.whole, *rows.shape[1:]))
+        whole[ctx.rows] = rows
+        return total_of(whole)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return total_of(gradients[0].contiguous().clone())[ctx.rows], None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as above
+def whole_of(rows: Tensor, part: Part) -> Tensor:
+    """The whole batch's rows (N, …), every rank giving its own (B, …); differentiable."""
+    whole: Tensor = _Whole.apply(rows, part)
+    return whole
+
+
 def total_of(values: Tensor) -> Tensor:
     """Sum over all ranks, in place."""
     with peers():
