@@ -1,7 +1,7 @@
 """Shared encoding of stored pictures, side by side with the bare forward pass on preloaded tensors.
 
-python benchmarks/encode.py
-python benchmarks/encode.py --preset mnist-cdcb-32 --pictures 4096
+python -m benchmarks.encode
+python -m benchmarks.encode --preset mnist-cdcb-32 --pictures 4096
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from models import convolution_peak, workload
 
+from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
+from benchmarks.models import convolution_peak, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.encoding import encode_rows, inference

@@ -1,7 +1,7 @@
 """mAP@all over a whole ranking, side by side with argsort's.
 
-    python benchmarks/evaluate.py                    # 14,421 × 14,626 × 64, 25 classes
-    python benchmarks/evaluate.py --scale 0.1 --threads 2
+    python -m benchmarks.evaluate                    # 14,421 × 14,626 × 64, 25 classes
+    python -m benchmarks.evaluate --scale 0.1 --threads 2
 
 The competitors rank in chunks of the same size: `numpy.argsort` stable, as ties in gallery order need it, and numpy's
 default one, which AVX-512 makes several times faster and which orders ties at will.
@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
-from common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 
+from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 from iiae_cli.evaluation.zero_shot import rank_by_class
 
 CHUNK = 64

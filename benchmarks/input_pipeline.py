@@ -1,7 +1,7 @@
 """What reading, resizing and scaling add to a training step, from a prepared file.
 
-    python benchmarks/input_pipeline.py
-    python benchmarks/input_pipeline.py --preset mnist-cdcb-32 --steps 20
+    python -m benchmarks.input_pipeline
+    python -m benchmarks.input_pipeline --preset mnist-cdcb-32 --steps 20
 
 The step runs on one preloaded batch; the feed of `iiae train` is timed beside it on a file of random pictures.
 """
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from models import own_steps, workload
 
+from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
+from benchmarks.models import own_steps, workload
 from iiae_cli.data.dataset import DataFile, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.feed import Feed

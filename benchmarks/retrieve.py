@@ -1,8 +1,8 @@
 """Nearest neighbours, side by side: `nearest` by each backend against faiss' flat index, and partners' ranks.
 
-    python benchmarks/retrieve.py                    # 7,500 × 70,000 × 64, cosine, k = 100
-    python benchmarks/retrieve.py --long             # 10,000 × 10,000 × 8,192, Euclidean, k = 1
-    python benchmarks/retrieve.py --scale 0.1 --threads 2 --backends torch faiss sklearn
+    python -m benchmarks.retrieve                    # 7,500 × 70,000 × 64, cosine, k = 100
+    python -m benchmarks.retrieve --long             # 10,000 × 10,000 × 8,192, Euclidean, k = 1
+    python -m benchmarks.retrieve --scale 0.1 --threads 2 --backends torch faiss sklearn
 
 faiss' flat index is timed with all that a search from raw latents takes: unit rows for cosine, adding, searching.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 
+from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 from iiae_cli.inference.retrieval import nearest, partner_ranks
 
 

@@ -1,6 +1,6 @@
 """How long the program takes to start, beside a bare interpreter and an import of torch.
 
-python benchmarks/startup.py
+python -m benchmarks.startup
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from common import in_turns, machine, middle, ratio, report
+from benchmarks.common import in_turns, machine, middle, ratio, report
 
 COMMANDS = {
     "python": ["-c", "pass"],

@@ -1,8 +1,8 @@
 """A training step of a preset's model, side by side with a plain PyTorch loop of the same model and batch.
 
-    python benchmarks/train_step.py                              # the paper's 256x256 model, batch 8, one thread
-    python benchmarks/train_step.py --preset mnist-cdcb-32 --threads 2 --steps 10 --repetitions 20
-    python benchmarks/train_step.py --preset mnist-cdcb --device cuda --batch-size 256
+    python -m benchmarks.train_step                              # the paper's 256x256 model, batch 8, one thread
+    python -m benchmarks.train_step --preset mnist-cdcb-32 --threads 2 --steps 10 --repetitions 20
+    python -m benchmarks.train_step --preset mnist-cdcb --device cuda --batch-size 256
 
 Competitors: `plain` (NCHW, fp32, Adam as it comes, the loss read every step), `fp32` and, where the device has a matrix
 unit for it, `bf16` (`training.loop.fit` as `iiae train` calls it). Memory is measured in processes of their own.
@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from models import Workload, convolution_peak, own_steps, plain_step, products_of_a_step, workload
 from torch import Tensor
 
+from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
+from benchmarks.models import Workload, convolution_peak, own_steps, plain_step, products_of_a_step, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.training.speed import choose_speed

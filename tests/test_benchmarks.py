@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 TINY = ["--set=model.widths=[4,8]", "--set=model.decoder_widths=[8,4]", "--set=model.stages=3"]
 TINY += ["--set=data.image_size=32", "--repetitions=1", "--json"]
 
@@ -27,12 +27,10 @@ def threads() -> Iterator[None]:
 def measured(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
 ) -> dict[str, Any]:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import common
-
-    monkeypatch.setattr(common, "matmul_peak", lambda: 100.0)  # takes a second
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr("benchmarks.common.matmul_peak", lambda: 100.0)  # takes a second
     monkeypatch.setattr(sys, "argv", [name, *options])
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert result["benchmark"] == name and result["threads"] == 1 and result["versions"]["torch"]
     return result

@@ -74,8 +74,8 @@ def _normed(
 ) -> list[nn.Module]:
     """A layer, its batch norm, dropout and activation.
 
-    The released networks' layers have biases here too. Batch norm subtracts them again: their gradient is zero but for
-    rounding, and computing that noise took a tenth of a step on a CPU. They stay where they are, at zero.
+    The released networks' layers have biases here too. Batch norm subtracts them again, so their gradient is zero but
+    for rounding; that noise is not worth computing. They stay where they are, at zero.
     """
     norm_cls = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
