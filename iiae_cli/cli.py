@@ -219,7 +219,7 @@ def prepare(
             pictures=pictures,
             interrupted=lambda: stop.exit_code,
         )
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()
@@ -368,7 +368,8 @@ def encode(
     part = None if shard is None else shard_of(shard)
     output = shard_output(output, shard, part)
     with stop_on_signals() as stop:
-        from iiae_cli.commands import encode as command  # imports torch
+        with stop.cuttable():
+            from iiae_cli.commands import encode as command  # imports torch, for seconds
 
         options = command.EncodeOptions(
             output=output,
@@ -388,7 +389,7 @@ def encode(
             resume=resume,
         )
         result = command.run(inputs, options, lambda: stop.exit_code)
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()

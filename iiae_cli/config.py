@@ -137,6 +137,10 @@ class ErasureSection(Section):
     least_snr: Annotated[float, Field(gt=0.0)] = Field(
         0.1, description="channel: the variance of means, over the posterior's, that a direction must have to be kept"
     )
+    least_correlation: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.2,
+        description="leace: canonical correlations with what a pair disagrees in, up to which nothing is erased",
+    )
     ridge: Annotated[float, Field(gt=0.0)] = Field(
         3.0, description="residual: of its regression, in units of the shared posterior's noise"
     )
