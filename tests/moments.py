@@ -115,7 +115,7 @@ def report(moments: Moments, when: float) -> None:
 
 def run_child(job: dict[str, Any], err: Path) -> None:
     """Run one job; does not return."""
-    from iiae_cli import cli
+    from iiae_cli.__main__ import main
 
     handle = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 2)
@@ -127,7 +127,7 @@ def run_child(job: dict[str, Any], err: Path) -> None:
     moments.install()
     code = 1
     try:
-        cli.main()
+        main()
         code = 0
     except SystemExit as stop:
         code = int(stop.code or 0)

@@ -26,7 +26,7 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "iiae_cli/evaluation/templates/report.html" in archive.namelist()
-        assert "iiae = iiae_cli.cli:main" in archive.read(scripts).decode()
+        assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = (
         "import iiae_cli.config as c; "
         "print(c.preset_folder()); print(*c.preset_names()); print(len(c.preset_layers('digits-edge')))"
