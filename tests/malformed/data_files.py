@@ -338,7 +338,7 @@ def a_link_to_another_file(make: Making, name: Any) -> list[object]:
                 del file[split][name]
             file[split][name] = h5py.ExternalLink(str(make.ground.pictures), f"/{split}/{name}")
 
-    return reading(make, edited(make, edit), "train encode evaluate")
+    return reading(make, edited(make, edit), "train evaluate")
 
 
 @each(KIND, "train", "test", "valid")
@@ -394,7 +394,7 @@ def links_in_a_circle(make: Making, name: Any) -> list[object]:
             place[name] = h5py.SoftLink(f"{place.name.rstrip('/')}/other")
             place["other"] = h5py.SoftLink(f"{place.name.rstrip('/')}/{name}")
 
-    return reading(make, edited(make, edit), "train encode evaluate")
+    return reading(make, edited(make, edit), "train evaluate")
 
 
 @each(KIND, "train", "factors")

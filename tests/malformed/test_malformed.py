@@ -18,7 +18,7 @@ import pytest
 
 from malformed import ALL_CASES
 
-COUNT = os.environ.get("MALFORMED_CASES", "160")
+COUNT = os.environ.get("MALFORMED_CASES", "250")
 SEED = os.environ.get("MALFORMED_SEED", "0")
 KINDS = list(dict.fromkeys(case.kind for case in ALL_CASES))
 

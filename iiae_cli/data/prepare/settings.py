@@ -58,7 +58,7 @@ def state_of(source: Path) -> str:
         try:
             status = path.stat()
             line = f"{path}\0{status.st_size} {status.st_mtime_ns}\0"
-        except OSError:
+        except (OSError, ValueError):  # the latter of a NUL in a table's path
             line = f"{path}\0missing\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
