@@ -11,11 +11,12 @@ from collections.abc import Callable
 import torch
 
 from iiae_cli.config import Config, ModelSection
+from iiae_cli.data.augment import Augmentation
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.model.iiae import IIAE, feature_iiae, image_iiae
 from iiae_cli.model.networks import grid_after
-from iiae_cli.model.objective import Objective, has_exclusive_latents, has_shared_decoders
+from iiae_cli.model.objective import Objective, has_decoders, has_exclusive_latents, has_shared_decoders
 
 SMALLEST_GRID = 4
 SMALLEST_PICTURE = 16
@@ -89,6 +90,13 @@ def _build_networks(config: Config, info: DataInfo) -> IIAE:
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
             "choose a preset of the data's kind, or --set model.kind=" + ("features" if info.is_features else "image"),
         )
+    if (model.linear_path == "canonical" and model.kind != "flat") or (
+        model.linear_path in ("random", "two-covariance") and model.kind != "features"
+    ):
+        raise IiaeError(
+            f"model.linear_path={model.linear_path} does not go with model.kind={model.kind}",
+            "canonical is for model.kind=flat, random and two-covariance are for features",
+        )
     exclusive_latents, shared_decoders = has_exclusive_latents(kind), has_shared_decoders(kind)
     size = picture_size(config, info)
     if size is None:
@@ -104,6 +112,7 @@ def _build_networks(config: Config, info: DataInfo) -> IIAE:
             exclusive_dim=model.exclusive,
             exclusive_latents=exclusive_latents,
             shared_decoders=shared_decoders,
+            decoders=has_decoders(kind),
             standardise=config.data.standardise != "none",
             linear_path=model.linear_path != "none",
         )
@@ -119,6 +128,8 @@ def _build_networks(config: Config, info: DataInfo) -> IIAE:
         dropout=model.dropout,
         exclusive_latents=exclusive_latents,
         shared_decoders=shared_decoders,
+        decoders=has_decoders(kind),
+        linear_path=model.linear_path == "canonical",
         flat_hidden=model.flat_hidden if model.kind == "flat" else None,
         flat_width=model.flat_width,
     )
@@ -133,7 +144,14 @@ def build_objective(config: Config) -> Objective:
         reconstruction=section.reconstruction,
         reconstruction_weight=section.reconstruction_weight,
         annealing_steps=section.annealing_steps,
+        contrastive=section.contrastive,
+        temperature=section.temperature,
     )
+
+
+def build_augmentation(config: Config) -> Augmentation:
+    """What a configuration does to training pictures."""
+    return Augmentation(**config.augment.model_dump())
 
 
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,9 @@ MOST_PROBLEMS = 12  # told at once
 Scalar = bool | int | float | str | None
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 
 
 class Section(BaseModel):
@@ -50,6 +53,23 @@ class DataSection(Section):
         description="features: subtract the training mean, then divide by one scale for all dimensions (global) or by "
         "each dimension's own (each); the statistics are saved with the weights. none: the paper",
     )
+
+
+class AugmentSection(Section):
+    """What is done to training pictures, batch by batch (beyond the paper); off where all is 0."""
+
+    geometric: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="turn, zoom and shift, the same for both pictures of a pair; 1: up to 15 degrees, 15 %, 12 %"
+    )
+    flip: Fraction = Field(0.0, description="probability of mirroring both pictures of a pair, left to right")
+    misalign: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="turn, zoom and shift drawn for each picture, beside the pair's; in the same unit"
+    )
+    photometric: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="contrast, light and tint, drawn for each picture; 1: contrast by up to 50 %"
+    )
+    grey: Fraction = Field(0.0, description="probability of losing its colour, for each picture")
+    erase: Fraction = Field(0.0, description="probability of a rectangle of one random colour, for each picture")
 
 
 class ModelSection(Section):
@@ -88,13 +108,16 @@ class ModelSection(Section):
     joint_hidden: PositiveInt = Field(512, description="features: hidden width of q(z^s|x,y)")
     decoder_hidden: PositiveInt = Field(128, description="features: hidden width of the decoders")
 
-    linear_path: Literal["none", "random", "two-covariance"] = Field(
+    linear_path: Literal["none", "random", "two-covariance", "canonical"] = Field(
         "none",
         description="features: add a linear map of the features to each shared mean, begun at random or as the closed "
-        "form of the linear-Gaussian model of classes (two-covariance). none: the paper",
+        "form of the linear-Gaussian model of classes (two-covariance); flat: of the pictures' edges and coarse "
+        "colours, begun as their regularised canonical correlation (canonical). none: the paper",
     )
     linear_shrinkage: Annotated[float, Field(gt=0.0)] = Field(
-        3.0, description="two-covariance: how many times its mean variance is added to the within-class covariance"
+        3.0,
+        description="two-covariance: how many times its mean variance is added to the within-class covariance; "
+        "canonical: likewise to each domain's covariance",
     )
 
     @model_validator(mode="after")
@@ -110,14 +133,22 @@ class ModelSection(Section):
 class ObjectiveSection(Section):
     """The variational bound (paper, Eq. 12 and Table 6)."""
 
-    kind: Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii"] = Field(
-        "elbo+ii-mi", description="elbo+ii-mi: the paper's objective; the others are its ablations"
+    kind: Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"] = Field(
+        "elbo+ii-mi",
+        description="elbo+ii-mi: the paper's objective; elbo+ii, ii-mi and ii: its ablations; elbo and infonce: "
+        "baselines to compare with (infonce: a dual encoder, which retrieves but translates nothing)",
     )
     lam: Annotated[float, Field(gt=0.0)] = Field(5.0, alias="lambda", description="weight of the information terms")
     reconstruction: Literal["l1", "l2"] = Field("l1", description="error that stands for -log p")
     reconstruction_weight: Annotated[float, Field(gt=0.0)] = Field(1000.0, description="w, multiplies that error")
     annealing_steps: Annotated[float, Field(ge=0.0)] = Field(
         25000.0, description="tau of the prior KLs' weight 1 - exp(-step/tau); 0: no annealing"
+    )
+    contrastive: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="weight of InfoNCE between the batch's shared means, beside the bound. 0: the paper"
+    )
+    temperature: Annotated[float, Field(gt=0.0)] = Field(
+        0.1, description="contrastive and infonce: what the cosines of shared means are divided by"
     )
 
 
@@ -175,8 +206,14 @@ class TrainingSection(Section):
         0, description="of initial weights, order of pairs, noise and dropout"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; KLs stay in float32")
-    compile: bool = Field(False, description="compile the training step with torch.compile")
+    precision: Precision = Field(
+        "auto",
+        description="tf32: GPUs' rounded products; bf16: autocast, KLs stay in float32; auto: the fastest that device "
+        "and model take well (a run records which); fp64: to compare runs whose sums are ordered otherwise",
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the networks with torch.compile; auto: where the run is long enough to gain by it"
+    )
     deterministic: bool = Field(False, description="deterministic algorithms on GPUs; CPU training always is")
     threads: Annotated[int, Field(ge=0, lt=2**12)] = Field(0, description="CPU threads; 0: torch's choice")
     log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
@@ -203,6 +240,9 @@ class SelectionSection(Section):
     validate_on: Literal["valid", "train"] = Field(
         "valid", description="valid: held-out pairs; train: copies of training pairs, as the released code does"
     )
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="early stopping: end after so many validations in a row without a better score; 0: never"
+    )
     validation_pairs: PositiveInt = Field(800, description="at most so many validation pairs")
     first_epoch: Annotated[int, Field(ge=0)] = Field(0, description="epochs completed before weights may be kept")
     from_start: bool = Field(
@@ -221,7 +261,11 @@ class SelectionSection(Section):
 class EvaluationSection(Section):
     """How retrieval is measured."""
 
-    metric: Literal["euclidean", "cosine"] = Field("euclidean", description="distance between shared means")
+    metric: Literal["euclidean", "cosine", "auto"] = Field(
+        "euclidean",
+        description="distance between shared means; auto: whichever has the higher Recall@1 on validation, "
+        "remembered with the kept weights; euclidean where nothing is held out",
+    )
 
 
 class Config(Section):
@@ -229,6 +273,7 @@ class Config(Section):
 
     description: str = Field("", description="what the preset is for")
     data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
     erasure: ErasureSection = ErasureSection()

@@ -25,7 +25,7 @@ import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -65,6 +65,14 @@ class LoadedModel:
     size: tuple[int, int] | None
     fingerprint: str
     details: dict[str, Any]
+
+    @property
+    def metric(self) -> Literal["euclidean", "cosine"]:
+        """Distance between its shared means: the configured one, or the one that won on validation."""
+        chosen = self.config.evaluation.metric
+        if chosen != "auto":
+            return chosen
+        return "cosine" if (self.details.get("validation") or {}).get("metric") == "cosine" else "euclidean"
 
 
 @dataclass
@@ -121,6 +129,8 @@ class RunDir:
         Raises:
             IiaeError: a part of it is a link, or of another kind.
         """
+        if self.path.is_symlink() and not self.path.exists():
+            raise IiaeError(f"{self.path} is a link to nothing", "remove it, or choose another --run")
         folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
         files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
         for path in (*folders, *files):
@@ -215,7 +225,7 @@ class RunDir:
 
     def save_model(self, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]) -> str:
         """Write the kept weights; returns their fingerprint."""
-        state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+        state = {name: _stored(values) for name, values in model.state_dict().items()}
         fingerprint = fingerprint_of(state)
         header = {
             "schema": MODEL_SCHEMA,
@@ -458,6 +468,12 @@ def _details_of(details: dict[str, Any]) -> dict[str, Any]:
     if not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError("details of another kind")
     return details
+
+
+def _stored(values: Tensor) -> Tensor:
+    """On the CPU, in order, and in float32 where it was trained in float64."""
+    values = values.detach().cpu().contiguous()
+    return values.float() if values.dtype == torch.float64 else values
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

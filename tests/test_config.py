@@ -133,7 +133,7 @@ def test_all_errors_are_reported_at_once():
     "assignment",
     [
         "objective.lambda=0",
-        "objective.kind=elbo",
+        "objective.kind=elbow",
         "model.kind=images",
         "model.widths=[]",
         "model.widths=[4, 0]",

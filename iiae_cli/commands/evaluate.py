@@ -136,13 +136,13 @@ def run(options: EvaluateOptions) -> EvaluateResult:
             f"{loaded.info.shape_x} and {loaded.info.shape_y}",
             "evaluate on data of the shape that the run was trained on",
         )
-    tasks = _tasks(options.task or ("all" if options.report is not None else None), file)
+    tasks = _tasks(options.task or ("all" if options.report is not None else None), file, loaded)
     split = _rows_of(file, options.split, tasks)
     if options.judge:
         _check_judge(loaded, file, split, tasks)
     if "zero-shot" in tasks and options.metric == "euclidean":
         raise IiaeError("zero-shot retrieval compares by cosine, not --metric euclidean", "leave --metric out")
-    metric: Metric = "cosine" if "zero-shot" in tasks else options.metric or loaded.config.evaluation.metric
+    metric: Metric = "cosine" if "zero-shot" in tasks else options.metric or loaded.metric
     protocol = {
         "run": str(folder),
         "fingerprint": loaded.fingerprint,
@@ -216,12 +216,19 @@ def _paper_rows(
     return rows
 
 
-def _tasks(asked: Task | None, file: DataFile) -> list[Task]:
-    """What to measure, one by one.
+def _tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
+    """What to measure, one by one; a dual encoder's retrieval is all that it has.
 
     Raises:
-        IiaeError: a task for partners on rows that have none.
+        IiaeError: a task for partners on rows that have none, or for latents or decoders on a dual encoder.
     """
+    if not loaded.model.generative and asked is not None:
+        if asked in ("translation", "disentanglement"):
+            raise IiaeError(
+                f"a model of objective {loaded.config.objective.kind} has neither decoders nor exclusive latents",
+                f"train one of objective.kind=elbo+ii-mi to measure {asked}",
+            )
+        asked = None if asked == "all" else asked
     if asked is None:
         return ["zero-shot" if file.info.by_class else "retrieval"]
     if asked == "all":

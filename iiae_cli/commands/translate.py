@@ -112,6 +112,11 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
     device = choose_device(options.device)
     loaded = load_model(RunDir(folder), device)
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
+    if not loaded.model.generative:
+        raise IiaeError(
+            f"a model of objective {loaded.config.objective.kind} translates nothing: it has no decoders",
+            "use a run of objective.kind=elbo+ii-mi",
+        )
     if loaded.size is None:
         raise IiaeError("this model translates features, not pictures", "use a run that was trained on pictures")
     if options.references and not loaded.model.exclusive_dim:

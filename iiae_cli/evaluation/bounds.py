@@ -58,12 +58,14 @@ def bound_figures(
         for start in range(0, len(split.x), batch_size):
             inputs = [to_inputs(split.rows(one)[start : start + batch_size], size, device) for one in DOMAINS]
             posteriors = model.infer(*inputs)
+            joint = posteriors.joint_shared
+            assert joint is not None  # a dual encoder has no bounds
             latents = model.sample(posteriors, generator)
             made = model.generate(latents)
-            batch = {"shared": kl_to_prior(posteriors.joint_shared)}
+            batch = {"shared": kl_to_prior(joint)}
             for domain, decoded, target in zip(DOMAINS, (made.x, made.y), model.targets(*inputs), strict=True):
                 single = getattr(posteriors, f"shared_{other_domain(domain)}")
-                batch[f"{domain}.shared_given_other"] = kl_between(posteriors.joint_shared, single)
+                batch[f"{domain}.shared_given_other"] = kl_between(joint, single)
                 exclusive = getattr(posteriors, f"exclusive_{domain}")
                 if exclusive is not None:
                     error = (decoded - target).float()

@@ -21,7 +21,7 @@ ANALOGY_SIDE = 5
 def translation_grids(
     loaded: LoadedModel, split: Split, *, aligned: bool, samples: int, seed: int, device: Any
 ) -> list[Grid]:
-    """Grids of rows spread evenly over the split; none for features.
+    """Grids of rows spread evenly over the split; none for features, nor from a dual encoder.
 
     Args:
         loaded: the model.
@@ -31,7 +31,7 @@ def translation_grids(
         seed: of the samples.
         device: where the model lies.
     """
-    if loaded.size is None:
+    if loaded.size is None or not loaded.model.generative:
         return []
     grids = []
     if aligned:

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from iiae_cli.model.edges import PictureDescription
 from iiae_cli.model.erasure import LinearErasure, SharedPart
 from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
@@ -45,11 +46,14 @@ def other_domain(domain: Domain) -> Domain:
 
 @dataclass(frozen=True)
 class Posteriors:
-    """What the encoders say of a batch of pairs; the exclusive ones are None in the II ablation (Eq. 22)."""
+    """What the encoders say of a batch of pairs.
+
+    The exclusive ones are None in the II ablation (Eq. 22), and with them the joint one in a dual encoder.
+    """
 
     exclusive_x: DiagonalGaussian | None  # q(z^x|x)    (B, E)
     exclusive_y: DiagonalGaussian | None  # q(z^y|y)    (B, E)
-    joint_shared: DiagonalGaussian  # q(z^s|x,y)  (B, S…)
+    joint_shared: DiagonalGaussian | None  # q(z^s|x,y)  (B, S…)
     shared_x: DiagonalGaussian  # r^x(z^s|x)  (B, S…)
     shared_y: DiagonalGaussian  # r^y(z^s|y)  (B, S…)
 
@@ -111,14 +115,14 @@ class DomainNetworks:
         exclusive: q(z^x|x), heads (B, 2E); None where the objective has no exclusive latents.
         features: FE, read by both r and the joint encoder.
         shared: r(z^s|·) on FE's output, heads (B, 2S…).
-        decoder: p(x|z^x, z^s).
+        decoder: p(x|z^x, z^s); None in a dual encoder, which generates nothing.
         shared_decoder: p(x|z^s), only for ELBO + λ·II.
     """
 
     exclusive: nn.Module | None
     features: nn.Module
     shared: nn.Module
-    decoder: nn.Module
+    decoder: nn.Module | None
     shared_decoder: nn.Module | None = None
     standardise: Standardise | None = None
 
@@ -129,7 +133,7 @@ class IIAE(nn.Module):
     Args:
         x: networks of domain x.
         y: networks of domain y.
-        joint_shared: q(z^s|x,y) on both FEs' outputs, concatenated on dimension 1.
+        joint_shared: q(z^s|x,y) on both FEs' outputs, concatenated on dimension 1; None in a dual encoder.
         shared_shape: shape of one shared latent: (C, H, W) or (D,).
         exclusive_dim: E; 0 without exclusive latents.
     """
@@ -139,7 +143,7 @@ class IIAE(nn.Module):
         *,
         x: DomainNetworks,
         y: DomainNetworks,
-        joint_shared: nn.Module,
+        joint_shared: nn.Module | None,
         shared_shape: tuple[int, ...],
         exclusive_dim: int,
     ) -> None:
@@ -160,6 +164,11 @@ class IIAE(nn.Module):
         self.shared_part_y: SharedPart | None = None
         self.apply(init_paper_weights)
 
+    @property
+    def generative(self) -> bool:
+        """Whether there are decoders, and what trains them; without, this is a dual encoder: r alone (InfoNCE)."""
+        return self.decoder_x is not None
+
     def add_erasure(self, *, shared: bool, exclusive: bool) -> None:
         """Let `encode_shared` erase from shared means, and `encode_exclusive` and `decode` use exclusive residuals.
 
@@ -178,7 +187,12 @@ class IIAE(nn.Module):
 
     def _read(self, domain: Domain, inputs: Tensor) -> Tensor:
         standardise = self._part("standardise", domain)
+        inputs = inputs.to(self._dtype)
         return inputs if standardise is None else standardise(inputs)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Both inputs in the units that `generate` answers in, for the objective to compare."""
@@ -188,10 +202,11 @@ class IIAE(nn.Module):
         """All posteriors of a batch of pairs, x (B, …) and y (B, …); each FE runs once."""
         x, y = self.targets(x, y)
         features_x, features_y = self.features_x(x), self.features_y(y)
+        joint = None if self.joint_shared is None else self.joint_shared(torch.cat([features_x, features_y], dim=1))
         return Posteriors(
             exclusive_x=None if self.exclusive_x is None else DiagonalGaussian.from_heads(self.exclusive_x(x)),
             exclusive_y=None if self.exclusive_y is None else DiagonalGaussian.from_heads(self.exclusive_y(y)),
-            joint_shared=DiagonalGaussian.from_heads(self.joint_shared(torch.cat([features_x, features_y], dim=1))),
+            joint_shared=None if joint is None else DiagonalGaussian.from_heads(joint),
             shared_x=DiagonalGaussian.from_heads(self.shared_x(features_x)),
             shared_y=DiagonalGaussian.from_heads(self.shared_y(features_y)),
         )
@@ -200,6 +215,7 @@ class IIAE(nn.Module):
     def sample(posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None) -> Latents:
         """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised; `part` as in `DiagonalGaussian.sample`."""
         x, y = posteriors.exclusive_x, posteriors.exclusive_y
+        assert posteriors.joint_shared is not None
         return Latents(
             exclusive_x=None if x is None else x.sample(generator, part),
             exclusive_y=None if y is None else y.sample(generator, part),
@@ -208,6 +224,7 @@ class IIAE(nn.Module):
 
     def generate(self, latents: Latents) -> Reconstructions:
         """Decode a batch of latents into both domains, in the units of `targets`."""
+        assert self.decoder_x is not None and self.decoder_y is not None
         return Reconstructions(
             x=self.decoder_x(latents.shared, latents.exclusive_x),
             y=self.decoder_y(latents.shared, latents.exclusive_y),
@@ -223,6 +240,17 @@ class IIAE(nn.Module):
         for path in self._linear_paths():
             copies = path.linear.in_features // weight.shape[1]
             path.start(torch.cat([weight] * copies, dim=1) / copies)
+
+    def start_canonical_paths(self, weights: tuple[Tensor, Tensor], biases: tuple[Tensor, Tensor]) -> None:
+        """Let each domain's shared encoder begin as its own linear map, weights (S, F) and biases (S,) of x and y.
+
+        The joint encoder begins as the mean of both.
+        """
+        for path, weight, bias in zip((self.shared_x, self.shared_y), weights, biases, strict=True):
+            assert isinstance(path, LinearPathHead)
+            path.start(weight, bias)
+        if isinstance(self.joint_shared, LinearPathHead):
+            self.joint_shared.start(torch.cat(weights, dim=1) / 2, (biases[0] + biases[1]) / 2)
 
     def hold_linear_paths(self) -> None:
         """Keep every shared mean at its linear path from now on; everything else goes on learning."""
@@ -256,9 +284,16 @@ class IIAE(nn.Module):
         return DiagonalGaussian(posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar)
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
-        """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S)."""
+        """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S).
+
+        Raises:
+            ValueError: this model is a dual encoder, without decoders.
+        """
         decoder, shared_part = self._part("decoder", domain), self._part("shared_part", domain)
-        assert decoder is not None
+        if decoder is None:
+            raise ValueError("this model was trained without decoders")
+        shared = shared.to(self._dtype)
+        exclusive = None if exclusive is None else exclusive.to(self._dtype)
         if shared_part is not None and exclusive is not None:
             exclusive = exclusive + shared_part(shared)
         decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
@@ -278,6 +313,8 @@ def image_iiae(
     dropout: float = 0.5,
     exclusive_latents: bool = True,
     shared_decoders: bool = False,
+    decoders: bool = True,
+    linear_path: bool = False,
     flat_hidden: int | None = None,
     flat_width: int = 512,
 ) -> IIAE:
@@ -294,14 +331,19 @@ def image_iiae(
         dropout: in the decoder's first stages (paper: 0.5).
         exclusive_latents: False for the II ablation.
         shared_decoders: True for the ELBO + λ·II ablation.
+        decoders: False for a dual encoder, which has no joint encoder either.
+        linear_path: flat only: the shared encoders are `LinearPathHead`s that read a `PictureDescription` too, for the
+            caller to start.
         flat_hidden: hidden width of the flat (Cars) variant, whose FE has a fifth convolution of this width
             (paper: 256); None for a map latent.
         flat_width: grid channels that the flat decoder starts from. The paper's table has 262,144 units here, the
             released code 8·8·512 = 32,768; the code is followed.
 
     Raises:
-        ValueError: `decoder_widths` and `widths` differ in length.
+        ValueError: `decoder_widths` and `widths` differ in length, or a linear path to a map.
     """
+    if linear_path and flat_hidden is None:
+        raise ValueError("a linear path leads to a shared vector, not to a map")
     if len(decoder_widths) != len(widths):
         raise ValueError(f"{len(widths)} encoder widths need as many decoder widths, not {len(decoder_widths)}")
     stages = len(widths) + 1
@@ -330,13 +372,17 @@ def image_iiae(
         else:
             features = nn.Sequential(ConvTrunk(channels, [*widths, flat_hidden], multiple), nn.Flatten())
             shared = flat_shared_head(flat_features, flat_hidden, shared_channels)
+        if linear_path:
+            description = PictureDescription(channels)
+            features = PassInput(features, description)
+            shared = LinearPathHead(shared, flat_features, [description.width], shared_channels)
         return DomainNetworks(
             exclusive=image_exclusive_encoder(channels, widths, trunk_grid, exclusive_dim, multiple)
             if exclusive_latents
             else None,
             features=features,
             shared=shared,
-            decoder=decoder(channels, exclusive_dim if exclusive_latents else 0),
+            decoder=decoder(channels, exclusive_dim if exclusive_latents else 0) if decoders else None,
             shared_decoder=decoder(channels, 0) if shared_decoders else None,
         )
 
@@ -345,10 +391,13 @@ def image_iiae(
         joint = map_shared_head(2 * widths[-1], shared_channels)
     else:
         joint = flat_shared_head(2 * flat_features, flat_hidden, shared_channels)
+    if linear_path:
+        widths_described = [PictureDescription(channels).width for channels in (channels_x, channels_y)]
+        joint = LinearPathHead(joint, flat_features, widths_described, shared_channels)
     return IIAE(
         x=domain(channels_x),
         y=domain(channels_y),
-        joint_shared=joint,
+        joint_shared=joint if decoders else None,
         shared_shape=(shared_channels, *grid) if flat_hidden is None else (shared_channels,),
         exclusive_dim=exclusive_dim if exclusive_latents else 0,
     )
@@ -367,6 +416,7 @@ def feature_iiae(
     exclusive_dim: int = 64,
     exclusive_latents: bool = True,
     shared_decoders: bool = False,
+    decoders: bool = True,
     standardise: bool = False,
     linear_path: bool = False,
 ) -> IIAE:
@@ -390,7 +440,7 @@ def feature_iiae(
             exclusive=feature_exclusive_encoder(width, exclusive_hidden, exclusive_dim) if exclusive_latents else None,
             features=PassInput(trunk) if linear_path else trunk,
             shared=head([width], shared_hidden),
-            decoder=decoder(exclusive_dim if exclusive_latents else 0),
+            decoder=decoder(exclusive_dim if exclusive_latents else 0) if decoders else None,
             shared_decoder=decoder(0) if shared_decoders else None,
             standardise=Standardise(width) if standardise else None,
         )
@@ -398,7 +448,7 @@ def feature_iiae(
     return IIAE(
         x=domain(width_x),
         y=domain(width_y),
-        joint_shared=head([width_x, width_y], joint_hidden),
+        joint_shared=head([width_x, width_y], joint_hidden) if decoders else None,
         shared_shape=(shared_dim,),
         exclusive_dim=exclusive_dim if exclusive_latents else 0,
     )

@@ -1,4 +1,4 @@
-"""The variational bound and its ablations as named loss terms (paper, Eq. 12 and Table 6).
+"""The variational bound, its ablations and baselines as named loss terms (paper, Eq. 12 and Table 6).
 
 The full objective, maximised (`elbo+ii-mi`, the paper's method):
 
@@ -9,21 +9,29 @@ The full objective, maximised (`elbo+ii-mi`, the paper's method):
 Two facts come from the released code: KLs against the *prior* are annealed by 1 − exp(−step/τ) while those against r
 are not, and where λ appears the whole objective is divided by it (under Adam that changes no more than the effect of
 epsilon). The loss here is the negative of that scaled bound, so logged terms compare with the authors'.
+
+Beyond the paper: two baselines, `elbo` and `infonce`, and an optional contrastive term on the shared means.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from iiae_cli.model.gaussian import kl_between, kl_to_prior
+from iiae_cli.model.contrastive import info_nce
+from iiae_cli.model.gaussian import full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
 
-ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii"]
+ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"]
 ReconstructionLoss: TypeAlias = Literal["l1", "l2"]
+
+# Weight of KL(q‖r) under `elbo`: it fits r to q, as retrieval and translation need r. Adam steps by a gradient's
+# direction, whatever its size, so r learns at full pace, while q and the features feel a thousandth of the pull.
+ELBO_FIT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ def term_weights(kind: ObjectiveKind, lam: float) -> TermWeights:
     * `elbo+ii`: ELBO + λ·II, divided by λ; II reconstructs from z^s alone, by decoders of its own.
     * `ii-mi`: Eq. 25; λ plays no part.
     * `ii`: Eq. 22; λ plays no part, the decoders see z^s only, there are no exclusive latents and no prior KLs.
+    * `elbo`: the limit λ → 0, not divided by it: reconstructions and prior KLs, with r fitted to q (`ELBO_FIT`).
+    * `infonce`: nothing of the bound; a dual encoder r^x, r^y with the contrastive term alone.
     """
     if kind == "elbo+ii-mi":
         return TermWeights((1 + lam) / lam, 0.0, (1 + lam) / lam, 1 / lam, 1.0)
@@ -51,17 +61,26 @@ def term_weights(kind: ObjectiveKind, lam: float) -> TermWeights:
         return TermWeights(1 / lam, 1.0, 1 / lam, 1 / lam, 1.0)
     if kind == "ii-mi":
         return TermWeights(1.0, 0.0, 1.0, 0.0, 1.0)
+    if kind == "elbo":
+        return TermWeights(1.0, 0.0, 1.0, 1.0, ELBO_FIT)
+    if kind == "infonce":
+        return TermWeights(0.0, 0.0, 0.0, 0.0, 0.0)
     return TermWeights(1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def has_exclusive_latents(kind: ObjectiveKind) -> bool:
     """Whether an objective's model has exclusive encoders."""
-    return kind != "ii"
+    return kind not in ("ii", "infonce")
 
 
 def has_shared_decoders(kind: ObjectiveKind) -> bool:
     """Whether an objective's model has decoders p(·|z^s) beside the ordinary ones."""
     return kind == "elbo+ii"
+
+
+def has_decoders(kind: ObjectiveKind) -> bool:
+    """Whether an objective's model generates; a dual encoder does not."""
+    return kind != "infonce"
 
 
 def kl_annealing(step: int, steps: float) -> float:
@@ -80,6 +99,8 @@ class Objective:
             mean taken over everything, the batch too.
         reconstruction_weight: w, multiplies it.
         annealing_steps: τ.
+        contrastive: weight of InfoNCE on the shared means, 0 for the paper; `infonce` has nothing else and takes 1.
+        temperature: of InfoNCE.
     """
 
     kind: ObjectiveKind = "elbo+ii-mi"
@@ -87,15 +108,43 @@ class Objective:
     reconstruction: ReconstructionLoss = "l1"
     reconstruction_weight: float = 1000.0
     annealing_steps: float = 25000.0
+    contrastive: float = 0.0
+    temperature: float = 0.1
 
     def __call__(
-        self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions, step: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        posteriors: Posteriors,
+        reconstructions: Reconstructions | None,
+        step: int,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Named terms of a batch; every value is a scalar.
 
         `loss` is what to minimise. The others are unweighted by λ and annealing, so that they mean the same at every
-        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean).
+        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean), and
+        `contrastive` is in nats. A dual encoder has no `reconstructions`. Where several processes share a batch,
+        `gather` makes its rows of theirs, so that each picture is compared with all of them.
         """
+        contrast = None
+        if self.contrastive or self.kind == "infonce":
+            x_means, y_means = posteriors.shared_x.mean, posteriors.shared_y.mean
+            if gather is not None:
+                x_means, y_means = gather(x_means), gather(y_means)
+            contrast = info_nce(x_means, y_means, self.temperature)
+        if reconstructions is None:
+            assert contrast is not None
+            return {"loss": contrast.clone(), "contrastive": contrast}  # two sums must not share memory
+        terms = self._bound(x, y, posteriors, reconstructions, step)
+        if contrast is not None:
+            terms |= {"loss": terms["loss"] + self.contrastive * contrast, "contrastive": contrast}
+        return terms
+
+    def _bound(
+        self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions, step: int
+    ) -> dict[str, Tensor]:
+        assert posteriors.joint_shared is not None
         weights = term_weights(self.kind, self.lam)
         annealing = kl_annealing(step, self.annealing_steps)
         terms = {
@@ -123,7 +172,7 @@ class Objective:
         return {"loss": loss, **terms}
 
     def _reconstruction(self, decoded: Tensor, target: Tensor) -> Tensor:
-        error = decoded.float() - target.float()
+        error = full(decoded) - full(target)
         return self.reconstruction_weight * (
             error.abs().mean() if self.reconstruction == "l1" else error.square().mean()
         )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from iiae_cli.errors import IiaeError
 from iiae_cli.model.gaussian import Part
-from iiae_cli.training.distributed_layers import peers, replace_layers, total_of
+from iiae_cli.training.distributed_layers import peers, replace_layers, total_of, whole_of
 
 MEETING = timedelta(minutes=10)  # for all ranks to appear, and for one sum of gradients
 PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
@@ -206,6 +206,11 @@ class Ranks:
                 one for norm in norms for one in (norm.running_mean, norm.running_var) if one is not None
             ]
 
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole batch's rows of this rank's; a loss over them, weighted as others are, has the whole's gradient."""
+        whole: Tensor = whole_of(rows, self.part)
+        return whole
+
     def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum every rank's gradients in place, average local running statistics; returns the whole batch's terms.
 
@@ -213,7 +218,7 @@ class Ranks:
             terms: means over this rank's rows, whose loss was weighted by `weight` before the backward pass.
         """
         gradients = [one.grad for one in self._model.parameters() if one.grad is not None]
-        values = torch.stack([value.detach().float() for value in terms.values()])
+        values = torch.stack([value.detach() for value in terms.values()])
         with torch.no_grad():
             for one in self._statistics:
                 one.mul_(self.weight)

@@ -45,6 +45,9 @@ class Share(Protocol):
     part: Part
     weight: float
 
+    def whole(self, rows: Tensor) -> Tensor:
+        """The whole batch's rows from every process's, for what compares rows; gradients pass back to their owners."""
+
     def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
 
@@ -57,11 +60,13 @@ class TrainState:
         step: optimiser steps done.
         running: sums of loss terms since the last log line.
         owed: whether the validation that is due at `step` is still to be done.
+        ended: whether the owner, having validated, wants no further step.
     """
 
     step: int = 0
     running: dict[str, Tensor] = field(default_factory=dict)
     owed: bool = False
+    ended: bool = False
 
 
 def fit(
@@ -102,7 +107,7 @@ def fit(
         share: this process's part of every batch, which `batch_at` gives; None: all of it.
 
     Returns:
-        Whether the end was reached, rather than a stop asked for.
+        Whether the end was reached, or `state.ended` set, rather than a stop asked for.
     """
 
     def settle() -> bool:
@@ -112,7 +117,7 @@ def fit(
         if state.owed and not stop:
             state.owed = not events.validate(done)
             stop = events.should_stop()
-        end = done == total_steps
+        end = done == total_steps or state.ended
         if stop or end or done % checkpoint_every == 0:
             events.checkpoint(done)
         return not stop or (end and not state.owed)
@@ -120,24 +125,30 @@ def fit(
     part = None if share is None else share.part
     device_type = next(model.parameters()).device.type
 
-    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions | None]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
             posteriors = model.infer(x, y)
-            return posteriors, model.generate(model.sample(posteriors, part=part))
+            latents = model.sample(posteriors, part=part) if model.generative else None
+            return posteriors, None if latents is None else model.generate(latents)
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
-    run_networks = torch.compile(networks) if compile_step else networks
+    # CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU.
+    graphs = compile_step and device_type == "cuda"
+    run_networks = torch.compile(networks, mode="reduce-overhead" if graphs else None) if compile_step else networks
     model.train()
     if state.owed and not settle():
         return False
-    while state.step < total_steps:
+    while state.step < total_steps and not state.ended:
         step = state.step
         x, y = batch_at(step)
         seed_step(seed, step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         posteriors, reconstructions = run_networks(x, y)
-        terms = objective(*model.targets(x, y), posteriors, reconstructions, step)
+        gather = None if share is None else share.whole
+        terms = objective(*model.targets(x, y), posteriors, reconstructions, step, gather)
         optimizer.zero_grad(set_to_none=True)
         (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
         if share is not None:
@@ -151,7 +162,7 @@ def fit(
         events.progress(done)
         if done % log_every == 0 or last:
             count = log_every if done % log_every == 0 else done % log_every
-            events.log(done, {name: float(total) / count for name, total in state.running.items()})
+            events.log(done, {name: float(state.running[name]) / count for name in terms})
             state.running = {}
         state.owed = done % validate_every == 0 or last
         if not settle():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,15 @@ from PIL.Image import Image
 from pydantic import TypeAdapter, ValidationError
 
 from iiae_cli import console
-from iiae_cli.builders import build_model, build_objective, build_optimizer, build_schedule, picture_size
+from iiae_cli.builders import (
+    build_augmentation,
+    build_model,
+    build_objective,
+    build_optimizer,
+    build_schedule,
+    picture_size,
+)
 from iiae_cli.config import Config
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
@@ -26,6 +33,7 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
 from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
+from iiae_cli.training.feed import Feed, Pair
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -52,6 +60,7 @@ class Progress:
         kept_warnings: of the kept weights' validation.
         refit_steps: how many steps the second training takes; None until it begins.
         held: whether it holds the shared means where they began.
+        stale: validations since the score last rose.
         owed: whether the validation due at the checkpoint's step was not done any more.
     """
 
@@ -62,6 +71,7 @@ class Progress:
     kept_warnings: list[str] = field(default_factory=list)
     refit_steps: int | None = None
     held: bool = False
+    stale: int = 0
     owed: bool = False
 
 
@@ -92,6 +102,9 @@ class Session:
         self.world = world or World()
         training = config.training
         self.size = picture_size(config, data.info)
+        self.augmentation = build_augmentation(config)
+        if self.augmentation.active and self.size is None:
+            raise IiaeError("augmentation is for pictures, the data set holds features", "leave augment.* at 0")
         self._build()
         per_epoch = self.order.steps_per_epoch
         self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
@@ -102,7 +115,7 @@ class Session:
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
-        self.selection = Selection(config.selection.rule, config.selection.first_epoch)
+        self.selection = Selection(config.selection.rule, config.selection.first_epoch, config.selection.patience)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
@@ -124,6 +137,8 @@ class Session:
         torch.manual_seed(self.config.training.seed)
         model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
+        if self.config.training.precision == "fp64":
+            model.double()
         self.model = place(model, self.device)
         self.world.same_weights(self.model)
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
@@ -153,7 +168,7 @@ class Session:
         if checkpoint is None:
             checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
         self.memory = self._progress_of(checkpoint.progress)
-        self.selection.best = self.memory.best
+        self.selection.best, self.selection.stale = self.memory.best, self.memory.stale
         if self.memory.refit_steps is not None:
             self._enter_refit(self.memory.refit_steps, self.memory.held)
         try:
@@ -165,7 +180,7 @@ class Session:
             ) from error
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
         self.saved_step = checkpoint.step
-        self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed)
+        self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed, self.selection.exhausted)
         if self.world.first:
             self.run.prune_checkpoints()
             self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
@@ -198,7 +213,7 @@ class Session:
             return False
         if self.memory.refit_steps is not None:
             return self.state.step >= self.memory.refit_steps
-        return self.state.step >= self.total_steps and not self._wants_refit
+        return (self.state.step >= self.total_steps or self.state.ended) and not self._wants_refit
 
     @property
     def _wants_refit(self) -> bool:
@@ -266,14 +281,14 @@ class Session:
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         items = (self.order.batch_size, "pairs")
-        with console.progress(label, steps, items=items) as self._bar:
+        with self._feed() as feed, console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             ended = fit(
                 model=self.model,
                 objective=build_objective(self.config),
                 optimizer=self.optimizer,
                 learning_rate=self.learning_rate,
-                batch_at=self._batch,
+                batch_at=self._augmented(feed),
                 state=self.state,
                 total_steps=steps,
                 seed=training.seed,
@@ -282,16 +297,21 @@ class Session:
                 validate_every=validate_every,
                 checkpoint_every=self.checkpoint_every,
                 bf16=training.precision == "bf16",
-                compile_step=training.compile,
+                compile_step=training.compile is True,
                 share=self._ranks,
             )
         self._same_memory()
         return ended
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        indices = self.order.indices(step)
-        x, y = self.data.rows(indices if self._ranks is None else indices[self._ranks.rows])
-        return to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
+    def _feed(self) -> Feed:
+        order, part = self.order, slice(None) if self._ranks is None else self._ranks.rows
+        return Feed(self.data, lambda step: order.indices(step)[part], self.size, self.device)
+
+    def _augmented(self, feed: Feed) -> Callable[[int], Pair]:
+        if not self.augmentation.active:
+            return feed
+        seed, part = self.config.training.seed, None if self._ranks is None else self._ranks.part
+        return lambda step: self.augmentation(*feed(step), seed, step, part)
 
     # Events of the loop
 
@@ -332,7 +352,9 @@ class Session:
 
         Nothing is written before everything is measured, so that what is broken off leaves no trace.
         """
-        return bool(self.world.share(self._validated(step) if self.world.first else None))
+        done = bool(self.world.share(self._validated(step) if self.world.first else None))
+        self.state.ended = bool(self.world.share(self.selection.exhausted))
+        return done
 
     def _validated(self, step: int) -> bool:
         try:
@@ -345,6 +367,8 @@ class Session:
             self._log_validation(step, validation)
             if self.selection.accepts(validation, step / self.order.steps_per_epoch):
                 self._keep(validation)
+            if self.selection.exhausted:
+                console.say(f"step {step}: no better score in {self.selection.stale} validations: training ends here")
             if grid is not None:
                 with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
                     grid.save(temporary, format="PNG")
@@ -373,7 +397,8 @@ class Session:
 
     def checkpoint(self, step: int) -> None:
         """Save everything that continuing needs; every rank has the same, so one writes it."""
-        self.memory.best, self.memory.owed = self.selection.best, self.state.owed
+        self.memory.best, self.memory.stale = self.selection.best, self.selection.stale
+        self.memory.owed = self.state.owed
         checkpoint = Checkpoint(
             step=self.offset + step,
             model=dict(self.model.state_dict()),
@@ -420,7 +445,7 @@ class Session:
         self.run.save_model(self.model, self.config, self.data.info, details)
 
     def _draw_samples(self) -> Image | None:
-        if self.size is None or self._grid_pairs is None or not self._grid_pairs.pair_count:
+        if not self.model.generative or self.size is None or not self._grid_pairs or not self._grid_pairs.pair_count:
             return None
         return sample_grid(
             self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed

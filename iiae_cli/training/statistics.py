@@ -1,4 +1,4 @@
-"""What a model of features takes from the training rows before the first step: scales, and where linear paths begin."""
+"""What a model takes from the training rows before the first step: scales, and where linear paths begin."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from iiae_cli import console
+from iiae_cli.builders import picture_size
 from iiae_cli.config import Config
+from iiae_cli.data.batches import to_inputs
 from iiae_cli.model.iiae import DOMAINS, IIAE
+from iiae_cli.model.networks import PassInput
+from iiae_cli.training.canonical import canonical_maps
 from iiae_cli.training.data import TrainingData
 
+CANONICAL_PAIRS = 10_000  # more change little
 SMALLEST_SCALE = 0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
 
 
@@ -24,6 +30,8 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
         if standardise is not None:
             mean, scale = scales(data.train.rows(domain), each=config.data.standardise == "each")
             standardise.set(torch.from_numpy(mean), torch.from_numpy(scale))
+    if config.model.linear_path == "canonical":
+        _start_canonical(model, data, config)
     if config.model.linear_path != "two-covariance":
         return
     if data.info.shape_x != data.info.shape_y:
@@ -36,6 +44,24 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
         read_x.numpy(), read_y.numpy(), labels_x, labels_y, model.shared_shape[0], config.model.linear_shrinkage
     )
     model.start_linear_paths(torch.from_numpy(weight.astype(np.float32)))
+
+
+def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
+    """Let a picture model's linear paths begin as the canonical correlation of both domains' descriptions."""
+    size = picture_size(config, data.info)
+    count = min(data.count, CANONICAL_PAIRS)
+    blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, count, 256):
+        rows = data.rows(np.arange(start, min(start + 256, count)))
+        for described, features, some in zip(blocks, (model.features_x, model.features_y), rows, strict=True):
+            assert isinstance(features, PassInput) and features.describe is not None
+            described.append(features.describe(to_inputs(some, size)))
+    x, y = (torch.cat(described).numpy() for described in blocks)
+    maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
+    (weight_x, bias_x), (weight_y, bias_y) = (
+        tuple(torch.from_numpy(part.astype(np.float32)) for part in one) for one in maps
+    )
+    model.start_canonical_paths((weight_x, weight_y), (bias_x, bias_y))
 
 
 def scales(rows: NDArray[Any], *, each: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -20,10 +20,12 @@ from iiae_cli.evaluation.protocols import (
     retrieval_figures,
 )
 from iiae_cli.evaluation.translation_figures import translation_figures
+from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.model.iiae import IIAE
 
 DEAD_LATENT_NATS = 3.0
+METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,17 @@ class Validation:
         shared_recall: Recall@1 by shared means.
         exclusive_hits: queries whose partner is first by exclusive means; None without exclusive latents.
         exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None likewise.
-        guided_l1: error of guided translation.
+        guided_l1: error of guided translation; None of a dual encoder, which has no decoders.
         pairs: how many pairs were compared.
+        metric: which distance between shared means they were compared by.
     """
 
     shared_recall: tuple[float, float]
     exclusive_hits: tuple[int, int] | None
     exclusive_kl: tuple[float, float] | None
-    guided_l1: tuple[float, float]
+    guided_l1: tuple[float, float] | None
     pairs: int
+    metric: Metric = "euclidean"
 
     def record(self) -> dict[str, Any]:
         """As plain values for metrics.jsonl."""
@@ -56,7 +60,7 @@ class Validation:
     def scalars(self) -> dict[str, float]:
         """For TensorBoard."""
         names = ("recall_x_to_y", "recall_y_to_x", "l1_x_to_y", "l1_y_to_x")
-        scalars = dict(zip(names, (*self.shared_recall, *self.guided_l1), strict=True))
+        scalars = dict(zip(names, (*self.shared_recall, *(self.guided_l1 or ())), strict=False))
         return scalars | _kl_scalars(self.exclusive_kl)
 
     def facts(self) -> dict[str, str]:
@@ -66,8 +70,8 @@ class Validation:
     def summary(self) -> str:
         """One line for people."""
         forward, back = self.shared_recall
-        translated = f"guided L1 {self.guided_l1[0]:.3f} / {self.guided_l1[1]:.3f}"
-        return f"Recall@1 {forward:.3f} / {back:.3f} of {self.pairs}, {translated}{_kl_summary(self.exclusive_kl)}"
+        translated = "" if self.guided_l1 is None else ", guided L1 {:.3f} / {:.3f}".format(*self.guided_l1)
+        return f"Recall@1 {forward:.3f} / {back:.3f} of {self.pairs}{translated}{_kl_summary(self.exclusive_kl)}"
 
     def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
         """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
@@ -160,27 +164,44 @@ def _dead_latents(nats: tuple[float, float] | None) -> list[str]:
 
 
 def validate(
-    model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any, metric: Metric, batch_size: int = 256
+    model: IIAE,
+    split: Split,
+    *,
+    size: tuple[int, int] | None,
+    device: Any,
+    metric: Metric | Literal["auto"],
+    batch_size: int = 256,
 ) -> Validation:
-    """Measure a model on aligned held-out pairs."""
+    """Measure a model on aligned held-out pairs; `auto` is the distance with the higher recall, Euclidean of equals."""
     pairs = encode_pairs(model, split, size=size, device=device, batch_size=batch_size)
-    shared = retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric)
-    translation = translation_figures(model, pairs, split, size=size, device=device, batch_size=batch_size)
+    metrics = METRICS if metric == "auto" else (metric,)
+    recalls = {one: _recalls(pairs.x, pairs.y, one) for one in metrics}
+    best = max(recalls, key=lambda one: recalls[one][0] + recalls[one][1])
+    guided = None
+    if model.generative:
+        translation = translation_figures(model, pairs, split, size=size, device=device, batch_size=batch_size)
+        guided = (_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"]))
     hits = None
     kl = exclusive_kl(pairs)
     if kl:
-        exclusive = retrieval_figures(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), metric)
+        exclusive = retrieval_figures(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), best)
         hits = (
             round(exclusive["x_to_y"]["recall@1"] * len(split.x)),
             round(exclusive["y_to_x"]["recall@1"] * len(split.x)),
         )
     return Validation(
-        shared_recall=(shared["x_to_y"]["recall@1"], shared["y_to_x"]["recall@1"]),
+        shared_recall=recalls[best],
         exclusive_hits=hits,
         exclusive_kl=(kl["x"], kl["y"]) if kl else None,
-        guided_l1=(_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"])),
+        guided_l1=guided,
         pairs=len(split.x),
+        metric=best,
     )
+
+
+def _recalls(x: Encoded, y: Encoded, metric: Metric) -> tuple[float, float]:
+    figures = retrieval_figures(x.mean("shared"), y.mean("shared"), metric)
+    return figures["x_to_y"]["recall@1"], figures["y_to_x"]["recall@1"]
 
 
 def _number(figure: float | None) -> float:
@@ -209,9 +230,9 @@ def baseline_map(train: Split, split: Split) -> tuple[float, float] | None:
     return figures["centred"]["x_to_y"]["map@all"], figures["centred"]["y_to_x"]["map@all"]
 
 
-def baseline_recall(split: Split, metric: Metric) -> tuple[float, float] | None:
+def baseline_recall(split: Split, metric: Metric | Literal["auto"]) -> tuple[float, float] | None:
     """Recall@1 of the training-free baseline on the same pairs; None where the domains' widths differ."""
-    figures = baseline_figures(split, metric)
+    figures = baseline_figures(split, "cosine" if metric == "auto" else metric)
     if figures is None:
         return None
     return figures["x_to_y"]["recall@1"], figures["y_to_x"]["recall@1"]
@@ -226,12 +247,21 @@ class Selection:
             later of equals. `paper`: the same among validations with at most one exclusive hit per direction. `last`:
             always the newest.
         first_epoch: epochs that must be complete before weights may be kept.
+        patience: validations in a row without a better score that are enough; 0: any number may follow.
         best: what the next score must reach.
+        stale: validations since the score last rose.
     """
 
     rule: Literal["recall", "paper", "last"] = "recall"
     first_epoch: int = 0
+    patience: int = 0
     best: float | None = None
+    stale: int = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is."""
+        return 0 < self.patience <= self.stale
 
     def start(self, validation: Validation | ClassValidation, least_gain: float) -> None:
         """Keep the weights before the first step, unless a later score exceeds theirs by a fraction of it."""
@@ -251,6 +281,7 @@ class Selection:
         if self.rule == "paper" and hits is not None and max(hits) > 1:
             return False
         score = validation.score
+        self.stale = 0 if self.best is None or score > self.best else self.stale + 1
         if self.best is not None and score < self.best:
             return False
         self.best = score

@@ -1,0 +1,51 @@
+"""The fixed description of pictures: directions, invariance to the contrast's sign, sizes."""
+
+import math
+
+import pytest
+import torch
+
+from iiae_cli.model.edges import CELLS, DIRECTIONS, PictureDescription, edge_directions
+
+
+@pytest.mark.parametrize("direction", range(DIRECTIONS))
+def test_a_ramp_has_all_its_strength_in_its_own_direction(direction: int) -> None:
+    angle = direction * math.pi / DIRECTIONS
+    places = torch.linspace(-0.5, 0.5, 16)
+    ramp = math.cos(angle) * places[None, :] + math.sin(angle) * places[:, None]
+    for sign in (1.0, -1.0):
+        edges = edge_directions(sign * ramp[None, None])[0, :, 2:-2, 2:-2]
+        assert int(edges.sum(dim=(1, 2)).argmax()) == direction
+        assert float(edges[direction].sum() / edges.sum()) > 0.999
+        torch.testing.assert_close(edges.sum(dim=0), torch.full((12, 12), 0.5 / 15))
+
+
+def test_a_direction_between_two_is_shared_by_them_and_none_is_lost_at_the_half_circles_end() -> None:
+    angle = (DIRECTIONS - 0.5) * math.pi / DIRECTIONS
+    places = torch.linspace(-0.5, 0.5, 16)
+    ramp = math.cos(angle) * places[None, :] + math.sin(angle) * places[:, None]
+    edges = edge_directions(ramp[None, None])[0, :, 2:-2, 2:-2].sum(dim=(1, 2))
+    assert abs(float(edges[0] / edges.sum()) - 0.5) < 1e-3 and abs(float(edges[-1] / edges.sum()) - 0.5) < 1e-3
+
+
+def test_the_steepest_channel_counts() -> None:
+    pictures = torch.zeros(1, 3, 8, 8)
+    pictures[:, 1] = torch.linspace(-1, 1, 8)
+    pictures[:, 2] = 0.1 * torch.linspace(-1, 1, 8)[:, None]
+    assert edge_directions(pictures)[0, :, 4, 4].argmax() == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 16, 16), (3, 100, 70), (4, 28, 28)])
+def test_its_width_depends_on_channels_alone(shape: tuple[int, int, int]) -> None:
+    describe = PictureDescription(shape[0])
+    described = describe(torch.rand(2, *shape) * 2 - 1)
+    assert described.shape == (2, describe.width) == (2, CELLS**2 * (DIRECTIONS + shape[0]))
+    assert described.isfinite().all() and not list(describe.parameters())
+
+
+def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength() -> None:
+    picture = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.8).float()
+    edges = [PictureDescription(1)(one)[:, : -(CELLS**2)] for one in (picture, -picture, 0.5 * picture)]
+    torch.testing.assert_close(edges[0], edges[1], atol=1e-3, rtol=0)
+    assert torch.cosine_similarity(edges[0], edges[2]) > 0.999
+    assert PictureDescription(1)(torch.zeros(1, 1, 32, 32)).abs().max() == 0
