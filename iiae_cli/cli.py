@@ -219,7 +219,7 @@ def prepare(
             pictures=pictures,
             interrupted=lambda: stop.exit_code,
         )
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()
@@ -243,8 +243,8 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="bf16: autocast the networks.")] = None,
-    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Arithmetic of the networks [auto].")] = None,
+    compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile [auto].")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic/--no-deterministic", help="Deterministic algorithms on GPUs.")
     ] = None,
@@ -368,7 +368,8 @@ def encode(
     part = None if shard is None else shard_of(shard)
     output = shard_output(output, shard, part)
     with stop_on_signals() as stop:
-        from iiae_cli.commands import encode as command  # imports torch
+        with stop.cuttable():
+            from iiae_cli.commands import encode as command  # imports torch, for seconds
 
         options = command.EncodeOptions(
             output=output,
@@ -388,7 +389,7 @@ def encode(
             resume=resume,
         )
         result = command.run(inputs, options, lambda: stop.exit_code)
-    _finish(result, as_json, result.skipped)
+        _finish(result, as_json, result.skipped)
 
 
 @app.command()

@@ -63,8 +63,11 @@ class BackendName(StrEnum):
 class PrecisionName(StrEnum):
     """Arithmetic of the networks."""
 
+    auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
+    fp64 = "fp64"
 
 
 class DtypeName(StrEnum):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,9 @@ MOST_PROBLEMS = 12  # told at once
 Scalar = bool | int | float | str | None
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 
 
 class Section(BaseModel):
@@ -165,6 +168,10 @@ class ErasureSection(Section):
     least_snr: Annotated[float, Field(gt=0.0)] = Field(
         0.1, description="channel: the variance of means, over the posterior's, that a direction must have to be kept"
     )
+    least_correlation: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.2,
+        description="leace: canonical correlations with what a pair disagrees in, up to which nothing is erased",
+    )
     ridge: Annotated[float, Field(gt=0.0)] = Field(
         3.0, description="residual: of its regression, in units of the shared posterior's noise"
     )
@@ -199,8 +206,14 @@ class TrainingSection(Section):
         0, description="of initial weights, order of pairs, noise and dropout"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; KLs stay in float32")
-    compile: bool = Field(False, description="compile the training step with torch.compile")
+    precision: Precision = Field(
+        "auto",
+        description="tf32: GPUs' rounded products; bf16: autocast, KLs stay in float32; auto: the fastest that device "
+        "and model take well (a run records which); fp64: to compare runs whose sums are ordered otherwise",
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the networks with torch.compile; auto: where the run is long enough to gain by it"
+    )
     deterministic: bool = Field(False, description="deterministic algorithms on GPUs; CPU training always is")
     threads: Annotated[int, Field(ge=0, lt=2**12)] = Field(0, description="CPU threads; 0: torch's choice")
     log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")

@@ -55,6 +55,7 @@ def _one_line(text: str) -> str:
 
 
 def _stderr(text: str, style: str | None = None) -> None:
+    text = "".join(one if one >= " " and one != "\x7f" else repr(one)[1:-1] for one in text)  # names may hold anything
     if style is not None and sys.stderr.isatty():
         from rich.console import Console
 

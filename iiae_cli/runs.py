@@ -37,6 +37,7 @@ from iiae_cli.config import Config, read_yaml
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import append_line, remove_temporaries, sync_file, write_errors, writing
+from iiae_cli.model.erasure import LinearErasure
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.tensors import DamagedFile, read_tensors, save_tensors
 
@@ -128,6 +129,8 @@ class RunDir:
         Raises:
             IiaeError: a part of it is a link, or of another kind.
         """
+        if self.path.is_symlink() and not self.path.exists():
+            raise IiaeError(f"{self.path} is a link to nothing", "remove it, or choose another --run")
         folders = (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder)
         files = (self.config_file, self.model_file, self.metrics_file, self.gallery_file, self.info_file)
         for path in (*folders, *files):
@@ -222,7 +225,7 @@ class RunDir:
 
     def save_model(self, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]) -> str:
         """Write the kept weights; returns their fingerprint."""
-        state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+        state = {name: _stored(values) for name, values in model.state_dict().items()}
         fingerprint = fingerprint_of(state)
         header = {
             "schema": MODEL_SCHEMA,
@@ -425,6 +428,10 @@ def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
     """
     with torch.device("meta"):
         model = build_model(config, info)
+    for name, module in model.named_modules():
+        saved = state.get(f"{name}.left")
+        if isinstance(module, LinearErasure) and saved is not None and saved.ndim == 2:
+            module.make_room(saved.shape[1])
     wanted = {name: (values.shape, values.dtype) for name, values in model.state_dict().items()}
     found = {name: (values.shape, values.dtype) for name, values in state.items()}
     for name in sorted({*wanted, *found}):
@@ -461,6 +468,12 @@ def _details_of(details: dict[str, Any]) -> dict[str, Any]:
     if not all(text is None or isinstance(text, str) for text in texts):
         raise TypeError("details of another kind")
     return details
+
+
+def _stored(values: Tensor) -> Tensor:
+    """On the CPU, in order, and in float32 where it was trained in float64."""
+    values = values.detach().cpu().contiguous()
+    return values.float() if values.dtype == torch.float64 else values
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

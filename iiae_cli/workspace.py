@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,13 +55,29 @@ def workspace(output: Path, settings: Mapping[str, Any], *, resume: bool, overwr
             yield folder
         except IiaeError as error:
             if not isinstance(error.__cause__, OSError | RuntimeError) and not isinstance(error, _InUse):
-                shutil.rmtree(folder)
+                _remove(folder)
             raise
         else:
-            shutil.rmtree(folder)
+            _remove(folder)
         finally:
             if folder.exists() and not _work_in(folder):
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def discard(output: Path) -> None:
+    """Remove what a process left that was killed after its output was there and before its folder was gone."""
+    folder = partial_of(output)
+    if folder.is_dir():
+        _begun(folder)
+        with _locked(folder):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The manifest goes after all work, so that a kill in between leaves a folder that is known again."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == _LOCK, path.name == _MANIFEST)):
+        path.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 class _InUse(IiaeError):

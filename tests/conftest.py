@@ -108,6 +108,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(run, data, pictures)
 
 
+def untrained_run(folder: Path) -> Path:
+    """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
+    from iiae_cli.builders import build_model
+    from iiae_cli.config import preset_layers, resolve
+    from iiae_cli.data.dataset import DataInfo
+    from iiae_cli.runs import RunDir
+
+    torch.manual_seed(0)
+    run = RunDir(folder)
+    config = resolve(preset_layers("digits-cdcb")).config
+    info = DataInfo("digits-cdcb", (32, 32, 3), (32, 32, 3), {}, {})
+    run.create(config)
+    run.save_model(build_model(config, info), config, info, {"preset": "digits-cdcb"})
+    return folder
+
+
 @dataclass
 class Nursery:
     """A server of forked trainings, and the folder with their data set d.h5."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import untrained_run
 from PIL import Image
 
 MOMENTS = int(os.environ.get("IIAE_CRASHES", "3"))
@@ -120,20 +121,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with untrained weights of the embedded digits' networks."""
-    import torch
-
-    from iiae_cli.builders import build_model
-    from iiae_cli.config import preset_layers, resolve
-    from iiae_cli.data.dataset import DataInfo
-    from iiae_cli.runs import RunDir
-
-    torch.manual_seed(0)
-    run = RunDir(tmp_path_factory.mktemp("run"))
-    config, info = resolve(preset_layers("digits-cdcb")).config, DataInfo("d", (32, 32, 3), (32, 32, 3), {}, {})
-    run.create(config)
-    run.save_model(build_model(config, info), config, info, {"preset": "digits-cdcb"})
-    return run.path
+    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def content(path: Path) -> dict[str, object]:
@@ -179,23 +167,21 @@ def test_killed_at_any_moment_and_resumed_is_undisturbed(
         number = signal.SIGTERM if moment % 3 == 2 else signal.SIGKILL
         # Twice: what was resumed is killed again.
         for more in ([], ["--resume"]):
-            began = time.monotonic()
             code = calls(folder, *arguments, *more, after=draw.uniform(0, seconds), number=number)
-            assert code in (0, 3, 75, -signal.SIGKILL), calls.said()
-            if code == 75:
-                assert time.monotonic() - began < seconds + 5
-            killed += code in (75, -signal.SIGKILL)
+            # Python needs a moment until it can take a SIGTERM as more than one.
+            assert code in (0, 3, 75, -signal.SIGKILL, -signal.SIGTERM), calls.said()
+            killed += code not in (0, 3)
             if (folder / "out.h5").exists():
                 assert content(folder / "out.h5") == wanted
         code = calls(folder, *arguments, "--resume")
         assert code == (0 if command is CLASSES else 3), calls.said()
         resumed += "resuming" in calls.said()
+        print(f"{command[0]}: moment {moment}, {killed} stopped, {resumed} resumed", flush=True)
         assert content(folder / "out.h5") == wanted
         assert [path.name for path in folder.iterdir()] == ["out.h5"]
         if command is not CLASSES:
             assert all(f"{number:04d}.jpg" in calls.said() for number in (7, 301))
         shutil.rmtree(folder)
-    print(f"{command[0]}: {killed} of {2 * MOMENTS} calls were stopped, {resumed} resumed in the middle at last")
     assert killed > MOMENTS // 4
 
 

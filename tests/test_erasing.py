@@ -9,13 +9,18 @@ import pytest
 import torch
 from conftest import Program, Trained
 from safetensors.torch import load_file
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from test_train import same_tensors, train
 from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
 from iiae_cli.config import Config, ErasureSection, preset_layers, resolve
 from iiae_cli.data.dataset import DataFile
-from iiae_cli.evaluation.protocols import encode_pairs, factor_r2, retrieval_figures
+from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData
@@ -27,6 +32,13 @@ ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]
 ADDED = ("erase_shared_", "shared_part_")
 
 __all__ = ["class_data"]  # a fixture
+
+
+def factor_r2(latents: np.ndarray, values: np.ndarray) -> float:
+    """Five-fold R² of ridge regression from standardised latents."""
+    probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7), alpha_per_target=True))
+    found = cross_val_predict(probe, latents, values.astype(float), cv=KFold(5, shuffle=True, random_state=0))
+    return float(r2_score(values, found))
 
 
 def config_of(preset: str) -> Config:

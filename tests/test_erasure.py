@@ -84,6 +84,20 @@ def test_leace_leaves_values_that_tell_nothing():
     torch.testing.assert_close(erased(values, noise(10, 2)), values)
 
 
+def test_leace_with_a_partner_erases_what_only_one_domain_says():
+    """The concept tells two directions; one of them both domains say, so it is shared and stays."""
+    shared, factor = noise(N, 2, seed=1), noise(N, 2, seed=2)
+    values = torch.cat([shared, 0.3 * factor[:, :1] + 0.1 * noise(N, 1, seed=3)], dim=1)
+    partner = torch.cat([shared, noise(N, 1, seed=4)], dim=1) + 0.05 * noise(N, 3, seed=5)
+    concept = torch.cat([factor, shared[:, :1] + noise(N, 1, seed=6)], dim=1)
+    removed, read = leace(values, concept, partner=partner, least_correlation=0.2)
+    assert removed.shape == (3, 1)
+    clean = values - (values - values.mean(dim=0)) @ read @ removed.T
+    assert r2(clean, factor[:, :1]) < 0.02 < 0.8 < r2(values, factor[:, :1])
+    assert (r2(clean, shared) > 0.95).all()
+    assert leace(values, concept)[0].shape == (3, 3)  # nothing would be left of them
+
+
 # ---- the channel
 
 

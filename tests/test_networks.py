@@ -7,12 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from iiae_cli.model.iiae import image_iiae
 from iiae_cli.model.networks import (
     ConvTrunk,
+    Dropout,
     FeatureDecoder,
     ImageDecoder,
     LinearTrunk,
     PadToMultiple,
+    drop,
     feature_exclusive_encoder,
     flat_shared_head,
     grid_after,
@@ -20,6 +23,7 @@ from iiae_cli.model.networks import (
     init_paper_weights,
     map_shared_head,
 )
+from iiae_cli.model.objective import Objective
 
 
 def kinds(module):
@@ -133,12 +137,12 @@ def test_a_posteriors_last_layer_has_neither_norm_nor_activation():
 
 
 def test_dropout_stands_in_the_decoders_first_two_stages_between_norm_and_relu():
-    with_dropout = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.Dropout, nn.ReLU]
+    with_dropout = [nn.ConvTranspose2d, nn.BatchNorm2d, Dropout, nn.ReLU]
     without = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]
     assert kinds(decoder().stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
     assert [layer.p for layer in decoder(dropout=0.3).stages if isinstance(layer, nn.Dropout)] == [0.3, 0.3]
     flat = decoder(flat_width=4)
-    assert kinds(flat.entry) == [nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.ReLU]
+    assert kinds(flat.entry) == [nn.Linear, nn.BatchNorm1d, Dropout, nn.ReLU]
     assert kinds(flat.stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
 
 
@@ -286,3 +290,78 @@ def test_every_bias_starts_at_zero():
         nn.init.ones_(layer.bias)
         layer.apply(init_paper_weights)
         assert not layer.bias.any()
+
+
+def trained_once(build, layout, straightforward):
+    """Loss terms and gradients of one step; `straightforward`: every bias learns, nothing happens in place."""
+    torch.manual_seed(3)
+    model = build().to(memory_format=layout).train()
+    if straightforward:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        for layer in model.modules():
+            if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+                layer.inplace = False
+    x, y = (torch.rand(4, 3, 32, 32).contiguous(memory_format=layout) * 2 - 1 for _ in range(2))
+    posteriors = model.infer(x, y)
+    torch.manual_seed(4)
+    terms = Objective(annealing_steps=0)(x, y, posteriors, model.generate(model.sample(posteriors)), 0)
+    terms["loss"].backward()
+    return terms, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_the_fast_model_has_the_straightforward_ones_losses_and_gradients():
+    def build():
+        settings = {"channels_x": 3, "channels_y": 3, "size": (32, 32), "widths": [8, 16], "decoder_widths": [16, 8]}
+        return image_iiae(**settings, shared_channels=4, exclusive_dim=2, dropout=0.0)
+
+    wanted, gradients = trained_once(build, torch.contiguous_format, straightforward=True)
+    found, own = trained_once(build, torch.channels_last, straightforward=False)
+    for name, value in wanted.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-5)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    left_out = [name for name, gradient in own.items() if gradient is None]
+    # two layers of FE, exclusive encoder and decoder, in both domains
+    assert len(left_out) == 12 and all(name.endswith("bias") for name in left_out)
+    for name, gradient in gradients.items():
+        if name in left_out:
+            assert gradient.abs().max() < 1e-6 * largest
+        else:
+            torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6 * largest.item())
+
+
+def test_only_biases_that_a_norm_subtracts_stay_where_they_are():
+    for module in whole_zoo():
+        layers = [layer for layer in module.modules() if not list(layer.children())]
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                normed = isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d)
+                assert layer.bias.requires_grad is not normed
+                assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.3, 0.5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, layout):
+    inputs = torch.ones(8, 16, 32, 33).contiguous(memory_format=layout).requires_grad_()
+    torch.manual_seed(0)
+    found = drop(inputs, rate)
+    found.sum().backward()
+    torch.testing.assert_close(inputs.grad, found.detach())
+    assert found.is_contiguous(memory_format=layout)
+    kept = found.detach() != 0
+    assert found.detach()[kept].unique().tolist() == pytest.approx([1 / (1 - rate)])
+    assert kept.float().mean().item() == pytest.approx(1 - rate, abs=0.01)
+    # no value's fate tells its neighbour's, whichever way the bytes lie
+    flat = kept.permute(0, 2, 3, 1).reshape(-1).float() if layout is torch.channels_last else kept.reshape(-1).float()
+    for distance in (1, 4, 8):
+        both = (flat[distance:] * flat[:-distance]).mean().item()
+        assert both == pytest.approx((1 - rate) ** 2, abs=0.01)
+    torch.manual_seed(0)
+    assert torch.equal(drop(inputs, rate), found)
+
+
+def test_dropout_is_off_in_evaluation_and_takes_tensors_that_are_not_dense():
+    inputs = torch.ones(4, 6, 8, 10)[:, ::2]
+    assert torch.equal(Dropout(0.5).eval()(inputs), inputs)
+    assert 0.3 < (Dropout(0.5)(inputs) == 0).float().mean().item() < 0.7

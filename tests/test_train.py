@@ -138,7 +138,8 @@ def test_compile_compiles_the_networks_once_and_changes_no_weight(
     assert train(iiae, trained, "eager", steps=3).code == 0
     compiled = []
 
-    def record(function: Any) -> Any:
+    def record(function: Any, mode: str | None) -> Any:
+        assert mode is None
         compiled.append(function)
         return function
 

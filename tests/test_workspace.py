@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from iiae_cli.errors import IiaeError, Interrupted
-from iiae_cli.workspace import partial_of, workspace
+from iiae_cli.workspace import discard, partial_of, workspace
 
 
 @pytest.fixture
@@ -119,3 +120,33 @@ def test_a_place_that_cannot_be_written_is_a_users_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(IiaeError, match="cannot write"), workspace(tmp_path / "file" / "z.h5", {}, resume=False):
         raise AssertionError("the block must not run")
+
+
+def test_a_kill_while_the_folder_is_removed_leaves_one_that_is_known(output, monkeypatch):
+    discard(output)  # nothing there
+    for survivors in range(4):
+        interrupted(output, {})
+        left = []
+        unlink = Path.unlink
+
+        def dies(path, missing_ok=False, left=left, survivors=survivors, unlink=unlink):
+            if len(left) == survivors:
+                raise KeyboardInterrupt
+            left.append(path)
+            unlink(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", dies)
+            if survivors < 3:
+                with pytest.raises(KeyboardInterrupt):
+                    discard(output)
+        discard(output)
+        assert list(output.parent.iterdir()) == []
+
+
+def test_a_folder_of_someone_else_is_not_discarded(output):
+    partial_of(output).mkdir()
+    (partial_of(output) / "mine.txt").write_text("precious")
+    with pytest.raises(IiaeError, match="is in the way"):
+        discard(output)
+    assert (partial_of(output) / "mine.txt").exists()

@@ -25,7 +25,7 @@ from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
 from iiae_cli.model.iiae import Domain
 from iiae_cli.places import run_folder
 from iiae_cli.runs import LoadedModel, RunDir, load_model
-from iiae_cli.workspace import workspace
+from iiae_cli.workspace import discard, workspace
 
 _KINDS: dict[str, tuple[LatentKind, ...]] = {
     "shared": ("shared",),
@@ -248,6 +248,7 @@ def _difference(found: CacheFile, wanted: dict[str, Any]) -> str | None:
 def _complete(found: CacheFile) -> EncodeResult:
     """A finished cache as the result; what it left out is named again."""
     console.say(f"{found.path} is complete already")
+    discard(found.path)
     for line in found.skipped:
         console.warn(f"skipped {line}")
     return _result(found)

@@ -19,6 +19,7 @@ from iiae_cli.data.prepare.class_sets import classes_of
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.files import refuse_existing, writing
 from iiae_cli.places import data_folder
+from iiae_cli.workspace import discard
 
 
 @dataclass
@@ -99,6 +100,7 @@ def run(
                 "pass --overwrite to replace it, or choose another output",
             )
         console.say(f"{path} is complete already")
+        discard(path)
         skipped = DataFile(path).skipped()
     else:
         refuse_existing(path, overwrite)

@@ -40,6 +40,7 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import World, find_world
 from iiae_cli.training.session import Session
 from iiae_cli.training.signals import Cut, StopFlag
+from iiae_cli.training.speed import choose_speed, set_gpu_arithmetic
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
@@ -195,6 +196,12 @@ def _start(options: TrainOptions, config: Config, directory: RunDir, device: tor
         path = _data_path(options.data, config)
     data = TrainingData(DataFile(path, copy=options.staging.copy_of(path)), config)
     console.say(data.summary())
+    before = directory.read_config() if resuming and world.first else None
+    chosen, reasons = world.share(choose_speed(config, data.info, device, before) if world.first else None)
+    config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
+    console.say(reasons)
+    if device.type == "cuda":
+        set_gpu_arithmetic(config.training.precision)
     preset = Path(options.preset).stem
     origin = {**run_origin(sys.argv), "data": str(path.absolute()), "preset": preset}
     if world.size > 1:
@@ -321,7 +328,7 @@ def _claim(directory: RunDir, config: Config, options: TrainOptions) -> bool:
         return False
     if options.resume:
         before, now = flatten(directory.read_config().to_dict()), flatten(config.to_dict())
-        changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+        changed = [key for key in now if key not in _MAY_CHANGE and now[key] != "auto" and before.get(key) != now[key]]
         if changed:
             key = changed[0]
             raise IiaeError(

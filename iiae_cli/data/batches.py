@@ -8,6 +8,7 @@ does).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,12 +30,21 @@ def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: t
     Returns:
         Pictures (B, C, H, W) float32 in [−1, 1], or the features unchanged.
     """
+    return from_stored(stored_tensor(rows).to(device, non_blocking=True), size)
+
+
+def stored_tensor(rows: NDArray[np.generic]) -> Tensor:
+    """Stored rows as a tensor of their own type, contiguous and safe to hand on."""
     # A copy where rows are a read-only map, or would be handed on as they are.
-    copied = np.array(rows, order="C") if rows.ndim == 2 or not rows.flags.writeable else np.ascontiguousarray(rows)
-    tensor = torch.from_numpy(copied).to(device, non_blocking=True)
-    if tensor.ndim == 2:
-        return tensor.float()
-    pictures = tensor.permute(0, 3, 1, 2).float()
+    copied = np.array(rows, order="C") if rows.ndim <= 2 or not rows.flags.writeable else np.ascontiguousarray(rows)
+    return torch.from_numpy(copied)
+
+
+def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """`to_inputs` of rows that lie on the device already; nothing waits for the device."""
+    if rows.ndim == 2:
+        return rows.float()
+    pictures = rows.permute(0, 3, 1, 2).float()
     if size is not None and tuple(pictures.shape[-2:]) != size:
         pictures = resize(pictures, size)
     return pictures.div_(127.5).sub_(1.0)
@@ -51,11 +61,15 @@ def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
         return larger.round_().clamp_(0, 255)
     if sizes_divide((height, width), size):
         return F.interpolate(pictures, size=size, mode="area").round_()
-    rows, columns = (
-        torch.tensor(overlap_weights(old, new), dtype=pictures.dtype, device=pictures.device)
-        for old, new in zip((height, width), size, strict=True)
-    )
+    rows, columns = (_area_matrix(old, new, pictures.device) for old, new in zip((height, width), size, strict=True))
     return (rows @ pictures @ columns.T).round_()
+
+
+@lru_cache(maxsize=8)
+def _area_matrix(old: int, new: int, device: torch.device) -> Tensor:
+    """`overlap_weights` on a device, sent there once: sending waits for a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(overlap_weights(old, new), dtype=torch.float32, device=device)
 
 
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:

@@ -79,6 +79,8 @@ def extract(
         console.progress(f"features of {name}", len(paths), "pictures") as progress,
     ):
         kept = len(log)
+        if kept:
+            console.say(f"resuming {name} at picture {min(kept * batch_size, len(paths))} of {len(paths)}")
         progress.start_at(min(kept * batch_size, len(paths)))
         coming = [paths[start : start + batch_size] for start in starts[kept:]]
         decoded = decode_batches(coming, 3, INPUT_SIZE, workers)

@@ -7,7 +7,9 @@ alone, as the type expected, and only where what is declared can come out of wha
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ LONGEST_TEXT = 65_536  # characters of one id or label
 TEXT = h5py.string_dtype("utf-8")
 _SMALL = 1 << 20  # bytes that need no proof
 _TEXTS_AT_ONCE = 256  # every one of them may be as long as the file, as they may all name one place of it
+_HEAP = b"GCOL\x01"
+_SCANNED = 1 << 26  # bytes
 _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # to a text of any length
 
 # What h5py was seen to raise on damaged files, beside OSError: it passes on what HDF5 or NumPy stumble over.
@@ -45,12 +49,47 @@ def open_hdf5(path: Path, remedy: str) -> h5py.File:
     try:
         if not path.is_file():  # a pipe would be waited for
             raise IiaeError(f"{path} is no file", remedy)
+        refuse_endless(path)
         return h5py.File(path, "r")
     except DAMAGED as error:
         if isinstance(error, PermissionError):
             raise IiaeError(f"no permission to read {path}", "check the file's permissions") from error
         reason = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
         raise IiaeError(f"{path} is {reason}", remedy) from error
+
+
+def refuse_endless(path: Path) -> None:
+    """Refuse a file with a damaged heap of texts, in which HDF5 2.0 goes round for ever.
+
+    A heap is a chain of objects, each as long as it says; HDF5 does not mind one of no length. Heaps are looked for
+    where small files have them: in the first and the last bytes (`_SCANNED`), so that a large file opens as fast.
+
+    Raises:
+        ValueError: there is such a heap.
+        OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for first, last in {(0, min(size, _SCANNED)), (max(0, size - _SCANNED), size)}:
+            place = content.find(_HEAP, first, last)
+            while place >= 0:
+                _refuse_endless_heap(content, place)
+                place = content.find(_HEAP, place + 1, last)
+
+
+def _refuse_endless_heap(content: mmap.mmap, place: int) -> None:
+    if place + 16 > len(content):
+        return
+    end = min(len(content), place + struct.unpack_from("<Q", content, place + 8)[0])
+    at = place + 16
+    while at + 16 <= end:
+        index, length = struct.unpack_from("<H6xQ", content, at)
+        step = 16 + (length + 7) // 8 * 8 if index else length
+        if not 16 <= step < 2**63:
+            raise ValueError(f"its heap of texts is broken at byte {at}")
+        at += step
 
 
 @contextmanager
@@ -124,12 +163,18 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group, fit to be read; None where there is nothing of that name.
+    """A dataset of a group, fit to be read; None where there is nothing of that name, which may be `GROUP/NAME`.
 
     Raises:
         ValueError: no dataset, or one that lies in another file, or whose rows are not there.
     """
-    found = member(group, name)
+    parent, _, last = name.rpartition("/")
+    holder = member(group, parent) if parent else group
+    if holder is None:
+        return None
+    if not isinstance(holder, h5py.Group):
+        raise ValueError(f"{holder.name} is no group")
+    found = member(holder, last)
     if found is None:
         return None
     if not isinstance(found, h5py.Dataset) or found.shape is None:
@@ -169,11 +214,11 @@ def refuse_beyond_memory(found: h5py.Dataset) -> None:
         raise ValueError(f"{found.name} takes {found.nbytes >> 20} MiB of memory, {free >> 20} MiB are free")
 
 
-def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A column of texts; None where there is none.
+def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A column of texts, unread; None where there is none.
 
     Raises:
-        ValueError: as `dataset`; no column of texts, or a text beyond `LONGEST_TEXT`.
+        ValueError: as `dataset`; or no column of texts, or one is beyond `LONGEST_TEXT`.
     """
     found = dataset(group, name)
     if found is None:
@@ -181,6 +226,18 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
     if found.ndim != 1 or h5py.check_string_dtype(found.dtype) is None:
         raise ValueError(f"{found.name} holds {found.dtype} {found.shape}, not a column of texts")
     _refuse_long(found)
+    return found
+
+
+def read_texts(group: h5py.Group, name: str) -> list[str] | None:
+    """A column of texts; None where there is none.
+
+    Raises:
+        ValueError: as `dataset`; no column of texts, or a text beyond `LONGEST_TEXT`.
+    """
+    found = text_column(group, name)
+    if found is None:
+        return None
     texts: list[str] = []
     column = found.asstr(errors="surrogateescape")  # as Python has file names that are no UTF-8
     for start in range(0, len(found), _TEXTS_AT_ONCE):

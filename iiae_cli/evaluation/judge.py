@@ -102,7 +102,7 @@ def train_judge(
     """Train a judge of one domain's pictures on a training split of aligned pairs.
 
     Args:
-        train: with labels; numeric factors named `DOMAIN_…` are learned as well.
+        train: with labels; numeric factors named `DOMAIN_…` that are known of every pair are learned as well.
         domain: whose pictures it reads.
         size: (H, W) that rows are resized to first, the model's.
         seed: of its weights and batches.
@@ -120,7 +120,8 @@ def train_judge(
     numbers = torch.tensor([names.index(one) for one in labels], device=device)
     columns, values, at = {}, [np.zeros((train.pair_count, 0), np.float32)], 0
     for name, factor in train.factors.items():
-        if name.startswith(f"{domain}_") and np.issubdtype(factor.dtype, np.number):
+        known = np.issubdtype(factor.dtype, np.number) and bool(np.isfinite(factor).all())
+        if name.startswith(f"{domain}_") and known:
             values.append(factor.reshape(len(factor), -1).astype(np.float32))
             columns[name] = slice(at, at + values[-1].shape[1])
             at = columns[name].stop

@@ -146,7 +146,9 @@ def read_division(path: Path, header: dict[str, str], shape: tuple[int, ...]) ->
     except IiaeError:
         return None
     centroids, list_of = tensors.get("centroids"), tensors.get("list_of")
-    if centroids is None or list_of is None or found != {**header, "content": _content(centroids, list_of)}:
+    if centroids is None or list_of is None:
+        return None
+    if {**found, **header, "content": _content(centroids, list_of)} != found:
         return None
     sound = (
         centroids.dtype == torch.float32

@@ -28,7 +28,7 @@ from iiae_cli.inference.ties import TIE, Floats, Ints, Metric
 
 Engine: TypeAlias = Literal["torch", "sklearn"]
 
-PIECE = 512
+PIECE = 1024
 BLOCK_VALUES = 2**21  # of one block of products, 8 MiB in float32
 GROUP = 64  # products whose smallest is found first
 PAIRS = 2**22  # candidates of one search at most, 80 MiB

@@ -29,7 +29,10 @@ Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
 
 CHUNK_BYTES = 64 * 2**20  # of gallery rows in float32
 QUERY_BYTES = 16 * 2**20  # of a block of query rows in float32
-QUERY_ROWS = 256  # of a block of queries at most
+QUERY_ROWS = 128  # of a block of queries at most
+LONG = (
+    1024  # dimensions from which chunks are twice, blocks four times as large: products run faster, other work is less
+)
 SMALL = 2**24  # multiplications that scikit-learn does in less time than another library takes to be loaded
 _CENTRE_ROWS = 4096
 _HUGE = 1e150  # beyond it squares leave float64
@@ -81,7 +84,7 @@ def nearest(
         _check(queries, "queries")
         return np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     propose = _proposer(choose_backend(backend, len(queries), size, queries.shape[1]))
-    rows = max(1, min(QUERY_ROWS, QUERY_BYTES // (4 * queries.shape[1]), 2**24 // k))
+    rows = min(_block_rows(queries.shape[1]), max(1, 2**24 // k))
     blocks = [slice(start, start + rows) for start in range(0, len(queries), rows)]
     known = [Found.none() for _ in blocks]
     for chunk in chunks(queries, gallery, metric):
@@ -146,7 +149,7 @@ def partner_ranks(
     own = pair_distances(queries, partners, (places, places), metric)
     chosen = choose_backend(backend, len(queries), gallery.shape[0], queries.shape[1])
     engine: Engine = "sklearn" if chosen == "sklearn" else "torch"
-    rows = max(1, min(QUERY_ROWS, QUERY_BYTES // (4 * queries.shape[1])))
+    rows = _block_rows(queries.shape[1])
     for chunk in chunks(queries, gallery, metric):
         for start in range(0, len(queries), rows):
             part = slice(start, start + rows)
@@ -158,6 +161,10 @@ def _numbers(rows: NDArray[Any]) -> NDArray[Any]:
     """Rows in float32 where that holds them, else in float64."""
     rows = np.asarray(rows)
     return rows.astype(np.float32 if rows.dtype in (np.float16, np.float32) else np.float64, copy=False)
+
+
+def _block_rows(width: int) -> int:
+    return max(1, min(QUERY_ROWS * (4 if width >= LONG else 1), QUERY_BYTES // (4 * max(1, width))))
 
 
 def _check(rows: NDArray[Any], name: str) -> float:
@@ -185,7 +192,7 @@ def chunks(queries: NDArray[Any], gallery: Rows, metric: Metric) -> Iterator[Chu
     largest = _check(queries, "queries")
     # Any centre is right; one amid the data keeps the bounds tight.
     centre = np.zeros(width)
-    step = max(1, CHUNK_BYTES // (4 * max(1, width)))
+    step = max(1, CHUNK_BYTES * (2 if width >= LONG else 1) // (4 * max(1, width)))
     for start in range(0, size, step):
         rows = _numbers(gallery[start : start + step])
         around = max(largest, _check(rows, "the gallery"))

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.hdf5 import check_schema, open_hdf5
+from iiae_cli.data.hdf5 import check_schema, damage, dataset, open_hdf5, read_texts, text_attributes
 from iiae_cli.errors import IiaeError
-from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, write_stream
+from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes, write_stream
 
 COPY_BYTES = 1 << 24
 OF_A_LIST = ("inputs", "inputs_content", "options")  # attributes that only the cache of one list has
@@ -91,10 +90,11 @@ class CacheFile:
         rows = max(1, COPY_BYTES // max(1, width))
         with open_hdf5(self.path, REMEDY) as file:
             for start in range(0, len(self.ids), rows):
-                try:
-                    yield {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
-                except OSError as error:
-                    raise IiaeError(f"{self.path} is damaged: {error}", REMEDY) from error
+                with damage(self.path, REMEDY):
+                    block = {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
+                    if not all(np.isfinite(values).all() for values in block.values()):
+                        raise ValueError("it holds values that are not finite")
+                yield block
 
 
 def describe(path: Path) -> CacheFile:
@@ -105,27 +105,25 @@ def describe(path: Path) -> CacheFile:
     """
     with open_hdf5(path, REMEDY) as file:
         check_schema(file, path, SCHEMA, REMEDY)
-        try:
-            head = dict(file.attrs)
+        with damage(path, REMEDY):
+            head = {**text_attributes(file), **read_attributes(file)}
+            head["source"] = json.dumps(head["source"])
+            head["shared_shape"] = np.asarray(head["shared_shape"], np.int64)
             arrays: dict[str, tuple[int, np.dtype[Any]]] = {}
             lengths = set()
             for name in ARRAYS:
-                data = file.get(name.replace("_", "/"))
+                data = dataset(file, name.replace("_", "/"))
                 if data is not None:
                     count, width = data.shape
-                    if data.dtype not in (np.float32, np.float16):
+                    if width == 0 or data.dtype not in (np.float32, np.float16):
                         raise ValueError(f"{name} is {data.dtype}")
                     arrays[name] = (int(width), data.dtype)
                     lengths.add(count)
-            ids, labels, skipped = (_texts(file, name) for name in ("ids", "labels", "skipped"))
+            ids, labels, skipped = (read_texts(file, name) for name in ("ids", "labels", "skipped"))
             shard = None
             if "shard" in head:
                 shard = Shard(**{key: int(value) for key, value in json.loads(str(head["shard"])).items()})
                 int(str(head["inputs_content"]), 16)
-            for key in ("fingerprint", "domain"):
-                head[key] = str(head[key])
-        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise IiaeError(f"{path} is damaged: {error}", REMEDY) from error
     if ids is None or lengths != {len(ids)} or (labels is not None and len(labels) != len(ids)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return CacheFile(path, head, arrays, ids, labels, skipped or [], shard)
@@ -298,7 +296,3 @@ def _without_gaps(by_index: Mapping[int, CacheFile], one: Shard | None) -> list[
 def shard_json(shard: Shard) -> str:
     """The attribute `shard`."""
     return json.dumps(asdict(shard))
-
-
-def _texts(file: h5py.File, name: str) -> list[str] | None:
-    return [str(text) for text in file[name].asstr()[()]] if name in file else None

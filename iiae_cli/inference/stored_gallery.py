@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.hdf5 import check_schema, open_hdf5
+from iiae_cli.data.hdf5 import DAMAGED, check_schema, dataset, open_hdf5, text_column
 from iiae_cli.errors import IiaeError
 from iiae_cli.inference.encoding import LatentKind
-from iiae_cli.inference.latents import REMEDY, SCHEMA, read_attributes
+from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes
 from iiae_cli.model.iiae import Domain
 
 _FEW = 256  # names looked up one by one; of more, whole blocks are read
@@ -31,9 +31,9 @@ class StoredRows:
         shape: (N, S).
     """
 
-    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
-        self._path, self._dataset = path, dataset
-        self.shape: tuple[int, ...] = dataset.shape
+    def __init__(self, path: Path, rows: h5py.Dataset) -> None:
+        self._path, self._dataset = path, rows
+        self.shape: tuple[int, ...] = rows.shape
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """Rows start … stop.
@@ -43,8 +43,10 @@ class StoredRows:
         """
         try:
             values: NDArray[Any] = self._dataset[rows]
-        except OSError as error:
+        except DAMAGED as error:
             raise _damaged(self._path, error) from error
+        if not np.isfinite(values).all():
+            raise _damaged(self._path, f"{self._dataset.name} holds values that are not finite")
         return values
 
 
@@ -63,12 +65,17 @@ class StoredGallery:
         self.path, self._file = path, file
         try:
             attributes = read_attributes(file)
-            self._size = len(file["ids"])
-            self.labelled = "labels" in file
-            sizes = {len(file[kind][part]) for kind in ("shared", "exclusive") if kind in file for part in file[kind]}
-            if self.labelled:
-                sizes.add(len(file["labels"]))
-        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+            texts = {name: text_column(file, name) for name in ("ids", "labels")}
+            if texts["ids"] is None:
+                raise ValueError("it has no ids")
+            self._columns = {name: found for name, found in texts.items() if found is not None}
+            self._size = len(texts["ids"])
+            self.labelled = "labels" in self._columns
+            arrays = [dataset(file, name.replace("_", "/")) for name in ARRAYS]
+            sizes = {len(found) for found in (*arrays, *self._columns.values()) if found is not None}
+            if all(found is None for found in arrays):
+                raise ValueError("it has no latents")
+        except DAMAGED as error:
             raise _damaged(path, error) from error
         if sizes != {self._size}:
             raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
@@ -85,12 +92,12 @@ class StoredGallery:
         Raises:
             IiaeError: the cache holds none of that kind, or no numbers there.
         """
-        dataset = self._file.get(f"{kind}/mean")
-        if dataset is None:
+        found = dataset(self._file, f"{kind}/mean")
+        if found is None:
             raise IiaeError(f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or dataset.dtype.kind != "f":
+        if found.ndim != 2 or 0 in found.shape or found.dtype.kind != "f":
             raise _damaged(self.path, f"{kind}/mean holds no (N, S) numbers")
-        return StoredRows(self.path, dataset)
+        return StoredRows(self.path, found)
 
     def names(self, rows: NDArray[np.int64]) -> dict[int, str]:
         """Ids of some rows."""
@@ -104,7 +111,7 @@ class StoredGallery:
         wanted = np.unique(rows)
         found: dict[int, str] = {}
         try:
-            texts = self._file[name].asstr()
+            texts = self._columns[name].asstr(errors="surrogateescape")
             if len(wanted) <= _FEW:
                 return {int(row): str(texts[int(row)]) for row in wanted}
             for start in range(0, self._size, _BLOCK):
@@ -112,7 +119,7 @@ class StoredGallery:
                 if len(here):
                     block = texts[start : start + _BLOCK]
                     found.update((int(row), str(block[row - start])) for row in here)
-        except (OSError, TypeError, ValueError) as error:
+        except DAMAGED as error:
             raise _damaged(self.path, error) from error
         return found
 

@@ -37,6 +37,9 @@ def pair_distances(queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[In
         metric: distance; for cosine a zero vector is at distance 1 from everything.
     """
     found = np.empty(len(pairs[0]))
+    # Where pairs are more than rows, a row's length is worth knowing beforehand; it is the same number.
+    known = metric == "cosine" and len(found) > len(queries) + len(gallery)
+    left, right = (row_lengths(queries), row_lengths(gallery)) if known else (found, found)
     step = max(1, _BATCH_VALUES // max(1, queries.shape[1]))
     for start in range(0, len(found), step):
         part = slice(start, start + step)
@@ -46,7 +49,7 @@ def pair_distances(queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[In
         if metric == "euclidean":
             found[part] = _sums(np.square(np.subtract(a, b)))
             continue
-        lengths = np.sqrt(_sums(a * a)) * np.sqrt(_sums(b * b))
+        lengths = left[pairs[0][part]] * right[pairs[1][part]] if known else row_lengths(a) * row_lengths(b)
         cosines = _sums(a * b) / np.where(lengths > 0, lengths, 1.0)
         found[part] = np.clip(1.0 - cosines, 0.0, 2.0)
     return found
@@ -56,6 +59,16 @@ def first_equal(rows: NDArray[Any]) -> Ints:
     """For every row the first row of equal bytes: (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(row.tobytes(), place) for place, row in enumerate(rows)], np.int64)
+
+
+def row_lengths(rows: NDArray[Any]) -> Floats:
+    """Euclidean lengths of rows (N, S) in float64, each a function of its row alone: (N,)."""
+    found = np.empty(len(rows))
+    step = max(1, _BATCH_VALUES // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        values = rows[start : start + step].astype(np.float64, copy=False)
+        found[start : start + step] = np.sqrt(_sums(values * values))
+    return found
 
 
 def _sums(values: Floats) -> Floats:
@@ -100,7 +113,7 @@ class Found:
         query, row, distance = (
             np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("query", "row", "distance")
         )
-        order = np.lexsort((row, distance, query))
+        order = _order(query, distance, row)
         sorted_ = Found(query[order], row[order], distance[order])
         keep = sorted_.distance <= beyond(sorted_.cuts(count, k), metric)[sorted_.query]
         places = np.arange(len(order))
@@ -114,10 +127,24 @@ class Found:
         # Runs of ties: each distance is within the tolerance of the one before it.
         fresh = np.ones(len(self.query), bool)
         fresh[1:] = (np.diff(self.query) != 0) | (self.distance[1:] > beyond(self.distance[:-1], metric))
-        order = np.lexsort((self.row, np.cumsum(fresh)))
         starts, _ = _segments(self.query, count)
-        chosen = order[starts[:, None] + np.arange(k)]
+        chosen = starts[:, None] + np.arange(k)
+        if not fresh.all():
+            chosen = np.lexsort((self.row, np.cumsum(fresh)))[chosen]
         return self.row[chosen], self.distance[chosen]
+
+
+def _order(query: Ints, distance: Floats, row: Ints) -> Ints:
+    """By query, distance and row; as `numpy.lexsort`, faster for the few queries of a block."""
+    if len(query) and query.max() >= 2**16:
+        return np.lexsort((row, distance, query))
+    if (np.diff(row) < 0).any():
+        order = np.argsort(row, kind="stable")
+        order = order[np.argsort(distance[order], kind="stable")]
+    else:
+        order = np.argsort(distance, kind="stable")
+    # A stable sort of 16-bit integers counts them.
+    return order[np.argsort(query[order].astype(np.uint16), kind="stable")]
 
 
 def _segments(query: Ints, count: int) -> tuple[Ints, Ints]:

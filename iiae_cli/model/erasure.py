@@ -8,7 +8,8 @@ closed form take them out; none of them reads a label, and none touches the weig
   its variance over the posterior's. Directions whose SNR is below a threshold say next to nothing by the model's own
   account and are set to their average. That is reverse water-filling for a Gaussian channel.
 * **LEACE** (`leace`; Belrose et al., NeurIPS 2023): the least change, in every norm at once, after which no linear map
-  reads a concept. The concept is the model's own exclusive mean.
+  reads a concept. The concept is the model's own exclusive mean, and it is erased where it tells what the two shared
+  means of a pair disagree in.
 * **Residual** (`shared_regression`): z' = z − f(z^s), what remains of an exclusive mean after subtracting what the
   shared latent predicts of it. The decoder adds f(z^s) back, so this is a change of coordinates: reconstructions stay
   as they are. f is fitted with the *partner's* shared mean as the instrument: that cannot know this domain's
@@ -54,6 +55,11 @@ class LinearErasure(nn.Module):
         """Back to the identity."""
         width = len(self.centre)
         self.set(torch.zeros(width), torch.zeros(width, 0), torch.zeros(width, 0))
+
+    def make_room(self, rank: int) -> None:
+        """Take the shape of a map of this rank, at most S, whose values are loaded afterwards."""
+        width = len(self.centre)
+        self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
 
     def forward(self, mean: Tensor) -> Tensor:
         """Means (B, S…) of the same shape."""
@@ -143,31 +149,45 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
     return Basis(centre, scale[:, None] * directions, directions / scale[:, None], snr)
 
 
-def leace(values: Tensor, concept: Tensor) -> tuple[Tensor, Tensor]:
+def leace(
+    values: Tensor, concept: Tensor, *, partner: Tensor | None = None, least_correlation: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Least-squares concept erasure: (A, B), each (D, r), such that v − A·Bᵀ(v − v̄) is uncorrelated with the concept.
 
-    r is at most the rank of their cross-covariance. Where the covariance of `values` is singular its pseudo-inverse
-    stands in.
+    r is at most the rank of their cross-covariance. Where a covariance is singular its pseudo-inverse stands in. Two
+    additions make it spare what a concept tells by accident:
 
     Args:
         values: (N, D).
         concept: (N, C).
+        partner: (N, D) what the other domain says of the same rows. Where it is given, only what the concept tells of
+            the *difference* is erased: what both domains say is shared, whatever it correlates with.
+        least_correlation: canonical correlations up to this one are left alone.
     """
     values, concept = (part.double() - part.double().mean(dim=0) for part in (values, concept))
-    variances, axes = torch.linalg.eigh(values.T @ values / len(values))
-    kept = variances > SMALLEST_VARIANCE * variances[-1]
-    axes, deviations = axes[:, kept], variances[kept].sqrt()
-    whiten, colour = (axes / deviations) @ axes.T, (axes * deviations) @ axes.T
-    scale = concept.square().mean(dim=0).sqrt()
-    cross = whiten @ values.T @ concept / len(values) / torch.where(scale > 0, scale, 1.0)
+    variances, axes = _spectrum(values)
+    whiten, colour = (axes / variances.sqrt()) @ axes.T, (axes * variances.sqrt()) @ axes.T
+    told_variances, told_axes = _spectrum(concept)
+    seen = values if partner is None else values - partner.double()
+    cross = whiten @ seen.T @ (concept @ (told_axes / told_variances.sqrt())) / len(values)
     found, correlation, _ = torch.linalg.svd(cross, full_matrices=False)
-    told = found[:, correlation > SMALLEST_VARIANCE**0.5]
+    told = found[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
     return colour @ told, whiten @ told
 
 
-def without(basis: Basis, mean: Tensor, concept: Tensor) -> Basis:
-    """The basis of means (N, S) after LEACE of a concept (N, C): as many directions fewer as it told the concept by."""
-    removed, read = leace(basis.coordinates(mean), concept)
+def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (r,) and axes (D, r) of centred rows (N, D), without the directions in which they do not vary."""
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    kept = variances > SMALLEST_VARIANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    return variances[kept], axes[:, kept]
+
+
+def without(
+    basis: Basis, mean: Tensor, concept: Tensor, *, partner: Tensor | None = None, least_correlation: float = 0.0
+) -> Basis:
+    """The basis of means (N, S) after `leace` of a concept (N, C), which is smaller by the directions it erased."""
+    others = None if partner is None else basis.coordinates(partner)
+    removed, read = leace(basis.coordinates(mean), concept, partner=others, least_correlation=least_correlation)
     remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T
     rank = len(basis.snr) - removed.shape[1]
     towards, sizes, source = torch.linalg.svd(remaining)

@@ -14,6 +14,11 @@ from torch import Tensor
 MAX_LOGVAR = 9.21035  # log(10⁴): variances stay at or below 10⁴
 
 
+def full(values: Tensor) -> Tensor:
+    """In float32, or as they are where they are float64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 @dataclass(frozen=True)
 class Part:
     """Which rows of a whole batch a batch is, where several processes share one: from `first` on, of `whole`."""
@@ -38,9 +43,9 @@ class DiagonalGaussian:
     def from_heads(cls, heads: Tensor) -> DiagonalGaussian:
         """Split a head's output (B, 2·D, …) into mean and log-variance halves (B, D, …).
 
-        The split is taken in float32, so that KLs are exact under mixed precision.
+        The split is taken in float32 at least, so that KLs are exact under mixed precision.
         """
-        mean, logvar = heads.float().chunk(2, dim=1)
+        mean, logvar = full(heads).chunk(2, dim=1)
         return cls(mean, logvar.clamp(max=MAX_LOGVAR))
 
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:

@@ -187,7 +187,12 @@ class IIAE(nn.Module):
 
     def _read(self, domain: Domain, inputs: Tensor) -> Tensor:
         standardise = self._part("standardise", domain)
+        inputs = inputs.to(self._dtype)
         return inputs if standardise is None else standardise(inputs)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Both inputs in the units that `generate` answers in, for the objective to compare."""
@@ -287,6 +292,8 @@ class IIAE(nn.Module):
         decoder, shared_part = self._part("decoder", domain), self._part("shared_part", domain)
         if decoder is None:
             raise ValueError("this model was trained without decoders")
+        shared = shared.to(self._dtype)
+        exclusive = None if exclusive is None else exclusive.to(self._dtype)
         if shared_part is not None and exclusive is not None:
             exclusive = exclusive + shared_part(shared)
         decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)

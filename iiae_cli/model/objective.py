@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from iiae_cli.model.contrastive import info_nce
-from iiae_cli.model.gaussian import kl_between, kl_to_prior
+from iiae_cli.model.gaussian import full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
 
 ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"]
@@ -172,7 +172,7 @@ class Objective:
         return {"loss": loss, **terms}
 
     def _reconstruction(self, decoded: Tensor, target: Tensor) -> Tensor:
-        error = decoded.float() - target.float()
+        error = full(decoded) - full(target)
         return self.reconstruction_weight * (
             error.abs().mean() if self.reconstruction == "l1" else error.square().mean()
         )

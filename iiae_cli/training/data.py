@@ -114,9 +114,17 @@ class TrainingData:
 
     def rows(self, indices: Indices) -> tuple[Rows, Rows]:
         """x and y rows of what `order` names: pairs (B,), or rows of x and y (B, 2)."""
-        if self.by_class:
-            return self.train.rows_at(indices)
-        return self.train.pair_rows(indices if self._kept is None else self._kept[indices])
+        rows_x, rows_y = self.row_numbers(indices)
+        return self.train.x[rows_x], self.train.y[rows_y]
+
+    def row_numbers(self, indices: Indices) -> tuple[Indices, Indices]:
+        """Which rows of x and of y (B,) those are."""
+        if not self.by_class:
+            indices = indices if self._kept is None else self._kept[indices]
+            if self.train.pairs is None:
+                return indices, indices
+            indices = self.train.pairs[indices]
+        return indices[:, 0], indices[:, 1]
 
     def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
         """All training rows of x and y with what they share: their classes, or each pair a class of its own."""

@@ -218,7 +218,7 @@ class Ranks:
             terms: means over this rank's rows, whose loss was weighted by `weight` before the backward pass.
         """
         gradients = [one.grad for one in self._model.parameters() if one.grad is not None]
-        values = torch.stack([value.detach().float() for value in terms.values()])
+        values = torch.stack([value.detach() for value in terms.values()])
         with torch.no_grad():
             for one in self._statistics:
                 one.mul_(self.weight)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iiae_cli.errors import IiaeError
-from iiae_cli.model.gaussian import Part
+from iiae_cli.model.gaussian import Part, full
+from iiae_cli.model.networks import drop
 
 
 class SliceDropout(nn.Module):
@@ -32,7 +32,7 @@ class SliceDropout(nn.Module):
         if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last  # values are drawn in the order of memory
         whole = torch.empty((self.part.whole, *inputs.shape[1:]), dtype=inputs.dtype, device=inputs.device)
-        mask = F.dropout(torch.ones_like(whole, memory_format=layout), self.rate)
+        mask = drop(torch.ones_like(whole, memory_format=layout), self.rate)
         return inputs * mask[self.part.first : self.part.first + len(inputs)]
 
 
@@ -65,7 +65,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        values = inputs.float()
+        values = full(inputs)
         axes = [axis for axis in range(values.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(values.ndim)]
         channels = values.shape[1]
@@ -89,7 +89,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         standard, scale, weight, count = ctx.saved_tensors
         axes, shape = ctx.axes, ctx.shape
-        gradient = gradients[0].float()
+        gradient = full(gradients[0])
         of_bias, of_weight = gradient.sum(axes), (gradient * standard).sum(axes)
         sum_bias, sum_weight = (total_of(torch.cat([of_bias, of_weight])) / count).chunk(2)
         back = gradient - sum_bias.view(shape) - standard * sum_weight.view(shape)

@@ -20,7 +20,7 @@ def fit_erasure(
 ) -> None:
     """Set a model's erasure from its posteriors on the training rows; a function of weights and rows alone.
 
-    Rows that are paired by class have no partner to serve as instrument: their own shared means take its place.
+    Rows that are paired by class have no partner: their own shared means are the instrument, and LEACE is plain.
     """
     if not erasure.any:
         return
@@ -29,7 +29,7 @@ def fit_erasure(
         domain: encode_rows(model, domain, rows, size=size, device=device) for domain, rows in _rows(data, erasure)
     }
     for domain in DOMAINS:
-        partner = encoded[domain if data.by_class else other_domain(domain)]
+        partner = None if data.by_class else encoded[other_domain(domain)]
         _fit_domain(model, domain, encoded[domain], partner, erasure)
 
 
@@ -51,19 +51,20 @@ def _spread(rows: Any, most: int) -> Any:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _fit_domain(model: IIAE, domain: Domain, own: Encoded, partner: Encoded, erasure: ErasureSection) -> None:
+def _fit_domain(model: IIAE, domain: Domain, own: Encoded, partner: Encoded | None, erasure: ErasureSection) -> None:
     mean, noise = _tensor(own.shared_mean), torch.exp(_tensor(own.shared_logvar).double()).mean(dim=0)
+    other = None if partner is None else _tensor(partner.shared_mean)
     basis = channel_basis(mean, noise, erasure.least_snr if erasure.shared.startswith("channel") else 0.0)
     exclusive = None if own.exclusive_mean is None else _tensor(own.exclusive_mean).double()
     shared_part: SharedPart | None = getattr(model, f"shared_part_{domain}")
     if shared_part is not None and exclusive is not None:
-        weight = shared_regression(exclusive, basis, mean, _tensor(partner.shared_mean), erasure.ridge)
+        weight = shared_regression(exclusive, basis, mean, mean if other is None else other, erasure.ridge)
         shared_part.set(basis.centre, weight)
         exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
     erase: LinearErasure | None = getattr(model, f"erase_shared_{domain}")
     if erase is not None:
         if erasure.shared.endswith("leace") and exclusive is not None:
-            basis = without(basis, mean, exclusive)
+            basis = without(basis, mean, exclusive, partner=other, least_correlation=erasure.least_correlation)
         erase.set(basis.centre, basis.left, basis.right)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,6 @@ from iiae_cli.builders import (
     picture_size,
 )
 from iiae_cli.config import Config
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
@@ -33,6 +33,7 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
 from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
+from iiae_cli.training.feed import Feed, Pair
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
 from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
@@ -136,6 +137,8 @@ class Session:
         torch.manual_seed(self.config.training.seed)
         model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
+        if self.config.training.precision == "fp64":
+            model.double()
         self.model = place(model, self.device)
         self.world.same_weights(self.model)
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
@@ -278,14 +281,14 @@ class Session:
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         items = (self.order.batch_size, "pairs")
-        with console.progress(label, steps, items=items) as self._bar:
+        with self._feed() as feed, console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             ended = fit(
                 model=self.model,
                 objective=build_objective(self.config),
                 optimizer=self.optimizer,
                 learning_rate=self.learning_rate,
-                batch_at=self._batch,
+                batch_at=self._augmented(feed),
                 state=self.state,
                 total_steps=steps,
                 seed=training.seed,
@@ -294,20 +297,21 @@ class Session:
                 validate_every=validate_every,
                 checkpoint_every=self.checkpoint_every,
                 bf16=training.precision == "bf16",
-                compile_step=training.compile,
+                compile_step=training.compile is True,
                 share=self._ranks,
             )
         self._same_memory()
         return ended
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        indices = self.order.indices(step)
-        x, y = self.data.rows(indices if self._ranks is None else indices[self._ranks.rows])
-        inputs = to_inputs(x, self.size, self.device), to_inputs(y, self.size, self.device)
-        if self.augmentation.active:
-            part = None if self._ranks is None else self._ranks.part
-            inputs = self.augmentation(*inputs, self.config.training.seed, step, part)
-        return inputs
+    def _feed(self) -> Feed:
+        order, part = self.order, slice(None) if self._ranks is None else self._ranks.rows
+        return Feed(self.data, lambda step: order.indices(step)[part], self.size, self.device)
+
+    def _augmented(self, feed: Feed) -> Callable[[int], Pair]:
+        if not self.augmentation.active:
+            return feed
+        seed, part = self.config.training.seed, None if self._ranks is None else self._ranks.part
+        return lambda step: self.augmentation(*feed(step), seed, step, part)
 
     # Events of the loop
 

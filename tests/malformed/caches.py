@@ -106,19 +106,19 @@ def something_is_missing(make: Making, name: Any) -> list[object]:
     return reading(make, edited(make, edit))
 
 
-@each(KIND, "mean2", "x" * 5000)
+@each(KIND, "mean2", "x" * 5000, allowed=frozenset({0, 2}))
 def a_part_that_nobody_knows(make: Making, name: Any) -> list[object]:
+    """A later version may keep more; what only reads means need not know it."""
+
     def edit(file: h5py.File) -> None:
         file["shared"].create_group(f"{name}/more")
 
     return reading(make, edited(make, edit))
 
 
-@each(
-    KIND, np.arange(8), np.array([b"\xff"] * 8), np.zeros((8, 2), "S2"), np.bytes_(b"one"), np.zeros(8, [("a", "S2")])
-)
+@each(KIND, np.arange(8), np.zeros((8, 2), "S2"), np.bytes_(b"one"), np.zeros(8, [("a", "S2")]))
 def names_of_another_type(make: Making, values: Any) -> list[object]:
-    return reading(make, edited(make, replaced(make.rng.choice(["ids", "labels"]), data=values)))
+    return reading(make, edited(make, replaced("ids", data=values)))
 
 
 @each(KIND, 0, 7, 9)

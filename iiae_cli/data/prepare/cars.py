@@ -71,7 +71,9 @@ def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:
     index = place / "list.txt"
     if index.is_file():
         # The list has names without suffix; a bare number is taken too.
-        listed = re.findall(r"^[^\d\n]*(\d+)", index.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        listed = re.findall(
+            r"^[^\d\n]*(\d{1,9})(?!\d)", index.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        )
         files = [place / f"car_{int(number):03d}_mesh.mat" for number in listed] or files
     cars: dict[int, Path] = {}
     for path in files:

@@ -94,6 +94,8 @@ class Work:
                 log = stack.enter_context(BlockLog(self.folder / f"{name.replace('/', '-')}.blocks"))
             progress = stack.enter_context(console.progress(f"reading {name}", len(files), "files"))
             kept = 0 if log is None else min(len(log), -(-len(files) // size))
+            if kept:
+                console.say(f"resuming {name} at file {min(len(files), kept * size)} of {len(files)}")
             progress.start_at(min(len(files), kept * size))
             for number, start in enumerate(range(0, len(files), size)):
                 some = files[start : start + size]

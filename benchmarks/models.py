@@ -1,0 +1,168 @@
+"""The models of the presets, and two ways to train one: a plain PyTorch loop, and this package's own parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iiae_cli.builders import build_model, build_objective, build_optimizer, picture_size
+from iiae_cli.config import Config, preset_layers, resolve, set_layer
+from iiae_cli.data.dataset import DataInfo
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.runs import place
+from iiae_cli.training.loop import TrainState, fit
+
+NATIVE = {"digits-cdcb": 32, "digits-edge": 32, "mnist-cdcb": 32, "facades": 256, "maps": 256, "cars": 128}
+FEATURES = 512
+CLASSES = 100
+
+
+@dataclass
+class Workload:
+    """One preset's model and data shapes.
+
+    Attributes:
+        config: of the preset.
+        info: of data with the shapes of the preset's.
+        size: (H, W) of the networks' pictures; None for features.
+        batch_size: of the preset, unless chosen.
+    """
+
+    config: Config
+    info: DataInfo
+    size: tuple[int, int] | None
+    batch_size: int
+
+    def rows(self, count: int, seed: int = 0) -> NDArray[Any]:
+        """Random rows as a data file stores them."""
+        rng = np.random.default_rng(seed)
+        if self.size is None:
+            return rng.standard_normal((count, FEATURES)).astype(np.float32)
+        return rng.integers(0, 256, (count, *self.info.shape_x), dtype=np.uint8)
+
+
+def workload(preset: str, batch_size: int | None, assignments: list[str]) -> Workload:
+    """What a preset trains; random data of its shapes stand for the set itself."""
+    layers = [*preset_layers(preset), set_layer(assignments)]
+    config = resolve(layers).config
+    side = NATIVE.get(config.data.set, 32)
+    shape = (FEATURES,) if config.model.kind == "features" else (side, side, 3)
+    info = DataInfo(config.data.set, shape, shape, {"train": 0, "valid": 0, "test": 0}, {})
+    usual = CLASSES if config.model.kind == "features" else 8
+    return Workload(config, info, picture_size(config, info), batch_size or config.training.batch_size or usual)
+
+
+def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Callable[[], None]:
+    """A straightforward loop's step: NCHW, every parameter learns, Adam as it comes, the loss read every step."""
+    torch.manual_seed(0)
+    model = build_model(work.config, work.info).to(device).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    for layer in model.modules():
+        if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+            layer.inplace = False
+        if isinstance(layer, nn.Dropout):
+            layer.forward = nn.Dropout.forward.__get__(layer)
+    x, y = (one.contiguous() if one.ndim == 4 else one for one in (x, y))
+    section = work.config.optimizer
+    optimizer = torch.optim.Adam(model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2))
+    objective = build_objective(work.config)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        posteriors = model.infer(x, y)
+        reconstructions = model.generate(model.sample(posteriors))
+        loss = objective(*model.targets(x, y), posteriors, reconstructions, done)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        done += 1
+
+    return step
+
+
+class _Silent:
+    """The loop's events, unheard."""
+
+    def progress(self, step: int) -> None: ...
+    def log(self, step: int, terms: dict[str, float]) -> None: ...
+    def validate(self, step: int) -> bool:
+        return True
+
+    def checkpoint(self, step: int) -> None: ...
+    def should_stop(self) -> bool:
+        return False
+
+
+def own_steps(
+    work: Workload,
+    batch_at: Callable[[int], tuple[Tensor, Tensor]],
+    device: torch.device,
+    *,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> Callable[[int], None]:
+    """`training.loop.fit` for so many more steps, as `iiae train` calls it."""
+    torch.manual_seed(0)
+    model = place(build_model(work.config, work.info), device)
+    optimizer = build_optimizer(work.config, model)
+    objective, state, far = build_objective(work.config), TrainState(), 1 << 30
+
+    def steps(count: int) -> None:
+        fit(
+            model=model,
+            objective=objective,
+            optimizer=optimizer,
+            learning_rate=lambda step: work.config.optimizer.lr,
+            batch_at=batch_at,
+            state=state,
+            total_steps=state.step + count,
+            seed=0,
+            events=_Silent(),
+            log_every=far,
+            validate_every=far,
+            checkpoint_every=far,
+            bf16=bf16,
+            compile_step=compiled,
+        )
+
+    return steps
+
+
+def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> float:
+    """Floating-point operations of one training step's products and convolutions, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        posteriors = model.infer(x, y)
+        reconstructions = model.generate(model.sample(posteriors))
+        build_objective(work.config)(*model.targets(x, y), posteriors, reconstructions, 0)["loss"].backward()
+    return float(counter.get_total_flops())
+
+
+def convolution_peak(device: torch.device, seconds: float = 1.0) -> float:
+    """float32 convolutions, channels-last, in GFLOP per CPU second (wall second on a GPU): the best of many."""
+    x = torch.rand(8, 64, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(128, 64, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    operations = 2 * 8 * 128 * 32 * 32 * 64 * 16
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        start = clock()
+        F.conv2d(x, weight, stride=2, padding=1)
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = max(best, operations / (clock() - start) / 1e9)
+    return best

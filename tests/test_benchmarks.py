@@ -1,0 +1,65 @@
+"""Every benchmark of training runs, on a model of no size, and prints its JSON."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+TINY = ["--set=model.widths=[4,8]", "--set=model.decoder_widths=[8,4]", "--set=model.stages=3"]
+TINY += ["--set=data.image_size=32", "--repetitions=1", "--json"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def measured(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import common
+
+    monkeypatch.setattr(common, "matmul_peak", lambda: 100.0)  # takes a second
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result["benchmark"] == name and result["threads"] == 1 and result["versions"]["torch"]
+    return result
+
+
+def test_train_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured("train_step", monkeypatch, capsys, *TINY, "--no-memory", "--batch-size=4")
+    plain, own = result["competitors"]["plain"], result["competitors"]["fp32"]
+    assert plain["time_of_plain"]["median"] == 1.0 and own["time_of_plain"]["median"] > 0
+    assert result["batch_size"] == 4 and own["pairs_per_second"] > 0 and 0 < own["of_fp32_peak"] < 1
+
+
+def test_train_step_of_features(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset=sketchy", "--no-memory", "--repetitions=1", "--json", "--batch-size=4"]
+    assert measured("train_step", monkeypatch, capsys, *options)["gflop_per_step"] > 0
+
+
+def test_input_pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured("input_pipeline", monkeypatch, capsys, *TINY, "--pairs=32", "--batch-size=4")
+    assert result["added_to_step"]["cpu"]["median"] > 0 and result["pairs_per_second"] > 0
+
+
+def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured("encode", monkeypatch, capsys, *TINY, "--pictures=8", "--batch-size=4")
+    assert result["rate_of_bare_forward"]["median"] > 0
+
+
+def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured("startup", monkeypatch, capsys, "--repetitions=1", "--only=iiae --version", "--json")
+    assert result["times_python"]["iiae --version"]["median"] > 0
