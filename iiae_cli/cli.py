@@ -272,6 +272,10 @@ def train(
       sketchy         the paper's networks on features, one pair of every class per step
       sketchy-tuned   beyond the paper: standardised features, linear paths, 800 steps
       features        your own features paired by class: standardised, linear paths; beyond the paper
+      pairs           your own pairs of pictures at 32x32, the paper's objective
+      fashion-edges   edge map and garment, the paper's objective
+      pairs-plus, fashion-edges-plus         with a contrastive term; pairs-plus with linear paths too; beyond the paper
+      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what they should not tell; beyond the paper
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and ends
