@@ -214,7 +214,7 @@ def test_damaged_weights_are_refused(iiae: Program, trained: Trained) -> None:
     flipped = bytearray(whole)
     flipped[-100] ^= 0xFF
     (run / "model.safetensors").write_bytes(bytes(flipped))
-    assert "fingerprint" in iiae("evaluate", "--run", run, "--data", trained.data).error()[0]
+    assert "is damaged" in iiae("evaluate", "--run", run, "--data", trained.data).error()[0]
 
 
 def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:

@@ -80,7 +80,8 @@ def test_two_ranks_contrast_and_augment_as_one_process(nursery: Nursery, kind: s
     for run, ranks in ((f"{kind}-alone", 1), (f"{kind}-both", 2)):
         done = nursery.train(run, *more, ranks=ranks)
         assert done["codes"] == [0] * ranks, done["errs"]
-    assert_same_losses(nursery.folder / f"{kind}-alone", nursery.folder / f"{kind}-both")
+    # Pictures are turned in single precision, whose products round by the size of the batch.
+    assert_same_losses(nursery.folder / f"{kind}-alone", nursery.folder / f"{kind}-both", tolerance=1e-5)
 
 
 def test_from_two_ranks_to_one_to_three_the_losses_stay(nursery: Nursery) -> None:

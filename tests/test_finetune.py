@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, paths):
 
 def test_a_damaged_checkpoint_is_named(tmp_path, paths):
     (tmp_path / "tuning.safetensors").write_bytes(b"broken")
-    with pytest.raises(IiaeError, match=r"tuning\.safetensors cannot be read") as caught:
+    with pytest.raises(IiaeError, match=r"tuning\.safetensors is damaged") as caught:
         tune(tmp_path, network(), paths)
     assert "--resume" in caught.value.hint
 

@@ -122,11 +122,9 @@ def run(inputs: Sequence[str], options: EncodeOptions, interrupted: Callable[[],
     shape = loaded.info.shape_x if options.domain == "x" else loaded.info.shape_y
     rows = open_inputs(paths, options.domain, shape, split=options.split, workers=options.workers)
     job = _plan(rows, loaded, options, device, shape)
-    if options.resume and options.output.exists():
-        found = describe(options.output)
-        if (other := _difference(found, job.head)) is not None:
-            raise _other_output(options.output, other)
-        return _complete(found)
+    done = _finished(options, job.head)
+    if done is not None:
+        return done
     refuse_existing(options.output, options.overwrite)
     return job.carry_out(options, interrupted)
 
@@ -245,8 +243,28 @@ def _difference(found: CacheFile, wanted: dict[str, Any]) -> str | None:
     return None
 
 
-def _complete(found: CacheFile) -> EncodeResult:
-    """A finished cache as the result; what it left out is named again."""
+def _finished(options: EncodeOptions, head: dict[str, Any], ids: Sequence[str] | None = None) -> EncodeResult | None:
+    """With --resume, the output that is there already; what it left out is named again. None: it is to be made.
+
+    Raises:
+        IiaeError: something else stands in its place and must not be overwritten.
+    """
+    if not (options.resume and options.output.exists()):
+        return None
+    try:
+        found = describe(options.output)
+    except IiaeError:
+        if options.overwrite:
+            return None
+        raise
+    other = _difference(found, head) or (None if ids is None or found.ids == ids else "list of inputs")
+    if other is not None:
+        if options.overwrite:
+            return None
+        raise IiaeError(
+            f"{found.path} exists already, with another {other}",
+            "pass --overwrite to replace it, or choose another output",
+        )
     console.say(f"{found.path} is complete already")
     discard(found.path)
     for line in found.skipped:
@@ -263,12 +281,9 @@ def _merge(paths: list[Path], options: EncodeOptions, interrupted: Callable[[], 
     if options.shard is not None:
         raise IiaeError("--shard does not apply to --merge", "leave --shard out")
     plan = plan_merge(paths, options.dtype)
-    if options.resume and options.output.exists():
-        found = describe(options.output)
-        other = _difference(found, plan.head) or (None if found.ids == plan.ids else "list of inputs")
-        if other is not None:
-            raise _other_output(options.output, other)
-        return _complete(found)
+    done = _finished(options, plan.head, plan.ids)
+    if done is not None:
+        return done
     refuse_existing(options.output, options.overwrite)
 
     def tick() -> None:
@@ -282,9 +297,3 @@ def _merge(paths: list[Path], options: EncodeOptions, interrupted: Callable[[], 
     for line in found.skipped:
         console.warn(f"skipped {line}")
     return _result(found)
-
-
-def _other_output(output: Path, other: str) -> IiaeError:
-    return IiaeError(
-        f"{output} exists already, with another {other}", "pass --overwrite to replace it, or choose another output"
-    )

@@ -37,6 +37,7 @@ from iiae_cli.data.hdf5 import (
     damage,
     dataset,
     member,
+    new_hdf5,
     open_hdf5,
     printable,
     read_array,
@@ -202,7 +203,7 @@ def write_data_file(
         folder: for the temporary file; None: beside `path`.
     """
     some = next(iter(splits.values()))
-    with writing(path, folder=folder) as temporary, h5py.File(temporary, "w") as file:
+    with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
         file.attrs.update({"schema": SCHEMA, "name": name, **{k: printable(v) for k, v in attributes.items()}})
         if skipped:
             write_texts(file, "skipped", skipped)

@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,32 @@ _REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  #
 
 # What h5py was seen to raise on damaged files, beside OSError: it passes on what HDF5 or NumPy stumble over.
 DAMAGED = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError)
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file to fill; what cannot be finished is let go of.
+
+    HDF5 keeps a file whose last blocks it could not write, tries again when the program ends, and crashes there (seen
+    on a full disk). So the descriptor of such a file is pointed at the null device before it is closed: the file is
+    lost, as its maker knows from the error, and HDF5 is content.
+
+    Raises:
+        OSError: the file cannot be written; likewise RuntimeError.
+    """
+    file = h5py.File(path, "w")
+    descriptor = file.id.get_vfd_handle()
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+        with suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    file.close()
 
 
 def open_hdf5(path: Path, remedy: str) -> h5py.File:

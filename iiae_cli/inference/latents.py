@@ -26,6 +26,7 @@ from iiae_cli.data.hdf5 import (
     check_schema,
     damage,
     member,
+    new_hdf5,
     open_hdf5,
     read_array,
     read_texts,
@@ -167,7 +168,7 @@ def write_stream(
         skipped: lines of inputs left out.
         folder: for the temporary file; None: beside `path`.
     """
-    with writing(path, folder=folder) as temporary, h5py.File(temporary, "w") as file:
+    with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
         file.attrs.update(head)
         targets = {
             name: file.create_dataset(name.replace("_", "/"), (len(ids), width), dtype)
