@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +25,15 @@ from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, repo
 from benchmarks.models import Workload, convolution_peak, own_steps, plain_step, products_of_a_step, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.training.speed import choose_speed
+from iiae_cli.training.speed import multiplies_bf16
+
+ROOT = Path(__file__).parent.parent
 
 
 def competitors(
-    work: Workload, pair: tuple[Tensor, Tensor], device: torch.device, steps: int
+    work: Workload, pair: tuple[Tensor, Tensor], device: torch.device, steps: int, only: str | None
 ) -> dict[str, Callable[[], Any]]:
-    """What is compared, each for so many steps."""
+    """What is compared, each for so many steps; one alone where `only` names it."""
 
     def finished(run: Callable[[], Any]) -> Callable[[], Any]:
         def whole() -> None:
@@ -40,15 +43,17 @@ def competitors(
 
         return whole
 
+    def many(step: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [step() for _ in range(steps)]
+
+    def fitted(bf16: bool) -> Callable[[], Any]:
+        own = own_steps(work, lambda step: pair, device, bf16=bf16)
+        return lambda: own(steps)
+
+    names = ["plain", "fp32", *(["bf16"] if device.type == "cuda" or multiplies_bf16() else [])]
     found: dict[str, Callable[[], Any]] = {}
-    plain = plain_step(work, *pair, device)
-    found["plain"] = finished(lambda: [plain() for _ in range(steps)])
-    own = own_steps(work, lambda step: pair, device)
-    found["fp32"] = finished(lambda: own(steps))
-    chosen, _ = choose_speed(work.config, work.info, device, None)
-    if chosen["precision"] == "bf16":
-        half = own_steps(work, lambda step: pair, device, bf16=True)
-        found["bf16"] = finished(lambda: half(steps))
+    for name in names if only is None else [only]:
+        found[name] = finished(many(plain_step(work, *pair, device)) if name == "plain" else fitted(name == "bf16"))
     return found
 
 
@@ -58,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     work = workload(options.preset, options.batch_size, options.set)
     rows = (work.rows(work.batch_size, seed) for seed in (0, 1))
     x, y = (to_inputs(one, work.size, device) for one in rows)
-    runs = competitors(work, (x, y), device, options.steps)
+    runs = competitors(work, (x, y), device, options.steps, options.only)
     if options.only:
         for _ in range(2):
             runs[options.only]()
@@ -97,11 +102,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def memory_of(name: str, options: argparse.Namespace) -> int:
     """The most memory that a process of one competitor alone holds."""
-    command = [sys.executable, __file__, "--preset", options.preset, "--device", options.device, "--only", name]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.train_step",
+        "--preset",
+        options.preset,
+        "--device",
+        options.device,
+        "--only",
+        name,
+    ]
     command += ["--threads", str(options.threads), *(f"--set={one}" for one in options.set)]
     if options.batch_size:
         command += ["--batch-size", str(options.batch_size)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
     return int(json.loads(done.stdout)["peak_bytes"])
 
 
@@ -115,7 +130,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1, help="per repetition")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", help="run this competitor alone and print its memory")
+    parser.add_argument("--only", help="run this competitor alone; its memory, with --json")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

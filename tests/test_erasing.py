@@ -45,10 +45,11 @@ def config_of(preset: str) -> Config:
     return resolve(preset_layers(preset)).config
 
 
-@pytest.mark.parametrize("name", ["digits-cdcb", "mnist-cdcb-32"])
-def test_a_plus_preset_differs_in_the_erasure_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "more"), [("digits-cdcb", {"model"}), ("mnist-cdcb-32", set())])
+def test_a_plus_preset_differs_in_the_erasure_and_at_most_the_width(name: str, more: set[str]) -> None:
     plain, plus = config_of(name).to_dict(), config_of(f"{name}-plus").to_dict()
-    assert {key for key in plain if plain[key] != plus[key]} == {"description", "erasure"}
+    assert {key for key in plain if plain[key] != plus[key]} == {"description", "erasure"} | more
+    assert {key for key in plain["model"] if plain["model"][key] != plus["model"][key]} <= {"shared"}
     assert not config_of(name).erasure.any and config_of(f"{name}-plus").erasure.any
 
 
