@@ -109,6 +109,8 @@ def test_a_job_array_and_its_merge_equal_one_call(
     iiae("encode", trained.data, "--domain", "y", "--run", trained.run, "-o", "gallery.h5")
     other = iiae("encode", "gallery.h5", "--merge", "-o", "merged.h5", "--resume")
     assert other.code == 2 and "with another" in other.error()[0] and "--overwrite" in other.error()[1]
+    replaced = iiae("encode", "gallery.h5", "--merge", "-o", "merged.h5", "--resume", "--overwrite", "--json")
+    assert replaced.code == 0 and replaced.json["rows"] == 300
     strange = iiae("encode", *parts, "gallery.h5", "--merge", "-o", "new.h5")
     assert strange.code == 2 and not Path("new.h5").exists() and not Path("new.h5.partial").exists()
 

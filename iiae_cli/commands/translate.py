@@ -119,8 +119,8 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
         )
     if loaded.size is None:
         raise IiaeError("this model translates features, not pictures", "use a run that was trained on pictures")
-    if options.references and not loaded.model.exclusive_dim:
-        raise IiaeError("this model was trained without exclusive latents", "leave --reference out")
+    if (options.references or options.guided) and not loaded.model.exclusive_dim:
+        raise IiaeError("this model was trained without exclusive latents", "leave --reference and --guided out")
     shapes = {"x": loaded.info.shape_x, "y": loaded.info.shape_y}
     given = open_inputs(paths, options.source, shapes[options.source], split=options.split, workers=options.workers)
     if options.limit is not None:

@@ -50,10 +50,11 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         yield file
         file.flush()
-    except BaseException:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, descriptor, inheritable=False)
-        os.close(nowhere)
+    except BaseException as error:
+        if "write failed" in str(error):  # HDF5's words; it may close whatever else went wrong
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor, inheritable=False)
+            os.close(nowhere)
         with suppress(OSError, RuntimeError):
             file.close()
         raise
