@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from iiae_cli.model.convolutions import DoublingConv, HalvingConv
 from iiae_cli.model.iiae import image_iiae
 from iiae_cli.model.networks import (
     ConvTrunk,
@@ -103,7 +104,7 @@ def test_encoders_use_leaky_relu_of_slope_one_fifth_and_decoders_relu():
 
 
 def test_trunks_put_batch_norm_between_layer_and_activation():
-    assert kinds(ConvTrunk(3, [4, 6])) == [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU] * 2
+    assert kinds(ConvTrunk(3, [4, 6])) == [HalvingConv, nn.BatchNorm2d, nn.LeakyReLU] * 2
     assert kinds(LinearTrunk(5, [4, 6])) == [nn.Linear, nn.BatchNorm1d, nn.LeakyReLU] * 2
 
 
@@ -137,13 +138,13 @@ def test_a_posteriors_last_layer_has_neither_norm_nor_activation():
 
 
 def test_dropout_stands_in_the_decoders_first_two_stages_between_norm_and_relu():
-    with_dropout = [nn.ConvTranspose2d, nn.BatchNorm2d, Dropout, nn.ReLU]
-    without = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]
-    assert kinds(decoder().stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
+    with_dropout = [DoublingConv, nn.BatchNorm2d, Dropout, nn.ReLU]
+    without = [DoublingConv, nn.BatchNorm2d, nn.ReLU]
+    assert kinds(decoder().stages) == [*with_dropout * 2, *without * 2, DoublingConv]
     assert [layer.p for layer in decoder(dropout=0.3).stages if isinstance(layer, nn.Dropout)] == [0.3, 0.3]
     flat = decoder(flat_width=4)
     assert kinds(flat.entry) == [nn.Linear, nn.BatchNorm1d, Dropout, nn.ReLU]
-    assert kinds(flat.stages) == [*with_dropout * 2, *without * 2, nn.ConvTranspose2d]
+    assert kinds(flat.stages) == [*with_dropout * 2, *without * 2, DoublingConv]
 
 
 def test_no_dropout_is_left_where_its_rate_is_zero_or_outside_image_decoders():

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iiae_cli.model.convolutions import DoublingConv, HalvingConv
+
 LEAKY_SLOPE = 0.2
 NORM_EPS = 1e-5
 NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
@@ -89,10 +91,6 @@ def _normed(
     return layers
 
 
-def _halving_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-
-
 def grid_after(size: int, stages: int) -> int:
     """Side of the grid after `stages` halvings of a picture side, extended to a multiple of 2^stages."""
     cell: int = 2**stages
@@ -121,7 +119,7 @@ class ConvTrunk(nn.Sequential):
     def __init__(self, in_channels: int, widths: Sequence[int], pad_multiple: int | None = None) -> None:
         layers: list[nn.Module] = [PadToMultiple(pad_multiple)] if pad_multiple else []
         for width in widths:
-            layers += _normed(_halving_conv(in_channels, width), 2, "leaky_relu")
+            layers += _normed(HalvingConv(in_channels, width), 2, "leaky_relu")
             in_channels = width
         super().__init__(*layers)
 
@@ -150,7 +148,7 @@ def image_exclusive_encoder(
 
 def map_shared_head(in_channels: int, shared_channels: int) -> nn.Module:
     """r(z^s|·) or q(z^s|x,y) with a map latent: one more halving convolution to (B, 2·shared_channels, H, W)."""
-    return _halving_conv(in_channels, 2 * shared_channels)
+    return HalvingConv(in_channels, 2 * shared_channels)
 
 
 def flat_shared_head(in_width: int, hidden: int, shared_dim: int) -> nn.Sequential:
@@ -274,10 +272,10 @@ class ImageDecoder(nn.Module):
             in_channels = flat_width
         layers: list[nn.Module] = []
         for index, width in enumerate(widths):
-            stage = nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1)
+            stage = DoublingConv(in_channels, width)
             layers += _normed(stage, 2, "relu", dropout if index < 2 else 0.0)
             in_channels = width
-        layers.append(nn.ConvTranspose2d(in_channels, channels, kernel_size=4, stride=2, padding=1))
+        layers.append(DoublingConv(in_channels, channels))
         self.stages = nn.Sequential(*layers)
 
     def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
