@@ -43,11 +43,12 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "has_compiler", lambda device: True)
 
 
-def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_large_pictures(amx: None) -> None:
-    values, line = chosen(config_of("mnist-cdcb"), CPU)
-    assert values == {"precision": "bf16", "compile": False}
-    assert line.startswith("precision bf16 (") and "not compiled (" in line
-    assert chosen(config_of("mnist-cdcb-32"), CPU)[0]["precision"] == "fp32"
+def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx: None) -> None:
+    for preset in ("mnist-cdcb", "mnist-cdcb-32"):
+        values, line = chosen(config_of(preset), CPU)
+        assert values == {"precision": "bf16", "compile": False}
+        assert line.startswith("precision bf16 (") and "not compiled (" in line
+    assert chosen(config_of("digits-cdcb", "data.image_size=28"), CPU)[0]["precision"] == "fp32"
     assert chosen(config_of("sketchy"), CPU, side=None)[0]["precision"] == "fp32"
 
 
