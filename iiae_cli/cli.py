@@ -187,7 +187,6 @@ def prepare(
       iiae prepare mine-*-of-4.h5 --merge -o data/mine.h5
     """
     from iiae_cli.commands import prepare as command
-    from iiae_cli.commands import prepare_shards as command_of_shards
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.prepare import PrepareOptions
     from iiae_cli.parts import Part
@@ -234,13 +233,15 @@ def prepare(
         raise IiaeError(f"{what} not apply to --merge", "leave it out: the shards say how they were made")
     with stop_on_signals() as stop:
         call: Any
-        if merge:
-            words = [name, *map(str, named)]
-            call = partial(command_of_shards.run_merge, words, download=download)
-        elif part is not None:
-            call = partial(command_of_shards.run_part, name, options, Part(*part), asked=asked)
-        else:
+        if not merge and part is None:
             call = partial(command.run, name, options)
+        else:
+            from iiae_cli.commands import prepare_shards
+
+            if part is not None:
+                call = partial(prepare_shards.run_part, name, options, Part(*part), asked=asked)
+            else:
+                call = partial(prepare_shards.run_merge, [name, *map(str, named)], download=download)
         result = call(
             output=output,
             overwrite=overwrite,
