@@ -101,7 +101,7 @@ def _global(
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.")],
     sources: Annotated[
-        list[Path] | None, typer.Argument(metavar="[SOURCE]", help="Folder or file that it comes from.")
+        list[Path] | None, typer.Argument(metavar="SOURCE", help="Folder or file that it comes from.")
     ] = None,
     source_option: Annotated[Path | None, typer.Option("--source", help="The same as SOURCE.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File [IIAE_DATA or data, /NAME.h5].")] = None,

@@ -340,6 +340,16 @@ def test_features_of_another_network_are_refused(tmp_path, monkeypatch):
     assert "other.h5 was made by another network than" in refusal(plan_merge, [paths[0], other]).message
 
 
+def test_shards_of_several_machines_are_merged_with_a_warning(tmp_path, capsys):
+    paths = shards(tmp_path, *options_of("classes", tmp_path), 2)
+    plan_merge(paths)
+    assert "computed on" not in capsys.readouterr().err
+    with h5py.File(paths[1], "a") as file:
+        file.attrs["readings"] = file.attrs["readings"].replace('"machine": "cpu"', '"machine": "NVIDIA X"')
+    plan_merge(paths)
+    assert "warning: the shards were computed on NVIDIA X, cpu" in capsys.readouterr().err
+
+
 def test_a_source_that_changes_before_the_merge_is_refused(tmp_path):
     name, options = options_of("pairs", tmp_path)
     paths = shards(tmp_path, name, options, 2)

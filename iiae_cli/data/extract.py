@@ -61,7 +61,17 @@ def feature_reading(
                 found = (_features(ready, inputs, [some[row] for row in there]),)
             yield ReadBlock(there + one.start, found, errors)
 
-    return Reading(name, len(paths), make, ((0,),), batch_size, files=paths, verb="extracting features of", maker=maker)
+    return Reading(
+        name,
+        len(paths),
+        make,
+        ((0,),),
+        batch_size,
+        files=paths,
+        verb="extracting features of",
+        maker=maker,
+        machine=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
 
 
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:

@@ -91,6 +91,7 @@ class Share:
         failed: (K,) of the others.
         reasons: (K,) why.
         kinds: (shape of a row, dtype) for each kind of row; none where M is 0.
+        machine: that computed them.
     """
 
     items: Items
@@ -99,6 +100,7 @@ class Share:
     failed: NDArray[np.int64]
     reasons: list[str]
     kinds: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def write_part(path: Path, part: Part, job: Job, shares: Sequence[tuple[Reading,
         IiaeError: the disk is full, or a log is damaged.
     """
     readings = [
-        {"name": one.name, **asdict(Items.of(one)), "first": blocks.start, "stop": blocks.stop}
+        {"name": one.name, **asdict(Items.of(one)), "first": blocks.start, "stop": blocks.stop, "machine": one.machine}
         for one, blocks in shares
     ]
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
@@ -197,7 +199,7 @@ def read_part(path: Path) -> PartFile:
                 one = dict(told)
                 name, blocks = str(one.pop("name")), range(int(one.pop("first")), int(one.pop("stop")))
                 items = Items(int(one["count"]), int(one["size"]), str(one["maker"]), str(one["identity"]))
-                shares[name] = _share(file, name.replace("/", "-"), items, blocks)
+                shares[name] = _share(file, name.replace("/", "-"), items, blocks, str(one["machine"]))
             skipped = read_texts(file, "skipped") or []
     return PartFile(path, part, job, shares, skipped)
 
@@ -209,7 +211,7 @@ def _json(file: h5py.File, name: str, kind: type[Any]) -> Any:
     return value
 
 
-def _share(file: h5py.File, group: str, items: Items, blocks: range) -> Share:
+def _share(file: h5py.File, group: str, items: Items, blocks: range, machine: str) -> Share:
     """The share in a group.
 
     Raises:
@@ -217,7 +219,7 @@ def _share(file: h5py.File, group: str, items: Items, blocks: range) -> Share:
     """
     if not blocks:
         nothing = np.empty(0, np.int64)
-        return Share(items, blocks, nothing, nothing, [], [])
+        return Share(items, blocks, nothing, nothing, [], [], machine)
     found = member(file, group)
     if not isinstance(found, h5py.Group):
         raise ValueError(f"/{group} is missing")
@@ -235,7 +237,7 @@ def _share(file: h5py.File, group: str, items: Items, blocks: range) -> Share:
         kinds.append((tuple(int(n) for n in rows.shape[1:]), rows.dtype))
     if bool(kinds) != bool(len(places)):
         raise ValueError(f"/{group} holds no rows")
-    return Share(items, blocks, places, failed, reasons, kinds)
+    return Share(items, blocks, places, failed, reasons, kinds, machine)
 
 
 _KINDS = ((np.dtype(np.uint8), True), (np.dtype(np.float32), False))  # pictures, features

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from iiae_cli import console
 from iiae_cli.data.prepare import BUILDERS, PrepareOptions, build, build_and_write
 from iiae_cli.data.prepare.part_files import (
     REMEDY,
@@ -154,6 +155,9 @@ def plan_merge(paths: Sequence[Path]) -> Merge:
             raise error
     if parts[0].job.name not in BUILDERS:
         raise IiaeError(f"{parts[0].path} is a part of an unknown data set '{parts[0].job.name}'", REMEDY)
+    machines = sorted({one.machine for part in parts for one in part.shares.values() if len(one.places)})
+    if len(machines) > 1:
+        console.warn(f"the shards were computed on {', '.join(machines)}: features differ by that in their last digits")
     again = f"make the rest: iiae prepare {parts[0].job.name} …"
     return Merge(all_in_order([(part.path, part.part, part) for part in parts], again))
 

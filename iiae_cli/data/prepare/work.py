@@ -60,6 +60,7 @@ class Reading:
         files: of the items, where they are files.
         verb: for progress, before `name`.
         maker: what makes the rows beyond the program itself, such as a network: parts agree in it.
+        machine: that computes, where rows may differ by it in their last digits.
         content: digest of what the rows are made of where that is no files; called for parts alone.
         enough: so many readable items are wanted, and none after the last of them; goes with `size` 1.
         given: the rows, where there is nothing to make of them.
@@ -74,6 +75,7 @@ class Reading:
     files: Sequence[Path] = ()
     verb: str = "reading"
     maker: str = ""
+    machine: str = ""
     content: Callable[[], str] = str
     enough: int | None = None
     given: Rows | None = None
