@@ -150,6 +150,17 @@ class ObjectiveSection(Section):
     temperature: Annotated[float, Field(gt=0.0)] = Field(
         0.1, description="contrastive and infonce: what the cosines of shared means are divided by"
     )
+    independence: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="weight of a penalty on what exclusive means tell of the content: their distance correlation with "
+        "the partner's shared mean. 0: the paper",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_penalise(self) -> ObjectiveSection:
+        if self.independence and self.kind in ("ii", "infonce"):
+            raise ValueError(f"independence speaks of exclusive latents, which {self.kind} has not")
+        return self
 
 
 class ErasureSection(Section):
