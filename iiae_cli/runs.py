@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from iiae_cli import __version__, console
 from iiae_cli.builders import build_model, picture_size
-from iiae_cli.config import Config, read_yaml
+from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import append_line, remove_temporaries, sync_file, write_errors, writing
+from iiae_cli.layers import read_yaml
 from iiae_cli.model.erasure import LinearErasure
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.tensors import DamagedFile, read_tensors, save_tensors

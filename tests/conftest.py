@@ -111,8 +111,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def untrained_run(folder: Path) -> Path:
     """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
     from iiae_cli.builders import build_model
-    from iiae_cli.config import preset_layers, resolve
     from iiae_cli.data.dataset import DataInfo
+    from iiae_cli.layers import preset_layers, resolve
     from iiae_cli.runs import RunDir
 
     torch.manual_seed(0)

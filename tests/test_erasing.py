@@ -18,10 +18,11 @@ from test_train import same_tensors, train
 from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
-from iiae_cli.config import Config, ErasureSection, preset_layers, resolve
+from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
 from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.layers import preset_layers, resolve
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.erasing import fit_erasure

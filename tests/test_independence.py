@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from iiae_cli.config import preset_layers, resolve, set_layer
 from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.independence import dependence, distance_correlation, whitened
 

@@ -13,9 +13,9 @@ from conftest import Outcome, Program
 from safetensors.torch import load_file
 
 from iiae_cli.builders import build_model
-from iiae_cli.config import preset_layers, resolve, set_layer
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.iiae import Posteriors, image_iiae
 from iiae_cli.model.objective import ELBO_FIT, Objective
 from iiae_cli.training.session import Session
