@@ -153,7 +153,7 @@ def test_patience_counts_validations_since_the_score_last_rose() -> None:
 
 def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
     from iiae_cli.data.dataset import DataFile
-    from iiae_cli.runs import LoadedModel
+    from iiae_cli.weights import LoadedModel
 
     file = DataFile(data)
     config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config

@@ -18,7 +18,7 @@ from iiae_cli.inference.inputs import ArrayInputs, PictureInputs
 from iiae_cli.inference.latents import LatentFormat
 from iiae_cli.inference.streaming import Encoder, ahead, batch_size_for, encode_stream
 from iiae_cli.layers import preset_layers, resolve
-from iiae_cli.runs import place
+from iiae_cli.weights import place
 
 SHAPE = (16, 16, 3)
 

@@ -35,7 +35,8 @@ from iiae_cli.layers import (
     set_layer,
 )
 from iiae_cli.places import data_file
-from iiae_cli.runs import RunDir, load_model, run_origin
+from iiae_cli.provenance import run_origin
+from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import World, find_world
 from iiae_cli.training.session import Session
