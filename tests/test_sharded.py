@@ -167,6 +167,7 @@ def shards(folder, name, options, count):
 # ---- equality
 
 
+TWINS = ("outlines", "mnist-originals", "fashion", "maps")  # of kinds that are cut in more ways
 # How many unreadable files each source has that shards say.
 LOST = {"mnist-originals": 1, "facades": 1, "maps": 1, "cars": 1, "some-cars": 1, "pairs": 2, "table": 3, "classes": 2}
 
@@ -181,7 +182,7 @@ def test_merged_shards_are_what_one_call_writes(tmp_path, kind):
     (first,) = shards(tmp_path, name, options, 1)
     more_than_rows = sum(share.items.count for share in read_part(first).shares.values()) + 1
     assert 2 < more_than_rows < 36
-    for count in (1, 2, 3, more_than_rows):
+    for count in (1, 3) if kind in TWINS else (1, 2, 3, more_than_rows):
         paths = [first] if count == 1 else shards(tmp_path, name, options, count)
         order = np.random.default_rng(count).permutation(count)
         assert plan_merge([paths[place] for place in order]).write(merged) == lines

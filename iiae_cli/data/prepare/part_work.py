@@ -65,6 +65,8 @@ class PartWork(Work):
     def read(self, readings: Sequence[Reading]) -> dict[str, ReadBlock]:
         """Make this part's blocks; gives no rows.
 
+        A reading that would have enough before its end is made to its end, as no part knows what the others can read.
+
         Raises:
             PartDone: always, in the end.
             IiaeError: the disk is full.
