@@ -29,7 +29,7 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import iiae_cli.commands.encode, iiae_cli.commands.prepare_shards
+import iiae_cli.commands.encode, iiae_cli.commands.prepare_shards, iiae_cli.data.prepare.picture_features
 from iiae_cli import cli
 print("ready", flush=True)
 for line in sys.stdin:
