@@ -27,8 +27,8 @@ _Figures: TypeAlias = dict[str, NDArray[Any]]
 
 MAP_CUTOFF = 200
 PRECISION_CUTOFFS = (100, 200)
-CHUNK_BYTES = 8 * 2**20  # of similarities, per thread
-_COLUMNS, _TOGETHER = 1024, 8  # of the gallery, queries: what a processor's cache holds
+CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
+_COLUMNS, _TOGETHER = 512, 8  # of the gallery, queries: what a processor's cache holds
 _SIMILARITY_BITS = 40  # fewer for galleries of more than two million
 _KEY_BITS = 62
 _SHORT_SCALE = 2.0**30 * (1 - 2.0**-10)  # a similarity of 1, and rounding beyond it, fits 31 bits
