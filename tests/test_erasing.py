@@ -46,10 +46,11 @@ def config_of(preset: str) -> Config:
 
 
 @pytest.mark.parametrize(("name", "more"), [("digits-cdcb", {"model"}), ("mnist-cdcb-32", set())])
-def test_a_plus_preset_differs_in_the_erasure_and_at_most_the_width(name: str, more: set[str]) -> None:
+def test_a_plus_preset_differs_in_penalty_and_erasure_and_at_most_the_width(name: str, more: set[str]) -> None:
     plain, plus = config_of(name).to_dict(), config_of(f"{name}-plus").to_dict()
-    assert {key for key in plain if plain[key] != plus[key]} == {"description", "erasure"} | more
+    assert {key for key in plain if plain[key] != plus[key]} == {"description", "objective", "erasure"} | more
     assert {key for key in plain["model"] if plain["model"][key] != plus["model"][key]} <= {"shared"}
+    assert {key for key in plain["objective"] if plain["objective"][key] != plus["objective"][key]} == {"independence"}
     assert not config_of(name).erasure.any and config_of(f"{name}-plus").erasure.any
 
 
