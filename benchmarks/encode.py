@@ -15,7 +15,7 @@ from benchmarks.models import convolution_peak, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.encoding import encode_rows, inference
-from iiae_cli.runs import place
+from iiae_cli.weights import place
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python -m benchmarks.evaluate                    # 14,421 × 14,626 × 64, 25 classes
     python -m benchmarks.evaluate --scale 0.1 --threads 2
 
-The competitors rank in chunks of the same size: `numpy.argsort` stable, as ties in gallery order need it, and numpy's
-default one, which AVX-512 makes several times faster and which orders ties at will.
+The competitors rank in chunks: `numpy.argsort` stable, as ties in gallery order need it; numpy's default one, which
+AVX-512 makes several times faster and which orders ties at will; and that one query by query, which the processor's
+cache likes better.
 """
 
 from __future__ import annotations
@@ -54,10 +55,25 @@ def main() -> None:
 
         return work
 
+    def query_by_query() -> Any:
+        a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery))
+        places = np.arange(1, size + 1)
+
+        def chunk(start: int) -> list[float]:
+            found = []
+            for line, own in zip(-(a[start : start + CHUNK] @ b.T), of_query[start : start + CHUNK], strict=True):
+                relevant = of_item[np.argsort(line)] == own
+                found.append((np.cumsum(relevant) / places)[relevant].mean())
+            return found
+
+        with ThreadPoolExecutor(options.threads) as pool:
+            return np.concatenate(list(pool.map(chunk, range(0, count, CHUNK))))
+
     competitors = {
         "rank_by_class": lambda: rank_by_class(queries, gallery, *labels, threads=options.threads),
         "stable argsort": by_argsort("stable"),
         "default argsort": by_argsort(None),
+        "default argsort, query by query": query_by_query,
     }
     before = peak_bytes()
     ours = competitors["rank_by_class"]()

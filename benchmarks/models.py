@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.builders import build_model, build_objective, build_optimizer, picture_size
-from iiae_cli.config import Config, preset_layers, resolve, set_layer
+from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
+from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs import place
 from iiae_cli.training.loop import TrainState, fit
+from iiae_cli.weights import place
 
 NATIVE = {"digits-cdcb": 32, "digits-edge": 32, "mnist-cdcb": 32, "facades": 256, "maps": 256, "cars": 128}
 FEATURES = 512

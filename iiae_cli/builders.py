@@ -146,6 +146,7 @@ def build_objective(config: Config) -> Objective:
         annealing_steps=section.annealing_steps,
         contrastive=section.contrastive,
         temperature=section.temperature,
+        independence=section.independence,
     )
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -99,8 +100,8 @@ def _global(
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.")],
-    source: Annotated[
-        Path | None, typer.Argument(metavar="[SOURCE]", help="Folder or file that it comes from.")
+    sources: Annotated[
+        list[Path] | None, typer.Argument(metavar="SOURCE", help="Folder or file that it comes from.")
     ] = None,
     source_option: Annotated[Path | None, typer.Option("--source", help="The same as SOURCE.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File [IIAE_DATA or data, /NAME.h5].")] = None,
@@ -143,6 +144,10 @@ def prepare(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once through the backbone.")] = 64,
     device: DeviceOption = "auto",
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N|auto", help="Only part I, from 0, of N; auto: this task of a job array.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join shards, named in place of NAME and SOURCE.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where the output stands, or start it; nothing where complete.")
     ] = False,
@@ -178,16 +183,29 @@ def prepare(
       iiae prepare digits-edge --pictures digits/ --json | jq .splits
       iiae prepare sketchy path/to/Sketchy --split sempcyc-25 --backbone-weights vgg16-397923af.pth
       iiae prepare classes my-classes/ --unseen-classes 10 --backbone resnet18 -o data/mine.h5
+      iiae prepare classes my-classes/ --backbone resnet18 --shard auto -o 'mine-{shard}.h5' --resume     in a job array
+      iiae prepare mine-*-of-4.h5 --merge -o data/mine.h5
     """
     from iiae_cli.commands import prepare as command
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.prepare import PrepareOptions
+    from iiae_cli.parts import Part
+    from iiae_cli.places import data_folder
     from iiae_cli.training.signals import stop_on_signals
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError("--valid-fraction and --test-fraction leave nothing to train on", "let them sum to less than 1")
+    part = None if shard is None else shard_of(shard)
+    asked = output
+    if output is not None or part is not None:
+        output = shard_output(output or data_folder() / f"{name}-{{shard}}.h5", shard, part)
+    named = sources or []
+    if len(named) > 1 and not merge:
+        raise IiaeError(
+            f"{len(named)} sources are named: {named[0]}, {named[1]}…", "name one; --merge takes several shards"
+        )
     options = PrepareOptions(
-        source=source or source_option,
+        source=source_option if merge or not named else named[0],
         image_size=image_size,
         limit=limit,
         seed=seed,
@@ -209,10 +227,22 @@ def prepare(
             batch_size=batch_size,
         ),
     )
+    machine = PrepareOptions(download=download, workers=workers, features=FeatureOptions(device=device))
+    if merge and (part is not None or options != machine):
+        what = "--shard does" if part is not None else "an option of how data are prepared does"
+        raise IiaeError(f"{what} not apply to --merge", "leave it out: the shards say how they were made")
     with stop_on_signals() as stop:
-        result = command.run(
-            name,
-            options,
+        call: Any
+        if not merge and part is None:
+            call = partial(command.run, name, options)
+        else:
+            from iiae_cli.commands import prepare_shards
+
+            if part is not None:
+                call = partial(prepare_shards.run_part, name, options, Part(*part), asked=asked)
+            else:
+                call = partial(prepare_shards.run_merge, [name, *map(str, named)], download=download)
+        result = call(
             output=output,
             overwrite=overwrite,
             resume=resume,

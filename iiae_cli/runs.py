@@ -18,61 +18,28 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import platform
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from iiae_cli import __version__, console
-from iiae_cli.builders import build_model, picture_size
-from iiae_cli.config import Config, read_yaml
+from iiae_cli import console
+from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import append_line, remove_temporaries, sync_file, write_errors, writing
-from iiae_cli.model.erasure import LinearErasure
+from iiae_cli.layers import read_yaml
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.tensors import DamagedFile, read_tensors, save_tensors
+from iiae_cli.weights import LoadedModel, read_weights, save_weights
 
-MODEL_SCHEMA = "iiae.model/1"
 CHECKPOINT_SCHEMA = "iiae.checkpoint/1"
 KEPT_CHECKPOINTS = 2
-
-
-@dataclass
-class LoadedModel:
-    """Kept weights, ready for inference.
-
-    Attributes:
-        model: in evaluation mode, on the device asked for.
-        config: that it was trained with.
-        info: shapes of the data that it was trained on.
-        size: (H, W) its pictures are resized to; None for features.
-        fingerprint: of the weights; latent caches carry it.
-        details: step, epoch, validation figures, preset, data path.
-    """
-
-    model: IIAE
-    config: Config
-    info: DataInfo
-    size: tuple[int, int] | None
-    fingerprint: str
-    details: dict[str, Any]
-
-    @property
-    def metric(self) -> Literal["euclidean", "cosine"]:
-        """Distance between its shared means: the configured one, or the one that won on validation."""
-        chosen = self.config.evaluation.metric
-        if chosen != "auto":
-            return chosen
-        return "cosine" if (self.details.get("validation") or {}).get("metric") == "cosine" else "euclidean"
 
 
 @dataclass
@@ -92,16 +59,6 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     running: dict[str, Tensor]
     progress: dict[str, Any] = field(default_factory=dict)
-
-
-def fingerprint_of(state: dict[str, Tensor]) -> str:
-    """16 hex digits over names, shapes and bytes of a model's tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class RunDir:
@@ -225,19 +182,7 @@ class RunDir:
 
     def save_model(self, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]) -> str:
         """Write the kept weights; returns their fingerprint."""
-        state = {name: _stored(values) for name, values in model.state_dict().items()}
-        fingerprint = fingerprint_of(state)
-        header = {
-            "schema": MODEL_SCHEMA,
-            "fingerprint": fingerprint,
-            "config": json.dumps(config.to_dict()),
-            "data": json.dumps({"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}),
-            "details": json.dumps(details),
-            "versions": json.dumps(run_versions()),
-        }
-        with writing(self.model_file) as temporary:
-            save_tensors(state, temporary, header)
-        return fingerprint
+        return save_weights(self.model_file, model, config, info, details)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and drop all but the two newest."""
@@ -399,115 +344,4 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
         raise IiaeError(f"run {run.path} does not exist", "train one: iiae train --preset digits-cdcb")
     if not run.model_file.exists():
         raise IiaeError(f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume")
-    remedy = "train again with this version, or use the version that wrote it"
-    if not run.model_file.is_file():  # a pipe would be waited for
-        raise IiaeError(f"{run.model_file} is no file", remedy)
-    header, state = read_tensors(run.model_file, MODEL_SCHEMA, remedy)
-    try:
-        config = Config.model_validate(json.loads(header["config"]))
-        info, details = _info_of(json.loads(header["data"])), _details_of(json.loads(header["details"]))
-        model = _filled(config, info, state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise IiaeError(f"{run.model_file} does not fit its own header: {reason[:300]}", remedy) from error
-    fingerprint = fingerprint_of(state)
-    if fingerprint != header.get("fingerprint"):
-        raise IiaeError(f"{run.model_file} is damaged: its weights do not match their fingerprint", remedy)
-    if not all(bool(torch.isfinite(values).all()) for values in state.values()):
-        raise IiaeError(f"{run.model_file} holds weights that are not finite", "train again, with a lower optimizer.lr")
-    model = place(model, device).eval()
-    return LoadedModel(model, config, info, picture_size(config, info), fingerprint, details)
-
-
-def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
-    """The model with these weights. Memory is taken only after their shapes have been compared.
-
-    Raises:
-        ValueError: a tensor is missing, superfluous, or of another shape or type.
-        RuntimeError: shapes beyond all bounds.
-    """
-    with torch.device("meta"):
-        model = build_model(config, info)
-    for name, module in model.named_modules():
-        saved = state.get(f"{name}.left")
-        if isinstance(module, LinearErasure) and saved is not None and saved.ndim == 2:
-            module.make_room(saved.shape[1])
-    wanted = {name: (values.shape, values.dtype) for name, values in model.state_dict().items()}
-    found = {name: (values.shape, values.dtype) for name, values in state.items()}
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            shape, dtype = found.get(name, ((), "no tensor"))
-            raise ValueError(f"{name[:80]} is {dtype} {tuple(shape)}")
-    model.to_empty(device="cpu")
-    model.load_state_dict(state)
-    return model
-
-
-def _info_of(data: dict[str, Any]) -> DataInfo:
-    """What the header says of the data: a name and the shapes of rows.
-
-    Raises:
-        KeyError: one is missing; likewise TypeError, ValueError: it is none.
-    """
-    shapes = [tuple(data[name]) for name in ("shape_x", "shape_y")]
-    for shape in shapes:
-        if len(shape) not in (1, 3) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            raise ValueError(f"rows of shape {shape}")
-    return DataInfo(str(data["name"]), shapes[0], shapes[1], {}, {})
-
-
-def _details_of(details: dict[str, Any]) -> dict[str, Any]:
-    """What the header says of the training.
-
-    Raises:
-        TypeError: of another kind than `Session` writes.
-    """
-    if not isinstance(details, dict):
-        raise TypeError("details of another kind")
-    texts = [details.get("preset"), details.get("data"), *(details.get("train_classes") or ())]
-    if not all(text is None or isinstance(text, str) for text in texts):
-        raise TypeError("details of another kind")
-    return details
-
-
-def _stored(values: Tensor) -> Tensor:
-    """On the CPU, in order, and in float32 where it was trained in float64."""
-    values = values.detach().cpu().contiguous()
-    return values.float() if values.dtype == torch.float64 else values
-
-
-def place(model: IIAE, device: torch.device | str) -> IIAE:
-    """The model on a device, its convolutions channels-last (pictures arrive that way, and it is faster)."""
-    model.to(device)
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)
-    return model
-
-
-def run_versions() -> dict[str, str]:
-    """Versions that decide a run's numbers."""
-    return {"iiae": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def run_origin(command: list[str]) -> dict[str, Any]:
-    """Where a run comes from: versions, git commit of the working folder, host, processor, command."""
-    git = (
-        subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
-        if _has_git()
-        else None
-    )
-    return {
-        "versions": run_versions(),
-        "git": git.stdout.strip() if git is not None and git.returncode == 0 else None,
-        "host": platform.node(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "command": command,
-    }
-
-
-def _has_git() -> bool:
-    from shutil import which
-
-    return which("git") is not None
+    return read_weights(run.model_file, device)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from moments import Server
 
 from iiae_cli import cli
+from iiae_cli.model.iiae import IIAE, image_iiae
+from iiae_cli.training.session import Session
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -111,8 +114,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def untrained_run(folder: Path) -> Path:
     """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
     from iiae_cli.builders import build_model
-    from iiae_cli.config import preset_layers, resolve
     from iiae_cli.data.dataset import DataInfo
+    from iiae_cli.layers import preset_layers, resolve
     from iiae_cli.runs import RunDir
 
     torch.manual_seed(0)
@@ -122,6 +125,36 @@ def untrained_run(folder: Path) -> Path:
     run.create(config)
     run.save_model(build_model(config, info), config, info, {"preset": "digits-cdcb"})
     return folder
+
+
+@contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """Trainings in this process are interrupted, as by a signal, once so many steps are done."""
+
+    def stop(session: Session) -> bool:
+        if session.steps_done >= step and session._stop is not None:
+            session._stop.exit_code = 75
+        return session.steps_done >= step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "should_stop", stop)
+        yield
+
+
+def small_image_model(**changes: Any) -> IIAE:
+    """A model of 16x16 pictures, 3 channels in both domains, whose weights are always the same."""
+    torch.manual_seed(3)
+    settings: dict[str, Any] = {
+        "channels_x": 3,
+        "channels_y": 3,
+        "size": (16, 16),
+        "widths": [4, 6],
+        "decoder_widths": [8, 6],
+        "shared_channels": 5,
+        "exclusive_dim": 3,
+        "flat_width": 4,
+    }
+    return image_iiae(**{**settings, **changes})
 
 
 @dataclass

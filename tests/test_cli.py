@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from iiae_cli import __version__, cli, runs, tensors
-from iiae_cli.config import preset_names
 from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_names
 
 COMMANDS = ("prepare", "train", "encode", "retrieve", "translate", "evaluate")
 

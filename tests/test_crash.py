@@ -29,7 +29,7 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import iiae_cli.commands.encode, iiae_cli.commands.prepare
+import iiae_cli.commands.encode, iiae_cli.commands.prepare_shards, iiae_cli.data.prepare.picture_features
 from iiae_cli import cli
 print("ready", flush=True)
 for line in sys.stdin:
@@ -146,16 +146,25 @@ ENCODE = (
 )
 
 
-@pytest.mark.parametrize("command", [PREPARE, CLASSES, ENCODE], ids=["prepare", "features", "encode"])
+SHARD = (*PREPARE, "--shard", "1/2")  # which has all pictures of y
+FEATURES_SHARD = (*CLASSES, "--shard", "0/2")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [PREPARE, CLASSES, SHARD, FEATURES_SHARD, ENCODE],
+    ids=["prepare", "features", "shard", "shard-of-features", "encode"],
+)
 def test_killed_at_any_moment_and_resumed_is_undisturbed(
     tmp_path: Path, calls: Calls, source: Path, run_folder: Path, command: tuple[str, ...]
 ) -> None:
-    given = class_source(tmp_path / "classes") if command is CLASSES else source
+    features = "classes" in command
+    given = class_source(tmp_path / "classes") if features else source
     arguments = [one.format(source=given, run=run_folder) for one in command]
     whole = tmp_path / "whole"
     whole.mkdir()
     began = time.monotonic()
-    assert calls(whole, *arguments) == (0 if command is CLASSES else 3), calls.said()
+    assert calls(whole, *arguments) == (0 if features else 3), calls.said()
     seconds = time.monotonic() - began
     wanted = content(whole / "out.h5")
     assert [path.name for path in whole.iterdir()] == ["out.h5"]
@@ -174,12 +183,12 @@ def test_killed_at_any_moment_and_resumed_is_undisturbed(
             if (folder / "out.h5").exists():
                 assert content(folder / "out.h5") == wanted
         code = calls(folder, *arguments, "--resume")
-        assert code == (0 if command is CLASSES else 3), calls.said()
+        assert code == (0 if features else 3), calls.said()
         resumed += "resuming" in calls.said()
         print(f"{command[0]}: moment {moment}, {killed} stopped, {resumed} resumed", flush=True)
         assert content(folder / "out.h5") == wanted
         assert [path.name for path in folder.iterdir()] == ["out.h5"]
-        if command is not CLASSES:
+        if not features:
             assert all(f"{number:04d}.jpg" in calls.said() for number in (7, 301))
         shutil.rmtree(folder)
     assert killed > MOMENTS // 4

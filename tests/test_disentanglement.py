@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import small_image_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs
@@ -25,29 +26,13 @@ from iiae_cli.evaluation.probes import draw_folds
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.swaps import moved, swap_figures
 from iiae_cli.inference.encoding import Encoded
-from iiae_cli.model.iiae import feature_iiae, image_iiae
+from iiae_cli.model.iiae import feature_iiae
 
 ROWS = 400
 
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def small_model(**changes):
-    torch.manual_seed(3)
-    return image_iiae(
-        **{
-            "channels_x": 3,
-            "channels_y": 1,
-            "size": (16, 16),
-            "widths": [4, 6],
-            "decoder_widths": [8, 6],
-            "shared_channels": 5,
-            "exclusive_dim": 3,
-            **changes,
-        }
-    )
 
 
 def pictures(seed, rows=9, channels=3):
@@ -259,7 +244,7 @@ def test_a_decoder_that_ignores_its_reference_is_found_out():
 
 
 def test_swaps_equal_a_direct_computation_at_every_batch_size():
-    model, split = small_model(), split_of(pictures(13), pictures(14, channels=1))
+    model, split = small_image_model(channels_y=1), split_of(pictures(13), pictures(14, channels=1))
     pairs = encode(model, split)
     figures = [swap_figures(model, pairs, split, size=None, batch_size=size) for size in (2, 256)]
     for way in figures[0]:
@@ -277,7 +262,7 @@ def test_swaps_equal_a_direct_computation_at_every_batch_size():
 
 
 def test_swaps_without_exclusive_latents_and_with_unequal_domains():
-    model = small_model(exclusive_latents=False)
+    model = small_image_model(channels_y=1, exclusive_latents=False)
     split = split_of(pictures(15), pictures(16, channels=1))
     figures = swap_figures(model, encode(model, split), split, size=None)
     assert "exclusive_r2" not in figures["x_to_y"] and figures["x_to_y"]["return_distance"] is not None
@@ -292,7 +277,7 @@ def test_swaps_without_exclusive_latents_and_with_unequal_domains():
 
 
 def test_bounds_equal_torchs_divergences():
-    model, split = small_model(), split_of(pictures(19), pictures(20, channels=1))
+    model, split = small_image_model(channels_y=1), split_of(pictures(19), pictures(20, channels=1))
     for weights in model.parameters():
         weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
     figures = bound_figures(model, split, size=None, weight=1000.0, batch_size=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Program, Trained
+from conftest import Program, Trained, stopping_at
 from safetensors.torch import load_file
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
@@ -18,14 +18,14 @@ from test_train import same_tensors, train
 from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
-from iiae_cli.config import Config, ErasureSection, preset_layers, resolve
+from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.dataset import DataFile
 from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
 from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.layers import preset_layers, resolve
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.erasing import fit_erasure
-from iiae_cli.training.session import Session
 
 ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]
 ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]
@@ -46,26 +46,19 @@ def config_of(preset: str) -> Config:
 
 
 @pytest.mark.parametrize(("name", "more"), [("digits-cdcb", {"model"}), ("mnist-cdcb-32", set())])
-def test_a_plus_preset_differs_in_the_erasure_and_at_most_the_width(name: str, more: set[str]) -> None:
+def test_a_plus_preset_differs_in_penalty_and_erasure_and_at_most_the_width(name: str, more: set[str]) -> None:
     plain, plus = config_of(name).to_dict(), config_of(f"{name}-plus").to_dict()
-    assert {key for key in plain if plain[key] != plus[key]} == {"description", "erasure"} | more
+    assert {key for key in plain if plain[key] != plus[key]} == {"description", "objective", "erasure"} | more
     assert {key for key in plain["model"] if plain["model"][key] != plus["model"][key]} <= {"shared"}
+    assert {key for key in plain["objective"] if plain["objective"][key] != plus["objective"][key]} == {"independence"}
     assert not config_of(name).erasure.any and config_of(f"{name}-plus").erasure.any
 
 
-def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(iiae: Program, trained: Trained) -> None:
     assert train(iiae, trained, "plain").code == 0
     assert train(iiae, trained, "whole", *ERASE).code == 0
 
-    def stop(session: Session) -> bool:
-        if session.state.step >= 13 and session._stop is not None:
-            session._stop.exit_code = 75
-        return session.state.step >= 13
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "should_stop", stop)
+    with stopping_at(13):
         assert train(iiae, trained, "parts", *ERASE).code == 75
     assert train(iiae, trained, "parts", *ERASE, "--resume").code == 0
     assert same_tensors(Path("whole/model.safetensors"), Path("parts/model.safetensors"))

@@ -1,5 +1,7 @@
 """Extraction: rows in order, blocks that survive an interruption, pictures left out by name."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from iiae_cli.data.backbone import Preprocessing
-from iiae_cli.data.extract import extract
+from iiae_cli.data.extract import feature_reading
+from iiae_cli.data.prepare.work import Work, never
 from iiae_cli.errors import IiaeError, Interrupted
 
 
@@ -25,21 +28,22 @@ class Means(nn.Module):
         return torch.cat([pictures[..., :112].mean((2, 3)), pictures[..., 112:].mean((2, 3))], 1)
 
 
-def run(folder, paths, network=None, **keywords):
+def run(folder, paths, network=None, interrupted=never, **keywords):
     folder.mkdir(exist_ok=True)
-    return extract(
-        network or Means(),
+    reading = feature_reading(
+        "train/x",
         paths,
+        lambda: network or Means(),
         **{
             "domain": "x",
             "preprocessing": Preprocessing(normalise=False),
-            "folder": folder,
-            "name": "train-x",
             "device": torch.device("cpu"),
             "batch_size": 2,
             **keywords,
         },
     )
+    found = Work(folder, interrupted).read([reading])["train/x"]
+    return SimpleNamespace(features=found.rows[0], rows=found.places, skipped=[str(error) for error in found.errors])
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_nothing_readable_gives_no_rows(tmp_path, paths):
 def test_finished_batches_are_not_computed_again(tmp_path, paths):
     whole = run(tmp_path / "a", paths)
     codes = iter([None, None, None, None, 130])
-    with pytest.raises(Interrupted, match="8 of 11 pictures of train-x are saved") as stopped:
+    with pytest.raises(Interrupted, match="8 of 11 items of train/x are saved") as stopped:
         run(tmp_path / "b", paths, interrupted=lambda: next(codes))
     assert stopped.value.exit_code == 130 and len(list((tmp_path / "b").iterdir())) == 1
     rest = Means()

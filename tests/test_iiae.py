@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from iiae_cli.builders import build_model
-from iiae_cli.config import preset_layers, resolve
 from iiae_cli.data.dataset import DataInfo
+from iiae_cli.layers import preset_layers, resolve
 from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.iiae import IIAE, Latents, Posteriors, feature_iiae, image_iiae, other_domain
 

@@ -22,7 +22,8 @@ import torch
 from conftest import Nursery
 from moments import TINY
 
-from iiae_cli.config import Config, read_yaml
+from iiae_cli.config import Config
+from iiae_cli.layers import read_yaml
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.tensors import read_tensors
 

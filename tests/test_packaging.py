@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from iiae_cli.config import preset_folder, preset_names
+from iiae_cli.layers import preset_folder, preset_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         assert "iiae_cli/evaluation/templates/report.html" in archive.namelist()
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = (
-        "import iiae_cli.config as c; "
+        "import iiae_cli.layers as c; "
         "print(c.preset_folder()); print(*c.preset_names()); print(len(c.preset_layers('digits-edge')))"
     )
     done = subprocess.run(

@@ -13,8 +13,8 @@ from conftest import Program
 from PIL import Image
 from scipy.io import savemat
 
-from iiae_cli.config import preset_layers, preset_names, resolve
 from iiae_cli.data.prepare.class_splits import CLASS_SPLITS
+from iiae_cli.layers import preset_layers, preset_names, resolve
 from iiae_cli.places import data_file
 
 RNG = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import small_image_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs
@@ -17,7 +18,7 @@ from iiae_cli.evaluation.protocols import (
 )
 from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.encoding import Encoded
-from iiae_cli.model.iiae import feature_iiae, image_iiae
+from iiae_cli.model.iiae import feature_iiae
 
 
 def random_pictures(seed, rows=12, shape=(32, 32, 3), low=0, high=256):
@@ -34,22 +35,6 @@ def split_of(x, y, **more):
 
 def encoded(**arrays):
     return Encoded(**{name: np.asarray(values, np.float32) for name, values in arrays.items()})
-
-
-def small_model(**changes):
-    torch.manual_seed(3)
-    return image_iiae(
-        **{
-            "channels_x": 3,
-            "channels_y": 1,
-            "size": (16, 16),
-            "widths": [4, 6],
-            "decoder_widths": [8, 6],
-            "shared_channels": 5,
-            "exclusive_dim": 3,
-            **changes,
-        }
-    )
 
 
 # ---- retrieval
@@ -182,7 +167,7 @@ def test_the_metric_applies_to_features_and_correlation_to_pictures():
 
 
 def test_encode_pairs_encodes_each_domain_by_its_own_networks():
-    model = small_model()
+    model = small_image_model(channels_y=1)
     split = split_of(random_pictures(12, 5, (16, 16, 3)), random_pictures(13, 5, (16, 16, 1)))
     pairs = encode_pairs(model, split, size=(16, 16), batch_size=2)
     model.eval()
@@ -202,7 +187,7 @@ def test_encode_pairs_encodes_each_domain_by_its_own_networks():
 
 @pytest.mark.parametrize("exclusive_latents", [True, False])
 def test_guided_translation_equals_a_direct_computation_at_every_batch_size(exclusive_latents):
-    model = small_model(exclusive_latents=exclusive_latents)
+    model = small_image_model(channels_y=1, exclusive_latents=exclusive_latents)
     split = split_of(random_pictures(14, 7, (16, 16, 3)), random_pictures(15, 7, (16, 16, 1)))
     pairs = encode_pairs(model, split, size=(16, 16))
     model.eval()

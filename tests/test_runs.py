@@ -13,7 +13,8 @@ from iiae_cli.builders import build_model
 from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
-from iiae_cli.runs import Checkpoint, RunDir, fingerprint_of, load_model, place
+from iiae_cli.runs import Checkpoint, RunDir, load_model
+from iiae_cli.weights import fingerprint_of, place
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
 CONFIG = Config.model_validate(

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, Program
+from conftest import Outcome, Program, small_image_model, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.builders import build_model
-from iiae_cli.config import preset_layers, resolve, set_layer
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.iiae import Posteriors, image_iiae
 from iiae_cli.model.objective import ELBO_FIT, Objective
-from iiae_cli.training.session import Session
 from iiae_cli.training.validation import Selection, Validation, validate
 
 TINY = [
@@ -97,19 +96,11 @@ AUGMENTED = [
 ]
 
 
-def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
-    iiae: Program, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(iiae: Program, data: Path) -> None:
     more = (*AUGMENTED, "--set", "selection.patience=9")
     assert train(iiae, data, "whole", *more).code == 0
 
-    def stop(session: Session) -> bool:
-        if session.state.step >= 7 and session._stop is not None:
-            session._stop.exit_code = 75
-        return session.state.step >= 7
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "should_stop", stop)
+    with stopping_at(7):
         assert train(iiae, data, "parts", *more).code == 75
     assert train(iiae, data, "parts", *more, "--resume").code == 0
     for name in ("model.safetensors", "checkpoints/step-00000012.safetensors"):
@@ -153,7 +144,7 @@ def test_patience_counts_validations_since_the_score_last_rose() -> None:
 
 def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
     from iiae_cli.data.dataset import DataFile
-    from iiae_cli.runs import LoadedModel
+    from iiae_cli.weights import LoadedModel
 
     file = DataFile(data)
     config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config
@@ -205,16 +196,8 @@ def test_augmenting_features_is_refused(iiae: Program) -> None:
 
 
 def test_the_contrastive_term_is_added_to_the_bound_and_to_nothing_else() -> None:
+    model = small_image_model()
     torch.manual_seed(0)
-    model = image_iiae(
-        channels_x=3,
-        channels_y=3,
-        size=(16, 16),
-        widths=[4],
-        decoder_widths=[4],
-        shared_channels=4,
-        exclusive_dim=2,
-    )
     x, y = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
     posteriors = model.infer(x, y)
     decoded = model.generate(model.sample(posteriors))
@@ -233,16 +216,8 @@ def _shared(posteriors: Posteriors) -> tuple[Any, Any]:
 
 
 def test_the_elbo_is_the_bound_without_lambda_and_fits_r() -> None:
+    model = small_image_model()
     torch.manual_seed(0)
-    model = image_iiae(
-        channels_x=3,
-        channels_y=3,
-        size=(16, 16),
-        widths=[4],
-        decoder_widths=[4],
-        shared_channels=4,
-        exclusive_dim=2,
-    )
     x, y = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
     posteriors = model.infer(x, y)
     terms = Objective(kind="elbo", annealing_steps=0)(x, y, posteriors, model.generate(model.sample(posteriors)), 10)

@@ -10,9 +10,10 @@ import torch
 import yaml
 from conftest import Program, Trained
 
-from iiae_cli.config import Config, preset_layers, resolve, set_layer
+from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.training import speed
 from iiae_cli.training.speed import choose_speed, has_compiler, set_gpu_arithmetic
 

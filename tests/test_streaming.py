@@ -11,14 +11,14 @@ from PIL import Image
 
 from iiae_cli.blocks import BlockLog
 from iiae_cli.builders import build_model
-from iiae_cli.config import preset_layers, resolve
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError, Interrupted
 from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.inputs import ArrayInputs, PictureInputs
 from iiae_cli.inference.latents import LatentFormat
 from iiae_cli.inference.streaming import Encoder, ahead, batch_size_for, encode_stream
-from iiae_cli.runs import place
+from iiae_cli.layers import preset_layers, resolve
+from iiae_cli.weights import place
 
 SHAPE = (16, 16, 3)
 

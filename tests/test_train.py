@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, Program, Trained
+from conftest import Outcome, Program, Trained, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.training.data import hold_out
 from iiae_cli.training.loop import seed_step
-from iiae_cli.training.session import Session
 from iiae_cli.training.validation import Selection, Validation
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -45,18 +44,10 @@ def same_tensors(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("stop_after", [1, 6, 7, 13])
-def test_resumed_training_ends_in_the_same_weights(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
+def test_resumed_training_ends_in_the_same_weights(iiae: Program, trained: Trained, stop_after: int) -> None:
     assert train(iiae, trained, "whole").code == 0
 
-    def stop(session: Session) -> bool:
-        if session.state.step >= stop_after and session._stop is not None:
-            session._stop.exit_code = 75
-        return session.state.step >= stop_after
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "should_stop", stop)
+    with stopping_at(stop_after):
         stopped = train(iiae, trained, "parts")
     assert stopped.code == 75
     assert f"saved at step {stop_after}" in stopped.err and "--resume" in stopped.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Outcome, Program
+from conftest import Outcome, Program, stopping_at
 from safetensors import safe_open
 from test_presets import write_features
 
@@ -16,7 +16,6 @@ from iiae_cli.config import Config
 from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.dataset import DataFile, Split, write_data_file
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.session import Session
 from iiae_cli.training.validation import ClassValidation, Selection
 
 SMALL = ["--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]", "--set", "model.shared_hidden=8"]
@@ -151,20 +150,12 @@ def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path, monke
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 20, 26])
-def test_resuming_either_training_ends_in_the_same_weights(
-    iiae: Program, data: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
+def test_resuming_either_training_ends_in_the_same_weights(iiae: Program, data: Path, stop_after: int) -> None:
     """Steps 1 to 20 are the first training's, 21 to 40 the second's."""
     gain = ("--set", "selection.least_gain=9")
     assert train(iiae, data, "whole", *gain).code == 0
 
-    def stop(session: Session) -> bool:
-        if session.steps_done == stop_after and session._stop is not None:
-            session._stop.exit_code = 75
-        return session.steps_done == stop_after
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "should_stop", stop)
+    with stopping_at(stop_after):
         stopped = train(iiae, data, "parts", *gain)
     assert stopped.code == 75 and f"saved at step {stop_after}" in stopped.err
     assert iiae("evaluate", "--run", "parts").code == 0

@@ -83,29 +83,55 @@ def test_short_keys_and_long_ones_rank_alike(seed, monkeypatch):
     near = rng.integers(0, 1500, 300)
     y[rng.integers(0, 1500, 300)] = y[near] * (1 + 1e-7 * rng.standard_normal((300, 1))).astype(np.float32)
     x[:4] *= 1e20  # lengths do not matter
-    decided = []
-    undecided = zero_shot._Ranker._undecided
-    monkeypatch.setattr(
-        zero_shot._Ranker, "_undecided", staticmethod(lambda *given: decided.append(undecided(*given)) or decided[-1])
-    )
+    undecided = watch(monkeypatch)
     found = rank_by_class(x, y, names(of_x), names(of_y))
-    assert sum(map(len, decided)) > 0
-    everything = staticmethod(lambda keys, places, ranks, starts: np.arange(len(keys)))
-    monkeypatch.setattr(zero_shot._Ranker, "_undecided", everything)
+    assert np.concatenate(undecided).any()
+    monkeypatch.setattr(zero_shot, "_undecided", lambda keys, steps: np.ones(len(keys), np.bool_))
     slow = rank_by_class(x, y, names(of_x), names(of_y))
     np.testing.assert_array_equal(found.average_precision, slow.average_precision)
     assert found.figures() == slow.figures()
 
 
-def test_distinct_latents_seldom_need_long_keys(monkeypatch):
-    rows = []
-    undecided = zero_shot._Ranker._undecided
-    monkeypatch.setattr(
-        zero_shot._Ranker, "_undecided", staticmethod(lambda *given: rows.append(undecided(*given)) or rows[-1])
+def watch(monkeypatch):
+    """Lists of which queries 32 bits did not decide."""
+    made = []
+    honest = zero_shot._undecided
+    monkeypatch.setattr(zero_shot, "_undecided", lambda *given: made.append(honest(*given)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize("size", [200, 300, 70_000])
+def test_short_keys_alone_rank_galleries_of_every_width_of_place(size, monkeypatch):
+    """Places take 8, 16 or 32 bits; nothing is near a tie here, so long keys must change nothing."""
+    undecided = watch(monkeypatch)
+    angles = np.random.default_rng(size).permutation(size) / size * np.pi
+    labels = names(np.random.default_rng(1).integers(0, 7, size))
+    found = rank_by_class(
+        np.array([[1.0, 0.0]]), np.stack([np.cos(angles), np.sin(angles)], axis=1), ["class 3"], labels
     )
+    assert not np.concatenate(undecided).any()
+    relevant = np.array(labels)[np.argsort(angles)] == "class 3"
+    expected = (np.cumsum(relevant) / np.arange(1, size + 1))[relevant].mean()
+    np.testing.assert_allclose(found.average_precision, [expected], rtol=0, atol=1e-12)
+
+
+def test_distinct_latents_seldom_need_long_keys(monkeypatch):
+    undecided = watch(monkeypatch)
     x, y, of_x, of_y = case(1, False, queries=100, gallery=2000, width=64)
     rank_by_class(x, y, names(of_x), names(of_y))
-    assert sum(map(len, rows)) < 20
+    assert len(np.concatenate(undecided)) == 100 and np.concatenate(undecided).sum() < 20
+
+
+def test_a_query_is_undecided_where_a_relevant_item_is_a_step_from_another():
+    def undecided(*items):
+        """Items: (rounded similarity, relevant)."""
+        keys = np.sort(np.array([[2 * key + relevant for key, relevant in items]], np.int32))
+        return bool(zero_shot._undecided(keys, np.empty((1, len(items) - 1), np.int32))[0])
+
+    assert undecided((5, 0), (5, 1), (90, 0)) and undecided((-6, 1), (-5, 0)) and undecided((0, 0), (1, 1), (1, 1))
+    assert not undecided((5, 0), (7, 1), (90, 0)) and not undecided((-9, 1), (-5, 0), (7, 1))
+    assert not undecided((5, 0), (5, 0), (7, 1), (8, 1))  # their order changes nothing
+    assert not undecided((4, 1)) and not undecided((-(2**30) + 1, 0), (0, 1), (2**30 - 1, 0))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -24,7 +24,8 @@ from iiae_cli.inference.shards import CacheFile, Shard, describe, plan_merge, sh
 from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
 from iiae_cli.model.iiae import Domain
 from iiae_cli.places import run_folder
-from iiae_cli.runs import LoadedModel, RunDir, load_model
+from iiae_cli.runs import RunDir, load_model
+from iiae_cli.weights import LoadedModel
 from iiae_cli.workspace import discard, workspace
 
 _KINDS: dict[str, tuple[LatentKind, ...]] = {

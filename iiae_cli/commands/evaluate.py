@@ -38,7 +38,8 @@ from iiae_cli.files import refuse_existing
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.model.iiae import DOMAINS
 from iiae_cli.places import data_file, run_folder
-from iiae_cli.runs import LoadedModel, RunDir, load_model
+from iiae_cli.runs import RunDir, load_model
+from iiae_cli.weights import LoadedModel
 
 _LPIPS_NETS: dict[str, tuple[LpipsNet, ...]] = {
     "alex": ("alex",),

@@ -1,11 +1,12 @@
-"""`iiae prepare`: write one self-describing data file."""
+"""`iiae prepare`: write one self-describing data file; `prepare_shards` has what `--shard` and `--merge` do."""
 
 from __future__ import annotations
 
 import csv
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,14 +107,18 @@ def run(
         refuse_existing(path, overwrite)
         if pictures is not None:
             refuse_existing(pictures, overwrite or resume)
-        options = _for_class_sets(name, options, overwrite or resume, pictures)
-        try:
+        options = with_device(name, options, overwrite or resume, pictures)
+        with how_to_go_on("continue with the same command and --resume"):
             skipped = prepare_file(
                 name, path, options, command=_command(), resume=resume, overwrite=overwrite, interrupted=interrupted
             )
-        except Interrupted as stopped:
-            where = f"{stopped.where}; continue with the same command and --resume"
-            raise Interrupted(stopped.exit_code, where) from stopped
+    return result_of(name, path, skipped, pictures, interrupted)
+
+
+def result_of(
+    name: str, path: Path, skipped: list[str], pictures: Path | None, interrupted: Callable[[], int | None]
+) -> PrepareResult:
+    """Say what a finished file holds, and write its pictures where they are wanted."""
     for line in skipped:
         console.warn(f"skipped {line}")
     file = DataFile(path)
@@ -127,12 +132,21 @@ def run(
     return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures, by_split)
 
 
+@contextmanager
+def how_to_go_on(hint: str) -> Iterator[None]:
+    """Say after a signal how the work is taken up."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.exit_code, f"{stopped.where}; {hint}") from stopped
+
+
 def _command() -> str:
     """This call for the file's attributes, the same whether it was interrupted or not."""
     return shlex.join(one for one in sys.argv if one not in ("--resume", "--overwrite"))
 
 
-def _for_class_sets(name: str, options: PrepareOptions, may_replace: bool, pictures: Path | None) -> PrepareOptions:
+def with_device(name: str, options: PrepareOptions, may_replace: bool, pictures: Path | None) -> PrepareOptions:
     """A set of classes is given its device.
 
     Raises:

@@ -16,8 +16,14 @@ import torch
 
 from iiae_cli import console
 from iiae_cli.builders import choose_device
-from iiae_cli.config import (
-    Config,
+from iiae_cli.config import Config
+from iiae_cli.data.dataset import DataFile
+from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
+from iiae_cli.data.staging import Staging
+from iiae_cli.errors import IiaeError, Interrupted
+from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.inference.latents import LatentCache, write_latents
+from iiae_cli.layers import (
     Layer,
     Resolved,
     environment_layer,
@@ -28,14 +34,9 @@ from iiae_cli.config import (
     resolve,
     set_layer,
 )
-from iiae_cli.data.dataset import DataFile
-from iiae_cli.data.prepare import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
-from iiae_cli.data.staging import Staging
-from iiae_cli.errors import IiaeError, Interrupted
-from iiae_cli.inference.encoding import encode_rows
-from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.places import data_file
-from iiae_cli.runs import RunDir, load_model, run_origin
+from iiae_cli.provenance import run_origin
+from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import World, find_world
 from iiae_cli.training.session import Session

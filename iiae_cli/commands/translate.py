@@ -25,7 +25,8 @@ from iiae_cli.inference.outputs import plan_files, write_pictures
 from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
 from iiae_cli.model.iiae import Domain, other_domain
 from iiae_cli.places import run_folder
-from iiae_cli.runs import LoadedModel, RunDir, load_model
+from iiae_cli.runs import RunDir, load_model
+from iiae_cli.weights import LoadedModel
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32

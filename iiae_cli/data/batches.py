@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.data.area import overlap_weights, sizes_divide
+from iiae_cli.data.bicubic import enlarge
 
 
 def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu") -> Tensor:
@@ -57,8 +58,7 @@ def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = pictures.shape[-2:]
     if size[0] * size[1] > height * width:
-        larger = F.interpolate(pictures, size=size, mode="bicubic", align_corners=False)
-        return larger.round_().clamp_(0, 255)
+        return enlarge(pictures, size).round_().clamp_(0, 255)
     if sizes_divide((height, width), size):
         return F.interpolate(pictures, size=size, mode="area").round_()
     rows, columns = (_area_matrix(old, new, pictures.device) for old, new in zip((height, width), size, strict=True))

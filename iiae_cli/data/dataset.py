@@ -48,10 +48,12 @@ from iiae_cli.data.hdf5 import (
     write_texts,
 )
 from iiae_cli.data.hdf5 import free_memory as _free_memory
+from iiae_cli.data.late_rows import LateRows
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 
 SCHEMA = "iiae.data/1"
+PART_SCHEMA = "iiae.data-part/1"  # of what `iiae prepare --shard` writes, see `prepare.part_files`
 SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
@@ -211,7 +213,7 @@ def write_data_file(
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
             for domain in ("x", "y"):
-                group.create_dataset(domain, data=split.rows(domain))
+                _write_rows(group, domain, split.rows(domain))
                 write_texts(group, f"{domain}_ids", split.ids(domain))
                 labels = split.labels(domain)
                 if labels is not None:
@@ -221,6 +223,17 @@ def write_data_file(
                 group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
             if split.pairs is not None:
                 group.create_dataset("pairs", data=split.pairs)
+
+
+def _write_rows(group: h5py.Group, name: str, rows: Rows | LateRows) -> None:
+    if not isinstance(rows, LateRows):
+        group.create_dataset(name, data=rows)
+        return
+    target = group.create_dataset(name, rows.shape, rows.dtype)
+    done = 0
+    for block in rows.blocks():
+        target[done : done + len(block)] = block
+        done += len(block)
 
 
 def _empty_like(split: Split) -> Split:
@@ -257,6 +270,7 @@ class DataFile:
         self._place = copy or path
         self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
         with open_hdf5(self._place, self._remedy) as file:
+            _refuse_part(file, path)
             check_schema(file, path, SCHEMA, self._remedy)
             with damage(path, self._remedy):
                 groups = self._groups(file)
@@ -376,6 +390,14 @@ class DataFile:
                 raise IiaeError(
                     f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}", self._remedy
                 )
+
+
+def _refuse_part(file: h5py.File, path: Path) -> None:
+    with damage(path, "make it again: iiae prepare …"):
+        if text_attribute(file, "schema", "none") == PART_SCHEMA:
+            raise IiaeError(
+                f"{path} is one shard of a data set", "join all shards first: iiae prepare SHARD.h5… --merge -o FILE.h5"
+            )
 
 
 def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:

@@ -22,7 +22,7 @@ from iiae_cli.evaluation.probes import FOLDS
 from iiae_cli.evaluation.protocols import EncodedPairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.runs import LoadedModel
+from iiae_cli.weights import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ from iiae_cli.evaluation.translation_section import translation_grids
 from iiae_cli.evaluation.usage import ACTIVE_VARIANCE
 from iiae_cli.files import writing
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.runs import LoadedModel, RunDir, run_versions
+from iiae_cli.provenance import run_versions
+from iiae_cli.runs import RunDir
+from iiae_cli.weights import LoadedModel
 
 EXAMPLES = 5
 

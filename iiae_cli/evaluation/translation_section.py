@@ -12,7 +12,7 @@ from iiae_cli.evaluation.examples import spread
 from iiae_cli.evaluation.figures import sample_grid
 from iiae_cli.evaluation.page import Grid, png_uri
 from iiae_cli.model.iiae import DOMAINS
-from iiae_cli.runs import LoadedModel
+from iiae_cli.weights import LoadedModel
 
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5

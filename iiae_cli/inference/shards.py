@@ -19,32 +19,24 @@ from numpy.typing import NDArray
 from iiae_cli.data.hdf5 import check_schema, damage, dataset, open_hdf5, read_texts, text_attributes
 from iiae_cli.errors import IiaeError
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes, write_stream
+from iiae_cli.parts import Part, all_in_order
 
 COPY_BYTES = 1 << 24
 OF_A_LIST = ("inputs", "inputs_content", "options")  # attributes that only the cache of one list has
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Part):
     """Which part of a list of inputs.
 
     Attributes:
-        index: from 0.
-        count: of shards.
         start: position of its first input; `stop` that after its last.
         total: inputs in the list.
     """
 
-    index: int
-    count: int
     start: int
     stop: int
     total: int
-
-    @property
-    def name(self) -> str:
-        """`I/N`, as on the command line."""
-        return f"{self.index}/{self.count}"
 
 
 def shard_of_list(index: int, count: int, total: int, batch_size: int) -> Shard:
@@ -55,8 +47,8 @@ def shard_of_list(index: int, count: int, total: int, batch_size: int) -> Shard:
     """
     batches = -(-total // batch_size)
     unit = batch_size if batches >= count else 1
-    units = -(-total // unit)
-    start, stop = (min(total, unit * (units * end // count)) for end in (index, index + 1))
+    units = Part(index, count).of(-(-total // unit))
+    start, stop = (min(total, unit * end) for end in (units.start, units.stop))
     if start == stop:
         raise IiaeError(f"shard {index}/{count} of {total} inputs is empty", "use fewer shards")
     return Shard(index, count, start, stop, total)
@@ -243,8 +235,8 @@ def _whole_list(parts: list[CacheFile]) -> list[CacheFile]:
     Raises:
         IiaeError: not all of one list, each once.
     """
-    by_index: dict[int, CacheFile] = {}
     first = parts[0]
+    shards: list[tuple[Path, Part, CacheFile]] = []
     for part in parts:
         if part.shard is None or first.shard is None:
             lone = part if part.shard is None else first
@@ -254,32 +246,18 @@ def _whole_list(parts: list[CacheFile]) -> list[CacheFile]:
                 f"{part.path} was encoded from another list of inputs than {first.path}",
                 "encode all shards from the same inputs",
             )
-        if part.shard.count != first.shard.count:
-            raise IiaeError(
-                f"{part.path} is shard {part.shard.name}, {first.path} {first.shard.name}",
-                "merge shards of one division",
-            )
-        if part.head.get("options") != first.head.get("options"):
+        if part.shard.count == first.shard.count and part.head.get("options") != first.head.get("options"):
             raise IiaeError(
                 f"{part.path} was encoded with other options than {first.path}", "encode all by the same options"
             )
-        other = by_index.setdefault(part.shard.index, part)
-        if other is not part:
-            raise IiaeError(
-                f"shard {part.shard.name} is given twice: {other.path}, {part.path}", "name every shard once"
-            )
-    return _without_gaps(by_index, first.shard)
+        shards.append((part.path, part.shard, part))
+    ordered = all_in_order(shards, "encode the rest: iiae encode …")
+    _refuse_gaps(ordered)
+    return ordered
 
 
-def _without_gaps(by_index: Mapping[int, CacheFile], one: Shard | None) -> list[CacheFile]:
-    assert one is not None
-    missing = [f"{index}/{one.count}" for index in range(one.count) if index not in by_index]
-    if missing:
-        named = f"shard {missing[0]} is" if len(missing) == 1 else f"shards {', '.join(missing[:8])} are"
-        more = f" (and {len(missing) - 8} more)" if len(missing) > 8 else ""
-        raise IiaeError(f"{named} missing{more}", f"encode the rest: iiae encode … --shard {missing[0]} --resume")
-    ordered = [by_index[index] for index in sorted(by_index)]
-    end = 0
+def _refuse_gaps(ordered: list[CacheFile]) -> None:
+    end = total = 0
     for part in ordered:
         assert part.shard is not None
         if part.shard.start != end:
@@ -287,10 +265,9 @@ def _without_gaps(by_index: Mapping[int, CacheFile], one: Shard | None) -> list[
                 f"{part.path} begins at input {part.shard.start}, the shard before ends at {end}",
                 "encode all shards with the same --batch-size",
             )
-        end = part.shard.stop
-    if end != one.total:
-        raise IiaeError(f"the shards end at input {end} of {one.total}", "encode all shards with the same --batch-size")
-    return ordered
+        end, total = part.shard.stop, part.shard.total
+    if end != total:
+        raise IiaeError(f"the shards end at input {end} of {total}", "encode all shards with the same --batch-size")
 
 
 def shard_json(shard: Shard) -> str:

@@ -10,7 +10,8 @@ Two facts come from the released code: KLs against the *prior* are annealed by 1
 are not, and where λ appears the whole objective is divided by it (under Adam that changes no more than the effect of
 epsilon). The loss here is the negative of that scaled bound, so logged terms compare with the authors'.
 
-Beyond the paper: two baselines, `elbo` and `infonce`, and an optional contrastive term on the shared means.
+Beyond the paper: two baselines, `elbo` and `infonce`, and two optional terms, a contrastive one on the shared means and
+a penalty on what exclusive means tell of the content (`independence.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from iiae_cli.model.contrastive import info_nce
-from iiae_cli.model.gaussian import full, kl_between, kl_to_prior
+from iiae_cli.model.gaussian import DiagonalGaussian, full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
+from iiae_cli.model.independence import dependence
 
 ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"]
 ReconstructionLoss: TypeAlias = Literal["l1", "l2"]
@@ -101,6 +103,7 @@ class Objective:
         annealing_steps: τ.
         contrastive: weight of InfoNCE on the shared means, 0 for the paper; `infonce` has nothing else and takes 1.
         temperature: of InfoNCE.
+        independence: weight of `dependence` between each exclusive mean and the partner's shared mean, 0 for the paper.
     """
 
     kind: ObjectiveKind = "elbo+ii-mi"
@@ -110,6 +113,7 @@ class Objective:
     annealing_steps: float = 25000.0
     contrastive: float = 0.0
     temperature: float = 0.1
+    independence: float = 0.0
 
     def __call__(
         self,
@@ -123,9 +127,10 @@ class Objective:
         """Named terms of a batch; every value is a scalar.
 
         `loss` is what to minimise. The others are unweighted by λ and annealing, so that they mean the same at every
-        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean), and
-        `contrastive` is in nats. A dual encoder has no `reconstructions`. Where several processes share a batch,
-        `gather` makes its rows of theirs, so that each picture is compared with all of them.
+        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions, batch mean),
+        `contrastive` is in nats and `dependence_*` a squared distance correlation. A dual encoder has no
+        `reconstructions`. Where several processes share a batch, `gather` makes its rows of theirs, so that each
+        picture is compared with all of them.
         """
         contrast = None
         if self.contrastive or self.kind == "infonce":
@@ -139,7 +144,22 @@ class Objective:
         terms = self._bound(x, y, posteriors, reconstructions, step)
         if contrast is not None:
             terms |= {"loss": terms["loss"] + self.contrastive * contrast, "contrastive": contrast}
+        if self.independence:
+            told = self._dependence(posteriors, gather)
+            terms |= {"loss": terms["loss"] + self.independence * sum(told.values()), **told}
         return terms
+
+    @staticmethod
+    def _dependence(posteriors: Posteriors, gather: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
+        def whole(posterior: DiagonalGaussian) -> DiagonalGaussian:
+            return posterior if gather is None else DiagonalGaussian(gather(posterior.mean), gather(posterior.logvar))
+
+        exclusive_x, exclusive_y = posteriors.exclusive_x, posteriors.exclusive_y
+        assert exclusive_x is not None and exclusive_y is not None
+        return {
+            "dependence_x": dependence(whole(exclusive_x), whole(posteriors.shared_y)),
+            "dependence_y": dependence(whole(exclusive_y), whole(posteriors.shared_x)),
+        }
 
     def _bound(
         self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions, step: int

@@ -28,7 +28,7 @@ from iiae_cli.errors import IiaeError
 from iiae_cli.evaluation.figures import first_pairs, sample_grid
 from iiae_cli.files import write_errors, writing
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.runs import Checkpoint, RunDir, place
+from iiae_cli.runs import Checkpoint, RunDir
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
 from iiae_cli.training.erasing import fit_erasure
@@ -46,6 +46,7 @@ from iiae_cli.training.validation import (
     validate,
     validate_classes,
 )
+from iiae_cli.weights import place
 
 
 @dataclass

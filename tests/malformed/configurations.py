@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from iiae_cli.config import known_keys
+from iiae_cli.layers import known_keys
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "configurations"

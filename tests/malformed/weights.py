@@ -124,7 +124,7 @@ def tensors_of_another_kind(make: Making) -> list[object]:
 @each(KIND, float("nan"), float("inf"), 3e38, allowed=frozenset({0, 2}))
 def weights_that_are_not_finite(make: Making, value: Any) -> list[object]:
     """With the fingerprint of just these weights. Large ones may pass, as long as what comes of them is finite."""
-    from iiae_cli.runs import fingerprint_of
+    from iiae_cli.weights import fingerprint_of
 
     header, tensors = parts_of(make.ground.run / "model.safetensors")
     tensors = {name: torch.full_like(t, value) if t.is_floating_point() else t for name, t in tensors.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.archives import find_folder
-from iiae_cli.data.dataset import DataFile, Split, sha256_of, versions_json, write_data_file
+from iiae_cli.data.dataset import DOMAINS, DataFile, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.prepare.cars import read_cars
@@ -25,7 +25,7 @@ from iiae_cli.data.prepare.manifest import is_manifest, read_manifest
 from iiae_cli.data.prepare.settings import digest_of, settings_of
 from iiae_cli.data.prepare.side_by_side import read_side_by_side
 from iiae_cli.data.prepare.sketchy import read_sketchy
-from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Reading, Work, row_reading
 from iiae_cli.data.sources import ARCHIVES, BY_HAND, archive_of
 from iiae_cli.errors import IiaeError
 from iiae_cli.places import data_folder
@@ -109,31 +109,36 @@ def build(name: str, options: PrepareOptions) -> Prepared:
     return BUILDERS[name](options)
 
 
-def _pairs_of(
-    split: str,
-    grey: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+def _coloured(
+    grey: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]],
     recipe: Recipe,
-    rng: np.random.Generator,
+    options: PrepareOptions,
     size: int | None = None,
-    work: Work = NOTHING_KEPT,
-) -> Split:
-    """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made."""
-    x, y, factors = recipe(grey, rng)
-    if size is not None:
-        x, y = (_resized(rows, size, work) for rows in (x, y))
-    ids = [f"{split}/{number:05d}" for number in range(1, len(grey) + 1)]
-    names = [str(label) for label in labels]
-    return Split(x, y, ids, list(ids), names, list(names), {**factors, "class": labels})
+) -> dict[str, Split]:
+    """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made.
 
-
-def _resized(pictures: NDArray[np.uint8], size: int, work: Work) -> NDArray[np.uint8]:
-    """(N, size, size, 3), with an ear for signals: 120,000 pictures take minutes."""
-    found = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
-    for start in range(0, len(pictures), 1000):
-        work.check()
-        found[start : start + 1000] = resize_pictures(pictures[start : start + 1000], size)
-    return found
+    Args:
+        grey: pictures (N, H, W) and labels (N,) per split.
+        recipe: draws colours from one stream, split after split.
+        options: for the seed.
+        size: None: as they are.
+    """
+    rng = np.random.default_rng(options.seed)
+    change = None if size is None else lambda rows: resize_pictures(rows, size)
+    readings: list[Reading] = []
+    factors: dict[str, dict[str, NDArray[Any]]] = {}
+    for split, (pictures, labels) in grey.items():
+        x, y, colours = recipe(pictures, rng)
+        readings += [row_reading(f"{split}/x", x, change), row_reading(f"{split}/y", y, change)]
+        factors[split] = {**colours, "class": labels}
+    rows = options.work.read(readings)
+    splits = {}
+    for split, (pictures, labels) in grey.items():
+        ids = [f"{split}/{number:05d}" for number in range(1, len(pictures) + 1)]
+        names = [str(label) for label in labels]
+        x, y = (rows[f"{split}/{domain}"].rows[0] for domain in DOMAINS)
+        splits[split] = Split(x, y, ids, list(ids), names, list(names), factors[split])
+    return splits
 
 
 def _digits(recipe: Recipe, options: PrepareOptions) -> Prepared:
@@ -144,11 +149,8 @@ def _digits(recipe: Recipe, options: PrepareOptions) -> Prepared:
     divided: list[NDArray[np.int64]] = train_test_split(
         np.arange(len(grey)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
     )
-    rng = np.random.default_rng(options.seed)
-    splits = {}
-    for split, rows in zip(("train", "test"), divided, strict=True):
-        rows = rows[: options.limit]
-        splits[split] = _pairs_of(split, grey[rows], labels[rows], recipe, rng)
+    rows = {split: some[: options.limit] for split, some in zip(("train", "test"), divided, strict=True)}
+    splits = _coloured({split: (grey[some], labels[some]) for split, some in rows.items()}, recipe, options)
     return Prepared(splits, {"source": "scikit-learn's bundled digits"})
 
 
@@ -182,11 +184,8 @@ def _idx_set(title: str, recipe: Recipe, options: PrepareOptions) -> Prepared:
         "valid": (images[TRAIN_IDX:], labels[TRAIN_IDX:]),
         "test": arrays["test"],
     }
-    rng = np.random.default_rng(options.seed)
-    splits = {}
-    for split, (grey, digits) in parts.items():
-        rows = slice(options.limit)
-        splits[split] = _pairs_of(split, grey[rows], digits[rows], recipe, rng, options.image_size, options.work)
+    parts = {split: (grey[: options.limit], digits[: options.limit]) for split, (grey, digits) in parts.items()}
+    splits = _coloured(parts, recipe, options, options.image_size)
     return Prepared(splits, {"source": title, "source_sha256": sha256_of(*used)})
 
 
@@ -348,15 +347,28 @@ def prepare_file(
     """
     settings = options.settings(name)
     if name in EMBEDDED:  # made in a second, and by several runs at once where they train on it
-        return _build_and_write(name, path, options, command, digest_of(settings), None)
+        return build_and_write(name, path, options, command, digest_of(settings), None)
     with workspace(path, settings, resume=resume, overwrite=overwrite) as folder:
         options = replace(options, work=Work(folder, interrupted))
-        return _build_and_write(name, path, options, command, digest_of(settings), folder)
+        return build_and_write(name, path, options, command, digest_of(settings), folder)
 
 
-def _build_and_write(
+def build_and_write(
     name: str, path: Path, options: PrepareOptions, command: str, settings: str, folder: Path | None
 ) -> list[str]:
+    """Build a set and write its data file; returns a line for every input that was left out.
+
+    Args:
+        name: of the set.
+        path: the file; an existing one is replaced.
+        options: of the builder, and where its rows come from.
+        command: for the file's attributes.
+        settings: digest of what decides the rows, likewise.
+        folder: for the temporary file; None: beside `path`.
+
+    Raises:
+        IiaeError: as `build`, or the file cannot be written.
+    """
     prepared = build(name, options)
     attributes = {
         **prepared.attributes,

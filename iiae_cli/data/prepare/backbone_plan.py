@@ -5,6 +5,8 @@ Deciding first lets a leak be refused at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,8 +79,13 @@ class Plan:
                 **asdict(self.preprocessing),
             },
             "fine_tuning": tuned,
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            "versions": _versions(),
         }
+
+    def identity(self) -> str:
+        """16 hex digits over everything that features of a picture depend on."""
+        told = [self.backbone, self._weights(), self.seed, asdict(self.preprocessing), _versions()]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _weights(self) -> dict[str, Any]:
         if self.weights is not None:
@@ -88,6 +95,10 @@ class Plan:
             "weights_file": {domain: one.path.name for domain, one in self.kept.items()},
             "weights_sha256": {domain: one.sha256 for domain, one in self.kept.items()},
         }
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def plan_backbone(

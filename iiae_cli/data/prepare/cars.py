@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from iiae_cli.data.dataset import Split
 from iiae_cli.data.hdf5 import DAMAGED, dataset
+from iiae_cli.data.late_rows import unfold
 from iiae_cli.data.matlab import OtherArray, read_uint8
 from iiae_cli.data.pictures import PictureError, resize_pictures
-from iiae_cli.data.prepare.work import NOTHING_KEPT, Work
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, file_reading
 from iiae_cli.errors import IiaeError
 
 YAWS, PITCHES, SIDE = 24, 4, 128
@@ -49,11 +50,25 @@ def read_cars(
     """
     skipped: list[str] = []
     cars = _cars(folder, skipped)
+    size = image_size or SIDE
+    mine = {name: [(number, path) for number, path in cars if number in ids] for name, ids in IDS.items()}
+    found = work.read(
+        [
+            file_reading(
+                name,
+                [path for _, path in some],
+                lambda path: _views(path, size),
+                ((PITCHES, size, size, 3), (PAIRS_PER_CAR, size, size, 3)),
+                size=1,
+                enough=len(some) if limit is None else -(-limit // PAIRS_PER_CAR),
+            )
+            for name, some in mine.items()
+        ]
+    )
     splits: dict[str, Split] = {}
-    for name, ids in IDS.items():
-        mine = [(number, path) for number, path in cars if number in ids]
-        cut = len(mine) if limit is None else -(-limit // PAIRS_PER_CAR)
-        split = _read_split(name, mine, cut, image_size or SIDE, skipped, work)
+    for name, some in mine.items():
+        skipped += [str(error) for error in found[name].errors]
+        split = _split_of(name, [some[place][0] for place in found[name].places], *map(unfold, found[name].rows))
         if split.pair_count:
             splits[name] = split if limit is None else _first_pairs(split, limit)
     if not splits:
@@ -88,29 +103,14 @@ def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:
     return sorted(cars.items())
 
 
-def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, skipped: list[str], work: Work) -> Split:
-    """The first `most` cars that can be read."""
-    count = min(most, len(cars))
-    x = np.empty((count * PITCHES, size, size, 3), np.uint8)
-    y = np.empty((count * PAIRS_PER_CAR, size, size, 3), np.uint8)
-    numbers: list[int] = []
-    blocks = work.blocks(name, [path for _, path in cars], lambda path: (_views(path, size),), size=1)
-    # A block is read when it is asked for, so that nothing is read beyond the last car that is wanted.
-    for block in blocks if count else ():
-        skipped += [str(error) for error in block.errors]
-        for place, views in zip(block.places, *block.rows, strict=True):
-            done = len(numbers)
-            x[done * PITCHES : (done + 1) * PITCHES] = views[:PITCHES]
-            y[done * PAIRS_PER_CAR : (done + 1) * PAIRS_PER_CAR] = views[PITCHES:]
-            numbers.append(cars[place][0])
-        if len(numbers) == count:
-            break
+def _split_of(name: str, numbers: list[int], x: NDArray[np.uint8], y: NDArray[np.uint8]) -> Split:
+    """The split of these cars: the rows of x and of y that are theirs, car by car."""
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     labels = [f"car_{number:03d}" for number in numbers]
     ids = [[f"{name}/{label}/yaw{j:02d}-pitch{i}" for j in range(YAWS) for i in range(PITCHES)] for label in labels]
     return Split(
-        x=x[: len(numbers) * PITCHES],
-        y=y[: len(numbers) * PAIRS_PER_CAR],
+        x=x,
+        y=y,
         x_ids=[one for of_car in ids for one in of_car[:PITCHES]],
         y_ids=[one for of_car in ids for one in of_car[PITCHES:]],
         x_labels=[label for label in labels for _ in range(PITCHES)],
@@ -120,13 +120,14 @@ def _read_split(name: str, cars: list[tuple[int, Path]], most: int, size: int, s
     )
 
 
-def _views(path: Path, size: int) -> NDArray[np.uint8]:
-    """All views of a car (96, size, size, 3), by yaw, then pitch."""
+def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The frontal (4, size, size, 3) and the turned views (92, size, size, 3) of a car, by yaw, then pitch."""
     try:
         im = read_mat(path)
     except ValueError as error:
         raise PictureError(path, str(error)) from error
-    return resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
+    views = resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
+    return views[:PITCHES], views[PITCHES:]
 
 
 def _first_pairs(split: Split, limit: int) -> Split:

@@ -21,6 +21,7 @@ from iiae_cli.data.dataset import SPLITS, DomainName, Split
 from iiae_cli.data.leaks import Seen, refuse_leak
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.prepare.class_splits import CLASS_SPLITS, GIVEN, ClassDivision
+from iiae_cli.data.prepare.work import Work, row_reading
 from iiae_cli.errors import IiaeError
 
 DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
@@ -142,6 +143,14 @@ def divide_pictures(pictures: Pictures, division: ClassDivision) -> dict[str, Pi
         name: {domain: [one for one in found if one.label in classes] for domain, found in pictures.items()}
         for name, classes in (("train", set(division.train)), ("test", set(division.test)))
     }
+
+
+def rows_through(splits: dict[str, Split], work: Work) -> None:
+    """Give features that are there already the way that all rows go, which may lead to parts and back."""
+    names = [(name, domain) for name in splits for domain in DOMAINS]
+    found = work.read([row_reading(f"{name}/{domain}", splits[name].rows(domain)) for name, domain in names])
+    for name, domain in names:
+        setattr(splits[name], domain, found[f"{name}/{domain}"].rows[0])
 
 
 def classes_of(split: Split | None) -> list[str]:

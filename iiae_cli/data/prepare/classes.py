@@ -21,6 +21,7 @@ from iiae_cli.data.prepare.class_sets import (
     keep_common,
     limit_pictures,
     limit_split,
+    rows_through,
 )
 from iiae_cli.data.prepare.class_splits import GIVEN, split_unseen
 from iiae_cli.data.prepare.given_features import has_features, read_features, read_seen, source_files
@@ -61,7 +62,7 @@ def read_classes(
         )
     features = find_features(source)
     if features is not None:
-        return _read_given(features, options, limit)
+        return _read_given(features, options, limit, work)
     if not source.is_dir():
         raise IiaeError(
             f"{source} is neither a folder nor an .npz of features", "name a folder of pictures or features"
@@ -136,12 +137,13 @@ def _pictures(folder: Path, root: Path, skipped: list[str]) -> Pictures:
     return kept
 
 
-def _read_given(source: Path, options: FeatureOptions, limit: int | None) -> ClassSet:
+def _read_given(source: Path, options: FeatureOptions, limit: int | None, work: Work) -> ClassSet:
     if options.wants_backbone or options.unseen_classes is not None:
         raise IiaeError(
             f"{source} holds features that are divided already", "leave --backbone… and --unseen-classes out"
         )
     splits = {name: limit_split(split, limit) for name, split in read_features(source).items()}
+    rows_through(splits, work)
     widths = {domain: splits["train"].rows(domain).shape[1] for domain in DOMAINS}
     found = finish(
         splits,

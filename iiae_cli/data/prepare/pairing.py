@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.dataset import SPLITS, Split
+from iiae_cli.data.dataset import DOMAINS, SPLITS, DomainName, Split
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
-from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, joined
+from iiae_cli.data.prepare.work import NOTHING_KEPT, ReadBlock, Work, file_reading
 from iiae_cli.errors import IiaeError
 
 DEFAULT_SIZE = 256  # where pictures differ in size
@@ -97,46 +97,55 @@ def read_splits(
     else:
         files = {path for found in pairs.values() for pair in found for path in (pair.x, pair.y)}
         size = common_size(files) or (DEFAULT_SIZE, DEFAULT_SIZE)
-    splits = {
-        name: _read_split(name, found, _Reader(size, workers, skipped, work), recurring)
-        for name, found in pairs.items()
-        if found
-    }
+    pairs = {name: found for name, found in pairs.items() if found}
+    partners = {f"{name}/{domain}": _partners(found, domain) for name, found in pairs.items() for domain in DOMAINS}
+    rows = work.read(
+        [
+            file_reading(name, list(files), lambda path: (decode(path, 3, size),), ((*size, 3),), workers=workers)
+            for name, files in partners.items()
+        ]
+    )
+    splits: dict[str, Split] = {}
+    for name, found in pairs.items():
+        both = [f"{name}/{domain}" for domain in DOMAINS]
+        # What was read is let go of, as a split may hold copies.
+        x, y = (_Pictures(list(partners[one]), rows.pop(one), partners[one], skipped) for one in both)
+        splits[name] = _split_of(name, found, x, y, recurring)
     if not any(split.pair_count for split in splits.values()):
         raise IiaeError(f"{source} holds no readable pair", f"the first that was left out: {skipped[0]}")
     return splits
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """How picture files are read, and where those are noted that cannot be."""
+def _partners(pairs: list[Pair], domain: DomainName) -> dict[Path, list[Path]]:
+    """The pictures of a domain, each once, with those that they are paired with."""
+    partners: dict[Path, list[Path]] = {}
+    for pair in pairs:
+        one, other = (pair.x, pair.y) if domain == "x" else (pair.y, pair.x)
+        partners.setdefault(one, []).append(other)
+    return partners
 
-    size: tuple[int, int]
-    workers: int
-    skipped: list[str]
-    work: Work
 
-    def read(self, name: str, partners: dict[Path, list[Path]]) -> tuple[dict[Path, int], NDArray[np.uint8]]:
-        """Rows by path, and pictures (N, H, W, 3), of the readable ones that `partners` has as keys."""
-        paths = list(partners)
-        blocks = self.work.blocks(name, paths, lambda path: (decode(path, 3, self.size),), workers=self.workers)
-        places, (pictures,), errors = joined(blocks, len(paths), [(*self.size, 3)])
-        for error in errors:
+class _Pictures:
+    """What came of a domain's pictures; a line in `skipped` for each that could not be read.
+
+    Attributes:
+        rows: by path.
+        pictures: (N, H, W, 3).
+    """
+
+    def __init__(
+        self, paths: list[Path], found: ReadBlock, partners: dict[Path, list[Path]], skipped: list[str]
+    ) -> None:
+        for error in found.errors:
             others = partners[error.path]
             left = f"its partner {others[0]}" if len(others) == 1 else f"its {len(others)} pairs"
-            self.skipped.append(f"{error} (left out with {left})")
-        return {paths[place]: row for row, place in enumerate(places)}, pictures
+            skipped.append(f"{error} (left out with {left})")
+        self.rows = {paths[place]: row for row, place in enumerate(found.places)}
+        (self.pictures,) = found.rows
 
 
-def _read_split(name: str, pairs: list[Pair], reader: _Reader, recurring: bool) -> Split:
-    partners_x: dict[Path, list[Path]] = {}
-    partners_y: dict[Path, list[Path]] = {}
-    for pair in pairs:
-        partners_x.setdefault(pair.x, []).append(pair.y)
-        partners_y.setdefault(pair.y, []).append(pair.x)
-    found_x, pictures_x = reader.read(f"{name}/x", partners_x)
-    found_y, pictures_y = reader.read(f"{name}/y", partners_y)
-    whole = [pair for pair in pairs if pair.x in found_x and pair.y in found_y]
+def _split_of(name: str, pairs: list[Pair], x: _Pictures, y: _Pictures, recurring: bool) -> Split:
+    whole = [pair for pair in pairs if pair.x in x.rows and pair.y in y.rows]
     rows_x: dict[Path, Pair] = {}  # the first pair of each picture, in the order of the stored rows
     rows_y: dict[Path, Pair] = {}
     for pair in whole:
@@ -144,8 +153,8 @@ def _read_split(name: str, pairs: list[Pair], reader: _Reader, recurring: bool) 
         rows_y.setdefault(pair.y, pair)
     labelled = any(pair.label is not None for pair in pairs)
     split = Split(
-        x=_taken(pictures_x, [found_x[path] for path in rows_x]),
-        y=_taken(pictures_y, [found_y[path] for path in rows_y]),
+        x=_taken(x.pictures, [x.rows[path] for path in rows_x]),
+        y=_taken(y.pictures, [y.rows[path] for path in rows_y]),
         x_ids=[f"{name}/{pair.x_name}" for pair in rows_x.values()],
         y_ids=[f"{name}/{pair.y_name}" for pair in rows_y.values()],
         x_labels=[pair.label or "" for pair in rows_x.values()] if labelled else None,

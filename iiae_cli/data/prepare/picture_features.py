@@ -18,7 +18,7 @@ from torch import nn
 
 from iiae_cli.data.backbone import build_backbone
 from iiae_cli.data.dataset import DomainName, Split
-from iiae_cli.data.extract import Extracted, extract
+from iiae_cli.data.extract import feature_reading
 from iiae_cli.data.feature_network import (
     DOMAINS,
     FeatureNetwork,
@@ -32,7 +32,7 @@ from iiae_cli.data.finetune import fine_tune
 from iiae_cli.data.leaks import refuse_leak
 from iiae_cli.data.prepare.backbone_plan import Plan, plan_backbone
 from iiae_cli.data.prepare.class_sets import ClassSet, Picture, Pictures, finish
-from iiae_cli.data.prepare.work import Work
+from iiae_cli.data.prepare.work import ReadBlock, Reading, Work
 from iiae_cli.errors import IiaeError
 from iiae_cli.files import writing
 
@@ -70,19 +70,25 @@ def picture_features(
     test = {one.label for one in divided.get("test", {}).get("x", [])}
     plan = plan_backbone(options, train, epochs=epochs, seed=seed, download=download)
     refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
+    if plan.tuning is not None and not work.whole:
+        raise IiaeError(
+            "fine-tuning looks at all training pictures, of which a shard has a part",
+            "fine-tune in one call with --save-backbone DIR, and give every shard --backbone-weights DIR; "
+            "or pass --fine-tune-epochs 0",
+        )
     with ExitStack() as stack:
         folder = work.folder or Path(stack.enter_context(TemporaryDirectory()))
         networks = _Networks(plan, folder, options, workers, work.interrupted)
         if plan.tuning is not None:
             for domain in DOMAINS:
                 networks.tune(domain, divided["train"][domain])
+        # One domain after the other, as each may have a network of its own.
+        found = work.read([networks.reading(one, name, divided[name][one]) for one in DOMAINS for name in divided])
         splits = {name: Split([], [], [], []) for name in divided}  # type: ignore[arg-type]
         for domain in DOMAINS:
-            network = networks.load(domain)
             for name, pictures in divided.items():
-                found = networks.features(network, domain, name, pictures[domain])
-                skipped += found.skipped
-                _fill(splits[name], domain, found, pictures[domain])
+                skipped += map(str, found[f"{name}/{domain}"].errors)
+                _fill(splits[name], name, domain, found[f"{name}/{domain}"], pictures[domain])
         if options.save_backbone is not None:
             networks.keep(options.save_backbone)
         backbone = plan.record(splits["train"].x.shape[1], networks.records)
@@ -106,6 +112,7 @@ class _Networks:
         self.plan, self.folder, self.options, self.workers = plan, folder, options, workers
         self.interrupted = interrupted
         self.device = torch.device(options.device)
+        self._ready: dict[DomainName, nn.Module] = {}
         self.records: dict[DomainName, NetworkRecord] = {domain: one.record for domain, one in plan.kept.items()}
         self._body: tuple[nn.Module, int] | None = None
 
@@ -140,7 +147,13 @@ class _Networks:
             checkpoint.unlink(missing_ok=True)
         self.records[domain] = read_record(path, domain)
 
-    def load(self, domain: DomainName) -> nn.Module:
+    def get(self, domain: DomainName) -> nn.Module:
+        """A domain's network; the other's is let go of."""
+        if domain not in self._ready:
+            self._ready = {domain: self._load(domain)}
+        return self._ready[domain]
+
+    def _load(self, domain: DomainName) -> nn.Module:
         """A domain's network; without fine-tuning both domains share one."""
         if self.plan.kept:
             return load_network(self.plan.kept[domain].path, domain)
@@ -151,23 +164,19 @@ class _Networks:
             self._body = build_backbone(self.plan.backbone, self.plan.weights, self.plan.seed)
         return self._body[0]
 
-    def features(self, network: nn.Module, domain: DomainName, split: str, pictures: list[Picture]) -> Extracted:
+    def reading(self, domain: DomainName, split: str, pictures: list[Picture]) -> Reading:
         """Features of a split's pictures of one domain."""
-        found = extract(
-            network,
+        return feature_reading(
+            f"{split}/{domain}",
             [one.path for one in pictures],
+            lambda: self.get(domain),
             domain=domain,
             preprocessing=self.plan.preprocessing,
-            folder=self.folder,
-            name=f"{split}-{domain}",
             device=self.device,
             batch_size=self.options.batch_size,
             workers=self.workers,
-            interrupted=self.interrupted,
+            maker=self.plan.identity(),
         )
-        if pictures and not len(found.rows):
-            raise IiaeError(f"no picture of {split}/{domain} can be read", f"check {pictures[0].path} and the others")
-        return found
 
     def keep(self, folder: Path) -> None:
         """Copy the fine-tuned networks to a folder of the user's."""
@@ -177,9 +186,15 @@ class _Networks:
                 shutil.copyfile(self.folder / name, temporary)
 
 
-def _fill(split: Split, domain: DomainName, found: Extracted, pictures: list[Picture]) -> None:
-    """Put a domain's features, ids and labels into a split."""
-    there = [pictures[row] for row in found.rows]
-    setattr(split, domain, found.features)
+def _fill(split: Split, name: str, domain: DomainName, found: ReadBlock, pictures: list[Picture]) -> None:
+    """Put a domain's features, ids and labels into the split of a name.
+
+    Raises:
+        IiaeError: none of its pictures could be read.
+    """
+    if pictures and not len(found.places):
+        raise IiaeError(f"no picture of {name}/{domain} can be read", f"check {pictures[0].path} and the others")
+    there = [pictures[place] for place in found.places]
+    setattr(split, domain, found.rows[0])
     setattr(split, f"{domain}_ids", [one.id for one in there])
     setattr(split, f"{domain}_labels", [one.label for one in there])

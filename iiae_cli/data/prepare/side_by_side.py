@@ -16,7 +16,7 @@ from PIL import Image
 from iiae_cli.data.dataset import Split
 from iiae_cli.data.pictures import PictureError, decode, pictures_in, shrink_or_enlarge
 from iiae_cli.data.prepare.pairing import DEFAULT_SIZE, common_size, divide, split_folders
-from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, joined
+from iiae_cli.data.prepare.work import NOTHING_KEPT, Work, file_reading
 from iiae_cli.errors import IiaeError
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -59,14 +59,20 @@ def read_side_by_side(
         found = divide(_by_stem(source, skipped), fractions, seed)
     found = {split: files[:limit] for split, files in found.items()}
     size = (image_size, image_size) if image_size is not None else _common_half(found)
+    rows = work.read(
+        [
+            file_reading(
+                split, [path for _, path in files], lambda path: _halves(path, size), ((*size, 3),) * 2, workers=workers
+            )
+            for split, files in found.items()
+        ]
+    )
     splits: dict[str, Split] = {}
     for split, files in found.items():
-        paths = [path for _, path in files]
-        blocks = work.blocks(split, paths, lambda path: _halves(path, size), workers=workers)
-        places, (x, y), errors = joined(blocks, len(paths), [(*size, 3)] * 2)
-        skipped += map(str, errors)
-        if len(places):
-            ids = [f"{split}/{files[place][0]}" for place in places]
+        x, y = rows[split].rows
+        skipped += map(str, rows[split].errors)
+        if len(x):
+            ids = [f"{split}/{files[place][0]}" for place in rows[split].places]
             splits[split] = Split(x, y, ids, list(ids))
     if not splits:
         raise IiaeError(

@@ -26,6 +26,7 @@ from iiae_cli.data.prepare.class_sets import (
     keep_common,
     limit_pictures,
     limit_split,
+    rows_through,
 )
 from iiae_cli.data.prepare.class_splits import (
     CLASS_SPLITS,
@@ -143,7 +144,7 @@ def read_sketchy(
     if not options.wants_backbone and options.unseen_classes is None:
         released = find_released(source, class_split)
         if released is not None:
-            return _read_released(released, class_split, options, limit)
+            return _read_released(released, class_split, options, limit, work)
     found = find_pictures_of(source)
     if found is None:
         raise IiaeError(
@@ -179,8 +180,9 @@ def read_sketchy(
     )
 
 
-def _read_released(folder: Path, class_split: str, options: FeatureOptions, limit: int | None) -> ClassSet:
+def _read_released(folder: Path, class_split: str, options: FeatureOptions, limit: int | None, work: Work) -> ClassSet:
     splits = {name: limit_split(_normalised(split), limit) for name, split in read_features(folder).items()}
+    rows_through(splits, work)
     test = set(classes_of(splits.get("test")))
     if options.class_split is None:  # a folder named outright may be either split
         class_split = next((name for name, classes in CLASS_SPLITS.items() if set(classes) == test), GIVEN)

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from iiae_cli.config import (
-    Config,
+from iiae_cli.config import Config
+from iiae_cli.errors import IiaeError
+from iiae_cli.layers import (
     Layer,
     environment_layer,
     flatten,
@@ -17,7 +18,6 @@ from iiae_cli.config import (
     resolve,
     set_layer,
 )
-from iiae_cli.errors import IiaeError
 
 STEPS = Layer("test", {"training.steps": 10})
 

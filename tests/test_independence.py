@@ -1,0 +1,114 @@
+"""Distance correlation against its definition, and what the penalty on exclusive means sees and moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from iiae_cli.errors import IiaeError
+from iiae_cli.layers import preset_layers, resolve, set_layer
+from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.independence import dependence, distance_correlation, whitened
+
+
+def slow_distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """U-centred distances and their inner products, entry by entry (Székely & Rizzo, 2014, definitions 2 and 3)."""
+
+    def centred(values: np.ndarray) -> np.ndarray:
+        n = len(values)
+        distances = [[float(np.linalg.norm(values[i] - values[j])) for j in range(n)] for i in range(n)]
+        whole = np.zeros((n, n))
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    row = sum(distances[i]) / (n - 2)
+                    column = sum(line[j] for line in distances) / (n - 2)
+                    everything = sum(map(sum, distances)) / ((n - 1) * (n - 2))
+                    whole[i, j] = distances[i][j] - row - column + everything
+        return whole
+
+    p, q = centred(a), centred(b)
+    return float((p * q).sum() / np.sqrt((p * p).sum() * (q * q).sum()))
+
+
+def posterior(means: Tensor, logvar: float = 0.0) -> DiagonalGaussian:
+    return DiagonalGaussian(means, torch.full_like(means, logvar))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 11])
+def test_distance_correlation_is_its_definition(rows: int) -> None:
+    a, b = normal(rows, 3), normal(rows, 2, seed=1) ** 2
+    assert float(distance_correlation(a, b)) == pytest.approx(
+        slow_distance_correlation(a.numpy(), b.numpy()), abs=1e-12
+    )
+    assert float(distance_correlation(a, a)) == pytest.approx(1.0)
+
+
+def test_it_is_zero_on_average_for_independent_rows_and_sees_what_no_line_fits() -> None:
+    independent = [float(distance_correlation(normal(16, 4, seed=s), normal(16, 3, seed=1000 + s))) for s in range(300)]
+    assert abs(np.mean(independent)) < 4 * np.std(independent) / np.sqrt(300)
+    assert min(independent) < 0
+    angle = 2 * np.pi * torch.rand(64, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    radius_and_angle = torch.cat([angle.cos(), angle.sin()], dim=1)
+    squared = (2 * angle).cos()  # uncorrelated with both columns
+    assert float(distance_correlation(radius_and_angle, squared)) > 0.05
+
+
+def test_whitening_forgets_every_linear_map_of_the_exclusive_means() -> None:
+    values = normal(40, 3)
+    mixed = values @ torch.tensor([[1.0, 5.0, 0.0], [0.0, 0.01, 2.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
+    white = whitened(mixed)
+    torch.testing.assert_close(white.T @ white / 40, torch.eye(3, dtype=torch.float64), rtol=0, atol=0.05)
+    content = posterior(values[:, :1])
+    assert float(dependence(posterior(values), content)) == pytest.approx(
+        float(dependence(posterior(mixed), content)), abs=0.01
+    )
+
+
+def test_a_weak_direction_counts_as_much_as_a_strong_one() -> None:
+    content, manner = normal(48, 1), normal(48, 1, seed=1)
+    told = posterior(torch.cat([100 * manner, 0.5 * content], dim=1))
+    clean = posterior(torch.cat([100 * manner, 0.5 * normal(48, 1, seed=2)], dim=1))
+    assert float(dependence(told, posterior(content))) > 0.3
+    assert abs(float(dependence(clean, posterior(content)))) < 0.1
+
+
+def test_descending_it_takes_the_content_out_and_leaves_the_shared_latent_alone() -> None:
+    content, manner = normal(64, 2), normal(64, 2, seed=1)
+    mixing = torch.eye(4, 2, dtype=torch.float64).requires_grad_()
+    shared = content.clone().requires_grad_()
+    seen = torch.cat([content + manner, manner], dim=1)
+    before = float(dependence(posterior(seen @ mixing), posterior(shared)).detach())
+    for _ in range(200):
+        told = dependence(posterior(seen @ mixing), posterior(shared))
+        (gradient,) = torch.autograd.grad(told, mixing)
+        with torch.no_grad():
+            mixing -= 0.3 * gradient
+    assert before > 0.2
+    assert float(dependence(posterior(seen @ mixing), posterior(shared)).detach()) < 0.02
+    dependence(posterior(seen @ mixing), posterior(shared)).backward()
+    assert shared.grad is None
+
+
+@pytest.mark.parametrize(
+    "means", [torch.zeros(8, 3), torch.ones(8, 3) * 1e20, normal(8, 3).float() * 1e-20, normal(3, 3).float()]
+)
+def test_collapsed_and_tiny_batches_give_finite_values_and_gradients(means: Tensor) -> None:
+    means = means.clone().requires_grad_()
+    told = dependence(posterior(means), posterior(normal(len(means), 5, seed=3).float()))
+    told.backward()
+    assert torch.isfinite(told) and means.grad is not None and torch.isfinite(means.grad).all()
+    if len(means) < 4:
+        assert float(told.detach()) == 0.0
+
+
+def test_objectives_without_exclusive_latents_refuse_it() -> None:
+    for kind in ("ii", "infonce"):
+        with pytest.raises(IiaeError, match="independence"):
+            resolve([*preset_layers("digits-cdcb"), set_layer(["objective.independence=1", f"objective.kind={kind}"])])
