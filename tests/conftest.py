@@ -141,20 +141,22 @@ def stopping_at(step: int) -> Iterator[None]:
         yield
 
 
+SMALL_IMAGE: dict[str, Any] = {
+    "channels_x": 3,
+    "channels_y": 3,
+    "size": (16, 16),
+    "widths": [4, 6],
+    "decoder_widths": [8, 6],
+    "shared_channels": 5,
+    "exclusive_dim": 3,
+    "flat_width": 4,
+}
+
+
 def small_image_model(**changes: Any) -> IIAE:
     """A model of 16x16 pictures, 3 channels in both domains, whose weights are always the same."""
     torch.manual_seed(3)
-    settings: dict[str, Any] = {
-        "channels_x": 3,
-        "channels_y": 3,
-        "size": (16, 16),
-        "widths": [4, 6],
-        "decoder_widths": [8, 6],
-        "shared_channels": 5,
-        "exclusive_dim": 3,
-        "flat_width": 4,
-    }
-    return image_iiae(**{**settings, **changes})
+    return image_iiae(**{**SMALL_IMAGE, **changes})
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL_IMAGE
 from torch import nn
 
 from iiae_cli.builders import build_model
@@ -28,17 +29,7 @@ def count(*modules):
 
 
 def small_image(**changes):
-    settings = {
-        "channels_x": 3,
-        "channels_y": 3,
-        "size": (16, 16),
-        "widths": [4, 6],
-        "decoder_widths": [8, 6],
-        "shared_channels": 5,
-        "exclusive_dim": 3,
-        "flat_width": 4,
-    }
-    return image_iiae(**{**settings, **changes})
+    return image_iiae(**{**SMALL_IMAGE, **changes})
 
 
 def small_features(**changes):
