@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import small_image_model
 from torch import Tensor
 
+from iiae_cli.builders import build_objective
 from iiae_cli.errors import IiaeError
 from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.independence import dependence, distance_correlation, whitened
+from iiae_cli.model.objective import Objective
 
 
 def slow_distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -97,7 +100,12 @@ def test_descending_it_takes_the_content_out_and_leaves_the_shared_latent_alone(
 
 
 @pytest.mark.parametrize(
-    "means", [torch.zeros(8, 3), torch.ones(8, 3) * 1e20, normal(8, 3).float() * 1e-20, normal(3, 3).float()]
+    "means",
+    [
+        *(torch.zeros(8, 3), torch.ones(8, 3) * 1e20, normal(8, 3).float() * 1e-20),
+        *(normal(2, 3).float(), normal(3, 3).float(), normal(4, 8).float(), normal(6, 8).float()),
+    ],
+    ids=["zero", "huge and equal", "tiny", "two rows", "three rows", "four of 8 dimensions", "six of 8 dimensions"],
 )
 def test_collapsed_and_tiny_batches_give_finite_values_and_gradients(means: Tensor) -> None:
     means = means.clone().requires_grad_()
@@ -106,6 +114,39 @@ def test_collapsed_and_tiny_batches_give_finite_values_and_gradients(means: Tens
     assert torch.isfinite(told) and means.grad is not None and torch.isfinite(means.grad).all()
     if len(means) < 4:
         assert float(told.detach()) == 0.0
+
+
+def test_a_shared_dimension_counts_by_its_signal_over_its_noise() -> None:
+    content, whisper = normal(48, 1), normal(48, 1, seed=1)
+    means = torch.cat([content, 10 * whisper], dim=1)
+    quiet = DiagonalGaussian(means, torch.tensor([0.0, 12.0], dtype=torch.float64).expand_as(means))
+    loud = DiagonalGaussian(means, torch.zeros_like(means))
+    assert float(dependence(posterior(content), quiet)) > 0.9  # of the second dimension little outlives its noise
+    assert float(dependence(posterior(content), loud)) < 0.1
+
+
+def test_the_penalty_joins_the_loss_by_its_weight_and_compares_with_the_partner() -> None:
+    model = small_image_model()
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 16, 16), torch.rand(6, 3, 16, 16)
+    posteriors = model.infer(x, y)
+    decoded = model.generate(model.sample(posteriors))
+    plain = Objective()(x, y, posteriors, decoded, 10)
+    terms = Objective(independence=7.0)(x, y, posteriors, decoded, 10)
+    assert set(terms) == {*plain, "dependence_x", "dependence_y"}
+    assert posteriors.exclusive_x is not None and posteriors.exclusive_y is not None
+    torch.testing.assert_close(terms["dependence_x"], dependence(posteriors.exclusive_x, posteriors.shared_y))
+    torch.testing.assert_close(terms["dependence_y"], dependence(posteriors.exclusive_y, posteriors.shared_x))
+    told = terms["dependence_x"] + terms["dependence_y"]
+    torch.testing.assert_close(terms["loss"] - plain["loss"], 7.0 * told, rtol=0, atol=1e-3)
+    assert abs(float(told.detach())) > 0.01
+    assert all(torch.equal(terms[name], value) for name, value in plain.items() if name != "loss")
+
+
+def test_the_weight_comes_from_the_configuration() -> None:
+    config = resolve([*preset_layers("digits-cdcb"), set_layer(["objective.independence=2.5"])]).config
+    assert build_objective(config).independence == 2.5
+    assert build_objective(resolve(preset_layers("digits-cdcb")).config).independence == 0.0
 
 
 def test_objectives_without_exclusive_latents_refuse_it() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from iiae_cli.builders import build_model
 from iiae_cli.config import Config
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.runs import Checkpoint, RunDir, load_model
-from iiae_cli.weights import fingerprint_of, place
+from iiae_cli.weights import fingerprint_of, place, read_weights
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
 CONFIG = Config.model_validate(
@@ -119,6 +121,25 @@ def test_any_flipped_bit_of_the_weights_is_found(tmp_path: Path) -> None:
             load_model(run)
     run.model_file.write_bytes(content)
     load_model(run)
+
+
+def test_weights_without_a_checksum_must_match_their_fingerprint(tmp_path: Path) -> None:
+    run, _, fingerprint = saved(tmp_path / "run")
+    with safe_open(run.model_file, framework="pt") as file:
+        header = {name: value for name, value in file.metadata().items() if name != "checksum"}
+    state = load_file(run.model_file)
+    save_file(state, run.model_file, metadata=header)
+    assert load_model(run).fingerprint == fingerprint
+    state["shared_x.bias"][0] += 1
+    save_file(state, run.model_file, metadata=header)
+    with pytest.raises(IiaeError, match="do not match their fingerprint"):
+        load_model(run)
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(IiaeError, match="is no file"):
+        read_weights(tmp_path / "model.safetensors")
 
 
 def test_one_process_at_a_time_trains_in_a_run_directory(tmp_path: Path) -> None:

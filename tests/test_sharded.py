@@ -438,12 +438,12 @@ DAMAGE = {
     "no group": without("train-x"),
     "no places": without("train-x/places"),
     "a link elsewhere": replaced("train-x", h5py.ExternalLink("other.h5", "/")),
-    "places of other items": replaced("train-x/places", np.arange(4) + 1),
-    "places out of order": replaced("train-x/places", np.array([1, 0, 2, 3])),
-    "fewer rows than places": replaced("train-x/rows0", np.zeros((3, 8, 8, 3), np.uint8)),
+    "places of other items": replaced("train-x/places", np.arange(8) + 1),
+    "places out of order": replaced("train-x/places", np.array([1, 0, *range(2, 8)])),
+    "fewer rows than places": replaced("train-x/rows0", np.zeros((7, 8, 8, 3), np.uint8)),
     "no rows": without("train-x/rows0"),
-    "rows of another kind": replaced("train-x/rows0", np.zeros((4, 8, 8, 3), np.float64)),
-    "rows that are empty": replaced("train-x/rows0", np.zeros((4, 0, 8, 3), np.uint8)),
+    "rows of another kind": replaced("train-x/rows0", np.zeros((8, 8, 8, 3), np.float64)),
+    "rows that are empty": replaced("train-x/rows0", np.zeros((8, 0, 8, 3), np.uint8)),
 }
 
 
