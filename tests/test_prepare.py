@@ -577,6 +577,17 @@ def test_an_unknown_set_is_refused_with_those_there_are():
     assert all(name in caught.value.hint for name in BUILDERS)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("mine-0-of-2.h5", "iiae prepare {} … --merge"), ("", "iiae prepare pairs {},")]
+)
+def test_a_file_or_folder_in_the_place_of_a_set_is_told_where_it_belongs(tmp_path, name, told):
+    (tmp_path / "mine-0-of-2.h5").touch()
+    with pytest.raises(IiaeError) as caught:
+        build(str(tmp_path / name), PrepareOptions())
+    assert caught.value.message == f"unknown data set '{tmp_path / name}'"
+    assert told.format(tmp_path / name) in caught.value.hint
+
+
 def test_prepare_file_writes_a_whole_self_describing_file(tmp_path):
     path, source = tmp_path / "mine.h5", tmp_path / "source"
     pair(source / "train", "a", 50)

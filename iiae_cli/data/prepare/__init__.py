@@ -97,7 +97,7 @@ def build(name: str, options: PrepareOptions) -> Prepared:
         IiaeError: unknown set, or a source that is missing or damaged.
     """
     if name not in BUILDERS:
-        raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}")
+        raise IiaeError(f"unknown data set '{name}'", _what_else(name))
     if options.features.wants_classes and name not in CLASS_SETS:
         raise IiaeError(
             f"{name} takes no --split, --unseen-classes or --backbone…", f"these are for {' and '.join(CLASS_SETS)}"
@@ -107,6 +107,16 @@ def build(name: str, options: PrepareOptions) -> Prepared:
             f"--side-by-side does not apply to {name}", "leave it out; it is for: iiae prepare pairs SOURCE"
         )
     return BUILDERS[name](options)
+
+
+def _what_else(name: str) -> str:
+    """A hint for somebody who names something else in a data set's place."""
+    path = Path(name)
+    if path.is_file() and path.suffix in (".h5", ".hdf5"):
+        return f"to join shards: iiae prepare {name} … --merge -o OUTPUT; a data file is ready to train on as it is"
+    if path.exists():
+        return f"for pictures of your own: iiae prepare pairs {name}, or classes where pairs share a class alone"
+    return f"data sets: {', '.join(BUILDERS)}"
 
 
 def _coloured(
