@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
+from iiae_cli.training import canonical
 from iiae_cli.training.canonical import canonical_maps
 
 
@@ -59,3 +61,17 @@ def test_fewer_pairs_than_numbers_and_constant_columns_are_fine() -> None:
     y[:, 0] = x[:, 0]
     (weight, _), _ = canonical_maps(x, y, 8, 1.0)
     assert np.isfinite(weight).all() and weight.any()
+
+
+def test_where_lapacks_fast_driver_fails_the_slow_one_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, x, y = pairs(80)
+    expected = canonical_maps(x, y, 4, 0.1)
+
+    def failing(matrix: np.ndarray, lapack_driver: str = "gesdd", **options: object) -> object:
+        if lapack_driver == "gesdd":
+            raise np.linalg.LinAlgError("SVD did not converge")
+        return scipy.linalg.svd(matrix, lapack_driver=lapack_driver, **options)
+
+    monkeypatch.setattr(canonical, "svd", failing)
+    for (weight, _), (other, _) in zip(canonical_maps(x, y, 4, 0.1), expected, strict=True):
+        np.testing.assert_allclose(np.abs(weight), np.abs(other), atol=1e-9)

@@ -79,6 +79,21 @@ def test_leace_survives_singular_covariances_on_both_sides():
     torch.testing.assert_close(clean[:, :6], erased(values, concept))
 
 
+def test_leace_is_the_same_where_lapack_fails_at_first(monkeypatch):
+    values, concept = torch.randn(60, 7), torch.randn(60, 2)
+    values[:, 0] += concept[:, 0]
+    expected, svd = leace(values, concept), torch.linalg.svd
+
+    def failing(matrix, full_matrices=True):
+        if matrix.is_contiguous():
+            raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+        return svd(matrix, full_matrices=full_matrices)
+
+    monkeypatch.setattr(torch.linalg, "svd", failing)
+    found = leace(values, concept)
+    torch.testing.assert_close(found[0] @ found[1].T, expected[0] @ expected[1].T)
+
+
 def test_leace_leaves_values_that_tell_nothing():
     values = torch.zeros(10, 3, dtype=torch.float64)
     torch.testing.assert_close(erased(values, noise(10, 2)), values)

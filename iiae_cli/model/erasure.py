@@ -170,7 +170,7 @@ def leace(
     told_variances, told_axes = _spectrum(concept)
     seen = values if partner is None else values - partner.double()
     cross = whiten @ seen.T @ (concept @ (told_axes / told_variances.sqrt())) / len(values)
-    found, correlation, _ = torch.linalg.svd(cross, full_matrices=False)
+    found, correlation, _ = _svd(cross)
     told = found[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
     return colour @ told, whiten @ told
 
@@ -182,6 +182,16 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
     return variances[kept], axes[:, kept]
 
 
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A thin SVD. LAPACK's driver fails on a rare matrix, however healthy; on its transpose it does not fail too."""
+    try:
+        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    except RuntimeError:  # torch.linalg.LinAlgError
+        right, sizes, left = torch.linalg.svd(matrix.mT, full_matrices=False)
+        left, right = left.mT, right.mT
+    return left, sizes, right
+
+
 def without(
     basis: Basis, mean: Tensor, concept: Tensor, *, partner: Tensor | None = None, least_correlation: float = 0.0
 ) -> Basis:
@@ -190,7 +200,7 @@ def without(
     removed, read = leace(basis.coordinates(mean), concept, partner=others, least_correlation=least_correlation)
     remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T
     rank = len(basis.snr) - removed.shape[1]
-    towards, sizes, source = torch.linalg.svd(remaining)
+    towards, sizes, source = _svd(remaining)
     right = basis.right @ source[:rank].T
     snr = ((mean.double() - basis.centre) @ right).square().mean(dim=0)
     return Basis(basis.centre, basis.left @ (towards[:, :rank] * sizes[:rank]), right, snr)

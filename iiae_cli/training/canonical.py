@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular, svd
+from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
 
 CORRELATION_POWER = 0.75
 
@@ -37,7 +37,7 @@ def canonical_maps(x: NDArray[Any], y: NDArray[Any], dim: int, shrinkage: float)
     across = centred[0].T @ centred[1] / len(x)
     white = solve_triangular(lower_x, across, lower=True)
     white = solve_triangular(lower_y, white.T, lower=True).T
-    left, correlations, right = svd(white, full_matrices=False)
+    left, correlations, right = _svd(white)
     kept = min(dim, len(correlations))
     power = correlations[:kept] ** CORRELATION_POWER
     found = []
@@ -48,6 +48,15 @@ def canonical_maps(x: NDArray[Any], y: NDArray[Any], dim: int, shrinkage: float)
     scale = float(np.sqrt(np.mean((centred[0] @ found[0].T) ** 2))) or 1.0
     weight_x, weight_y = (weight / scale for weight in found)
     return (weight_x, -weight_x @ means[0]), (weight_y, -weight_y @ means[1])
+
+
+def _svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+    """A thin SVD. LAPACK's fast driver fails on a rare matrix, however healthy; its slow one does not."""
+    try:
+        left, sizes, right = svd(matrix, full_matrices=False)
+    except LinAlgError:
+        left, sizes, right = svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, sizes, right
 
 
 def _factor(rows: Floats, shrinkage: float) -> Floats:
