@@ -90,12 +90,10 @@ def _build_networks(config: Config, info: DataInfo) -> IIAE:
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
             "choose a preset of the data's kind, or --set model.kind=" + ("features" if info.is_features else "image"),
         )
-    if (model.linear_path == "canonical" and model.kind != "flat") or (
-        model.linear_path in ("random", "two-covariance") and model.kind != "features"
-    ):
+    if model.linear_path != "none" and (model.linear_path == "canonical") == (model.kind == "features"):
         raise IiaeError(
             f"model.linear_path={model.linear_path} does not go with model.kind={model.kind}",
-            "canonical is for model.kind=flat, random and two-covariance are for features",
+            "canonical is for pictures, random and two-covariance are for features",
         )
     exclusive_latents, shared_decoders = has_exclusive_latents(kind), has_shared_decoders(kind)
     size = picture_size(config, info)

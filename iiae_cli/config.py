@@ -99,7 +99,7 @@ class ModelSection(Section):
     linear_path: Literal["none", "random", "two-covariance", "canonical"] = Field(
         "none",
         description="features: add a linear map of the features to each shared mean, begun at random or as the closed "
-        "form of the linear-Gaussian model of classes (two-covariance); flat: of the pictures' edges and coarse "
+        "form of the linear-Gaussian model of classes (two-covariance); image, flat: of the pictures' edges and coarse "
         "colours, begun as their regularised canonical correlation (canonical). none: the paper",
     )
     linear_shrinkage: Annotated[float, Field(gt=0.0)] = Field(

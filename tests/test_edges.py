@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from iiae_cli.model.edges import CELLS, DIRECTIONS, PictureDescription, edge_directions
+from iiae_cli.model.edges import CELLS, DIRECTIONS, PictureDescription, PictureMap, edge_directions
 
 
 @pytest.mark.parametrize("direction", range(DIRECTIONS))
@@ -49,3 +49,31 @@ def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength() -> None:
     torch.testing.assert_close(edges[0], edges[1], atol=1e-3, rtol=0)
     assert torch.cosine_similarity(edges[0], edges[2]) > 0.999
     assert PictureDescription(1)(torch.zeros(1, 1, 32, 32)).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "multiple"), [((3, 32, 32), (8, 8), 8), ((1, 30, 41), (4, 6), 16), ((4, 256, 256), (16, 16), 32)]
+)
+def test_a_map_has_the_grid_asked_for(shape: tuple[int, int, int], grid: tuple[int, int], multiple: int) -> None:
+    describe = PictureMap(shape[0], grid, multiple)
+    described = describe(torch.rand(2, *shape) * 2 - 1)
+    assert described.shape == (2, describe.width, *grid) and describe.width == 16 + shape[0]
+    assert described.isfinite().all() and not list(describe.parameters())
+
+
+def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs() -> None:
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[:, :, :, 15:] = 1.0  # seen by the columns 14 and 15: the right half of cells of the columns 12 to 15
+    described = PictureMap(3, (8, 8), 8)(picture)[0]
+    edges, colours = described[:16].view(4, 2, 2, 8, 8), described[16:]  # by direction, half above, half left
+    assert edges[0, :, 1, :, 3].min() > 0.5
+    assert edges[1:].max() == 0 and edges[:, :, 0].max() == 0 and edges[..., [0, 1, 2, 4, 5, 6, 7]].max() == 0
+    torch.testing.assert_close(colours[:, 0], torch.tensor([0.0, 0, 0, 0.25, 1, 1, 1, 1]).expand(3, 8))
+
+
+def test_a_map_lies_on_the_grid_of_a_trunk_that_extends_the_picture() -> None:
+    picture = torch.zeros(1, 1, 32, 20)
+    picture[..., 9:, :] = 1.0
+    whole = PictureMap(1, (8, 8), 8)(torch.cat([picture, picture[..., :12]], dim=3))
+    assert torch.equal(PictureMap(1, (8, 5), 4)(picture), whole[..., :5])  # 20 is a multiple of 4: nothing added
+    assert torch.equal(PictureMap(1, (8, 6), 8)(picture), whole[..., :6])  # extended by four equal columns

@@ -16,8 +16,9 @@ from iiae_cli.builders import build_model
 from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.layers import preset_layers, resolve, set_layer
-from iiae_cli.model.iiae import Posteriors, image_iiae
+from iiae_cli.model.iiae import Posteriors
 from iiae_cli.model.objective import ELBO_FIT, Objective
+from iiae_cli.training.statistics import windows
 from iiae_cli.training.validation import Selection, Validation, validate
 
 TINY = [
@@ -52,8 +53,12 @@ def records(run: str, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_the_plus_preset_starts_far_above_the_baseline_and_logs_its_contrast(iiae: Program, data: Path) -> None:
-    trained = train(iiae, data, "run", "--set", "model.shared=64", "--set", "selection.from_start=true", "--json")
+@pytest.mark.parametrize("preset", ["pairs-plus", "fashion-edges-plus"])
+def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(
+    iiae: Program, data: Path, preset: str
+) -> None:
+    options = ("--set", "model.shared=64", "--set", "selection.from_start=true", "--json")
+    trained = train(iiae, data, "run", *options, preset=preset)
     assert trained.code == 0, trained.err
     first = records("run", "validation")[0]
     assert first["step"] == 0 and min(first["shared_recall"]) > 0.5  # the closed form alone
@@ -168,22 +173,33 @@ def info(kind: str = "pictures") -> DataInfo:
 
 
 def test_a_linear_path_needs_its_own_kind_of_model() -> None:
-    for assignments in (["model.kind=image"], ["model.kind=flat", "model.linear_path=two-covariance"]):
-        config = resolve([*preset_layers("pairs-plus"), set_layer(assignments)]).config
+    for preset, path, data in (("pairs", "two-covariance", info()), ("features", "canonical", info("features"))):
+        config = resolve([*preset_layers(preset), set_layer([f"model.linear_path={path}"])]).config
         with pytest.raises(IiaeError, match="linear_path") as refused:
-            build_model(config, info())
+            build_model(config, data)
         assert "canonical" in refused.value.hint
-    with pytest.raises(ValueError, match="linear path"):
-        image_iiae(
-            channels_x=3,
-            channels_y=3,
-            size=(32, 32),
-            widths=[4],
-            decoder_widths=[4],
-            shared_channels=4,
-            exclusive_dim=2,
-            linear_path=True,
-        )
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int, int]) -> None:
+    model = small_image_model(size=size, linear_path=True).eval()
+    x, y = torch.rand(2, 5, 3, *size) * 2 - 1
+    channels, inputs = model.shared_shape[0], 16 * model.features_x.describe.width  # type: ignore[union-attr]
+    weights = torch.randn(channels, inputs), torch.randn(channels, inputs)
+    biases = torch.randn(channels), torch.randn(channels)
+    model.start_canonical_paths(weights, biases)
+    with torch.no_grad():
+        expected = []
+        for pictures, weight, bias in zip((x, y), weights, biases, strict=True):
+            rows = windows(model.features_x.describe(pictures))  # type: ignore[operator, union-attr]
+            cells = rows @ weight.T + bias
+            expected.append(cells.view(5, *model.shared_shape[1:], channels).permute(0, 3, 1, 2))
+        posteriors = model.infer(x, y)
+        assert posteriors.joint_shared is not None
+        torch.testing.assert_close(posteriors.shared_x.mean, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(posteriors.shared_y.mean, expected[1], rtol=1e-4, atol=1e-4)
+        joint = (expected[0] + expected[1]) / 2
+        torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:

@@ -17,11 +17,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from iiae_cli.model.edges import PictureDescription
+from iiae_cli.model.edges import PictureDescription, PictureMap
 from iiae_cli.model.erasure import LinearErasure, SharedPart
 from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
+    DescribedMapHead,
     FeatureDecoder,
     ImageDecoder,
     LinearPathHead,
@@ -247,9 +248,9 @@ class IIAE(nn.Module):
         The joint encoder begins as the mean of both.
         """
         for path, weight, bias in zip((self.shared_x, self.shared_y), weights, biases, strict=True):
-            assert isinstance(path, LinearPathHead)
+            assert isinstance(path, LinearPathHead | DescribedMapHead)
             path.start(weight, bias)
-        if isinstance(self.joint_shared, LinearPathHead):
+        if isinstance(self.joint_shared, LinearPathHead | DescribedMapHead):
             self.joint_shared.start(torch.cat(weights, dim=1) / 2, (biases[0] + biases[1]) / 2)
 
     def hold_linear_paths(self) -> None:
@@ -332,18 +333,16 @@ def image_iiae(
         exclusive_latents: False for the II ablation.
         shared_decoders: True for the ELBO + λ·II ablation.
         decoders: False for a dual encoder, which has no joint encoder either.
-        linear_path: flat only: the shared encoders are `LinearPathHead`s that read a `PictureDescription` too, for the
-            caller to start.
+        linear_path: the shared encoders read a description of the pictures too, for the caller to start:
+            `DescribedMapHead`s a `PictureMap`, a flat model's `LinearPathHead`s a `PictureDescription`.
         flat_hidden: hidden width of the flat (Cars) variant, whose FE has a fifth convolution of this width
             (paper: 256); None for a map latent.
         flat_width: grid channels that the flat decoder starts from. The paper's table has 262,144 units here, the
             released code 8·8·512 = 32,768; the code is followed.
 
     Raises:
-        ValueError: `decoder_widths` and `widths` differ in length, or a linear path to a map.
+        ValueError: `decoder_widths` and `widths` differ in length.
     """
-    if linear_path and flat_hidden is None:
-        raise ValueError("a linear path leads to a shared vector, not to a map")
     if len(decoder_widths) != len(widths):
         raise ValueError(f"{len(widths)} encoder widths need as many decoder widths, not {len(decoder_widths)}")
     stages = len(widths) + 1
@@ -364,36 +363,36 @@ def image_iiae(
             flat_width=None if flat_hidden is None else flat_width,
         )
 
+    def description(channels: int) -> PictureDescription | PictureMap:
+        return PictureMap(channels, trunk_grid, multiple) if flat_hidden is None else PictureDescription(channels)
+
+    def shared_head(*channels: int) -> nn.Module:
+        if flat_hidden is None:
+            if linear_path:
+                return DescribedMapHead(widths[-1], [description(one).width for one in channels], shared_channels)
+            return map_shared_head(len(channels) * widths[-1], shared_channels)
+        head = flat_shared_head(len(channels) * flat_features, flat_hidden, shared_channels)
+        if linear_path:
+            return LinearPathHead(head, flat_features, [description(one).width for one in channels], shared_channels)
+        return head
+
     def domain(channels: int) -> DomainNetworks:
         features: nn.Module = ConvTrunk(channels, widths, multiple)
-        shared: nn.Module
-        if flat_hidden is None:
-            shared = map_shared_head(widths[-1], shared_channels)
-        else:
+        if flat_hidden is not None:
             features = nn.Sequential(ConvTrunk(channels, [*widths, flat_hidden], multiple), nn.Flatten())
-            shared = flat_shared_head(flat_features, flat_hidden, shared_channels)
         if linear_path:
-            description = PictureDescription(channels)
-            features = PassInput(features, description)
-            shared = LinearPathHead(shared, flat_features, [description.width], shared_channels)
+            features = PassInput(features, description(channels))
         return DomainNetworks(
             exclusive=image_exclusive_encoder(channels, widths, trunk_grid, exclusive_dim, multiple)
             if exclusive_latents
             else None,
             features=features,
-            shared=shared,
+            shared=shared_head(channels),
             decoder=decoder(channels, exclusive_dim if exclusive_latents else 0) if decoders else None,
             shared_decoder=decoder(channels, 0) if shared_decoders else None,
         )
 
-    joint: nn.Module
-    if flat_hidden is None:
-        joint = map_shared_head(2 * widths[-1], shared_channels)
-    else:
-        joint = flat_shared_head(2 * flat_features, flat_hidden, shared_channels)
-    if linear_path:
-        widths_described = [PictureDescription(channels).width for channels in (channels_x, channels_y)]
-        joint = LinearPathHead(joint, flat_features, widths_described, shared_channels)
+    joint = shared_head(channels_x, channels_y)
     return IIAE(
         x=domain(channels_x),
         y=domain(channels_y),

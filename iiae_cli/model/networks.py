@@ -166,11 +166,11 @@ def feature_exclusive_encoder(width: int, hidden: Sequence[int], exclusive_dim: 
 
 
 class PassInput(nn.Module):
-    """A feature extractor whose input, or a description of it, goes on beside its output: (B, …) → (B, W + F).
+    """A feature extractor whose input, or a description of it, goes on beside its output: (B, …) → (B, W + F, …).
 
     Args:
-        trunk: the extractor.
-        describe: what makes (B, F) of the input; None for features, which go on as they are.
+        trunk: the extractor, to (B, W) or a map (B, W, H, W).
+        describe: what makes (B, F), or a map of the same grid, of the input; None: features, which go on as they are.
     """
 
     def __init__(self, trunk: nn.Module, describe: nn.Module | None = None) -> None:
@@ -180,7 +180,9 @@ class PassInput(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Output and input, concatenated."""
-        return torch.cat([self.trunk(inputs), inputs if self.describe is None else self.describe(inputs)], dim=1)
+        features = self.trunk(inputs)
+        beside = inputs if self.describe is None else self.describe(inputs)
+        return torch.cat([features, beside.to(features.dtype)], dim=1)
 
 
 class LinearPathHead(nn.Module):
@@ -232,6 +234,44 @@ class LinearPathHead(nn.Module):
         pieces = torch.split(joined, self._pieces, dim=1)
         mean, logvar = self.head(torch.cat(pieces[0::2], dim=1)).chunk(2, dim=1)
         return torch.cat([self.learned * mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1)
+
+
+class DescribedMapHead(HalvingConv):
+    """r or q with a map latent on `PassInput`'s output: one convolution reads features and descriptions.
+
+    Beyond the paper: `map_shared_head` with more to read, of which a closed form says where to begin (`start`).
+
+    Args:
+        extracted: W, of each domain.
+        inputs: F of each domain: one (r) or both (q).
+        shared_channels: S.
+    """
+
+    START_LOGVAR = -2.0
+
+    def __init__(self, extracted: int, inputs: Sequence[int], shared_channels: int) -> None:
+        pieces = [width for one in inputs for width in (extracted, one)]
+        super().__init__(sum(pieces), 2 * shared_channels)
+        self._pieces = pieces
+
+    def start(self, weight: Tensor, bias: Tensor) -> None:
+        """Begin as a linear map of the descriptions alone, with small variances.
+
+        Args:
+            weight: (S, ΣF·16), the 16 places of a window for each of the domains' channels.
+            bias: (S,).
+        """
+        shared = len(weight)
+        assert self.bias is not None
+        with torch.no_grad():
+            described = torch.split(self.weight, self._pieces, dim=1)[1::2]
+            self.weight[:shared] = 0.0
+            given = torch.split(weight.view(shared, -1, 4, 4), [part.shape[1] for part in described], dim=1)
+            for part, values in zip(described, given, strict=True):
+                part[:shared] = values
+                part[shared:] = 0.0
+            self.bias[:shared] = bias
+            self.bias[shared:] = self.START_LOGVAR
 
 
 class ImageDecoder(nn.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from iiae_cli.training.canonical import canonical_maps
 from iiae_cli.training.data import TrainingData
 
 CANONICAL_PAIRS = 10_000  # more change little
+MAP_ROWS = 40_000  # cells of a map have one map in common, and there are many to a pair
 SMALLEST_SCALE = 0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
 
 
@@ -49,19 +52,27 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
 def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
     """Let a picture model's linear paths begin as the canonical correlation of both domains' descriptions."""
     size = picture_size(config, data.info)
-    count = min(data.count, CANONICAL_PAIRS)
+    cells = math.prod(model.shared_shape[1:])
+    count = min(data.count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, count, 256):
         rows = data.rows(np.arange(start, min(start + 256, count)))
         for described, features, some in zip(blocks, (model.features_x, model.features_y), rows, strict=True):
             assert isinstance(features, PassInput) and features.describe is not None
-            described.append(features.describe(to_inputs(some, size)))
+            described.append(windows(features.describe(to_inputs(some, size))))
     x, y = (torch.cat(described).numpy() for described in blocks)
     maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
     (weight_x, bias_x), (weight_y, bias_y) = (
         tuple(torch.from_numpy(part.astype(np.float32)) for part in one) for one in maps
     )
     model.start_canonical_paths((weight_x, weight_y), (bias_x, bias_y))
+
+
+def windows(described: Tensor) -> Tensor:
+    """Descriptions (B, F) as they are; of maps (B, F, 2H, 2W) the window of every cell of the latent, (B·H·W, F·16)."""
+    if described.ndim == 2:
+        return described
+    return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
 
 
 def scales(rows: NDArray[Any], *, each: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
