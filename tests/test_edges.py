@@ -72,8 +72,13 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs() -> None:
 
 
 def test_a_map_lies_on_the_grid_of_a_trunk_that_extends_the_picture() -> None:
-    picture = torch.zeros(1, 1, 32, 20)
-    picture[..., 9:, :] = 1.0
-    whole = PictureMap(1, (8, 8), 8)(torch.cat([picture, picture[..., :12]], dim=3))
-    assert torch.equal(PictureMap(1, (8, 5), 4)(picture), whole[..., :5])  # 20 is a multiple of 4: nothing added
-    assert torch.equal(PictureMap(1, (8, 6), 8)(picture), whole[..., :6])  # extended by four equal columns
+    picture = torch.rand(1, 1, 32, 20) * 2 - 1
+    extended = torch.cat([picture, picture[..., -1:].expand(1, 1, 32, 4)], dim=3)
+    assert torch.equal(PictureMap(1, (8, 6), 8)(picture), PictureMap(1, (8, 6), 8)(extended))
+    assert torch.equal(PictureMap(1, (8, 5), 4)(picture)[..., :4], PictureMap(1, (8, 6), 8)(picture)[..., :4])
+
+
+def test_descriptions_are_float32_whatever_the_pictures_are() -> None:
+    pictures = (torch.rand(2, 3, 32, 32) * 2 - 1).bfloat16()
+    for describe in (PictureDescription(3), PictureMap(3, (8, 8), 8)):
+        assert torch.equal(describe(pictures), describe(pictures.float()))

@@ -17,6 +17,7 @@ from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.iiae import Posteriors
+from iiae_cli.model.networks import DescribedMapHead
 from iiae_cli.model.objective import ELBO_FIT, Objective
 from iiae_cli.training.statistics import windows
 from iiae_cli.training.validation import Selection, Validation, validate
@@ -200,6 +201,9 @@ def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int
         torch.testing.assert_close(posteriors.shared_y.mean, expected[1], rtol=1e-4, atol=1e-4)
         joint = (expected[0] + expected[1]) / 2
         torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
+        model.features_x.trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
+        alone = model.encode_shared("x", x)  # without features: descriptions say nothing of variances yet
+        torch.testing.assert_close(alone.logvar, torch.full_like(alone.logvar, DescribedMapHead.START_LOGVAR))
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:
