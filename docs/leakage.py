@@ -55,7 +55,7 @@ def main() -> None:
     right.axhline(0.15, color=GREY, lw=0.8, ls=":")
     right.set(xlabel="guided L1, y to x, above the paper's, %", ylabel="class accuracy from y's exclusive mean")
     right.set_ylim(top=0.235)
-    right.set_title("residual afterwards (dots), penalty in training (stars)")
+    right.set_title("residual afterwards (dots), the -plus presets (stars)")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
