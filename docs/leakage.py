@@ -19,7 +19,7 @@ def rows(data: str, start: str, end: str) -> list[dict[str, str]]:
     return [row for row in found if row["erasure"].endswith(end) and "plain" not in row["erasure"]]
 
 
-def penalised(data: str) -> list[tuple[float, float]]:
+def seeds_of_plus(data: str) -> list[tuple[float, float]]:
     """Of every seed of a -plus preset: L1 of y→x above the paper's of that seed, in percent, and class from y."""
     runs = [row for row in csv.DictReader((HERE / "leakage-runs.csv").open()) if not row["changed"]]
     paper = {row["seed"]: float(row["l1_yx"]) for row in runs if row["preset"] == data}
@@ -51,7 +51,7 @@ def main() -> None:
         right.plot([p[0] for p in points], [p[1] for p in points], "o-", color=colour, lw=0.8, label=data)
         for x, y, ridge in points:
             right.annotate(f"ridge {ridge}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=GREY)
-        right.plot(*zip(*penalised(data), strict=True), "*", color=colour, ms=11, label=f"{data}-plus, by seed")
+        right.plot(*zip(*seeds_of_plus(data), strict=True), "*", color=colour, ms=11, label=f"{data}-plus, by seed")
     right.axhline(0.15, color=GREY, lw=0.8, ls=":")
     right.set(xlabel="guided L1, y to x, above the paper's, %", ylabel="class accuracy from y's exclusive mean")
     right.set_ylim(top=0.235)

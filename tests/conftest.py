@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from moments import Server
+from torch import Tensor
 
 from iiae_cli import cli
-from iiae_cli.model.iiae import IIAE, image_iiae
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, image_iiae
 from iiae_cli.training.session import Session
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -157,6 +158,15 @@ def small_image_model(**changes: Any) -> IIAE:
     """A model of 16x16 pictures, 3 channels in both domains, whose weights are always the same."""
     torch.manual_seed(3)
     return image_iiae(**{**SMALL_IMAGE, **changes})
+
+
+def small_batch(rows: int = 4) -> tuple[Tensor, Tensor, Posteriors, Reconstructions]:
+    """Pairs, and what `small_image_model` infers and reconstructs of them: what an objective compares."""
+    model = small_image_model()
+    torch.manual_seed(0)
+    x, y = torch.rand(rows, 3, 16, 16), torch.rand(rows, 3, 16, 16)
+    posteriors = model.infer(x, y)
+    return x, y, posteriors, model.generate(model.sample(posteriors))
 
 
 @dataclass

@@ -55,12 +55,7 @@ def config_of(preset: str) -> Config:
 def test_a_plus_preset_differs_in_what_its_page_says_and_trains_no_longer(name: str, others: set[str]) -> None:
     plain, plus = config_of(name).to_dict(), config_of(f"{name}-plus").to_dict()
     sections = [section for section in plain if isinstance(plain[section], dict)]
-    differing = {f"{section}.{key}" for section in sections for key in plain[section]} - {
-        f"{section}.{key}"
-        for section in sections
-        for key in plain[section]
-        if plain[section][key] == plus[section][key]
-    }
+    differing = {f"{part}.{key}" for part in sections for key in plain[part] if plain[part][key] != plus[part][key]}
     everywhere = {"model.exclusive", "objective.contrastive", "objective.independence", "erasure.shared"}
     assert differing == everywhere | others
     assert not config_of(name).erasure.any and config_of(f"{name}-plus").erasure.any

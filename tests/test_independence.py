@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import small_image_model
+from conftest import small_batch
 from torch import Tensor
 
 from iiae_cli.builders import build_objective
@@ -126,11 +126,7 @@ def test_a_shared_dimension_counts_by_its_signal_over_its_noise() -> None:
 
 
 def test_the_penalty_joins_the_loss_by_its_weight_and_compares_with_the_partner() -> None:
-    model = small_image_model()
-    torch.manual_seed(0)
-    x, y = torch.rand(6, 3, 16, 16), torch.rand(6, 3, 16, 16)
-    posteriors = model.infer(x, y)
-    decoded = model.generate(model.sample(posteriors))
+    x, y, posteriors, decoded = small_batch(6)
     plain = Objective()(x, y, posteriors, decoded, 10)
     terms = Objective(independence=7.0)(x, y, posteriors, decoded, 10)
     assert set(terms) == {*plain, "dependence_x", "dependence_y"}

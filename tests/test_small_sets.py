@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, Program, small_image_model, stopping_at
+from conftest import Outcome, Program, small_batch, small_image_model, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.builders import build_model
@@ -17,8 +18,10 @@ from iiae_cli.data.dataset import DataInfo
 from iiae_cli.errors import IiaeError
 from iiae_cli.layers import preset_layers, resolve, set_layer
 from iiae_cli.model.iiae import Posteriors
-from iiae_cli.model.networks import DescribedMapHead
+from iiae_cli.model.networks import START_LOGVAR
 from iiae_cli.model.objective import ELBO_FIT, Objective
+from iiae_cli.training import statistics
+from iiae_cli.training.canonical import canonical_maps
 from iiae_cli.training.statistics import windows
 from iiae_cli.training.validation import Selection, Validation, validate
 
@@ -203,7 +206,24 @@ def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int
         torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
         model.features_x.trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
         alone = model.encode_shared("x", x)  # without features: descriptions say nothing of variances yet
-        torch.testing.assert_close(alone.logvar, torch.full_like(alone.logvar, DescribedMapHead.START_LOGVAR))
+        torch.testing.assert_close(alone.logvar, torch.full_like(alone.logvar, START_LOGVAR))
+
+
+def test_a_map_is_fitted_to_no_more_windows_than_memory_should_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(preset_layers("fashion-edges-plus")).config
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    data: Any = SimpleNamespace(info=info(), count=30, rows=lambda places: (pictures[places], pictures[places]))
+    fitted: list[int] = []
+
+    def counting(x: Any, y: Any, *settings: Any) -> Any:
+        fitted.append(len(x))
+        return canonical_maps(x, y, *settings)
+
+    monkeypatch.setattr(statistics, "canonical_maps", counting)
+    for most in (10_000, 200, 1):
+        monkeypatch.setattr(statistics, "MAP_ROWS", most)
+        statistics.take_statistics(build_model(config, info()), data, config)
+    assert fitted == [30 * 16, 12 * 16, 16]  # a map of 4x4 cells; one pair at least
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:
@@ -216,11 +236,7 @@ def test_augmenting_features_is_refused(iiae: Program) -> None:
 
 
 def test_the_contrastive_term_is_added_to_the_bound_and_to_nothing_else() -> None:
-    model = small_image_model()
-    torch.manual_seed(0)
-    x, y = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
-    posteriors = model.infer(x, y)
-    decoded = model.generate(model.sample(posteriors))
+    x, y, posteriors, decoded = small_batch()
     plain = Objective()(x, y, posteriors, decoded, 10)
     terms = Objective(contrastive=7.0, temperature=0.3)(x, y, posteriors, decoded, 10)
     torch.testing.assert_close(terms["loss"], plain["loss"] + 7.0 * terms["contrastive"])
@@ -236,11 +252,7 @@ def _shared(posteriors: Posteriors) -> tuple[Any, Any]:
 
 
 def test_the_elbo_is_the_bound_without_lambda_and_fits_r() -> None:
-    model = small_image_model()
-    torch.manual_seed(0)
-    x, y = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
-    posteriors = model.infer(x, y)
-    terms = Objective(kind="elbo", annealing_steps=0)(x, y, posteriors, model.generate(model.sample(posteriors)), 10)
+    terms = Objective(kind="elbo", annealing_steps=0)(*small_batch(), 10)
     bound = sum(
         terms[name]
         for name in ("reconstruction_x", "reconstruction_y", "kl_exclusive_x", "kl_exclusive_y", "kl_shared_prior")

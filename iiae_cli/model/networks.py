@@ -24,6 +24,7 @@ from iiae_cli.model.convolutions import DoublingConv, HalvingConv
 LEAKY_SLOPE = 0.2
 NORM_EPS = 1e-5
 NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
+START_LOGVAR = -2.0  # of shared encoders that begin as a closed form
 
 Activation: TypeAlias = Literal["leaky_relu", "relu"]
 
@@ -199,7 +200,6 @@ class LinearPathHead(nn.Module):
         shared_dim: S.
     """
 
-    START_LOGVAR = -2.0
     learned: Tensor
 
     def __init__(self, head: nn.Module, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
@@ -222,7 +222,7 @@ class LinearPathHead(nn.Module):
                 self.linear.bias.copy_(bias)
             last.weight[:shared_dim] = 0.0
             last.bias[:shared_dim] = 0.0
-            last.bias[shared_dim:] = self.START_LOGVAR
+            last.bias[shared_dim:] = START_LOGVAR
 
     def hold(self) -> None:
         """Keep the mean at the linear map as it is; only the variances are learned from now on."""
@@ -247,8 +247,6 @@ class DescribedMapHead(HalvingConv):
         shared_channels: S.
     """
 
-    START_LOGVAR = -2.0
-
     def __init__(self, extracted: int, inputs: Sequence[int], shared_channels: int) -> None:
         pieces = [width for one in inputs for width in (extracted, one)]
         super().__init__(sum(pieces), 2 * shared_channels)
@@ -271,7 +269,7 @@ class DescribedMapHead(HalvingConv):
                 part[:shared] = values
                 part[shared:] = 0.0
             self.bias[:shared] = bias
-            self.bias[shared:] = self.START_LOGVAR
+            self.bias[shared:] = START_LOGVAR
 
 
 class ImageDecoder(nn.Module):
