@@ -15,12 +15,14 @@ from benchmarks.models import convolution_peak, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.encoding import encode_rows, inference
-from iiae_cli.weights import place
+from iiae_cli.runs.weights import place
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="mnist-cdcb")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--pictures", type=int, default=64)

@@ -25,7 +25,9 @@ CHUNK = 64
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="part of the queries")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
@@ -35,12 +37,16 @@ def main() -> None:
     count, size, classes = round(14_421 * options.scale), 14_626, 25
     centres = rng.standard_normal((classes, 64))
     of_query, of_item = rng.integers(0, classes, count), rng.integers(0, classes, size)
-    queries, gallery = (centres[of] + 2 * rng.standard_normal((len(of), 64)) for of in (of_query, of_item))
+    queries, gallery = (
+        centres[of] + 2 * rng.standard_normal((len(of), 64)) for of in (of_query, of_item)
+    )
     labels = [str(one) for one in of_query], [str(one) for one in of_item]
 
     def by_argsort(kind: Literal["stable"] | None) -> Callable[[], Any]:
         def work() -> Any:
-            a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery))
+            a, b = (
+                rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery)
+            )
             places = np.arange(1, size + 1)
 
             def chunk(start: int) -> Any:
@@ -61,7 +67,9 @@ def main() -> None:
 
         def chunk(start: int) -> list[float]:
             found = []
-            for line, own in zip(-(a[start : start + CHUNK] @ b.T), of_query[start : start + CHUNK], strict=True):
+            for line, own in zip(
+                -(a[start : start + CHUNK] @ b.T), of_query[start : start + CHUNK], strict=True
+            ):
                 relevant = of_item[np.argsort(line)] == own
                 found.append((np.cumsum(relevant) / places)[relevant].mean())
             return found
@@ -89,10 +97,14 @@ def main() -> None:
                 for name, one in seconds.items()
             },
             "times_faster": {
-                name: {clock: ratio(seconds, name, "rank_by_class", clock) for clock in ("cpu", "wall")}
+                name: {
+                    clock: ratio(seconds, name, "rank_by_class", clock) for clock in ("cpu", "wall")
+                }
                 for name in competitors
             },
-            "largest_difference": float(np.abs(ours.average_precision - by_argsort("stable")()).max()),
+            "largest_difference": float(
+                np.abs(ours.average_precision - by_argsort("stable")()).max()
+            ),
             "extra_bytes": grown,
         }
     )

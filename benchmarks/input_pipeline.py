@@ -16,15 +16,17 @@ import torch
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 from benchmarks.models import own_steps, workload
-from iiae_cli.data.dataset import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.feed import Feed
-from iiae_cli.training.speed import choose_speed
+from iiae_cli.training.precision import choose_speed
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="mnist-cdcb")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -37,11 +39,17 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(options.threads)
     device = torch.device("cpu")
-    work = workload(options.preset, options.batch_size, [*options.set, f"training.precision={options.precision}"])
+    work = workload(
+        options.preset,
+        options.batch_size,
+        [*options.set, f"training.precision={options.precision}"],
+    )
     precision = choose_speed(work.config, work.info, device, None)[0]["precision"]
     with tempfile.TemporaryDirectory() as folder:
         path, ids = Path(folder) / "data.h5", [str(number) for number in range(options.pairs)]
-        split = Split(x=work.rows(options.pairs, 0), y=work.rows(options.pairs, 1), x_ids=ids, y_ids=ids)
+        split = Split(
+            x=work.rows(options.pairs, 0), y=work.rows(options.pairs, 1), x_ids=ids, y_ids=ids
+        )
         write_data_file(path, "random", {"train": split}, {})
         data = TrainingData(DataFile(path), work.config)
         order = data.order(work.batch_size, 0)
@@ -63,7 +71,10 @@ def main() -> None:
         "batch_size": work.batch_size,
         "precision": precision,
         **machine(options.threads),
-        "seconds": {name: {clock: middle(values) for clock, values in one.items()} for name, one in seconds.items()},
+        "seconds": {
+            name: {clock: middle(values) for clock, values in one.items()}
+            for name, one in seconds.items()
+        },
         "pairs_per_second": work.batch_size / best,
         "added_to_step": added,
         "peak_bytes": peak_bytes(),

@@ -14,14 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.builders import build_model, build_objective, build_optimizer, picture_size
-from iiae_cli.config import Config
-from iiae_cli.data.dataset import DataInfo
-from iiae_cli.layers import preset_layers, resolve, set_layer
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.config.schema import Config
+from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
+from iiae_cli.runs.weights import place
 from iiae_cli.training.loop import TrainState, fit
-from iiae_cli.weights import place
 
-NATIVE = {"digits-cdcb": 32, "digits-edge": 32, "mnist-cdcb": 32, "facades": 256, "maps": 256, "cars": 128}
+NATIVE = {
+    "digits-cdcb": 32,
+    "digits-edge": 32,
+    "mnist-cdcb": 32,
+    "facades": 256,
+    "maps": 256,
+    "cars": 128,
+}
 FEATURES = 512
 CLASSES = 100
 
@@ -58,7 +65,9 @@ def workload(preset: str, batch_size: int | None, assignments: list[str]) -> Wor
     shape = (FEATURES,) if config.model.kind == "features" else (side, side, 3)
     info = DataInfo(config.data.set, shape, shape, {"train": 0, "valid": 0, "test": 0}, {})
     usual = CLASSES if config.model.kind == "features" else 8
-    return Workload(config, info, picture_size(config, info), batch_size or config.training.batch_size or usual)
+    return Workload(
+        config, info, picture_size(config, info), batch_size or config.training.batch_size or usual
+    )
 
 
 def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Callable[[], None]:
@@ -74,7 +83,9 @@ def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Ca
             layer.forward = nn.Dropout.forward.__get__(layer)
     x, y = (one.contiguous() if one.ndim == 4 else one for one in (x, y))
     section = work.config.optimizer
-    optimizer = torch.optim.Adam(model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2))
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2)
+    )
     objective = build_objective(work.config)
     done = 0
 
@@ -148,7 +159,9 @@ def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> flo
     with counter:
         posteriors = model.infer(x, y)
         reconstructions = model.generate(model.sample(posteriors))
-        build_objective(work.config)(*model.targets(x, y), posteriors, reconstructions, 0)["loss"].backward()
+        build_objective(work.config)(*model.targets(x, y), posteriors, reconstructions, 0)[
+            "loss"
+        ].backward()
     return float(counter.get_total_flops())
 
 

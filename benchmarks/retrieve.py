@@ -21,13 +21,21 @@ from iiae_cli.inference.retrieval import nearest, partner_ranks
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--long", action="store_true", help="8,192 dimensions instead of 64")
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the queries and of the gallery")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="part of the queries and of the gallery"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--backends", nargs="+", default=["torch"], choices=["torch", "faiss", "sklearn"])
-    parser.add_argument("--ranks", action="store_true", help="also the ranks of partners, as Recall@K needs them")
+    parser.add_argument(
+        "--backends", nargs="+", default=["torch"], choices=["torch", "faiss", "sklearn"]
+    )
+    parser.add_argument(
+        "--ranks", action="store_true", help="also the ranks of partners, as Recall@K needs them"
+    )
     options = parser.parse_args()
     set_threads(options.threads)
     import faiss
@@ -67,16 +75,24 @@ def main() -> None:
             "benchmark": "retrieve",
             "sizes": {"queries": count, "gallery": size, "width": width, "k": k, "metric": metric},
             **where,
-            "seconds": {name: {clock: middle(taken) for clock, taken in one.items()} for name, one in seconds.items()},
+            "seconds": {
+                name: {clock: middle(taken) for clock, taken in one.items()}
+                for name, one in seconds.items()
+            },
             "ratio_to_faiss_flat": {
-                name: {clock: ratio(seconds, name, "faiss flat", clock) for clock in ("cpu", "wall")}
+                name: {
+                    clock: ratio(seconds, name, "faiss flat", clock) for clock in ("cpu", "wall")
+                }
                 for name in competitors
             },
             "fraction_of_peak": {
-                name: gflop / min(one["cpu"]) / where["gflops_per_cpu_second"] for name, one in seconds.items()
+                name: gflop / min(one["cpu"]) / where["gflops_per_cpu_second"]
+                for name, one in seconds.items()
             },
             "backends_identical": all(
-                np.array_equal(a, b) for one in found.values() for a, b in zip(one, first, strict=True)
+                np.array_equal(a, b)
+                for one in found.values()
+                for a, b in zip(one, first, strict=True)
             ),
             "equal_to_faiss_flat": float((first[0] == flat()).mean()),
             "extra_bytes": grown,

@@ -18,15 +18,26 @@ COMMANDS = {
     "import torch": ["-c", "import torch"],
     "iiae --version": ["-m", "iiae_cli", "--version"],
     "iiae --help": ["-m", "iiae_cli", "--help"],
-    "iiae train --print-config": ["-m", "iiae_cli", "train", "--preset", "digits-cdcb", "--print-config"],
+    "iiae train --print-config": [
+        "-m",
+        "iiae_cli",
+        "train",
+        "--preset",
+        "digits-cdcb",
+        "--print-config",
+    ],
 }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", action="append", choices=[*COMMANDS], help="beside python; repeatable")
+    parser.add_argument(
+        "--only", action="append", choices=[*COMMANDS], help="beside python; repeatable"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -51,7 +62,9 @@ def main() -> None:
         report(result)
         return
     for name, one in result["wall_seconds"].items():
-        print(f"{name}\t{one['least']:.3f} s\t{result['times_python'][name]['median']:.1f} x python")
+        print(
+            f"{name}\t{one['least']:.3f} s\t{result['times_python'][name]['median']:.1f} x python"
+        )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from benchmarks.models import Workload, convolution_peak, own_steps, plain_step, products_of_a_step, workload
+from benchmarks.models import (
+    Workload,
+    convolution_peak,
+    own_steps,
+    plain_step,
+    products_of_a_step,
+    workload,
+)
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.training.speed import multiplies_bf16
+from iiae_cli.training.precision import multiplies_bf16
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +60,9 @@ def competitors(
     names = ["plain", "fp32", *(["bf16"] if device.type == "cuda" or multiplies_bf16() else [])]
     found: dict[str, Callable[[], Any]] = {}
     for name in names if only is None else [only]:
-        found[name] = finished(many(plain_step(work, *pair, device)) if name == "plain" else fitted(name == "bf16"))
+        found[name] = finished(
+            many(plain_step(work, *pair, device)) if name == "plain" else fitted(name == "bf16")
+        )
     return found
 
 
@@ -72,7 +81,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         run()
     seconds = in_turns(runs, options.repetitions)
     clock = "wall" if device.type == "cuda" or options.threads > 1 else "cpu"
-    operations = products_of_a_step(work, build_model(work.config, work.info), x[:2].cpu(), y[:2].cpu())
+    operations = products_of_a_step(
+        work, build_model(work.config, work.info), x[:2].cpu(), y[:2].cpu()
+    )
     operations *= work.batch_size / 2
     about = machine(options.threads)
     peak = max(about["gflops_per_cpu_second"], convolution_peak(device))
@@ -80,9 +91,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, taken in seconds.items():
         best = min(taken[clock]) / options.steps
         rates[name] = {
-            "seconds_per_step": {key: value / options.steps for key, value in middle(taken[clock]).items()},
+            "seconds_per_step": {
+                key: value / options.steps for key, value in middle(taken[clock]).items()
+            },
             "pairs_per_second": work.batch_size / best,
-            "of_fp32_peak": operations / best / 1e9 / peak / (options.threads if clock == "wall" else 1),
+            "of_fp32_peak": operations
+            / best
+            / 1e9
+            / peak
+            / (options.threads if clock == "wall" else 1),
             "time_of_plain": ratio(seconds, name, "plain", clock),
             "least_time_of_plains_least": min(taken[clock]) / min(seconds["plain"][clock]),
             "peak_bytes": None if options.no_memory else memory_of(name, options),
@@ -116,13 +133,17 @@ def memory_of(name: str, options: argparse.Namespace) -> int:
     command += ["--threads", str(options.threads), *(f"--set={one}" for one in options.set)]
     if options.batch_size:
         command += ["--batch-size", str(options.batch_size)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [*command, "--json"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return int(json.loads(done.stdout)["peak_bytes"])
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="mnist-cdcb")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -131,7 +152,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="per repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", help="run this competitor alone; its memory, with --json")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave out the processes that measure memory"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     set_threads(options.threads)
@@ -139,7 +162,9 @@ def main() -> None:
     if options.json:
         report(result)
         return
-    print(f"{result['preset']}, batch {result['batch_size']}, {result['threads']} threads, {result['clock']} seconds")
+    print(
+        f"{result['preset']}, batch {result['batch_size']}, {result['threads']} threads, {result['clock']} seconds"
+    )
     for name, one in result["competitors"].items():
         cells = [
             name,

@@ -22,7 +22,7 @@ def main() -> None:
     if "train" in sys.argv[1:3]:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, _nothing_begun)
-    from iiae_cli.cli import main as run
+    from iiae_cli.cli.app import main as run
 
     run()
 

@@ -10,13 +10,18 @@ from collections.abc import Callable
 
 import torch
 
-from iiae_cli.config import Config, ModelSection
-from iiae_cli.data.augment import Augmentation
-from iiae_cli.data.dataset import DataInfo
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.schema import Config, ModelSection
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.model.iiae import IIAE, feature_iiae, image_iiae
 from iiae_cli.model.networks import grid_after
-from iiae_cli.model.objective import Objective, has_decoders, has_exclusive_latents, has_shared_decoders
+from iiae_cli.model.objective import (
+    Objective,
+    has_decoders,
+    has_exclusive_latents,
+    has_shared_decoders,
+)
 
 SMALLEST_GRID = 4
 SMALLEST_PICTURE = 16
@@ -78,7 +83,9 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
         IiaeError: model kind and data do not fit each other.
     """
     model = _build_networks(config, info)
-    model.add_erasure(shared=config.erasure.shared != "none", exclusive=config.erasure.exclusive != "none")
+    model.add_erasure(
+        shared=config.erasure.shared != "none", exclusive=config.erasure.exclusive != "none"
+    )
     return model
 
 
@@ -88,9 +95,12 @@ def _build_networks(config: Config, info: DataInfo) -> IIAE:
         holds = "features" if info.is_features else "pictures"
         raise IiaeError(
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            "choose a preset of the data's kind, or --set model.kind=" + ("features" if info.is_features else "image"),
+            "choose a preset of the data's kind, or --set model.kind="
+            + ("features" if info.is_features else "image"),
         )
-    if model.linear_path != "none" and (model.linear_path == "canonical") == (model.kind == "features"):
+    if model.linear_path != "none" and (model.linear_path == "canonical") == (
+        model.kind == "features"
+    ):
         raise IiaeError(
             f"model.linear_path={model.linear_path} does not go with model.kind={model.kind}",
             "canonical is for pictures, random and two-covariance are for features",
@@ -156,7 +166,9 @@ def build_augmentation(config: Config) -> Augmentation:
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:
     """Adam over every parameter; its learning rate is set before each step by `build_schedule`'s function."""
     section = config.optimizer
-    return torch.optim.Adam(model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2), fused=True)
+    return torch.optim.Adam(
+        model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2), fused=True
+    )
 
 
 def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
@@ -188,8 +200,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise IiaeError(f"unknown device '{name}'", "choose auto, cpu, cuda, cuda:N or mps") from error
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        raise IiaeError(
+            f"unknown device '{name}'", "choose auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not present.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):

@@ -13,7 +13,7 @@ NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 w
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures into the network and small batches to fine-tune with."""
     from iiae_cli.data import extract, finetune
-    from iiae_cli.data.prepare import backbone_plan
+    from iiae_cli.data.sources import backbone_plan
 
     monkeypatch.setattr(finetune, "INPUT_SIZE", (48, 48))
     monkeypatch.setattr(extract, "INPUT_SIZE", (48, 48))
@@ -37,14 +37,20 @@ def class_folders(root: Path, classes: dict[str, int], suffix: str = ".png") -> 
     return paths
 
 
-def feature_arrays(classes: dict[str, list[str]], width: int = 6, rows: int = 3) -> dict[str, np.ndarray]:
+def feature_arrays(
+    classes: dict[str, list[str]], width: int = 6, rows: int = 3
+) -> dict[str, np.ndarray]:
     """`{split}_{sketch,image}_{features,paths}` of some classes per split, `rows` (image: one more) of each."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, names in classes.items():
         for word, count, suffix in (("sketch", rows, "png"), ("image", rows + 1, "jpg")):
-            paths = [f"data/{word}/{name}/{number}.{suffix}" for name in names for number in range(count)]
-            arrays[f"{split}_{word}_features"] = rng.normal(size=(len(paths), width)).astype(np.float32)
+            paths = [
+                f"data/{word}/{name}/{number}.{suffix}" for name in names for number in range(count)
+            ]
+            arrays[f"{split}_{word}_features"] = rng.normal(size=(len(paths), width)).astype(
+                np.float32
+            )
             arrays[f"{split}_{word}_paths"] = np.array(paths)
     return arrays
 

@@ -17,14 +17,21 @@ import torch
 from moments import Server
 from torch import Tensor
 
-from iiae_cli import cli
+from iiae_cli.cli import app as cli
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, image_iiae
 from iiae_cli.training.session import Session
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
-SMALL = ["--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]", "--set", "training.samples=2"]
+SMALL = [
+    "--set",
+    "model.widths=[16,32]",
+    "--set",
+    "model.decoder_widths=[64,32]",
+    "--set",
+    "training.samples=2",
+]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
 
@@ -61,7 +68,9 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
     """Run the program in this process."""
     capture.readouterr()
     before = sys.argv
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}  # ignored after an interrupted command
+    handlers = {
+        number: signal.getsignal(number) for number in _SIGNALS
+    }  # ignored after an interrupted command
     sys.argv = ["iiae", *map(str, arguments)]
     try:
         cli.main()
@@ -77,7 +86,9 @@ def call(capture: Any, arguments: tuple[object, ...]) -> Outcome:
 
 
 @pytest.fixture
-def iiae(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+def iiae(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Program:
     """Call the program in an empty folder, without the caller's IIAE_* environment."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
@@ -107,7 +118,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     prepared = call(Quiet(), ("prepare", "digits-cdcb", "-o", data, "--pictures", pictures))
     assert prepared.code == 0
-    arguments = ("train", "--preset", "digits-cdcb", "--data", data, "--run", run, "--steps", 150, *SMALL)
+    arguments = (
+        "train",
+        "--preset",
+        "digits-cdcb",
+        "--data",
+        data,
+        "--run",
+        run,
+        "--steps",
+        150,
+        *SMALL,
+    )
     assert call(Quiet(), arguments).code == 0
     return Trained(run, data, pictures)
 
@@ -115,9 +137,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def untrained_run(folder: Path) -> Path:
     """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
     from iiae_cli.builders import build_model
-    from iiae_cli.data.dataset import DataInfo
-    from iiae_cli.layers import preset_layers, resolve
-    from iiae_cli.runs import RunDir
+    from iiae_cli.config.presets import preset_layers, resolve
+    from iiae_cli.data.datafile import DataInfo
+    from iiae_cli.runs.directory import RunDir
 
     torch.manual_seed(0)
     run = RunDir(folder)
@@ -188,7 +210,10 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     scratch = folder / "scratch"
     scratch.mkdir()
     nursery = Nursery(Server(scratch), folder)
-    assert nursery.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")["code"] == 0
+    assert (
+        nursery.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")["code"]
+        == 0
+    )
     nursery.train("warm", "--steps", 4, warm=True)
     yield nursery
     nursery.server.close()

@@ -32,8 +32,22 @@ from typing import Any
 
 # Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
 TINY = [
-    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--set", "model.dropout=0.3"),
-    *("--set", "training.samples=1", "--set", "training.validate_every=4", "--set", "training.log_every=3"),
+    *(
+        "--set",
+        "model.widths=[4,8]",
+        "--set",
+        "model.decoder_widths=[8,4]",
+        "--set",
+        "model.dropout=0.3",
+    ),
+    *(
+        "--set",
+        "training.samples=1",
+        "--set",
+        "training.validate_every=4",
+        "--set",
+        "training.log_every=3",
+    ),
     *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
 ]
 
@@ -75,7 +89,7 @@ class Moments:
 
     def install(self) -> None:
         """Watch this process."""
-        from iiae_cli import tensors
+        from iiae_cli.common import tensors
         from iiae_cli.training.session import Session
 
         sys.addaudithook(self.audit)
@@ -135,7 +149,9 @@ def run_child(job: dict[str, Any], err: Path) -> None:
         import traceback
 
         traceback.print_exc()
-    if (moments.count < moments.at or not moments.at) and os.environ.get("RANK", "0") == str(job.get("rank", 0)):
+    if (moments.count < moments.at or not moments.at) and os.environ.get("RANK", "0") == str(
+        job.get("rank", 0)
+    ):
         report(moments, 0.0)
     sys.stderr.flush()
     os._exit(code)
@@ -143,7 +159,7 @@ def run_child(job: dict[str, Any], err: Path) -> None:
 
 def run_here(job: dict[str, Any]) -> None:
     """Run a job in the server itself, so that its children find everything imported that is imported on the way."""
-    from iiae_cli import cli
+    from iiae_cli.cli import app as cli
 
     os.chdir(job["folder"])
     sys.argv = ["iiae", *job["arguments"]]
@@ -177,7 +193,12 @@ def serve() -> None:
         count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
         os.close(_reports)
         errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
-        answer = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0, "moments": count}
+        answer = {
+            "code": codes[0],
+            "err": errs[0],
+            "seconds": ended - when if when else 0.0,
+            "moments": count,
+        }
         print(json.dumps({**answer, "codes": codes, "errs": errs}), flush=True)
 
 
@@ -210,7 +231,9 @@ class Server:
     def __init__(self, scratch: Path) -> None:
         command = [sys.executable, __file__, str(scratch)]
         root = Path(__file__).parent.parent
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("IIAE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("IIAE_")
+        }
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -228,7 +251,17 @@ class Server:
 
     def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
         """Train the smallest model on the data set that lies in the folder."""
-        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, *TINY, *more)
+        arguments = (
+            "train",
+            "--preset",
+            "digits-cdcb",
+            "--data",
+            "d.h5",
+            "--run",
+            run,
+            *TINY,
+            *more,
+        )
         return self.run(folder, *arguments, watch=str(run), **job)
 
     def close(self) -> None:

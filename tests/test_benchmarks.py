@@ -43,12 +43,16 @@ def test_train_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert result["batch_size"] == 4 and own["pairs_per_second"] > 0 and 0 < own["of_fp32_peak"] < 1
 
 
-def test_train_step_of_features(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_step_of_features(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--preset=sketchy", "--no-memory", "--repetitions=1", "--json", "--batch-size=4"]
     assert measured("train_step", monkeypatch, capsys, *options)["gflop_per_step"] > 0
 
 
-def test_input_pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_pipeline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = measured("input_pipeline", monkeypatch, capsys, *TINY, "--pairs=32", "--batch-size=4")
     assert result["added_to_step"]["cpu"]["median"] > 0 and result["pairs_per_second"] > 0
 
@@ -59,5 +63,7 @@ def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
 
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = measured("startup", monkeypatch, capsys, "--repetitions=1", "--only=iiae --version", "--json")
+    result = measured(
+        "startup", monkeypatch, capsys, "--repetitions=1", "--only=iiae --version", "--json"
+    )
     assert result["times_python"]["iiae --version"]["median"] > 0

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from iiae_cli.layers import preset_folder, preset_names
+from iiae_cli.config.presets import preset_folder, preset_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,10 +25,10 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "iiae_cli/evaluation/templates/report.html" in archive.namelist()
+        assert "iiae_cli/report/templates/report.html" in archive.namelist()
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = (
-        "import iiae_cli.layers as c; "
+        "import iiae_cli.config.presets as c; "
         "print(c.preset_folder()); print(*c.preset_names()); print(len(c.preset_layers('digits-edge')))"
     )
     done = subprocess.run(
@@ -39,4 +39,8 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines() == [str(installed / "iiae_cli" / "presets"), " ".join(preset_names()), "2"]
+    assert done.stdout.splitlines() == [
+        str(installed / "iiae_cli" / "presets"),
+        " ".join(preset_names()),
+        "2",
+    ]

@@ -18,8 +18,25 @@ from numpy.typing import NDArray
 
 # What NumPy was seen to raise on damaged files, beside ValueError; its readers evaluate and unpack what they find.
 BROKEN = (
-    *(OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, MemoryError),
-    *(RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(
+        OSError,
+        ValueError,
+        EOFError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        SyntaxError,
+        MemoryError,
+    ),
+    *(
+        RuntimeError,
+        tokenize.TokenError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        struct.error,
+    ),
 )
 
 

@@ -22,10 +22,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import models
 
-from iiae_cli.data.dataset import DomainName, sha256_of
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.datafile import DomainName, sha256_of
 from iiae_cli.data.leaks import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
-from iiae_cli.errors import IiaeError
 
 INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
@@ -33,7 +33,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NETWORK_SCHEMA = "iiae.backbone/1"
 
-_AUXILIARY = ("AuxLogits", "aux1", "aux2")  # second classifiers of the inception family, for training alone
+_AUXILIARY = (
+    "AuxLogits",
+    "aux1",
+    "aux2",
+)  # second classifiers of the inception family, for training alone
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,17 @@ class Preprocessing:
     invert_sketches: bool = False
     normalise: bool = True
 
-    def tensor(self, pictures: NDArray[np.uint8], domain: DomainName, device: torch.device) -> Tensor:
+    def tensor(
+        self, pictures: NDArray[np.uint8], domain: DomainName, device: torch.device
+    ) -> Tensor:
         """Pictures (B, H, W, 3) uint8 as network input (B, 3, H, W) float32."""
         values = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div(255.0)
         if self.invert_sketches and domain == "x":
             values = 1.0 - values
         if self.normalise:
-            mean, std = (values.new_tensor(three)[:, None, None] for three in (IMAGENET_MEAN, IMAGENET_STD))
+            mean, std = (
+                values.new_tensor(three)[:, None, None] for three in (IMAGENET_MEAN, IMAGENET_STD)
+            )
             values = (values - mean) / std
         return values.contiguous()
 
@@ -91,7 +99,8 @@ def check_name(name: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18", "mobilenet_v2"]
         raise IiaeError(
-            f"torchvision has no picture classifier '{name}'", f"--backbone takes its names, such as {', '.join(near)}"
+            f"torchvision has no picture classifier '{name}'",
+            f"--backbone takes its names, such as {', '.join(near)}",
         )
 
 
@@ -131,7 +140,10 @@ def _published(name: str) -> tuple[str, str]:
 
 def _published_hashes(name: str) -> list[str]:
     """The SHA-256 prefixes that torchvision's file names carry."""
-    found = (re.search(r"-([0-9a-f]{8,})\.pth$", str(entry.url)) for entry in models.get_model_weights(name))
+    found = (
+        re.search(r"-([0-9a-f]{8,})\.pth$", str(entry.url))
+        for entry in models.get_model_weights(name)
+    )
     return [match[1] for match in found if match is not None]
 
 
@@ -150,11 +162,15 @@ def _published_weights(name: str, download: bool) -> Weights:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
             raise IiaeError(
-                f"{url} could not be downloaded: {error}", "fetch it elsewhere and pass --backbone-weights FILE"
+                f"{url} could not be downloaded: {error}",
+                "fetch it elsewhere and pass --backbone-weights FILE",
             ) from error
     digest = sha256_of(path)
     if not digest.startswith(prefix):
-        raise IiaeError(f"{path} is damaged: its SHA-256 does not begin with {prefix}", "delete it and fetch it again")
+        raise IiaeError(
+            f"{path} is damaged: its SHA-256 does not begin with {prefix}",
+            "delete it and fetch it again",
+        )
     return Weights("imagenet", path, digest)
 
 
@@ -176,7 +192,10 @@ def _seen_by_file(path: Path) -> Seen:
 
 def _unreadable(path: Path, error: Exception) -> IiaeError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return IiaeError(f"weights {path} cannot be read: {reason}", "name a state dict (.pth) or a .safetensors file")
+    return IiaeError(
+        f"weights {path} cannot be read: {reason}",
+        "name a state dict (.pth) or a .safetensors file",
+    )
 
 
 def final_layer(network: nn.Module) -> str:
@@ -212,7 +231,9 @@ def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Modul
     if weights.path is not None:
         _load(network, name, _read_state(weights.path), weights.path, cut)
     if isinstance(network, models.Inception3 | models.GoogLeNet):
-        network.transform_input = weights.kind != "random"  # trained with a normalisation of their own
+        network.transform_input = (
+            weights.kind != "random"
+        )  # trained with a normalisation of their own
     return network.eval(), width
 
 
@@ -242,7 +263,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise IiaeError(f"weights {path} hold no state dict", "save network.state_dict() alone")
     # densenet's published weights still have the names of an older torchvision.
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    return {old.sub(r"\1\2.", str(key).removeprefix("module.")): value for key, value in loaded.items()}
+    return {
+        old.sub(r"\1\2.", str(key).removeprefix("module.")): value for key, value in loaded.items()
+    }
 
 
 def _load(network: nn.Module, name: str, state: dict[str, Tensor], path: Path, cut: str) -> None:
@@ -255,7 +278,11 @@ def _load(network: nn.Module, name: str, state: dict[str, Tensor], path: Path, c
     state = {key: value for key, value in state.items() if not key.startswith(dropped)}
     wanted = network.state_dict()
     problems = [
-        *(f"has no {key}" for key in wanted if key not in state and not key.endswith("num_batches_tracked")),
+        *(
+            f"has no {key}"
+            for key in wanted
+            if key not in state and not key.endswith("num_batches_tracked")
+        ),
         *(f"has {key}, which the network lacks" for key in state if key not in wanted),
         *(
             f"has {key} of shape {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
@@ -264,5 +291,8 @@ def _load(network: nn.Module, name: str, state: dict[str, Tensor], path: Path, c
         ),
     ]
     if problems:
-        raise IiaeError(f"{path} does not fit {name}: it {problems[0]}", "name the backbone that the weights belong to")
+        raise IiaeError(
+            f"{path} does not fit {name}: it {problems[0]}",
+            "name the backbone that the weights belong to",
+        )
     network.load_state_dict(state, strict=False)

@@ -20,7 +20,9 @@ from iiae_cli.data.area import overlap_weights, sizes_divide
 from iiae_cli.data.bicubic import enlarge
 
 
-def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu") -> Tensor:
+def to_inputs(
+    rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu"
+) -> Tensor:
     """Stored rows as network input.
 
     Args:
@@ -37,7 +39,11 @@ def to_inputs(rows: NDArray[np.generic], size: tuple[int, int] | None, device: t
 def stored_tensor(rows: NDArray[np.generic]) -> Tensor:
     """Stored rows as a tensor of their own type, contiguous and safe to hand on."""
     # A copy where rows are a read-only map, or would be handed on as they are.
-    copied = np.array(rows, order="C") if rows.ndim <= 2 or not rows.flags.writeable else np.ascontiguousarray(rows)
+    copied = (
+        np.array(rows, order="C")
+        if rows.ndim <= 2 or not rows.flags.writeable
+        else np.ascontiguousarray(rows)
+    )
     return torch.from_numpy(copied)
 
 
@@ -61,7 +67,10 @@ def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
         return enlarge(pictures, size).round_().clamp_(0, 255)
     if sizes_divide((height, width), size):
         return F.interpolate(pictures, size=size, mode="area").round_()
-    rows, columns = (_area_matrix(old, new, pictures.device) for old, new in zip((height, width), size, strict=True))
+    rows, columns = (
+        _area_matrix(old, new, pictures.device)
+        for old, new in zip((height, width), size, strict=True)
+    )
     return (rows @ pictures @ columns.T).round_()
 
 
@@ -75,7 +84,9 @@ def _area_matrix(old: int, new: int, device: torch.device) -> Tensor:
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
     """Network output (B, C, H, W) in [−1, 1] as pictures (B, H, W, C) uint8."""
     scaled = outputs.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
-    pictures: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pictures: NDArray[np.uint8] = (
+        scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    )
     return pictures
 
 
@@ -130,22 +141,30 @@ class ClassOrder:
         ValueError: fewer than two classes that both domains have.
     """
 
-    def __init__(self, labels_x: Sequence[str], labels_y: Sequence[str], batch_size: int | None, seed: int) -> None:
+    def __init__(
+        self, labels_x: Sequence[str], labels_y: Sequence[str], batch_size: int | None, seed: int
+    ) -> None:
         names_x, names_y = np.asarray(labels_x, dtype=np.str_), np.asarray(labels_y, dtype=np.str_)
         self.classes: list[str] = np.intersect1d(names_x, names_y).tolist()
         if len(self.classes) < 2:
-            raise ValueError(f"{len(self.classes)} classes have rows in both domains, two are needed")
+            raise ValueError(
+                f"{len(self.classes)} classes have rows in both domains, two are needed"
+            )
         self.batch_size = batch_size or len(self.classes)
         self.seed = seed
         self._domains = [_rows_by_class(names, self.classes) for names in (names_x, names_y)]
-        self.steps_per_epoch = max(1, max(len(rows) for rows, _ in self._domains) // self.batch_size)
+        self.steps_per_epoch = max(
+            1, max(len(rows) for rows, _ in self._domains) // self.batch_size
+        )
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Rows of x and y (B, 2) of optimiser step 0, 1, …."""
         count = len(self.classes)
         first = step * self.batch_size
         rounds = range(first // count, (first + self.batch_size - 1) // count + 1)
-        walk = np.concatenate([np.random.default_rng((self.seed, 0, one)).permutation(count) for one in rounds])
+        walk = np.concatenate(
+            [np.random.default_rng((self.seed, 0, one)).permutation(count) for one in rounds]
+        )
         drawn = walk[first - rounds[0] * count :][: self.batch_size]
         draw = np.random.default_rng((self.seed, 1, step))
         columns = []
@@ -154,7 +173,9 @@ class ClassOrder:
         return np.stack(columns, axis=1)
 
 
-def _rows_by_class(names: NDArray[np.str_], classes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rows_by_class(
+    names: NDArray[np.str_], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows grouped by class, and where each class's group starts (one more start than classes)."""
     groups = [np.flatnonzero(names == name) for name in classes]
     return np.concatenate(groups), np.cumsum([0, *map(len, groups)])

@@ -123,7 +123,9 @@ def _taps(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     def far(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return _fused(_fused(x, a, -5 * a), x, 8 * a) * x - 4 * a
 
-    at = _fused(np.arange(new, dtype=np.float32) + np.float32(0.5), np.float32(old) / np.float32(new), -0.5)
+    at = _fused(
+        np.arange(new, dtype=np.float32) + np.float32(0.5), np.float32(old) / np.float32(new), -0.5
+    )
     below = np.floor(at)
     t = at - below
     weights = np.stack([far(t + one), near(t), near(one - t), far((one - t) + one)], axis=1)

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
-from iiae_cli.data.dataset import DomainName
+from iiae_cli.data.datafile import DomainName
 from iiae_cli.data.pictures import decode_batches, readable
-from iiae_cli.data.prepare.work import ReadBlock, Reading
-from iiae_cli.errors import IiaeError
+from iiae_cli.data.sources.work import ReadBlock, Reading
 
 
 def feature_reading(
@@ -87,5 +87,7 @@ def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDAr
         values: NDArray[np.float32] = network(inputs).float().cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        raise IiaeError(f"the features of {paths[bad[0]]} are not finite", "check the backbone's weights")
+        raise IiaeError(
+            f"the features of {paths[bad[0]]} are not finite", "check the backbone's weights"
+        )
     return values

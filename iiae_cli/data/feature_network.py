@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iiae_cli.data.backbone import NETWORK_SCHEMA, Preprocessing, Weights, build_backbone, check_name
-from iiae_cli.data.dataset import DomainName, sha256_of
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import writing
+from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
+from iiae_cli.data.backbone import (
+    NETWORK_SCHEMA,
+    Preprocessing,
+    Weights,
+    build_backbone,
+    check_name,
+)
+from iiae_cli.data.datafile import DomainName, sha256_of
 from iiae_cli.data.leaks import Seen
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import writing
-from iiae_cli.tensors import read_header, read_tensors, save_tensors
 
 FEATURES = 512
 DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
@@ -36,7 +42,9 @@ class FeatureNetwork(nn.Module):
         seed: of the linear layer.
     """
 
-    def __init__(self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0) -> None:
+    def __init__(
+        self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
+    ) -> None:
         super().__init__()
         self.body = body
         self.width = width
@@ -69,7 +77,9 @@ class NetworkRecord:
     seen: Seen
 
 
-def save_network(path: Path, network: FeatureNetwork, domain: DomainName, record: NetworkRecord) -> None:
+def save_network(
+    path: Path, network: FeatureNetwork, domain: DomainName, record: NetworkRecord
+) -> None:
     """Write a network, atomically."""
     header = {
         "schema": NETWORK_SCHEMA,
@@ -80,7 +90,9 @@ def save_network(path: Path, network: FeatureNetwork, domain: DomainName, record
         "fine_tuning": json.dumps(record.fine_tuning),
         **{key: json.dumps(value) for key, value in record.seen.to_json().items()},
     }
-    state = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
+    state = {
+        name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()
+    }
     with writing(path) as temporary:
         save_tensors(state, temporary, header)
 
@@ -107,7 +119,9 @@ def find_networks(folder: Path) -> dict[DomainName, SavedNetwork]:
         found[domain] = SavedNetwork(path, sha256_of(path), record)
     first, second = (found[domain].record for domain in DOMAINS)
     if (first.backbone, first.preprocessing) != (second.backbone, second.preprocessing):
-        raise IiaeError(f"{folder} holds networks that differ in more than their weights", _remedy())
+        raise IiaeError(
+            f"{folder} holds networks that differ in more than their weights", _remedy()
+        )
     return found
 
 
@@ -148,7 +162,9 @@ def load_network(path: Path, domain: DomainName) -> FeatureNetwork:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise IiaeError(f"{path} does not hold the weights of its {record.backbone}", _remedy()) from error
+        raise IiaeError(
+            f"{path} does not hold the weights of its {record.backbone}", _remedy()
+        ) from error
     return network.eval()
 
 

@@ -42,12 +42,19 @@ class FeatureOptions:
     @property
     def wants_classes(self) -> bool:
         """Whether anything was said that only matters for sets of classes."""
-        return self.wants_backbone or self.class_split is not None or self.unseen_classes is not None
+        return (
+            self.wants_backbone or self.class_split is not None or self.unseen_classes is not None
+        )
 
     @property
     def wants_backbone(self) -> bool:
         """Whether anything was said that only matters for pictures."""
         return any(
             value is not None
-            for value in (self.backbone, self.backbone_weights, self.fine_tune_epochs, self.save_backbone)
+            for value in (
+                self.backbone,
+                self.backbone_weights,
+                self.fine_tune_epochs,
+                self.save_backbone,
+            )
         )

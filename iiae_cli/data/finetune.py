@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iiae_cli import console
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.files import writing
+from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
-from iiae_cli.data.dataset import DomainName
+from iiae_cli.data.datafile import DomainName
 from iiae_cli.data.feature_network import FeatureNetwork
 from iiae_cli.data.pictures import PictureError, decode_batches, readable
-from iiae_cli.errors import IiaeError, Interrupted
-from iiae_cli.files import writing
-from iiae_cli.tensors import read_tensors, save_tensors
 
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/1"
 
@@ -65,7 +65,12 @@ class _Tuner:
     """One domain's network, its classifier and optimiser, and their checkpoint."""
 
     def __init__(
-        self, network: FeatureNetwork, classes: int, settings: FineTuning, domain: DomainName, device: torch.device
+        self,
+        network: FeatureNetwork,
+        classes: int,
+        settings: FineTuning,
+        domain: DomainName,
+        device: torch.device,
     ) -> None:
         self.settings, self.domain, self.device = settings, domain, device
         self.network = network.to(device)
@@ -75,7 +80,9 @@ class _Tuner:
             **{f"network/{name}": one for name, one in self.network.named_parameters()},
             **{f"classifier/{name}": one for name, one in self.classifier.named_parameters()},
         }
-        self.optimizer = torch.optim.SGD(self.parameters.values(), settings.learning_rate, momentum=settings.momentum)
+        self.optimizer = torch.optim.SGD(
+            self.parameters.values(), settings.learning_rate, momentum=settings.momentum
+        )
         self.state = _State()
 
     def seed_step(self, step: int) -> None:
@@ -90,7 +97,9 @@ class _Tuner:
         rng = np.random.default_rng(self._entropy(step))
         classes = rng.integers(len(rows_of), size=self.settings.batch_size)
         places = rng.integers([len(rows_of[one]) for one in classes])
-        return np.array([rows_of[one][place] for one, place in zip(classes, places, strict=True)], np.int64)
+        return np.array(
+            [rows_of[one][place] for one, place in zip(classes, places, strict=True)], np.int64
+        )
 
     def learn(self, inputs: Tensor, targets: Tensor, total: int) -> None:
         """One step of SGD.
@@ -125,9 +134,16 @@ class _Tuner:
                 if one in self.optimizer.state
             },
         }
-        header = {"schema": CHECKPOINT_SCHEMA, **{key: str(value) for key, value in vars(self.state).items()}}
+        header = {
+            "schema": CHECKPOINT_SCHEMA,
+            **{key: str(value) for key, value in vars(self.state).items()},
+        }
         with writing(path) as temporary:
-            save_tensors({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, temporary, header)
+            save_tensors(
+                {name: one.detach().cpu().contiguous() for name, one in tensors.items()},
+                temporary,
+                header,
+            )
 
     def restore(self, path: Path) -> None:
         """Take a checkpoint up.
@@ -214,14 +230,21 @@ def fine_tune(
             if code is not None or tuner.state.step % steps == 0:
                 tuner.save(checkpoint)
             if code is not None:
-                raise Interrupted(code, f"fine-tuning of {domain} is saved at step {tuner.state.step} of {total}")
+                raise Interrupted(
+                    code, f"fine-tuning of {domain} is saved at step {tuner.state.step} of {total}"
+                )
     network.eval()
     if tuner.state.shown == 0:
-        raise IiaeError(f"no training picture of domain {domain} can be read", f"check {paths[0]} and the others")
+        raise IiaeError(
+            f"no training picture of domain {domain} can be read",
+            f"check {paths[0]} and the others",
+        )
     return tuner.state.correct / tuner.state.shown
 
 
 def _decoded(
     batches: Sequence[NDArray[np.int64]], paths: Sequence[Path], workers: int
 ) -> Iterator[list[NDArray[np.uint8] | PictureError]]:
-    return decode_batches(([paths[row] for row in rows] for rows in batches), 3, INPUT_SIZE, workers)
+    return decode_batches(
+        ([paths[row] for row in rows] for rows in batches), 3, INPUT_SIZE, workers
+    )

@@ -19,19 +19,32 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 
 MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
 LONGEST_TEXT = 65_536  # characters of one id or label
 TEXT = h5py.string_dtype("utf-8")
 _SMALL = 1 << 20  # bytes that need no proof
-_TEXTS_AT_ONCE = 256  # every one of them may be as long as the file, as they may all name one place of it
+_TEXTS_AT_ONCE = (
+    256  # every one of them may be as long as the file, as they may all name one place of it
+)
 _HEAP = b"GCOL\x01"
 _SCANNED = 1 << 26  # bytes
-_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # to a text of any length
+_REFERENCE = np.dtype(
+    [("length", "<u4"), ("heap", "<u8"), ("index", "<u4")]
+)  # to a text of any length
 
 # What h5py was seen to raise on damaged files, beside OSError: it passes on what HDF5 or NumPy stumble over.
-DAMAGED = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError)
+DAMAGED = (
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 @contextmanager
@@ -80,7 +93,9 @@ def open_hdf5(path: Path, remedy: str) -> h5py.File:
         return h5py.File(path, "r")
     except DAMAGED as error:
         if isinstance(error, PermissionError):
-            raise IiaeError(f"no permission to read {path}", "check the file's permissions") from error
+            raise IiaeError(
+                f"no permission to read {path}", "check the file's permissions"
+            ) from error
         reason = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
         raise IiaeError(f"{path} is {reason}", remedy) from error
 
@@ -210,7 +225,9 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
         raise ValueError(f"{found.name} lies in another file")
     stored = found.id.get_storage_size()
     if found.nbytes > max(_SMALL, stored * MOST_INFLATED):
-        raise ValueError(f"{found.name} is declared with {found.nbytes} bytes, of which {stored} are stored")
+        raise ValueError(
+            f"{found.name} is declared with {found.nbytes} bytes, of which {stored} are stored"
+        )
     return found
 
 
@@ -238,7 +255,9 @@ def refuse_beyond_memory(found: h5py.Dataset) -> None:
     """
     free = free_memory()
     if found.nbytes > free:
-        raise ValueError(f"{found.name} takes {found.nbytes >> 20} MiB of memory, {free >> 20} MiB are free")
+        raise ValueError(
+            f"{found.name} takes {found.nbytes >> 20} MiB of memory, {free >> 20} MiB are free"
+        )
 
 
 def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:

@@ -53,7 +53,13 @@ class LateRows:
         fold: int = 1,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
-        self._pieces, self._item, self._remedy, self._tick, self._fold = pieces, shape, remedy, tick, fold
+        self._pieces, self._item, self._remedy, self._tick, self._fold = (
+            pieces,
+            shape,
+            remedy,
+            tick,
+            fold,
+        )
         self._ends = np.cumsum([piece.items for piece in pieces], dtype=np.int64)
         total = int(self._ends[-1]) * fold if len(pieces) else 0
         self._rows = np.arange(total) if rows is None else rows
@@ -72,11 +78,20 @@ class LateRows:
 
     def unfolded(self) -> LateRows:
         """(N, R, …) as (N·R, …); of all rows alone."""
-        return self._with(self._item[0], (self._rows[:, None] * self._item[0] + np.arange(self._item[0])).reshape(-1))
+        return self._with(
+            self._item[0],
+            (self._rows[:, None] * self._item[0] + np.arange(self._item[0])).reshape(-1),
+        )
 
     def _with(self, fold: int, rows: NDArray[np.int64]) -> LateRows:
         return LateRows(
-            self._pieces, self._item, self.dtype, remedy=self._remedy, tick=self._tick, fold=fold, rows=rows
+            self._pieces,
+            self._item,
+            self.dtype,
+            remedy=self._remedy,
+            tick=self._tick,
+            fold=fold,
+            rows=rows,
         )
 
     def blocks(self) -> Iterator[NDArray[Any]]:
@@ -103,7 +118,9 @@ class LateRows:
         for first, stop in zip([0, *cuts], [*cuts, len(rows)], strict=True):
             piece = self._pieces[holder[first]]
             before = int(self._ends[holder[first]]) - piece.items
-            values = files.read(piece, int(items[first]) - before, int(items[stop - 1]) - before + 1)
+            values = files.read(
+                piece, int(items[first]) - before, int(items[stop - 1]) - before + 1
+            )
             skip = int(rows[first] - items[first] * self._fold)
             found[first:stop] = values.reshape(-1, *found.shape[1:])[skip : skip + stop - first]
         return found

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.class_names import normalise_class
-from iiae_cli.errors import IiaeError
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,14 @@ class Seen:
                 raise ValueError("classes_seen is no list of names")
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise IiaeError(
-                f"the data file's attribute backbone is damaged: {error}", "make the file again: iiae prepare …"
+                f"the data file's attribute backbone is damaged: {error}",
+                "make the file again: iiae prepare …",
             ) from error
-        return UNKNOWN if classes is None else cls(tuple(classes), bool(backbone.get("classes_seen_complete", True)))
+        return (
+            UNKNOWN
+            if classes is None
+            else cls(tuple(classes), bool(backbone.get("classes_seen_complete", True)))
+        )
 
     @classmethod
     def of_header(cls, header: dict[str, str]) -> Seen:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.area import resize_by_area, sizes_divide
-from iiae_cli.errors import IiaeError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it would run.
@@ -29,7 +29,16 @@ FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM"
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # What Pillow was seen to raise on damaged files, and could: its readers pass on what they stumble over.
 _UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, MemoryError, LookupError, TypeError, AttributeError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ),
     *(ArithmeticError, RuntimeError, AssertionError, struct.error),
 )
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
@@ -83,7 +92,9 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise PictureError(path, "is not a readable picture" if path.exists() else "does not exist")
+            raise PictureError(
+                path, "is not a readable picture" if path.exists() else "does not exist"
+            )
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise PictureError(path, "has too many pixels") from error
@@ -99,11 +110,19 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     """8 bits per channel in the mode of `channels`, transparency on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 if image.mode == "F" else 65535.0
+        top = (
+            1.0
+            if image.mode == "F" and values.max(initial=0) <= 1
+            else 255.0
+            if image.mode == "F"
+            else 65535.0
+        )
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if image.has_transparency_data and channels not in (2, 4):
         coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
+        image = Image.alpha_composite(
+            Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured
+        )
     return image.convert(_MODES[channels])
 
 
@@ -113,9 +132,15 @@ def shrink_or_enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     if sizes_divide((image.height, image.width), size):
         return image.resize((size[1], size[0]), Image.Resampling.BOX)
-    if image.mode in _PREMULTIPLIED:  # a transparent pixel's hidden colour must not bleed into its neighbours
-        return shrink_or_enlarge(image.convert(_PREMULTIPLIED[image.mode]), size).convert(image.mode)
-    return Image.frombytes(image.mode, (size[1], size[0]), resize_by_area(np.asarray(image), size).tobytes())
+    if (
+        image.mode in _PREMULTIPLIED
+    ):  # a transparent pixel's hidden colour must not bleed into its neighbours
+        return shrink_or_enlarge(image.convert(_PREMULTIPLIED[image.mode]), size).convert(
+            image.mode
+        )
+    return Image.frombytes(
+        image.mode, (size[1], size[0]), resize_by_area(np.asarray(image), size).tobytes()
+    )
 
 
 def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -124,7 +149,9 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
         return pictures
     if not len(pictures):
         return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
-    return np.stack([np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures])
+    return np.stack(
+        [np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures]
+    )
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:
@@ -148,7 +175,9 @@ def decode_all(
     return read_all(paths, lambda path: decode(path, channels, size), workers)
 
 
-def read_all(paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1) -> Iterator[Read | PictureError]:
+def read_all(
+    paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1
+) -> Iterator[Read | PictureError]:
     """What `read` makes of each path, or the error it gave, in the order of `paths`; `workers` threads read ahead."""
 
     def attempt(path: Path) -> Read | PictureError:
@@ -173,7 +202,9 @@ def decode_batches(
     with ThreadPoolExecutor(1) as pool:
         coming = None
         for paths in batches:
-            following = pool.submit(lambda some: list(decode_all(some, channels, size, workers)), paths)
+            following = pool.submit(
+                lambda some: list(decode_all(some, channels, size, workers)), paths
+            )
             if coming is not None:
                 yield coming.result()
             coming = following
@@ -224,7 +255,9 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
         else:
             paths.append(one)
     if not paths:
-        raise IiaeError("no input paths were given", "name pictures or folders, or pipe paths to '-'")
+        raise IiaeError(
+            "no input paths were given", "name pictures or folders, or pipe paths to '-'"
+        )
     return paths
 
 
@@ -243,7 +276,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
             inside = pictures_in(path)
             if not inside:
                 raise IiaeError(
-                    f"folder {path} holds no pictures", f"it should hold {', '.join(sorted(SUFFIXES))} files"
+                    f"folder {path} holds no pictures",
+                    f"it should hold {', '.join(sorted(SUFFIXES))} files",
                 )
             found += inside
         elif len(inputs) == 1 and not os.path.lexists(path):

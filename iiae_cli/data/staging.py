@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from iiae_cli import console
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import write_errors, writing
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import write_errors, writing
 
 CHUNK = 1 << 24
 SPARE = 64 << 20  # bytes that stay free on the node's disk
@@ -51,7 +51,10 @@ class Staging:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for copy, lock in self._used:
             with lock:
@@ -102,7 +105,10 @@ class Staging:
                 folder.mkdir(mode=0o700)
             status = folder.lstat()
         if status.st_uid != os.geteuid() or not folder.is_dir() or folder.is_symlink():
-            raise IiaeError(f"{folder} is not a folder of yours", "set TMPDIR to a folder of your own, or --no-stage")
+            raise IiaeError(
+                f"{folder} is not a folder of yours",
+                "set TMPDIR to a folder of your own, or --no-stage",
+            )
         return folder
 
     def _lock(self, copy: Path) -> TextIO:
@@ -123,17 +129,25 @@ class Staging:
 
     def _copy(self, path: Path, copy: Path, size: int) -> None:
         console.say(f"staging {path} ({size / 2**20:.0f} MiB) in {copy}")
-        for stale in copy.parent.glob(f".{copy.name}.*"):  # of a process that was killed; the lock is ours
+        for stale in copy.parent.glob(
+            f".{copy.name}.*"
+        ):  # of a process that was killed; the lock is ours
             stale.unlink(missing_ok=True)
         done = 0
-        with writing(copy, sync=False) as temporary, path.open("rb") as source, temporary.open("wb") as target:
+        with (
+            writing(copy, sync=False) as temporary,
+            path.open("rb") as source,
+            temporary.open("wb") as target,
+        ):
             with console.progress("staging", size >> 20, "MiB") as bar:
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
                     done += len(chunk)
                     bar.update(done >> 20)
             if done != size:
-                raise IiaeError(f"{path} changed while it was copied", "run again when nothing writes to it")
+                raise IiaeError(
+                    f"{path} changed while it was copied", "run again when nothing writes to it"
+                )
 
 
 def _lock_of(copy: Path) -> Path:

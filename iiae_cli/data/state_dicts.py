@@ -19,8 +19,24 @@ from safetensors.torch import load_file
 
 # What torch was seen to raise on bytes that it did not write; it depends on the bytes.
 UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(AssertionError, MemoryError, ImportError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
+    *(
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ),
+    *(
+        AssertionError,
+        MemoryError,
+        ImportError,
+        struct.error,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ),
     SafetensorError,
 )
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.inference.encoding import inference
 from iiae_cli.model.gaussian import kl_between, kl_to_prior
 from iiae_cli.model.iiae import DOMAINS, IIAE, other_domain
@@ -56,14 +56,19 @@ def bound_figures(
     generator = torch.Generator(device).manual_seed(seed)
     with inference(model):
         for start in range(0, len(split.x), batch_size):
-            inputs = [to_inputs(split.rows(one)[start : start + batch_size], size, device) for one in DOMAINS]
+            inputs = [
+                to_inputs(split.rows(one)[start : start + batch_size], size, device)
+                for one in DOMAINS
+            ]
             posteriors = model.infer(*inputs)
             joint = posteriors.joint_shared
             assert joint is not None  # a dual encoder has no bounds
             latents = model.sample(posteriors, generator)
             made = model.generate(latents)
             batch = {"shared": kl_to_prior(joint)}
-            for domain, decoded, target in zip(DOMAINS, (made.x, made.y), model.targets(*inputs), strict=True):
+            for domain, decoded, target in zip(
+                DOMAINS, (made.x, made.y), model.targets(*inputs), strict=True
+            ):
                 single = getattr(posteriors, f"shared_{other_domain(domain)}")
                 batch[f"{domain}.shared_given_other"] = kl_between(joint, single)
                 exclusive = getattr(posteriors, f"exclusive_{domain}")
@@ -72,12 +77,18 @@ def bound_figures(
                     error = (error.abs() if loss == "l1" else error.square()).flatten(1).mean(dim=1)
                     own = kl_to_prior(exclusive)
                     batch[f"{domain}.exclusive"] = own
-                    batch[f"{domain}.exclusive_shared_plus_entropy"] = own + batch["shared"] + weight * error
+                    batch[f"{domain}.exclusive_shared_plus_entropy"] = (
+                        own + batch["shared"] + weight * error
+                    )
             for name, values in batch.items():
                 terms.setdefault(name, []).append(values.double().cpu().numpy())
     means = {name: float(np.concatenate(parts).mean()) for name, parts in terms.items()}
     figures: dict[str, Any] = {
-        domain: {name.partition(".")[2]: value for name, value in means.items() if name.startswith(f"{domain}.")}
+        domain: {
+            name.partition(".")[2]: value
+            for name, value in means.items()
+            if name.startswith(f"{domain}.")
+        }
         for domain in DOMAINS
     }
     return {**figures, "shared": means["shared"], "rows": len(split.x)}

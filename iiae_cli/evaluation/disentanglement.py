@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from iiae_cli.data.dataset import Split
-from iiae_cli.evaluation.curves import DYING_NATS
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.factors import Factor, Owner, check_names, columns_of, read_factors
 from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.usage import latent_usage
 from iiae_cli.inference.encoding import LatentKind
 from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
+from iiae_cli.report.curves import DYING_NATS
 
 PROBE_ROWS = 3000
 LATENTS: tuple[tuple[LatentKind, Domain], ...] = (
@@ -62,7 +62,10 @@ class ProbedRows:
 
 def items_of(split: Split) -> NDArray[np.int64]:
     """The item that each aligned row belongs to: rows that share a picture of x or of y, by any chain, are one item."""
-    x, y = (np.unique(np.array(ids, dtype=object), return_inverse=True)[1] for ids in (split.x_ids, split.y_ids))
+    x, y = (
+        np.unique(np.array(ids, dtype=object), return_inverse=True)[1]
+        for ids in (split.x_ids, split.y_ids)
+    )
     pictures = int(x.max(initial=-1)) + 1
     nodes = pictures + int(y.max(initial=-1)) + 1
     links = coo_array((np.ones(len(x)), (x, pictures + y)), shape=(nodes, nodes))
@@ -142,7 +145,9 @@ def probe_figures(rows: ProbedRows, seed: int = 0) -> dict[str, dict[str, Any]]:
             for way, latents in (("mean", mean), ("sample", mean + np.exp(0.5 * logvar) * noise))
         }
         figures[f"{kind}_{domain}"] = {
-            factor.name: _probe_entry(factor, kind, domain, {way: found[way][factor.name] for way in WAYS})
+            factor.name: _probe_entry(
+                factor, kind, domain, {way: found[way][factor.name] for way in WAYS}
+            )
             for factor in rows.factors[domain]
         }
     return figures
@@ -173,7 +178,9 @@ def _probe_entry(
     return entry
 
 
-def latent_figures(pairs: EncodedPairs, probes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def latent_figures(
+    pairs: EncodedPairs, probes: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Per latent its use, and its `leakage_…` and `informativeness_…` from means and from samples (None: no factor)."""
     figures: dict[str, dict[str, Any]] = {}
     for kind, domain in LATENTS:
@@ -181,7 +188,11 @@ def latent_figures(pairs: EncodedPairs, probes: dict[str, dict[str, Any]]) -> di
         if usage is None:
             continue
         name = f"{kind}_{domain}"
-        entry: dict[str, Any] = {"dimensions": len(usage.kl), "active": usage.active, "kl": float(usage.kl.sum())}
+        entry: dict[str, Any] = {
+            "dimensions": len(usage.kl),
+            "active": usage.active,
+            "kl": float(usage.kl.sum()),
+        }
         for way in WAYS:
             held: dict[bool, list[float]] = {True: [], False: []}
             for one in probes.get(name, {}).values():
@@ -205,7 +216,9 @@ def own_factors(probes: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[s
 
 
 def warnings_of(
-    latents: dict[str, dict[str, Any]], probes: dict[str, dict[str, Any]], learning: int | None = None
+    latents: dict[str, dict[str, Any]],
+    probes: dict[str, dict[str, Any]],
+    learning: int | None = None,
 ) -> list[str]:
     """Collapsed latents, probes whose control is not at chance, and those of too few rows.
 
@@ -217,15 +230,23 @@ def warnings_of(
     lines = []
     for name, one in latents.items():
         title = name.replace("_", " ")
-        if learning is not None and any(probes.get(name, {}).values()) and learning < one["dimensions"]:
+        if (
+            learning is not None
+            and any(probes.get(name, {}).values())
+            and learning < one["dimensions"]
+        ):
             lines.append(
                 f"probes of the {title} latent learn from {learning} rows, fewer than its {one['dimensions']} "
                 "dimensions: a leak may go unseen"
             )
         if not one["active"]:
-            lines.append(f"the {title} latent has collapsed: no dimension of its mean moves with the data")
+            lines.append(
+                f"the {title} latent has collapsed: no dimension of its mean moves with the data"
+            )
         elif name.startswith("exclusive") and one["kl"] < DYING_NATS:
-            lines.append(f"the {title} latent says next to nothing: {one['kl']:.2g} nats, {one['active']} active")
+            lines.append(
+                f"the {title} latent says next to nothing: {one['kl']:.2g} nats, {one['active']} active"
+            )
     for name, factors in probes.items():
         for factor, one in factors.items():
             for way in WAYS:

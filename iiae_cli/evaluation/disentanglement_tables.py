@@ -39,7 +39,11 @@ def latent_table(figures: Mapping[str, Any]) -> Table | None:
     headers = ["latent", "leakage", "sampled", "informative", "sampled", "active", "nats"]
     rows = []
     for name, one in figures.get("latents", {}).items():
-        verdicts = [one[f"{what}_{way}"] for what in ("leakage", "informativeness") for way in ("mean", "sample")]
+        verdicts = [
+            one[f"{what}_{way}"]
+            for what in ("leakage", "informativeness")
+            for way in ("mean", "sample")
+        ]
         active = f"{one['active']}/{one['dimensions']}"
         rows.append((_title(name), *map(_short, verdicts), active, _short(one["kl"], 1)))
     return Table("Latents: from 0, nothing, to 1, all; of means and of samples", headers, rows)
@@ -52,7 +56,10 @@ def probe_table(figures: Mapping[str, Any], way: str) -> Table | None:
     for latent, factors in figures.get("probes", {}).items():
         for factor, one in factors.items():
             ought = {True: "yes", False: "no", None: ""}[one["belongs"]]
-            scores = [*[one[way][probe] for probe in ("linear", "nonlinear", "control")], one["chance"]]
+            scores = [
+                *[one[way][probe] for probe in ("linear", "nonlinear", "control")],
+                one["chance"],
+            ]
             rows.append((_title(latent), factor, ought, *map(_short, scores)))
     return Table(f"Factors read from {way}s: R², or accuracy of classes", headers, rows, 3)
 
@@ -61,7 +68,9 @@ def swap_table(figures: Mapping[str, Any]) -> Table | None:
     """One line per direction."""
     found = figures.get("swaps", {})
     shown = [(title, key) for title, key in _SWAPS if any(key in one for one in found.values())]
-    rows = [(way, *[_short(one.get(key)) for _, key in shown], one["n"]) for way, one in found.items()]
+    rows = [
+        (way, *[_short(one.get(key)) for _, key in shown], one["n"]) for way, one in found.items()
+    ]
     return Table(
         "Swaps encoded again: recall@1 (@1), moved, R², L1 back home",
         ["swap", *[title for title, _ in shown], "n"],
@@ -80,7 +89,9 @@ def bound_table(figures: Mapping[str, Any]) -> Table | None:
         if key in found["x"]
     ]
     rows.insert(1, ("I(X, Y; Zs) at most", *[_short(found["shared"], 2)] * 2))
-    return Table("Information in nats, upper bounds (for y read Y for X)", ["quantity", "x", "y"], rows)
+    return Table(
+        "Information in nats, upper bounds (for y read Y for X)", ["quantity", "x", "y"], rows
+    )
 
 
 def _title(name: str) -> str:

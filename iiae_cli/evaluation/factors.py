@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.data.dataset import Split
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.datafile import Split
 from iiae_cli.model.iiae import Domain
 
 Owner: TypeAlias = Literal["x", "y", "shared"]
@@ -66,7 +66,11 @@ def columns_of(split: Split, domain: Domain, *, by_class: bool) -> dict[str, NDA
 
 
 def read_factor(
-    name: str, measured: NDArray[Any], learning: NDArray[Any] | None, owner: Owner | None, least: int = 1
+    name: str,
+    measured: NDArray[Any],
+    learning: NDArray[Any] | None,
+    owner: Owner | None,
+    least: int = 1,
 ) -> Factor:
     """A factor of M measured rows and L rows to learn from, in this order.
 
@@ -82,10 +86,17 @@ def read_factor(
     """
     if _is_classes(name, measured):
         texts = [_texts(measured), [] if learning is None else _texts(learning)]
-        names, counts = np.unique(np.array([one for one in texts[0] if one], dtype=object), return_counts=True)
+        names, counts = np.unique(
+            np.array([one for one in texts[0] if one], dtype=object), return_counts=True
+        )
         kept = sorted(zip(-counts, names, strict=True))[:MAX_CLASSES]
-        codes = {one: code for code, one in enumerate(sorted(one for count, one in kept if -count >= least))}
-        coded: NDArray[np.int64] = np.array([codes.get(one, -1) for one in (*texts[0], *texts[1])], np.int64)
+        codes = {
+            one: code
+            for code, one in enumerate(sorted(one for count, one in kept if -count >= least))
+        }
+        coded: NDArray[np.int64] = np.array(
+            [codes.get(one, -1) for one in (*texts[0], *texts[1])], np.int64
+        )
         return Factor(name, owner, coded, coded >= 0, len(codes))
     parts = [measured.reshape(len(measured), -1).astype(np.float64)]
     if learning is not None:
@@ -133,7 +144,11 @@ def check_names(shared: Sequence[str], known: Collection[str]) -> None:
     """
     unknown = [name for name in shared if name not in known]
     if unknown:
-        have = f"factors of this data: {', '.join(sorted(known))}" if known else "this data holds no factors"
+        have = (
+            f"factors of this data: {', '.join(sorted(known))}"
+            if known
+            else "this data holds no factors"
+        )
         raise IiaeError(f"there is no factor {', '.join(map(repr, unknown))}", have)
 
 
@@ -147,4 +162,6 @@ def _texts(values: NDArray[Any]) -> list[str]:
     """A name per row; empty where unknown."""
     if values.dtype.kind == "f":
         return ["" if not np.isfinite(one) else f"{one:g}" for one in values.ravel()]
-    return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values]
+    return [
+        one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values
+    ]

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 
 _ERRORS = ("l1", "lpips", "error", "leakage", "median_rank")
 _SHOWN = 5  # near matches in a hint
@@ -41,14 +41,20 @@ class Gate:
     def lower_is_better(self) -> bool:
         """Whether the figure is an error, so that the bound is its largest allowed value."""
         name = self.key.rsplit(".", 1)[-1]
-        return self.ceiling or any(name == error or name.startswith(f"{error}_") for error in _ERRORS)
+        return self.ceiling or any(
+            name == error or name.startswith(f"{error}_") for error in _ERRORS
+        )
 
     def failure(self, value: float | None) -> str | None:
         """A line saying why a figure does not pass, or None."""
         if value is None or math.isnan(value):
             return f"{self.key} could not be measured"
         if self.lower_is_better:
-            return None if value <= self.bound else f"{self.key} is {value:.6g}, above {self.bound:.6g}"
+            return (
+                None
+                if value <= self.bound
+                else f"{self.key} is {value:.6g}, above {self.bound:.6g}"
+            )
         return None if value >= self.bound else f"{self.key} is {value:.6g}, below {self.bound:.6g}"
 
 
@@ -99,7 +105,11 @@ def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]
     if unknown:
         named = ", ".join(f"'{key}'" for key in dict.fromkeys(unknown))
         near = list(dict.fromkeys(match for key in unknown for match in _near(key, list(known))))
-        found = f"near matches: {', '.join(near)}" if near else f"figures: {', '.join(known) or 'none was measured'}"
+        found = (
+            f"near matches: {', '.join(near)}"
+            if near
+            else f"figures: {', '.join(known) or 'none was measured'}"
+        )
         raise IiaeError(f"there is no figure {named}", found)
     return [line for gate in gates if (line := gate.failure(known[gate.key])) is not None]
 
@@ -117,4 +127,6 @@ def dotted_figures(figures: Mapping[str, Any], prefix: str = "") -> dict[str, fl
 
 def _near(key: str, known: list[str]) -> list[str]:
     """Keys that hold the text as it is, else those spelt much like it."""
-    return [one for one in known if key in one][:_SHOWN] or difflib.get_close_matches(key, known, n=_SHOWN, cutoff=0.7)
+    return [one for one in known if key in one][:_SHOWN] or difflib.get_close_matches(
+        key, known, n=_SHOWN, cutoff=0.7
+    )

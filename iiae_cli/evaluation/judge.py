@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import PairOrder, to_inputs
-from iiae_cli.data.dataset import Split
-from iiae_cli.errors import IiaeError
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.translation import prior_samples
@@ -48,7 +48,9 @@ class _Network(nn.Module):
             nn.Flatten(),
         )
         self.classes = nn.Linear(widths[-1] * 16, classes)
-        self.factors = nn.Sequential(nn.Linear(widths[-1] * 16 + 3 * channels, 64), nn.ReLU(), nn.Linear(64, factors))
+        self.factors = nn.Sequential(
+            nn.Linear(widths[-1] * 16 + 3 * channels, 64), nn.ReLU(), nn.Linear(64, factors)
+        )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         found = self.stages(pictures)
@@ -85,7 +87,11 @@ class Judge:
     def scaled(self, split: Split) -> NDArray[np.float32]:
         """The true factors of a split's pairs as fractions of the training range (M, F)."""
         columns = [split.factors[name].reshape(split.pair_count, -1) for name in self.factors]
-        values = np.concatenate(columns, 1).astype(np.float32) if columns else np.zeros((split.pair_count, 0), "f4")
+        values = (
+            np.concatenate(columns, 1).astype(np.float32)
+            if columns
+            else np.zeros((split.pair_count, 0), "f4")
+        )
         return (values - self.low) / self.span
 
 
@@ -127,11 +133,17 @@ def train_judge(
             at = columns[name].stop
     table = np.concatenate(values, 1)
     low = table.min(0) if at else np.zeros(0, np.float32)
-    span = np.where(table.max(0) > low, table.max(0) - low, 1).astype(np.float32) if at else np.ones(0, np.float32)
+    span = (
+        np.where(table.max(0) > low, table.max(0) - low, 1).astype(np.float32)
+        if at
+        else np.ones(0, np.float32)
+    )
     wanted = torch.from_numpy((table - low) / span).to(device)
     rows = train.rows(domain)
     side = min(JUDGE_SIDE, max(size))
-    row_of = np.arange(len(rows)) if train.pairs is None else train.pairs[:, 0 if domain == "x" else 1]
+    row_of = (
+        np.arange(len(rows)) if train.pairs is None else train.pairs[:, 0 if domain == "x" else 1]
+    )
     order = PairOrder(len(row_of), min(JUDGE_BATCH, len(row_of)), seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -203,14 +215,18 @@ def judged_translations(
                 shared = pictures.new_tensor(pairs.of(source).mean("shared")[part])
                 exclusive = None
                 if model.exclusive_dim:
-                    exclusive = pictures.new_tensor(pairs.of(target).mean("exclusive")[reference[part]])
+                    exclusive = pictures.new_tensor(
+                        pairs.of(target).mean("exclusive")[reference[part]]
+                    )
                 guided.add(judge.read(model.decode(target, shared, exclusive)))
                 if drawn is not None:
                     latents = drawn[part].to(shared.device).flatten(0, 1)
                     repeated = shared.repeat_interleave(samples, dim=0)
                     for at in range(0, len(repeated), batch_size):
                         block = slice(at, at + batch_size)
-                        sampled.add(judge.read(model.decode(target, repeated[block], latents[block])))
+                        sampled.add(
+                            judge.read(model.decode(target, repeated[block], latents[block]))
+                        )
         own = np.array([place.get(one, -1) for one in split.labels(target) or []])
         found: dict[str, dict[str, float | int | None]] = {
             "class": {
@@ -227,7 +243,9 @@ def judged_translations(
                 "error_real": float(np.abs(read - truth[:, columns]).mean()),
                 "error_guided": float(np.abs(guided.factors - truth[reference])[:, columns].mean()),
                 "spread_real": float(read.std(0).mean()),
-                "spread_sampled": None if each is None else float(np.sqrt(each.var(1, ddof=1).mean(0)).mean()),
+                "spread_sampled": None
+                if each is None
+                else float(np.sqrt(each.var(1, ddof=1).mean(0)).mean()),
                 "n": count,
             }
         figures[direction_name(source, target)] = found

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
-from iiae_cli.errors import IiaeError
 
 LpipsNet = Literal["alex", "vgg"]
 
@@ -50,7 +50,9 @@ class _Backbone:
 
 
 BACKBONES: dict[LpipsNet, _Backbone] = {
-    "alex": _Backbone("lpips", "AlexNet", "alexnet", "alexnet-owt-7be5be79.pth", (64, 3, 11, 11), 31),
+    "alex": _Backbone(
+        "lpips", "AlexNet", "alexnet", "alexnet-owt-7be5be79.pth", (64, 3, 11, 11), 31
+    ),
     "vgg": _Backbone("lpips_vgg", "VGG16", "vgg16", "vgg16-397923af.pth", (64, 3, 3, 3), 16),
 }
 
@@ -83,7 +85,11 @@ class Lpips:
         return distances.flatten()
 
     def _prepared(self, pictures: Tensor) -> Tensor:
-        rgb = pictures.float()[:, :3] if pictures.shape[1] >= 3 else pictures.float()[:, :1].expand(-1, 3, -1, -1)
+        rgb = (
+            pictures.float()[:, :3]
+            if pictures.shape[1] >= 3
+            else pictures.float()[:, :1].expand(-1, 3, -1, -1)
+        )
         factor = -(-self.least_side // min(rgb.shape[-2:]))
         return F.interpolate(rgb, scale_factor=factor, mode="bilinear") if factor > 1 else rgb
 
@@ -102,7 +108,9 @@ class LpipsMeasures:
 
 
 def lpips_measures(
-    files: Sequence[Path] = (), device: torch.device | str = "cpu", nets: Sequence[LpipsNet] = ("alex", "vgg")
+    files: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+    nets: Sequence[LpipsNet] = ("alex", "vgg"),
 ) -> LpipsMeasures:
     """The networks as far as weights are at hand: a given file that holds them, else torch's hub cache.
 
@@ -120,7 +128,8 @@ def lpips_measures(
         net = _recognised(path, state)
         if net in given:
             raise IiaeError(
-                f"{path} holds {BACKBONES[net].title} again", "give --lpips-weights one file for each network"
+                f"{path} holds {BACKBONES[net].title} again",
+                "give --lpips-weights one file for each network",
             )
         given[net] = state
     found = LpipsMeasures()
@@ -134,7 +143,9 @@ def lpips_measures(
     return found
 
 
-def lpips_network(net: LpipsNet, weights: Path | None = None, device: torch.device | str = "cpu") -> Lpips:
+def lpips_network(
+    net: LpipsNet, weights: Path | None = None, device: torch.device | str = "cpu"
+) -> Lpips:
     """One network with ImageNet weights.
 
     Args:
@@ -151,7 +162,8 @@ def lpips_network(net: LpipsNet, weights: Path | None = None, device: torch.devi
     state = _read_weights(weights)
     if _recognised(weights, state) != net:
         raise IiaeError(
-            f"{weights} does not hold {BACKBONES[net].title}", f"give torchvision's {BACKBONES[net].file_name}"
+            f"{weights} does not hold {BACKBONES[net].title}",
+            f"give torchvision's {BACKBONES[net].file_name}",
         )
     return _build(net, state, device)
 
@@ -163,7 +175,9 @@ def cache_file(net: LpipsNet) -> Path:
 
 def _cached_weights(net: LpipsNet) -> dict[str, Tensor]:
     backbone, path = BACKBONES[net], cache_file(net)
-    hint = f"put torchvision's {backbone.file_name} into {path.parent}, or pass --lpips-weights FILE"
+    hint = (
+        f"put torchvision's {backbone.file_name} into {path.parent}, or pass --lpips-weights FILE"
+    )
     if not path.exists():
         raise LpipsUnavailable(f"no {backbone.figure}: {path} is not there", hint)
     try:
@@ -182,7 +196,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         IiaeError: no such file, or not tensors by name.
     """
-    hint = "give a torchvision state dict: " + " or ".join(one.file_name for one in BACKBONES.values())
+    hint = "give a torchvision state dict: " + " or ".join(
+        one.file_name for one in BACKBONES.values()
+    )
     try:
         state = read_weights_file(path)
     except FileNotFoundError as error:
@@ -208,7 +224,8 @@ def _recognised(path: Path, state: Mapping[str, Tensor]) -> LpipsNet:
             if shapes == _expected_shapes(net):
                 return net
             raise IiaeError(
-                f"{path} begins as {backbone.title} but has other layers", f"give torchvision's {backbone.file_name}"
+                f"{path} begins as {backbone.title} but has other layers",
+                f"give torchvision's {backbone.file_name}",
             )
     names = " nor ".join(one.title for one in BACKBONES.values())
     files = " or ".join(one.file_name for one in BACKBONES.values())
@@ -230,7 +247,11 @@ def _build(net: LpipsNet, state: Mapping[str, Tensor], device: torch.device | st
     with torch.random.fork_rng(devices=[]):
         network = _LPIPS(net=net, pnet_rand=True)
     # It would leave linear weights random where its file does not fit; those of v0.1 are non-negative throughout.
-    if any(bool((weight < 0).any()) for name, weight in network.named_parameters() if name.startswith("lin")):
+    if any(
+        bool((weight < 0).any())
+        for name, weight in network.named_parameters()
+        if name.startswith("lin")
+    ):
         raise RuntimeError("torchmetrics did not load the linear weights of LPIPS v0.1")
     # torchmetrics cuts `features` into slices and keeps each layer's index: slice2.3.weight is features.3.weight.
     sliced = {name: state["features." + name.split(".", 1)[1]] for name in network.net.state_dict()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.bounds import bound_figures
 from iiae_cli.evaluation.disentanglement import (
     PROBE_ROWS,
@@ -22,7 +22,7 @@ from iiae_cli.evaluation.probes import FOLDS
 from iiae_cli.evaluation.protocols import EncodedPairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.weights import LoadedModel
+from iiae_cli.runs.weights import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,20 @@ def measure_disentanglement(
         "latents": latents,
         "probes": probes,
         "swaps": swap_figures(
-            model, pairs, split, size=size, metric=metric, device=device, batch_size=batch_size, seed=options.seed
+            model,
+            pairs,
+            split,
+            size=size,
+            metric=metric,
+            device=device,
+            batch_size=batch_size,
+            seed=options.seed,
         ),
     }
     if not by_class:
-        some = np.sort(np.random.default_rng(options.seed).permutation(len(split.x))[: options.rows])
+        some = np.sort(
+            np.random.default_rng(options.seed).permutation(len(split.x))[: options.rows]
+        )
         objective = loaded.config.objective
         figures["bounds"] = bound_figures(
             model,

@@ -113,7 +113,9 @@ def _recalls(
 
 def _zero_shot(table: int, methods: Mapping[str, tuple[float, float]]) -> Iterable[Published]:
     for method, values in methods.items():
-        for (figure, name), value in zip((("mAP@all", "map@all"), ("P@100", "precision@100")), values, strict=True):
+        for (figure, name), value in zip(
+            (("mAP@all", "map@all"), ("P@100", "precision@100")), values, strict=True
+        ):
             yield Published(
                 table,
                 method,
@@ -126,11 +128,22 @@ def _zero_shot(table: int, methods: Mapping[str, tuple[float, float]]) -> Iterab
             )
 
 
-def _lpips(methods: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]) -> Iterable[Published]:
+def _lpips(
+    methods: Mapping[str, tuple[tuple[float, float], tuple[float, float]]],
+) -> Iterable[Published]:
     for method, values in methods.items():
-        for (direction, ours), (value, spread) in zip((("X→Y", "x_to_y"), ("Y→X", "y_to_x")), values, strict=True):
+        for (direction, ours), (value, spread) in zip(
+            (("X→Y", "x_to_y"), ("Y→X", "y_to_x")), values, strict=True
+        ):
             yield Published(
-                4, method, "cars", direction, "LPIPS", f"translation.{ours}.lpips_mean", value, spread=spread
+                4,
+                method,
+                "cars",
+                direction,
+                "LPIPS",
+                f"translation.{ours}.lpips_mean",
+                value,
+                spread=spread,
             )
 
 
@@ -273,14 +286,20 @@ def _differences(
     """How this run's set-up differs from a row's."""
     notes = []
     if one.data_set == "sketchy" and split_name != CLASS_SPLIT:
-        notes.append(f"not comparable: class split {split_name or 'unknown'}, the paper's is {CLASS_SPLIT}")
+        notes.append(
+            f"not comparable: class split {split_name or 'unknown'}, the paper's is {CLASS_SPLIT}"
+        )
     if one.table == 4:
-        notes.append("the paper: bimodal Cars, LPIPS network and number of samples not stated; ours: AlexNet, v0.1")
+        notes.append(
+            "the paper: bimodal Cars, LPIPS network and number of samples not stated; ours: AlexNet, v0.1"
+        )
     if picture_size is not None and picture_size != PICTURE_SIZE:
         notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
     usual = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}.get(one.table)
     if metric is not None and usual is not None and metric != usual:
         notes.append(f"{metric} distance, the paper's is {usual}")
     if one.table != 6 and objective not in (None, _FULL_OBJECTIVE):
-        notes.append(f"this run's objective is the ablation {OBJECTIVES.get(str(objective), objective)}")
+        notes.append(
+            f"this run's objective is the ablation {OBJECTIVES.get(str(objective), objective)}"
+        )
     return notes

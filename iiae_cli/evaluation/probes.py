@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.evaluation.factors import Factor
 from iiae_cli.evaluation.ridge import ridge_predictions
 
@@ -64,7 +64,9 @@ class ProbeScore:
         """The better probe between its control (or chance, where that is higher) and a perfect reading: in [0, 1]."""
         pairs = ((self.linear, self.control), (self.nonlinear, self.control_nonlinear))
         floors = [(score, max(control, self.chance)) for score, control in pairs]
-        return max([0.0, *((score - floor) / (1.0 - floor) for score, floor in floors if floor < 1.0)])
+        return max(
+            [0.0, *((score - floor) / (1.0 - floor) for score, floor in floors if floor < 1.0)]
+        )
 
 
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
@@ -83,7 +85,9 @@ def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
     return np.concatenate([fold_of_group[members], np.full(learning, LEARN_ONLY)]).astype(np.int64)
 
 
-def probe(latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0) -> dict[str, ProbeScore | None]:
+def probe(
+    latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0
+) -> dict[str, ProbeScore | None]:
     """Scores of every factor by name; None where there is nothing to be read.
 
     That is: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or classes of which no
@@ -100,7 +104,8 @@ def probe(latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: i
     """
     if not np.isfinite(latents).all():
         raise IiaeError(
-            "latents hold values that are not finite", "train with a lower optimizer.lr, or keep an earlier step"
+            "latents hold values that are not finite",
+            "train with a lower optimizer.lr, or keep an earlier step",
         )
     scores: dict[str, ProbeScore | None] = {factor.name: None for factor in factors}
     layouts: dict[bytes, tuple[Ints, list[Factor]]] = {}
@@ -125,7 +130,9 @@ def _readable(factor: Factor, layout: Ints) -> bool:
     if not factor.classes:
         return bool(np.ptp(values, axis=0).any())
     # A class whose rows are all in one fold is never learnt from where it is tested.
-    spread = [code for code in np.unique(values) if len(np.unique(layout[measured][values == code])) > 1]
+    spread = [
+        code for code in np.unique(values) if len(np.unique(layout[measured][values == code])) > 1
+    ]
     return len(spread) > 1 and len(spread) == len(np.unique(values))
 
 
@@ -138,7 +145,9 @@ def _narrowed(latents: Floats, seed: int) -> Floats:
 
     count = min(MAX_DIMENSIONS, len(latents) - 1)
     standard = StandardScaler().fit_transform(latents)
-    narrow: Floats = PCA(count, svd_solver="randomized", iterated_power=2, random_state=seed).fit_transform(standard)
+    narrow: Floats = PCA(
+        count, svd_solver="randomized", iterated_power=2, random_state=seed
+    ).fit_transform(standard)
     return narrow
 
 
@@ -167,19 +176,32 @@ def _probe_together(
             targets.append(_Target(factor, values, slice(width, width + block.shape[1])))
             blocks.append(block)
             width += block.shape[1]
-    linear, bent = _predictions(latents, np.concatenate(blocks, axis=1), targets, folds, seed, standardise)
+    linear, bent = _predictions(
+        latents, np.concatenate(blocks, axis=1), targets, folds, seed, standardise
+    )
     measured = folds >= 0
     scores: dict[str, ProbeScore | None] = {}
     for place, factor in enumerate(factors):
         true, shuffled = targets[2 * place], targets[2 * place + 1]
-        found = [_score(one, prediction, measured) for one in (true, shuffled) for prediction in (linear, bent)]
+        found = [
+            _score(one, prediction, measured)
+            for one in (true, shuffled)
+            for prediction in (linear, bent)
+        ]
         chance = 1.0 / len(np.unique(true.values[measured])) if factor.classes else 0.0
-        scores[factor.name] = ProbeScore(found[0], found[1], found[2], found[3], chance, int(measured.sum()))
+        scores[factor.name] = ProbeScore(
+            found[0], found[1], found[2], found[3], chance, int(measured.sum())
+        )
     return scores
 
 
 def _predictions(
-    latents: Floats, columns: Floats, targets: Sequence[_Target], folds: Ints, seed: int, standardise: bool
+    latents: Floats,
+    columns: Floats,
+    targets: Sequence[_Target],
+    folds: Ints,
+    seed: int,
+    standardise: bool,
 ) -> tuple[Floats, Floats]:
     """What the linear and the non-linear probe say of every measured row; of classes an indicator, or its estimate."""
     from sklearn.preprocessing import StandardScaler
@@ -198,7 +220,9 @@ def _predictions(
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
         known, asked = scaler.transform(latents[learn]), scaler.transform(latents[test])
         if plain:
-            linear[np.ix_(test, plain)] = ridge_predictions(known, columns[learn][:, plain], asked, _PENALTIES)
+            linear[np.ix_(test, plain)] = ridge_predictions(
+                known, columns[learn][:, plain], asked, _PENALTIES
+            )
         for true, shuffled in zip(targets[::2], targets[1::2], strict=True):
             if true.factor.classes:
                 codes = _classify(known, (true.values[learn], shuffled.values[learn]), asked, seed)
@@ -219,7 +243,9 @@ def _classify(
     true = codes[0]
     chosen = max(
         _INVERSE_PENALTIES,
-        key=lambda inverse: _accuracy(true[held], _logistic(known[kept], true[kept], known[held], inverse)),
+        key=lambda inverse: _accuracy(
+            true[held], _logistic(known[kept], true[kept], known[held], inverse)
+        ),
     )
     return _logistic(known, codes[0], asked, chosen), _logistic(known, codes[1], asked, chosen)
 
@@ -232,7 +258,9 @@ def _logistic(known: Floats, codes: Ints, asked: Floats, inverse_penalty: float)
         return np.full(len(asked), codes[0])
     model = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=200, tol=1e-3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps are enough to tell a class, if not the optimum
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # 200 steps are enough to tell a class, if not the optimum
         predicted: Ints = model.fit(known, codes).predict(asked)
     return predicted
 
@@ -245,7 +273,9 @@ def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:
     from sklearn.preprocessing import StandardScaler
 
     if known.shape[1] > _BUMP_DIMENSIONS:
-        leading = PCA(min(_BUMP_DIMENSIONS, len(known)), svd_solver="randomized", random_state=seed).fit(known)
+        leading = PCA(
+            min(_BUMP_DIMENSIONS, len(known)), svd_solver="randomized", random_state=seed
+        ).fit(known)
         known, asked = leading.transform(known), leading.transform(asked)
     some = np.random.default_rng(seed).permutation(len(known))[:_BUMPS]
     apart = float(np.median(pdist(known[some], "sqeuclidean"))) or 1.0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 from iiae_cli.evaluation.zero_shot import rank_by_class
 from iiae_cli.inference.encoding import Encoded, encode_rows
@@ -34,11 +34,18 @@ class EncodedPairs:
 
 
 def encode_pairs(
-    model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any = "cpu", batch_size: int = 256
+    model: IIAE,
+    split: Split,
+    *,
+    size: tuple[int, int] | None,
+    device: Any = "cpu",
+    batch_size: int = 256,
 ) -> EncodedPairs:
     """Latents of every pair of a split whose rows are aligned (`Split.take_pairs` aligns one)."""
     x, y = (
-        encode_rows(model, domain, split.rows(domain), size=size, device=device, batch_size=batch_size)
+        encode_rows(
+            model, domain, split.rows(domain), size=size, device=device, batch_size=batch_size
+        )
         for domain in DOMAINS
     )
     return EncodedPairs(x, y)
@@ -49,7 +56,9 @@ def direction_name(source: Domain, target: Domain) -> str:
     return f"{source}_to_{target}"
 
 
-def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean") -> dict[str, dict[str, float]]:
+def retrieval_figures(
+    x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean"
+) -> dict[str, dict[str, float]]:
     """Recall@1/5/10 and median rank in both directions; only the true pair is a hit, all of y (x) is the gallery.
 
     Args:
@@ -99,7 +108,9 @@ def baseline_figures(split: Split, metric: Metric) -> dict[str, dict[str, float]
     return retrieval_figures(x, y, "euclidean" if split.x.ndim == 4 else metric)
 
 
-def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric = "euclidean") -> dict[str, Any]:
+def paired_retrieval(
+    pairs: EncodedPairs, split: Split, metric: Metric = "euclidean"
+) -> dict[str, Any]:
     """Table 2's figures: by shared means, by exclusive means (its bracketed ablation), and the baseline's.
 
     The baseline needs equal widths in both domains and is left out otherwise; so is the exclusive ablation of a model
@@ -109,7 +120,9 @@ def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric = "euclid
         "shared": retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric),
     }
     if pairs.x.exclusive_mean is not None:
-        figures["exclusive"] = retrieval_figures(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), metric)
+        figures["exclusive"] = retrieval_figures(
+            pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), metric
+        )
     baseline = baseline_figures(split, metric)
     if baseline is not None:
         figures["baseline"] = baseline
@@ -158,7 +171,9 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
         split: with labels in both domains.
     """
     labels = split.x_labels or [], split.y_labels or []
-    figures: dict[str, Any] = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), *labels)
+    figures: dict[str, Any] = class_retrieval(
+        pairs.x.mean("shared"), pairs.y.mean("shared"), *labels
+    )
     if pairs.x.exclusive_mean is not None:
         exclusive = class_retrieval(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), *labels)
         figures["exclusive"] = exclusive
@@ -173,6 +188,11 @@ def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
     for domain in DOMAINS:
         encoded = pairs.of(domain)
         if encoded.exclusive_mean is not None and encoded.exclusive_logvar is not None:
-            mean, logvar = encoded.exclusive_mean.astype(np.float64), encoded.exclusive_logvar.astype(np.float64)
-            figures[domain] = float(0.5 * (np.exp(logvar) + mean**2 - 1.0 - logvar).sum(axis=1).mean())
+            mean, logvar = (
+                encoded.exclusive_mean.astype(np.float64),
+                encoded.exclusive_logvar.astype(np.float64),
+            )
+            figures[domain] = float(
+                0.5 * (np.exp(logvar) + mean**2 - 1.0 - logvar).sum(axis=1).mean()
+            )
     return figures

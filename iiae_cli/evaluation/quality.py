@@ -132,7 +132,9 @@ class TranslationQuality:
 
     def figures(self) -> dict[str, float | int | None]:
         """`l1`, `ssim`, …, `n` guided; `samples`, `l1_mean`, `l1_best`, …, `n` sampled. None where not finite."""
-        figures: dict[str, float | int | None] = {} if self.samples is None else {"samples": self.samples}
+        figures: dict[str, float | int | None] = (
+            {} if self.samples is None else {"samples": self.samples}
+        )
         for name, total in self._sums.items():
             mean = total / self.count if self.count else math.nan
             figures[name] = mean if math.isfinite(mean) else None

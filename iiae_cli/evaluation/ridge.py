@@ -17,7 +17,9 @@ Floats = NDArray[np.float64]
 _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
 
 
-def ridge_predictions(known: Floats, columns: Floats, asked: Floats, penalties: Sequence[float]) -> Floats:
+def ridge_predictions(
+    known: Floats, columns: Floats, asked: Floats, penalties: Sequence[float]
+) -> Floats:
     """Predictions (A, T) of T columns for asked rows.
 
     Args:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import recall_at_k
 from iiae_cli.evaluation.protocols import EncodedPairs, direction_name
 from iiae_cli.inference.encoding import inference
@@ -72,7 +72,9 @@ def swap_figures(
     figures: dict[str, dict[str, float | int | None]] = {}
     for source in DOMAINS:
         for target in DOMAINS:
-            contents, references = _draw(len(split.rows(source)), len(split.rows(target)), rows, seed)
+            contents, references = _draw(
+                len(split.rows(source)), len(split.rows(target)), rows, seed
+            )
             if len(contents) < 2:
                 continue
             content = pairs.of(source).mean("shared")[contents]
@@ -87,7 +89,9 @@ def swap_figures(
     return figures
 
 
-def _draw(sources: int, targets: int, rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _draw(
+    sources: int, targets: int, rows: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Contents and references, in each other's order; of equal lengths none is its own reference, nor its partner."""
     rng = np.random.default_rng(seed)
     if sources == targets:
@@ -136,18 +140,24 @@ def _swap(
     )
 
 
-def _figures(found: _Swapped, content: Floats, manner: Floats | None, metric: Metric) -> dict[str, float | int | None]:
+def _figures(
+    found: _Swapped, content: Floats, manner: Floats | None, metric: Metric
+) -> dict[str, float | int | None]:
     figures: dict[str, float | int | None] = {
         "shared_recall@1": recall_at_k(partner_ranks(found.shared, content, metric=metric), 1),
         "shared_distance": moved(found.shared, content),
     }
     if found.exclusive is not None and manner is not None:
         apart = moved(found.exclusive, manner)
-        figures["exclusive_recall@1"] = recall_at_k(partner_ranks(found.exclusive, manner, metric=metric), 1)
+        figures["exclusive_recall@1"] = recall_at_k(
+            partner_ranks(found.exclusive, manner, metric=metric), 1
+        )
         # Two rows lie √2 standard deviations apart.
         figures["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
     if found.returned is not None:
-        figures["return_recall@1"] = recall_at_k(partner_ranks(found.returned, content, metric=metric), 1)
+        figures["return_recall@1"] = recall_at_k(
+            partner_ranks(found.returned, content, metric=metric), 1
+        )
         figures["return_distance"] = moved(found.returned, content)
         figures["round_trip_l1"] = found.round_trip
     return {**figures, "n": len(content)}

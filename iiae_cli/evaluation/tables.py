@@ -52,7 +52,11 @@ _TABLES = (
         ("direction",),
         (
             "samples",
-            *(f"{name}_{which}" for name in ("l1", "ssim", "lpips", "lpips_vgg") for which in ("mean", "best")),
+            *(
+                f"{name}_{which}"
+                for name in ("l1", "ssim", "lpips", "lpips_vgg")
+                for which in ("mean", "best")
+            ),
         ),
     ),
     (
@@ -76,13 +80,22 @@ def figure_tables(figures: dict[str, Any]) -> list[Table]:
     tables = []
     for task, title, names, columns in _TABLES:
         found = figures.get(task, {})
-        if task == "zero_shot" and found:  # the model's own figures stand above the others, without a name
+        if (
+            task == "zero_shot" and found
+        ):  # the model's own figures stand above the others, without a name
             own = {way: found[way] for way in ("x_to_y", "y_to_x")}
             found = {"shared": own, **{name: row for name, row in found.items() if name not in own}}
-        rows = [(path, row) for path, row in _leaves(found) if len(path) == len(names) and columns[0] in row]
+        rows = [
+            (path, row)
+            for path, row in _leaves(found)
+            if len(path) == len(names) and columns[0] in row
+        ]
         measured = [column for column in columns if any(column in row for _, row in rows)]
         if rows:
-            lines = [(*path, *["" if row.get(one) is None else row[one] for one in measured]) for path, row in rows]
+            lines = [
+                (*path, *["" if row.get(one) is None else row[one] for one in measured])
+                for path, row in rows
+            ]
             tables.append(Table(title, [*names, *measured], lines, len(names)))
     return tables
 
@@ -98,7 +111,9 @@ def _paper_line(row: PaperRow) -> tuple[object, ...]:
     return (one.table, one.method, one.direction, one.figure, one.value, ours, row.note)
 
 
-def _leaves(figures: dict[str, Any], names: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+def _leaves(
+    figures: dict[str, Any], names: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """(names, figures) of every innermost mapping that holds numbers only."""
     found = []
     for name, value in figures.items():

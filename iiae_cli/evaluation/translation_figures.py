@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.evaluation.quality import Measure, TranslationQuality, l1
 from iiae_cli.inference.encoding import inference
@@ -50,7 +50,9 @@ def translation_figures(
         for source, target in DIRECTIONS:
             guided = TranslationQuality(measures)
             sampled = TranslationQuality(measures, samples) if samples else None
-            drawn = prior_samples(samples, len(split.x), model.exclusive_dim, seed) if samples else None
+            drawn = (
+                prior_samples(samples, len(split.x), model.exclusive_dim, seed) if samples else None
+            )
             for start in range(0, len(split.x), batch_size):
                 part = slice(start, start + batch_size)
                 wanted = to_inputs(split.rows(target)[part], size, device)
@@ -61,7 +63,9 @@ def translation_figures(
                 guided.add(model.decode(target, shared, exclusive), wanted)
                 if sampled is not None and drawn is not None:
                     latents = drawn[part].to(shared.device).flatten(0, 1)
-                    outputs = model.decode(target, shared.repeat_interleave(samples, dim=0), latents)
+                    outputs = model.decode(
+                        target, shared.repeat_interleave(samples, dim=0), latents
+                    )
                     sampled.add(outputs.reshape(len(wanted), samples, *wanted.shape[1:]), wanted)
             found = guided.figures() | (sampled.figures() if sampled is not None else {})
             figures[direction_name(source, target)] = found

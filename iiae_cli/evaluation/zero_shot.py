@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 
 _Figures: TypeAlias = dict[str, NDArray[Any]]
 
@@ -85,12 +85,16 @@ def rank_by_class(
     Raises:
         IiaeError: latents that are not finite, or no query with a relevant item.
     """
-    classes, codes = np.unique(np.asarray([*query_labels, *gallery_labels], dtype=np.str_), return_inverse=True)
+    classes, codes = np.unique(
+        np.asarray([*query_labels, *gallery_labels], dtype=np.str_), return_inverse=True
+    )
     query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
     relevant = np.bincount(gallery_codes, minlength=len(classes))[query_codes]
     kept = relevant > 0
     if not kept.any():
-        raise IiaeError("no query has an item of its class in the gallery", "check the labels of both domains")
+        raise IiaeError(
+            "no query has an item of its class in the gallery", "check the labels of both domains"
+        )
     vectors, shelf = _unit(queries, "queries")[kept], _unit(gallery, "the gallery")
     query_codes, relevant = query_codes[kept], relevant[kept]
 
@@ -98,7 +102,10 @@ def rank_by_class(
     ranker = _Ranker(shelf, gallery_codes, len(classes), size)
 
     # One thread a chunk: matrix products with threads of their own would wait for one another.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _usable_cores()) as pool:
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(threads or _usable_cores()) as pool,
+    ):
 
         def in_chunks(rank: Callable[..., _Figures], rows: NDArray[np.int64]) -> _Figures:
             parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -141,9 +148,13 @@ class _Room(threading.local):
 class _Ranker:
     """Ranks chunks of up to `rows` queries against a gallery, which it holds in order of classes."""
 
-    def __init__(self, shelf: NDArray[np.float64], codes: NDArray[np.int32], classes: int, rows: int) -> None:
+    def __init__(
+        self, shelf: NDArray[np.float64], codes: NDArray[np.int32], classes: int, rows: int
+    ) -> None:
         self._by_class = np.argsort(codes, kind="stable")
-        self._shelf = np.empty(shelf.shape[::-1])  # items are columns: a product reads them a quarter faster
+        self._shelf = np.empty(
+            shelf.shape[::-1]
+        )  # items are columns: a product reads them a quarter faster
         for row, component in zip(self._shelf, shelf.T, strict=True):
             row[:] = component[self._by_class]
         self._counts = np.bincount(codes, minlength=classes)
@@ -233,7 +244,9 @@ def _sums(each: list[NDArray[Any]], size: int) -> _Figures:
     precisions *= ranks <= MAP_CUTOFF
     figures["cut"] = np.add.reduceat(precisions, starts)
     for k in PRECISION_CUTOFFS:
-        figures[f"precision@{k}"] = np.add.reduceat(ranks <= k, starts, dtype=np.float64) / min(k, size)
+        figures[f"precision@{k}"] = np.add.reduceat(ranks <= k, starts, dtype=np.float64) / min(
+            k, size
+        )
     return figures
 
 

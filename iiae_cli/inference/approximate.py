@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import writing
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import writing
+from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.inference.faiss_search import import_faiss
 from iiae_cli.inference.retrieval import Rows, chunks, nearest, within
 from iiae_cli.inference.ties import Floats, Ints, Metric
-from iiae_cli.tensors import read_tensors, save_tensors
 
 SCHEMA = "iiae.index/1"
 RECALL = 0.95  # of the exact neighbours that the sample's queries must find
@@ -123,9 +123,16 @@ def divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
     """√G lists around centroids that k-means finds from a sample of the rows (seed 0)."""
     faiss = import_faiss()
     lists = max(1, min(round(len(vectors) ** 0.5), len(vectors) // 39))
-    chosen = np.random.default_rng(0).choice(len(vectors), min(len(vectors), lists * _TRAINING_ROWS), replace=False)
+    chosen = np.random.default_rng(0).choice(
+        len(vectors), min(len(vectors), lists * _TRAINING_ROWS), replace=False
+    )
     means = faiss.Kmeans(
-        vectors.shape[1], lists, niter=10, seed=0, spherical=metric == "cosine", min_points_per_centroid=1
+        vectors.shape[1],
+        lists,
+        niter=10,
+        seed=0,
+        spherical=metric == "cosine",
+        min_points_per_centroid=1,
     )
     means.train(vectors[np.sort(chosen)])
     return Division(means.centroids, means.index.search(vectors, 1)[1][:, 0])
@@ -179,13 +186,17 @@ def _content(*tensors: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _vectors(queries: NDArray[Any], gallery: Rows, metric: Metric) -> tuple[NDArray[np.float32], str]:
+def _vectors(
+    queries: NDArray[Any], gallery: Rows, metric: Metric
+) -> tuple[NDArray[np.float32], str]:
     """The gallery as faiss compares it, and a digest of its rows as stored."""
     vectors = np.empty(gallery.shape, np.float32)
     digest = hashlib.blake2b(digest_size=16)
     for chunk in chunks(queries, gallery, metric):
         digest.update(np.ascontiguousarray(chunk.rows).data)
-        vectors[chunk.start : chunk.start + len(chunk.rows)] = _moved(chunk.rows, chunk.frame.centre, metric)
+        vectors[chunk.start : chunk.start + len(chunk.rows)] = _moved(
+            chunk.rows, chunk.frame.centre, metric
+        )
     return vectors, digest.hexdigest()
 
 
@@ -211,7 +222,12 @@ def _index(faiss: Any, vectors: NDArray[np.float32], division: Division, metric:
     index = faiss.IndexIVFFlat(centroids, width, len(division.centroids), kind)
     index.is_trained = True
     numbers = np.arange(len(vectors))
-    index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(division.list_of))
+    index.add_core(
+        len(vectors),
+        faiss.swig_ptr(vectors),
+        faiss.swig_ptr(numbers),
+        faiss.swig_ptr(division.list_of),
+    )
     return index
 
 

@@ -140,7 +140,9 @@ class Products:
         """(Q,) float64; with room for what float32 loses below 10⁻³⁸."""
         if self.metric == "cosine":
             return torch.full((len(self.queries),), 2.0 * self.gamma, dtype=torch.float64)
-        return self.queries.squares * (4.0 * self.gamma) + 1e-32 * max(1, self.queries.rows.shape[1])
+        return self.queries.squares * (4.0 * self.gamma) + 1e-32 * max(
+            1, self.queries.rows.shape[1]
+        )
 
     @cached_property
     def slack_column(self) -> torch.Tensor:
@@ -187,7 +189,12 @@ class Products:
             block.copy_(self._column[part].expand_as(block))
         for start in range(0, a.shape[1], PIECE):
             piece = slice(start, start + PIECE)
-            block.addmm_(a[:, piece], b[:, piece].T, alpha=factor, beta=float(start > 0 or self.metric == "euclidean"))
+            block.addmm_(
+                a[:, piece],
+                b[:, piece].T,
+                alpha=factor,
+                beta=float(start > 0 or self.metric == "euclidean"),
+            )
 
     def _by_sklearn(self, a: torch.Tensor, b: torch.Tensor, part: slice) -> torch.Tensor:
         from sklearn.metrics.pairwise import euclidean_distances, linear_kernel

@@ -36,11 +36,15 @@ class Chunk:
         """What turns a distance, squared where Euclidean, into the frame's."""
         return self.frame.scale**2 if self.metric == "euclidean" else 1.0
 
-    def products(self, queries: NDArray[Any], dtype: torch.dtype, engine: Engine = "torch") -> Products:
+    def products(
+        self, queries: NDArray[Any], dtype: torch.dtype, engine: Engine = "torch"
+    ) -> Products:
         """Bounds of the distances between queries (Q, S) and the chunk's rows."""
         if dtype not in self._sides:
             self._sides[dtype] = prepare(self.rows, self.frame, dtype)
-        return Products(prepare(queries, self.frame, dtype), self._sides[dtype], self.metric, engine)
+        return Products(
+            prepare(queries, self.frame, dtype), self._sides[dtype], self.metric, engine
+        )
 
     def measure(self, queries: NDArray[Any], pairs: tuple[Ints, Ints], expected: int) -> Floats:
         """Exact distances of pairs (query, row of the chunk): (P,).

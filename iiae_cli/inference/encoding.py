@@ -49,12 +49,19 @@ class Encoded:
 
     def take(self, rows: NDArray[np.int64]) -> Encoded:
         """These rows alone, in this order."""
-        return Encoded(**{name: None if one is None else one[rows] for name, one in vars(self).items()})
+        return Encoded(
+            **{name: None if one is None else one[rows] for name, one in vars(self).items()}
+        )
 
     def joined(self, other: Encoded) -> Encoded:
         """These rows, then those of another that holds the same kinds."""
         both = {name: (one, getattr(other, name)) for name, one in vars(self).items()}
-        return Encoded(**{name: None if parts[0] is None else np.concatenate(parts) for name, parts in both.items()})
+        return Encoded(
+            **{
+                name: None if parts[0] is None else np.concatenate(parts)
+                for name, parts in both.items()
+            }
+        )
 
 
 @contextmanager
@@ -103,6 +110,10 @@ def encode_rows(
             ):
                 if wanted:
                     posterior = encode(domain, inputs)
-                    parts.setdefault(f"{kind}_mean", []).append(posterior.mean.flatten(1).cpu().numpy())
-                    parts.setdefault(f"{kind}_logvar", []).append(posterior.logvar.flatten(1).cpu().numpy())
+                    parts.setdefault(f"{kind}_mean", []).append(
+                        posterior.mean.flatten(1).cpu().numpy()
+                    )
+                    parts.setdefault(f"{kind}_logvar", []).append(
+                        posterior.logvar.flatten(1).cpu().numpy()
+                    )
     return Encoded(**{name: np.concatenate(chunks) for name, chunks in parts.items()})

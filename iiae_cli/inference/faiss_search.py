@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.inference.bounds import Products
 from iiae_cli.inference.ties import Floats, Ints
 
@@ -49,7 +49,11 @@ def flat_pairs(products: Products, k: int, limits: Floats) -> tuple[Ints, Ints, 
     # faiss sums all dimensions in one go, and may not subtract centres as squares do.
     gamma = (queries.rows.shape[1] + 32) * 2.0**-23 + products.gamma
     own = queries.squares.numpy()[:, None]
-    error = np.full_like(distances, gamma) if cosine else gamma * 2.0 * (own + gallery.squares.numpy()[rows]) + 1e-32
+    error = (
+        np.full_like(distances, gamma)
+        if cosine
+        else gamma * 2.0 * (own + gallery.squares.numpy()[rows]) + 1e-32
+    )
     cuts = np.minimum(np.partition(distances + error, k - 1, axis=1)[:, k - 1], limits)
     near = distances - error <= cuts[:, None]
     # What faiss left out is no nearer than its last row, up to the error at the longest row.

@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import fingerprint_of_file
 from iiae_cli.data.arrays import BROKEN, map_npy
-from iiae_cli.data.dataset import DataFile, StoredRows, is_hdf5
+from iiae_cli.data.datafile import DataFile, StoredRows, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import fingerprint_of_file
 from iiae_cli.model.iiae import Domain
 
 Block: TypeAlias = tuple[NDArray[Any], list[str], list[str] | None]
@@ -54,7 +54,9 @@ class Inputs(ABC):
         skipped: grows while `blocks` are read: a line for every input left out.
     """
 
-    def __init__(self, source: dict[str, Any], ids: list[str], labels: list[str] | None = None) -> None:
+    def __init__(
+        self, source: dict[str, Any], ids: list[str], labels: list[str] | None = None
+    ) -> None:
         self.source = source
         self.ids = ids
         self.labels = labels
@@ -108,8 +110,16 @@ class Inputs(ABC):
         blocks = list(self.blocks(256))
         if not blocks:
             raise IiaeError("none of the inputs could be read", "the lines above name each of them")
-        labels = [one for _, _, some in blocks for one in some or []] if blocks[0][2] is not None else None
-        return np.concatenate([rows for rows, _, _ in blocks]), [one for _, ids, _ in blocks for one in ids], labels
+        labels = (
+            [one for _, _, some in blocks for one in some or []]
+            if blocks[0][2] is not None
+            else None
+        )
+        return (
+            np.concatenate([rows for rows, _, _ in blocks]),
+            [one for _, ids, _ in blocks for one in ids],
+            labels,
+        )
 
 
 class ArrayInputs(Inputs):
@@ -124,7 +134,12 @@ class ArrayInputs(Inputs):
     """
 
     def __init__(
-        self, rows: RowSource, ids: list[str], labels: list[str] | None, source: dict[str, Any], file: Path
+        self,
+        rows: RowSource,
+        ids: list[str],
+        labels: list[str] | None,
+        source: dict[str, Any],
+        file: Path,
     ) -> None:
         super().__init__(source, ids, labels)
         self._rows, self._file = rows, file
@@ -153,7 +168,9 @@ class PictureInputs(Inputs):
     def __init__(self, paths: list[Path], shape: tuple[int, ...], workers: int) -> None:
         super().__init__({"pictures": True}, [str(path) for path in paths])
         self._paths, self._shape, self._workers = paths, shape, workers
-        self._pool = ThreadPoolExecutor(workers, "decode") if workers > 1 else None  # starts threads when they are used
+        self._pool = (
+            ThreadPoolExecutor(workers, "decode") if workers > 1 else None
+        )  # starts threads when they are used
 
     def read(self, start: int, stop: int) -> Read:
         """Decoded pictures, straight into one array."""
@@ -172,7 +189,11 @@ class PictureInputs(Inputs):
         errors = list(map(into, places) if self._pool is None else self._pool.map(into, places))
         there = np.array([place for place in places if errors[place] is None], np.int64)
         whole = len(there) == len(paths)
-        return Read(rows if whole else rows[there], there + start, [str(one) for one in errors if one is not None])
+        return Read(
+            rows if whole else rows[there],
+            there + start,
+            [str(one) for one in errors if one is not None],
+        )
 
     def state(self, start: int, stop: int) -> list[str]:
         """Size and time of change of each file; both missing where it is."""
@@ -184,7 +205,12 @@ class PictureInputs(Inputs):
 
 
 def open_inputs(
-    inputs: Sequence[str], domain: Domain, shape: tuple[int, ...], *, split: str = "test", workers: int = 1
+    inputs: Sequence[str],
+    domain: Domain,
+    shape: tuple[int, ...],
+    *,
+    split: str = "test",
+    workers: int = 1,
 ) -> Inputs:
     """The rows that a command's arguments name.
 
@@ -205,8 +231,13 @@ def open_inputs(
         _same_shape(first, file.info.shape_x if domain == "x" else file.info.shape_y, shape)
         rows, ids, labels = file.domain_rows(split, domain)
         if not ids:
-            raise IiaeError(f"{first} has nothing in split '{split}'", "choose another --split: train, valid or test")
-        return ArrayInputs(rows, ids, labels, {"data": str(first.absolute()), "split": split}, first)
+            raise IiaeError(
+                f"{first} has nothing in split '{split}'",
+                "choose another --split: train, valid or test",
+            )
+        return ArrayInputs(
+            rows, ids, labels, {"data": str(first.absolute()), "split": split}, first
+        )
     if first.suffix.lower() == ".npy":
         _alone(inputs)
         features = _read_features(first)
@@ -214,7 +245,9 @@ def open_inputs(
         ids = [f"{first.stem}/{number}" for number in range(len(features))]
         return ArrayInputs(features, ids, None, {"features": str(first.absolute())}, first)
     if len(shape) == 1:
-        raise IiaeError("this model reads features, not pictures", "give a feature .npy or a prepared .h5")
+        raise IiaeError(
+            "this model reads features, not pictures", "give a feature .npy or a prepared .h5"
+        )
     return PictureInputs(find_pictures(inputs), shape, workers)
 
 
@@ -228,7 +261,10 @@ def _size_and_time(path: Path) -> str:
 
 def _alone(inputs: Sequence[str]) -> None:
     if len(inputs) > 1:
-        raise IiaeError(f"{inputs[0]} cannot be mixed with other inputs", "encode each file by itself, then --merge")
+        raise IiaeError(
+            f"{inputs[0]} cannot be mixed with other inputs",
+            "encode each file by itself, then --merge",
+        )
 
 
 def _same_shape(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -247,14 +283,20 @@ def _read_features(path: Path) -> NDArray[Any]:
         raise IiaeError(f"{path} does not exist", "check the path") from error
     except BROKEN as error:
         raise IiaeError(
-            f"{path} is not a readable .npy array", "save it with numpy.save, without pickled objects"
+            f"{path} is not a readable .npy array",
+            "save it with numpy.save, without pickled objects",
         ) from error
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not _all_finite(rows):
-        raise IiaeError(f"{path} holds no finite (N, F) numbers", "save features as a 2-dimensional float array")
+        raise IiaeError(
+            f"{path} holds no finite (N, F) numbers", "save features as a 2-dimensional float array"
+        )
     return rows
 
 
 def _all_finite(rows: NDArray[Any]) -> bool:
     step = 1 << 14  # rows at once, so that memory stays flat
     with np.errstate(over="ignore"):
-        return all(np.isfinite(rows[i : i + step].astype(np.float32)).all() for i in range(0, len(rows), step))
+        return all(
+            np.isfinite(rows[i : i + step].astype(np.float32)).all()
+            for i in range(0, len(rows), step)
+        )

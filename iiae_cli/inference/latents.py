@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli import __version__
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import writing
 from iiae_cli.data.hdf5 import (
     DAMAGED,
     check_schema,
@@ -34,8 +36,6 @@ from iiae_cli.data.hdf5 import (
     text_attribute,
     write_texts,
 )
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import writing
 from iiae_cli.inference.encoding import Encoded, LatentKind
 from iiae_cli.model.iiae import DOMAINS, Domain
 
@@ -124,14 +124,19 @@ class LatentFormat:
                 row = int(bad[0])
                 if np.isfinite(values[row]).all():
                     raise IiaeError(
-                        f"{name} of {name_of(row)} holds values that {self.dtype} cannot hold", "pass --dtype float32"
+                        f"{name} of {name_of(row)} holds values that {self.dtype} cannot hold",
+                        "pass --dtype float32",
                     )
-                raise IiaeError(f"the latents of {name_of(row)} are not finite", "check this input and the run")
+                raise IiaeError(
+                    f"the latents of {name_of(row)} are not finite", "check this input and the run"
+                )
             found[name] = stored
         return found
 
 
-def write_latents(path: Path, cache: LatentCache, *, logvar: bool = False, dtype: str = "float32") -> None:
+def write_latents(
+    path: Path, cache: LatentCache, *, logvar: bool = False, dtype: str = "float32"
+) -> None:
     """Write a cache, atomically.
 
     Args:
@@ -140,7 +145,9 @@ def write_latents(path: Path, cache: LatentCache, *, logvar: bool = False, dtype
         logvar: whether log-variances are kept.
         dtype: of the arrays, `float32` or `float16`.
     """
-    arrays = LatentFormat(logvar=logvar, dtype=dtype).stored(cache.encoded, lambda row: cache.ids[row])
+    arrays = LatentFormat(logvar=logvar, dtype=dtype).stored(
+        cache.encoded, lambda row: cache.ids[row]
+    )
     widths = {name: (values.shape[1], values.dtype) for name, values in arrays.items()}
     write_stream(path, cache.head(), widths, [arrays], ids=cache.ids, labels=cache.labels)
 
@@ -218,10 +225,17 @@ def read_latents(path: Path) -> LatentCache:
             if ids is None:
                 raise ValueError("it has no ids")
             cache = LatentCache(
-                encoded=Encoded(**arrays), ids=ids, labels=read_texts(file, "labels"), **read_attributes(file)
+                encoded=Encoded(**arrays),
+                ids=ids,
+                labels=read_texts(file, "labels"),
+                **read_attributes(file),
             )
     lengths = {len(values) for values in arrays.values()} | {len(cache.ids)}
-    if len(lengths) != 1 or not arrays or (cache.labels is not None and len(cache.labels) != len(cache)):
+    if (
+        len(lengths) != 1
+        or not arrays
+        or (cache.labels is not None and len(cache.labels) != len(cache))
+    ):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
     return cache
 
@@ -238,7 +252,9 @@ def _latents(group: h5py.Group, part: str) -> NDArray[np.float32]:
 def _source(text: str) -> dict[str, Any]:
     """A mapping of names to texts or true, as `LatentCache.source` says."""
     source = json.loads(text)
-    if not isinstance(source, dict) or not all(isinstance(value, str | bool) for value in source.values()):
+    if not isinstance(source, dict) or not all(
+        isinstance(value, str | bool) for value in source.values()
+    ):
         raise ValueError("attribute source is no JSON object of texts")
     return source
 
@@ -263,7 +279,9 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
     }
 
 
-def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def means_of(
+    cache: LatentCache, kind: LatentKind, path: Path
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Means of one kind.
 
     Raises:
@@ -272,4 +290,6 @@ def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> np.ndarray[Any
     try:
         return cache.encoded.mean(kind)
     except KeyError as error:
-        raise IiaeError(f"{path} holds no {kind} latents", f"encode with --latents {kind} or both") from error
+        raise IiaeError(
+            f"{path} holds no {kind} latents", f"encode with --latents {kind} or both"
+        ) from error

@@ -9,12 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.errors import IiaeError
-from iiae_cli.files import refuse_existing, write_errors, writing
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import refuse_existing, write_errors, writing
 
 
 def plan_files(
-    folder: Path, ids: Sequence[str], names: Sequence[str], target: str, *, overwrite: bool, inputs: Sequence[str] = ()
+    folder: Path,
+    ids: Sequence[str],
+    names: Sequence[str],
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
 ) -> list[list[Path]]:
     """Files `FOLDER/STEM-to-TARGET-NAME.png` for every id (N) and name (K), all different; makes the folder.
 
@@ -33,7 +39,10 @@ def plan_files(
         folder.mkdir(parents=True, exist_ok=True)
         existing = {path.name for path in folder.iterdir()}
     suffixes = _Names()
-    endings = [f"-to-{target}-{suffixes.free(Path(name).stem.replace(' ', ''), [''])[0]}.png" for name in names]
+    endings = [
+        f"-to-{target}-{suffixes.free(Path(name).stem.replace(' ', ''), [''])[0]}.png"
+        for name in names
+    ]
     stems = _Names()
     files = [[folder / name for name in stems.free(Path(one).stem, endings)] for one in ids]
     planned = {path.name for line in files for path in line}

@@ -18,22 +18,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iiae_cli.errors import IiaeError
-from iiae_cli.inference.bounds import Engine, Frame, TooManyPairsError, count_nearer, near_pairs, single_is_exact
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.inference.bounds import (
+    Engine,
+    Frame,
+    TooManyPairsError,
+    count_nearer,
+    near_pairs,
+    single_is_exact,
+)
 from iiae_cli.inference.chunk import Chunk
 from iiae_cli.inference.ties import Floats, Found, Ints, Metric, beyond, pair_distances
 
-__all__ = ["Backend", "Floats", "Ints", "Metric", "Rows", "choose_backend", "nearest", "partner_ranks"]
+__all__ = [
+    "Backend",
+    "Floats",
+    "Ints",
+    "Metric",
+    "Rows",
+    "choose_backend",
+    "nearest",
+    "partner_ranks",
+]
 
 Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
 
 CHUNK_BYTES = 64 * 2**20  # of gallery rows in float32
 QUERY_BYTES = 16 * 2**20  # of a block of query rows in float32
 QUERY_ROWS = 128  # of a block of queries at most
-LONG = (
-    1024  # dimensions from which chunks are twice, blocks four times as large: products run faster, other work is less
-)
-SMALL = 2**24  # multiplications that scikit-learn does in less time than another library takes to be loaded
+LONG = 1024  # dimensions from which chunks are twice, blocks four times as large: products run faster, other work is less
+SMALL = (
+    2**24
+)  # multiplications that scikit-learn does in less time than another library takes to be loaded
 _CENTRE_ROWS = 4096
 _HUGE = 1e150  # beyond it squares leave float64
 
@@ -60,7 +76,12 @@ def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> 
 
 
 def nearest(
-    queries: NDArray[Any], gallery: Rows, k: int, *, metric: Metric = "euclidean", backend: Backend = "auto"
+    queries: NDArray[Any],
+    gallery: Rows,
+    k: int,
+    *,
+    metric: Metric = "euclidean",
+    backend: Backend = "auto",
 ) -> tuple[Ints, Floats]:
     """The k nearest gallery rows of every query.
 
@@ -93,12 +114,17 @@ def nearest(
             limits = beyond(known[number].cuts(len(few), k), metric)
             new = _search(few, chunk, min(k, len(chunk.rows)), limits, propose)
             known[number] = known[number].merged(new, len(few), k, metric)
-    first = [found.first(len(queries[part]), k, metric) for part, found in zip(blocks, known, strict=True)]
+    first = [
+        found.first(len(queries[part]), k, metric)
+        for part, found in zip(blocks, known, strict=True)
+    ]
     found, distances = (np.concatenate(parts) for parts in zip(*first, strict=True))
     return found, np.sqrt(distances) if metric == "euclidean" else distances
 
 
-def within(queries: NDArray[Any], gallery: Rows, candidates: Ints, k: int, *, metric: Metric) -> tuple[Ints, Floats]:
+def within(
+    queries: NDArray[Any], gallery: Rows, candidates: Ints, k: int, *, metric: Metric
+) -> tuple[Ints, Floats]:
     """The k nearest among given candidates, measured and ordered as `nearest` does it.
 
     Args:
@@ -160,7 +186,9 @@ def partner_ranks(
 def _numbers(rows: NDArray[Any]) -> NDArray[Any]:
     """Rows in float32 where that holds them, else in float64."""
     rows = np.asarray(rows)
-    return rows.astype(np.float32 if rows.dtype in (np.float16, np.float32) else np.float64, copy=False)
+    return rows.astype(
+        np.float32 if rows.dtype in (np.float16, np.float32) else np.float64, copy=False
+    )
 
 
 def _block_rows(width: int) -> int:
@@ -178,7 +206,10 @@ def _check(rows: NDArray[Any], name: str) -> float:
     low, high = torch.aminmax(torch.from_numpy(np.ascontiguousarray(rows)))
     largest = max(-float(low), float(high))
     if not largest < _HUGE:  # not a number compares as false
-        raise IiaeError(f"latents of {name} are not all finite", "encode them again; check the model and its inputs")
+        raise IiaeError(
+            f"latents of {name} are not all finite",
+            "encode them again; check the model and its inputs",
+        )
     return largest
 
 
@@ -201,7 +232,9 @@ def chunks(queries: NDArray[Any], gallery: Rows, metric: Metric) -> Iterator[Chu
         yield Chunk(start, rows, metric, Frame.around(metric, centre, around))
 
 
-def _search(queries: NDArray[Any], chunk: Chunk, k: int, limits: Floats, propose: Proposer) -> Found:
+def _search(
+    queries: NDArray[Any], chunk: Chunk, k: int, limits: Floats, propose: Proposer
+) -> Found:
     """Candidates among a chunk's rows, measured: all that can be among the k nearest within `limits`."""
     try:
         pairs = propose(queries, chunk, k, limits * chunk.squared_scale)
@@ -210,13 +243,25 @@ def _search(queries: NDArray[Any], chunk: Chunk, k: int, limits: Floats, propose
         parts = slice(0, half), slice(half, None)
         found = [
             Found.none().merged(
-                _search(queries[part], chunk, k, limits[part], propose), len(queries[part]), k, chunk.metric
+                _search(queries[part], chunk, k, limits[part], propose),
+                len(queries[part]),
+                k,
+                chunk.metric,
             )
             for part in parts
         ]
         found[1].query += half
-        return Found(*(np.concatenate([getattr(one, name) for one in found]) for name in ("query", "row", "distance")))
-    return Found(pairs[0], pairs[1] + chunk.start, chunk.measure(queries, pairs, expected=len(queries) * (k + 16)))
+        return Found(
+            *(
+                np.concatenate([getattr(one, name) for one in found])
+                for name in ("query", "row", "distance")
+            )
+        )
+    return Found(
+        pairs[0],
+        pairs[1] + chunk.start,
+        chunk.measure(queries, pairs, expected=len(queries) * (k + 16)),
+    )
 
 
 def _by_products(queries: NDArray[Any], chunk: Chunk, k: int, limits: Floats) -> tuple[Ints, Ints]:
@@ -269,22 +314,30 @@ def _proposer(backend: Backend) -> Proposer:
     return _by_sklearn if backend == "sklearn" else _by_products
 
 
-def _before(queries: NDArray[Any], own: Floats, partners: Ints, chunk: Chunk, engine: Engine) -> Ints:
+def _before(
+    queries: NDArray[Any], own: Floats, partners: Ints, chunk: Chunk, engine: Engine
+) -> Ints:
     """How many of a chunk's rows stand before each query's partner, which is `own` away."""
     dtype = torch.float64 if engine == "sklearn" or not single_is_exact() else torch.float32
     near, far = (beyond(own, chunk.metric, sign) for sign in (-1, 1))
     scale = chunk.squared_scale
     try:
         try:
-            counts, pairs = count_nearer(chunk.products(queries, dtype, engine), near * scale, far * scale)
+            counts, pairs = count_nearer(
+                chunk.products(queries, dtype, engine), near * scale, far * scale
+            )
         except TooManyPairsError:
             if dtype == torch.float64:
                 raise
-            counts, pairs = count_nearer(chunk.products(queries, torch.float64, engine), near * scale, far * scale)
+            counts, pairs = count_nearer(
+                chunk.products(queries, torch.float64, engine), near * scale, far * scale
+            )
     except TooManyPairsError:
         half = len(queries) // 2
         parts = slice(0, half), slice(half, None)
-        return np.concatenate([_before(queries[p], own[p], partners[p], chunk, engine) for p in parts])
+        return np.concatenate(
+            [_before(queries[p], own[p], partners[p], chunk, engine) for p in parts]
+        )
     left, right = pairs
     distances = chunk.measure(queries, pairs, expected=64 * len(queries))
     before = distances < near[left]

@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.hdf5 import check_schema, damage, dataset, open_hdf5, read_texts, text_attributes
-from iiae_cli.errors import IiaeError
+from iiae_cli.data.parts import Part, all_in_order
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes, write_stream
-from iiae_cli.parts import Part, all_in_order
 
 COPY_BYTES = 1 << 24
-OF_A_LIST = ("inputs", "inputs_content", "options")  # attributes that only the cache of one list has
+OF_A_LIST = (
+    "inputs",
+    "inputs_content",
+    "options",
+)  # attributes that only the cache of one list has
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ class CacheFile:
         with open_hdf5(self.path, REMEDY) as file:
             for start in range(0, len(self.ids), rows):
                 with damage(self.path, REMEDY):
-                    block = {name: file[name.replace("_", "/")][start : start + rows] for name in self.arrays}
+                    block = {
+                        name: file[name.replace("_", "/")][start : start + rows]
+                        for name in self.arrays
+                    }
                     if not all(np.isfinite(values).all() for values in block.values()):
                         raise ValueError("it holds values that are not finite")
                 yield block
@@ -114,7 +121,9 @@ def describe(path: Path) -> CacheFile:
             ids, labels, skipped = (read_texts(file, name) for name in ("ids", "labels", "skipped"))
             shard = None
             if "shard" in head:
-                shard = Shard(**{key: int(value) for key, value in json.loads(str(head["shard"])).items()})
+                shard = Shard(
+                    **{key: int(value) for key, value in json.loads(str(head["shard"])).items()}
+                )
                 int(str(head["inputs_content"]), 16)
     if ids is None or lengths != {len(ids)} or (labels is not None and len(labels) != len(ids)):
         raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
@@ -140,7 +149,9 @@ class Merge:
         """Of the whole."""
         return [one for part in self.parts for one in part.ids]
 
-    def write(self, output: Path, *, folder: Path | None = None, tick: Callable[[], None] = lambda: None) -> None:
+    def write(
+        self, output: Path, *, folder: Path | None = None, tick: Callable[[], None] = lambda: None
+    ) -> None:
         """Write the whole, a few rows at a time.
 
         Args:
@@ -163,7 +174,14 @@ class Merge:
             labels = [one for part in self.parts for one in part.labels or []]
         skipped = [line for part in self.parts for line in part.skipped]
         write_stream(
-            output, self.head, self.arrays, blocks(), ids=self.ids, labels=labels, skipped=skipped, folder=folder
+            output,
+            self.head,
+            self.arrays,
+            blocks(),
+            ids=self.ids,
+            labels=labels,
+            skipped=skipped,
+            folder=folder,
         )
 
 
@@ -191,7 +209,12 @@ def plan_merge(paths: Sequence[Path], dtype: str | None = None) -> Merge:
     if any(str(part.head.get("source")) != str(head.get("source")) for part in parts):
         head["source"] = "{}"
     arrays = {
-        name: (width, np.dtype(dtype or (own if all(part.arrays[name][1] == own for part in parts) else "float32")))
+        name: (
+            width,
+            np.dtype(
+                dtype or (own if all(part.arrays[name][1] == own for part in parts) else "float32")
+            ),
+        )
         for name, (width, own) in parts[0].arrays.items()
     }
     return Merge(parts, head, arrays)
@@ -212,21 +235,30 @@ def _converted(
         found = {name: values.astype(arrays[name][1], copy=False) for name, values in block.items()}
     for name, values in found.items():
         if not np.isfinite(values).all():
-            raise IiaeError(f"{name} in {path} holds values that {values.dtype} cannot hold", "pass --dtype float32")
+            raise IiaeError(
+                f"{name} in {path} holds values that {values.dtype} cannot hold",
+                "pass --dtype float32",
+            )
     return found
 
 
 def _refuse_strangers(part: CacheFile, first: CacheFile) -> None:
     if part.head["fingerprint"] != first.head["fingerprint"]:
-        raise IiaeError(f"{part.path} was encoded by another model than {first.path}", "encode all by one run")
+        raise IiaeError(
+            f"{part.path} was encoded by another model than {first.path}", "encode all by one run"
+        )
     if part.head["domain"] != first.head["domain"]:
         raise IiaeError(
             f"{part.path} holds domain {part.head['domain']}, {first.path} {first.head['domain']}",
             "merge one domain only",
         )
-    widths, wanted = ({name: width for name, (width, _) in one.arrays.items()} for one in (part, first))
+    widths, wanted = (
+        {name: width for name, (width, _) in one.arrays.items()} for one in (part, first)
+    )
     if widths != wanted or (part.labels is None) != (first.labels is None):
-        raise IiaeError(f"{part.path} holds other arrays than {first.path}", "encode all by the same options")
+        raise IiaeError(
+            f"{part.path} holds other arrays than {first.path}", "encode all by the same options"
+        )
 
 
 def _whole_list(parts: list[CacheFile]) -> list[CacheFile]:
@@ -240,15 +272,24 @@ def _whole_list(parts: list[CacheFile]) -> list[CacheFile]:
     for part in parts:
         if part.shard is None or first.shard is None:
             lone = part if part.shard is None else first
-            raise IiaeError(f"{lone.path} is no shard, others are", "merge the shards of one list, and nothing else")
-        if part.head.get("inputs") != first.head.get("inputs") or part.shard.total != first.shard.total:
+            raise IiaeError(
+                f"{lone.path} is no shard, others are",
+                "merge the shards of one list, and nothing else",
+            )
+        if (
+            part.head.get("inputs") != first.head.get("inputs")
+            or part.shard.total != first.shard.total
+        ):
             raise IiaeError(
                 f"{part.path} was encoded from another list of inputs than {first.path}",
                 "encode all shards from the same inputs",
             )
-        if part.shard.count == first.shard.count and part.head.get("options") != first.head.get("options"):
+        if part.shard.count == first.shard.count and part.head.get("options") != first.head.get(
+            "options"
+        ):
             raise IiaeError(
-                f"{part.path} was encoded with other options than {first.path}", "encode all by the same options"
+                f"{part.path} was encoded with other options than {first.path}",
+                "encode all by the same options",
             )
         shards.append((part.path, part.shard, part))
     ordered = all_in_order(shards, "encode the rest: iiae encode …")
@@ -267,7 +308,10 @@ def _refuse_gaps(ordered: list[CacheFile]) -> None:
             )
         end, total = part.shard.stop, part.shard.total
     if end != total:
-        raise IiaeError(f"the shards end at input {end} of {total}", "encode all shards with the same --batch-size")
+        raise IiaeError(
+            f"the shards end at input {end} of {total}",
+            "encode all shards with the same --batch-size",
+        )
 
 
 def shard_json(shard: Shard) -> str:

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.hdf5 import DAMAGED, check_schema, dataset, open_hdf5, text_column
-from iiae_cli.errors import IiaeError
 from iiae_cli.inference.encoding import LatentKind
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes
 from iiae_cli.model.iiae import Domain
@@ -72,7 +72,9 @@ class StoredGallery:
             self._size = len(texts["ids"])
             self.labelled = "labels" in self._columns
             arrays = [dataset(file, name.replace("_", "/")) for name in ARRAYS]
-            sizes = {len(found) for found in (*arrays, *self._columns.values()) if found is not None}
+            sizes = {
+                len(found) for found in (*arrays, *self._columns.values()) if found is not None
+            }
             if all(found is None for found in arrays):
                 raise ValueError("it has no latents")
         except DAMAGED as error:
@@ -94,7 +96,9 @@ class StoredGallery:
         """
         found = dataset(self._file, f"{kind}/mean")
         if found is None:
-            raise IiaeError(f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both")
+            raise IiaeError(
+                f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both"
+            )
         if found.ndim != 2 or 0 in found.shape or found.dtype.kind != "f":
             raise _damaged(self.path, f"{kind}/mean holds no (N, S) numbers")
         return StoredRows(self.path, found)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iiae_cli.blocks import BlockLog
-from iiae_cli.errors import Interrupted
+from iiae_cli.common.errors import Interrupted
+from iiae_cli.data.blocks import BlockLog
 from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.inputs import Inputs, Read
 from iiae_cli.inference.latents import LatentFormat
@@ -67,7 +67,9 @@ class Encoder:
             shared="shared" in self.format.kinds,
             exclusive="exclusive" in self.format.kinds,
         )
-        return Encoded(**{name: values[:count] for name, values in vars(encoded).items() if values is not None})
+        return Encoded(
+            **{name: values[:count] for name, values in vars(encoded).items() if values is not None}
+        )
 
 
 def batch_size_for(shape: tuple[int, ...]) -> int:
@@ -111,7 +113,11 @@ def encode_stream(
         return inputs.read(start, min(start + size, stop))
 
     def write(found: Read, encoded: Encoded | None) -> None:
-        arrays = {} if encoded is None else encoder.format.stored(encoded, lambda row: inputs.ids[found.positions[row]])
+        arrays = (
+            {}
+            if encoded is None
+            else encoder.format.stored(encoded, lambda row: inputs.ids[found.positions[row]])
+        )
         log.append({"positions": found.positions, **arrays}, found.skipped)
 
     writer = ThreadPoolExecutor(1, "write")
@@ -122,8 +128,12 @@ def encode_stream(
             if code is not None:
                 while pending:
                     pending.popleft().result()
-                raise Interrupted(code, f"{start - first} of {stop - first} inputs are saved in {log.path.parent}")
-            pending.append(writer.submit(write, found, encoder(found.rows) if len(found.positions) else None))
+                raise Interrupted(
+                    code, f"{start - first} of {stop - first} inputs are saved in {log.path.parent}"
+                )
+            pending.append(
+                writer.submit(write, found, encoder(found.rows) if len(found.positions) else None)
+            )
             if len(pending) > WRITE_BEHIND:
                 pending.popleft().result()
             advance(min(start + size, stop) - first)

@@ -27,7 +27,9 @@ def beyond(distances: Floats, metric: Metric, sign: int = 1) -> Floats:
     return distances * (1.0 + sign * TIE) if metric == "euclidean" else distances + sign * TIE
 
 
-def pair_distances(queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[Ints, Ints], metric: Metric) -> Floats:
+def pair_distances(
+    queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[Ints, Ints], metric: Metric
+) -> Floats:
     """Squared Euclidean or cosine distance of each pair (query row, gallery row): (P,).
 
     Args:
@@ -44,12 +46,17 @@ def pair_distances(queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[In
     for start in range(0, len(found), step):
         part = slice(start, start + step)
         a, b = (
-            rows[of[part]].astype(np.float64, copy=False) for rows, of in zip((queries, gallery), pairs, strict=True)
+            rows[of[part]].astype(np.float64, copy=False)
+            for rows, of in zip((queries, gallery), pairs, strict=True)
         )
         if metric == "euclidean":
             found[part] = _sums(np.square(np.subtract(a, b)))
             continue
-        lengths = left[pairs[0][part]] * right[pairs[1][part]] if known else row_lengths(a) * row_lengths(b)
+        lengths = (
+            left[pairs[0][part]] * right[pairs[1][part]]
+            if known
+            else row_lengths(a) * row_lengths(b)
+        )
         cosines = _sums(a * b) / np.where(lengths > 0, lengths, 1.0)
         found[part] = np.clip(1.0 - cosines, 0.0, 2.0)
     return found
@@ -58,7 +65,9 @@ def pair_distances(queries: NDArray[Any], gallery: NDArray[Any], pairs: tuple[In
 def first_equal(rows: NDArray[Any]) -> Ints:
     """For every row the first row of equal bytes: (N,)."""
     first: dict[bytes, int] = {}
-    return np.array([first.setdefault(row.tobytes(), place) for place, row in enumerate(rows)], np.int64)
+    return np.array(
+        [first.setdefault(row.tobytes(), place) for place, row in enumerate(rows)], np.int64
+    )
 
 
 def row_lengths(rows: NDArray[Any]) -> Floats:
@@ -111,7 +120,8 @@ class Found:
         ones could be chosen by no rule.
         """
         query, row, distance = (
-            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("query", "row", "distance")
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("query", "row", "distance")
         )
         order = _order(query, distance, row)
         sorted_ = Found(query[order], row[order], distance[order])
@@ -126,7 +136,9 @@ class Found:
         """Rows (Q, K) and distances (Q, K) of the first k, ties in gallery order; each query must have k of them."""
         # Runs of ties: each distance is within the tolerance of the one before it.
         fresh = np.ones(len(self.query), bool)
-        fresh[1:] = (np.diff(self.query) != 0) | (self.distance[1:] > beyond(self.distance[:-1], metric))
+        fresh[1:] = (np.diff(self.query) != 0) | (
+            self.distance[1:] > beyond(self.distance[:-1], metric)
+        )
         starts, _ = _segments(self.query, count)
         chosen = starts[:, None] + np.arange(k)
         if not fresh.all():

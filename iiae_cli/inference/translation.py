@@ -14,13 +14,18 @@ from iiae_cli.inference.encoding import inference
 from iiae_cli.model.iiae import IIAE, Domain
 
 
-def prior_samples(count: int, rows: int, exclusive_dim: int, seed: int, *, first: int = 0) -> Tensor:
+def prior_samples(
+    count: int, rows: int, exclusive_dim: int, seed: int, *, first: int = 0
+) -> Tensor:
     """z ~ N(0, I) for the rows first, first + 1, …: (rows, count, E).
 
     Row r is a function of (seed, r), so neither a longer input nor a division into blocks changes another row.
     """
     numbers = range(first, first + rows)
-    samples = [np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in numbers]
+    samples = [
+        np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim))
+        for row in numbers
+    ]
     return torch.from_numpy(np.stack(samples).astype(np.float32))
 
 
@@ -59,7 +64,9 @@ def translate_rows(
     outputs = []
     with inference(model):
         for start in range(0, len(rows), batch_size):
-            shared = model.encode_shared(source, to_inputs(rows[start : start + batch_size], size, device)).mean
+            shared = model.encode_shared(
+                source, to_inputs(rows[start : start + batch_size], size, device)
+            ).mean
             if exclusive is None:
                 count, latents = 1, None
             else:
@@ -70,7 +77,11 @@ def translate_rows(
             parts = [slice(at, at + batch_size) for at in range(0, len(repeated), batch_size)]
             decoded = np.concatenate(
                 [
-                    _stored(model.decode(target, repeated[part], None if latents is None else latents[part]))
+                    _stored(
+                        model.decode(
+                            target, repeated[part], None if latents is None else latents[part]
+                        )
+                    )
                     for part in parts
                 ]
             )

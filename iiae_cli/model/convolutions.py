@@ -58,15 +58,21 @@ class _ByProduct(torch.autograd.Function):
     @staticmethod
     def of(inputs: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, *, transposed: bool) -> Tensor:
         """What `layer` makes of inputs of any precision."""
-        rounded = (None if one is None else one.bfloat16() for one in (inputs, layer.weight, layer.bias))
+        rounded = (
+            None if one is None else one.bfloat16() for one in (inputs, layer.weight, layer.bias)
+        )
         result: Tensor = _ByProduct.apply(*rounded, transposed)
         return result
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
+    ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.transposed = transposed
-        return (F.conv_transpose2d if transposed else F.conv2d)(inputs, weight, bias, stride=2, padding=1)
+        return (F.conv_transpose2d if transposed else F.conv2d)(
+            inputs, weight, bias, stride=2, padding=1
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:

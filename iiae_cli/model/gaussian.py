@@ -55,7 +55,9 @@ class DiagonalGaussian:
         """
         rows = len(self.mean)
         shape = self.mean.shape if part is None else (part.whole, *self.mean.shape[1:])
-        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+        noise = torch.randn(
+            shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator
+        )
         if part is not None:
             noise = noise[part.first : part.first + rows]
         return self.mean + torch.exp(0.5 * self.logvar) * noise

@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from iiae_cli.model.edges import PictureDescription, PictureMap
-from iiae_cli.model.erasure import LinearErasure, SharedPart
+from iiae_cli.extensions.edge_features import PictureDescription, PictureMap
+from iiae_cli.extensions.erasure import LinearErasure, SharedPart
 from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
@@ -203,17 +203,27 @@ class IIAE(nn.Module):
         """All posteriors of a batch of pairs, x (B, …) and y (B, …); each FE runs once."""
         x, y = self.targets(x, y)
         features_x, features_y = self.features_x(x), self.features_y(y)
-        joint = None if self.joint_shared is None else self.joint_shared(torch.cat([features_x, features_y], dim=1))
+        joint = (
+            None
+            if self.joint_shared is None
+            else self.joint_shared(torch.cat([features_x, features_y], dim=1))
+        )
         return Posteriors(
-            exclusive_x=None if self.exclusive_x is None else DiagonalGaussian.from_heads(self.exclusive_x(x)),
-            exclusive_y=None if self.exclusive_y is None else DiagonalGaussian.from_heads(self.exclusive_y(y)),
+            exclusive_x=None
+            if self.exclusive_x is None
+            else DiagonalGaussian.from_heads(self.exclusive_x(x)),
+            exclusive_y=None
+            if self.exclusive_y is None
+            else DiagonalGaussian.from_heads(self.exclusive_y(y)),
             joint_shared=None if joint is None else DiagonalGaussian.from_heads(joint),
             shared_x=DiagonalGaussian.from_heads(self.shared_x(features_x)),
             shared_y=DiagonalGaussian.from_heads(self.shared_y(features_y)),
         )
 
     @staticmethod
-    def sample(posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None) -> Latents:
+    def sample(
+        posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None
+    ) -> Latents:
         """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised; `part` as in `DiagonalGaussian.sample`."""
         x, y = posteriors.exclusive_x, posteriors.exclusive_y
         assert posteriors.joint_shared is not None
@@ -229,8 +239,12 @@ class IIAE(nn.Module):
         return Reconstructions(
             x=self.decoder_x(latents.shared, latents.exclusive_x),
             y=self.decoder_y(latents.shared, latents.exclusive_y),
-            shared_only_x=None if self.shared_decoder_x is None else self.shared_decoder_x(latents.shared, None),
-            shared_only_y=None if self.shared_decoder_y is None else self.shared_decoder_y(latents.shared, None),
+            shared_only_x=None
+            if self.shared_decoder_x is None
+            else self.shared_decoder_x(latents.shared, None),
+            shared_only_y=None
+            if self.shared_decoder_y is None
+            else self.shared_decoder_y(latents.shared, None),
         )
 
     def start_linear_paths(self, weight: Tensor) -> None:
@@ -242,7 +256,9 @@ class IIAE(nn.Module):
             copies = path.linear.in_features // weight.shape[1]
             path.start(torch.cat([weight] * copies, dim=1) / copies)
 
-    def start_canonical_paths(self, weights: tuple[Tensor, Tensor], biases: tuple[Tensor, Tensor]) -> None:
+    def start_canonical_paths(
+        self, weights: tuple[Tensor, Tensor], biases: tuple[Tensor, Tensor]
+    ) -> None:
         """Let each domain's shared encoder begin as its own linear map, weights (S, F) and biases (S,) of x and y.
 
         The joint encoder begins as the mean of both.
@@ -267,7 +283,11 @@ class IIAE(nn.Module):
         assert features is not None and head is not None
         posterior = DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
         erase = self._part("erase_shared", domain)
-        return posterior if erase is None else DiagonalGaussian(erase(posterior.mean), posterior.logvar)
+        return (
+            posterior
+            if erase is None
+            else DiagonalGaussian(erase(posterior.mean), posterior.logvar)
+        )
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """q(z^x|x) or q(z^y|y); with exclusive residuals, of z^x − f(z^s).
@@ -282,7 +302,9 @@ class IIAE(nn.Module):
         shared_part = self._part("shared_part", domain)
         if shared_part is None:
             return posterior
-        return DiagonalGaussian(posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar)
+        return DiagonalGaussian(
+            posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar
+        )
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S).
@@ -344,7 +366,9 @@ def image_iiae(
         ValueError: `decoder_widths` and `widths` differ in length.
     """
     if len(decoder_widths) != len(widths):
-        raise ValueError(f"{len(widths)} encoder widths need as many decoder widths, not {len(decoder_widths)}")
+        raise ValueError(
+            f"{len(widths)} encoder widths need as many decoder widths, not {len(decoder_widths)}"
+        )
     stages = len(widths) + 1
     multiple = 2**stages
     grid = (grid_after(size[0], stages), grid_after(size[1], stages))
@@ -364,22 +388,32 @@ def image_iiae(
         )
 
     def description(channels: int) -> PictureDescription | PictureMap:
-        return PictureMap(channels, trunk_grid, multiple) if flat_hidden is None else PictureDescription(channels)
+        return (
+            PictureMap(channels, trunk_grid, multiple)
+            if flat_hidden is None
+            else PictureDescription(channels)
+        )
 
     def shared_head(*channels: int) -> nn.Module:
         if flat_hidden is None:
             if linear_path:
-                return DescribedMapHead(widths[-1], [description(one).width for one in channels], shared_channels)
+                return DescribedMapHead(
+                    widths[-1], [description(one).width for one in channels], shared_channels
+                )
             return map_shared_head(len(channels) * widths[-1], shared_channels)
         head = flat_shared_head(len(channels) * flat_features, flat_hidden, shared_channels)
         if linear_path:
-            return LinearPathHead(head, flat_features, [description(one).width for one in channels], shared_channels)
+            return LinearPathHead(
+                head, flat_features, [description(one).width for one in channels], shared_channels
+            )
         return head
 
     def domain(channels: int) -> DomainNetworks:
         features: nn.Module = ConvTrunk(channels, widths, multiple)
         if flat_hidden is not None:
-            features = nn.Sequential(ConvTrunk(channels, [*widths, flat_hidden], multiple), nn.Flatten())
+            features = nn.Sequential(
+                ConvTrunk(channels, [*widths, flat_hidden], multiple), nn.Flatten()
+            )
         if linear_path:
             features = PassInput(features, description(channels))
         return DomainNetworks(
@@ -388,7 +422,9 @@ def image_iiae(
             else None,
             features=features,
             shared=shared_head(channels),
-            decoder=decoder(channels, exclusive_dim if exclusive_latents else 0) if decoders else None,
+            decoder=decoder(channels, exclusive_dim if exclusive_latents else 0)
+            if decoders
+            else None,
             shared_decoder=decoder(channels, 0) if shared_decoders else None,
         )
 
@@ -432,11 +468,15 @@ def feature_iiae(
 
     def domain(width: int) -> DomainNetworks:
         def decoder(exclusive: int) -> FeatureDecoder:
-            return FeatureDecoder(shared_dim=shared_dim, exclusive_dim=exclusive, hidden=decoder_hidden, width=width)
+            return FeatureDecoder(
+                shared_dim=shared_dim, exclusive_dim=exclusive, hidden=decoder_hidden, width=width
+            )
 
         trunk = LinearTrunk(width, [feature_width])
         return DomainNetworks(
-            exclusive=feature_exclusive_encoder(width, exclusive_hidden, exclusive_dim) if exclusive_latents else None,
+            exclusive=feature_exclusive_encoder(width, exclusive_hidden, exclusive_dim)
+            if exclusive_latents
+            else None,
             features=PassInput(trunk) if linear_path else trunk,
             shared=head([width], shared_hidden),
             decoder=decoder(exclusive_dim if exclusive_latents else 0) if decoders else None,

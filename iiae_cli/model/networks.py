@@ -56,10 +56,19 @@ def drop(inputs: Tensor, rate: float) -> Tensor:
     if inputs.ndim != 4:  # a few features per row: nothing to gain
         return F.dropout(inputs, rate)
     dense = inputs.is_contiguous() or inputs.is_contiguous(memory_format=torch.channels_last)
-    if inputs.device.type != "cpu" or torch.compiler.is_compiling() or threshold != int(threshold) or not dense:
+    if (
+        inputs.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or threshold != int(threshold)
+        or not dense
+    ):
         return F.dropout(inputs, rate)
     count = inputs.numel()
-    draws = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)[:count]
+    draws = (
+        torch.empty(-(-count // 8), dtype=torch.int64)
+        .random_(-(2**63), None)
+        .view(torch.uint8)[:count]
+    )
     kept = (draws >= int(threshold)).as_strided(inputs.shape, inputs.stride())
     return inputs * kept.to(inputs.dtype).mul_(1 / (1 - rate))
 
@@ -73,7 +82,10 @@ class Dropout(nn.Dropout):
 
 
 def _normed(
-    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, dims: int, activation: Activation, dropout: float = 0.0
+    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
+    dims: int,
+    activation: Activation,
+    dropout: float = 0.0,
 ) -> list[nn.Module]:
     """A layer, its batch norm, dropout and activation.
 
@@ -88,7 +100,11 @@ def _normed(
     if dropout > 0:
         layers.append(Dropout(dropout))
     # In place: neither batch norm nor dropout needs its output again, and memory traffic is what these layers cost.
-    layers.append(nn.LeakyReLU(LEAKY_SLOPE, inplace=True) if activation == "leaky_relu" else nn.ReLU(inplace=True))
+    layers.append(
+        nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+        if activation == "leaky_relu"
+        else nn.ReLU(inplace=True)
+    )
     return layers
 
 
@@ -117,7 +133,9 @@ class PadToMultiple(nn.Module):
 class ConvTrunk(nn.Sequential):
     """Convolutions 4×4 stride 2, each with batch norm and LeakyReLU(0.2): (B, C, H, W) → (B, widths[-1], H', W')."""
 
-    def __init__(self, in_channels: int, widths: Sequence[int], pad_multiple: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], pad_multiple: int | None = None
+    ) -> None:
         layers: list[nn.Module] = [PadToMultiple(pad_multiple)] if pad_multiple else []
         for width in widths:
             layers += _normed(HalvingConv(in_channels, width), 2, "leaky_relu")
@@ -137,7 +155,11 @@ class LinearTrunk(nn.Sequential):
 
 
 def image_exclusive_encoder(
-    channels: int, widths: Sequence[int], grid: tuple[int, int], exclusive_dim: int, pad_multiple: int
+    channels: int,
+    widths: Sequence[int],
+    grid: tuple[int, int],
+    exclusive_dim: int,
+    pad_multiple: int,
 ) -> nn.Sequential:
     """q(z^x|x) for pictures: trunk → flatten → linear; (B, C, H, W) → (B, 2E). `grid` is the trunk's output grid."""
     return nn.Sequential(
@@ -160,7 +182,9 @@ def flat_shared_head(in_width: int, hidden: int, shared_dim: int) -> nn.Sequenti
     return nn.Sequential(LinearTrunk(in_width, [hidden]), nn.Linear(hidden, 2 * shared_dim))
 
 
-def feature_exclusive_encoder(width: int, hidden: Sequence[int], exclusive_dim: int) -> nn.Sequential:
+def feature_exclusive_encoder(
+    width: int, hidden: Sequence[int], exclusive_dim: int
+) -> nn.Sequential:
     """q(z^x|x) for features: (B, F) → (B, 2E)."""
     trunk = LinearTrunk(width, hidden)
     return nn.Sequential(trunk, nn.Linear(hidden[-1], 2 * exclusive_dim))
@@ -202,7 +226,9 @@ class LinearPathHead(nn.Module):
 
     learned: Tensor
 
-    def __init__(self, head: nn.Module, extracted: int, inputs: Sequence[int], shared_dim: int) -> None:
+    def __init__(
+        self, head: nn.Module, extracted: int, inputs: Sequence[int], shared_dim: int
+    ) -> None:
         super().__init__()
         self.head = head
         self.register_buffer("learned", torch.ones(()))  # 0: the mean is held at the linear map
@@ -233,7 +259,9 @@ class LinearPathHead(nn.Module):
         """Heads (B, 2S) of one domain's, or both domains', `PassInput` outputs (B, Σ(W + F))."""
         pieces = torch.split(joined, self._pieces, dim=1)
         mean, logvar = self.head(torch.cat(pieces[0::2], dim=1)).chunk(2, dim=1)
-        return torch.cat([self.learned * mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1)
+        return torch.cat(
+            [self.learned * mean + self.linear(torch.cat(pieces[1::2], dim=1)), logvar], dim=1
+        )
 
 
 class DescribedMapHead(HalvingConv):
@@ -264,7 +292,9 @@ class DescribedMapHead(HalvingConv):
         with torch.no_grad():
             described = torch.split(self.weight, self._pieces, dim=1)[1::2]
             self.weight[:shared] = 0.0
-            given = torch.split(weight.view(shared, -1, 4, 4), [part.shape[1] for part in described], dim=1)
+            given = torch.split(
+                weight.view(shared, -1, 4, 4), [part.shape[1] for part in described], dim=1
+            )
             for part, values in zip(described, given, strict=True):
                 part[:shared] = values
                 part[shared:] = 0.0
@@ -336,7 +366,8 @@ class FeatureDecoder(nn.Module):
     def __init__(self, *, shared_dim: int, exclusive_dim: int, hidden: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *_normed(nn.Linear(shared_dim + exclusive_dim, hidden), 1, "relu"), nn.Linear(hidden, width)
+            *_normed(nn.Linear(shared_dim + exclusive_dim, hidden), 1, "relu"),
+            nn.Linear(hidden, width),
         )
 
     def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:

@@ -23,10 +23,10 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from iiae_cli.model.contrastive import info_nce
+from iiae_cli.extensions.contrastive import info_nce
+from iiae_cli.extensions.dependence import dependence
 from iiae_cli.model.gaussian import DiagonalGaussian, full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
-from iiae_cli.model.independence import dependence
 
 ObjectiveKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"]
 ReconstructionLoss: TypeAlias = Literal["l1", "l2"]
@@ -140,7 +140,10 @@ class Objective:
             contrast = info_nce(x_means, y_means, self.temperature)
         if reconstructions is None:
             assert contrast is not None
-            return {"loss": contrast.clone(), "contrastive": contrast}  # two sums must not share memory
+            return {
+                "loss": contrast.clone(),
+                "contrastive": contrast,
+            }  # two sums must not share memory
         terms = self._bound(x, y, posteriors, reconstructions, step)
         if contrast is not None:
             terms |= {"loss": terms["loss"] + self.contrastive * contrast, "contrastive": contrast}
@@ -150,9 +153,15 @@ class Objective:
         return terms
 
     @staticmethod
-    def _dependence(posteriors: Posteriors, gather: Callable[[Tensor], Tensor] | None) -> dict[str, Tensor]:
+    def _dependence(
+        posteriors: Posteriors, gather: Callable[[Tensor], Tensor] | None
+    ) -> dict[str, Tensor]:
         def whole(posterior: DiagonalGaussian) -> DiagonalGaussian:
-            return posterior if gather is None else DiagonalGaussian(gather(posterior.mean), gather(posterior.logvar))
+            return (
+                posterior
+                if gather is None
+                else DiagonalGaussian(gather(posterior.mean), gather(posterior.logvar))
+            )
 
         exclusive_x, exclusive_y = posteriors.exclusive_x, posteriors.exclusive_y
         assert exclusive_x is not None and exclusive_y is not None
@@ -162,7 +171,12 @@ class Objective:
         }
 
     def _bound(
-        self, x: Tensor, y: Tensor, posteriors: Posteriors, reconstructions: Reconstructions, step: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        posteriors: Posteriors,
+        reconstructions: Reconstructions,
+        step: int,
     ) -> dict[str, Tensor]:
         assert posteriors.joint_shared is not None
         weights = term_weights(self.kind, self.lam)
@@ -187,8 +201,14 @@ class Objective:
             ("y", reconstructions.shared_only_y, y),
         ):
             if decoded is not None:
-                terms[f"shared_only_reconstruction_{domain}"] = self._reconstruction(decoded, target)
-                loss = loss + weights.shared_only_reconstruction * terms[f"shared_only_reconstruction_{domain}"]
+                terms[f"shared_only_reconstruction_{domain}"] = self._reconstruction(
+                    decoded, target
+                )
+                loss = (
+                    loss
+                    + weights.shared_only_reconstruction
+                    * terms[f"shared_only_reconstruction_{domain}"]
+                )
         return {"loss": loss, **terms}
 
     def _reconstruction(self, decoded: Tensor, target: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.config import Config
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import ClassOrder, PairOrder
-from iiae_cli.data.dataset import DataFile, Rows, Split
-from iiae_cli.errors import IiaeError
+from iiae_cli.data.datafile import DataFile, Rows, Split
 
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -40,8 +40,14 @@ class TrainingData:
         self.by_class = file.info.by_class
         self.train = file.split("train")
         if self.train.pair_count == 0 or not len(self.train.y):
-            raise IiaeError(f"{file.path} has no training rows", "prepare the set again, or name another file")
-        if not self.by_class and self.train.pairs is None and len(self.train.x) != len(self.train.y):
+            raise IiaeError(
+                f"{file.path} has no training rows", "prepare the set again, or name another file"
+            )
+        if (
+            not self.by_class
+            and self.train.pairs is None
+            and len(self.train.x) != len(self.train.y)
+        ):
             raise IiaeError(
                 f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
                 "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes SOURCE)",
@@ -73,7 +79,9 @@ class TrainingData:
         if config.data.holdout and len(classes) >= FEWEST_CLASSES:
             _, held = hold_out(len(classes), config.data.holdout, fewest=2)
             in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
-            self.validation = _some_rows(self.train.take_rows(np.flatnonzero(in_x), np.flatnonzero(in_y)), most)
+            self.validation = _some_rows(
+                self.train.take_rows(np.flatnonzero(in_x), np.flatnonzero(in_y)), most
+            )
             self.train = self.train.take_rows(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
 
     @property
@@ -139,7 +147,9 @@ class TrainingData:
         shapes = [" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y)]
         held = self.validation
         if not self.by_class:
-            counts = f"{self.count} training pairs, {0 if held is None else len(held.x)} for validation"
+            counts = (
+                f"{self.count} training pairs, {0 if held is None else len(held.x)} for validation"
+            )
         else:
             counts = f"{_sizes(self.train)} to train on, {'none' if held is None else _sizes(held)} for validation"
         return f"{self.info.name}: {counts}; x {shapes[0]}, y {shapes[1]}"
@@ -162,7 +172,11 @@ def _sizes(split: Split) -> str:
 
 
 def _some(count: int, most: int) -> Indices:
-    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).permutation(count)[:most])
+    return (
+        np.arange(count)
+        if count <= most
+        else np.sort(np.random.default_rng(0).permutation(count)[:most])
+    )
 
 
 def _some_pairs(split: Split, candidates: NDArray[Any], most: int) -> Split:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.model.gaussian import Part
 from iiae_cli.training.distributed_layers import peers, replace_layers, total_of, whole_of
 
@@ -64,13 +64,19 @@ class World:
         if self.size == 1 or chosen.type == "cpu":
             return chosen
         if chosen.type != "cuda":
-            raise IiaeError(f"{self.size} ranks cannot train on {chosen}", "choose --device cuda or --device cpu")
+            raise IiaeError(
+                f"{self.size} ranks cannot train on {chosen}",
+                "choose --device cuda or --device cpu",
+            )
         if chosen.index is not None:
             raise IiaeError(
-                f"--device {chosen} names one GPU for {self.size} ranks", "pass --device cuda: each rank takes its own"
+                f"--device {chosen} names one GPU for {self.size} ranks",
+                "pass --device cuda: each rank takes its own",
             )
         count = torch.cuda.device_count()
-        index = 0 if count == 1 and "SLURM_STEP_ID" in os.environ else self.local_rank  # srun may show each its own
+        index = (
+            0 if count == 1 and "SLURM_STEP_ID" in os.environ else self.local_rank
+        )  # srun may show each its own
         if index >= count:
             raise IiaeError(
                 f"rank {self.rank} is number {self.local_rank} on its machine, which has {count} GPUs",
@@ -151,19 +157,31 @@ def find_world(environment: Mapping[str, str]) -> World:
     """
     try:
         if int(environment.get("WORLD_SIZE", "1")) > 1:
-            missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+            missing = [
+                name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
+            ]
             if missing:
-                raise IiaeError(f"WORLD_SIZE is set, but not {missing[0]}", "start with torchrun, or unset WORLD_SIZE")
+                raise IiaeError(
+                    f"WORLD_SIZE is set, but not {missing[0]}",
+                    "start with torchrun, or unset WORLD_SIZE",
+                )
             rank = int(environment["RANK"])
-            return World(rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", str(rank))))
+            return World(
+                rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", str(rank)))
+            )
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
-            port = environment.get("MASTER_PORT") or str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+            port = environment.get("MASTER_PORT") or str(
+                20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
+            )
             address = f"tcp://{environment['MASTER_ADDR']}:{int(port)}"
-            return World(int(environment["SLURM_PROCID"]), tasks, int(environment["SLURM_LOCALID"]), address)
+            return World(
+                int(environment["SLURM_PROCID"]), tasks, int(environment["SLURM_LOCALID"]), address
+            )
     except (KeyError, ValueError) as error:
         raise IiaeError(
-            f"the launcher's variables are incomplete: {error}", "start with torchrun, or with srun and MASTER_ADDR set"
+            f"the launcher's variables are incomplete: {error}",
+            "start with torchrun, or with srun and MASTER_ADDR set",
         ) from error
     return World()
 
@@ -186,7 +204,13 @@ class Ranks:
         IiaeError: too few rows for so many ranks.
     """
 
-    def __init__(self, world: World, model: nn.Module, batch_size: int, norm: Literal["synchronised", "local"]) -> None:
+    def __init__(
+        self,
+        world: World,
+        model: nn.Module,
+        batch_size: int,
+        norm: Literal["synchronised", "local"],
+    ) -> None:
         least = 1 if norm == "synchronised" else 2  # a slice of one row has no variance of its own
         if batch_size < least * world.size:
             raise IiaeError(
@@ -201,9 +225,14 @@ class Ranks:
         replace_layers(model, self.part, synchronised=norm == "synchronised")
         self._statistics: list[Tensor] = []
         if norm == "local":
-            norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
+            norms = [
+                one for one in model.modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)
+            ]
             self._statistics = [
-                one for norm in norms for one in (norm.running_mean, norm.running_var) if one is not None
+                one
+                for norm in norms
+                for one in (norm.running_mean, norm.running_var)
+                if one is not None
             ]
 
     def whole(self, rows: Tensor) -> Tensor:
@@ -225,6 +254,8 @@ class Ranks:
             pieces = [*gradients, *self._statistics, values * self.weight]
             flat = torch.cat([piece.reshape(-1) for piece in pieces])
             total_of(flat)
-            for piece, total in zip(pieces, torch.split(flat, [piece.numel() for piece in pieces]), strict=True):
+            for piece, total in zip(
+                pieces, torch.split(flat, [piece.numel() for piece in pieces]), strict=True
+            ):
                 piece.copy_(total.view(piece.shape))
         return dict(zip(terms, pieces[-1], strict=True))

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from iiae_cli.errors import IiaeError
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.model.gaussian import Part, full
 from iiae_cli.model.networks import drop
 
@@ -31,7 +31,9 @@ class SliceDropout(nn.Module):
         layout = torch.contiguous_format
         if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last  # values are drawn in the order of memory
-        whole = torch.empty((self.part.whole, *inputs.shape[1:]), dtype=inputs.dtype, device=inputs.device)
+        whole = torch.empty(
+            (self.part.whole, *inputs.shape[1:]), dtype=inputs.dtype, device=inputs.device
+        )
         mask = drop(torch.ones_like(whole, memory_format=layout), self.rate)
         return inputs * mask[self.part.first : self.part.first + len(inputs)]
 
@@ -49,7 +51,11 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(inputs)
         normed, mean, variance, count = _Normalise.apply(inputs, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert (
+                self.running_mean is not None
+                and self.running_var is not None
+                and self.momentum is not None
+            )
             assert self.num_batches_tracked is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
@@ -93,7 +99,12 @@ class _Normalise(torch.autograd.Function):
         of_bias, of_weight = gradient.sum(axes), (gradient * standard).sum(axes)
         sum_bias, sum_weight = (total_of(torch.cat([of_bias, of_weight])) / count).chunk(2)
         back = gradient - sum_bias.view(shape) - standard * sum_weight.view(shape)
-        return (back * (scale * weight).view(shape)).to(gradients[0].dtype), of_weight, of_bias, None
+        return (
+            (back * (scale * weight).view(shape)).to(gradients[0].dtype),
+            of_weight,
+            of_bias,
+            None,
+        )
 
 
 def replace_layers(module: nn.Module, part: Part, *, synchronised: bool) -> None:
@@ -150,5 +161,9 @@ def peers(what: str = "another rank has ended") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"^\[[^]]*\] |\. This is typically.*", "", str(error).strip().splitlines()[0])  # gloo's chatter
-        raise IiaeError(f"{what}: {reason}", "see what the other ranks said; then run again with --resume") from error
+        reason = re.sub(
+            r"^\[[^]]*\] |\. This is typically.*", "", str(error).strip().splitlines()[0]
+        )  # gloo's chatter
+        raise IiaeError(
+            f"{what}: {reason}", "see what the other ranks said; then run again with --resume"
+        ) from error

@@ -8,15 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiae_cli.config import ErasureSection
+from iiae_cli.config.schema import ErasureSection
+from iiae_cli.extensions.erasure import (
+    LinearErasure,
+    SharedPart,
+    channel_basis,
+    shared_regression,
+    without,
+)
 from iiae_cli.inference.encoding import Encoded, encode_rows
-from iiae_cli.model.erasure import LinearErasure, SharedPart, channel_basis, shared_regression, without
 from iiae_cli.model.iiae import DOMAINS, IIAE, Domain, other_domain
 from iiae_cli.training.data import TrainingData
 
 
 def fit_erasure(
-    model: IIAE, data: TrainingData, erasure: ErasureSection, *, size: tuple[int, int] | None, device: Any
+    model: IIAE,
+    data: TrainingData,
+    erasure: ErasureSection,
+    *,
+    size: tuple[int, int] | None,
+    device: Any,
 ) -> None:
     """Set a model's erasure from its posteriors on the training rows; a function of weights and rows alone.
 
@@ -26,7 +37,8 @@ def fit_erasure(
         return
     _reset(model)
     encoded = {
-        domain: encode_rows(model, domain, rows, size=size, device=device) for domain, rows in _rows(data, erasure)
+        domain: encode_rows(model, domain, rows, size=size, device=device)
+        for domain, rows in _rows(data, erasure)
     }
     for domain in DOMAINS:
         partner = None if data.by_class else encoded[other_domain(domain)]
@@ -51,20 +63,31 @@ def _spread(rows: Any, most: int) -> Any:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _fit_domain(model: IIAE, domain: Domain, own: Encoded, partner: Encoded | None, erasure: ErasureSection) -> None:
-    mean, noise = _tensor(own.shared_mean), torch.exp(_tensor(own.shared_logvar).double()).mean(dim=0)
+def _fit_domain(
+    model: IIAE, domain: Domain, own: Encoded, partner: Encoded | None, erasure: ErasureSection
+) -> None:
+    mean, noise = (
+        _tensor(own.shared_mean),
+        torch.exp(_tensor(own.shared_logvar).double()).mean(dim=0),
+    )
     other = None if partner is None else _tensor(partner.shared_mean)
-    basis = channel_basis(mean, noise, erasure.least_snr if erasure.shared.startswith("channel") else 0.0)
+    basis = channel_basis(
+        mean, noise, erasure.least_snr if erasure.shared.startswith("channel") else 0.0
+    )
     exclusive = None if own.exclusive_mean is None else _tensor(own.exclusive_mean).double()
     shared_part: SharedPart | None = getattr(model, f"shared_part_{domain}")
     if shared_part is not None and exclusive is not None:
-        weight = shared_regression(exclusive, basis, mean, mean if other is None else other, erasure.ridge)
+        weight = shared_regression(
+            exclusive, basis, mean, mean if other is None else other, erasure.ridge
+        )
         shared_part.set(basis.centre, weight)
         exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
     erase: LinearErasure | None = getattr(model, f"erase_shared_{domain}")
     if erase is not None:
         if erasure.shared.endswith("leace") and exclusive is not None:
-            basis = without(basis, mean, exclusive, partner=other, least_correlation=erasure.least_correlation)
+            basis = without(
+                basis, mean, exclusive, partner=other, least_correlation=erasure.least_correlation
+            )
         erase.set(basis.centre, basis.left, basis.right)
 
 

@@ -57,7 +57,10 @@ class Feed:
         self._device = device
         self._resident: Pair | None = None
         if _fits(data, device) if resident is None else resident:
-            self._resident = stored_tensor(data.train.x).to(device), stored_tensor(data.train.y).to(device)
+            self._resident = (
+                stored_tensor(data.train.x).to(device),
+                stored_tensor(data.train.y).to(device),
+            )
         mapped = isinstance(data.train.x, np.memmap) or isinstance(data.train.y, np.memmap)
         self._pool: ThreadPoolExecutor | None = None
         if mapped or device.type != "cpu" if ahead is None else ahead:
@@ -68,7 +71,10 @@ class Feed:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -83,19 +89,26 @@ class Feed:
             first, second = self._read(step)
         else:
             coming = self._coming if self._coming is not None and self._coming[0] == step else None
-            first, second = (self._pool.submit(self._read, step) if coming is None else coming[1]).result()
+            first, second = (
+                self._pool.submit(self._read, step) if coming is None else coming[1]
+            ).result()
             self._coming = step + 1, self._pool.submit(self._read, step + 1)
         first, second = (one.to(self._device, non_blocking=True) for one in (first, second))
         if self._resident is not None:
             first, second = (
-                rows.index_select(0, numbers) for rows, numbers in zip(self._resident, (first, second), strict=True)
+                rows.index_select(0, numbers)
+                for rows, numbers in zip(self._resident, (first, second), strict=True)
             )
         return from_stored(first, self._size), from_stored(second, self._size)
 
     def _read(self, step: int) -> Pair:
         """What travels to the device: the rows as stored, or their numbers where the rows lie there."""
         indices = self._indices_at(step)
-        found = self._data.row_numbers(indices) if self._resident is not None else self._data.rows(indices)
+        found = (
+            self._data.row_numbers(indices)
+            if self._resident is not None
+            else self._data.rows(indices)
+        )
         first, second = (stored_tensor(one) for one in found)
         if self._device.type == "cuda":
             return first.pin_memory(), second.pin_memory()

@@ -134,7 +134,11 @@ def fit(
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     # CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU.
     graphs = compile_step and device_type == "cuda"
-    run_networks = torch.compile(networks, mode="reduce-overhead" if graphs else None) if compile_step else networks
+    run_networks = (
+        torch.compile(networks, mode="reduce-overhead" if graphs else None)
+        if compile_step
+        else networks
+    )
     model.train()
     if state.owed and not settle():
         return False
@@ -156,7 +160,9 @@ def fit(
         optimizer.step()
         for name, value in terms.items():
             detached = value.detach()
-            state.running[name] = state.running[name] + detached if name in state.running else detached
+            state.running[name] = (
+                state.running[name] + detached if name in state.running else detached
+            )
         state.step = done = step + 1
         last = done == total_steps
         events.progress(done)
@@ -184,7 +190,9 @@ def optimizer_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def restore_optimizer(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     """Put back what `optimizer_tensors` gave; each tensor takes its parameter's device and memory format.
 
     Raises:
@@ -197,5 +205,8 @@ def restore_optimizer(model: IIAE, optimizer: torch.optim.Optimizer, tensors: di
             continue
         optimizer.state[parameter] = {
             "step": tensors[f"{name}.step"].clone().to(parameter.device),
-            **{key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")},
+            **{
+                key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            },
         }

@@ -14,7 +14,6 @@ import torch
 from PIL.Image import Image
 from pydantic import TypeAdapter, ValidationError
 
-from iiae_cli import console
 from iiae_cli.builders import (
     build_augmentation,
     build_model,
@@ -23,12 +22,14 @@ from iiae_cli.builders import (
     build_schedule,
     picture_size,
 )
-from iiae_cli.config import Config
-from iiae_cli.errors import IiaeError
-from iiae_cli.evaluation.figures import first_pairs, sample_grid
-from iiae_cli.files import write_errors, writing
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import write_errors, writing
+from iiae_cli.config.schema import Config
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.runs import Checkpoint, RunDir
+from iiae_cli.report.figures import first_pairs, sample_grid
+from iiae_cli.runs.directory import Checkpoint, RunDir
+from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
 from iiae_cli.training.erasing import fit_erasure
@@ -46,7 +47,6 @@ from iiae_cli.training.validation import (
     validate,
     validate_classes,
 )
-from iiae_cli.weights import place
 
 
 @dataclass
@@ -105,10 +105,14 @@ class Session:
         self.size = picture_size(config, data.info)
         self.augmentation = build_augmentation(config)
         if self.augmentation.active and self.size is None:
-            raise IiaeError("augmentation is for pictures, the data set holds features", "leave augment.* at 0")
+            raise IiaeError(
+                "augmentation is for pictures, the data set holds features", "leave augment.* at 0"
+            )
         self._build()
         per_epoch = self.order.steps_per_epoch
-        self.total_steps = training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
+        self.total_steps = (
+            training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
+        )
         self.validate_every = training.validate_every or per_epoch
         self.checkpoint_every = training.checkpoint_every or self.validate_every
         self.offset = 0
@@ -116,7 +120,9 @@ class Session:
         self.learning_rate = build_schedule(config, self.total_steps)
         self.state = TrainState()
         self.memory = Progress()
-        self.selection = Selection(config.selection.rule, config.selection.first_epoch, config.selection.patience)
+        self.selection = Selection(
+            config.selection.rule, config.selection.first_epoch, config.selection.patience
+        )
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = Selection("last")
@@ -127,7 +133,9 @@ class Session:
                 if data.by_class
                 else baseline_recall(data.validation, config.evaluation.metric)
             )
-        self._grid_pairs = None if data.by_class else first_pairs(data.validation or data.train, training.samples)
+        self._grid_pairs = (
+            None if data.by_class else first_pairs(data.validation or data.train, training.samples)
+        )
         self._bar: console.Progress | None = None
         self._writer: Any = None
         self._stop = StopFlag()
@@ -145,7 +153,9 @@ class Session:
         self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
         self._ranks: Ranks | None = None
         if self.world.size > 1:
-            self._ranks = Ranks(self.world, self.model, self.order.batch_size, self.config.training.batch_norm)
+            self._ranks = Ranks(
+                self.world, self.model, self.order.batch_size, self.config.training.batch_norm
+            )
         self.optimizer = build_optimizer(self.config, self.model)
 
     def _enter_refit(self, steps: int, held: bool) -> None:
@@ -177,11 +187,14 @@ class Session:
             restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
         except (RuntimeError, KeyError) as error:
             raise IiaeError(
-                f"the checkpoint in {self.run.path} does not fit this configuration", "start afresh with --overwrite"
+                f"the checkpoint in {self.run.path} does not fit this configuration",
+                "start afresh with --overwrite",
             ) from error
         running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
         self.saved_step = checkpoint.step
-        self.state = TrainState(checkpoint.step - self.offset, running, self.memory.owed, self.selection.exhausted)
+        self.state = TrainState(
+            checkpoint.step - self.offset, running, self.memory.owed, self.selection.exhausted
+        )
         if self.world.first:
             self.run.prune_checkpoints()
             self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
@@ -219,7 +232,9 @@ class Session:
     @property
     def _wants_refit(self) -> bool:
         kept = self.memory.kept_step
-        wanted = self.config.selection.refit and self.memory.refit_steps is None and kept is not None
+        wanted = (
+            self.config.selection.refit and self.memory.refit_steps is None and kept is not None
+        )
         return wanted and (self.data.holds_out or kept == 0)
 
     def train(self, stop: StopFlag) -> bool:
@@ -234,7 +249,9 @@ class Session:
             if self.world.first:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self.run.tensorboard_folder), purge_step=self.steps_done)
+                self._writer = SummaryWriter(
+                    str(self.run.tensorboard_folder), purge_step=self.steps_done
+                )
             try:
                 ended = self._train()
             finally:
@@ -247,7 +264,13 @@ class Session:
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
                 with stop.saving():
-                    fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
+                    fit_erasure(
+                        self.model,
+                        self.data,
+                        self.config.erasure,
+                        size=self.size,
+                        device=self.device,
+                    )
                     self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -369,11 +392,17 @@ class Session:
             if self.selection.accepts(validation, step / self.order.steps_per_epoch):
                 self._keep(validation)
             if self.selection.exhausted:
-                console.say(f"step {step}: no better score in {self.selection.stale} validations: training ends here")
+                console.say(
+                    f"step {step}: no better score in {self.selection.stale} validations: training ends here"
+                )
             if grid is not None:
-                with writing(self.run.samples_folder / f"step-{self.offset + step:08d}.png") as temporary:
+                with writing(
+                    self.run.samples_folder / f"step-{self.offset + step:08d}.png"
+                ) as temporary:
                     grid.save(temporary, format="PNG")
-                self._writer.add_image("samples", np.asarray(grid), self.offset + step, dataformats="HWC")
+                self._writer.add_image(
+                    "samples", np.asarray(grid), self.offset + step, dataformats="HWC"
+                )
         return True
 
     def _validate_start(self) -> None:
@@ -422,7 +451,9 @@ class Session:
         if validation is None:
             return
         self.memory.warnings = validation.warnings(self.baseline)
-        self.run.append_metrics({"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline})
+        self.run.append_metrics(
+            {"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline}
+        )
         for name, value in validation.scalars().items():
             self._writer.add_scalar(f"validation/{name}", value, step)
         if self._bar is not None:
@@ -446,8 +477,17 @@ class Session:
         self.run.save_model(self.model, self.config, self.data.info, details)
 
     def _draw_samples(self) -> Image | None:
-        if not self.model.generative or self.size is None or not self._grid_pairs or not self._grid_pairs.pair_count:
+        if (
+            not self.model.generative
+            or self.size is None
+            or not self._grid_pairs
+            or not self._grid_pairs.pair_count
+        ):
             return None
         return sample_grid(
-            self.model, self._grid_pairs, size=self.size, device=self.device, seed=self.config.training.seed
+            self.model,
+            self._grid_pairs,
+            size=self.size,
+            device=self.device,
+            seed=self.config.training.seed,
         )

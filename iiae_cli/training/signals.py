@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from iiae_cli.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, IiaeError, Interrupted
+from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, IiaeError, Interrupted
 
 PREEMPT_SIGNAL = "USR2"
 
@@ -38,7 +38,11 @@ class StopFlag:
 
     def raised(self) -> bool:
         """Whether a signal came or the time is up."""
-        if self.exit_code is None and self._deadline is not None and time.monotonic() >= self._deadline:
+        if (
+            self.exit_code is None
+            and self._deadline is not None
+            and time.monotonic() >= self._deadline
+        ):
             self.exit_code = EXIT_INTERRUPTED
         return self.exit_code is not None
 
@@ -100,16 +104,27 @@ def signal_of(name: str) -> signal.Signals:
     full = "SIG" + name.upper().removeprefix("SIG")
     usable = sorted(
         one.name
-        for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
+        for one in (
+            signal.SIGTERM,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+            signal.SIGHUP,
+            signal.SIGQUIT,
+            signal.SIGXCPU,
+        )
     )
     if full not in usable:
         names = ", ".join(one.removeprefix("SIG") for one in usable)
-        raise IiaeError(f"--preempt-signal {name} is no signal to stop by", f"choose one of {names}")
+        raise IiaeError(
+            f"--preempt-signal {name} is no signal to stop by", f"choose one of {names}"
+        )
     return signal.Signals[full]
 
 
 @contextmanager
-def stop_on_signals(time_limit: float | None = None, *, preempt: str = PREEMPT_SIGNAL) -> Iterator[StopFlag]:
+def stop_on_signals(
+    time_limit: float | None = None, *, preempt: str = PREEMPT_SIGNAL
+) -> Iterator[StopFlag]:
     """SIGINT, SIGTERM, the preempt signal and a time limit raise the flag while inside.
 
     The old handlers come back after, but for a raised flag: then further signals are ignored, so that the process ends
@@ -121,12 +136,16 @@ def stop_on_signals(time_limit: float | None = None, *, preempt: str = PREEMPT_S
     """
     numbers = {signal.SIGINT, signal.SIGTERM, signal_of(preempt)}
     flag = StopFlag(time_limit)
-    previous = {number: signal.signal(number, flag.on_signal) for number in (*numbers, signal.SIGALRM)}
+    previous = {
+        number: signal.signal(number, flag.on_signal) for number in (*numbers, signal.SIGALRM)
+    }
     try:
         yield flag
     except Cut:
         assert flag.exit_code is not None
-        raise Interrupted(flag.exit_code, "nothing was lost; run the same command with --resume") from None
+        raise Interrupted(
+            flag.exit_code, "nothing was lost; run the same command with --resume"
+        ) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_IGN if flag.exit_code is not None else handler)

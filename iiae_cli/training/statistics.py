@@ -12,18 +12,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli import console
 from iiae_cli.builders import picture_size
-from iiae_cli.config import Config
+from iiae_cli.common import console
+from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import to_inputs
+from iiae_cli.extensions.linear_paths import canonical_maps
 from iiae_cli.model.iiae import DOMAINS, IIAE
 from iiae_cli.model.networks import PassInput
-from iiae_cli.training.canonical import canonical_maps
 from iiae_cli.training.data import TrainingData
 
 CANONICAL_PAIRS = 10_000  # more change little
 MAP_ROWS = 40_000  # cells of a map have one map in common, and there are many to a pair
-SMALLEST_SCALE = 0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
+SMALLEST_SCALE = (
+    0.05  # of all dimensions' scale: a dimension that hardly varies is not blown up beyond it
+)
 
 
 def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
@@ -42,9 +44,16 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
         return
     x, y, labels_x, labels_y = data.pair_labels()
     with torch.no_grad():
-        read_x, read_y = model.targets(torch.from_numpy(np.asarray(x)), torch.from_numpy(np.asarray(y)))
+        read_x, read_y = model.targets(
+            torch.from_numpy(np.asarray(x)), torch.from_numpy(np.asarray(y))
+        )
     weight = two_covariance_map(
-        read_x.numpy(), read_y.numpy(), labels_x, labels_y, model.shared_shape[0], config.model.linear_shrinkage
+        read_x.numpy(),
+        read_y.numpy(),
+        labels_x,
+        labels_y,
+        model.shared_shape[0],
+        config.model.linear_shrinkage,
     )
     model.start_linear_paths(torch.from_numpy(weight.astype(np.float32)))
 
@@ -57,7 +66,9 @@ def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, count, 256):
         rows = data.rows(np.arange(start, min(start + 256, count)))
-        for described, features, some in zip(blocks, (model.features_x, model.features_y), rows, strict=True):
+        for described, features, some in zip(
+            blocks, (model.features_x, model.features_y), rows, strict=True
+        ):
             assert isinstance(features, PassInput) and features.describe is not None
             described.append(windows(features.describe(to_inputs(some, size))))
     x, y = (torch.cat(described).numpy() for described in blocks)
@@ -83,12 +94,21 @@ def scales(rows: NDArray[Any], *, each: bool) -> tuple[NDArray[np.float64], NDAr
     """
     deviation = np.std(rows, axis=0, dtype=np.float64)
     overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
-    scale = np.maximum(deviation, SMALLEST_SCALE * overall) if each else np.full(len(deviation), overall)
+    scale = (
+        np.maximum(deviation, SMALLEST_SCALE * overall)
+        if each
+        else np.full(len(deviation), overall)
+    )
     return np.mean(rows, axis=0, dtype=np.float64), scale
 
 
 def two_covariance_map(
-    x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str], dim: int, shrinkage: float
+    x: NDArray[Any],
+    y: NDArray[Any],
+    x_labels: Sequence[str],
+    y_labels: Sequence[str],
+    dim: int,
+    shrinkage: float,
 ) -> NDArray[np.float64]:
     """The linear map (S, F) whose image has isotropic within-class variation, its S widest directions.
 

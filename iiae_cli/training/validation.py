@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from iiae_cli.data.dataset import Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import (
     baseline_figures,
     class_baselines,
@@ -70,7 +70,9 @@ class Validation:
     def summary(self) -> str:
         """One line for people."""
         forward, back = self.shared_recall
-        translated = "" if self.guided_l1 is None else ", guided L1 {:.3f} / {:.3f}".format(*self.guided_l1)
+        translated = (
+            "" if self.guided_l1 is None else ", guided L1 {:.3f} / {:.3f}".format(*self.guided_l1)
+        )
         return f"Recall@1 {forward:.3f} / {back:.3f} of {self.pairs}{translated}{_kl_summary(self.exclusive_kl)}"
 
     def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
@@ -79,7 +81,9 @@ class Validation:
         Recall counts as below where the difference is more than two standard errors of so many pairs.
         """
         warnings = _dead_latents(self.exclusive_kl)
-        for direction, recall, raw in zip(_ARROWS, self.shared_recall, baseline or (), strict=False):
+        for direction, recall, raw in zip(
+            _ARROWS, self.shared_recall, baseline or (), strict=False
+        ):
             noise = (recall * (1.0 - recall) / self.pairs) ** 0.5
             if recall + 2.0 * noise < raw:
                 warnings.append(
@@ -146,11 +150,15 @@ _ARROWS = ("x→y", "y→x")
 
 
 def _kl_scalars(nats: tuple[float, float] | None) -> dict[str, float]:
-    return {f"kl_exclusive_{domain}": value for domain, value in zip("xy", nats or (), strict=False)}
+    return {
+        f"kl_exclusive_{domain}": value for domain, value in zip("xy", nats or (), strict=False)
+    }
 
 
 def _kl_summary(nats: tuple[float, float] | None) -> str:
-    return "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in zip("xy", nats or (), strict=False))
+    return "".join(
+        f", KL(z^{domain}) {value:.1f}" for domain, value in zip("xy", nats or (), strict=False)
+    )
 
 
 def _dead_latents(nats: tuple[float, float] | None) -> list[str]:
@@ -179,7 +187,9 @@ def validate(
     best = max(recalls, key=lambda one: recalls[one][0] + recalls[one][1])
     guided = None
     if model.generative:
-        translation = translation_figures(model, pairs, split, size=size, device=device, batch_size=batch_size)
+        translation = translation_figures(
+            model, pairs, split, size=size, device=device, batch_size=batch_size
+        )
         guided = (_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"]))
     hits = None
     kl = exclusive_kl(pairs)
@@ -208,7 +218,9 @@ def _number(figure: float | None) -> float:
     return math.nan if figure is None else figure
 
 
-def validate_classes(model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any) -> ClassValidation:
+def validate_classes(
+    model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any
+) -> ClassValidation:
     """Measure a model on rows of held-out classes."""
     pairs = encode_pairs(model, split, size=size, device=device)
     labels_x, labels_y = split.x_labels or [], split.y_labels or []

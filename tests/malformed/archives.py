@@ -34,7 +34,9 @@ def entry(name: str, content: bytes = b"", **fields: Any) -> tuple[tarfile.TarIn
 def tar_of(make: Making, *entries: tuple[tarfile.TarInfo, bytes], good: bool = True) -> bytes:
     """Entries after good pictures, compressed one way or another."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=make.rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])) as tar:
+    with tarfile.open(
+        fileobj=file, mode="w", format=make.rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    ) as tar:
         if good:
             for split in ("train", "test"):
                 content = saved(make, "PNG", (40, 20))
@@ -79,20 +81,31 @@ def a_name_that_climbs_out_of_a_zip(make: Making, which: Any) -> list[object]:
     with zipfile.ZipFile(make.folder / "a.zip", "w") as archive:
         archive.writestr("facades/train/1.png", saved(make, "PNG", (40, 20)))
         name = names(make)[which].encode("utf-8", "replace").decode()
-        archive.writestr(zipfile.ZipInfo(name.replace("\0", "\1")), b"escaped")  # the library cuts at a NUL
-    return reading(make, make.file("a.zip", (make.folder / "a.zip").read_bytes().replace(b"train/\1", b"train/\0")))
+        archive.writestr(
+            zipfile.ZipInfo(name.replace("\0", "\1")), b"escaped"
+        )  # the library cuts at a NUL
+    return reading(
+        make,
+        make.file("a.zip", (make.folder / "a.zip").read_bytes().replace(b"train/\1", b"train/\0")),
+    )
 
 
 def links(make: Making) -> list[list[tuple[tarfile.TarInfo, bytes]]]:
     out = str(make.folder.parent)
     sym, hard = {"type": tarfile.SYMTYPE}, {"type": tarfile.LNKTYPE}
     return [
-        [entry("facades/train/l", linkname=out, **sym), entry("facades/train/l/escaped.png", b"escaped")],
+        [
+            entry("facades/train/l", linkname=out, **sym),
+            entry("facades/train/l/escaped.png", b"escaped"),
+        ],
         [entry("facades/train/2.png", linkname="/etc/passwd", **sym)],
         [entry("facades/train/2.png", linkname="../../../../../etc/passwd", **sym)],
         [entry("facades/train/2.png", linkname="/etc/passwd", **hard)],
         [entry("facades/train/2.png", linkname="facades/train/2.png", **sym)],
-        [entry("facades/train", linkname=out, **sym), entry("facades/train/escaped.png", b"escaped")],
+        [
+            entry("facades/train", linkname=out, **sym),
+            entry("facades/train/escaped.png", b"escaped"),
+        ],
         [entry("facades/train/2.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5)],
         [entry("facades/train/2.png", type=tarfile.BLKTYPE, devmajor=8, devminor=0)],
         [entry("facades/train/2.png", type=tarfile.FIFOTYPE)],
@@ -165,7 +178,9 @@ def a_zip_of_overlapping_entries(make: Making) -> list[object]:
 
 @malformed(KIND, times=12, allowed=DAMAGE)
 def a_truncated_archive(make: Making) -> list[object]:
-    content = truncated(tar_of(make, entry("facades/val/2.png", saved(make, "PNG", (40, 20)))), make.rng)
+    content = truncated(
+        tar_of(make, entry("facades/val/2.png", saved(make, "PNG", (40, 20)))), make.rng
+    )
     return reading(make, make.file("a.tar.gz", content))
 
 

@@ -34,7 +34,9 @@ def npy(values: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def header(text: str, content: bytes = b"", version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
+def header(
+    text: str, content: bytes = b"", version: tuple[int, int] = (1, 0), length: int | None = None
+) -> bytes:
     """A .npy of any header."""
     form = "<H" if version == (1, 0) else "<I"
     size = struct.pack(form, len(text) if length is None else length)
@@ -54,8 +56,12 @@ def reading(make: Making, content: bytes) -> list[object]:
     good = {}
     for split in ("train", "test"):
         for word in ("sketch", "image"):
-            good[f"{split}_{word}_features"] = npy(make.numbers.normal(size=(16, 12)).astype(np.float32))
-            good[f"{split}_{word}_labels"] = npy(np.array([f"{split} {number % 4}" for number in range(16)]))
+            good[f"{split}_{word}_features"] = npy(
+                make.numbers.normal(size=(16, 12)).astype(np.float32)
+            )
+            good[f"{split}_{word}_labels"] = npy(
+                np.array([f"{split} {number % 4}" for number in range(16)])
+            )
     victim = make.rng.choice(["train_sketch_features", "test_image_features"])
     good[victim] = content
     if how == 1:
@@ -131,7 +137,10 @@ def a_false_header(make: Making, content: Any) -> list[object]:
 
 @each(
     KIND,
-    *(np.zeros((16, 12), dtype) for dtype in ("?", "c16", "S3", "U3", "M8[s]", "m8[s]", "V4", [("a", "f4")])),
+    *(
+        np.zeros((16, 12), dtype)
+        for dtype in ("?", "c16", "S3", "U3", "M8[s]", "m8[s]", "V4", [("a", "f4")])
+    ),
     *(np.zeros(shape, np.float32) for shape in ((), (12,), (16, 0), (16, 3, 4))),
     *(np.full((16, 12), value) for value in (np.nan, np.inf, -np.inf, 1e300)),
 )
@@ -165,10 +174,16 @@ def a_damaged_archive_of_arrays(make: Making) -> list[object]:
     for split in ("train", "test"):
         for word in ("sketch", "image"):
             arrays[f"{split}_{word}_features"] = make.numbers.normal(size=(8, 3)).astype(np.float32)
-            arrays[f"{split}_{word}_labels"] = np.array([f"{split} {number % 2}" for number in range(8)])
+            arrays[f"{split}_{word}_labels"] = np.array(
+                [f"{split} {number % 2}" for number in range(8)]
+            )
     (np.savez_compressed if make.rng.random() < 0.5 else np.savez)(file, **arrays)
     content = file.getvalue()
-    content = truncated(content, make.rng) if make.rng.random() < 0.2 else flipped(content, make.rng, 0, None, 12)
+    content = (
+        truncated(content, make.rng)
+        if make.rng.random() < 0.2
+        else flipped(content, make.rng, 0, None, 12)
+    )
     return ["prepare", "classes", make.file("set.npz", content), "-o", "out/c.h5"]
 
 
@@ -191,7 +206,9 @@ def a_hostile_archive_of_arrays(make: Making, what: Any) -> list[object]:
     if what in ("method", "encrypted"):
         content = bytearray(path.read_bytes())
         for place in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
-            content[place : place + 4] = struct.pack("<HH", int(what == "encrypted"), 99 if what == "method" else 8)
+            content[place : place + 4] = struct.pack(
+                "<HH", int(what == "encrypted"), 99 if what == "method" else 8
+            )
         path.write_bytes(bytes(content))
     if what == "single":
         path.write_bytes(npy(np.zeros((16, 12))))
@@ -203,7 +220,10 @@ def a_list_of_seen_classes_that_is_none(make: Making, content: Any) -> list[obje
     for split in ("train", "test"):
         for word in ("sketch", "image"):
             make.file(f"{split}_{word}_features.npy", npy(np.zeros((16, 12), np.float32)))
-            make.file(f"{split}_{word}_labels.npy", npy(np.array([f"{split} {number % 4}" for number in range(16)])))
+            make.file(
+                f"{split}_{word}_labels.npy",
+                npy(np.array([f"{split} {number % 4}" for number in range(16)])),
+            )
     make.file("classes_seen.txt", content)
     return ["prepare", "classes", make.folder, "-o", "out/c.h5"]
 
@@ -244,7 +264,13 @@ def pictures_that_are_no_idx(make: Making, content: Any) -> list[object]:
     return ["prepare", "mnist-cdcb", make.folder, "-o", "out/m.h5"]
 
 
-@each(KIND, b"\x1f\x8b", b"not gzip", gzip.compress(idx(4, 28, 28))[:-6], gzip.compress(idx(4, 28, 28))[:30])
+@each(
+    KIND,
+    b"\x1f\x8b",
+    b"not gzip",
+    gzip.compress(idx(4, 28, 28))[:-6],
+    gzip.compress(idx(4, 28, 28))[:30],
+)
 def no_gzip(make: Making, content: Any) -> list[object]:
     for split in ("train", "t10k"):
         make.file(f"{split}-labels-idx1-ubyte", idx(4))

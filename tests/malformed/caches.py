@@ -58,13 +58,26 @@ def means_of_another_shape(make: Making, shape: Any) -> list[object]:
 
 @malformed(KIND, times=2)
 def means_of_another_width(make: Making) -> list[object]:
-    path = edited(make, replaced("shared/mean", data=np.zeros((8, make.rng.choice([1, 63, 65])), np.float32)))
+    path = edited(
+        make, replaced("shared/mean", data=np.zeros((8, make.rng.choice([1, 63, 65])), np.float32))
+    )
     return ["retrieve", make.ground.cache, "--index", path]
 
 
-@each(KIND, "S4", h5py.string_dtype(), "V4", "c16", h5py.vlen_dtype(np.float32), [("a", "f4")], h5py.ref_dtype)
+@each(
+    KIND,
+    "S4",
+    h5py.string_dtype(),
+    "V4",
+    "c16",
+    h5py.vlen_dtype(np.float32),
+    [("a", "f4")],
+    h5py.ref_dtype,
+)
 def means_of_another_type(make: Making, dtype: Any) -> list[object]:
-    return reading(make, edited(make, replaced("shared/mean", shape=(8, 64), dtype=np.dtype(dtype))))
+    return reading(
+        make, edited(make, replaced("shared/mean", shape=(8, 64), dtype=np.dtype(dtype)))
+    )
 
 
 @each(KIND, np.nan, np.inf, -np.inf)
@@ -124,7 +137,9 @@ def names_of_another_type(make: Making, values: Any) -> list[object]:
 @each(KIND, 0, 7, 9)
 def names_of_another_number(make: Making, count: Any) -> list[object]:
     name = make.rng.choice(["ids", "labels"])
-    return reading(make, edited(make, replaced(name, data=["a"] * count, dtype=h5py.string_dtype())))
+    return reading(
+        make, edited(make, replaced(name, data=["a"] * count, dtype=h5py.string_dtype()))
+    )
 
 
 @each(KIND, *["schema", "domain", "fingerprint"] * 3)
@@ -145,12 +160,29 @@ def a_shared_shape_of_another_kind(make: Making) -> list[object]:
 @each(KIND, *ODD_VALUES, allowed=MAYBE)
 def a_metric_or_preset_of_another_type(make: Making, value: Any) -> list[object]:
     """Both may be absent: what cannot be read as one is no obstacle."""
-    return reading(make, edited(make, lambda file: set_odd(file, make.rng.choice(["metric", "preset"]), value)))
+    return reading(
+        make, edited(make, lambda file: set_odd(file, make.rng.choice(["metric", "preset"]), value))
+    )
 
 
 SOURCES: tuple[Any, ...] = (
-    *("[]", "5", "null", '"text"', "{", "[" * 60_000, '{"data": 5}', '{"data": ["a"]}', '{"data": "/etc/passwd"}'),
-    *('{"data": "/dev/zero"}', '{"data": "' + "a" * 5000 + '"}', '{"data": "\\u0000"}', '{"split": "none"}'),
+    *(
+        "[]",
+        "5",
+        "null",
+        '"text"',
+        "{",
+        "[" * 60_000,
+        '{"data": 5}',
+        '{"data": ["a"]}',
+        '{"data": "/etc/passwd"}',
+    ),
+    *(
+        '{"data": "/dev/zero"}',
+        '{"data": "' + "a" * 5000 + '"}',
+        '{"data": "\\u0000"}',
+        '{"split": "none"}',
+    ),
 )
 
 
@@ -171,7 +203,15 @@ def ids_that_are_no_utf8(make: Making) -> list[object]:
 
 @each(
     KIND,
-    *("/etc/passwd", "../" * 40 + "etc/passwd", "\n\t\x1b[2J", "a" * 5000, "/dev/zero", "", "/dev/stdin"),
+    *(
+        "/etc/passwd",
+        "../" * 40 + "etc/passwd",
+        "\n\t\x1b[2J",
+        "a" * 5000,
+        "/dev/zero",
+        "",
+        "/dev/stdin",
+    ),
     allowed=ACCEPTED,
 )
 def ids_that_are_paths_to_anything(make: Making, name: Any) -> list[object]:
@@ -191,14 +231,18 @@ def ids_that_are_paths_to_anything(make: Making, name: Any) -> list[object]:
 def an_array_declared_but_not_stored(make: Making, name: Any) -> list[object]:
     tail, dtype = ((64,), "f4") if name == "shared/mean" else ((), h5py.string_dtype())
     options = {"chunks": (4096, *tail), "compression": "gzip"} if make.rng.random() < 0.5 else {}
-    return reading(make, edited(make, replaced(str(name), shape=(TERA, *tail), dtype=dtype, **options)))
+    return reading(
+        make, edited(make, replaced(str(name), shape=(TERA, *tail), dtype=dtype, **options))
+    )
 
 
 @each(KIND, "shared/mean", "ids", "shared")
 def a_link_to_another_file(make: Making, name: Any) -> list[object]:
     def edit(file: h5py.File) -> None:
         del file[name]
-        file[name] = h5py.ExternalLink(make.rng.choice([str(make.ground.cache), "/etc/passwd"]), name)
+        file[name] = h5py.ExternalLink(
+            make.rng.choice([str(make.ground.cache), "/etc/passwd"]), name
+        )
 
     return reading(make, edited(make, edit))
 
@@ -206,7 +250,11 @@ def a_link_to_another_file(make: Making, name: Any) -> list[object]:
 @malformed(KIND)
 def means_stored_in_another_file(make: Making) -> list[object]:
     return reading(
-        make, edited(make, replaced("shared/mean", shape=(8, 64), dtype="f4", external=[("/etc/passwd", 0, 2048)]))
+        make,
+        edited(
+            make,
+            replaced("shared/mean", shape=(8, 64), dtype="f4", external=[("/etc/passwd", 0, 2048)]),
+        ),
     )
 
 
@@ -227,7 +275,9 @@ def a_truncated_file(make: Making) -> list[object]:
 
 @malformed(KIND, times=25, allowed=MAYBE)
 def a_damaged_file(make: Making) -> list[object]:
-    return reading(make, make.file("z.h5", flipped(make.ground.cache.read_bytes(), make.rng, most=20)))
+    return reading(
+        make, make.file("z.h5", flipped(make.ground.cache.read_bytes(), make.rng, most=20))
+    )
 
 
 @malformed(KIND, times=2)

@@ -21,7 +21,11 @@ _good: dict[bool, bytes] = {}
 def good(compressed: bool = True) -> bytes:
     if compressed not in _good:
         file = io.BytesIO()
-        savemat(file, {"mask": np.ones((8, 8)), "im": np.zeros(SHAPE, np.uint8)}, do_compression=compressed)
+        savemat(
+            file,
+            {"mask": np.ones((8, 8)), "im": np.zeros(SHAPE, np.uint8)},
+            do_compression=compressed,
+        )
         _good[compressed] = file.getvalue()
     return _good[compressed]
 
@@ -39,16 +43,29 @@ def matlab(*elements: bytes, version: bytes = b"\0\1IM") -> bytes:
 
 
 def element(kind: int, content: bytes, length: int | None = None) -> bytes:
-    return struct.pack("<II", kind, len(content) if length is None else length) + content + bytes(-len(content) % 8)
+    return (
+        struct.pack("<II", kind, len(content) if length is None else length)
+        + content
+        + bytes(-len(content) % 8)
+    )
 
 
 def matrix(
-    *, shape: Any = SHAPE, name: bytes = b"im", flags: int = 9, kind: int = 2, content: bytes = b"", **more: Any
+    *,
+    shape: Any = SHAPE,
+    name: bytes = b"im",
+    flags: int = 9,
+    kind: int = 2,
+    content: bytes = b"",
+    **more: Any,
 ) -> bytes:
     """A matrix element; flags 9 is uint8."""
     dims = struct.pack(f"<{len(shape)}i", *shape)
     body = (
-        element(6, struct.pack("<II", flags, 0)) + element(5, dims) + element(1, name) + element(kind, content, **more)
+        element(6, struct.pack("<II", flags, 0))
+        + element(5, dims)
+        + element(1, name)
+        + element(kind, content, **more)
     )
     return element(14, body)
 
@@ -110,7 +127,18 @@ def nothing_but_damage(make: Making) -> list[object]:
     return reading(make, truncated(good(), make.rng), alone=True)
 
 
-@each(KIND, "bomb", "shape", "type", "group", "external", "missing", "circle", "matlab", allowed=LEFT_OUT)
+@each(
+    KIND,
+    "bomb",
+    "shape",
+    "type",
+    "group",
+    "external",
+    "missing",
+    "circle",
+    "matlab",
+    allowed=LEFT_OUT,
+)
 def hdf5_of_another_kind(make: Making, what: Any) -> list[object]:
     path = make.folder / "a.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -138,7 +166,9 @@ def hdf5_of_another_kind(make: Making, what: Any) -> list[object]:
 def damaged_hdf5(make: Making) -> list[object]:
     path = make.folder / "a.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
-        file.create_dataset("im", SHAPE[::-1], "u1", compression="gzip", data=np.zeros(SHAPE[::-1], np.uint8))
+        file.create_dataset(
+            "im", SHAPE[::-1], "u1", compression="gzip", data=np.zeros(SHAPE[::-1], np.uint8)
+        )
     content = flipped(path.read_bytes(), make.rng, 512, 6000, 6)
     path.unlink()
     return reading(make, content)

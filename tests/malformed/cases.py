@@ -31,7 +31,9 @@ class Ground:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.pictures = self.folder / "pictures.h5"  # 16 x 16 x 3, 24 pairs to train, 8 to test, labels, a factor
+        self.pictures = (
+            self.folder / "pictures.h5"
+        )  # 16 x 16 x 3, 24 pairs to train, 8 to test, labels, a factor
         self.features = self.folder / "features.h5"  # 12 numbers, paired by class
         self.preset = self.folder / "tiny.yaml"  # two steps on pictures
         self.feature_preset = self.folder / "tiny-features.yaml"
@@ -96,28 +98,43 @@ class Case:
 CASES: list[Case] = []
 
 
-def malformed(kind: str, times: int = 1, allowed: frozenset[int] = USER_ERROR) -> Callable[[Build], Build]:
+def malformed(
+    kind: str, times: int = 1, allowed: frozenset[int] = USER_ERROR
+) -> Callable[[Build], Build]:
     """Register a function as `times` cases."""
 
     def register(build: Build) -> Build:
-        CASES.extend(Case(kind, f"{build.__name__}-{number}", build, allowed) for number in range(times))
+        CASES.extend(
+            Case(kind, f"{build.__name__}-{number}", build, allowed) for number in range(times)
+        )
         return build
 
     return register
 
 
-def each(kind: str, *variants: object, allowed: frozenset[int] = USER_ERROR) -> Callable[..., Callable[..., object]]:
+def each(
+    kind: str, *variants: object, allowed: frozenset[int] = USER_ERROR
+) -> Callable[..., Callable[..., object]]:
     """Register a function of a variant as one case for each."""
 
     def register(build: Callable[[Making, object], list[object]]) -> Callable[..., object]:
         for number, variant in enumerate(variants):
-            CASES.append(Case(kind, f"{build.__name__}-{number}", lambda make, one=variant: build(make, one), allowed))
+            CASES.append(
+                Case(
+                    kind,
+                    f"{build.__name__}-{number}",
+                    lambda make, one=variant: build(make, one),
+                    allowed,
+                )
+            )
         return build
 
     return register
 
 
-def flipped(content: bytes, rng: random.Random, first: int = 0, last: int | None = None, most: int = 8) -> bytes:
+def flipped(
+    content: bytes, rng: random.Random, first: int = 0, last: int | None = None, most: int = 8
+) -> bytes:
     """Some bytes between `first` and `last` replaced, one bit or all of it."""
     damaged = bytearray(content)
     end = min(len(damaged), len(damaged) if last is None else last)

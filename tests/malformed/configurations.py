@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from iiae_cli.layers import known_keys
+from iiae_cli.config.presets import known_keys
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "configurations"
@@ -24,7 +24,16 @@ def reading(make: Making, path: Path) -> list[object]:
     run = make.folder.parent / "work" / "out" / "run"
     shutil.copytree(make.ground.stopped, run)
     shutil.copyfile(path, run / "config.yaml")
-    return ["train", "--preset", make.ground.preset, "--data", make.ground.pictures, "--run", "out/run", "--resume"]
+    return [
+        "train",
+        "--preset",
+        make.ground.preset,
+        "--data",
+        make.ground.pictures,
+        "--run",
+        "out/run",
+        "--resume",
+    ]
 
 
 def laughs(depth: int, form: str) -> str:
@@ -32,7 +41,11 @@ def laughs(depth: int, form: str) -> str:
     lines = ["a0: &a0 " + ("{x: 1}" if form == "mapping" else "[lol]")]
     for one in range(1, depth):
         names = [f"*a{one - 1}"] * 10
-        body = ", ".join(names) if form == "list" else ", ".join(f"k{k}: {name}" for k, name in enumerate(names))
+        body = (
+            ", ".join(names)
+            if form == "list"
+            else ", ".join(f"k{k}: {name}" for k, name in enumerate(names))
+        )
         lines.append(f"a{one}: &a{one} " + (f"[{body}]" if form == "list" else "{" + body + "}"))
     return "\n".join(lines) + f"\ntraining: {{steps: *a{depth - 1}}}\nmodel: *a{depth - 1}\n"
 
@@ -58,7 +71,7 @@ def aliases(make: Making, text: Any) -> list[object]:
     "!!python/object/apply:os.mknod [canary]\n",
     "training: !!python/object/apply:os.system ['touch canary']\n",
     "training: {steps: !!python/name:os.system }\n",
-    "training: {steps: !!python/object:iiae_cli.config.Config {}}\n",
+    "training: {steps: !!python/object:iiae_cli.config.schema.Config {}}\n",
     "!!python/module:os\n",
     "training: !unknown {steps: 1}\n",
     "%TAG ! tag:evil,2000:\n--- !x {}\n",
@@ -178,7 +191,10 @@ VALUES = (
 @malformed(KIND, times=40, allowed=MAYBE)
 def a_value_of_any_kind(make: Making) -> list[object]:
     """Some of these fit; those that do not are named."""
-    chosen = [f"{make.rng.choice(known_keys())}={make.rng.choice(VALUES)}" for _ in range(make.rng.randint(1, 3))]
+    chosen = [
+        f"{make.rng.choice(known_keys())}={make.rng.choice(VALUES)}"
+        for _ in range(make.rng.randint(1, 3))
+    ]
     options = [part for one in chosen for part in ("--set", one)]
     return ["train", "--preset", make.ground.preset, "--print-config", *options]
 
@@ -186,8 +202,16 @@ def a_value_of_any_kind(make: Making) -> list[object]:
 HUGE = (
     *("model.widths=[1000000000,4]", "model.shared=1000000000000", "model.exclusive=100000000000"),
     *("model.decoder_widths=[4,100000000000]", "data.image_size=1000000000"),
-    *("training.seed=99999999999999999999", "training.batch_size=1000000000000", "training.threads=1000000000000"),
-    *("model.widths=[9223372036854775807,4]", "model.shared=99999999999999999999", "training.threads=-1"),
+    *(
+        "training.seed=99999999999999999999",
+        "training.batch_size=1000000000000",
+        "training.threads=1000000000000",
+    ),
+    *(
+        "model.widths=[9223372036854775807,4]",
+        "model.shared=99999999999999999999",
+        "training.threads=-1",
+    ),
     *("training.device=cuda:99999999999999", "training.device=meta", "training.device=''"),
     *("model.stages=30", "selection.validate_on=valid9", "optimizer.lr=1e308"),
 )
@@ -195,7 +219,15 @@ HUGE = (
 
 @each(KIND, *HUGE)
 def more_than_any_machine_has(make: Making, assignment: Any) -> list[object]:
-    base = ["train", "--preset", make.ground.preset, "--data", make.ground.pictures, "--run", "out/run"]
+    base = [
+        "train",
+        "--preset",
+        make.ground.preset,
+        "--data",
+        make.ground.pictures,
+        "--run",
+        "out/run",
+    ]
     return [*base, "--set", assignment]
 
 
@@ -214,7 +246,13 @@ def odd_assignments(make: Making, assignment: Any) -> list[object]:
     return ["train", "--preset", make.ground.preset, "--print-config", "--set", assignment]
 
 
-@each(KIND, "IIAE_SEED=many", "IIAE_TRAINING__SEEED=3", "IIAE_SEED=[1", "IIAE_MODEL__WIDTHS=!!python/name:os.system")
+@each(
+    KIND,
+    "IIAE_SEED=many",
+    "IIAE_TRAINING__SEEED=3",
+    "IIAE_SEED=[1",
+    "IIAE_MODEL__WIDTHS=!!python/name:os.system",
+)
 def an_odd_environment(make: Making, variable: Any) -> list[object]:
     name, _, value = str(variable).partition("=")
     make.environment[name] = value
@@ -241,6 +279,10 @@ def no_file_at_all(make: Making, what: Any) -> list[object]:
 def a_damaged_preset(make: Making) -> list[object]:
     """Damage in a comment or a number may leave a good preset."""
     content = make.ground.preset.read_bytes()
-    content = truncated(content, make.rng) if make.rng.random() < 0.2 else flipped(content, make.rng, most=6)
+    content = (
+        truncated(content, make.rng)
+        if make.rng.random() < 0.2
+        else flipped(content, make.rng, most=6)
+    )
     path = make.file("a.yaml", content)
     return ["train", "--preset", path, "--print-config"]

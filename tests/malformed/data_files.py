@@ -20,7 +20,9 @@ TERA = 10**12
 Edit = Callable[[h5py.File], None]
 
 
-def reading(make: Making, path: Path, commands: str = "train encode translate retrieve evaluate") -> list[object]:
+def reading(
+    make: Making, path: Path, commands: str = "train encode translate retrieve evaluate"
+) -> list[object]:
     """One of the commands that read a data file of pictures."""
     run = ("--run", make.ground.run)
     return {
@@ -84,11 +86,29 @@ def rows_of_another_shape(make: Making, shape: Any) -> list[object]:
 
 @each(
     KIND,
-    *("f8", "i2", ">u2", "f2", "?", "c16", "S3", "V3", h5py.string_dtype(), h5py.vlen_dtype(np.uint8)),
-    *(np.dtype([("r", "u1"), ("g", "u1")]), h5py.enum_dtype({"A": 1}, "u2"), h5py.ref_dtype, h5py.regionref_dtype),
+    *(
+        "f8",
+        "i2",
+        ">u2",
+        "f2",
+        "?",
+        "c16",
+        "S3",
+        "V3",
+        h5py.string_dtype(),
+        h5py.vlen_dtype(np.uint8),
+    ),
+    *(
+        np.dtype([("r", "u1"), ("g", "u1")]),
+        h5py.enum_dtype({"A": 1}, "u2"),
+        h5py.ref_dtype,
+        h5py.regionref_dtype,
+    ),
 )
 def rows_of_another_type(make: Making, dtype: Any) -> list[object]:
-    return reading(make, edited(make, replaced(make.rng.choice("xy"), shape=(8, 16, 16, 3), dtype=dtype)))
+    return reading(
+        make, edited(make, replaced(make.rng.choice("xy"), shape=(8, 16, 16, 3), dtype=dtype))
+    )
 
 
 @each(KIND, *("x", "y", "x_ids", "y_ids"))
@@ -146,7 +166,9 @@ def no_rows(make: Making) -> list[object]:
 
 @each(KIND, None, np.int64(3), np.zeros(8), "not JSON", h5py.Empty("f4"))
 def rows_without_extent(make: Making, value: Any) -> list[object]:
-    return reading(make, edited(make, replaced("x", data=h5py.Empty("u1") if value is None else value)))
+    return reading(
+        make, edited(make, replaced("x", data=h5py.Empty("u1") if value is None else value))
+    )
 
 
 # ---- ids, labels, factors, pairs
@@ -161,17 +183,26 @@ def rows_without_extent(make: Making, value: Any) -> list[object]:
     np.bool_(True),
 )
 def ids_of_another_type(make: Making, values: Any) -> list[object]:
-    return reading(make, edited(make, replaced(make.rng.choice(["x_ids", "y_ids"]), data=values)), "train evaluate")
+    return reading(
+        make,
+        edited(make, replaced(make.rng.choice(["x_ids", "y_ids"]), data=values)),
+        "train evaluate",
+    )
 
 
 @each(KIND, 7, 9, 0)
 def ids_of_another_number(make: Making, count: Any) -> list[object]:
-    return reading(make, edited(make, replaced("x_ids", data=["a"] * count, dtype=h5py.string_dtype())))
+    return reading(
+        make, edited(make, replaced("x_ids", data=["a"] * count, dtype=h5py.string_dtype()))
+    )
 
 
 @each(KIND, 1 << 20, 1 << 24)
 def one_id_of_megabytes(make: Making, length: Any) -> list[object]:
-    return reading(make, edited(make, replaced("x_ids", data=["a" * length] + ["b"] * 7, dtype=h5py.string_dtype())))
+    return reading(
+        make,
+        edited(make, replaced("x_ids", data=["a" * length] + ["b"] * 7, dtype=h5py.string_dtype())),
+    )
 
 
 @malformed(KIND, times=2)
@@ -188,7 +219,9 @@ def a_heap_entry_that_all_ids_name(make: Making) -> list[object]:
 
     path = edited(make, edit)
     with h5py.File(path, "r") as file:
-        places = [(file[split]["x_ids"].id.get_offset(), len(file[split]["x_ids"])) for split in SPLITS]
+        places = [
+            (file[split]["x_ids"].id.get_offset(), len(file[split]["x_ids"])) for split in SPLITS
+        ]
     with path.open("r+b") as raw:
         for offset, count in places:
             raw.seek(offset)
@@ -253,8 +286,23 @@ def factors_of_another_type(make: Making, what: Any) -> list[object]:
 
 
 ODD_VALUES: tuple[Any, ...] = (
-    *(7, 1.5, True, [1, 2, 3], np.zeros((3, 3)), h5py.Empty("S1"), np.array([b"a", b"b"]), np.bytes_(b"\xff\xfe"), ""),
-    *(np.zeros(2, [("a", "i4"), ("b", "f8")]), "../../../escaped", "x" * 60_000, "line\nerror: forged\x1b[31m"),
+    *(
+        7,
+        1.5,
+        True,
+        [1, 2, 3],
+        np.zeros((3, 3)),
+        h5py.Empty("S1"),
+        np.array([b"a", b"b"]),
+        np.bytes_(b"\xff\xfe"),
+        "",
+    ),
+    *(
+        np.zeros(2, [("a", "i4"), ("b", "f8")]),
+        "../../../escaped",
+        "x" * 60_000,
+        "line\nerror: forged\x1b[31m",
+    ),
     *("ref", "vlen", "opaque"),
 )
 
@@ -312,7 +360,9 @@ def a_backbone_of_another_type(make: Making, value: Any) -> list[object]:
 
 @each(KIND, *ODD_VALUES, allowed=MAYBE)
 def an_alignment_of_another_type(make: Making, value: Any) -> list[object]:
-    return reading_features(make, edited(make, lambda file: set_odd(file, "alignment", value), make.ground.features))
+    return reading_features(
+        make, edited(make, lambda file: set_odd(file, "alignment", value), make.ground.features)
+    )
 
 
 @malformed(KIND, times=3, allowed=frozenset({0, 2}))
@@ -345,7 +395,9 @@ def a_link_to_another_file(make: Making, name: Any) -> list[object]:
 def a_split_in_another_file(make: Making, split: Any) -> list[object]:
     def edit(file: h5py.File) -> None:
         del file[split]
-        file[split] = h5py.ExternalLink(make.rng.choice([str(make.ground.pictures), "none.h5", "/etc/passwd"]), split)
+        file[split] = h5py.ExternalLink(
+            make.rng.choice([str(make.ground.pictures), "none.h5", "/etc/passwd"]), split
+        )
 
     return reading(make, edited(make, edit))
 
@@ -366,7 +418,9 @@ def ids_stored_in_another_file(make: Making) -> list[object]:
     def edit(file: h5py.File) -> None:
         for split, count in zip(SPLITS, (24, 0, 8), strict=True):
             del file[split]["x_ids"]
-            file[split].create_dataset("x_ids", (count,), "S20", external=[("/etc/passwd", 0, max(1, count * 20))])
+            file[split].create_dataset(
+                "x_ids", (count,), "S20", external=[("/etc/passwd", 0, max(1, count * 20))]
+            )
 
     return reading(make, edited(make, edit), "train encode evaluate")
 
@@ -378,7 +432,9 @@ def rows_put_together_from_other_files(make: Making, which: Any) -> list[object]
             if count:
                 del file[split]["x"]
                 layout = h5py.VirtualLayout((count, 16, 16, 3), "u1")
-                place = {"another": str(make.ground.pictures), "missing": "none.h5", "itself": "."}[str(which)]
+                place = {"another": str(make.ground.pictures), "missing": "none.h5", "itself": "."}[
+                    str(which)
+                ]
                 layout[:] = h5py.VirtualSource(place, f"/{split}/x", (count, 16, 16, 3), "u1")
                 file[split].create_virtual_dataset("x", layout)
 
@@ -459,7 +515,11 @@ def rows_that_inflate_a_thousandfold(make: Making) -> list[object]:
         for split in ("train", "test"):
             del file[split]["x"]
             rows = file[split].create_dataset(
-                "x", (count << 12, 128, 128, 1), "u1", chunks=(1 << 12, 128, 128, 1), compression="gzip"
+                "x",
+                (count << 12, 128, 128, 1),
+                "u1",
+                chunks=(1 << 12, 128, 128, 1),
+                compression="gzip",
             )
             for one in range(count):
                 rows.id.write_direct_chunk((one << 12, 0, 0, 0), chunk)
@@ -503,7 +563,9 @@ def features_beyond_all_measure(make: Making) -> list[object]:
 
     def edit(file: h5py.File) -> None:
         for split in ("train", "test"):
-            file[split]["x"][...] = np.float32(3e38) * make.numbers.choice([-1, 1], file[split]["x"].shape)
+            file[split]["x"][...] = np.float32(3e38) * make.numbers.choice(
+                [-1, 1], file[split]["x"].shape
+            )
 
     return reading_features(make, edited(make, edit, make.ground.features))
 
@@ -537,12 +599,16 @@ def features_without_width_to_train_on(make: Making) -> list[object]:
 
 @malformed(KIND, times=12)
 def a_truncated_file(make: Making) -> list[object]:
-    return reading(make, make.file("data.h5", truncated(make.ground.pictures.read_bytes(), make.rng)))
+    return reading(
+        make, make.file("data.h5", truncated(make.ground.pictures.read_bytes(), make.rng))
+    )
 
 
 @malformed(KIND, times=15, allowed=MAYBE)
 def a_damaged_superblock(make: Making) -> list[object]:
-    return reading(make, make.file("data.h5", flipped(make.ground.pictures.read_bytes(), make.rng, 0, 96, 3)))
+    return reading(
+        make, make.file("data.h5", flipped(make.ground.pictures.read_bytes(), make.rng, 0, 96, 3))
+    )
 
 
 @malformed(KIND, times=30, allowed=MAYBE)
@@ -558,7 +624,14 @@ def damage_anywhere(make: Making) -> list[object]:
     return reading_features(make, make.file("data.h5", flipped(content, make.rng, most=40)))
 
 
-@each(KIND, b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(4096), b"x,y\n1,2\n", b"PK\x03\x04" + bytes(100))
+@each(
+    KIND,
+    b"",
+    b"\x89HDF\r\n\x1a\n",
+    b"\x89HDF\r\n\x1a\n" + bytes(4096),
+    b"x,y\n1,2\n",
+    b"PK\x03\x04" + bytes(100),
+)
 def no_such_file_format(make: Making, content: Any) -> list[object]:
     return reading(make, make.file("data.h5", content))
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iiae_cli import cli
-from iiae_cli.data.dataset import Split, write_data_file
+from iiae_cli.cli import app as cli
+from iiae_cli.data.datafile import Split, write_data_file
 from malformed.cases import Ground
 
 PRESET = """
@@ -36,7 +36,9 @@ def picture_split(name: str, count: int) -> Split:
     x, y = rng.integers(0, 256, (2, count, 16, 16, 3)).astype(np.uint8)
     ids = [f"{name}/{number:03d}" for number in range(count)]
     labels = [str(number % 3) for number in range(count)]
-    return Split(x, y, ids, list(ids), labels, list(labels), {"x_color": x[:, 0, 0], "y_color": y[:, 0, 0]})
+    return Split(
+        x, y, ids, list(ids), labels, list(labels), {"x_color": x[:, 0, 0], "y_color": y[:, 0, 0]}
+    )
 
 
 def feature_split(name: str, count: int) -> Split:
@@ -70,13 +72,32 @@ def lay_ground(folder: Path) -> Ground:
     ground.preset.write_text(PRESET)
     ground.feature_preset.write_text(FEATURE_PRESET)
     write_data_file(
-        ground.pictures, "mine", {"train": picture_split("train", 24), "test": picture_split("test", 8)}, {}
+        ground.pictures,
+        "mine",
+        {"train": picture_split("train", 24), "test": picture_split("test", 8)},
+        {},
     )
     classes = {"train": feature_split("train", 32), "test": feature_split("test", 16)}
     write_data_file(ground.features, "mine", classes, {"alignment": "class", "backbone": "{}"})
     call("train", "--preset", ground.preset, "--data", ground.pictures, "--run", ground.run)
-    call("train", "--preset", ground.feature_preset, "--data", ground.features, "--run", ground.feature_run)
-    stopped = ("train", "--preset", ground.preset, "--data", ground.pictures, "--run", ground.stopped)
+    call(
+        "train",
+        "--preset",
+        ground.feature_preset,
+        "--data",
+        ground.features,
+        "--run",
+        ground.feature_run,
+    )
+    stopped = (
+        "train",
+        "--preset",
+        ground.preset,
+        "--data",
+        ground.pictures,
+        "--run",
+        ground.stopped,
+    )
     call(*stopped, "--set", "training.checkpoint_every=1")
     newest = max((ground.stopped / "checkpoints").glob("*.safetensors"))
     newest.unlink()  # as if it had been killed after step 1
@@ -84,8 +105,19 @@ def lay_ground(folder: Path) -> Ground:
     call("retrieve", ground.cache, "--index", ground.run / "gallery.h5")
     call("evaluate", "--run", ground.run, "--data", ground.pictures, "--lpips", "none")
     call("evaluate", "--run", ground.feature_run, "--data", ground.features)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(ground.picture)
-    call("translate", ground.picture, "--from", "x", "--run", ground.run, "--grid", folder / "grid.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(
+        ground.picture
+    )
+    call(
+        "translate",
+        ground.picture,
+        "--from",
+        "x",
+        "--run",
+        ground.run,
+        "--grid",
+        folder / "grid.png",
+    )
     import torchvision.models  # noqa: F401
 
     return ground

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from malformed.cases import ACCEPTED, DAMAGE, LEFT_OUT, MAYBE, Making, each, flipped, malformed, truncated
+from malformed.cases import (
+    ACCEPTED,
+    DAMAGE,
+    LEFT_OUT,
+    MAYBE,
+    Making,
+    each,
+    flipped,
+    malformed,
+    truncated,
+)
 
 KIND = "pictures"
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM")
@@ -26,13 +36,33 @@ def reading(make: Making, path: Path) -> list[object]:
         [
             ["encode", path, "--domain", "x", *run, "-o", "out/z.h5"],
             ["translate", path, "--from", "x", *run, "-o", "out/t", "--grid", "out/g.png"],
-            ["translate", make.ground.picture, "--from", "x", "--reference", path, *run, "-o", "out/t"],
-            ["retrieve", path, *run, "--index", make.ground.run / "gallery.h5", "--montage", "out/m.png"],
+            [
+                "translate",
+                make.ground.picture,
+                "--from",
+                "x",
+                "--reference",
+                path,
+                *run,
+                "-o",
+                "out/t",
+            ],
+            [
+                "retrieve",
+                path,
+                *run,
+                "--index",
+                make.ground.run / "gallery.h5",
+                "--montage",
+                "out/m.png",
+            ],
         ]
     )
 
 
-def saved(make: Making, kind: str, size: tuple[int, int] = (24, 20), mode: str = "RGB", **options: Any) -> bytes:
+def saved(
+    make: Making, kind: str, size: tuple[int, int] = (24, 20), mode: str = "RGB", **options: Any
+) -> bytes:
     """A random picture as bytes of a format."""
     pixels = make.numbers.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     image = Image.fromarray(pixels).convert(mode)
@@ -43,14 +73,25 @@ def saved(make: Making, kind: str, size: tuple[int, int] = (24, 20), mode: str =
 
 def chunk(name: bytes, content: bytes) -> bytes:
     """One chunk of a PNG."""
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
-def png(width: int, height: int, content: bytes, *more: bytes, depth: int = 8, colour: int = 2) -> bytes:
+def png(
+    width: int, height: int, content: bytes, *more: bytes, depth: int = 8, colour: int = 2
+) -> bytes:
     """A PNG of any header, its pixels deflated."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return (
-        b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(content, 9)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(content, 9))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -61,7 +102,9 @@ def png(width: int, height: int, content: bytes, *more: bytes, depth: int = 8, c
 def a_truncated_picture(make: Making) -> list[object]:
     kind = make.rng.choice(["PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM"])
     content = saved(make, kind)
-    return reading(make, make.file(f"a.{kind.lower()}", content[: make.rng.randrange(int(len(content) * 0.8))]))
+    return reading(
+        make, make.file(f"a.{kind.lower()}", content[: make.rng.randrange(int(len(content) * 0.8))])
+    )
 
 
 @malformed(KIND, times=2, allowed=MAYBE)
@@ -75,7 +118,12 @@ def a_damaged_picture(make: Making) -> list[object]:
     """A flipped bit may only change colours."""
     kind = make.rng.choice(FORMATS)
     content = saved(make, kind)
-    return reading(make, make.file(f"a.{kind.lower()}", flipped(content, make.rng, 4, make.rng.choice([64, None]), 5)))
+    return reading(
+        make,
+        make.file(
+            f"a.{kind.lower()}", flipped(content, make.rng, 4, make.rng.choice([64, None]), 5)
+        ),
+    )
 
 
 @malformed(KIND, times=4, allowed=LEFT_OUT)
@@ -112,7 +160,9 @@ def a_png_whose_pixels_are_all_there(make: Making) -> list[object]:
     squeeze = zlib.compressobj(1)
     row = bytes(1 + 13_000 * 3)
     content = b"".join(squeeze.compress(row) for _ in range(13_000)) + squeeze.flush()
-    whole = png(13_000, 13_000, b"").replace(chunk(b"IDAT", zlib.compress(b"", 9)), chunk(b"IDAT", content))
+    whole = png(13_000, 13_000, b"").replace(
+        chunk(b"IDAT", zlib.compress(b"", 9)), chunk(b"IDAT", content)
+    )
     return reading(make, make.file("a.png", whole))
 
 
@@ -188,7 +238,9 @@ def grey16(make: Making) -> bytes:
 
 
 def floats(make: Making) -> bytes:
-    values = make.numbers.normal(size=(20, 24)).astype(np.float32) * 10.0 ** make.rng.randint(-5, 30)
+    values = make.numbers.normal(size=(20, 24)).astype(np.float32) * 10.0 ** make.rng.randint(
+        -5, 30
+    )
     values[0, :3] = [np.nan, np.inf, -np.inf]
     file = io.BytesIO()
     Image.fromarray(values).save(file, "TIFF")
@@ -196,9 +248,17 @@ def floats(make: Making) -> bytes:
 
 
 def animated(make: Making) -> bytes:
-    frames = [Image.fromarray(make.numbers.integers(0, 256, (20, 24, 3)).astype(np.uint8)) for _ in range(4)]
+    frames = [
+        Image.fromarray(make.numbers.integers(0, 256, (20, 24, 3)).astype(np.uint8))
+        for _ in range(4)
+    ]
     file = io.BytesIO()
-    frames[0].save(file, make.rng.choice(["GIF", "PNG", "WEBP", "TIFF"]), save_all=True, append_images=frames[1:])
+    frames[0].save(
+        file,
+        make.rng.choice(["GIF", "PNG", "WEBP", "TIFF"]),
+        save_all=True,
+        append_images=frames[1:],
+    )
     return file.getvalue()
 
 
@@ -217,10 +277,19 @@ def turned(make: Making) -> bytes:
 
 MODES: tuple[Callable[[Making], bytes], ...] = (
     *(grey16, floats, animated, palette, turned),
-    *(lambda make, mode=mode: saved(make, "PNG", mode=mode) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
-    *(lambda make, mode=mode: saved(make, "TIFF", mode=mode) for mode in ("CMYK", "YCbCr", "LAB", "I", "F")),
+    *(
+        lambda make, mode=mode: saved(make, "PNG", mode=mode)
+        for mode in ("1", "L", "LA", "P", "RGBA", "I;16")
+    ),
+    *(
+        lambda make, mode=mode: saved(make, "TIFF", mode=mode)
+        for mode in ("CMYK", "YCbCr", "LAB", "I", "F")
+    ),
     *(lambda make, mode=mode: saved(make, "JPEG", mode=mode) for mode in ("CMYK", "L")),
-    *(lambda make, size=size: saved(make, "PNG", size) for size in ((1, 1), (1, 500), (500, 1), (2, 2))),
+    *(
+        lambda make, size=size: saved(make, "PNG", size)
+        for size in ((1, 1), (1, 500), (500, 1), (2, 2))
+    ),
 )
 
 
@@ -236,7 +305,10 @@ def broken_exif(make: Making) -> list[object]:
     exif[0x0112] = 6
     exif[0x010E] = "a" * 50
     content = flipped(exif.tobytes(), make.rng, 6)
-    return reading(make, make.file("a.jpg", saved(make, make.rng.choice(["JPEG", "WEBP", "PNG"]), exif=content)))
+    return reading(
+        make,
+        make.file("a.jpg", saved(make, make.rng.choice(["JPEG", "WEBP", "PNG"]), exif=content)),
+    )
 
 
 # ---- something else
@@ -312,7 +384,16 @@ def a_good_picture_of_an_odd_name(make: Making, name: Any) -> list[object]:
     )
 
 
-@each(KIND, b"\xff\xfe\n", b"/etc/passwd\n", b"a" * 5000 + b"\n", b"\0\0\0", b"../../../x.png\n", b"\n\n", b"\x1b[2J\n")
+@each(
+    KIND,
+    b"\xff\xfe\n",
+    b"/etc/passwd\n",
+    b"a" * 5000 + b"\n",
+    b"\0\0\0",
+    b"../../../x.png\n",
+    b"\n\n",
+    b"\x1b[2J\n",
+)
 def paths_on_standard_input(make: Making, content: Any) -> list[object]:
     make.stdin = content
     options = ["-0"] if make.rng.random() < 0.3 else []
@@ -326,7 +407,16 @@ def paths_on_standard_input(make: Making, content: Any) -> list[object]:
 def a_set_of_odd_pictures(make: Making, layout: Any) -> list[object]:
     """Good, tiny, damaged, huge and foreign ones together; what is good is kept."""
     good = saved(make, "PNG", (40, 20))
-    contents = [good, good, good[:60], png(60_000, 60_000, b""), b"", saved(make, "PNG", (1, 1)), EPS, grey16(make)]
+    contents = [
+        good,
+        good,
+        good[:60],
+        png(60_000, 60_000, b""),
+        b"",
+        saved(make, "PNG", (1, 1)),
+        EPS,
+        grey16(make),
+    ]
     lines = ["x,y"]
     for number, content in enumerate(contents):
         if layout == "side":
@@ -338,7 +428,14 @@ def a_set_of_odd_pictures(make: Making, layout: Any) -> list[object]:
             make.file(f"x/{number}.png", content)
             make.file(f"y/{number}.png", good)
             lines.append(f"x/{number}.png,y/{number}.png")
-    lines += ["/etc/passwd,/dev/zero", "../../../../etc/passwd,x/0.png", "x/0.png", ",", '"a\nb",c', "a" * 5000 + ",b"]
+    lines += [
+        "/etc/passwd,/dev/zero",
+        "../../../../etc/passwd,x/0.png",
+        "x/0.png",
+        ",",
+        '"a\nb",c',
+        "a" * 5000 + ",b",
+    ]
     manifest = make.file("pairs.csv", "\n".join(lines))
     return {
         "side": ["prepare", "pairs", make.folder, "--side-by-side", "-o", "out/a.h5"],

@@ -22,14 +22,18 @@ def main() -> None:
                 record = json.loads(line)
                 found[record["kind"]].append(record)
                 if record["problem"]:
-                    print(f"{record['kind']}/{record['name']}: {record['problem']}\n    {record['arguments']}")
+                    print(
+                        f"{record['kind']}/{record['name']}: {record['problem']}\n    {record['arguments']}"
+                    )
                     print("    " + record["stderr"].replace("\n", "\n    "), flush=True)
     for kind, records in found.items():
         codes = Counter(record["code"] for record in records)
         slowest = max(record["seconds"] for record in records)
         peak = max(record["peak"] for record in records) >> 20
         wrong = sum(record["problem"] is not None for record in records)
-        print(f"{kind:24} {len(records):4} {dict(sorted(codes.items()))} {slowest:.2f} s {peak} MiB {wrong} wrong")
+        print(
+            f"{kind:24} {len(records):4} {dict(sorted(codes.items()))} {slowest:.2f} s {peak} MiB {wrong} wrong"
+        )
     print("in all", sum(map(len, found.values())))
 
 

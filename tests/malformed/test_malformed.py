@@ -32,7 +32,15 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     paths = [str(tests.parent), str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
     count = [] if COUNT == "all" else ["--count", COUNT]
     done = subprocess.run(
-        [sys.executable, "-m", "malformed.worker", tmp_path_factory.mktemp("malformed"), "--seed", SEED, *count],
+        [
+            sys.executable,
+            "-m",
+            "malformed.worker",
+            tmp_path_factory.mktemp("malformed"),
+            "--seed",
+            SEED,
+            *count,
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -50,7 +58,9 @@ def test_there_are_more_than_500_cases_and_each_has_its_name() -> None:
 def test_a_sample_of_them_ran(records: list[dict[str, Any]]) -> None:
     assert len(records) == (len(ALL_CASES) if COUNT == "all" else int(COUNT))
     codes = [record["code"] for record in records]
-    assert codes.count(2) > len(codes) / 2  # most are refused; a program that took everything would fail here
+    assert (
+        codes.count(2) > len(codes) / 2
+    )  # most are refused; a program that took everything would fail here
 
 
 @pytest.mark.parametrize("kind", KINDS)

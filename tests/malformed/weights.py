@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from iiae_cli.tensors import save_tensors
+from iiae_cli.common.tensors import save_tensors
 from malformed.arrays import Canary
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
 
@@ -39,7 +39,14 @@ def commands_on(make: Making, run: Path) -> list[object]:
         [
             ["encode", make.ground.pictures, "--domain", "x", "--run", run, "-o", "out/z.h5"],
             ["translate", make.ground.picture, "--from", "x", "--run", run, "-o", "out/t"],
-            ["retrieve", make.ground.picture, "--run", run, "--index", make.ground.run / "gallery.h5"],
+            [
+                "retrieve",
+                make.ground.picture,
+                "--run",
+                run,
+                "--index",
+                make.ground.run / "gallery.h5",
+            ],
             ["evaluate", "--run", run, "--data", make.ground.pictures, "--lpips", "none"],
         ]
     )
@@ -96,7 +103,9 @@ def a_false_header(make: Making, content: Any) -> list[object]:
 
 @malformed(KIND, times=3)
 def weights_of_another_model(make: Making) -> list[object]:
-    other = make.rng.choice([make.ground.feature_run / "model.safetensors", newest(make.ground.run)])
+    other = make.rng.choice(
+        [make.ground.feature_run / "model.safetensors", newest(make.ground.run)]
+    )
     return run_with(make, other.read_bytes())
 
 
@@ -124,10 +133,13 @@ def tensors_of_another_kind(make: Making) -> list[object]:
 @each(KIND, float("nan"), float("inf"), 3e38, allowed=frozenset({0, 2}))
 def weights_that_are_not_finite(make: Making, value: Any) -> list[object]:
     """With the fingerprint of just these weights. Large ones may pass, as long as what comes of them is finite."""
-    from iiae_cli.weights import fingerprint_of
+    from iiae_cli.runs.weights import fingerprint_of
 
     header, tensors = parts_of(make.ground.run / "model.safetensors")
-    tensors = {name: torch.full_like(t, value) if t.is_floating_point() else t for name, t in tensors.items()}
+    tensors = {
+        name: torch.full_like(t, value) if t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
     header["fingerprint"] = fingerprint_of(tensors)
     arguments = run_with(make, safetensors.torch.save(tensors, header))
     return arguments
@@ -136,7 +148,16 @@ def weights_that_are_not_finite(make: Making, value: Any) -> list[object]:
 HEADERS: tuple[tuple[str, Any], ...] = (
     *(
         ("config", text)
-        for text in ("", "5", "[]", "null", "{}", "[" * 100_000, '{"model": 5}', '{"model": {"kind": "x"}}')
+        for text in (
+            "",
+            "5",
+            "[]",
+            "null",
+            "{}",
+            "[" * 100_000,
+            '{"model": 5}',
+            '{"model": {"kind": "x"}}',
+        )
     ),
     *(("data", text) for text in ("", "5", "[]", "null", "{}", '{"name": 1}', "[" * 100_000)),
     *(("details", text) for text in ("", "5", "[]", "null", '"text"', "[" * 100_000)),
@@ -168,20 +189,49 @@ def metadata_of_another_kind(make: Making, entry: Any) -> list[object]:
         [16.5, 16, 3],
         [12],
     ),
-    *(["a"], [[16], 16, 3], [], 5, "abc", {"a": 1}, [16, 16, 10**12], [True, True, True], [2**70, 16, 3]),
+    *(
+        ["a"],
+        [[16], 16, 3],
+        [],
+        5,
+        "abc",
+        {"a": 1},
+        [16, 16, 10**12],
+        [True, True, True],
+        [2**70, 16, 3],
+    ),
 )
 def shapes_of_no_picture(make: Making, shape: Any) -> list[object]:
     header, tensors = parts_of(make.ground.run / "model.safetensors")
-    header["data"] = json.dumps({"name": "mine", "shape_x": shape, "shape_y": make.rng.choice([shape, [16, 16, 3]])})
+    header["data"] = json.dumps(
+        {"name": "mine", "shape_x": shape, "shape_y": make.rng.choice([shape, [16, 16, 3]])}
+    )
     return run_with(make, safetensors.torch.save(tensors, header))
 
 
 @each(
     KIND,
-    *({"model.widths": [10**9, 4]}, {"model.shared": 10**12}, {"model.exclusive": 10**10}, {"model.kind": "flat"}),
-    *({"model.widths": [4] * 50_000, "model.decoder_widths": [4] * 50_000}, {"model.kind": "features"}),
-    *({"model.stages": 60}, {"data.image_size": 10**9}, {"model.flat_width": 10**12, "model.kind": "flat"}),
-    *({"model.widths": "aa"}, {"model.dropout": 5}, {"objective.kind": "ii"}, {"data.image_size": 2**70}),
+    *(
+        {"model.widths": [10**9, 4]},
+        {"model.shared": 10**12},
+        {"model.exclusive": 10**10},
+        {"model.kind": "flat"},
+    ),
+    *(
+        {"model.widths": [4] * 50_000, "model.decoder_widths": [4] * 50_000},
+        {"model.kind": "features"},
+    ),
+    *(
+        {"model.stages": 60},
+        {"data.image_size": 10**9},
+        {"model.flat_width": 10**12, "model.kind": "flat"},
+    ),
+    *(
+        {"model.widths": "aa"},
+        {"model.dropout": 5},
+        {"objective.kind": "ii"},
+        {"data.image_size": 2**70},
+    ),
 )
 def a_configuration_of_another_model(make: Making, changes: Any) -> list[object]:
     header, tensors = parts_of(make.ground.run / "model.safetensors")
@@ -260,7 +310,9 @@ PICKLES: tuple[Any, ...] = (
     lambda make: b"\x80",
     lambda make: truncated(saved(make, {"a": torch.zeros(100)}), make.rng),
     lambda make: flipped(saved(make, {"a": torch.zeros(100)}), make.rng),
-    lambda make: flipped(saved(make, {"a": torch.zeros(100)}, _use_new_zipfile_serialization=False), make.rng),
+    lambda make: flipped(
+        saved(make, {"a": torch.zeros(100)}, _use_new_zipfile_serialization=False), make.rng
+    ),
 )
 
 
@@ -284,16 +336,28 @@ def as_weights(make: Making, path: Path, how: int) -> list[object]:
                     shutil.copyfile(make.ground.picture, place / "1.png")
         backbone = ("--backbone", "squeezenet1_1", "--backbone-weights", path)
         return ["prepare", "classes", make.folder / "set", *backbone, "-o", "out/c.h5"]
-    evaluate = ["evaluate", "--run", make.ground.run, "--data", make.ground.pictures, "--task", "translation"]
+    evaluate = [
+        "evaluate",
+        "--run",
+        make.ground.run,
+        "--data",
+        make.ground.pictures,
+        "--task",
+        "translation",
+    ]
     return [*evaluate, "--lpips-weights", path]
 
 
 @malformed(KIND, times=20)
 def damaged_pickles(make: Making) -> list[object]:
     content = saved(
-        make, {"features.0.weight": torch.zeros(5, 5)}, _use_new_zipfile_serialization=make.rng.random() < 0.5
+        make,
+        {"features.0.weight": torch.zeros(5, 5)},
+        _use_new_zipfile_serialization=make.rng.random() < 0.5,
     )
-    return as_weights(make, make.file("w.pth", flipped(content, make.rng, most=12)), make.rng.choice([1, 2]))
+    return as_weights(
+        make, make.file("w.pth", flipped(content, make.rng, most=12)), make.rng.choice([1, 2])
+    )
 
 
 # ---- run folders
@@ -308,7 +372,16 @@ def resuming(make: Making, run_source: Path | None = None) -> tuple[Path, list[o
     run = make.folder.parent / "work" / "out" / "run"
     shutil.copytree(run_source or make.ground.stopped, run)
     settings = ("--set", "training.checkpoint_every=1")
-    base = ["train", "--preset", make.ground.preset, "--data", make.ground.pictures, "--run", "out/run", *settings]
+    base = [
+        "train",
+        "--preset",
+        make.ground.preset,
+        "--data",
+        make.ground.pictures,
+        "--run",
+        "out/run",
+        *settings,
+    ]
     return run, [*base, "--resume"]
 
 
@@ -319,8 +392,19 @@ def a_good_run(make: Making) -> list[object]:
 
 CHECKPOINT_HEADERS: tuple[tuple[str, Any], ...] = (
     *(("step", text) for text in ("", "-5", "many", "1.5", "9" * 5000, "99999999", None)),
-    *(("progress", text) for text in ("", "5", "[]", "null", '{"unknown": 1}', "[" * 100_000, None)),
-    *(("progress", text) for text in ('{"kept_step": "a"}', '{"refit_steps": "a"}', '{"warnings": 5}', '{"best": []}')),
+    *(
+        ("progress", text)
+        for text in ("", "5", "[]", "null", '{"unknown": 1}', "[" * 100_000, None)
+    ),
+    *(
+        ("progress", text)
+        for text in (
+            '{"kept_step": "a"}',
+            '{"refit_steps": "a"}',
+            '{"warnings": 5}',
+            '{"best": []}',
+        )
+    ),
     *(("schema", text) for text in ("", "iiae.model/1", None)),
 )
 
@@ -344,7 +428,9 @@ def a_checkpoint_with_other_tensors(make: Making) -> list[object]:
     run, arguments = resuming(make)
     header, tensors = parts_of(newest(run))
     part = make.rng.choice(["model", "optimizer"])
-    name = make.rng.choice(sorted(one for one in tensors if one.startswith(part) and tensors[one].ndim))
+    name = make.rng.choice(
+        sorted(one for one in tensors if one.startswith(part) and tensors[one].ndim)
+    )
     what = make.rng.randrange(6)
     if what == 0:
         del tensors[name]
@@ -501,4 +587,13 @@ def a_run_that_is_no_folder(make: Making, what: Any) -> list[object]:
     if make.rng.random() < 0.5:
         return ["evaluate", "--run", "out/run"]
     options = make.rng.choice(["--resume", "--overwrite"])
-    return ["train", "--preset", make.ground.preset, "--data", make.ground.pictures, "--run", "out/run", options]
+    return [
+        "train",
+        "--preset",
+        make.ground.preset,
+        "--data",
+        make.ground.pictures,
+        "--run",
+        "out/run",
+        options,
+    ]

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iiae_cli import cli
+from iiae_cli.cli import app as cli
 from malformed import ALL_CASES
 from malformed.cases import Case, Ground, Making
 from malformed.ground import lay_ground
@@ -40,10 +40,16 @@ Record = dict[str, object]
 def chosen(only: str, count: int | None, seed: int) -> list[Case]:
     """All cases whose name holds a text, or that many of them by seed."""
     cases = [case for case in ALL_CASES if only in f"{case.kind}/{case.name}"]
-    return cases if count is None else sorted(random.Random(seed).sample(cases, count), key=cases.index)
+    return (
+        cases
+        if count is None
+        else sorted(random.Random(seed).sample(cases, count), key=cases.index)
+    )
 
 
-def run_all(cases: list[Case], seed: int, root: Path, ground: Ground, keep: bool) -> Iterator[Record]:
+def run_all(
+    cases: list[Case], seed: int, root: Path, ground: Ground, keep: bool
+) -> Iterator[Record]:
     """A record of every case, in order."""
     done = 0
     while done < len(cases):
@@ -66,7 +72,9 @@ def run_all(cases: list[Case], seed: int, root: Path, ground: Ground, keep: bool
             done += 1
 
 
-def _run_here(cases: list[Case], seed: int, root: Path, ground: Ground, keep: bool, lines: object) -> None:
+def _run_here(
+    cases: list[Case], seed: int, root: Path, ground: Ground, keep: bool, lines: object
+) -> None:
     """Run cases in this process, a fork; never returns."""
     status = 1
     try:
@@ -93,14 +101,22 @@ def _run(case: Case, seed: int, root: Path, ground: Ground, keep: bool) -> Recor
     before = _listing(root)
     code, seconds, peak = _program(arguments, folder, making.environment)
     error_text = (folder / "stderr").read_text(errors="replace")
-    problem = _problem(code, case.allowed, error_text, peak) or _traces(folder, before, _listing(root))
+    problem = _problem(code, case.allowed, error_text, peak) or _traces(
+        folder, before, _listing(root)
+    )
     if not (keep and problem):
         shutil.rmtree(folder)
     return _record(case, code, seconds, peak, problem, arguments, error_text)
 
 
 def _record(
-    case: Case, code: int, seconds: float, peak: int, problem: str | None, arguments: list[str], error_text: str
+    case: Case,
+    code: int,
+    seconds: float,
+    peak: int,
+    problem: str | None,
+    arguments: list[str],
+    error_text: str,
 ) -> Record:
     return {
         "kind": case.kind,
@@ -114,7 +130,9 @@ def _record(
     }
 
 
-def _program(arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, float, int]:
+def _program(
+    arguments: list[str], folder: Path, environment: dict[str, str]
+) -> tuple[int, float, int]:
     """The program's exit code, the processor's seconds and the bytes that it took."""
     with _standard_files(folder), _environment(folder, environment), _bounds():
         base, before = _resident("VmRSS"), os.times()
@@ -130,7 +148,11 @@ def _program(arguments: list[str], folder: Path, environment: dict[str, str]) ->
         after = os.times()
         sys.stdout.flush()
         sys.stderr.flush()
-        return code, after.user + after.system - before.user - before.system, max(0, _resident("VmHWM") - base)
+        return (
+            code,
+            after.user + after.system - before.user - before.system,
+            max(0, _resident("VmHWM") - base),
+        )
 
 
 @contextmanager
@@ -140,7 +162,9 @@ def _standard_files(folder: Path) -> Iterator[None]:
     here = Path.cwd()
     os.chdir(folder / "work")
     write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for number, (name, flags) in enumerate([("stdin", os.O_RDONLY), ("stdout", write), ("stderr", write)]):
+    for number, (name, flags) in enumerate(
+        [("stdin", os.O_RDONLY), ("stdout", write), ("stderr", write)]
+    ):
         opened = os.open(folder / name, flags)
         os.dup2(opened, number)
         os.close(opened)
@@ -200,8 +224,14 @@ Listing = dict[str, tuple[int, int, int]]
 
 def _traces(folder: Path, before: Listing, after: Listing) -> str | None:
     """What was changed outside of the output, or left half-written."""
-    own = tuple(f"{folder}/{place}" for place in ("work/out", "work/data", "work/runs", "stdout", "stderr"))
-    touched = [path for path in {**before, **after} if after.get(path) != before.get(path) and not path.startswith(own)]
+    own = tuple(
+        f"{folder}/{place}" for place in ("work/out", "work/data", "work/runs", "stdout", "stderr")
+    )
+    touched = [
+        path
+        for path in {**before, **after}
+        if after.get(path) != before.get(path) and not path.startswith(own)
+    ]
     if touched:
         return f"touched {touched[0]}"
     left = [path for path in after if path.startswith(f"{folder}/work") and path.endswith(".tmp")]
@@ -225,7 +255,11 @@ def _listing(root: Path) -> Listing:
             for entry in entries:
                 stat = entry.stat(follow_symlinks=False)
                 is_folder = entry.is_dir(follow_symlinks=False)
-                found[entry.path] = (0, 0, stat.st_ino) if is_folder else (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                found[entry.path] = (
+                    (0, 0, stat.st_ino)
+                    if is_folder
+                    else (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                )
                 if is_folder:
                     stack.append(entry.path)
     return found
@@ -241,7 +275,9 @@ def main() -> None:
     given = parser.parse_args()
     root = given.folder.absolute()
     ground = lay_ground(root / "ground")
-    for record in run_all(chosen(given.only, given.count, given.seed), given.seed, root, ground, given.keep):
+    for record in run_all(
+        chosen(given.only, given.count, given.seed), given.seed, root, ground, given.keep
+    ):
         print(json.dumps(record), flush=True)
     sys.stdout.flush()
     os._exit(0)

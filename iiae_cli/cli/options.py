@@ -1,0 +1,189 @@
+"""What options of several commands have in common: choices, annotations with one help text each, and parsers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iiae_cli.common.errors import IiaeError
+
+
+class DomainName(StrEnum):
+    """A domain."""
+
+    x = "x"
+    y = "y"
+
+
+class MetricName(StrEnum):
+    """A distance."""
+
+    euclidean = "euclidean"
+    cosine = "cosine"
+
+
+class LatentName(StrEnum):
+    """A kind of latent."""
+
+    shared = "shared"
+    exclusive = "exclusive"
+
+
+class LatentsName(StrEnum):
+    """Which latents to keep."""
+
+    shared = "shared"
+    exclusive = "exclusive"
+    both = "both"
+
+
+class SplitName(StrEnum):
+    """A split of a prepared file."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+class BackendName(StrEnum):
+    """Who searches for neighbours."""
+
+    auto = "auto"
+    sklearn = "sklearn"
+    torch = "torch"
+    faiss = "faiss"
+
+
+class PrecisionName(StrEnum):
+    """Arithmetic of the networks."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+    fp64 = "fp64"
+
+
+class DtypeName(StrEnum):
+    """Number format of a latent cache."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class LpipsName(StrEnum):
+    """Networks of LPIPS."""
+
+    alex = "alex"
+    vgg = "vgg"
+    both = "both"
+    none = "none"
+
+
+class TaskName(StrEnum):
+    """What to measure."""
+
+    retrieval = "retrieval"
+    zero_shot = "zero-shot"
+    translation = "translation"
+    disentanglement = "disentanglement"
+    all = "all"
+
+
+# Options that several commands share, each with one help text.
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run directory [IIAE_RUN, else runs/latest].")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Threads that decode pictures.")
+]
+SplitOption = Annotated[
+    SplitName, typer.Option("--split", help="Split, where an input is a prepared .h5.")
+]
+NulFlag = Annotated[bool, typer.Option("-0", help="Paths on standard input are NUL-separated.")]
+
+
+def seconds_of(text: str) -> float:
+    """A duration: `90` or `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
+
+    Raises:
+        IiaeError: none of these.
+    """
+    if re.fullmatch(r"\d+(:\d\d){1,2}", text):
+        total = 0
+        for part in text.split(":"):
+            total = 60 * total + int(part)
+        return float(total)
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not text or match is None:
+        raise IiaeError(f"--time-limit {text} is no duration", "write 2h, 90m, 45s or 1:30:00")
+    days, hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+
+def shard_of(text: str, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """`I/N` with 0 ≤ I < N; or `auto` (also `slurm`): this task of a SLURM job array.
+
+    Raises:
+        IiaeError: anything else, or no job array.
+    """
+    if text in ("auto", "slurm"):
+        return _array_task(os.environ if environment is None else environment, text)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise IiaeError(
+            f"--shard {text} is not I/N with 0 <= I < N",
+            "write --shard 0/4, 1/4, 2/4, 3/4, or auto in a job array",
+        )
+    return int(match[1]), int(match[2])
+
+
+def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
+    """(place in the array from 0, tasks in the array)."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+    values = [environment.get(name, "") for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not value.isdecimal():
+            raise IiaeError(
+                f"--shard {text} needs a SLURM job array: {name} is {f'{value!r}' if value else 'not set'}",
+                "submit with sbatch --array=0-15, or pass --shard I/N",
+            )
+    task, count, lowest = map(int, values)
+    step = environment.get("SLURM_ARRAY_TASK_STEP", "1")
+    index, rest = divmod(task - lowest, int(step) if step.isdecimal() and int(step) else 1)
+    if rest or not 0 <= index < count:
+        raise IiaeError(
+            f"SLURM_ARRAY_TASK_ID {task} has no place among {count} tasks from {lowest} on",
+            f"submit an unbroken --array=0-{max(count - 1, 1)}, or pass --shard {task}/N",
+        )
+    return index, count
+
+
+def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:
+    """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort.
+
+    Raises:
+        IiaeError: `{shard}` without a shard, or tasks of a job array that would all write one file.
+    """
+    if "{shard}" in str(output):
+        if shard is None:
+            raise IiaeError(
+                f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
+            )
+        index, count = shard
+        return Path(str(output).replace("{shard}", f"{index:0{len(str(count - 1))}d}-of-{count}"))
+    if text in ("auto", "slurm"):
+        raise IiaeError(
+            f"all tasks of the array would write {output}",
+            "name it with {shard}: -o 'z-{shard}.h5'",
+        )
+    return output

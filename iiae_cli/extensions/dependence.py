@@ -1,0 +1,76 @@
+"""A penalty on what exclusive means tell of the shared content: distance correlation with the *partner's* shared mean.
+
+Beyond the paper. Its bound on I(Z^x; Z^s) is a capacity: the KL of q(z^x|x) to the prior limits how much z^x says, not
+what it says it of, and where there is capacity to spare z^x tells the class too. This measures the dependence
+itself. The partner's picture has the same content and none of this domain's manner, so whatever z^x has in common with
+r^y(z^s|y) is content. Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone,
+whatever the form of the dependence, and has nothing to tune; the bias-corrected form (Székely & Rizzo, 2014) is zero on
+average for independent ones in small batches as well. The exclusive means are whitened first ("affinely invariant",
+Dueck et al., 2014), so that no direction is overlooked because it varies little.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iiae_cli.model.gaussian import DiagonalGaussian, full
+
+FEWEST_ROWS = 4  # below, the bias-corrected form does not exist
+RIDGE = 1e-4  # of the mean variance: a whitened batch may have directions in which nothing varies
+
+
+def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor:
+    """Bias-corrected squared distance correlation of exclusive means and the partners' shared means, a scalar.
+
+    Gradients reach the exclusive posterior alone: the shared latent is the measure, not what is measured.
+
+    Args:
+        exclusive: (B, E) of one domain.
+        partner: (B, S…) shared posterior of the *other* domain, row i the partner of row i.
+
+    Returns:
+        At most 1; 0 on average where the two are independent (so a batch may well be below), and in batches of fewer
+        than four rows.
+    """
+    means = full(exclusive.mean).flatten(1)
+    if len(means) < FEWEST_ROWS:
+        return means.sum() * 0.0
+    shared, logvar = (
+        full(partner.mean.detach()).flatten(1),
+        full(partner.logvar.detach()).flatten(1),
+    )
+    in_noise = shared * torch.exp(-0.5 * logvar.mean(dim=0))
+    return distance_correlation(whitened(means), in_noise)
+
+
+def whitened(values: Tensor) -> Tensor:
+    """Rows (B, D) with zero mean and unit covariance, up to `RIDGE`."""
+    centred = values - values.mean(dim=0)
+    covariance = centred.T @ centred / len(values)
+    ridge = RIDGE * covariance.diagonal().mean() + torch.finfo(values.dtype).tiny
+    factor = torch.linalg.cholesky(
+        covariance + ridge * torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+    )
+    white: Tensor = torch.linalg.solve_triangular(factor, centred.T, upper=False).T
+    return white
+
+
+def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Bias-corrected squared distance correlation (Székely & Rizzo, 2014) of rows (B, D) and (B, C), B ≥ 4."""
+    a, b = _centred_distances(a), _centred_distances(b)
+    scale = (a.square().sum() * b.square().sum()).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+    return (a * b).sum() / scale
+
+
+def _centred_distances(values: Tensor) -> Tensor:
+    """U-centred Euclidean distances (B, B): rows and columns sum to zero, the diagonal is zero."""
+    rows = len(values)
+    others = ~torch.eye(rows, dtype=torch.bool, device=values.device)
+    squares = (values[:, None] - values[None]).square().sum(dim=2)
+    distances = (
+        torch.where(others, squares, 1.0).clamp(min=torch.finfo(values.dtype).tiny).sqrt() * others
+    )
+    sums = distances.sum(dim=0) / (rows - 2)
+    centred = distances - sums[:, None] - sums[None] + distances.sum() / ((rows - 1) * (rows - 2))
+    return centred * others

@@ -1,0 +1,353 @@
+"""The contract of the command line itself: help, streams, exit codes, precedence, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import Program, Trained
+from PIL import Image
+from safetensors import SafetensorError
+
+from iiae_cli import __version__
+from iiae_cli.cli import app as cli
+from iiae_cli.common import tensors
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.presets import preset_names
+from iiae_cli.runs import directory as runs
+
+COMMANDS = ("prepare", "train", "encode", "retrieve", "translate", "evaluate")
+
+
+def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
+    code = (
+        "import sys, iiae_cli.cli.app; "
+        "print([name for name in ('torch', 'h5py', 'sklearn', 'pydantic', 'numpy', 'click') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_takes_a_fraction_of_what_importing_torch_takes() -> None:
+    """Processor time, which another process on the machine does not lengthen as it does the clock's."""
+
+    def seconds(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    bare = min(seconds("-c", "pass") for _ in range(3))
+    help_text = min(seconds("-m", "iiae_cli", "--help") for _ in range(3))
+    assert help_text - bare < 0.25 * (seconds("-c", "import torch") - bare)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_examples_that_parse(iiae: Program, command: str) -> None:
+    outcome = iiae(command, "--help")
+    assert outcome.code == 0
+    lines = [line.strip() for line in outcome.out.splitlines()]
+    examples = [line for line in lines[lines.index("Examples:") + 1 :] if f"iiae {command}" in line]
+    assert len(examples) >= 3
+    options = {
+        word for line in lines for word in line.replace(",", " ").split() if word.startswith("-")
+    }
+    for example in examples:
+        own = example.split(f"iiae {command}", 1)[1].split("|")[0].split()
+        for word in own:
+            if word.startswith("-") and word != "-":
+                assert word.split("=")[0] in options, example
+
+
+def test_help_of_train_lists_every_preset(iiae: Program) -> None:
+    words = iiae("train", "--help").out.replace(",", " ").split()
+    assert set(preset_names()) <= set(words)
+
+
+def test_no_arguments_print_help(iiae: Program) -> None:
+    outcome = iiae()
+    assert outcome.code == 0
+    assert all(command in outcome.out for command in COMMANDS)
+
+
+def test_version(iiae: Program) -> None:
+    assert iiae("--version").out == f"iiae {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "mends"),
+    [
+        (("train", "--preset", "digits-cbcd"), "digits-cbcd", "digits-cdcb"),
+        (
+            ("train", "--preset", "digits-cdcb", "--set", "objective.lamda=3"),
+            "objective.lambda",
+            "--print-config",
+        ),
+        (
+            ("train", "--preset", "digits-cdcb", "--set", "training.steps=many"),
+            "training.steps",
+            "--print-config",
+        ),
+        (("train", "--preset", "digits-cdcb", "--steps", "5", "--epochs", "1"), "--steps", "one"),
+        (("train", "--preset", "digits-cdcb", "--device", "cuda:63"), "cuda:63", "--device"),
+        (("train", "--preset", "digits-cdcb", "--time-limit", "soon"), "soon", "2h"),
+        (("train", "--preset", "mnist-cdcb-32"), "mnist-cdcb.h5", "iiae prepare mnist-cdcb"),
+        (
+            ("train", "--preset", "digits-cdcb", "--data", "none.h5"),
+            "none.h5",
+            "iiae prepare digits-cdcb",
+        ),
+        (("train", "--preset", "missing.yaml"), "missing.yaml", "digits-cdcb"),
+        (("train",), "--preset", "iiae train --help"),
+        (("prepare", "mnist"), "mnist", "mnist-cdcb"),
+        (("prepare", "sketchy"), "sketchy", "iiae prepare sketchy SOURCE"),
+        (("prepare", "cars"), "cars", "iiae prepare cars --download"),
+        (
+            ("train", "--preset", "sketchy"),
+            "sketchy.h5",
+            "iiae prepare sketchy SOURCE -o data/sketchy.h5",
+        ),
+        (("train", "--preset", "maps"), "maps.h5", "iiae prepare maps --download -o data/maps.h5"),
+        (("prepare", "mnist-cdcb", "nowhere"), "nowhere", "IDX"),
+        (("prepare", "pairs"), "pairs", "iiae prepare pairs SOURCE"),
+        (("prepare", "pairs", "nowhere"), "nowhere", "x/"),
+        (("evaluate",), "runs/latest", "iiae train"),
+        (("encode", "a.png", "-o", "z.h5"), "domain", "--domain x"),
+        (("encode", "a.png", "--domain", "z", "-o", "z.h5"), "'z'", "iiae encode --help"),
+        (("encode", "a.png", "--domain", "x", "--shard", "4/4", "-o", "z.h5"), "4/4", "0/4"),
+        (("retrieve", "a.png"), "gallery", "iiae encode"),
+        (("retrieve", "a.png", "--index", "z.h5"), "z.h5", "iiae encode"),
+        (("translate", "a.png", "--from", "x"), "write", "--grid"),
+        (
+            ("translate", "a.png", "--from", "x", "--to", "x", "--grid", "g.png"),
+            "reference",
+            "--reference",
+        ),
+        (("encode", "--bogus"), "--bogus", "iiae encode --help"),
+        (("bogus",), "bogus", "iiae --help"),
+    ],
+)
+def test_users_errors_are_two_lines_and_exit_2(
+    iiae: Program, arguments: tuple[str, ...], names: str, mends: str
+) -> None:
+    outcome = iiae(*arguments)
+    error, hint = outcome.error()
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert names in error
+    assert mends in hint
+    assert not list(Path().glob("**/*.h5"))
+
+
+def test_print_config_shows_values_and_their_sources(
+    iiae: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.yaml").write_text("optimizer: {lr: 0.5, beta1: 0.1}\ntraining: {seed: 3}\n")
+    monkeypatch.setenv("IIAE_OPTIMIZER__BETA1", "0.2")
+    monkeypatch.setenv("IIAE_SEED", "4")
+    outcome = iiae(
+        *("train", "--preset", "digits-edge", "--config", "mine.yaml", "--seed", "5"),
+        *("--set", "objective.lambda=50", "--print-config", "--json"),
+    )
+    values = {key: tuple(entry.values()) for key, entry in outcome.json["values"].items()}
+    assert values["optimizer.lr"] == (0.5, "mine.yaml")
+    assert values["optimizer.beta1"] == (0.2, "environment")
+    assert values["training.seed"] == (5, "option")
+    assert values["objective.lambda"] == (50, "--set")
+    assert values["data.set"] == ("digits-edge", "preset digits-edge")
+    assert values["model.shared"][1] == "preset digits-cdcb"
+    assert values["optimizer.beta2"] == (0.999, "default")
+
+
+def test_verbose_and_quiet_change_stderr_alone(iiae: Program, trained: Trained) -> None:
+    small = (
+        "train",
+        "--preset",
+        "digits-cdcb",
+        "--data",
+        trained.data,
+        "--steps",
+        2,
+        "--set",
+        "model.widths=[4,8]",
+    )
+    small += ("--set", "model.decoder_widths=[8,4]", "--overwrite", "--json")
+    plain, loud, silent = iiae(*small), iiae("-v", *small), iiae("-q", *small)
+    assert "objective.lambda = 5.0 (preset digits-cdcb)" in loud.err
+    assert "objective.lambda" not in plain.err and "training pairs" in plain.err
+    assert all(line.startswith("warning: ") for line in silent.err.splitlines())
+    assert plain.json["fingerprint"] == loud.json["fingerprint"] == silent.json["fingerprint"]
+
+
+def test_waiting_threads_are_calmed_unless_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy, expected in ((None, "5000"), ("ACTIVE", None)):
+        monkeypatch.setattr(os, "environ", {} if policy is None else {"OMP_WAIT_POLICY": policy})
+        cli._calm_threads()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> None:
+    outcome = iiae("prepare", "digits-edge", "--limit", "20", "--json")
+    assert outcome.json["schema"] == "iiae.prepare/1"
+    assert outcome.json["splits"] == {"train": 20, "valid": 0, "test": 20}
+    before = Path("data/digits-edge.h5").read_bytes()
+    again = iiae("prepare", "digits-edge", "--limit", "5")
+    assert again.code == 2 and "--overwrite" in again.error()[1]
+    assert Path("data/digits-edge.h5").read_bytes() == before
+    assert (
+        iiae("prepare", "digits-edge", "--limit", "5", "--overwrite").out
+        == "split\tpairs\ntrain\t5\nvalid\t0\ntest\t5\n"
+    )
+
+
+def test_prepare_pairs_skips_unreadable_pictures_and_exits_3(iiae: Program) -> None:
+    rng = np.random.default_rng(0)
+    for domain in "xy":
+        folder = Path("mine") / domain
+        folder.mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
+    Path("mine/y/4.png").write_bytes(b"not a picture")
+    outcome = iiae("prepare", "pairs", "mine", "-o", "mine.h5", "--json")
+    assert outcome.code == 3
+    assert sum(outcome.json["splits"].values()) == 9
+    assert len(outcome.json["skipped"]) == 1 and "mine/y/4.png" in outcome.json["skipped"][0]
+    assert "mine/y/4.png" in outcome.err
+
+
+def test_a_truncated_data_file_is_refused(iiae: Program, trained: Trained) -> None:
+    Path("half.h5").write_bytes(trained.data.read_bytes()[: trained.data.stat().st_size // 2])
+    outcome = iiae("train", "--preset", "digits-cdcb", "--data", "half.h5", "--run", "run")
+    error, hint = outcome.error()
+    assert outcome.code == 2
+    assert "half.h5 is truncated" in error and "iiae prepare" in hint
+    assert not Path("run").exists()
+
+
+def test_weights_of_another_schema_are_refused(iiae: Program, trained: Trained) -> None:
+    run = Path("old")
+    run.mkdir()
+    safetensors.torch.save_file(
+        {"w": torch.zeros(2)}, run / "model.safetensors", metadata={"schema": "iiae.model/0"}
+    )
+    outcome = iiae("evaluate", "--run", run, "--data", trained.data)
+    assert outcome.code == 2
+    assert "iiae.model/0" in outcome.error()[0]
+
+
+def test_damaged_weights_are_refused(iiae: Program, trained: Trained) -> None:
+    run = Path("damaged")
+    run.mkdir()
+    whole = (trained.run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(whole[:-1000])
+    assert "is damaged" in iiae("evaluate", "--run", run, "--data", trained.data).error()[0]
+    flipped = bytearray(whole)
+    flipped[-100] ^= 0xFF
+    (run / "model.safetensors").write_bytes(bytes(flipped))
+    assert "is damaged" in iiae("evaluate", "--run", run, "--data", trained.data).error()[0]
+
+
+def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:
+    with h5py.File("features.h5", "w") as file:
+        file.attrs["schema"] = "iiae.data/1"
+        for split in ("train", "valid", "test"):
+            for domain in "xy":
+                file[f"{split}/{domain}"] = np.zeros((4, 8), np.float32)
+                file[f"{split}/{domain}_ids"] = [str(i) for i in range(4)]
+    outcome = iiae("evaluate", "--run", trained.run, "--data", "features.h5")
+    assert outcome.code == 2 and "(32, 32, 3)" in outcome.error()[0]
+    outcome = iiae("train", "--preset", "digits-cdcb", "--data", "features.h5", "--run", "run")
+    assert outcome.code == 2 and "features" in outcome.error()[0]
+
+
+def test_an_empty_folder_and_an_unreadable_picture(iiae: Program, trained: Trained) -> None:
+    Path("empty").mkdir()
+    outcome = iiae("encode", "empty", "--domain", "y", "--run", trained.run, "-o", "z.h5")
+    assert outcome.code == 2 and "empty holds no pictures" in outcome.error()[0]
+    Path("mixed").mkdir()
+    good = next((trained.pictures / "test" / "y").glob("*.png"))
+    Path("mixed/good.png").write_bytes(good.read_bytes())
+    Path("mixed/bad.png").write_bytes(good.read_bytes()[:60])
+    outcome = iiae("encode", "mixed", "--domain", "y", "--run", trained.run, "-o", "z.h5", "--json")
+    assert outcome.code == 3
+    assert outcome.json["rows"] == 1
+    assert "mixed/bad.png" in outcome.json["skipped"][0] and "mixed/bad.png" in outcome.err
+    Path("mixed/good.png").unlink()
+    outcome = iiae("encode", "mixed", "--domain", "y", "--run", trained.run, "-o", "other.h5")
+    assert outcome.code == 2 and not Path("other.h5").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path("run")
+    short = (
+        "train",
+        "--preset",
+        "digits-cdcb",
+        "--data",
+        trained.data,
+        "--run",
+        run,
+        "--set",
+        "training.samples=0",
+    )
+    short += ("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--steps", "4")
+    short += ("--set", "training.validate_every=2", "--set", "training.log_every=2")
+    assert iiae(*short).code == 0
+    before = {path: path.read_bytes() for path in run.glob("checkpoints/*")}
+    kept = (run / "model.safetensors").read_bytes()
+    assert before
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        safetensors.torch.save_file({}, path)
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
+
+    model = runs.load_model(runs.RunDir(run))
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(IiaeError, match="no space left"):
+        runs.RunDir(run).save_model(model.model, model.config, model.info, {})
+    with pytest.raises(IiaeError, match="no space left"):
+        runs.RunDir(run).save_checkpoint(runs.Checkpoint(99, {}, {}, {}))
+    assert {path: path.read_bytes() for path in run.glob("checkpoints/*")} == before
+    assert (run / "model.safetensors").read_bytes() == kept
+    assert not list(run.glob("**/*.tmp"))
+
+
+def test_json_is_one_object_even_through_a_pipe(trained: Trained, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "iiae_cli", "evaluate", "--run", str(trained.run), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["schema"] == "iiae.evaluate/1"
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(trained: Trained, tmp_path: Path) -> None:
+    program = f"{sys.executable} -m iiae_cli retrieve {trained.data} --run {trained.run} --k 300"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program} | head -n 1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1

@@ -1,0 +1,103 @@
+"""What a person sees of work under way, on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from iiae_cli.common import console
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def normal_verbosity() -> None:
+    console.set_verbosity(0)
+
+
+def test_a_log_gets_plain_lines_every_few_seconds(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("training", 100, items=(32, "pairs")) as work:
+        work.facts["loss"] = "12.5"
+        for step in range(1, 21):
+            clock.now += 1.0
+            work.update(step)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 4, err
+    assert lines[-1] == "20/100 steps, 32 pairs/s, 1:20 left, loss 12.5"
+    assert "\x1b" not in err
+
+
+def test_quiet_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    console.set_verbosity(-1)
+    with console.progress("training", 100) as work:
+        clock.now += 60.0
+        work.update(50)
+    console.set_verbosity(0)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_pace_forgets_what_was_long_ago_and_what_another_process_did(clock: Clock) -> None:
+    work = console.Progress(1000, "steps")
+    work.start_at(500)
+    assert work.pace() == "0 steps/s, ? left"
+    for _ in range(100):  # slow at first
+        clock.now += 1.0
+        work.update(work.done + 1)
+    for _ in range(40):  # then ten times as fast
+        clock.now += 1.0
+        work.update(work.done + 10)
+    assert work.pace() == "10 steps/s, 0:00 left"
+
+
+def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.progress("training [sic]", 800, items=(32, "pairs")) as work:
+        work.start_at(400)
+        work.update(410)
+        work.facts |= {"loss": "198.9", "Recall@1": "0.989 / 0.991", "memory": "1.20 GB"}
+        work._bar.refresh()
+        console.say("a line between")
+    text = terminal.getvalue()
+    for part in (
+        "training [sic]",
+        "410/800",
+        "pairs/s",
+        "left",
+        "loss\xa0198.9",
+        "Recall@1\xa00.989\xa0/\xa00.991",
+        "memory\xa01.20",
+    ):
+        assert part in text, (part, text)
+    assert "a line between" in text

@@ -1,0 +1,404 @@
+"""The prepared data file: round trips, its documented layout, and what a damaged one says."""
+
+import hashlib
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data import datafile as dataset
+from iiae_cli.data.datafile import (
+    DataFile,
+    Split,
+    check_schema,
+    is_hdf5,
+    open_hdf5,
+    sha256_of,
+    versions_json,
+    write_data_file,
+)
+
+
+def pictures(seed, rows, shape=(16, 20, 3)):
+    return np.random.default_rng(seed).integers(0, 256, (rows, *shape)).astype(np.uint8)
+
+
+def split_of(rows, seed=0, **more):
+    return Split(
+        x=pictures(seed, rows),
+        y=pictures(seed + 1, rows, (16, 20, 1)),
+        x_ids=[f"a/{row}-é" for row in range(rows)],
+        y_ids=[f"b/{row}" for row in range(rows)],
+        **more,
+    )
+
+
+def rich_split(rows, seed=0):
+    return split_of(
+        rows,
+        seed,
+        x_labels=[f"cat{row % 3}" for row in range(rows)],
+        y_labels=[f"dog{row % 2}" for row in range(rows)],
+        factors={"x_color": pictures(seed + 2, rows, (3,)), "class": np.arange(rows)},
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "set.h5"
+
+
+def write(path, **splits):
+    write_data_file(path, "mine", splits, {"command": "iiae prepare mine", "seed": "3"})
+    return DataFile(path)
+
+
+def assert_same(found, wanted):
+    for name in ("x", "y", "pairs"):
+        left, right = getattr(found, name), getattr(wanted, name)
+        assert (left is None) == (right is None), name
+        if left is not None:
+            np.testing.assert_array_equal(left, right)
+            assert left.dtype == right.dtype
+    for name in ("x_ids", "y_ids", "x_labels", "y_labels"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert set(found.factors) == set(wanted.factors)
+    for name, values in wanted.factors.items():
+        np.testing.assert_array_equal(found.factors[name], values)
+        assert found.factors[name].dtype == values.dtype
+
+
+def refusal(call, *arguments):
+    with pytest.raises(IiaeError) as caught:
+        call(*arguments)
+    assert caught.value.hint
+    return caught.value.message
+
+
+# ---- round trips
+
+
+def test_splits_labels_and_factors_come_back(path):
+    train, test = rich_split(5), rich_split(3, seed=10)
+    file = write(path, train=train, test=test)
+    assert_same(file.split("train"), train)
+    assert_same(file.split("test"), test)
+
+
+def test_a_split_that_is_not_given_is_written_empty(path):
+    file = write(path, train=rich_split(5), test=rich_split(3))
+    valid = file.split("valid")
+    assert valid.x.shape == (0, 16, 20, 3) and valid.y.shape == (0, 16, 20, 1)
+    assert valid.x_ids == valid.y_ids == valid.x_labels == valid.y_labels == []
+    assert valid.factors["x_color"].shape == (0, 3)
+    assert valid.pair_count == 0
+    assert file.info.counts == {"train": 5, "valid": 0, "test": 3}
+
+
+def test_info_says_what_a_model_needs(path):
+    info = write(path, train=split_of(4)).info
+    assert (info.name, info.shape_x, info.shape_y) == ("mine", (16, 20, 3), (16, 20, 1))
+    assert not info.is_features
+    assert info.attributes["command"] == "iiae prepare mine"
+    assert info.attributes["seed"] == "3"
+    assert info.attributes["schema"] == "iiae.data/1"
+
+
+def test_features_come_back_as_float32(path):
+    draw = np.random.default_rng(0)
+    features = Split(
+        x=draw.normal(size=(4, 7)).astype(np.float32),
+        y=draw.normal(size=(6, 5)).astype(np.float32),
+        x_ids=list("abcd"),
+        y_ids=list("abcdef"),
+    )
+    file = write(path, test=features)
+    assert file.info.is_features and (file.info.shape_x, file.info.shape_y) == ((7,), (5,))
+    found = file.split("test")
+    assert_same(found, features)
+    assert found.x.dtype == np.float32 and found.x_labels is None and found.pairs is None
+
+
+def test_pairs_name_rows_of_recurring_pictures(path):
+    shared = rich_split(4)
+    shared.pairs = np.array([[0, 1], [0, 2], [3, 0], [2, 2], [1, 3]])
+    shared.factors = {}
+    found = write(path, train=shared).split("train")
+    assert_same(found, shared)
+    assert found.pairs.dtype == np.int64
+    assert found.pair_count == 5
+    x, y = found.pair_rows(np.array([1, 2, 4]))
+    np.testing.assert_array_equal(x, shared.x[[0, 3, 1]])
+    np.testing.assert_array_equal(y, shared.y[[2, 0, 3]])
+
+
+def test_taking_pairs_aligns_rows_ids_labels_and_factors():
+    split = rich_split(6)
+    taken = split.take_pairs(np.array([4, 1]))
+    np.testing.assert_array_equal(taken.x, split.x[[4, 1]])
+    np.testing.assert_array_equal(taken.y, split.y[[4, 1]])
+    assert (taken.x_ids, taken.y_ids) == (["a/4-é", "a/1-é"], ["b/4", "b/1"])
+    assert (taken.x_labels, taken.y_labels) == (["cat1", "cat1"], ["dog0", "dog1"])
+    np.testing.assert_array_equal(taken.factors["class"], [4, 1])
+    split.pairs = np.array([[0, 5], [2, 3]])
+    taken = split.take_pairs(np.array([1, 0]))
+    np.testing.assert_array_equal(taken.x, split.x[[2, 0]])
+    np.testing.assert_array_equal(taken.y, split.y[[3, 5]])
+    assert (taken.x_ids, taken.y_labels) == (["a/2-é", "a/0-é"], ["dog1", "dog1"])
+    assert taken.pairs is None and taken.pair_count == 2
+
+
+def test_a_domain_is_asked_for_by_name():
+    split = rich_split(2)
+    assert split.rows("x") is split.x and split.rows("y") is split.y
+    assert split.ids("x") is split.x_ids and split.ids("y") is split.y_ids
+    assert split.labels("x") is split.x_labels and split.labels("y") is split.y_labels
+    np.testing.assert_array_equal(split.pair_rows(np.array([1]))[1], split.y[[1]])
+    assert split.pair_count == 2
+
+
+# ---- the documented layout
+
+
+def test_any_program_can_read_the_file_with_h5py_alone(path):
+    split = rich_split(4)
+    split.pairs = np.array([[0, 1], [2, 3]])
+    write(path, train=split)
+    with h5py.File(path, "r") as file:
+        assert set(file) == {"train", "valid", "test"}
+        assert file.attrs["schema"] == "iiae.data/1"
+        assert (file.attrs["name"], file.attrs["command"], file.attrs["seed"]) == (
+            "mine",
+            "iiae prepare mine",
+            "3",
+        )
+        for name in file:
+            assert set(file[name]) == {
+                *("x", "y", "x_ids", "y_ids", "x_labels", "y_labels", "factors", "pairs"),
+            }
+            assert file[name]["x"].dtype == file[name]["y"].dtype == np.uint8
+        train = file["train"]
+        assert train["x"].shape == (4, 16, 20, 3) and train["pairs"].shape == (2, 2)
+        assert train["x"].chunks is None and train["x"].compression is None
+        for text in ("x_ids", "y_ids", "x_labels", "y_labels"):
+            info = h5py.check_string_dtype(train[text].dtype)
+            assert info.encoding == "utf-8"
+        assert train["x_ids"].asstr()[1] == "a/1-é"
+        assert train["factors/x_color"].dtype == np.uint8 and train["factors/x_color"].shape == (
+            4,
+            3,
+        )
+        assert np.issubdtype(train["pairs"].dtype, np.integer)
+
+
+def test_absent_labels_factors_and_pairs_are_left_out_of_the_file(path):
+    write(path, train=split_of(2))
+    with h5py.File(path, "r") as file:
+        assert set(file["train"]) == {"x", "y", "x_ids", "y_ids"}
+
+
+def test_a_file_written_by_another_program_is_read(path):
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = "iiae.data/1"
+        group = file.create_group("test")
+        group["x"] = pictures(0, 3)
+        group.create_dataset("y", data=pictures(1, 3), chunks=(1, 16, 20, 3), compression="gzip")
+        group["x_ids"] = ["a", "b", "c"]
+        group["y_ids"] = ["a", "b", "c"]
+        group["pairs"] = np.array([[0, 2]], np.int32)
+    file = DataFile(path)
+    assert file.info.name == "set" and file.info.counts == {"train": 0, "valid": 0, "test": 3}
+    split = file.split("test")
+    np.testing.assert_array_equal(split.y, pictures(1, 3))
+    assert split.pairs.dtype == np.int64
+    assert "no split 'train'" in refusal(file.split, "train")
+
+
+# ---- memory
+
+
+def test_a_split_larger_than_half_the_free_memory_is_mapped(path, monkeypatch):
+    wanted = rich_split(6)
+    file = write(path, train=wanted)
+    size = wanted.x.nbytes
+    monkeypatch.setattr(dataset, "_free_memory", lambda: 2 * size - 2)
+    found = file.split("train")
+    assert isinstance(found.x, np.memmap) and not isinstance(found.y, np.memmap)
+    monkeypatch.setattr(dataset, "_free_memory", lambda: 0)
+    found = file.split("train")
+    assert isinstance(found.y, np.memmap)
+    assert_same(found, wanted)
+    np.testing.assert_array_equal(found.pair_rows(np.array([1, 4]))[0], wanted.x[[1, 4]])
+    with pytest.raises(ValueError):
+        found.x[0] = 0  # read-only: the file cannot be changed by accident
+    assert file.split("valid").x.shape == (0, 16, 20, 3)
+    monkeypatch.setattr(dataset, "_free_memory", lambda: 2 * size)
+    assert not isinstance(file.split("train").x, np.memmap)
+
+
+def test_a_compressed_array_cannot_be_mapped_and_is_read(path, monkeypatch):
+    file = write(path, test=split_of(3))
+    with h5py.File(path, "a") as opened:
+        del opened["test/x"]
+        opened["test"].create_dataset("x", data=pictures(5, 3), compression="gzip")
+    monkeypatch.setattr(dataset, "_free_memory", lambda: 0)
+    np.testing.assert_array_equal(file.split("test").x, pictures(5, 3))
+
+
+def test_free_memory_is_a_plausible_number_of_bytes():
+    assert 2**20 < dataset._free_memory() < 2**50
+
+
+# ---- damage
+
+
+def test_a_missing_file_names_the_command_that_makes_it(path):
+    with pytest.raises(IiaeError) as caught:
+        DataFile(path)
+    assert caught.value.message == f"{path} does not exist"
+    assert "iiae prepare" in caught.value.hint
+
+
+def test_a_truncated_file_is_said_to_be_truncated(path):
+    write(path, train=rich_split(8))
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert refusal(DataFile, path) == f"{path} is truncated"
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text, no HDF5 at all"])
+def test_a_file_of_another_kind_is_no_hdf5(path, content):
+    path.write_bytes(content)
+    assert refusal(DataFile, path) == f"{path} is not a readable HDF5 file"
+
+
+def test_a_file_of_another_schema_is_refused(path):
+    write(path, train=split_of(2))
+    with h5py.File(path, "a") as file:
+        file.attrs["schema"] = "iiae.latents/1"
+    assert refusal(DataFile, path) == f"{path} has schema iiae.latents/1, expected iiae.data/1"
+    with h5py.File(path, "a") as file:
+        del file.attrs["schema"]
+    assert "has schema none" in refusal(DataFile, path)
+
+
+def damage(path, change):
+    write(path, test=rich_split(4))
+    with h5py.File(path, "a") as file:
+        change(file["test"])
+
+
+def replace(group, name, values):
+    del group[name]
+    group[name] = values
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda g: g.__delitem__("x"), "no pictures (N, H, W, C) or features (N, F) at /test/x"),
+        (
+            lambda g: replace(g, "y", np.zeros((4, 3, 3), np.uint8)),
+            "no pictures (N, H, W, C) or features (N, F)",
+        ),
+        (lambda g: replace(g, "y", np.zeros((4, 16, 20, 1))), "float64 values at /test/y"),
+        (lambda g: replace(g, "x", np.zeros((4, 7))), "float64 values at /test/x"),
+        (lambda g: replace(g, "x", np.zeros((4, 8, 8, 3), np.uint8)), "splits of different shapes"),
+    ],
+)
+def test_arrays_of_the_wrong_kind_are_refused_on_opening(path, change, said):
+    damage(path, change)
+    message = refusal(DataFile, path)
+    assert said in message and str(path) in message
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda g: replace(g, "x_ids", ["a", "b", "c"]), "4 rows but 3 ids in /test/x"),
+        (lambda g: replace(g, "y_ids", ["a"] * 5), "4 rows but 5 ids in /test/y"),
+        (lambda g: g.__delitem__("y_ids"), "4 rows but 0 ids in /test/y"),
+        (lambda g: replace(g, "y_labels", ["a"]), "4 rows but 1 labels in /test/y"),
+        (lambda g: replace(g, "x_ids", np.arange(4)), "is damaged in /test"),
+        (lambda g: replace(g, "factors", np.arange(4)), "is damaged in /test"),
+        (
+            lambda g: g.__setitem__("pairs", np.array([[0, 0], [4, 0]])),
+            "pairs outside its rows in /test/pairs",
+        ),
+        (lambda g: g.__setitem__("pairs", np.array([[0, 0], [0, 4]])), "pairs outside its rows"),
+        (lambda g: g.__setitem__("pairs", np.array([[0, -1]])), "pairs outside its rows"),
+        (lambda g: g.__setitem__("pairs", np.array([0, 1])), "pairs outside its rows"),
+        (lambda g: g.__setitem__("pairs", np.array([[0, 1, 2]])), "pairs outside its rows"),
+    ],
+)
+def test_an_inconsistent_split_is_refused_when_read(path, change, said):
+    damage(path, change)
+    message = refusal(DataFile(path).split, "test")
+    assert said in message and str(path) in message
+
+
+def test_an_unknown_split_is_refused_with_those_there_are(path):
+    file = write(path, train=split_of(2))
+    with pytest.raises(IiaeError) as caught:
+        file.split("dev")
+    assert "unknown split 'dev'" in caught.value.message
+    assert caught.value.hint == "splits: train, valid, test"
+
+
+def test_open_hdf5_gives_the_callers_remedy(path):
+    with pytest.raises(IiaeError) as caught:
+        open_hdf5(path, "do this")
+    assert caught.value.hint == "do this"
+    write(path, train=split_of(2))
+    with open_hdf5(path, "do this") as file, pytest.raises(IiaeError) as caught:
+        check_schema(file, path, "iiae.other/9", "do that")
+    assert caught.value.hint == "do that"
+
+
+# ---- atomicity
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_no_other(path):
+    write(path, train=rich_split(3))
+    before = path.read_bytes()
+    broken = rich_split(5)
+    broken.factors["strange"] = np.array([object()] * 5)
+    with pytest.raises(TypeError):
+        write(path, train=broken)
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == ["set.h5"]
+
+
+def test_writing_replaces_an_older_file_whole(path):
+    write(path, train=rich_split(9))
+    write(path, test=split_of(2))
+    assert DataFile(path).info.counts == {"train": 0, "valid": 0, "test": 2}
+    assert [one.name for one in path.parent.iterdir()] == ["set.h5"]
+
+
+# ---- small helpers
+
+
+def test_hdf5_files_are_told_by_their_suffix(tmp_path):
+    assert [is_hdf5(tmp_path / name) for name in ("a.h5", "a.H5", "a.hdf5", "a.png", "h5")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_checksum_runs_over_files_in_order(tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.write_bytes(b"a" * 2_000_000)
+    second.write_bytes(b"bc")
+    assert sha256_of(first, second) == hashlib.sha256(b"a" * 2_000_000 + b"bc").hexdigest()
+    assert sha256_of(first, second) != sha256_of(second, first)
+
+
+def test_versions_are_json():
+    assert set(json.loads(versions_json())) == {"iiae", "h5py", "numpy", "pillow"}

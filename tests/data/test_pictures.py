@@ -1,0 +1,347 @@
+"""Picture files of every mode and every kind of damage."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.pictures import (
+    PictureError,
+    decode,
+    decode_all,
+    expand_inputs,
+    find_pictures,
+    natural_key,
+    picture_size_of,
+    pictures_in,
+    shrink_or_enlarge,
+)
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+
+
+def noise(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def saved(path, array):
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "picture.png"
+
+
+# ---- modes
+
+
+def test_rgb_comes_back_as_it_was_saved(path):
+    array = noise((5, 7, 3))
+    decoded = decode(saved(path, array))
+    assert decoded.shape == (5, 7, 3) and decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, array)
+
+
+def test_grey_is_repeated_over_three_channels_and_kept_in_one(path):
+    array = noise((5, 7))
+    saved(path, array)
+    assert decode(path, 1).shape == (5, 7, 1)
+    np.testing.assert_array_equal(decode(path, 1)[..., 0], array)
+    for channel in range(3):
+        np.testing.assert_array_equal(decode(path, 3)[..., channel], array)
+
+
+def test_colour_becomes_grey_by_luma(path):
+    saved(path, np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]], np.uint8))
+    np.testing.assert_allclose(decode(path, 1).ravel(), [76, 150, 29, 9], atol=1)
+
+
+def test_transparency_is_shown_on_white(path):
+    array = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
+    saved(path, array)
+    decoded = decode(path)[0].tolist()
+    assert decoded[:2] == [RED, WHITE]
+    np.testing.assert_allclose(decoded[2], [127, 127, 127], atol=1)
+    assert decode(path, 1)[0, :, 0].tolist()[1] == 255
+    np.testing.assert_array_equal(decode(path, 4), array)
+
+
+def test_grey_with_alpha_is_shown_on_white(path):
+    grey, alpha = np.array([[10, 10]], np.uint8), np.array([[255, 0]], np.uint8)
+    Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(path)
+    assert Image.open(path).mode == "LA"
+    assert decode(path)[0].tolist() == [[10, 10, 10], WHITE]
+    assert decode(path, 1)[0].tolist() == [[10], [255]]
+
+
+@pytest.mark.parametrize("transparent", [None, 1, b"\xff\x00"])
+def test_a_palette_is_looked_up_and_its_transparency_shown_on_white(path, transparent):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(path, **({} if transparent is None else {"transparency": transparent}))
+    assert Image.open(path).mode == "P"
+    assert decode(path)[0].tolist() == [RED, [0, 0, 255] if transparent is None else WHITE]
+
+
+def test_an_opaque_picture_gets_full_alpha_in_four_channels(path):
+    array = noise((3, 4, 3))
+    decoded = decode(saved(path, array), 4)
+    np.testing.assert_array_equal(decoded[..., :3], array)
+    assert (decoded[..., 3] == 255).all()
+
+
+def test_one_bit_pictures_are_black_and_white(path):
+    Image.fromarray(np.array([[0, 255, 0]], np.uint8)).convert("1").save(path)
+    assert Image.open(path).mode == "1"
+    assert decode(path)[0].tolist() == [[0, 0, 0], WHITE, [0, 0, 0]]
+    assert decode(path, 1).ravel().tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_reduced_to_eight(tmp_path, suffix):
+    eight = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(eight * 257).save(path)
+    assert Image.open(path).mode.startswith("I")
+    np.testing.assert_array_equal(decode(path, 1)[..., 0], eight)
+    np.testing.assert_array_equal(decode(path, 3)[..., 2], eight)
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    path = tmp_path / "print.tif"
+    Image.fromarray(np.full((4, 4, 3), (255, 0, 0), np.uint8)).convert("CMYK").save(path)
+    assert Image.open(path).mode == "CMYK"
+    assert decode(path)[0, 0].tolist() == RED
+
+
+@pytest.mark.parametrize("orientation, turned", [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_pictures_are_shown_as_exif_turns_them(tmp_path, orientation, turned):
+    path = tmp_path / "phone.png"
+    array = noise((4, 6, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(array).save(path, exif=exif)
+    expected = np.rot90(array, turned)
+    np.testing.assert_array_equal(decode(path), expected)
+    assert picture_size_of(path) == expected.shape[:2]
+
+
+def test_exif_mirrors(tmp_path):
+    path = tmp_path / "mirror.png"
+    array = noise((4, 6, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    Image.fromarray(array).save(path, exif=exif)
+    np.testing.assert_array_equal(decode(path), array[:, ::-1])
+    assert picture_size_of(path) == (4, 6)
+
+
+# ---- sizes
+
+
+def test_shrinking_is_by_area(path):
+    array = noise((8, 12, 3))
+    saved(path, array)
+    small = decode(path, 3, (4, 4))
+    assert small.shape == (4, 4, 3)
+    np.testing.assert_allclose(small, array.reshape(4, 2, 4, 3, 3).mean((1, 3)), atol=1.01)
+
+
+def test_enlarging_is_bicubic(path):
+    array = noise((5, 7, 3))
+    saved(path, array)
+    large = decode(path, 3, (20, 21))
+    assert large.shape == (20, 21, 3)
+    expected = Image.fromarray(array).resize((21, 20), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(large, np.asarray(expected))
+
+
+def test_the_same_size_is_left_alone(path):
+    array = noise((5, 7, 3))
+    np.testing.assert_array_equal(decode(saved(path, array), 3, (5, 7)), array)
+    assert shrink_or_enlarge(Image.fromarray(array), (3, 2)).size == (2, 3)
+
+
+def test_transparency_meets_white_before_resizing(path):
+    """A transparent half must not bleed its hidden colour into the shrunk picture."""
+    array = np.zeros((4, 4, 4), np.uint8)
+    array[:, :2] = (0, 0, 0, 255)
+    saved(path, array)
+    assert decode(path, 3, (1, 1))[0, 0, 0] == pytest.approx(127.5, abs=1)
+
+
+# ---- damage
+
+
+def reason(path, call=decode):
+    with pytest.raises(PictureError) as caught:
+        call(path)
+    assert caught.value.path == path
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    return caught.value.reason
+
+
+def test_a_missing_file_is_said_to_be_missing(path):
+    assert reason(path) == "does not exist"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".bmp", ".tif", ".webp"])
+def test_truncated_files_are_unreadable(tmp_path, suffix):
+    path = saved(tmp_path / f"cut{suffix}", noise((40, 40, 3)))
+    decode(path)
+    whole = path.read_bytes()
+    for length in (len(whole) // 2, 12, 3):
+        path.write_bytes(whole[:length])
+        assert reason(path) == "is not a readable picture"
+
+
+@pytest.mark.parametrize("content", [b"", b"just a text\n", b"\x89PNG\r\n\x1a\n", bytes(1000)])
+def test_files_that_are_no_pictures_are_unreadable(path, content):
+    path.write_bytes(content)
+    assert reason(path) == "is not a readable picture"
+    assert reason(path, picture_size_of) == "is not a readable picture"
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    assert reason(tmp_path) == "is not a readable picture"
+
+
+def test_a_decompression_bomb_is_refused(path, monkeypatch):
+    saved(path, noise((20, 20, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert reason(path) == "has too many pixels"
+    assert reason(path, picture_size_of) == "has too many pixels"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_decoding_many_keeps_order_and_puts_errors_in_place(tmp_path, workers):
+    paths = []
+    for number in range(200):
+        paths.append(tmp_path / f"{number}.bmp")
+        if number % 50 != 7:
+            saved(paths[-1], np.full((2, 3, 3), number, np.uint8))
+    decoded = list(decode_all(paths, 1, (1, 1), workers))
+    assert len(decoded) == 200
+    for number, one in enumerate(decoded):
+        if number % 50 == 7:
+            assert isinstance(one, PictureError) and one.path == paths[number]
+        else:
+            assert one.shape == (1, 1, 1) and one[0, 0, 0] == number
+
+
+# ---- finding
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_folders_are_searched_recursively_in_natural_order(tmp_path):
+    for name in (
+        "10.png",
+        "2.png",
+        "1.JPG",
+        "b/3.webp",
+        "a10/1.tif",
+        "a9/1.gif",
+        "notes.txt",
+        "b/data.h5",
+    ):
+        touch(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures([str(tmp_path)])]
+    assert found == ["1.JPG", "2.png", "10.png", "a9/1.gif", "a10/1.tif", "b/3.webp"]
+    assert pictures_in(tmp_path) == find_pictures([str(tmp_path)])
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    for name in (".hidden.png", "._1.png", ".cache/1.png", "a/.git/1.png", "a/1.png"):
+        touch(tmp_path / name)
+    assert find_pictures([str(tmp_path)]) == [tmp_path / "a" / "1.png"]
+
+
+def test_a_folder_below_a_hidden_one_can_still_be_named(tmp_path):
+    picture = touch(tmp_path / ".home" / "mine" / "1.png")
+    assert find_pictures([str(picture.parent)]) == [picture]
+
+
+def test_natural_order_compares_numbers_as_numbers():
+    names = ["x10.png", "x9.png", "x009b.png", "10/1.png", "9/2.png", "9/10.png", "a.png"]
+    assert [str(path) for path in sorted(map(Path, names), key=natural_key)] == [
+        "9/2.png",
+        "9/10.png",
+        "10/1.png",
+        "a.png",
+        "x9.png",
+        "x009b.png",
+        "x10.png",
+    ]
+
+
+def test_files_named_outright_keep_their_order_and_any_suffix(tmp_path):
+    second, first = touch(tmp_path / "z.dat"), touch(tmp_path / "a.png")
+    missing = tmp_path / "missing.png"
+    assert find_pictures([str(second), str(missing), str(first)]) == [second, missing, first]
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    touch(tmp_path / "readme.md")
+    with pytest.raises(IiaeError) as caught:
+        find_pictures([str(tmp_path)])
+    assert caught.value.message == f"folder {tmp_path} holds no pictures"
+    assert ".png" in caught.value.hint
+
+
+def test_a_single_missing_input_is_refused(tmp_path):
+    with pytest.raises(IiaeError, match="does not exist"):
+        find_pictures([str(tmp_path / "none.png")])
+
+
+def standard_input(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_dash_reads_one_path_a_line(monkeypatch):
+    standard_input(monkeypatch, b"a.png\nmy pictures/b c.png\n\nd.png")
+    assert expand_inputs(["first.png", "-", "last.png"]) == [
+        "first.png",
+        "a.png",
+        "my pictures/b c.png",
+        "d.png",
+        "last.png",
+    ]
+
+
+def test_nul_separated_paths_may_hold_newlines(monkeypatch):
+    standard_input(monkeypatch, b"a\nb.png\0c.png\0")
+    assert expand_inputs(["-"], nul=True) == ["a\nb.png", "c.png"]
+
+
+def test_paths_that_are_no_utf8_survive(monkeypatch):
+    standard_input(monkeypatch, b"caf\xe9.png\n")
+    assert [os.fsencode(path) for path in expand_inputs(["-"])] == [b"caf\xe9.png"]
+
+
+def test_without_a_dash_standard_input_is_left_alone(monkeypatch):
+    standard_input(monkeypatch, b"never\n")
+    assert expand_inputs(["a.png"]) == ["a.png"]
+    assert sys.stdin.read() == "never\n"
+
+
+@pytest.mark.parametrize("nul", [False, True])
+def test_no_paths_at_all_are_refused(monkeypatch, nul):
+    standard_input(monkeypatch, b"\n" if not nul else b"\0")
+    with pytest.raises(IiaeError, match="no input paths"):
+        expand_inputs(["-"], nul=nul)
+    with pytest.raises(IiaeError, match="no input paths"):
+        expand_inputs([])

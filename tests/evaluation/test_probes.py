@@ -1,0 +1,272 @@
+"""Probes on latents whose leakage is known: the figures come out right, and shuffled factors read at chance."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeCV
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.evaluation.factors import Factor, read_factor
+from iiae_cli.evaluation.probes import (
+    FOLDS,
+    LEARN_ONLY,
+    MAX_DIMENSIONS,
+    ProbeScore,
+    draw_folds,
+    probe,
+)
+from iiae_cli.evaluation.ridge import ridge_predictions
+
+ROWS = 600
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def read(latents, values, name="factor", groups=None, learning=0, seed=0):
+    """The score of one factor."""
+    factor = (
+        values
+        if isinstance(values, Factor)
+        else read_factor(name, np.asarray(values), None, None, FOLDS)
+    )
+    measured = len(latents) - learning
+    folds = draw_folds(np.arange(measured) if groups is None else groups, learning, seed)
+    return probe(np.asarray(latents), [factor], folds, seed)[factor.name]
+
+
+# ---- known leakage
+
+
+@pytest.mark.parametrize("signal", [0.2, 0.5, 1.0, 3.0])
+def test_a_linear_leak_reads_as_theory_says(signal):
+    """z = a·c + ε leaves R² = a² / (a² + 1) to any reader of z."""
+    factor = normal(1, 4 * ROWS)
+    latents = normal(2, 4 * ROWS, 6)
+    latents[:, 3] += signal * factor
+    score = read(latents, factor)
+    assert score.linear == pytest.approx(signal**2 / (signal**2 + 1), abs=0.03)
+    assert score.nonlinear == pytest.approx(score.linear, abs=0.03)
+    assert abs(score.control) < 0.02 and abs(score.control_nonlinear) < 0.02
+    assert score.chance == 0 and score.rows == 4 * ROWS
+    assert score.above_control == pytest.approx(max(score.linear, score.nonlinear), abs=0.02)
+
+
+def test_a_leak_is_found_however_small_its_variance():
+    """The figure is free of scale: a network that reads the latent could find it too."""
+    factor = normal(3, ROWS, 3)
+    loud, quiet = normal(4, ROWS, 8), 1e-4 * factor
+    assert read(np.hstack([loud, quiet]), factor).linear > 0.99
+
+
+def test_several_columns_are_averaged():
+    factor, latents = normal(5, ROWS, 2), normal(6, ROWS, 4)
+    latents[:, 0] = factor[:, 0]
+    assert read(latents, factor).linear == pytest.approx(0.5, abs=0.02)
+    factor[:, 1] = 7.0  # what never varies has no R², and is left out of the mean
+    assert read(latents, factor).linear > 0.99
+
+
+def test_no_leak_is_no_leak():
+    score = read(normal(7, ROWS, 10), normal(8, ROWS, 3))
+    assert score.linear < 0.01 and score.nonlinear < 0.01 and score.above_control < 0.02
+
+
+def test_a_leak_in_quadrant_is_found_by_the_nonlinear_probe_alone():
+    """Exclusive or: the class is whether two signs agree."""
+    latents = normal(9, 2 * ROWS, 6)
+    agree = np.where(latents[:, 1] * latents[:, 4] > 0, "same", "other")
+    score = read(latents, agree)
+    assert score.chance == 0.5
+    assert score.linear == pytest.approx(0.5, abs=0.06)
+    assert score.nonlinear > 0.8
+    assert score.control == pytest.approx(
+        0.5, abs=0.06
+    ) and score.control_nonlinear == pytest.approx(0.5, abs=0.06)
+    assert score.above_control > 0.6
+
+
+def test_a_leak_in_distance_is_found_by_the_nonlinear_probe_alone():
+    """Circles: the factor is how far out a row lies in the plane of two dimensions."""
+    latents = normal(10, 2 * ROWS, 6)
+    radius = np.hypot(latents[:, 0], latents[:, 5])
+    score = read(latents, radius)
+    assert score.linear < 0.02
+    assert score.nonlinear > 0.7
+    assert abs(score.control_nonlinear) < 0.03
+
+
+# ---- classes
+
+
+@pytest.mark.parametrize("count", [2, 5, 10])
+def test_classes_without_a_trace_read_at_chance(count):
+    names = [f"class {code}" for code in np.random.default_rng(11).integers(0, count, 3 * ROWS)]
+    score = read(normal(12, 3 * ROWS, 8), names)
+    assert score.chance == pytest.approx(1 / count)
+    for figure in (score.linear, score.nonlinear, score.control, score.control_nonlinear):
+        assert figure == pytest.approx(1 / count, abs=4 * np.sqrt((count - 1) / (3 * ROWS) / count))
+    assert score.above_control < 0.1
+
+
+def test_classes_far_apart_read_perfectly_and_only_they():
+    codes = np.random.default_rng(13).integers(0, 4, ROWS)
+    centres = 8 * normal(14, 4, 5)
+    score = read(centres[codes] + normal(15, ROWS, 5), codes)
+    assert score.linear > 0.99 and score.nonlinear > 0.99 and score.above_control > 0.98
+    assert score.control < 0.35
+
+
+def test_accuracy_is_balanced():
+    """Nine in ten rows are of one class: always saying it is chance, not 0.9."""
+    codes = (np.random.default_rng(16).random(2 * ROWS) < 0.1).astype(int)
+    score = read(normal(17, 2 * ROWS, 4), codes)
+    assert score.chance == 0.5
+    assert score.linear < 0.6 and score.nonlinear < 0.6
+
+
+def test_the_accuracy_of_two_overlapping_classes_is_theirs():
+    """Two unit Gaussians 2 apart: the best reader is right in Φ(1) = 0.841 of the rows."""
+    codes = np.random.default_rng(18).integers(0, 2, 4 * ROWS)
+    latents = normal(19, 4 * ROWS, 3)
+    latents[:, 0] += 2.0 * codes
+    assert read(latents, codes).linear == pytest.approx(0.841, abs=0.03)
+
+
+# ---- what it takes to be right
+
+
+def test_it_is_cross_validated():
+    """As many latents as rows: a reading fitted and scored on the same rows would be near 1."""
+    score = read(normal(20, 40, 40), normal(21, 40))
+    assert score.linear < 0.3 and score.nonlinear < 0.3
+
+
+def test_fewer_rows_than_dimensions():
+    factor = normal(22, 120)
+    latents = np.outer(factor, normal(23, 400)) + normal(24, 120, 400)
+    score = read(latents, factor)
+    assert score.linear > 0.9 and score.nonlinear > 0.8 and abs(score.control) < 0.3
+
+
+def test_rows_to_learn_from_uncover_what_few_rows_hide():
+    rows, width = 900, 300
+    factor = normal(25, rows)
+    latents = normal(26, rows, width)
+    latents[:, :60] += 0.2 * factor[:, None]
+    alone = read(latents[:150], factor[:150])
+    joined = read(latents, factor, learning=rows - 150)
+    assert joined.rows == alone.rows == 150
+    assert joined.linear > alone.linear + 0.2
+
+
+def test_very_wide_latents_are_narrowed_and_still_read():
+    factor = normal(27, 200)
+    latents = normal(28, 200, MAX_DIMENSIONS + 400) + np.outer(
+        factor, normal(29, MAX_DIMENSIONS + 400)
+    )
+    assert read(latents, factor).linear > 0.8
+
+
+def test_twins_are_not_on_both_sides():
+    """Ten rows per item, whose latents name the item and nothing else: nothing can be told of an item never seen."""
+    items = np.repeat(np.arange(60), 10)
+    latents, factor = normal(30, 60, 20)[items], normal(31, 60)[items]
+    assert read(latents, factor).nonlinear > 0.9  # by recognising the item
+    assert read(latents, factor, groups=items).nonlinear < 0.2
+
+
+def test_constant_dimensions_say_nothing_and_do_no_harm():
+    factor = normal(32, ROWS)
+    latents = np.hstack([np.full((ROWS, 3), 5.0), factor[:, None], np.zeros((ROWS, 1))])
+    assert read(latents, factor).linear > 0.99
+    collapsed = read(np.full((ROWS, 4), 2.5), factor)
+    assert collapsed.linear == pytest.approx(0, abs=0.02) and collapsed.nonlinear == pytest.approx(
+        0, abs=0.02
+    )
+    assert read(np.zeros((ROWS, 4)), (factor > 0).astype(int)).linear == pytest.approx(
+        0.5, abs=0.06
+    )
+
+
+def test_the_same_seed_gives_the_same_figures():
+    latents, factor = normal(33, 100, 5), normal(34, 100)
+    assert (
+        read(latents, factor, seed=1)
+        == read(latents, factor, seed=1)
+        != read(latents, factor, seed=2)
+    )
+
+
+def test_many_factors_at_once_read_as_each_alone():
+    latents = normal(35, 200, 5)
+    factors = [
+        read_factor("line", latents[:, 0] + normal(36, 200), None, None),
+        read_factor("class", np.where(latents[:, 1] > 0, "up", "down").astype(object), None, None),
+        read_factor("gaps", np.where(np.arange(200) % 3, latents[:, 2], np.nan), None, None),
+    ]
+    folds = draw_folds(np.arange(200))
+    together = probe(latents, factors, folds)
+    assert together["gaps"].rows == 133
+    for factor in factors:
+        alone = probe(latents, [factor], folds)[factor.name]
+        for name in ("linear", "nonlinear", "control", "control_nonlinear"):
+            assert getattr(together[factor.name], name) == pytest.approx(
+                getattr(alone, name), abs=1e-9
+            )
+
+
+# ---- what cannot be read
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_latents_that_are_not_finite_are_refused(bad):
+    latents = normal(37, 50, 3)
+    latents[7, 1] = bad
+    with pytest.raises(IiaeError, match="not finite") as caught:
+        read(latents, normal(38, 50))
+    assert "optimizer.lr" in caught.value.hint
+
+
+def test_nothing_to_read_is_none():
+    latents = normal(39, 60, 3)
+    assert read(latents, np.ones(60)) is None  # never varies
+    assert read(latents, ["one"] * 60) is None  # a single class
+    assert read(latents, [f"own {row}" for row in range(60)]) is None  # classes of one row
+    assert read(latents, np.full(60, np.nan)) is None  # never known
+    assert read(latents[:8], normal(40, 8)) is None  # fewer than two rows per fold
+    items = np.repeat(np.arange(6), 10)
+    assert (
+        read(latents, [f"item {one}" for one in items], groups=items) is None
+    )  # a class is one item
+
+
+def test_above_control_counts_from_the_higher_of_chance_and_control():
+    assert ProbeScore(0.6, 0.7, 0.4, 0.4, 0.5, 9).above_control == pytest.approx(0.4)
+    assert ProbeScore(0.6, 0.5, 0.5, 0.6, 0.5, 9).above_control == pytest.approx(0.2)
+    assert ProbeScore(-0.2, -0.1, -0.3, -0.3, 0.0, 9).above_control == 0
+    assert ProbeScore(1.0, 1.0, 1.0, 1.0, 0.5, 9).above_control == 0
+
+
+# ---- folds and ridge regression
+
+
+def test_folds_keep_items_together_and_learners_apart():
+    groups = np.repeat(np.arange(23), 3)
+    folds = draw_folds(groups, learning=4, seed=5)
+    assert folds[-4:].tolist() == [LEARN_ONLY] * 4 and set(folds[:-4]) == set(range(FOLDS))
+    assert all(len(set(folds[:-4][groups == one])) == 1 for one in range(23))
+    assert np.bincount(folds[:-4]).max() - np.bincount(folds[:-4]).min() <= 3
+    assert not np.array_equal(folds, draw_folds(groups, learning=4, seed=6))
+
+
+@pytest.mark.parametrize("rows, width", [(100, 5), (60, 200), (50, 50)])
+def test_ridge_predictions_are_scikit_learns(rows, width):
+    inputs, asked = normal(41, rows, width), normal(42, 20, width)
+    inputs[:, 0] = 3.0
+    columns = inputs[:, 1:4] + normal(43, rows, 3) * [0.1, 1, 5] + 4
+    penalties = np.logspace(-2, 5, 15)
+    expected = RidgeCV(alphas=penalties, alpha_per_target=True).fit(inputs, columns).predict(asked)
+    np.testing.assert_allclose(
+        ridge_predictions(inputs, columns, asked, penalties), expected, atol=1e-8
+    )

@@ -1,0 +1,119 @@
+"""Augmentation: a function of (seed, step); shared geometry, own colours; each part against what it says it does."""
+
+import pytest
+import torch
+
+from iiae_cli.extensions.augmentation import CAST, CONTRAST, LIGHT, SHIFT, TINT, Augmentation
+from iiae_cli.model.gaussian import Part
+
+PARTS = {
+    "geometric": 1.0,
+    "flip": 0.5,
+    "misalign": 0.5,
+    "photometric": 1.0,
+    "grey": 0.5,
+    "erase": 0.5,
+}
+
+
+def smooth(count: int = 8, side: int = 32, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures (B, 3, H, W) in [−1, 1]."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=draw) * 2 - 1
+    return torch.nn.functional.interpolate(
+        coarse, size=(side, side), mode="bilinear", align_corners=False
+    )
+
+
+def test_off_by_default_and_then_changes_nothing() -> None:
+    x, y = smooth(seed=1), smooth(seed=2)
+    nothing = Augmentation()
+    assert not nothing.active
+    assert all(torch.equal(*pair) for pair in zip(nothing(x, y, 0, 0), (x, y), strict=True))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_changes_pictures_as_seed_and_step_say(part: str) -> None:
+    x, y = smooth(seed=1), smooth(seed=2)
+    augmentation = Augmentation(**{part: PARTS[part]})
+    assert augmentation.active
+    first, again = augmentation(x, y, 3, 7), augmentation(x, y, 3, 7)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    for seed, step in ((3, 8), (4, 7)):
+        assert not torch.equal(first[0], augmentation(x, y, seed, step)[0])
+    for changed, given in zip(first, (x, y), strict=True):
+        assert changed.shape == given.shape and not torch.equal(changed, given)
+        assert changed.min() >= -1 and changed.max() <= 1
+
+
+def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
+    x, y = smooth(seed=1), smooth(seed=2)
+    whole = Augmentation(**PARTS)(x, y, 3, 7)
+    part = Augmentation(**PARTS)(x[3:6], y[3:6], 3, 7, Part(3, len(x)))
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(one[3:6], other)
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    x = smooth()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = Augmentation(**PARTS)(x, x, 0, 0)[0]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(Augmentation(**PARTS)(x, x, 0, 0)[0], first)
+
+
+def test_geometry_is_shared_by_a_pair_and_misalignment_is_not() -> None:
+    x = smooth()
+    same_x, same_y = Augmentation(geometric=1.0, flip=0.5)(x, x, 0, 0)
+    assert torch.equal(same_x, same_y)
+    own_x, own_y = Augmentation(misalign=1.0)(x, x, 0, 0)
+    assert (own_x - own_y).abs().mean() > 0.01
+
+
+def test_flipping_mirrors_both_pictures_of_about_so_many_pairs() -> None:
+    x, y = smooth(400, 16, 1), smooth(400, 16, 2)
+    changed_x, changed_y = Augmentation(flip=0.25)(x, y, 0, 0)
+    flipped = (changed_x - x.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    kept = (changed_x - x).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert bool((flipped ^ kept).all()) and 0.15 < float(flipped.float().mean()) < 0.35
+    torch.testing.assert_close(changed_y[flipped], y.flip(-1)[flipped], atol=1e-5, rtol=0)
+
+
+def test_photometry_is_one_line_per_channel_and_each_pictures_own() -> None:
+    x = 0.1 * smooth()  # far from the clamp
+    changed, other = Augmentation(photometric=1.0)(x, x, 0, 0)
+    assert (changed - other).abs().mean() > 0.01
+    for before, after in zip(x.flatten(0, 1), changed.flatten(0, 1), strict=True):
+        centred = before.flatten() - before.mean()
+        gain = float((centred @ (after.flatten() - after.mean())) / (centred @ centred))
+        offset = float(after.mean() - gain * before.mean())
+        torch.testing.assert_close(after, gain * before + offset, atol=1e-5, rtol=0)
+        assert abs(torch.tensor(gain).log()) <= CONTRAST + TINT and abs(offset) <= LIGHT + CAST
+
+
+def test_grey_pictures_have_equal_channels_and_erased_ones_a_rectangle_of_one_colour() -> None:
+    x, y = smooth(200, 16, 1), smooth(200, 16, 2)
+    grey = Augmentation(grey=0.3)(x, y, 0, 0)[0]
+    lost = (grey.amax(dim=1) - grey.amin(dim=1)).amax(dim=(1, 2)) < 1e-6
+    assert 0.2 < float(lost.float().mean()) < 0.4
+    assert torch.equal(grey[~lost], x[~lost])
+    erased = Augmentation(erase=1.0)(x, y, 0, 0)[0]
+    for before, after in zip(x, erased, strict=True):
+        inside = (before != after).any(dim=0)
+        rows, columns = inside.any(dim=1), inside.any(dim=0)
+        assert 1 <= int(inside.sum()) <= (0.5 * 16 + 1) ** 2
+        assert int(inside.sum()) == int(rows.sum()) * int(columns.sum())
+        assert torch.equal(after[:, inside].amax(dim=1), after[:, inside].amin(dim=1))
+
+
+def test_a_shift_moves_content_by_no_more_than_it_says() -> None:
+    dot = torch.full((64, 1, 33, 33), -1.0)
+    dot[:, :, 16, 16] = 1.0
+    moved = Augmentation(geometric=1.0)(dot, dot, 0, 0)[0] + 1.0
+    places = torch.arange(33.0) - 16
+    mass = moved.sum(dim=(1, 2, 3))
+    for axis in (2, 3):
+        shift = (moved.sum(dim=(1, 5 - axis)) * places).sum(dim=1) / mass
+        assert 1.0 < shift.abs().max() <= SHIFT / 2 * 33 * 1.17 + 1

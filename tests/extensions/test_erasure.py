@@ -1,0 +1,289 @@
+"""The closed-form erasure against theory: what it must remove, what it must leave, and how little it may change."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_iiae import batch_of, small_features, small_image
+
+from iiae_cli.extensions.erasure import (
+    LinearErasure,
+    SharedPart,
+    channel_basis,
+    leace,
+    shared_regression,
+    without,
+)
+
+N = 2000
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def r2(values, target):
+    """In-sample R² of least squares with an intercept, per column of the target; rounding errors tell nothing."""
+    design = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
+    fitted = design @ torch.linalg.lstsq(design, target, rcond=1e-6, driver="gelsd").solution
+    return 1 - (target - fitted).square().sum(dim=0) / (target - target.mean(dim=0)).square().sum(
+        dim=0
+    )
+
+
+def leaky(seed=0, width=6, concepts=2):
+    """Correlated values (N, 6) that linearly tell a concept (N, 2)."""
+    concept = noise(N, concepts, seed=seed)
+    return noise(N, width, seed=seed + 1) @ noise(width, width, seed=seed + 2) + concept @ noise(
+        concepts, width, seed=seed + 3
+    ), concept
+
+
+def erased(values, concept):
+    removed, read = leace(values, concept)
+    return values - (values - values.mean(dim=0)) @ read @ removed.T
+
+
+# ---- LEACE
+
+
+def test_after_leace_no_linear_map_reads_the_concept():
+    values, concept = leaky()
+    assert (r2(values, concept) > 0.2).all()
+    clean = erased(values, concept)
+    assert (r2(clean, concept) < 1e-6).all()
+    torch.testing.assert_close(clean.mean(dim=0), values.mean(dim=0))
+
+
+@pytest.mark.parametrize("metric", range(3))
+def test_leace_changes_as_little_as_any_affine_map_may_in_every_norm(metric):
+    """Oracle: the constrained least-squares problem, solved as one linear system by its Lagrange multipliers."""
+    values, concept = leaky(seed=10)
+    centred, told = values - values.mean(dim=0), concept - concept.mean(dim=0)
+    covariance, cross = centred.T @ centred / N, centred.T @ told / N
+    root = noise(6, 6, seed=metric)
+    gram = root @ root.T
+    # min over P of E‖(P − I) v‖²_gram subject to P cross = 0, in vec(P) (columns stacked).
+    quadratic = torch.kron(covariance, gram)
+    constraint = torch.kron(cross.T.contiguous(), torch.eye(6, dtype=torch.float64))
+    system = torch.cat(
+        [
+            torch.cat([quadratic, constraint.T], dim=1),
+            torch.cat(
+                [constraint, torch.zeros(len(constraint), len(constraint), dtype=torch.float64)],
+                dim=1,
+            ),
+        ]
+    )
+    right_side = torch.cat(
+        [(gram @ covariance).T.flatten(), torch.zeros(len(constraint), dtype=torch.float64)]
+    )
+    best = torch.linalg.solve(system, right_side)[:36].reshape(6, 6).T
+    removed, read = leace(values, concept)
+    torch.testing.assert_close(
+        torch.eye(6, dtype=torch.float64) - removed @ read.T, best, rtol=1e-6, atol=1e-8
+    )
+
+
+def test_leace_survives_singular_covariances_on_both_sides():
+    values, concept = leaky(seed=20)
+    flat = torch.cat([values, values[:, :2], torch.full((N, 1), 3.0, dtype=torch.float64)], dim=1)
+    doubled = torch.cat([concept, concept, torch.zeros(N, 1, dtype=torch.float64)], dim=1)
+    clean = erased(flat, doubled)
+    assert torch.isfinite(clean).all() and (r2(clean, concept) < 1e-6).all()
+    torch.testing.assert_close(clean[:, :6], erased(values, concept))
+
+
+def test_leace_is_the_same_where_lapack_fails_at_first(monkeypatch):
+    values, concept = torch.randn(60, 7), torch.randn(60, 2)
+    values[:, 0] += concept[:, 0]
+    expected, svd = leace(values, concept), torch.linalg.svd
+
+    def failing(matrix, full_matrices=True):
+        if matrix.is_contiguous():
+            raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+        return svd(matrix, full_matrices=full_matrices)
+
+    monkeypatch.setattr(torch.linalg, "svd", failing)
+    found = leace(values, concept)
+    torch.testing.assert_close(found[0] @ found[1].T, expected[0] @ expected[1].T)
+
+
+def test_leace_leaves_values_that_tell_nothing():
+    values = torch.zeros(10, 3, dtype=torch.float64)
+    torch.testing.assert_close(erased(values, noise(10, 2)), values)
+
+
+def test_leace_with_a_partner_erases_what_only_one_domain_says():
+    """The concept tells two directions; one of them both domains say, so it is shared and stays."""
+    shared, factor = noise(N, 2, seed=1), noise(N, 2, seed=2)
+    values = torch.cat([shared, 0.3 * factor[:, :1] + 0.1 * noise(N, 1, seed=3)], dim=1)
+    partner = torch.cat([shared, noise(N, 1, seed=4)], dim=1) + 0.05 * noise(N, 3, seed=5)
+    concept = torch.cat([factor, shared[:, :1] + noise(N, 1, seed=6)], dim=1)
+    removed, read = leace(values, concept, partner=partner, least_correlation=0.2)
+    assert removed.shape == (3, 1)
+    clean = values - (values - values.mean(dim=0)) @ read @ removed.T
+    assert r2(clean, factor[:, :1]) < 0.02 < 0.8 < r2(values, factor[:, :1])
+    assert (r2(clean, shared) > 0.95).all()
+    assert leace(values, concept)[0].shape == (3, 3)  # nothing would be left of them
+
+
+# ---- the channel
+
+
+def channel_case(strength=(30.0, 5.0, 0.01), width=5, rows=N):
+    """Means of known SNR along random directions of anisotropic noise; (means, noise, directions)."""
+    scale = torch.tensor([0.2, 0.5, 1.0, 0.7, 0.4], dtype=torch.float64)
+    axes = torch.linalg.qr(noise(width, width, seed=1)).Q[:, : len(strength)]
+    scores = noise(rows, len(strength), seed=2) - 0.0
+    scores = torch.linalg.qr(scores - scores.mean(dim=0)).Q * math.sqrt(rows)
+    means = 2.0 + scores * torch.tensor(strength, dtype=torch.float64).sqrt() @ axes.T * scale
+    return means, scale**2, scores
+
+
+def test_the_channel_keeps_the_directions_that_exceed_the_noise():
+    means, variance, scores = channel_case()
+    basis = channel_basis(means, variance, 0.1)
+    torch.testing.assert_close(basis.snr, torch.tensor([30.0, 5.0], dtype=torch.float64))
+    erase = LinearErasure(5)
+    erase.set(basis.centre, basis.left, basis.right)
+    kept = erase(means.float())
+    assert (r2(kept, scores[:, :2]) > 0.999).all() and r2(kept, scores[:, 2:]) < 1e-3
+    torch.testing.assert_close(erase(kept), kept)
+    torch.testing.assert_close(
+        channel_basis(means, variance, 0.001).snr.float(), torch.tensor([30.0, 5.0, 0.01])
+    )
+
+
+def test_a_latent_wider_than_the_rows_gives_the_same_projection():
+    """The Gram matrix's way against the covariance's, on the same directions."""
+    means, variance, _ = channel_case(rows=4, strength=(30.0, 5.0))
+    doubled = channel_basis(means.repeat(2, 1), variance, 0.1)  # 8 rows: by the covariance
+    basis = channel_basis(means, variance, 0.1)  # 4 rows: by the Gram matrix
+    torch.testing.assert_close(basis.snr, doubled.snr)
+    torch.testing.assert_close(basis.left @ basis.right.T, doubled.left @ doubled.right.T)
+
+
+def test_channel_and_leace_together_drop_and_erase():
+    means, variance, scores = channel_case(strength=(30.0, 8.0, 0.01))
+    concept = scores[:, 1:2] + noise(N, 1, seed=5)
+    for least_snr, kept in ((0.1, 0.0), (0.0, 1.0)):  # with the channel, and LEACE alone
+        basis = without(channel_basis(means, variance, least_snr), means, concept)
+        erase = LinearErasure(5)
+        erase.set(basis.centre, basis.left, basis.right)
+        clean = erase(means.float())
+        assert r2(clean, concept) < 1e-6 < 0.3 < r2(means, concept)
+        assert r2(clean, scores[:, :1]) > 0.98
+        torch.testing.assert_close(r2(clean, scores[:, 2:]).item(), kept, rtol=0, atol=0.02)
+        torch.testing.assert_close(erase(clean), clean, rtol=1e-4, atol=1e-4)
+
+
+# ---- the residual
+
+
+def instrument_case():
+    """Shared means of x and y, a trace of x's own factor in x's; x's exclusive mean with shape in it."""
+    shared, factor = noise(N, 4, seed=1), noise(N, 3, seed=2)
+    x = shared + 0.1 * noise(N, 4, seed=3)
+    x[:, 3] = 0.02 * shared[:, 3] + 0.3 * factor[:, 0]
+    y = shared + 0.1 * noise(N, 4, seed=4)
+    y[:, 3] = 0.02 * shared[:, 3]
+    exclusive = factor @ noise(3, 3, seed=5) + shared[:, :3] @ noise(3, 3, seed=6)
+    return x, y, shared, factor, exclusive
+
+
+def test_the_residual_loses_what_is_shared_and_keeps_what_leaks():
+    x, y, shared, factor, exclusive = instrument_case()
+    basis = channel_basis(x, torch.full((4,), 0.01), 0.1)
+    remains = {}
+    for name, instrument in (("partner", y), ("own", x)):
+        weight = shared_regression(exclusive, basis, x, instrument, 0.01)
+        remains[name] = exclusive - (x - x.mean(dim=0)) @ weight.T
+    assert (r2(exclusive, shared[:, :3]) > 0.3).all()
+    assert (r2(remains["partner"], shared[:, :3]) < 0.03).all()
+    kept = {name: float(r2(values, factor[:, :1])) for name, values in remains.items()}
+    assert (
+        kept["partner"] > 0.9 > 0.5 > kept["own"]
+    )  # the own mean mistakes the leaked factor for a shared one
+
+
+def test_with_its_own_mean_as_instrument_and_ridge_one_it_regresses_on_samples():
+    means, variance, _ = channel_case()
+    target = means @ noise(5, 2, seed=7) + noise(N, 2, seed=8)
+    weight = shared_regression(target, channel_basis(means, variance, 0.0), means, means, 1.0)
+    repeats = 200
+    samples = means.repeat(repeats, 1) + variance.sqrt() * noise(N * repeats, 5, seed=9)
+    samples = torch.cat([samples, torch.ones(len(samples), 1, dtype=torch.float64)], dim=1)
+    fitted = torch.linalg.lstsq(samples, target.repeat(repeats, 1)).solution[:5].T
+    # Equal where means vary; the other directions are noise, of which the regression learns nothing.
+    basis = channel_basis(means, variance, 0.0)
+    torch.testing.assert_close(weight @ basis.left, fitted @ basis.left, rtol=0.02, atol=0.02)
+
+
+# ---- in the model
+
+
+@pytest.mark.parametrize("kind", ["map", "flat", "features"])
+def test_a_model_with_erasure_begins_as_one_without(kind):
+    torch.manual_seed(0)
+    model = {
+        "map": small_image,
+        "flat": lambda: small_image(flat_hidden=6),
+        "features": small_features,
+    }[kind]().eval()
+    x = noise(3, 7).float() if kind == "features" else batch_of()[0]
+    before = [model.encode_shared("x", x).mean, model.encode_exclusive("x", x).mean]
+    picture = model.decode("x", *before)
+    names = set(model.state_dict())
+    model.add_erasure(shared=True, exclusive=True)
+    after = [model.encode_shared("x", x).mean, model.encode_exclusive("x", x).mean]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert torch.equal(model.decode("x", *after), picture)
+    added = set(model.state_dict()) - names
+    assert added and all(name.startswith(("erase_shared_", "shared_part_")) for name in added)
+
+
+def test_decoding_adds_what_encoding_subtracted():
+    torch.manual_seed(1)
+    model = small_image().eval()
+    x, _ = batch_of()
+    shared, exclusive = model.encode_shared("x", x).mean, model.encode_exclusive("x", x).mean
+    picture = model.decode("x", shared, exclusive)
+    model.add_erasure(shared=False, exclusive=True)
+    width = math.prod(model.shared_shape)
+    model.shared_part_x.set(noise(width).float(), noise(3, width, seed=1).float())
+    residual = model.encode_exclusive("x", x).mean
+    assert not torch.allclose(residual, exclusive)
+    torch.testing.assert_close(model.decode("x", shared, residual), picture)
+    torch.testing.assert_close(model.decode("x", shared.flatten(1), residual), picture)
+    assert torch.equal(model.encode_shared("x", x).mean, shared)
+
+
+def test_the_rank_travels_with_the_weights():
+    model, other = (small_image().eval() for _ in range(2))
+    for one in (model, other):
+        one.add_erasure(shared=True, exclusive=True)
+    width = math.prod(model.shared_shape)
+    model.erase_shared_x.set(noise(width), noise(width, 3, seed=1), noise(width, 3, seed=2))
+    other.load_state_dict(model.state_dict())
+    x, _ = batch_of()
+    assert torch.equal(other.encode_shared("x", x).mean, model.encode_shared("x", x).mean)
+    model.erase_shared_x.reset()
+    assert model.erase_shared_x.left.shape == (width, 0)
+
+
+def test_an_erasure_of_another_width_is_refused():
+    erase = LinearErasure(4)
+    wrong = {"centre": torch.zeros(4), "left": torch.zeros(5, 2), "right": torch.zeros(5, 2)}
+    with pytest.raises(RuntimeError, match="left"):
+        erase.load_state_dict(wrong)
+
+
+def test_a_shared_part_is_zero_until_set():
+    part = SharedPart(4, 2)
+    assert not part(torch.ones(3, 4)).any()
+    part.set(torch.zeros(4), torch.ones(2, 4))
+    assert np.array_equal(part(torch.ones(3, 2, 2)).numpy(), np.full((3, 2), 4.0))
+    part.reset()
+    assert not part(torch.ones(3, 4)).any()

@@ -1,0 +1,198 @@
+"""Translation and analogy against direct decoding."""
+
+import numpy as np
+import pytest
+import torch
+
+from iiae_cli.data.batches import to_inputs, to_pictures
+from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
+from iiae_cli.model.iiae import feature_iiae, image_iiae
+
+SIZE = (16, 16)
+
+
+def pictures(rows=5, channels=3, seed=0, side=16):
+    return (
+        np.random.default_rng(seed).integers(0, 256, (rows, side, side, channels)).astype(np.uint8)
+    )
+
+
+def image_model(**changes):
+    torch.manual_seed(1)
+    model = image_iiae(
+        **{
+            "channels_x": 3,
+            "channels_y": 1,
+            "size": SIZE,
+            "widths": [4, 6],
+            "decoder_widths": [8, 6],
+            "shared_channels": 5,
+            "exclusive_dim": 3,
+            **changes,
+        }
+    )
+    for decoder in (model.decoder_x, model.decoder_y):
+        decoder.stages[-1].weight.data.mul_(50)  # so that outputs differ by more than a grey value
+    return model
+
+
+# ---- samples of the prior
+
+
+def test_samples_have_their_shape_and_are_standard_normal():
+    samples = prior_samples(50, 40, 6, seed=0)
+    assert samples.shape == (40, 50, 6) and samples.dtype == torch.float32
+    assert float(samples.mean()) == pytest.approx(0.0, abs=0.03)
+    assert float(samples.std()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_row_of_samples_depends_on_seed_and_row_alone():
+    few, many = prior_samples(3, 4, 6, seed=7), prior_samples(3, 20, 6, seed=7)
+    assert torch.equal(few, many[:4])
+    assert torch.equal(prior_samples(3, 20, 6, seed=7), many)
+    assert not torch.equal(prior_samples(3, 20, 6, seed=8), many)
+    assert len(torch.unique(many.reshape(-1, 6), dim=0)) == 60  # no sample comes twice
+    assert torch.equal(prior_samples(2, 4, 6, seed=7), few[:, :2])
+
+
+def test_samples_of_blocks_are_those_of_the_whole():
+    whole = prior_samples(2, 9, 6, seed=7)
+    for size in (1, 2, 4):
+        blocks = [
+            prior_samples(2, min(size, 9 - at), 6, seed=7, first=at) for at in range(0, 9, size)
+        ]
+        assert torch.equal(torch.cat(blocks), whole)
+
+
+# ---- between two latents
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_interpolation_is_linear_with_both_ends(steps):
+    start, end = torch.tensor([0.1, -3.0, 7.7]), torch.tensor([1.3, 5.0, 7.7])
+    found = interpolated(start, end, steps)
+    assert found.shape == (steps, 3)
+    assert torch.equal(found[0], start) and torch.equal(found[-1], end)
+    for number in range(steps):
+        direct = start + (end - start) * number / (steps - 1)
+        np.testing.assert_allclose(found[number], direct, atol=1e-5)
+
+
+# ---- translation
+
+
+@pytest.mark.parametrize(
+    "source, target, channels", [("x", "y", 1), ("y", "x", 3), ("x", "x", 3), ("y", "y", 1)]
+)
+def test_each_row_is_decoded_with_each_of_its_exclusive_latents(source, target, channels):
+    model = image_model()
+    rows = pictures(channels=3 if source == "x" else 1)
+    exclusive = prior_samples(2, 5, 3, seed=0)
+    found = translate_rows(model, source, target, rows, exclusive, size=SIZE)
+    assert found.shape == (5, 2, 16, 16, channels) and found.dtype == np.uint8
+    model.eval()
+    with torch.no_grad():
+        for row in range(5):
+            shared = model.encode_shared(source, to_inputs(rows[row : row + 1], SIZE)).mean
+            for sample in range(2):
+                direct = to_pictures(model.decode(target, shared, exclusive[row, sample][None]))[0]
+                np.testing.assert_allclose(found[row, sample].astype(int), direct, atol=1)
+    assert (found[:, 0] != found[:, 1]).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_the_batch_size_changes_nothing(batch_size):
+    model = image_model()
+    rows, exclusive = pictures(), prior_samples(3, 5, 3, seed=2)
+    whole = translate_rows(model, "x", "y", rows, exclusive, size=SIZE).astype(int)
+    parts = translate_rows(
+        model, "x", "y", rows, exclusive, size=SIZE, batch_size=batch_size
+    ).astype(int)
+    np.testing.assert_allclose(parts, whole, atol=1)
+    assert np.ptp(whole) > 20
+
+
+def test_one_row_may_have_more_latents_than_a_batch():
+    model, exclusive = image_model(), prior_samples(11, 2, 3, seed=2)
+    largest = 0
+
+    def measure(_module, arguments, _output):
+        nonlocal largest
+        largest = max(largest, len(arguments[0]))
+
+    hook = model.decoder_y.stages[-1].register_forward_hook(measure)
+    found = translate_rows(model, "x", "y", pictures(rows=2), exclusive, size=SIZE, batch_size=4)
+    hook.remove()
+    assert found.shape[:2] == (2, 11) and largest == 4
+    single = translate_rows(model, "x", "y", pictures(rows=2), exclusive[:, 9:10], size=SIZE)
+    np.testing.assert_allclose(found[:, 9].astype(int), single[:, 0], atol=1)
+
+
+def test_an_analogy_joins_the_querys_content_and_the_references_style():
+    """Within one domain: z^s of the query, exclusive mean of the reference, the same domain's decoder."""
+    model = image_model()
+    queries, references = pictures(seed=3), pictures(rows=2, seed=4)
+    model.eval()
+    with torch.no_grad():
+        styles = model.encode_exclusive("x", to_inputs(references, SIZE)).mean
+    exclusive = styles[None].expand(5, -1, -1)
+    found = translate_rows(model, "x", "x", queries, exclusive, size=SIZE)
+    assert found.shape == (5, 2, 16, 16, 3)
+    with torch.no_grad():
+        shared = model.encode_shared("x", to_inputs(queries, SIZE)).mean
+        for number in range(2):
+            direct = to_pictures(model.decode("x", shared, styles[number].expand(5, -1)))
+            np.testing.assert_allclose(found[:, number].astype(int), direct, atol=1)
+
+
+def test_pictures_are_resized_to_the_models_size():
+    model = image_model()
+    rows, exclusive = pictures(side=32), prior_samples(1, 5, 3, seed=0)
+    found = translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+    small = to_pictures(to_inputs(rows, SIZE))
+    assert found.shape == (5, 1, 16, 16, 1)
+    np.testing.assert_array_equal(
+        found, translate_rows(model, "x", "y", small, exclusive, size=SIZE)
+    )
+
+
+def test_a_model_without_exclusive_latents_gives_one_output_a_row():
+    model = image_model(exclusive_latents=False)
+    rows = pictures()
+    found = translate_rows(model, "x", "y", rows, None, size=SIZE)
+    assert found.shape == (5, 1, 16, 16, 1)
+    model.eval()
+    with torch.no_grad():
+        direct = to_pictures(
+            model.decode("y", model.encode_shared("x", to_inputs(rows, SIZE)).mean, None)
+        )
+    np.testing.assert_allclose(found[:, 0].astype(int), direct, atol=1)
+
+
+def test_features_are_translated_to_features():
+    torch.manual_seed(2)
+    model = feature_iiae(width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_dim=3)
+    rows = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
+    exclusive = prior_samples(2, 4, 3, seed=0)
+    found = translate_rows(model, "x", "y", rows, exclusive, size=None, batch_size=3)
+    assert found.shape == (4, 2, 5) and found.dtype == np.float32
+    model.eval()
+    with torch.no_grad():
+        direct = model.decode(
+            "y", model.encode_shared("x", torch.from_numpy(rows)).mean, exclusive[:, 1]
+        )
+    np.testing.assert_allclose(found[:, 1], direct, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_translation_uses_evaluation_mode_and_gives_the_mode_back(training):
+    model = image_model().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows, exclusive = pictures(), prior_samples(1, 5, 3, seed=0)
+    first = translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+    np.testing.assert_array_equal(
+        first, translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+    )
+    assert model.training is training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -1,0 +1,157 @@
+"""Erasure in runs: fitted on training rows at every validation, kept with the weights, gone nowhere in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Program, Trained, stopping_at
+from safetensors.torch import load_file
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from test_train import same_tensors, train
+from test_train_classes import data as class_data
+from test_train_classes import train as train_classes
+
+from iiae_cli.config.presets import preset_layers, resolve
+from iiae_cli.config.schema import Config, ErasureSection
+from iiae_cli.data.datafile import DataFile
+from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
+from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.runs.directory import RunDir, load_model
+from iiae_cli.training.data import TrainingData
+from iiae_cli.training.erasing import fit_erasure
+
+ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]
+ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]
+ADDED = ("erase_shared_", "shared_part_")
+
+__all__ = ["class_data"]  # a fixture
+
+
+def factor_r2(latents: np.ndarray, values: np.ndarray) -> float:
+    """Five-fold R² of ridge regression from standardised latents."""
+    probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7), alpha_per_target=True))
+    found = cross_val_predict(
+        probe, latents, values.astype(float), cv=KFold(5, shuffle=True, random_state=0)
+    )
+    return float(r2_score(values, found))
+
+
+def config_of(preset: str) -> Config:
+    return resolve(preset_layers(preset)).config
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("digits-cdcb", {"model.shared"}),
+        ("mnist-cdcb-32", {"objective.reconstruction_weight", "selection.rule"}),
+    ],
+)
+def test_a_plus_preset_differs_in_what_its_page_says_and_trains_no_longer(
+    name: str, others: set[str]
+) -> None:
+    plain, plus = config_of(name).to_dict(), config_of(f"{name}-plus").to_dict()
+    sections = [section for section in plain if isinstance(plain[section], dict)]
+    differing = {
+        f"{part}.{key}"
+        for part in sections
+        for key in plain[part]
+        if plain[part][key] != plus[part][key]
+    }
+    everywhere = {
+        "model.exclusive",
+        "objective.contrastive",
+        "objective.independence",
+        "erasure.shared",
+    }
+    assert differing == everywhere | others
+    assert not config_of(name).erasure.any and config_of(f"{name}-plus").erasure.any
+
+
+def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
+    iiae: Program, trained: Trained
+) -> None:
+    assert train(iiae, trained, "plain").code == 0
+    assert train(iiae, trained, "whole", *ERASE).code == 0
+
+    with stopping_at(13):
+        assert train(iiae, trained, "parts", *ERASE).code == 75
+    assert train(iiae, trained, "parts", *ERASE, "--resume").code == 0
+    assert same_tensors(Path("whole/model.safetensors"), Path("parts/model.safetensors"))
+    plain, erased = (load_file(Path(run) / "model.safetensors") for run in ("plain", "whole"))
+    assert (
+        {name for name in erased if name not in plain}
+        == {name for name in erased if name.startswith(ADDED)}
+        != set()
+    )
+    assert all(torch.equal(values, erased[name]) for name, values in plain.items())
+    assert erased["erase_shared_x.left"].shape[1] > 0 and erased["shared_part_y.weight"].any()
+
+
+def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained: Trained) -> None:
+    """After 150 steps, when some of the colour is still above the noise."""
+    loaded = load_model(RunDir(trained.run))
+    file = DataFile(trained.data)
+    test, data = file.split("test"), TrainingData(file, loaded.config)
+    loaded.model.add_erasure(shared=True, exclusive=True)
+    figures = {}
+    for name, erasure in (
+        ("plain", ErasureSection()),
+        ("channel", ErasureSection(shared="channel", exclusive="residual")),
+    ):
+        fit_erasure(loaded.model, data, erasure, size=loaded.size, device="cpu")
+        pairs = encode_pairs(loaded.model, test, size=loaded.size, device="cpu")
+        train_x = encode_rows(
+            loaded.model, "x", data.rows(np.arange(data.count))[0], size=loaded.size
+        )
+        colours = data.train.factors["x_color"][np.sort(data._kept)]
+        figures[name] = (
+            factor_r2(train_x.mean("shared"), colours),
+            factor_r2(pairs.x.mean("exclusive"), test.factors["x_color"]),
+            retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"))["x_to_y"]["recall@1"],
+        )
+    plain, channel = figures["plain"], figures["channel"]
+    assert plain[0] > 0.5 > 0.35 > channel[0]
+    assert channel[1] > 0.8 * plain[1] and channel[2] > plain[2] - 0.02 > 0.3
+
+
+def test_without_exclusive_latents_only_the_channel_is_fitted(
+    iiae: Program, trained: Trained
+) -> None:
+    assert train(iiae, trained, "ii", *ERASE, "--set", "objective.kind=ii", steps=8).code == 0
+    names = load_file("ii/model.safetensors")
+    assert names["erase_shared_x.left"].shape[1] > 0 and not any(
+        name.startswith("shared_part_") for name in names
+    )
+    assert iiae("evaluate", "--run", "ii", "--data", trained.data).code == 0
+
+
+def test_a_second_training_on_all_rows_is_fitted_on_all_rows(
+    iiae: Program, class_data: Path
+) -> None:
+    assert train_classes(iiae, class_data, "run", *ERASE).code == 0
+    loaded = load_model(RunDir(Path("run")))
+    assert loaded.details["refit"]
+    kept = {name: values.clone() for name, values in loaded.model.state_dict().items()}
+    data = TrainingData(DataFile(class_data), loaded.config)
+    for all_rows in (False, True):
+        if all_rows:
+            data.use_all()
+        fit_erasure(loaded.model, data, loaded.config.erasure, size=None, device="cpu")
+        again = loaded.model.state_dict()
+        equal = [
+            again[name].shape == values.shape
+            and torch.allclose(again[name], values, rtol=1e-4, atol=1e-5)
+            for name, values in kept.items()
+            if name.startswith(ADDED)
+        ]
+        assert len(equal) > 4 and all(equal) == all_rows
+    shapes = iiae("evaluate", "--run", "run", "--data", class_data, "--json")
+    assert shapes.code == 0 and shapes.json["zero_shot"]["x_to_y"]["n"] > 0

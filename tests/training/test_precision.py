@@ -1,0 +1,155 @@
+"""What `auto` becomes: by device, processor, pictures and length, the same for a run that is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Program, Trained
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.config.schema import Config
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.training import precision as speed
+from iiae_cli.training.precision import choose_speed, has_compiler, set_gpu_arithmetic
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def config_of(preset: str, *assignments: str) -> Config:
+    return resolve([*preset_layers(preset), set_layer(list(assignments))]).config
+
+
+def info_of(side: int | None) -> DataInfo:
+    shape = (512,) if side is None else (side, side, 3)
+    return DataInfo("some", shape, shape, {}, {})
+
+
+def chosen(
+    config: Config, device: torch.device, before: Config | None = None, side: int | None = 32
+) -> Any:
+    return choose_speed(config, info_of(side), device, before)
+
+
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(speed, "has_compiler", lambda device: True)
+
+
+def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx: None) -> None:
+    for preset in ("mnist-cdcb", "mnist-cdcb-32"):
+        values, line = chosen(config_of(preset), CPU)
+        assert values == {"precision": "bf16", "compile": False}
+        assert line.startswith("precision bf16 (") and "not compiled (" in line
+    assert chosen(config_of("digits-cdcb", "data.image_size=28"), CPU)[0]["precision"] == "fp32"
+    assert chosen(config_of("sketchy"), CPU, side=None)[0]["precision"] == "fp32"
+
+
+def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert chosen(config_of("mnist-cdcb"), CPU)[0]["precision"] == "fp32"
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not speed.multiplies_bf16()
+
+
+def test_a_gpu_takes_bf16_where_it_has_it_and_compiles_long_runs(
+    ampere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(config_of("mnist-cdcb"), GPU)[0] == {"precision": "bf16", "compile": True}
+    assert chosen(config_of("digits-cdcb"), GPU)[0] == {"precision": "bf16", "compile": False}
+    assert chosen(config_of("sketchy"), GPU, side=None)[0]["precision"] == "fp32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert chosen(config_of("mnist-cdcb"), GPU)[0]["precision"] == "fp32"
+
+
+def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
+    ampere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "has_compiler", lambda device: False)
+    assert chosen(config_of("mnist-cdcb"), GPU)[0]["compile"] is False
+    with pytest.raises(IiaeError, match="no C\\+\\+ compiler") as caught:
+        chosen(config_of("mnist-cdcb", "training.compile=true"), CPU)
+    assert "--no-compile" in caught.value.hint
+
+
+def test_a_compiler_is_looked_for_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not has_compiler(CPU)
+    (tmp_path / "g++").touch(mode=0o755)
+    assert has_compiler(CPU)
+    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    assert has_compiler(CPU) and not has_compiler(GPU)
+
+
+def test_what_is_asked_for_is_done(amx: None, ampere: None) -> None:
+    for device in (CPU, GPU):
+        asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=false")
+        values, line = chosen(asked, device)
+        assert values == {"precision": "fp32", "compile": False}
+        assert line.count("as asked") == 2
+
+
+def test_a_resumed_run_keeps_what_it_began_with(amx: None) -> None:
+    before = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
+    values, line = chosen(config_of("mnist-cdcb"), CPU, before)
+    assert values == {"precision": "fp32", "compile": True}
+    assert line.count("as the run began") == 2
+
+
+def test_gpus_round_factors_unless_fp32_is_asked_for() -> None:
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        set_gpu_arithmetic("tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+        set_gpu_arithmetic("fp32")
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+def test_a_run_records_its_choice_and_resumes_with_it(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, amx: None
+) -> None:
+    monkeypatch.setattr(speed, "BF16_PIXELS", 0)
+    tiny = [
+        "--set",
+        "model.widths=[4,8]",
+        "--set",
+        "model.decoder_widths=[8,4]",
+        "--set",
+        "training.samples=0",
+    ]
+    call = [
+        "train",
+        "--preset",
+        "digits-cdcb",
+        "--data",
+        trained.data,
+        "--run",
+        "run",
+        "--steps",
+        2,
+        *tiny,
+    ]
+    first = iiae(*call)
+    assert first.code == 0 and "precision bf16" in first.err
+    recorded = yaml.safe_load(Path("run/config.yaml").read_text())["training"]
+    assert (recorded["precision"], recorded["compile"]) == ("bf16", False)
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: False)
+    again = iiae(*call, "--resume")
+    assert again.code == 0 and "precision bf16 (as the run began)" in again.err
+    refused = iiae(*call, "--resume", "--precision", "fp32")
+    assert refused.code == 2 and "training.precision=bf16" in refused.error()[0]

@@ -1,0 +1,349 @@
+"""What small sets of pairs get beside the paper, end to end: baselines, augmentation, early stopping, linear paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome, Program, small_batch, small_image_model, stopping_at
+from safetensors.torch import load_file
+
+from iiae_cli.builders import build_model
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.extensions.linear_paths import canonical_maps
+from iiae_cli.model.iiae import Posteriors
+from iiae_cli.model.networks import START_LOGVAR
+from iiae_cli.model.objective import ELBO_FIT, Objective
+from iiae_cli.training import statistics
+from iiae_cli.training.statistics import windows
+from iiae_cli.training.validation import Selection, Validation, validate
+
+TINY = [
+    *(
+        "--set",
+        "model.widths=[4,8]",
+        "--set",
+        "model.decoder_widths=[8,4]",
+        "--set",
+        "training.samples=1",
+    ),
+    *("--set", "model.flat_hidden=8", "--set", "model.flat_width=8", "--set", "model.shared=16"),
+    *(
+        "--set",
+        "training.validate_every=4",
+        "--set",
+        "training.log_every=2",
+        "--set",
+        "training.checkpoint_every=3",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 training and 60 test pairs of outlined digits."""
+    from iiae_cli.data.datafile import write_data_file
+    from iiae_cli.data.sources.registry import PrepareOptions, build
+
+    splits = build("digits-edge", PrepareOptions()).splits
+    small = {
+        "train": splits["train"].take_pairs(np.arange(240)),
+        "test": splits["test"].take_pairs(np.arange(60)),
+    }
+    path = tmp_path_factory.mktemp("small") / "pairs.h5"
+    write_data_file(path, "pairs", small, {})
+    return path
+
+
+def train(
+    iiae: Program, data: Path, run: str, *more: object, preset: str = "pairs-plus", steps: int = 12
+) -> Outcome:
+    return iiae(
+        *(
+            "train",
+            "--preset",
+            preset,
+            "--data",
+            data,
+            "--run",
+            run,
+            "--steps",
+            steps,
+            "--batch-size",
+            16,
+        ),
+        *(*TINY, *more),
+    )
+
+
+def records(run: str, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("preset", ["pairs-plus", "fashion-edges-plus"])
+def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(
+    iiae: Program, data: Path, preset: str
+) -> None:
+    options = ("--set", "model.shared=64", "--set", "selection.from_start=true", "--json")
+    trained = train(iiae, data, "run", *options, preset=preset)
+    assert trained.code == 0, trained.err
+    first = records("run", "validation")[0]
+    assert first["step"] == 0 and min(first["shared_recall"]) > 0.5  # the closed form alone
+    assert all(0 < line["contrastive"] < np.log(16) + 1 for line in records("run", "train"))
+    figures = iiae("evaluate", "--run", "run", "--task", "all", "--lpips", "none", "--json")
+    assert figures.code == 0, figures.err
+    shared, baseline = (
+        figures.json["retrieval"][name]["x_to_y"]["recall@1"] for name in ("shared", "baseline")
+    )
+    assert shared > baseline + 0.3
+    assert figures.json["protocol"]["metric"] == trained.json["validation"]["metric"]
+    assert iiae("translate", data, "--from", "x", "--run", "run", "--grid", "grid.png").code == 0
+
+
+def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(
+    iiae: Program, data: Path
+) -> None:
+    trained = train(iiae, data, "run", "--set", "objective.kind=infonce", "--json", preset="pairs")
+    assert trained.code == 0, trained.err
+    assert trained.json["validation"]["guided_l1"] is None and trained.json["warnings"] == []
+    lines = records("run", "train")
+    assert all(line["loss"] == line["contrastive"] for line in lines)
+    names = {name.split(".")[0] for name in load_file("run/model.safetensors")}
+    assert names == {"features_x", "features_y", "shared_x", "shared_y"}
+    everything = iiae("evaluate", "--run", "run", "--task", "all", "--report", "report", "--json")
+    assert (
+        everything.code == 0 and set(everything.json) & {"translation", "disentanglement"} == set()
+    )
+    for task in ("translation", "disentanglement"):
+        refused = iiae("evaluate", "--run", "run", "--task", task)
+        assert refused.code == 2 and "infonce" in refused.error()[0] and task in refused.error()[1]
+    refused = iiae("translate", data, "--from", "x", "--run", "run", "--grid", "grid.png")
+    assert (
+        refused.code == 2
+        and "no decoders" in refused.error()[0]
+        and "objective.kind" in refused.error()[1]
+    )
+    assert iiae("encode", data, "--domain", "y", "--run", "run", "-o", "y.h5").code == 0
+
+
+def test_the_elbo_baseline_goes_all_the_way(iiae: Program, data: Path) -> None:
+    assert train(iiae, data, "run", "--set", "objective.kind=elbo", preset="pairs").code == 0
+    measured = iiae("evaluate", "--run", "run", "--task", "all", "--lpips", "none", "--json")
+    assert measured.code == 0 and measured.json["protocol"]["objective"] == "elbo"
+
+
+AUGMENTED = [
+    *(
+        "--set",
+        "augment.geometric=0.5",
+        "--set",
+        "augment.misalign=0.2",
+        "--set",
+        "augment.photometric=0.5",
+    ),
+    *("--set", "augment.flip=0.5", "--set", "augment.grey=0.2", "--set", "augment.erase=0.3"),
+]
+
+
+def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
+    iiae: Program, data: Path
+) -> None:
+    more = (*AUGMENTED, "--set", "selection.patience=9")
+    assert train(iiae, data, "whole", *more).code == 0
+
+    with stopping_at(7):
+        assert train(iiae, data, "parts", *more).code == 75
+    assert train(iiae, data, "parts", *more, "--resume").code == 0
+    for name in ("model.safetensors", "checkpoints/step-00000012.safetensors"):
+        whole, parts = (load_file(Path(run) / name) for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and all(
+            torch.equal(whole[one], parts[one]) for one in whole
+        )
+
+
+def test_augmentation_changes_training_and_nothing_else(iiae: Program, data: Path) -> None:
+    for run, more in (("plain", []), ("augmented", AUGMENTED)):
+        assert (
+            train(iiae, data, run, *more, "--set", "selection.from_start=true", steps=4).code == 0
+        )
+    plain, augmented = (records(run, "validation") for run in ("plain", "augmented"))
+    assert plain[0] == augmented[0]  # before the first step: validation pictures are left alone
+    assert plain[1]["guided_l1"] != augmented[1]["guided_l1"]
+
+
+def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> None:
+    still = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
+    stopped = train(iiae, data, "run", *still, "--json", steps=400)
+    assert (
+        stopped.code == 0 and stopped.json["steps"] == 12
+    )  # validated at 4, 8 and 12, never better than at 4
+    assert "training ends here" in stopped.err
+    weights = Path("run/model.safetensors").read_bytes()
+    again = train(iiae, data, "run", *still, "--resume", "--json", steps=400)
+    assert again.code == 0 and again.json["steps"] == 12
+    assert Path("run/model.safetensors").read_bytes() == weights
+
+
+def test_early_stopping_may_be_followed_by_training_on_all_pairs(iiae: Program, data: Path) -> None:
+    more = (
+        "--set",
+        "optimizer.lr=1e-12",
+        "--set",
+        "selection.patience=1",
+        "--set",
+        "selection.refit=true",
+    )
+    trained = train(iiae, data, "run", *more, steps=400)
+    assert trained.code == 0 and "training again on all rows" in trained.err, trained.err
+
+
+def test_patience_counts_validations_since_the_score_last_rose() -> None:
+    selection = Selection("recall", patience=2)
+    seen = []
+    for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
+        selection.accepts(Validation((score, score), None, None, None, 10), 1.0)
+        seen.append((selection.stale, selection.exhausted))
+    assert seen == [(0, False), (0, False), (1, False), (0, False), (1, False), (2, True)]
+
+
+def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
+    from iiae_cli.data.datafile import DataFile
+    from iiae_cli.runs.weights import LoadedModel
+
+    file = DataFile(data)
+    config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config
+    torch.manual_seed(0)
+    model = build_model(config, file.info)
+    split = file.split("test")
+    either = {
+        metric: validate(model, split, size=(32, 32), device="cpu", metric=metric)
+        for metric in ("euclidean", "cosine")
+    }
+    auto = validate(model, split, size=(32, 32), device="cpu", metric="auto")
+    assert auto == max(either.values(), key=lambda one: one.score)
+    for metric in ("euclidean", "cosine"):
+        loaded = LoadedModel(
+            model, config, file.info, (32, 32), "", {"validation": {"metric": metric}}
+        )
+        assert loaded.metric == metric
+    assert (
+        LoadedModel(model, config, file.info, (32, 32), "", {"validation": None}).metric
+        == "euclidean"
+    )
+
+
+def info(kind: str = "pictures") -> DataInfo:
+    shape = (32, 32, 3) if kind == "pictures" else (24,)
+    return DataInfo("mine", shape, shape, {}, {})
+
+
+def test_a_linear_path_needs_its_own_kind_of_model() -> None:
+    for preset, path, data in (
+        ("pairs", "two-covariance", info()),
+        ("features", "canonical", info("features")),
+    ):
+        config = resolve([*preset_layers(preset), set_layer([f"model.linear_path={path}"])]).config
+        with pytest.raises(IiaeError, match="linear_path") as refused:
+            build_model(config, data)
+        assert "canonical" in refused.value.hint
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int, int]) -> None:
+    model = small_image_model(size=size, linear_path=True).eval()
+    x, y = torch.rand(2, 5, 3, *size) * 2 - 1
+    channels, inputs = model.shared_shape[0], 16 * model.features_x.describe.width  # type: ignore[union-attr]
+    weights = torch.randn(channels, inputs), torch.randn(channels, inputs)
+    biases = torch.randn(channels), torch.randn(channels)
+    model.start_canonical_paths(weights, biases)
+    with torch.no_grad():
+        expected = []
+        for pictures, weight, bias in zip((x, y), weights, biases, strict=True):
+            rows = windows(model.features_x.describe(pictures))  # type: ignore[operator, union-attr]
+            cells = rows @ weight.T + bias
+            expected.append(cells.view(5, *model.shared_shape[1:], channels).permute(0, 3, 1, 2))
+        posteriors = model.infer(x, y)
+        assert posteriors.joint_shared is not None
+        torch.testing.assert_close(posteriors.shared_x.mean, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(posteriors.shared_y.mean, expected[1], rtol=1e-4, atol=1e-4)
+        joint = (expected[0] + expected[1]) / 2
+        torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
+        model.features_x.trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
+        alone = model.encode_shared(
+            "x", x
+        )  # without features: descriptions say nothing of variances yet
+        torch.testing.assert_close(alone.logvar, torch.full_like(alone.logvar, START_LOGVAR))
+
+
+def test_a_map_is_fitted_to_no_more_windows_than_memory_should_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = resolve(preset_layers("fashion-edges-plus")).config
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    data: Any = SimpleNamespace(
+        info=info(), count=30, rows=lambda places: (pictures[places], pictures[places])
+    )
+    fitted: list[int] = []
+
+    def counting(x: Any, y: Any, *settings: Any) -> Any:
+        fitted.append(len(x))
+        return canonical_maps(x, y, *settings)
+
+    monkeypatch.setattr(statistics, "canonical_maps", counting)
+    for most in (10_000, 200, 1):
+        monkeypatch.setattr(statistics, "MAP_ROWS", most)
+        statistics.take_statistics(build_model(config, info()), data, config)
+    assert fitted == [30 * 16, 12 * 16, 16]  # a map of 4x4 cells; one pair at least
+
+
+def test_augmenting_features_is_refused(iiae: Program) -> None:
+    from test_presets import write_features
+
+    write_features(Path("mine.npz"), 0)
+    assert iiae("prepare", "classes", "mine.npz").code == 0
+    refused = iiae("train", "--preset", "features", "--steps", 2, "--set", "augment.photometric=1")
+    assert (
+        refused.code == 2 and "features" in refused.error()[0] and "augment" in refused.error()[1]
+    )
+
+
+def test_the_contrastive_term_is_added_to_the_bound_and_to_nothing_else() -> None:
+    x, y, posteriors, decoded = small_batch()
+    plain = Objective()(x, y, posteriors, decoded, 10)
+    terms = Objective(contrastive=7.0, temperature=0.3)(x, y, posteriors, decoded, 10)
+    torch.testing.assert_close(terms["loss"], plain["loss"] + 7.0 * terms["contrastive"])
+    assert "contrastive" not in plain
+    assert set(terms) == {*plain, "contrastive"}
+    assert all(torch.equal(terms[name], value) for name, value in plain.items() if name != "loss")
+    only = Objective(kind="infonce", temperature=0.3)(
+        x, y, Posteriors(None, None, None, *_shared(posteriors)), None, 0
+    )
+    torch.testing.assert_close(only["loss"], terms["contrastive"])
+
+
+def _shared(posteriors: Posteriors) -> tuple[Any, Any]:
+    return posteriors.shared_x, posteriors.shared_y
+
+
+def test_the_elbo_is_the_bound_without_lambda_and_fits_r() -> None:
+    terms = Objective(kind="elbo", annealing_steps=0)(*small_batch(), 10)
+    bound = sum(
+        terms[name]
+        for name in (
+            "reconstruction_x",
+            "reconstruction_y",
+            "kl_exclusive_x",
+            "kl_exclusive_y",
+            "kl_shared_prior",
+        )
+    )
+    fit = terms["kl_shared_x"] + terms["kl_shared_y"]
+    torch.testing.assert_close(terms["loss"], bound + ELBO_FIT * fit)

@@ -1,0 +1,305 @@
+"""Training and evaluating on rows paired by class: hold-out, selection, the second training, resume, leaks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Outcome, Program, stopping_at
+from safetensors import safe_open
+from test_presets import write_features
+
+from iiae_cli.config.schema import Config
+from iiae_cli.data.class_names import class_list_hash
+from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.training.data import TrainingData
+from iiae_cli.training.validation import ClassValidation, Selection
+
+SMALL = [
+    "--set",
+    "model.feature_width=16",
+    "--set",
+    "model.exclusive_hidden=[16,8]",
+    "--set",
+    "model.shared_hidden=8",
+]
+SMALL += [
+    "--set",
+    "model.shared=6",
+    "--set",
+    "model.exclusive=4",
+    "--set",
+    "model.decoder_hidden=8",
+]
+EVERY = [
+    "--set",
+    "training.validate_every=5",
+    "--set",
+    "training.checkpoint_every=7",
+    "--set",
+    "training.log_every=4",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 training and 4 test classes of 15 rows in each domain."""
+    folder = tmp_path_factory.mktemp("classes")
+    write_features(folder / "mine.npz", 1)
+    arrays = np.load(folder / "mine.npz")
+    splits = {}
+    for split in ("train", "test"):
+        x, y = arrays[f"{split}_sketch_features"], arrays[f"{split}_image_features"][:-2]
+        labels = [
+            [f"class {code}" for code in arrays[f"{split}_{word}_labels"]]
+            for word in ("sketch", "image")
+        ]
+        ids = [f"{split}/{number}" for number in range(len(x))]
+        splits[split] = Split(x, y, ids, ids[:-2], labels[0], labels[1][:-2])
+    backbone = json.dumps(
+        {"name": "given", "classes_seen": ["class 0", "class 1"], "classes_seen_complete": True}
+    )
+    write_data_file(
+        folder / "mine.h5", "classes", splits, {"alignment": "class", "backbone": backbone}
+    )
+    return folder / "mine.h5"
+
+
+def train(
+    iiae: Program, data: Path, run: str, *more: object, preset: str = "features", steps: int = 20
+) -> Outcome:
+    arguments = (
+        "train",
+        "--preset",
+        preset,
+        "--data",
+        data,
+        "--run",
+        run,
+        "--steps",
+        steps,
+        *SMALL,
+        *EVERY,
+    )
+    return iiae(*arguments, *more)
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = tensors(first), tensors(second)
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+def training_data(data: Path, **section: object) -> TrainingData:
+    return TrainingData(DataFile(data), Config.model_validate({"data": section}))
+
+
+# ---- what is held out
+
+
+def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
+    held = training_data(data, holdout=0.25)
+    assert held.validation is not None and held.validation.x_labels is not None
+    away = {*held.validation.x_labels} | {*(held.validation.y_labels or [])}
+    assert len(away) == 2 and len(held.classes) == 6 and not away & {*held.classes}
+    assert not away & {*(held.train.x_labels or []), *(held.train.y_labels or [])}
+    assert (
+        len(held.train.x) + len(held.validation.x) == 120
+        and len(held.train.y) + len(held.validation.y) == 118
+    )
+    held.use_all()
+    assert len(held.classes) == 8 and held.validation is None and len(held.train.x) == 120
+
+
+def test_nothing_is_held_out_on_request(data: Path) -> None:
+    everything = training_data(data, holdout=0.0)
+    assert (
+        everything.validation is None and len(everything.classes) == 8 and not everything.holds_out
+    )
+
+
+def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
+    def scored(value: float) -> ClassValidation:
+        return ClassValidation((value, value), None, 4, (10, 10))
+
+    selection = Selection("recall")
+    selection.start(scored(0.40), 0.1)
+    assert [
+        selection.accepts(scored(score), 1.0) for score in (0.43, 0.4399, 0.45, 0.44, 0.46)
+    ] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+# ---- runs
+
+
+def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, data: Path) -> None:
+    outcome = train(iiae, data, "run", "--set", "selection.least_gain=9", "--json")
+    assert outcome.code == 0 and "the shared means held where they began" in outcome.err
+    assert outcome.json["steps"] == 40
+    weights = tensors(Path("run/model.safetensors"))
+    assert all(
+        weights[f"{name}.learned"] == 0.0 for name in ("shared_x", "shared_y", "joint_shared")
+    )
+    np.testing.assert_array_equal(
+        weights["shared_x.linear.weight"], weights["shared_y.linear.weight"]
+    )
+    # The closed form is that of all training classes, held-out ones too.
+    x = h5py.File(data)["train/x"][()]
+    np.testing.assert_allclose(weights["standardise_x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(
+    iiae: Program, data: Path
+) -> None:
+    outcome = train(iiae, data, "run", "--set", "data.holdout=0", "--json")
+    assert outcome.code == 0 and "the shared means held where they began" in outcome.err
+    assert tensors(Path("run/model.safetensors"))["joint_shared.learned"] == 0.0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [24, 28, 32, 36, 40]
+
+
+def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
+    iiae: Program, data: Path, tmp_path: Path
+) -> None:
+    with h5py.File(data) as file:
+        splits = {
+            name: Split(
+                file[name]["x"][()],
+                file[name]["y"][()][:, :7],
+                *(
+                    [str(one) for one in file[name][part].asstr()]
+                    for part in ("x_ids", "y_ids", "x_labels", "y_labels")
+                ),
+            )
+            for name in ("train", "test")
+        }
+    write_data_file(tmp_path / "narrow.h5", "classes", splits, {"alignment": "class"})
+    outcome = train(iiae, tmp_path / "narrow.h5", "run")
+    assert outcome.code == 0 and "linear paths begin at random" in outcome.err
+    figures = iiae("evaluate", "--run", "run", "--json").json["zero_shot"]
+    assert {"x_to_y", "y_to_x", "exclusive"} == set(figures)
+
+
+def test_a_gain_is_trained_again_on_all_classes(
+    iiae: Program, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Selection, "start", lambda self, validation, least_gain: setattr(self, "best", 0.0)
+    )
+    outcome = train(iiae, data, "run", steps=40)
+    assert outcome.code == 0 and "shared means held" not in outcome.err
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    validations = [line for line in lines if line["kind"] == "validation" and line["step"] > 0]
+    best = max(validations, key=lambda line: (sum(line["shared_map"]), line["step"]))
+    assert lines[-1]["step"] == 40 + best["step"]
+    assert tensors(Path("run/model.safetensors"))["shared_x.learned"] == 1.0
+
+
+@pytest.mark.parametrize("stop_after", [3, 14, 20, 26])
+def test_resuming_either_training_ends_in_the_same_weights(
+    iiae: Program, data: Path, stop_after: int
+) -> None:
+    """Steps 1 to 20 are the first training's, 21 to 40 the second's."""
+    gain = ("--set", "selection.least_gain=9")
+    assert train(iiae, data, "whole", *gain).code == 0
+
+    with stopping_at(stop_after):
+        stopped = train(iiae, data, "parts", *gain)
+    assert stopped.code == 75 and f"saved at step {stop_after}" in stopped.err
+    assert iiae("evaluate", "--run", "parts").code == 0
+    assert train(iiae, data, "parts", *gain, "--resume").code == 0
+    assert same(Path("whole/model.safetensors"), Path("parts/model.safetensors"))
+    last = "checkpoints/step-00000040.safetensors"
+    assert same(Path("whole") / last, Path("parts") / last)
+
+
+def test_the_papers_preset_reads_features_as_they_are_and_keeps_the_last_weights(
+    iiae: Program, data: Path
+) -> None:
+    outcome = train(iiae, data, "run", "--json", preset="sketchy")
+    assert outcome.code == 0 and outcome.json["kept_step"] == outcome.json["steps"] == 20
+    assert not any(
+        "standardise" in name or "linear." in name
+        for name in tensors(Path("run/model.safetensors"))
+    )
+
+
+def test_a_collapsed_model_is_warned_of(iiae: Program, data: Path) -> None:
+    more = ("--set", "data.holdout=0.3", "--set", "objective.reconstruction_weight=0.001")
+    outcome = train(iiae, data, "run", *more, preset="sketchy", steps=5)
+    assert "below the training-free baseline on validation: mAP@all" in outcome.err
+    assert "objective.reconstruction_weight" in outcome.err and "--preset features" in outcome.err
+
+
+# ---- evaluation
+
+
+def test_zero_shot_is_what_rows_paired_by_class_are_measured_by(iiae: Program, data: Path) -> None:
+    train(iiae, data, "run")
+    outcome = iiae("evaluate", "--run", "run", "--json")
+    assert outcome.code == 0
+    figures, protocol = outcome.json["zero_shot"], outcome.json["protocol"]
+    assert {"x_to_y", "y_to_x", "exclusive", "baseline_raw", "baseline_centred"} == set(figures)
+    assert figures["x_to_y"]["n"] == 60 and figures["y_to_x"]["n"] == 58
+    names = [f"class {code}" for code in range(8, 12)]
+    assert protocol["classes"] == 4 and protocol["classes_sha256"] == class_list_hash(names)
+    assert protocol["classes_seen_in_training"] == [] and protocol["classes_seen_by_backbone"] == []
+    assert protocol["metric"] == "cosine" and protocol["class_split"] == "given"
+    table = iiae("evaluate", "--run", "run").out.splitlines()
+    assert table[0].split("\t")[:3] == ["latent", "direction", "map@all"] and len(table) == 9
+    gate = iiae("evaluate", "--run", "run", "--fail-under", "zero_shot.x_to_y.map@all=1.01")
+    assert gate.code == 2 and "below 1.01" in gate.error()[0]
+
+
+def test_partners_are_not_asked_of_rows_paired_by_class(iiae: Program, data: Path) -> None:
+    train(iiae, data, "run")
+    outcome = iiae("evaluate", "--run", "run", "--task", "retrieval")
+    assert (
+        outcome.code == 2
+        and "paired by class" in outcome.error()[0]
+        and "zero-shot" in outcome.error()[1]
+    )
+
+
+def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, data: Path) -> None:
+    train(iiae, data, "run")
+    refused = iiae("evaluate", "--run", "run", "--split", "train")
+    assert (
+        refused.code == 2
+        and "class 0, class 1" in refused.error()[0]
+        and "--allow-leak" in refused.error()[1]
+    )
+    allowed = iiae("evaluate", "--run", "run", "--split", "train", "--allow-leak", "--json")
+    assert allowed.code == 0
+    protocol = allowed.json["protocol"]
+    assert protocol["classes_seen_by_backbone"] == ["class 0", "class 1"]
+    assert len(protocol["classes_seen_in_training"]) == 8
+    assert "not zero-shot: the backbone has seen 2 of 8 classes" in allowed.err
+    assert "the model was trained on 8 of these 8 classes" in allowed.err
+
+
+def test_a_file_without_labels_cannot_be_paired_by_class(
+    iiae: Program, data: Path, tmp_path: Path
+) -> None:
+    rows = np.zeros((4, 3), np.float32)
+    ids = list("abcd")
+    write_data_file(
+        tmp_path / "bad.h5", "bad", {"train": Split(rows, rows, ids, ids)}, {"alignment": "class"}
+    )
+    outcome = iiae("train", "--preset", "features", "--data", "bad.h5")
+    assert outcome.code == 2 and "without labels" in outcome.error()[0]
