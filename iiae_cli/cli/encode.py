@@ -31,7 +31,7 @@ from iiae_cli.inference.shards import (
     shard_of_list,
 )
 from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model import Domain
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.runs.weights import LoadedModel
 

@@ -36,7 +36,7 @@ from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
 from iiae_cli.evaluation.tables import figure_tables, paper_table
 from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.model.iiae import DOMAINS
+from iiae_cli.model import DOMAINS
 from iiae_cli.report.report import Measured, write_report
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.runs.weights import LoadedModel

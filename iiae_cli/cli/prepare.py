@@ -17,10 +17,11 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import refuse_existing, writing
 from iiae_cli.common.paths import data_folder
-from iiae_cli.data.datafile import DOMAINS, SPLITS, DataFile, Split
+from iiae_cli.data.datafile import SPLITS, DataFile, Split
 from iiae_cli.data.sources.class_sets import classes_of
 from iiae_cli.data.sources.registry import CLASS_SETS, PrepareOptions, is_prepared, prepare_file
 from iiae_cli.data.workspace import discard
+from iiae_cli.model import DOMAINS
 
 
 @dataclass

@@ -20,7 +20,7 @@ from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentCache, is_latent_cache, means_of, read_latents
 from iiae_cli.inference.retrieval import Backend, Floats, Ints, Metric, choose_backend, nearest
 from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_gallery
-from iiae_cli.model.iiae import Domain, other_domain
+from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.montage import draw_montage
 from iiae_cli.runs.directory import RunDir, load_model
 

@@ -22,7 +22,7 @@ from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.inputs import Inputs, open_inputs
 from iiae_cli.inference.outputs import plan_files, write_pictures
 from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
-from iiae_cli.model.iiae import Domain, other_domain
+from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.grids import Picture
 from iiae_cli.report.translation_grids import TranslationGrid
 from iiae_cli.runs.directory import RunDir, load_model

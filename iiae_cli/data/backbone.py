@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DomainName, sha256_of
+from iiae_cli.data.datafile import sha256_of
 from iiae_cli.data.leaks import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
+from iiae_cli.model import Domain
 
 INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
@@ -52,9 +53,7 @@ class Preprocessing:
     invert_sketches: bool = False
     normalise: bool = True
 
-    def tensor(
-        self, pictures: NDArray[np.uint8], domain: DomainName, device: torch.device
-    ) -> Tensor:
+    def tensor(self, pictures: NDArray[np.uint8], domain: Domain, device: torch.device) -> Tensor:
         """Pictures (B, H, W, 3) uint8 as network input (B, 3, H, W) float32."""
         values = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div(255.0)
         if self.invert_sketches and domain == "x":

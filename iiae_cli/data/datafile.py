@@ -51,14 +51,13 @@ from iiae_cli.data.hdf5 import (
 )
 from iiae_cli.data.hdf5 import free_memory as _free_memory
 from iiae_cli.data.late_rows import LateRows
+from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.data/1"
 PART_SCHEMA = "iiae.data-part/1"  # of what `iiae prepare --shard` writes, see `prepare.part_files`
 SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
-DomainName: TypeAlias = Literal["x", "y"]
-DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
 
 _CHECKED = 65_536  # rows of features looked at together
 
@@ -84,15 +83,15 @@ class Split:
     factors: dict[str, Rows] = field(default_factory=dict)
     pairs: NDArray[np.int64] | None = None
 
-    def rows(self, domain: DomainName) -> Rows:
+    def rows(self, domain: Domain) -> Rows:
         """The pictures or features of one domain."""
         return self.x if domain == "x" else self.y
 
-    def ids(self, domain: DomainName) -> list[str]:
+    def ids(self, domain: Domain) -> list[str]:
         """The row names of one domain."""
         return self.x_ids if domain == "x" else self.y_ids
 
-    def labels(self, domain: DomainName) -> list[str] | None:
+    def labels(self, domain: Domain) -> list[str] | None:
         """The class names of one domain, where known."""
         return self.x_labels if domain == "x" else self.y_labels
 
@@ -386,7 +385,7 @@ class DataFile:
         return split
 
     def domain_rows(
-        self, name: str, domain: DomainName
+        self, name: str, domain: Domain
     ) -> tuple[StoredRows, list[str], list[str] | None]:
         """Rows, ids and labels (where known) of one domain of a split; the rows are read as they are used.
 
@@ -430,7 +429,7 @@ class DataFile:
                 )
 
     def _check_count(
-        self, name: str, domain: DomainName, rows: int, ids: list[str], labels: list[str] | None
+        self, name: str, domain: Domain, rows: int, ids: list[str], labels: list[str] | None
     ) -> None:
         for what, values in (("ids", ids), ("labels", labels)):
             if values is not None and len(values) != rows:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
-from iiae_cli.data.datafile import DomainName
 from iiae_cli.data.pictures import decode_batches, readable
 from iiae_cli.data.sources.work import ReadBlock, Reading
+from iiae_cli.model import Domain
 
 
 def feature_reading(
@@ -26,7 +26,7 @@ def feature_reading(
     paths: Sequence[Path],
     network: Callable[[], nn.Module],
     *,
-    domain: DomainName,
+    domain: Domain,
     preprocessing: Preprocessing,
     device: torch.device,
     batch_size: int = 64,

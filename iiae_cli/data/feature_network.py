@@ -25,11 +25,11 @@ from iiae_cli.data.backbone import (
     build_backbone,
     check_name,
 )
-from iiae_cli.data.datafile import DomainName, sha256_of
+from iiae_cli.data.datafile import sha256_of
 from iiae_cli.data.leaks import Seen
+from iiae_cli.model import DOMAINS, Domain
 
 FEATURES = 512
-DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
 
 
 class FeatureNetwork(nn.Module):
@@ -78,7 +78,7 @@ class NetworkRecord:
 
 
 def save_network(
-    path: Path, network: FeatureNetwork, domain: DomainName, record: NetworkRecord
+    path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
 ) -> None:
     """Write a network, atomically."""
     header = {
@@ -106,13 +106,13 @@ class SavedNetwork:
     record: NetworkRecord
 
 
-def find_networks(folder: Path) -> dict[DomainName, SavedNetwork]:
+def find_networks(folder: Path) -> dict[Domain, SavedNetwork]:
     """The networks of both domains in a folder, their weights not yet loaded.
 
     Raises:
         IiaeError: one is missing, damaged, or they are of different kinds.
     """
-    found: dict[DomainName, SavedNetwork] = {}
+    found: dict[Domain, SavedNetwork] = {}
     for domain in DOMAINS:
         path = folder / f"{domain}.safetensors"
         record = read_record(path, domain)
@@ -125,7 +125,7 @@ def find_networks(folder: Path) -> dict[DomainName, SavedNetwork]:
     return found
 
 
-def read_record(path: Path, domain: DomainName) -> NetworkRecord:
+def read_record(path: Path, domain: Domain) -> NetworkRecord:
     """What a kept network says of itself.
 
     Raises:
@@ -148,7 +148,7 @@ def read_record(path: Path, domain: DomainName) -> NetworkRecord:
     return record
 
 
-def load_network(path: Path, domain: DomainName) -> FeatureNetwork:
+def load_network(path: Path, domain: Domain) -> FeatureNetwork:
     """A kept network, in evaluation mode.
 
     Raises:

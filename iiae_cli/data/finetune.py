@@ -26,9 +26,9 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import writing
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
-from iiae_cli.data.datafile import DomainName
 from iiae_cli.data.feature_network import FeatureNetwork
 from iiae_cli.data.pictures import PictureError, decode_batches, readable
+from iiae_cli.model import Domain
 
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/1"
 
@@ -69,7 +69,7 @@ class _Tuner:
         network: FeatureNetwork,
         classes: int,
         settings: FineTuning,
-        domain: DomainName,
+        domain: Domain,
         device: torch.device,
     ) -> None:
         self.settings, self.domain, self.device = settings, domain, device
@@ -169,7 +169,7 @@ def fine_tune(
     paths: Sequence[Path],
     labels: Sequence[str],
     *,
-    domain: DomainName,
+    domain: Domain,
     settings: FineTuning,
     preprocessing: Preprocessing,
     checkpoint: Path,

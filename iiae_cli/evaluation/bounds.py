@@ -22,8 +22,9 @@ import torch
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.inference.encoding import inference
+from iiae_cli.model import DOMAINS, other_domain
 from iiae_cli.model.gaussian import kl_between, kl_to_prior
-from iiae_cli.model.iiae import DOMAINS, IIAE, other_domain
+from iiae_cli.model.iiae import IIAE
 
 
 def bound_figures(

@@ -29,7 +29,8 @@ from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.usage import latent_usage
 from iiae_cli.inference.encoding import LatentKind
-from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
+from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.iiae import IIAE
 from iiae_cli.report.curves import DYING_NATS
 
 PROBE_ROWS = 3000

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model import Domain
 
 Owner: TypeAlias = Literal["x", "y", "shared"]
 

@@ -25,7 +25,8 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.translation import prior_samples
-from iiae_cli.model.iiae import IIAE, Domain
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 JUDGE_STEPS = 1500

@@ -15,7 +15,8 @@ from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 from iiae_cli.evaluation.zero_shot import rank_by_class
 from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.retrieval import Metric, partner_ranks
-from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
+from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.iiae import IIAE
 
 RECALL_CUTOFFS = (1, 5, 10)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))

@@ -22,7 +22,8 @@ from iiae_cli.evaluation.metrics import recall_at_k
 from iiae_cli.evaluation.protocols import EncodedPairs, direction_name
 from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.retrieval import Metric, partner_ranks
-from iiae_cli.model.iiae import DOMAINS, IIAE, Domain
+from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.iiae import IIAE
 
 SWAP_ROWS = 1000  # at most; recall's gallery is as large
 Floats = NDArray[np.float32]

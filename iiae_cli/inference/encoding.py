@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.model.iiae import IIAE, Domain
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
 
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]

@@ -37,7 +37,7 @@ from iiae_cli.data.hdf5 import (
     write_texts,
 )
 from iiae_cli.inference.encoding import Encoded, LatentKind
-from iiae_cli.model.iiae import DOMAINS, Domain
+from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")

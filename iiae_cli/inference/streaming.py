@@ -24,7 +24,8 @@ from iiae_cli.data.blocks import BlockLog
 from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.inputs import Inputs, Read
 from iiae_cli.inference.latents import LatentFormat
-from iiae_cli.model.iiae import IIAE, Domain
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
 
 READ_AHEAD = 3  # batches
 WRITE_BEHIND = 2

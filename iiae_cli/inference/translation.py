@@ -11,7 +11,8 @@ from torch import Tensor
 
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.inference.encoding import inference
-from iiae_cli.model.iiae import IIAE, Domain
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
 
 
 def prior_samples(

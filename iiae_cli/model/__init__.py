@@ -8,3 +8,15 @@ Shape legend, used in every module below and above this package:
     Q   queries                   G   gallery
     K   cut-off rank
 """
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+Domain: TypeAlias = Literal["x", "y"]
+DOMAINS: tuple[Domain, Domain] = ("x", "y")
+
+
+def other_domain(domain: Domain) -> Domain:
+    """The domain that `domain` is paired with."""
+    return "y" if domain == "x" else "x"

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from iiae_cli.extensions.edge_features import PictureDescription, PictureMap
 from iiae_cli.extensions.erasure import LinearErasure, SharedPart
+from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.gaussian import DiagonalGaussian, Part
 from iiae_cli.model.networks import (
     ConvTrunk,
@@ -35,14 +35,6 @@ from iiae_cli.model.networks import (
     init_paper_weights,
     map_shared_head,
 )
-
-Domain: TypeAlias = Literal["x", "y"]
-DOMAINS: tuple[Domain, Domain] = ("x", "y")
-
-
-def other_domain(domain: Domain) -> Domain:
-    """The domain that `domain` is paired with."""
-    return "y" if domain == "x" else "x"
 
 
 @dataclass(frozen=True)

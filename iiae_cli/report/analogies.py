@@ -11,7 +11,8 @@ from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import Rows
 from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.translation import translate_rows
-from iiae_cli.model.iiae import IIAE, Domain
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
 from iiae_cli.report.grids import Tile, draw_grid
 
 

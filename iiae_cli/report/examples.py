@@ -16,7 +16,7 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs
 from iiae_cli.evaluation.zero_shot import rank_by_class
 from iiae_cli.inference.retrieval import Ints, Metric, nearest, partner_ranks
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model import Domain
 
 NEIGHBOURS = 5
 

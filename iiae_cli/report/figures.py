@@ -12,7 +12,8 @@ from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import Split
 from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.translation import prior_samples, translate_rows
-from iiae_cli.model.iiae import IIAE, Domain, other_domain
+from iiae_cli.model import Domain, other_domain
+from iiae_cli.model.iiae import IIAE
 from iiae_cli.report.grids import TranslationRow, table1_grid
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.inference.retrieval import Ints
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model import Domain
 from iiae_cli.report.curves import Chart
 from iiae_cli.report.examples import DirectionExamples, Example
 from iiae_cli.report.page import Direction, ExampleGroup, Found, Item, ShownExample, thumbnail_uri

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from iiae_cli.model.iiae import Domain
+from iiae_cli.model import Domain
 from iiae_cli.report.grids import Picture, Tile, draw_grid
 
 TRIPLES = 2  # references that are shown beside every output, as the paper does

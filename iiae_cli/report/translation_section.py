@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from iiae_cli.data.datafile import Split
-from iiae_cli.model.iiae import DOMAINS
+from iiae_cli.model import DOMAINS
 from iiae_cli.report.analogies import analogy_grid
 from iiae_cli.report.examples import spread
 from iiae_cli.report.figures import sample_grid

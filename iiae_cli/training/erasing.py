@@ -17,7 +17,8 @@ from iiae_cli.extensions.erasure import (
     without,
 )
 from iiae_cli.inference.encoding import Encoded, encode_rows
-from iiae_cli.model.iiae import DOMAINS, IIAE, Domain, other_domain
+from iiae_cli.model import DOMAINS, Domain, other_domain
+from iiae_cli.model.iiae import IIAE
 from iiae_cli.training.data import TrainingData
 
 

@@ -17,7 +17,8 @@ from iiae_cli.common import console
 from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.extensions.linear_paths import canonical_maps
-from iiae_cli.model.iiae import DOMAINS, IIAE
+from iiae_cli.model import DOMAINS
+from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import PassInput
 from iiae_cli.training.data import TrainingData
 

@@ -1,6 +1,5 @@
 """Enlarging by small matrix products, held to torch's own kernel bit for bit."""
 
-
 import numpy as np
 import pytest
 import torch

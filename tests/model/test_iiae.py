@@ -9,8 +9,9 @@ from torch import nn
 from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.datafile import DataInfo
+from iiae_cli.model import other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import IIAE, Latents, Posteriors, feature_iiae, image_iiae, other_domain
+from iiae_cli.model.iiae import IIAE, Latents, Posteriors, feature_iiae, image_iiae
 
 PAPER_IMAGE = {
     "channels_x": 3,

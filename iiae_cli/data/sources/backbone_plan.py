@@ -18,11 +18,11 @@ import torchvision
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing, Weights, find_weights
-from iiae_cli.data.datafile import DomainName
 from iiae_cli.data.feature_network import NetworkRecord, SavedNetwork, find_networks
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.finetune import FineTuning
 from iiae_cli.data.leaks import Seen
+from iiae_cli.model import Domain
 
 DEFAULT_BACKBONE = "vgg16"
 
@@ -44,14 +44,14 @@ class Plan:
 
     backbone: str
     weights: Weights | None
-    kept: dict[DomainName, SavedNetwork]
+    kept: dict[Domain, SavedNetwork]
     tuning: FineTuning | None
     preprocessing: Preprocessing
     seen: Seen
     seed: int
     origin: str
 
-    def record(self, width: int, records: dict[DomainName, NetworkRecord]) -> dict[str, Any]:
+    def record(self, width: int, records: dict[Domain, NetworkRecord]) -> dict[str, Any]:
         """How features came about, for the data file.
 
         Args:

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.class_names import class_list_hash, normalise_class
-from iiae_cli.data.datafile import SPLITS, DomainName, Split
+from iiae_cli.data.datafile import SPLITS, Split
 from iiae_cli.data.leaks import Seen, refuse_leak
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS, GIVEN, ClassDivision
 from iiae_cli.data.sources.work import Work, row_reading
-
-DOMAINS: tuple[DomainName, DomainName] = ("x", "y")
+from iiae_cli.model import DOMAINS, Domain
 
 
 class Picture(NamedTuple):
@@ -35,7 +34,7 @@ class Picture(NamedTuple):
     id: str
 
 
-Pictures: TypeAlias = dict[DomainName, list[Picture]]
+Pictures: TypeAlias = dict[Domain, list[Picture]]
 
 
 @dataclass
@@ -71,7 +70,7 @@ def class_pictures(folder: Path, root: Path, *, normalise: bool = False) -> list
     ]
 
 
-def lone_classes(x: Iterable[str], y: Iterable[str]) -> dict[str, DomainName]:
+def lone_classes(x: Iterable[str], y: Iterable[str]) -> dict[str, Domain]:
     """Classes that only one domain has, and which."""
     in_x, in_y = set(x), set(y)
     return {name: "x" if name in in_x else "y" for name in sorted(in_x ^ in_y)}
@@ -100,7 +99,7 @@ def keep_common_rows(split: Split, where: str, skipped: list[str]) -> Split:
     return take_rows(split, rows["x"], rows["y"]) if lone else split
 
 
-def _lone_line(name: str, domain: DomainName, count: int, where: str) -> str:
+def _lone_line(name: str, domain: Domain, count: int, where: str) -> str:
     return f"class {name} of {where}: only in {domain}, its {count} rows are left out"
 
 

@@ -13,7 +13,6 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import SPLITS, sha256_of
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.sources.class_sets import (
-    DOMAINS,
     ClassSet,
     Pictures,
     class_pictures,
@@ -32,6 +31,7 @@ from iiae_cli.data.sources.given_features import (
     source_files,
 )
 from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.model import DOMAINS
 
 
 def read_classes(

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.arrays import BROKEN, is_pickled, map_npy
-from iiae_cli.data.datafile import SPLITS, DomainName, Split
+from iiae_cli.data.datafile import SPLITS, Split
 from iiae_cli.data.leaks import UNKNOWN, Seen
+from iiae_cli.model import Domain
 
-FILE_NAMES: dict[DomainName, str] = {"x": "sketch", "y": "image"}
+FILE_NAMES: dict[Domain, str] = {"x": "sketch", "y": "image"}
 SEEN_FILE = "classes_seen.txt"
 
 Get = Callable[[str], "tuple[NDArray[Any], str] | None"]

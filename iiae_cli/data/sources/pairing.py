@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DOMAINS, SPLITS, DomainName, Split
+from iiae_cli.data.datafile import SPLITS, Split
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources.work import NOTHING_KEPT, ReadBlock, Work, file_reading
+from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_SIZE = 256  # where pictures differ in size
 Item = TypeVar("Item")
@@ -136,7 +137,7 @@ def read_splits(
     return splits
 
 
-def _partners(pairs: list[Pair], domain: DomainName) -> dict[Path, list[Path]]:
+def _partners(pairs: list[Pair], domain: Domain) -> dict[Path, list[Path]]:
     """The pictures of a domain, each once, with those that they are paired with."""
     partners: dict[Path, list[Path]] = {}
     for pair in pairs:

@@ -19,10 +19,9 @@ from torch import nn
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
 from iiae_cli.data.backbone import build_backbone
-from iiae_cli.data.datafile import DomainName, Split
+from iiae_cli.data.datafile import Split
 from iiae_cli.data.extract import feature_reading
 from iiae_cli.data.feature_network import (
-    DOMAINS,
     FeatureNetwork,
     NetworkRecord,
     load_network,
@@ -35,6 +34,7 @@ from iiae_cli.data.leaks import refuse_leak
 from iiae_cli.data.sources.backbone_plan import Plan, plan_backbone
 from iiae_cli.data.sources.class_sets import ClassSet, Picture, Pictures, finish
 from iiae_cli.data.sources.work import ReadBlock, Reading, Work
+from iiae_cli.model import DOMAINS, Domain
 
 
 def picture_features(
@@ -119,13 +119,13 @@ class _Networks:
         self.plan, self.folder, self.options, self.workers = plan, folder, options, workers
         self.interrupted = interrupted
         self.device = torch.device(options.device)
-        self._ready: dict[DomainName, nn.Module] = {}
-        self.records: dict[DomainName, NetworkRecord] = {
+        self._ready: dict[Domain, nn.Module] = {}
+        self.records: dict[Domain, NetworkRecord] = {
             domain: one.record for domain, one in plan.kept.items()
         }
         self._body: tuple[nn.Module, int] | None = None
 
-    def tune(self, domain: DomainName, pictures: list[Picture]) -> None:
+    def tune(self, domain: Domain, pictures: list[Picture]) -> None:
         """Fine-tune a domain's network, unless the folder has it."""
         path = self.folder / f"{domain}.safetensors"
         if not path.exists():
@@ -156,13 +156,13 @@ class _Networks:
             checkpoint.unlink(missing_ok=True)
         self.records[domain] = read_record(path, domain)
 
-    def get(self, domain: DomainName) -> nn.Module:
+    def get(self, domain: Domain) -> nn.Module:
         """A domain's network; the other's is let go of."""
         if domain not in self._ready:
             self._ready = {domain: self._load(domain)}
         return self._ready[domain]
 
-    def _load(self, domain: DomainName) -> nn.Module:
+    def _load(self, domain: Domain) -> nn.Module:
         """A domain's network; without fine-tuning both domains share one."""
         if self.plan.kept:
             return load_network(self.plan.kept[domain].path, domain)
@@ -173,7 +173,7 @@ class _Networks:
             self._body = build_backbone(self.plan.backbone, self.plan.weights, self.plan.seed)
         return self._body[0]
 
-    def reading(self, domain: DomainName, split: str, pictures: list[Picture]) -> Reading:
+    def reading(self, domain: Domain, split: str, pictures: list[Picture]) -> Reading:
         """Features of a split's pictures of one domain."""
         return feature_reading(
             f"{split}/{domain}",
@@ -196,7 +196,7 @@ class _Networks:
 
 
 def _fill(
-    split: Split, name: str, domain: DomainName, found: ReadBlock, pictures: list[Picture]
+    split: Split, name: str, domain: Domain, found: ReadBlock, pictures: list[Picture]
 ) -> None:
     """Put a domain's features, ids and labels into the split of a name.
 

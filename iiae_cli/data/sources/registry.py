@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.paths import data_folder
-from iiae_cli.data.datafile import (
-    DOMAINS,
-    DataFile,
-    Split,
-    sha256_of,
-    versions_json,
-    write_data_file,
-)
+from iiae_cli.data.datafile import DataFile, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.sources.archives import find_folder
@@ -43,6 +36,7 @@ from iiae_cli.data.sources.side_by_side import read_side_by_side
 from iiae_cli.data.sources.sketchy import read_sketchy
 from iiae_cli.data.sources.work import NOTHING_KEPT, Reading, Work, row_reading
 from iiae_cli.data.workspace import workspace
+from iiae_cli.model import DOMAINS
 
 TEST_DIGITS = 300
 TRAIN_IDX = 50_000

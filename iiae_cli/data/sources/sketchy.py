@@ -14,7 +14,7 @@ from pathlib import Path
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.class_names import normalise_class
-from iiae_cli.data.datafile import DomainName, Split, sha256_of
+from iiae_cli.data.datafile import Split, sha256_of
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.leaks import UNKNOWN
 from iiae_cli.data.sources.class_sets import (
@@ -39,11 +39,12 @@ from iiae_cli.data.sources.class_splits import (
 )
 from iiae_cli.data.sources.given_features import has_features, read_features, source_files
 from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.model import Domain
 
 RELEASED = {"sempcyc-25": "split1", "eccv18-21": "split2"}
 PUBLISHED = {"x": 75_479, "y": 73_002}
 EPOCHS = 10
-_WORDS: dict[DomainName, str] = {"x": "sketch", "y": "photo"}
+_WORDS: dict[Domain, str] = {"x": "sketch", "y": "photo"}
 _TRANSFORM = "tx_000000000000"
 
 
@@ -73,7 +74,7 @@ def find_pictures_of(source: Path) -> Pictures | None:
     return found
 
 
-def _domain_folder(root: Path, domain: DomainName) -> Path | None:
+def _domain_folder(root: Path, domain: Domain) -> Path | None:
     """`ROOT/sketch/tx_000000000000`, or the only folder that begins so."""
     folder = root / _WORDS[domain]
     exact = folder / _TRANSFORM
