@@ -240,7 +240,7 @@ def prepare(
       iiae prepare classes my-classes/ --backbone resnet18 --shard auto -o 'mine-{shard}.h5' --resume     in a job array
       iiae prepare mine-*-of-4.h5 --merge -o data/mine.h5
     """
-    from iiae_cli.cli import prepare as command
+    from iiae_cli.cli import prepare_run as command
     from iiae_cli.common.paths import data_folder
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.parts import Part
@@ -425,7 +425,7 @@ def train(
     }
     with stop_on_signals(limit, preempt=preempt_signal) as stop:
         with stop.cuttable(on_time=False):
-            from iiae_cli.cli import train as command  # imports torch, for seconds
+            from iiae_cli.cli import train_run as command  # imports torch, for seconds
             from iiae_cli.data.staging import Staging
 
         options = command.TrainOptions(
@@ -505,7 +505,7 @@ def encode(
     output = shard_output(output, shard, part)
     with stop_on_signals() as stop:
         with stop.cuttable():
-            from iiae_cli.cli import encode as command  # imports torch, for seconds
+            from iiae_cli.cli import encode_run as command  # imports torch, for seconds
 
         options = command.EncodeOptions(
             output=output,
@@ -578,7 +578,7 @@ def retrieve(
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
       iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
-    from iiae_cli.cli import retrieve as command
+    from iiae_cli.cli import retrieve_run as command
 
     options = command.RetrieveOptions(
         index=index,
@@ -657,7 +657,7 @@ def translate(
       iiae translate query.png --from x --reference red.png --reference blue.png --interpolate 7 --grid line.png
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided --grid table1.png
     """
-    from iiae_cli.cli import translate as command
+    from iiae_cli.cli import translate_run as command
 
     options = command.TranslateOptions(
         source=source.value,
@@ -771,7 +771,7 @@ def evaluate(
       iiae evaluate --run runs/digits-cdcb-seed0 --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
-    from iiae_cli.cli import evaluate as command
+    from iiae_cli.cli import evaluate_run as command
 
     options = command.EvaluateOptions(
         run=run,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iiae_cli.cli.prepare import PrepareResult, how_to_go_on, result_of, with_device
+from iiae_cli.cli.prepare_run import PrepareResult, how_to_go_on, result_of, with_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing

@@ -464,7 +464,7 @@ def test_guided_translation_needs_partners(iiae: Program, trained: Trained, quer
 def test_whole_folders_stream_and_blocks_change_nothing(
     iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from iiae_cli.cli import translate
+    from iiae_cli.cli import translate_run as translate
 
     for part in ("a", "b"):
         Path("in", part).mkdir(parents=True)
