@@ -4,97 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Protocol
 
 import typer
 
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common import console
+from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
 
-
-class DomainName(StrEnum):
-    """A domain."""
-
-    x = "x"
-    y = "y"
-
-
-class MetricName(StrEnum):
-    """A distance."""
-
-    euclidean = "euclidean"
-    cosine = "cosine"
-
-
-class LatentName(StrEnum):
-    """A kind of latent."""
-
-    shared = "shared"
-    exclusive = "exclusive"
-
-
-class LatentsName(StrEnum):
-    """Which latents to keep."""
-
-    shared = "shared"
-    exclusive = "exclusive"
-    both = "both"
-
-
-class SplitName(StrEnum):
-    """A split of a prepared file."""
-
-    train = "train"
-    valid = "valid"
-    test = "test"
-
-
-class BackendName(StrEnum):
-    """Who searches for neighbours."""
-
-    auto = "auto"
-    sklearn = "sklearn"
-    torch = "torch"
-    faiss = "faiss"
-
-
-class PrecisionName(StrEnum):
-    """Arithmetic of the networks."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-    fp64 = "fp64"
-
-
-class DtypeName(StrEnum):
-    """Number format of a latent cache."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
-class LpipsName(StrEnum):
-    """Networks of LPIPS."""
-
-    alex = "alex"
-    vgg = "vgg"
-    both = "both"
-    none = "none"
-
-
-class TaskName(StrEnum):
-    """What to measure."""
-
-    retrieval = "retrieval"
-    zero_shot = "zero-shot"
-    translation = "translation"
-    disentanglement = "disentanglement"
-    all = "all"
-
+DomainName = Literal["x", "y"]
+SplitName = Literal["train", "valid", "test"]
+MetricName = Literal["euclidean", "cosine"]
 
 # Options that several commands share, each with one help text.
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -110,6 +32,31 @@ SplitOption = Annotated[
     SplitName, typer.Option("--split", help="Split, where an input is a prepared .h5.")
 ]
 NulFlag = Annotated[bool, typer.Option("-0", help="Paths on standard input are NUL-separated.")]
+
+
+class Result(Protocol):
+    """What every command returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+
+
+def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
+    """Print a result; exit 3 where inputs were skipped."""
+    try:
+        if as_json:
+            console.print_json(result.to_json())
+        else:
+            result.show()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if skipped:
+        console.warn(f"{len(skipped)} inputs were skipped")
+        raise typer.Exit(EXIT_SOME_SKIPPED)
 
 
 def seconds_of(text: str) -> float:
