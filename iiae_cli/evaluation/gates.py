@@ -1,12 +1,10 @@
 """`--fail-under KEY=VALUE` and `--fail-over KEY=VALUE`: figures as gates for scripts.
 
-A gate says how good a figure must at least be. For most figures better is larger and a smaller value fails. Where the
-key's last part names an error, `l1…`, `lpips…`, `error_…`, `leakage…` or `median_rank`, better is smaller and a larger
-value fails. KL terms are no errors: an exclusive latent whose KL falls towards zero says nothing, so the gate on it is
-a floor. `--fail-over` is a ceiling whatever the key names: the R² of a colour is good in one latent, a leak in another.
-A figure that was not measured (null, NaN) fails every gate.
-
-Gates are parsed before anything is measured, and all that fail are reported together.
+`--fail-under` says how good a figure must be at least: a floor, or, where the key's last part names
+an error (`l1…`, `lpips…`, `error_…`, `leakage…`, `median_rank`), a ceiling. KL terms are no errors:
+an exclusive latent whose KL falls towards zero holds nothing. `--fail-over` is a ceiling whatever
+the key names: the R² of a colour is good in one latent and a leak in another. A figure that was not
+measured (null, NaN) fails every gate.
 """
 
 from __future__ import annotations
@@ -20,113 +18,93 @@ from typing import Any
 from iiae_cli.common.errors import IiaeError
 
 _ERRORS = ("l1", "lpips", "error", "leakage", "median_rank")
-_SHOWN = 5  # near matches in a hint
+_EXAMPLES = {
+    "--fail-under": "retrieval.shared.x_to_y.recall@1=0.9",
+    "--fail-over": "disentanglement.latents.shared_x.leakage_mean=0.1",
+}
+_NEAR_MATCHES = 5
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A dotted key, as in `retrieval.shared.x_to_y.recall@1`, and the bound that its figure must keep.
-
-    Attributes:
-        key: of the figure.
-        bound: the least value allowed; the largest where `lower_is_better`.
-        ceiling: whether the bound is the largest value whatever the key names.
-    """
+    """A dotted key, as `retrieval.shared.x_to_y.recall@1`, and the bound that its figure keeps."""
 
     key: str
     bound: float
-    ceiling: bool = False
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the figure is an error, so that the bound is its largest allowed value."""
-        name = self.key.rsplit(".", 1)[-1]
-        return self.ceiling or any(
-            name == error or name.startswith(f"{error}_") for error in _ERRORS
-        )
+    is_ceiling: bool
 
     def failure(self, value: float | None) -> str | None:
-        """A line saying why a figure does not pass, or None."""
+        """A line that says why a figure does not pass, or None."""
         if value is None or math.isnan(value):
             return f"{self.key} could not be measured"
-        if self.lower_is_better:
-            return (
-                None
-                if value <= self.bound
-                else f"{self.key} is {value:.6g}, above {self.bound:.6g}"
-            )
-        return None if value >= self.bound else f"{self.key} is {value:.6g}, below {self.bound:.6g}"
+        if self.is_ceiling and value > self.bound:
+            return f"{self.key} is {value:.6g}, above {self.bound:.6g}"
+        if not self.is_ceiling and value < self.bound:
+            return f"{self.key} is {value:.6g}, below {self.bound:.6g}"
+        return None
 
 
 def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
-    """Gates of `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`.
+    """Gates from `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`.
 
     Raises:
-        IiaeError: some are not that; all of the first option that has any are named.
+        IiaeError: some are malformed; all of the first option that has any are named.
     """
-    return [
-        *_parsed("--fail-under", under, "retrieval.shared.x_to_y.recall@1=0.9"),
-        *_parsed("--fail-over", over, "disentanglement.latents.shared_x.leakage_mean=0.1"),
-    ]
-
-
-def _parsed(option: str, texts: Sequence[str], example: str) -> list[Gate]:
-    gates, wrong = [], []
-    for text in texts:
-        key, _, bound_text = text.partition("=")
-        try:
-            bound = float(bound_text)
-        except ValueError:
-            bound = math.nan
-        if key and math.isfinite(bound):
-            gates.append(Gate(key, bound, ceiling=option == "--fail-over"))
-        else:
-            wrong.append(text)
-    if wrong:
-        raise IiaeError(
-            f"{option} {', '.join(wrong)} is not KEY=VALUE",
-            f"write {option} {example}",
-        )
+    gates = []
+    for option, texts in (("--fail-under", under), ("--fail-over", over)):
+        wrong = [text for text in texts if not _is_gate(text)]
+        if wrong:
+            message = f"{option} {', '.join(wrong)} is not KEY=VALUE"
+            raise IiaeError(message, f"write {option} {_EXAMPLES[option]}")
+        for text in texts:
+            key, _, bound = text.partition("=")
+            gates.append(Gate(key, float(bound), option == "--fail-over" or is_error(key)))
     return gates
 
 
-def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]:
-    """A line for every gate that its figure does not pass.
+def is_error(key: str) -> bool:
+    """Whether a dotted key's last part names an error, of which less is better."""
+    name = key.rsplit(".", 1)[-1]
+    return any(name == error or name.startswith(f"{error}_") for error in _ERRORS)
 
-    Args:
-        gates: of `parse_gates`.
-        figures: nested mappings by name, numbers or None at their ends.
+
+def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]:
+    """A line for every gate that its figure, among nested mappings of numbers, does not pass.
 
     Raises:
         IiaeError: keys that name no figure; all are named, near matches in the hint.
     """
     known = dotted_figures(figures)
-    unknown = [gate.key for gate in gates if gate.key not in known]
+    unknown = list(dict.fromkeys(gate.key for gate in gates if gate.key not in known))
     if unknown:
-        named = ", ".join(f"'{key}'" for key in dict.fromkeys(unknown))
         near = list(dict.fromkeys(match for key in unknown for match in _near(key, list(known))))
-        found = (
-            f"near matches: {', '.join(near)}"
-            if near
-            else f"figures: {', '.join(known) or 'none was measured'}"
-        )
-        raise IiaeError(f"there is no figure {named}", found)
+        hint = f"figures: {', '.join(known) or 'none was measured'}"
+        if near:
+            hint = f"near matches: {', '.join(near)}"
+        raise IiaeError(f"there is no figure {', '.join(map(repr, unknown))}", hint)
     return [line for gate in gates if (line := gate.failure(known[gate.key])) is not None]
 
 
 def dotted_figures(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
     """Every number (or None) of nested mappings by its dotted key; anything else is left out."""
-    found: dict[str, float | None] = {}
+    dotted: dict[str, float | None] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            found |= dotted_figures(value, f"{prefix}{name}.")
+            dotted |= dotted_figures(value, f"{prefix}{name}.")
         elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            found[f"{prefix}{name}"] = value
-    return found
+            dotted[f"{prefix}{name}"] = value
+    return dotted
+
+
+def _is_gate(text: str) -> bool:
+    key, _, bound = text.partition("=")
+    try:
+        return bool(key) and math.isfinite(float(bound))
+    except ValueError:
+        return False
 
 
 def _near(key: str, known: list[str]) -> list[str]:
-    """Keys that hold the text as it is, else those spelt much like it."""
-    return [one for one in known if key in one][:_SHOWN] or difflib.get_close_matches(
-        key, known, n=_SHOWN, cutoff=0.7
-    )
+    """Keys that contain the text as it is, else those spelt much like it."""
+    holding = [name for name in known if key in name][:_NEAR_MATCHES]
+    return holding or difflib.get_close_matches(key, known, n=_NEAR_MATCHES, cutoff=0.7)
