@@ -93,7 +93,7 @@ def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Ca
         nonlocal done
         posteriors = model.infer(x, y)
         reconstructions = model.generate(model.sample(posteriors))
-        loss = objective(*model.targets(x, y), posteriors, reconstructions, done)["loss"]
+        loss = objective(posteriors, reconstructions, done)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -159,9 +159,7 @@ def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> flo
     with counter:
         posteriors = model.infer(x, y)
         reconstructions = model.generate(model.sample(posteriors))
-        build_objective(work.config)(*model.targets(x, y), posteriors, reconstructions, 0)[
-            "loss"
-        ].backward()
+        build_objective(work.config)(posteriors, reconstructions, 0)["loss"].backward()
     return float(counter.get_total_flops())
 
 

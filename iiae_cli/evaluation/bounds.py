@@ -67,12 +67,11 @@ def bound_figures(
             latents = model.sample(posteriors, generator)
             made = model.generate(latents)
             batch = {"shared": kl_to_prior(joint)}
-            for domain, decoded, target in zip(
-                DOMAINS, (made.x, made.y), model.targets(*inputs), strict=True
-            ):
-                single = getattr(posteriors, f"shared_{other_domain(domain)}")
+            for domain in DOMAINS:
+                decoded, target = made.mean[domain], posteriors.inputs[domain]
+                single = posteriors.shared[other_domain(domain)]
                 batch[f"{domain}.shared_given_other"] = kl_between(joint, single)
-                exclusive = getattr(posteriors, f"exclusive_{domain}")
+                exclusive = posteriors.exclusive.get(domain)
                 if exclusive is not None:
                     error = (decoded - target).float()
                     error = (error.abs() if loss == "l1" else error.square()).flatten(1).mean(dim=1)

@@ -10,8 +10,8 @@ Shapes: B batch, C H W pictures, F features, S shared latent (a map (C, H, W) or
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,35 +39,31 @@ from iiae_cli.model.networks import (
 
 @dataclass(frozen=True)
 class Posteriors:
-    """What the encoders say of a batch of pairs.
+    """Posteriors of a batch of pairs, and the inputs that the networks read.
 
-    The exclusive ones are None in the II ablation (Eq. 22), and with them the joint one in a dual encoder.
+    A dual encoder has neither `exclusive` nor `joint_shared`, the II ablation (Eq. 22) no `exclusive`.
     """
 
-    exclusive_x: DiagonalGaussian | None  # q(z^x|x)    (B, E)
-    exclusive_y: DiagonalGaussian | None  # q(z^y|y)    (B, E)
+    inputs: Mapping[Domain, Tensor]  # (B, …) each, what reconstructions are compared with
+    exclusive: Mapping[Domain, DiagonalGaussian]  # q(z^x|x), q(z^y|y)  (B, E); or empty
     joint_shared: DiagonalGaussian | None  # q(z^s|x,y)  (B, S…)
-    shared_x: DiagonalGaussian  # r^x(z^s|x)  (B, S…)
-    shared_y: DiagonalGaussian  # r^y(z^s|y)  (B, S…)
+    shared: Mapping[Domain, DiagonalGaussian]  # r^x(z^s|x), r^y(z^s|y)  (B, S…)
 
 
 @dataclass(frozen=True)
 class Latents:
     """One sample of every latent of a batch."""
 
-    exclusive_x: Tensor | None
-    exclusive_y: Tensor | None
-    shared: Tensor
+    exclusive: Mapping[Domain, Tensor]  # (B, E); empty in the II ablation
+    shared: Tensor  # (B, S…)
 
 
 @dataclass(frozen=True)
 class Reconstructions:
     """Means of p(x|z^x, z^s), p(y|z^y, z^s) and, in the ELBO + λ·II ablation, of p(x|z^s), p(y|z^s)."""
 
-    x: Tensor
-    y: Tensor
-    shared_only_x: Tensor | None = None
-    shared_only_y: Tensor | None = None
+    mean: Mapping[Domain, Tensor]
+    shared_only: Mapping[Domain, Tensor] = field(default_factory=dict)
 
 
 class Standardise(nn.Module):
@@ -141,26 +137,30 @@ class IIAE(nn.Module):
         exclusive_dim: int,
     ) -> None:
         super().__init__()
-        self.exclusive_x, self.exclusive_y = x.exclusive, y.exclusive
-        self.features_x, self.features_y = x.features, y.features
-        self.shared_x, self.shared_y = x.shared, y.shared
-        self.decoder_x, self.decoder_y = x.decoder, y.decoder
-        self.shared_decoder_x, self.shared_decoder_y = x.shared_decoder, y.shared_decoder
-        self.standardise_x, self.standardise_y = x.standardise, y.standardise
+        networks = {"x": x, "y": y}
+
+        def by_domain(kind: str) -> nn.ModuleDict:
+            parts = {domain: getattr(networks[domain], kind) for domain in DOMAINS}
+            return nn.ModuleDict({d: part for d, part in parts.items() if part is not None})
+
+        self.exclusive = by_domain("exclusive")
+        self.features = by_domain("features")
+        self.shared = by_domain("shared")
+        self.decoder = by_domain("decoder")
+        self.shared_decoder = by_domain("shared_decoder")
+        self.standardise = by_domain("standardise")
         self.joint_shared = joint_shared
         self.shared_shape = shared_shape
         self.exclusive_dim = exclusive_dim
         # Beyond the paper: what `add_erasure` puts between the posteriors and whoever asks for one latent.
-        self.erase_shared_x: LinearErasure | None = None
-        self.erase_shared_y: LinearErasure | None = None
-        self.shared_part_x: SharedPart | None = None
-        self.shared_part_y: SharedPart | None = None
+        self.erase_shared = nn.ModuleDict()
+        self.shared_part = nn.ModuleDict()
         self.apply(init_paper_weights)
 
     @property
     def generative(self) -> bool:
         """Whether there are decoders, and what trains them; without, this is a dual encoder: r alone (InfoNCE)."""
-        return self.decoder_x is not None
+        return bool(self.decoder)
 
     def add_erasure(self, *, shared: bool, exclusive: bool) -> None:
         """Let `encode_shared` erase from shared means, and `encode_exclusive` and `decode` use exclusive residuals.
@@ -170,73 +170,64 @@ class IIAE(nn.Module):
         width = math.prod(self.shared_shape)
         for domain in DOMAINS:
             if shared:
-                setattr(self, f"erase_shared_{domain}", LinearErasure(width))
+                self.erase_shared[domain] = LinearErasure(width)
             if exclusive and self.exclusive_dim:
-                setattr(self, f"shared_part_{domain}", SharedPart(width, self.exclusive_dim))
+                self.shared_part[domain] = SharedPart(width, self.exclusive_dim)
 
-    def _part(self, name: str, domain: Domain) -> nn.Module | None:
-        part: nn.Module | None = getattr(self, f"{name}_{domain}")
-        return part
-
-    def _read(self, domain: Domain, inputs: Tensor) -> Tensor:
-        standardise = self._part("standardise", domain)
+    def read(self, domain: Domain, inputs: Tensor) -> Tensor:
+        """Inputs (B, …) as the networks read them."""
         inputs = inputs.to(self._dtype)
-        return inputs if standardise is None else standardise(inputs)
+        if domain in self.standardise:
+            inputs = self.standardise[domain](inputs)
+        return inputs
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def targets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Both inputs in the units that `generate` answers in, for the objective to compare."""
-        return self._read("x", x), self._read("y", y)
-
     def infer(self, x: Tensor, y: Tensor) -> Posteriors:
         """All posteriors of a batch of pairs, x (B, …) and y (B, …); each FE runs once."""
-        x, y = self.targets(x, y)
-        features_x, features_y = self.features_x(x), self.features_y(y)
-        joint = (
-            None
-            if self.joint_shared is None
-            else self.joint_shared(torch.cat([features_x, features_y], dim=1))
-        )
-        return Posteriors(
-            exclusive_x=None
-            if self.exclusive_x is None
-            else DiagonalGaussian.from_heads(self.exclusive_x(x)),
-            exclusive_y=None
-            if self.exclusive_y is None
-            else DiagonalGaussian.from_heads(self.exclusive_y(y)),
-            joint_shared=None if joint is None else DiagonalGaussian.from_heads(joint),
-            shared_x=DiagonalGaussian.from_heads(self.shared_x(features_x)),
-            shared_y=DiagonalGaussian.from_heads(self.shared_y(features_y)),
-        )
+        inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
+        features = {domain: self.features[domain](inputs[domain]) for domain in DOMAINS}
+        joint = None
+        if self.joint_shared is not None:
+            joint = DiagonalGaussian.from_heads(
+                self.joint_shared(torch.cat(list(features.values()), dim=1))
+            )
+        exclusive: dict[Domain, DiagonalGaussian] = {}
+        if self.exclusive:
+            for domain in DOMAINS:
+                heads = self.exclusive[domain](inputs[domain])
+                exclusive[domain] = DiagonalGaussian.from_heads(heads)
+        shared = {
+            domain: DiagonalGaussian.from_heads(self.shared[domain](features[domain]))
+            for domain in DOMAINS
+        }
+        return Posteriors(inputs, exclusive, joint, shared)
 
     @staticmethod
     def sample(
         posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None
     ) -> Latents:
         """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y), reparameterised; `part` as in `DiagonalGaussian.sample`."""
-        x, y = posteriors.exclusive_x, posteriors.exclusive_y
         assert posteriors.joint_shared is not None
-        return Latents(
-            exclusive_x=None if x is None else x.sample(generator, part),
-            exclusive_y=None if y is None else y.sample(generator, part),
-            shared=posteriors.joint_shared.sample(generator, part),
-        )
+        exclusive = {
+            domain: posterior.sample(generator, part)
+            for domain, posterior in posteriors.exclusive.items()
+        }
+        return Latents(exclusive, posteriors.joint_shared.sample(generator, part))
 
     def generate(self, latents: Latents) -> Reconstructions:
-        """Decode a batch of latents into both domains, in the units of `targets`."""
-        assert self.decoder_x is not None and self.decoder_y is not None
+        """Decode a batch of latents into both domains, in the units of `Posteriors.inputs`."""
+        mean: dict[Domain, Tensor] = {
+            domain: self.decoder[domain](latents.shared, latents.exclusive.get(domain))
+            for domain in DOMAINS
+        }
+        if not self.shared_decoder:
+            return Reconstructions(mean)
         return Reconstructions(
-            x=self.decoder_x(latents.shared, latents.exclusive_x),
-            y=self.decoder_y(latents.shared, latents.exclusive_y),
-            shared_only_x=None
-            if self.shared_decoder_x is None
-            else self.shared_decoder_x(latents.shared, None),
-            shared_only_y=None
-            if self.shared_decoder_y is None
-            else self.shared_decoder_y(latents.shared, None),
+            mean,
+            {domain: self.shared_decoder[domain](latents.shared, None) for domain in DOMAINS},
         )
 
     def start_linear_paths(self, weight: Tensor) -> None:
@@ -255,7 +246,7 @@ class IIAE(nn.Module):
 
         The joint encoder begins as the mean of both.
         """
-        for path, weight, bias in zip((self.shared_x, self.shared_y), weights, biases, strict=True):
+        for path, weight, bias in zip(self.shared.values(), weights, biases, strict=True):
             assert isinstance(path, LinearPathHead | DescribedMapHead)
             path.start(weight, bias)
         if isinstance(self.joint_shared, LinearPathHead | DescribedMapHead):
@@ -267,19 +258,15 @@ class IIAE(nn.Module):
             path.hold()
 
     def _linear_paths(self) -> list[LinearPathHead]:
-        return [part for part in self.children() if isinstance(part, LinearPathHead)]
+        return [part for part in self.modules() if isinstance(part, LinearPathHead)]
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone: what retrieval and translation use."""
-        features, head = self._part("features", domain), self._part("shared", domain)
-        assert features is not None and head is not None
-        posterior = DiagonalGaussian.from_heads(head(features(self._read(domain, inputs))))
-        erase = self._part("erase_shared", domain)
-        return (
-            posterior
-            if erase is None
-            else DiagonalGaussian(erase(posterior.mean), posterior.logvar)
-        )
+        features = self.features[domain](self.read(domain, inputs))
+        posterior = DiagonalGaussian.from_heads(self.shared[domain](features))
+        if domain not in self.erase_shared:
+            return posterior
+        return DiagonalGaussian(self.erase_shared[domain](posterior.mean), posterior.logvar)
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """q(z^x|x) or q(z^y|y); with exclusive residuals, of z^x − f(z^s).
@@ -287,16 +274,14 @@ class IIAE(nn.Module):
         Raises:
             ValueError: this model has no exclusive latents (II ablation).
         """
-        encoder = self._part("exclusive", domain)
-        if encoder is None:
+        if not self.exclusive:
             raise ValueError("this model was trained without exclusive latents")
-        posterior = DiagonalGaussian.from_heads(encoder(self._read(domain, inputs)))
-        shared_part = self._part("shared_part", domain)
-        if shared_part is None:
+        heads = self.exclusive[domain](self.read(domain, inputs))
+        posterior = DiagonalGaussian.from_heads(heads)
+        if domain not in self.shared_part:
             return posterior
-        return DiagonalGaussian(
-            posterior.mean - shared_part(self.encode_shared(domain, inputs).mean), posterior.logvar
-        )
+        predicted = self.shared_part[domain](self.encode_shared(domain, inputs).mean)
+        return DiagonalGaussian(posterior.mean - predicted, posterior.logvar)
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in `domain`: pictures in [−1, 1] or features. `shared` may be flattened (B, S).
@@ -304,16 +289,16 @@ class IIAE(nn.Module):
         Raises:
             ValueError: this model is a dual encoder, without decoders.
         """
-        decoder, shared_part = self._part("decoder", domain), self._part("shared_part", domain)
-        if decoder is None:
+        if not self.decoder:
             raise ValueError("this model was trained without decoders")
         shared = shared.to(self._dtype)
         exclusive = None if exclusive is None else exclusive.to(self._dtype)
-        if shared_part is not None and exclusive is not None:
-            exclusive = exclusive + shared_part(shared)
-        decoded: Tensor = decoder(shared.reshape(-1, *self.shared_shape), exclusive)
-        standardise = getattr(self, f"standardise_{domain}")
-        return decoded if standardise is None else standardise.inverse(decoded)
+        if domain in self.shared_part and exclusive is not None:
+            exclusive = exclusive + self.shared_part[domain](shared)
+        decoded: Tensor = self.decoder[domain](shared.reshape(-1, *self.shared_shape), exclusive)
+        if domain in self.standardise:
+            decoded = self.standardise[domain].inverse(decoded)  # type: ignore[operator]
+        return decoded
 
 
 def image_iiae(

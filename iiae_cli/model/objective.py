@@ -17,14 +17,16 @@ a penalty on what exclusive means tell of the content (`independence.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from iiae_cli.extensions.contrastive import info_nce
 from iiae_cli.extensions.dependence import dependence
+from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian, full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
 
@@ -117,8 +119,6 @@ class Objective:
 
     def __call__(
         self,
-        x: Tensor,
-        y: Tensor,
         posteriors: Posteriors,
         reconstructions: Reconstructions | None,
         step: int,
@@ -134,7 +134,7 @@ class Objective:
         """
         contrast = None
         if self.contrastive or self.kind == "infonce":
-            x_means, y_means = posteriors.shared_x.mean, posteriors.shared_y.mean
+            x_means, y_means = (posteriors.shared[domain].mean for domain in DOMAINS)
             if gather is not None:
                 x_means, y_means = gather(x_means), gather(y_means)
             contrast = info_nce(x_means, y_means, self.temperature)
@@ -144,7 +144,7 @@ class Objective:
                 "loss": contrast.clone(),
                 "contrastive": contrast,
             }  # two sums must not share memory
-        terms = self._bound(x, y, posteriors, reconstructions, step)
+        terms = self._bound(posteriors, reconstructions, step)
         if contrast is not None:
             terms |= {"loss": terms["loss"] + self.contrastive * contrast, "contrastive": contrast}
         if self.independence:
@@ -163,52 +163,45 @@ class Objective:
                 else DiagonalGaussian(gather(posterior.mean), gather(posterior.logvar))
             )
 
-        exclusive_x, exclusive_y = posteriors.exclusive_x, posteriors.exclusive_y
-        assert exclusive_x is not None and exclusive_y is not None
         return {
-            "dependence_x": dependence(whole(exclusive_x), whole(posteriors.shared_y)),
-            "dependence_y": dependence(whole(exclusive_y), whole(posteriors.shared_x)),
+            f"dependence_{domain}": dependence(
+                whole(posterior), whole(posteriors.shared[other_domain(domain)])
+            )
+            for domain, posterior in posteriors.exclusive.items()
         }
 
     def _bound(
-        self,
-        x: Tensor,
-        y: Tensor,
-        posteriors: Posteriors,
-        reconstructions: Reconstructions,
-        step: int,
+        self, posteriors: Posteriors, reconstructions: Reconstructions, step: int
     ) -> dict[str, Tensor]:
         assert posteriors.joint_shared is not None
         weights = term_weights(self.kind, self.lam)
         annealing = kl_annealing(step, self.annealing_steps)
-        terms = {
-            "reconstruction_x": self._reconstruction(reconstructions.x, x),
-            "reconstruction_y": self._reconstruction(reconstructions.y, y),
-            "kl_shared_x": kl_between(posteriors.joint_shared, posteriors.shared_x).mean(),
-            "kl_shared_y": kl_between(posteriors.joint_shared, posteriors.shared_y).mean(),
-            "kl_shared_prior": kl_to_prior(posteriors.joint_shared).mean(),
+        joint, inputs = posteriors.joint_shared, posteriors.inputs
+        terms: dict[str, Tensor] = {}
+
+        def add(name: str, values: Mapping[Domain, Tensor]) -> Tensor:
+            terms.update({f"{name}_{domain}": value for domain, value in values.items()})
+            return sum(values.values(), torch.zeros(()))
+
+        def error(decoded: Mapping[Domain, Tensor]) -> dict[Domain, Tensor]:
+            return {d: self._reconstruction(mean, inputs[d]) for d, mean in decoded.items()}
+
+        loss = weights.reconstruction * add("reconstruction", error(reconstructions.mean))
+        fits: dict[Domain, Tensor] = {
+            domain: kl_between(joint, r).mean() for domain, r in posteriors.shared.items()
         }
-        loss = weights.reconstruction * (terms["reconstruction_x"] + terms["reconstruction_y"])
-        loss = loss + weights.shared_kl * (terms["kl_shared_x"] + terms["kl_shared_y"])
+        loss = loss + weights.shared_kl * add("kl_shared", fits)
+        terms["kl_shared_prior"] = kl_to_prior(joint).mean()
         if weights.shared_prior_kl:
             loss = loss + weights.shared_prior_kl * annealing * terms["kl_shared_prior"]
-        for domain, posterior in (("x", posteriors.exclusive_x), ("y", posteriors.exclusive_y)):
-            if posterior is not None:
-                terms[f"kl_exclusive_{domain}"] = kl_to_prior(posterior).mean()
-                loss = loss + weights.exclusive_kl * annealing * terms[f"kl_exclusive_{domain}"]
-        for domain, decoded, target in (
-            ("x", reconstructions.shared_only_x, x),
-            ("y", reconstructions.shared_only_y, y),
-        ):
-            if decoded is not None:
-                terms[f"shared_only_reconstruction_{domain}"] = self._reconstruction(
-                    decoded, target
-                )
-                loss = (
-                    loss
-                    + weights.shared_only_reconstruction
-                    * terms[f"shared_only_reconstruction_{domain}"]
-                )
+        exclusive: dict[Domain, Tensor] = {
+            domain: kl_to_prior(q).mean() for domain, q in posteriors.exclusive.items()
+        }
+        loss = loss + weights.exclusive_kl * annealing * add("kl_exclusive", exclusive)
+        if reconstructions.shared_only:
+            loss = loss + weights.shared_only_reconstruction * add(
+                "shared_only_reconstruction", error(reconstructions.shared_only)
+            )
         return {"loss": loss, **terms}
 
     def _reconstruction(self, decoded: Tensor, target: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A run directory: what training leaves behind, and how it is read again.
 
     config.yaml           the whole configuration
-    model.safetensors     the kept weights; config, data shapes and fingerprint in its header (schema iiae.model/1)
-    checkpoints/*.safetensors   weights, optimiser, running sums and step, the two newest (schema iiae.checkpoint/1)
+    model.safetensors     the kept weights; config, data shapes and fingerprint in its header (schema iiae.model/2)
+    checkpoints/*.safetensors   weights, optimiser, running sums and step, the two newest (schema iiae.checkpoint/2)
     metrics.jsonl         one JSON object per log line and validation
     gallery.h5            latents of the test split's domain y
     samples/*.png         sample grids
@@ -38,7 +38,7 @@ from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.weights import LoadedModel, read_weights, save_weights
 
-CHECKPOINT_SCHEMA = "iiae.checkpoint/1"
+CHECKPOINT_SCHEMA = "iiae.checkpoint/2"
 KEPT_CHECKPOINTS = 2
 
 

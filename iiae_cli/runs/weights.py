@@ -25,7 +25,7 @@ from iiae_cli.extensions.erasure import LinearErasure
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.provenance import run_versions
 
-MODEL_SCHEMA = "iiae.model/1"
+MODEL_SCHEMA = "iiae.model/2"
 
 
 @dataclass

@@ -76,15 +76,17 @@ def _fit_domain(
         mean, noise, erasure.least_snr if erasure.shared.startswith("channel") else 0.0
     )
     exclusive = None if own.exclusive_mean is None else _tensor(own.exclusive_mean).double()
-    shared_part: SharedPart | None = getattr(model, f"shared_part_{domain}")
-    if shared_part is not None and exclusive is not None:
+    if domain in model.shared_part and exclusive is not None:
+        shared_part = model.shared_part[domain]
+        assert isinstance(shared_part, SharedPart)
         weight = shared_regression(
             exclusive, basis, mean, mean if other is None else other, erasure.ridge
         )
         shared_part.set(basis.centre, weight)
         exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
-    erase: LinearErasure | None = getattr(model, f"erase_shared_{domain}")
-    if erase is not None:
+    if domain in model.erase_shared:
+        erase = model.erase_shared[domain]
+        assert isinstance(erase, LinearErasure)
         if erasure.shared.endswith("leace") and exclusive is not None:
             basis = without(
                 basis, mean, exclusive, partner=other, least_correlation=erasure.least_correlation

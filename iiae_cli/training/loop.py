@@ -152,7 +152,7 @@ def fit(
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         posteriors, reconstructions = run_networks(x, y)
         gather = None if share is None else share.whole
-        terms = objective(*model.targets(x, y), posteriors, reconstructions, step, gather)
+        terms = objective(posteriors, reconstructions, step, gather)
         optimizer.zero_grad(set_to_none=True)
         (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
         if share is not None:

@@ -18,7 +18,7 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.extensions.linear_paths import canonical_maps
 from iiae_cli.model import DOMAINS
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.iiae import IIAE, Standardise
 from iiae_cli.model.networks import PassInput
 from iiae_cli.training.data import TrainingData
 
@@ -32,8 +32,9 @@ SMALLEST_SCALE = (
 def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
     """Set a new model's statistics and linear paths as the configuration says; models without them are left alone."""
     for domain in DOMAINS:
-        standardise = getattr(model, f"standardise_{domain}")
-        if standardise is not None:
+        if domain in model.standardise:
+            standardise = model.standardise[domain]
+            assert isinstance(standardise, Standardise)
             mean, scale = scales(data.train.rows(domain), each=config.data.standardise == "each")
             standardise.set(torch.from_numpy(mean), torch.from_numpy(scale))
     if config.model.linear_path == "canonical":
@@ -45,9 +46,8 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
         return
     x, y, labels_x, labels_y = data.pair_labels()
     with torch.no_grad():
-        read_x, read_y = model.targets(
-            torch.from_numpy(np.asarray(x)), torch.from_numpy(np.asarray(y))
-        )
+        read_x = model.read("x", torch.from_numpy(np.asarray(x)))
+        read_y = model.read("y", torch.from_numpy(np.asarray(y)))
     weight = two_covariance_map(
         read_x.numpy(),
         read_y.numpy(),
@@ -67,9 +67,7 @@ def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, count, 256):
         rows = data.rows(np.arange(start, min(start + 256, count)))
-        for described, features, some in zip(
-            blocks, (model.features_x, model.features_y), rows, strict=True
-        ):
+        for described, features, some in zip(blocks, model.features.values(), rows, strict=True):
             assert isinstance(features, PassInput) and features.describe is not None
             described.append(windows(features.describe(to_inputs(some, size))))
     x, y = (torch.cat(described).numpy() for described in blocks)

@@ -377,12 +377,12 @@ def test_bounds_equal_torchs_divergences():
     assert figures["shared"] == pytest.approx(nats(joint, prior), rel=1e-4) and figures["rows"] == 9
     # What z^s says of x beyond y is bounded by the divergence from y's posterior, not from x's.
     assert figures["x"]["shared_given_other"] == pytest.approx(
-        nats(joint, distribution(posteriors.shared_y)), rel=1e-4
+        nats(joint, distribution(posteriors.shared["y"])), rel=1e-4
     )
     assert figures["y"]["shared_given_other"] == pytest.approx(
-        nats(joint, distribution(posteriors.shared_x)), rel=1e-4
+        nats(joint, distribution(posteriors.shared["x"])), rel=1e-4
     )
-    own = nats(posteriors.exclusive_x, prior)
+    own = nats(posteriors.exclusive["x"], prior)
     assert figures["x"]["exclusive"] == pytest.approx(own, rel=1e-4)
     error = figures["x"]["exclusive_shared_plus_entropy"] - own - figures["shared"]
     assert 0 < error / 1000 < 2  # a mean difference of pixels in [−1, 1]

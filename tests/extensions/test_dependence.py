@@ -149,16 +149,15 @@ def test_a_shared_dimension_counts_by_its_signal_over_its_noise() -> None:
 
 
 def test_the_penalty_joins_the_loss_by_its_weight_and_compares_with_the_partner() -> None:
-    x, y, posteriors, decoded = small_batch(6)
-    plain = Objective()(x, y, posteriors, decoded, 10)
-    terms = Objective(independence=7.0)(x, y, posteriors, decoded, 10)
+    posteriors, decoded = small_batch(6)
+    plain = Objective()(posteriors, decoded, 10)
+    terms = Objective(independence=7.0)(posteriors, decoded, 10)
     assert set(terms) == {*plain, "dependence_x", "dependence_y"}
-    assert posteriors.exclusive_x is not None and posteriors.exclusive_y is not None
     torch.testing.assert_close(
-        terms["dependence_x"], dependence(posteriors.exclusive_x, posteriors.shared_y)
+        terms["dependence_x"], dependence(posteriors.exclusive["x"], posteriors.shared["y"])
     )
     torch.testing.assert_close(
-        terms["dependence_y"], dependence(posteriors.exclusive_y, posteriors.shared_x)
+        terms["dependence_y"], dependence(posteriors.exclusive["y"], posteriors.shared["x"])
     )
     told = terms["dependence_x"] + terms["dependence_y"]
     torch.testing.assert_close(terms["loss"] - plain["loss"], 7.0 * told, rtol=0, atol=1e-3)

@@ -241,7 +241,7 @@ def test_a_model_with_erasure_begins_as_one_without(kind):
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     assert torch.equal(model.decode("x", *after), picture)
     added = set(model.state_dict()) - names
-    assert added and all(name.startswith(("erase_shared_", "shared_part_")) for name in added)
+    assert added and all(name.startswith(("erase_shared.", "shared_part.")) for name in added)
 
 
 def test_decoding_adds_what_encoding_subtracted():
@@ -252,7 +252,7 @@ def test_decoding_adds_what_encoding_subtracted():
     picture = model.decode("x", shared, exclusive)
     model.add_erasure(shared=False, exclusive=True)
     width = math.prod(model.shared_shape)
-    model.shared_part_x.set(noise(width).float(), noise(3, width, seed=1).float())
+    model.shared_part["x"].set(noise(width).float(), noise(3, width, seed=1).float())
     residual = model.encode_exclusive("x", x).mean
     assert not torch.allclose(residual, exclusive)
     torch.testing.assert_close(model.decode("x", shared, residual), picture)
@@ -265,12 +265,12 @@ def test_the_rank_travels_with_the_weights():
     for one in (model, other):
         one.add_erasure(shared=True, exclusive=True)
     width = math.prod(model.shared_shape)
-    model.erase_shared_x.set(noise(width), noise(width, 3, seed=1), noise(width, 3, seed=2))
+    model.erase_shared["x"].set(noise(width), noise(width, 3, seed=1), noise(width, 3, seed=2))
     other.load_state_dict(model.state_dict())
     x, _ = batch_of()
     assert torch.equal(other.encode_shared("x", x).mean, model.encode_shared("x", x).mean)
-    model.erase_shared_x.reset()
-    assert model.erase_shared_x.left.shape == (width, 0)
+    model.erase_shared["x"].reset()
+    assert model.erase_shared["x"].left.shape == (width, 0)
 
 
 def test_an_erasure_of_another_width_is_refused():

@@ -31,7 +31,7 @@ def image_model(**changes):
             **changes,
         }
     )
-    for decoder in (model.decoder_x, model.decoder_y):
+    for decoder in model.decoder.values():
         decoder.stages[-1].weight.data.mul_(50)  # so that outputs differ by more than a grey value
     return model
 
@@ -120,7 +120,7 @@ def test_one_row_may_have_more_latents_than_a_batch():
         nonlocal largest
         largest = max(largest, len(arguments[0]))
 
-    hook = model.decoder_y.stages[-1].register_forward_hook(measure)
+    hook = model.decoder["y"].stages[-1].register_forward_hook(measure)
     found = translate_rows(model, "x", "y", pictures(rows=2), exclusive, size=SIZE, batch_size=4)
     hook.remove()
     assert found.shape[:2] == (2, 11) and largest == 4

@@ -81,7 +81,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     raw([]),
     raw({"__metadata__": 5}),
     raw({"__metadata__": {"schema": 5}}),
-    raw({"__metadata__": {"schema": "iiae.model/1"}}),
+    raw({"__metadata__": {"schema": "iiae.model/2"}}),
     raw({"a": F32, "b": F32}, bytes(8)),
     raw({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, bytes(12)),
     raw({"a": {**F32, "data_offsets": [8, 0]}}, bytes(8)),

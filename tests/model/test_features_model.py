@@ -41,12 +41,12 @@ def rows(seed, count=32):
 def test_a_standardising_model_is_the_plain_one_on_standardised_features():
     plain, standardising = small(), small(standardise=True)
     x, y = rows(1), rows(2)
-    for part, inputs in ((standardising.standardise_x, x), (standardising.standardise_y, y)):
+    for part, inputs in ((standardising.standardise["x"], x), (standardising.standardise["y"], y)):
         part.set(inputs.mean(dim=0), inputs.std(dim=0))
     read = [(one - one.mean(dim=0)) / one.std(dim=0) for one in (x, y)]
     for model in (plain, standardising):
         model.eval()
-    for found, expected in zip(standardising.targets(x, y), read, strict=True):
+    for found, expected in zip(standardising.infer(x, y).inputs.values(), read, strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
         standardising.infer(x, y).joint_shared.mean, plain.infer(*read).joint_shared.mean
@@ -64,7 +64,7 @@ def test_the_loop_compares_standardised_features():
     """The mean predicts standardised features with error 1 per dimension, whatever the data's own scale."""
     model = small(standardise=True)
     x, y = 1000 + 50 * rows(1), 7 + 0.01 * rows(2)
-    for part, inputs in ((model.standardise_x, x), (model.standardise_y, y)):
+    for part, inputs in ((model.standardise["x"], x), (model.standardise["y"], y)):
         part.set(inputs.mean(dim=0), inputs.std(dim=0))
     logged = {}
 
@@ -124,18 +124,18 @@ def test_started_paths_are_the_linear_map_alone_and_held_ones_stay_it():
     model.hold_linear_paths()
     model.train()
     optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=0.1)
-    before = model.infer(x, y).shared_x.logvar.detach().clone()
+    before = model.infer(x, y).shared["x"].logvar.detach().clone()
     for _ in range(3):
         posteriors = model.infer(x, y)
         terms = Objective(reconstruction="l2")(
-            x, y, posteriors, model.generate(model.sample(posteriors)), 0
+            posteriors, model.generate(model.sample(posteriors)), 0
         )
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
     model.eval()
     torch.testing.assert_close(model.encode_shared("x", x).mean, x @ weight.T)
-    assert not torch.allclose(model.infer(x, y).shared_x.logvar, before)
+    assert not torch.allclose(model.infer(x, y).shared["x"].logvar, before)
     again = small(linear_path=True)
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again.eval().encode_shared("x", x).mean, x @ weight.T)
@@ -149,12 +149,12 @@ def test_paths_that_are_not_held_learn_a_mean_of_their_own():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(2):  # the first step moves the last layer away from zero
         posteriors = model.infer(x, y)
-        Objective(reconstruction="l2")(
-            x, y, posteriors, model.generate(model.sample(posteriors)), 0
-        )["loss"].backward()
+        Objective(reconstruction="l2")(posteriors, model.generate(model.sample(posteriors)), 0)[
+            "loss"
+        ].backward()
         optimizer.step()
     model.eval()
-    learned = model.encode_shared("x", x).mean - model.shared_x.linear(x)
+    learned = model.encode_shared("x", x).mean - model.shared["x"].linear(x)
     assert learned.abs().max() > 1e-4
 
 

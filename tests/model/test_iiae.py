@@ -114,11 +114,11 @@ def test_the_papers_models_have_its_parameter_counts(
     assert count(model) == total
     assert count(model.joint_shared) == joint
     for domain in ("x", "y"):
-        part = {name: getattr(model, f"{name}_{domain}") for name in PARTS}
+        part = {name: getattr(model, name)[domain] for name in PARTS[:4]}
         assert count(part["exclusive"]) == exclusive
         assert count(part["features"], part["shared"]) == shared_encoder
         assert count(part["decoder"]) == decoder
-        assert part["shared_decoder"] is None
+        assert not model.shared_decoder
 
 
 def test_the_mnist_preset_builds_the_papers_model():
@@ -136,12 +136,12 @@ def test_the_papers_latents_have_its_shapes():
         pictures = torch.empty(2, 3, 256, 256)
         found, vector = maps.encode_shared("x", pictures), flat.encode_shared("y", pictures)
         exclusive = maps.encode_exclusive("x", pictures)
-        assert maps.features_x(pictures).shape == (2, 256, 16, 16)
-        assert flat.features_x(pictures).shape == (2, 8 * 8 * 256)
+        assert maps.features["x"](pictures).shape == (2, 256, 16, 16)
+        assert flat.features["x"](pictures).shape == (2, 8 * 8 * 256)
     assert found.mean.shape == found.logvar.shape == (2, 128, 8, 8)
     assert vector.mean.shape == (2, 128)
     assert exclusive.mean.shape == (2, 8)
-    assert flat.decoder_x.entry[0].out_features == 32_768
+    assert flat.decoder["x"].entry[0].out_features == 32_768
     assert (maps.shared_shape, flat.shared_shape) == ((128, 8, 8), (128,))
 
 
@@ -164,17 +164,13 @@ def test_pictures_of_any_size_and_channel_count_come_back_in_their_shape(
     posteriors = model.infer(x, y)
     shape = (5, *grid) if flat_hidden is None else (5,)
     assert model.shared_shape == shape
-    for name in ("joint_shared", "shared_x", "shared_y"):
-        assert (
-            getattr(posteriors, name).mean.shape
-            == getattr(posteriors, name).logvar.shape
-            == (3, *shape)
-        )
-    assert posteriors.exclusive_x.mean.shape == posteriors.exclusive_y.logvar.shape == (3, 3)
+    for posterior in (posteriors.joint_shared, *posteriors.shared.values()):
+        assert posterior.mean.shape == posterior.logvar.shape == (3, *shape)
+    assert posteriors.exclusive["x"].mean.shape == posteriors.exclusive["y"].logvar.shape == (3, 3)
     decoded = model.generate(model.sample(posteriors))
-    assert decoded.x.shape == x.shape
-    assert decoded.y.shape == y.shape
-    for picture in (decoded.x, decoded.y):
+    assert decoded.mean["x"].shape == x.shape
+    assert decoded.mean["y"].shape == y.shape
+    for picture in (decoded.mean["x"], decoded.mean["y"]):
         assert torch.isfinite(picture).all()
         assert picture.abs().max() <= 1
 
@@ -183,20 +179,20 @@ def test_features_of_two_widths_come_back_in_their_shapes():
     model = small_features()
     x, y = features_of()
     posteriors = model.infer(x, y)
-    assert posteriors.joint_shared.mean.shape == posteriors.shared_x.mean.shape == (3, 4)
-    assert posteriors.exclusive_y.mean.shape == (3, 3)
+    assert posteriors.joint_shared.mean.shape == posteriors.shared["x"].mean.shape == (3, 4)
+    assert posteriors.exclusive["y"].mean.shape == (3, 3)
     decoded = model.generate(model.sample(posteriors))
-    assert (decoded.x.shape, decoded.y.shape) == ((3, 7), (3, 5))
+    assert (decoded.mean["x"].shape, decoded.mean["y"].shape) == ((3, 7), (3, 5))
     assert model.shared_shape == (4,)
 
 
 def test_decoded_pictures_reach_both_ends_of_the_range():
     model = small_image(dropout=0.0)
-    for layer in (model.decoder_x.stages[-1], model.decoder_y.stages[-1]):
+    for layer in (model.decoder["x"].stages[-1], model.decoder["y"].stages[-1]):
         layer.weight.data.mul_(1000)
     with torch.no_grad():
         decoded = model.generate(model.sample(model.infer(*batch_of())))
-    for pictures in (decoded.x, decoded.y):
+    for pictures in (decoded.mean["x"], decoded.mean["y"]):
         assert float(pictures.max()) == pytest.approx(1.0, abs=1e-3)
         assert float(pictures.min()) == pytest.approx(-1.0, abs=1e-3)
 
@@ -205,14 +201,14 @@ def test_padding_is_a_no_op_at_the_papers_size():
     model = small_image(size=(256, 256), widths=[2] * 4, decoder_widths=[2] * 4)
     x, y = batch_of(rows=2, size=(256, 256))
     seen = []
-    for module in (model.features_x, model.exclusive_x[0]):
+    for module in (model.features["x"], model.exclusive["x"][0]):
         convolution = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
         convolution.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     decoded = model.generate(model.sample(model.infer(x, y)))
     assert len(seen) == 2 and all(given is x for given in seen)
     assert model.shared_shape == (5, 8, 8)
-    whole = model.decoder_x.stages(torch.zeros(2, 8, 8, 8))
-    assert whole.shape == decoded.x.shape == (2, 3, 256, 256)
+    whole = model.decoder["x"].stages(torch.zeros(2, 8, 8, 8))
+    assert whole.shape == decoded.mean["x"].shape == (2, 3, 256, 256)
 
 
 def test_an_odd_picture_is_treated_as_its_edge_padded_self_and_cropped():
@@ -238,41 +234,43 @@ def test_the_joint_encoder_reads_both_domains_and_each_r_its_own():
         before = model.infer(x, y)
         other_y = model.infer(x, y.flip(0) * 0.5)
         other_x = model.infer(x.flip(0) * 0.5, y)
-        same(before.shared_x, other_y.shared_x)
-        same(before.exclusive_x, other_y.exclusive_x)
-        same(before.shared_y, other_x.shared_y)
-        same(before.exclusive_y, other_x.exclusive_y)
-        for changed, names in (
-            (other_y, ("shared_y", "exclusive_y")),
-            (other_x, ("shared_x", "exclusive_x")),
-        ):
-            for name in ("joint_shared", *names):
-                difference = (getattr(before, name).mean - getattr(changed, name).mean).abs()
-                assert (difference.flatten(1).amax(1) > 1e-4).all(), name
+        same(before.shared["x"], other_y.shared["x"])
+        same(before.exclusive["x"], other_y.exclusive["x"])
+        same(before.shared["y"], other_x.shared["y"])
+        same(before.exclusive["y"], other_x.exclusive["y"])
+        for changed, domain in ((other_y, "y"), (other_x, "x")):
+            for old, new in (
+                (before.joint_shared, changed.joint_shared),
+                (before.shared[domain], changed.shared[domain]),
+                (before.exclusive[domain], changed.exclusive[domain]),
+            ):
+                assert ((old.mean - new.mean).abs().flatten(1).amax(1) > 1e-4).all()
 
 
 def test_infer_is_composed_of_the_named_networks():
     for model, x, y in every_kind():
         posteriors = model.infer(x, y)
-        features_x, features_y = model.features_x(x), model.features_y(y)
-        expected = {
-            "exclusive_x": model.exclusive_x(x),
-            "exclusive_y": model.exclusive_y(y),
-            "shared_x": model.shared_x(features_x),
-            "shared_y": model.shared_y(features_y),
-            "joint_shared": model.joint_shared(torch.cat([features_x, features_y], dim=1)),
-        }
-        for name, heads in expected.items():
-            same(getattr(posteriors, name), DiagonalGaussian.from_heads(heads))
+        features_x, features_y = model.features["x"](x), model.features["y"](y)
+        for posterior, heads in (
+            (posteriors.exclusive["x"], model.exclusive["x"](x)),
+            (posteriors.exclusive["y"], model.exclusive["y"](y)),
+            (posteriors.shared["x"], model.shared["x"](features_x)),
+            (posteriors.shared["y"], model.shared["y"](features_y)),
+            (
+                posteriors.joint_shared,
+                model.joint_shared(torch.cat([features_x, features_y], dim=1)),
+            ),
+        ):
+            same(posterior, DiagonalGaussian.from_heads(heads))
 
 
 def test_single_domain_encoding_agrees_with_infer():
     for model, x, y in every_kind():
         posteriors = model.infer(x, y)
-        same(model.encode_shared("x", x), posteriors.shared_x)
-        same(model.encode_shared("y", y), posteriors.shared_y)
-        same(model.encode_exclusive("x", x), posteriors.exclusive_x)
-        same(model.encode_exclusive("y", y), posteriors.exclusive_y)
+        same(model.encode_shared("x", x), posteriors.shared["x"])
+        same(model.encode_shared("y", y), posteriors.shared["y"])
+        same(model.encode_exclusive("x", x), posteriors.exclusive["x"])
+        same(model.encode_exclusive("y", y), posteriors.exclusive["y"])
 
 
 def test_in_evaluation_mode_a_row_does_not_depend_on_its_batch():
@@ -284,10 +282,10 @@ def test_in_evaluation_mode_a_row_does_not_depend_on_its_batch():
 def test_infer_runs_each_feature_extractor_once():
     for model, x, y in every_kind():
         calls = []
-        for part in (model.features_x, model.features_y):
+        for part in (model.features["x"], model.features["y"]):
             part.register_forward_hook(lambda module, *_, seen=calls: seen.append(module))
         model.infer(x, y)
-        assert calls == [model.features_x, model.features_y]
+        assert calls == [model.features["x"], model.features["y"]]
 
 
 def narrow(value, *shape):
@@ -296,26 +294,25 @@ def narrow(value, *shape):
 
 def test_latents_are_drawn_from_the_exclusive_and_the_joint_posteriors():
     posteriors = Posteriors(
-        exclusive_x=narrow(1.0, 2, 3),
-        exclusive_y=narrow(2.0, 2, 3),
+        inputs={},
+        exclusive={"x": narrow(1.0, 2, 3), "y": narrow(2.0, 2, 3)},
         joint_shared=narrow(3.0, 2, 5, 2, 2),
-        shared_x=narrow(4.0, 2, 5, 2, 2),
-        shared_y=narrow(5.0, 2, 5, 2, 2),
+        shared={"x": narrow(4.0, 2, 5, 2, 2), "y": narrow(5.0, 2, 5, 2, 2)},
     )
     latents = IIAE.sample(posteriors)
-    torch.testing.assert_close(latents.exclusive_x, torch.full((2, 3), 1.0))
-    torch.testing.assert_close(latents.exclusive_y, torch.full((2, 3), 2.0))
+    torch.testing.assert_close(latents.exclusive["x"], torch.full((2, 3), 1.0))
+    torch.testing.assert_close(latents.exclusive["y"], torch.full((2, 3), 2.0))
     torch.testing.assert_close(latents.shared, torch.full((2, 5, 2, 2), 3.0))
 
 
 def test_the_latents_of_a_batch_have_noise_of_their_own():
     wide = DiagonalGaussian(torch.zeros(2, 3), torch.zeros(2, 3))
-    posteriors = Posteriors(wide, wide, wide, wide, wide)
+    posteriors = Posteriors({}, {"x": wide, "y": wide}, wide, {"x": wide, "y": wide})
     latents = IIAE.sample(posteriors, torch.Generator().manual_seed(1))
     again = IIAE.sample(posteriors, torch.Generator().manual_seed(1))
-    drawn = (latents.exclusive_x, latents.exclusive_y, latents.shared)
+    drawn = (latents.exclusive["x"], latents.exclusive["y"], latents.shared)
     assert not any(torch.equal(drawn[i], drawn[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert torch.equal(latents.exclusive_x, again.exclusive_x)
+    assert torch.equal(latents.exclusive["x"], again.exclusive["x"])
     assert torch.equal(latents.shared, again.shared)
 
 
@@ -323,15 +320,19 @@ def test_generate_decodes_each_domain_from_its_exclusive_and_the_shared_latent()
     for model, x, y in every_kind():
         latents = model.sample(model.infer(x, y))
         decoded = model.generate(latents)
-        torch.testing.assert_close(decoded.x, model.decoder_x(latents.shared, latents.exclusive_x))
-        torch.testing.assert_close(decoded.y, model.decoder_y(latents.shared, latents.exclusive_y))
         torch.testing.assert_close(
-            model.decode("x", latents.shared, latents.exclusive_x), decoded.x
+            decoded.mean["x"], model.decoder["x"](latents.shared, latents.exclusive["x"])
         )
         torch.testing.assert_close(
-            model.decode("y", latents.shared.flatten(1), latents.exclusive_y), decoded.y
+            decoded.mean["y"], model.decoder["y"](latents.shared, latents.exclusive["y"])
         )
-        assert decoded.shared_only_x is None and decoded.shared_only_y is None
+        torch.testing.assert_close(
+            model.decode("x", latents.shared, latents.exclusive["x"]), decoded.mean["x"]
+        )
+        torch.testing.assert_close(
+            model.decode("y", latents.shared.flatten(1), latents.exclusive["y"]), decoded.mean["y"]
+        )
+        assert not decoded.shared_only
 
 
 def test_both_latents_reach_every_corner_of_a_picture():
@@ -357,15 +358,15 @@ def test_both_latents_reach_every_corner_of_a_picture():
 def test_without_exclusive_latents_there_are_no_such_networks(build, data):
     model = build(exclusive_latents=False)
     x, y = data()
-    assert model.exclusive_x is None and model.exclusive_y is None
+    assert not model.exclusive
     assert model.exclusive_dim == 0
     assert not any(name.startswith("exclusive") for name, _ in model.named_parameters())
     posteriors = model.infer(x, y)
-    assert posteriors.exclusive_x is None and posteriors.exclusive_y is None
+    assert not posteriors.exclusive
     latents = model.sample(posteriors)
-    assert latents.exclusive_x is None and latents.exclusive_y is None
+    assert not latents.exclusive
     decoded = model.generate(latents)
-    assert (decoded.x.shape, decoded.y.shape) == (x.shape, y.shape)
+    assert (decoded.mean["x"].shape, decoded.mean["y"].shape) == (x.shape, y.shape)
     for domain, inputs in (("x", x), ("y", y)):
         with pytest.raises(ValueError, match="without exclusive latents"):
             model.encode_exclusive(domain, inputs)
@@ -385,14 +386,16 @@ def test_shared_decoders_read_the_shared_latent_alone(build, data):
     x, y = data()
     latents = model.sample(model.infer(x, y))
     decoded = model.generate(latents)
-    assert (decoded.shared_only_x.shape, decoded.shared_only_y.shape) == (x.shape, y.shape)
-    torch.testing.assert_close(decoded.shared_only_x, model.shared_decoder_x(latents.shared, None))
-    moved = model.generate(
-        Latents(latents.exclusive_x + 1, latents.exclusive_y + 1, latents.shared)
+    assert (decoded.shared_only["x"].shape, decoded.shared_only["y"].shape) == (x.shape, y.shape)
+    torch.testing.assert_close(
+        decoded.shared_only["x"], model.shared_decoder["x"](latents.shared, None)
     )
-    torch.testing.assert_close(moved.shared_only_x, decoded.shared_only_x)
-    torch.testing.assert_close(moved.shared_only_y, decoded.shared_only_y)
-    assert not torch.allclose(moved.x, decoded.x)
+    moved = model.generate(
+        Latents({d: values + 1 for d, values in latents.exclusive.items()}, latents.shared)
+    )
+    torch.testing.assert_close(moved.shared_only["x"], decoded.shared_only["x"])
+    torch.testing.assert_close(moved.shared_only["y"], decoded.shared_only["y"])
+    assert not torch.allclose(moved.mean["x"], decoded.mean["x"])
 
 
 @pytest.mark.parametrize(
@@ -407,11 +410,14 @@ def test_shared_decoders_read_the_shared_latent_alone(build, data):
 def test_no_two_networks_share_a_parameter(build, changes):
     model = build(**changes)
     owners = {}
-    for name, part in model.named_children():
+    parts = [*model.named_modules()]
+    parts = [(name, part) for name, part in parts if name.count(".") == 1 or name == "joint_shared"]
+    parts = [(name, part) for name, part in parts if not name.startswith("joint_shared.")]
+    for name, part in parts:
         for parameter in part.parameters():
             assert owners.setdefault(id(parameter), name) == name
     assert len(owners) == len(list(model.parameters()))
-    assert {f"{part}_{domain}" for part in PARTS[:4] for domain in "xy"} <= set(owners.values())
+    assert {f"{part}.{domain}" for part in PARTS[:4] for domain in "xy"} <= set(owners.values())
 
 
 def test_encoder_and_decoder_need_the_same_depth():

@@ -320,9 +320,7 @@ def trained_once(build, layout, straightforward):
     x, y = (torch.rand(4, 3, 32, 32).contiguous(memory_format=layout) * 2 - 1 for _ in range(2))
     posteriors = model.infer(x, y)
     torch.manual_seed(4)
-    terms = Objective(annealing_steps=0)(
-        x, y, posteriors, model.generate(model.sample(posteriors)), 0
-    )
+    terms = Objective(annealing_steps=0)(posteriors, model.generate(model.sample(posteriors)), 0)
     terms["loss"].backward()
     return terms, {name: parameter.grad for name, parameter in model.named_parameters()}
 

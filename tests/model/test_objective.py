@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -39,7 +40,7 @@ def random_gaussian(shape, generator):
 
 @cache
 def case(data, kind):
-    """(x, y, posteriors, reconstructions) with unrelated random values everywhere."""
+    """(posteriors, reconstructions) with unrelated random values everywhere."""
     generator = torch.Generator().manual_seed(7)
     shape_x = SHAPES[data]
     shape_y = (shape_x[0], shape_x[1] + 1, *shape_x[2:])
@@ -49,14 +50,13 @@ def case(data, kind):
     )
     exclusive = [random_gaussian((3, 2), generator) for _ in range(2)]
     posteriors = Posteriors(
-        exclusive_x=exclusive[0] if kind != "ii" else None,
-        exclusive_y=exclusive[1] if kind != "ii" else None,
+        inputs={"x": x, "y": y},
+        exclusive={} if kind == "ii" else dict(zip("xy", exclusive, strict=True)),
         joint_shared=random_gaussian(shared, generator),
-        shared_x=random_gaussian(shared, generator),
-        shared_y=random_gaussian(shared, generator),
+        shared={domain: random_gaussian(shared, generator) for domain in "xy"},
     )
-    own = (alone_x, alone_y) if kind == "elbo+ii" else (None, None)
-    return x, y, posteriors, Reconstructions(decoded_x, decoded_y, *own)
+    own = {"x": alone_x, "y": alone_y} if kind == "elbo+ii" else {}
+    return posteriors, Reconstructions({"x": decoded_x, "y": decoded_y}, own)
 
 
 def slow_kl(q, p=None):
@@ -82,22 +82,22 @@ def slow_error(decoded, target, loss):
 
 @cache
 def slow_terms(data, kind):
-    x, y, posteriors, decoded = case(data, kind)
-    q = posteriors
+    q, decoded = case(data, kind)
+    x, y = q.inputs.values()
     terms = {
-        "kl_shared_x": slow_kl(q.joint_shared, q.shared_x),
-        "kl_shared_y": slow_kl(q.joint_shared, q.shared_y),
+        "kl_shared_x": slow_kl(q.joint_shared, q.shared["x"]),
+        "kl_shared_y": slow_kl(q.joint_shared, q.shared["y"]),
         "kl_shared_prior": slow_kl(q.joint_shared),
     }
-    if q.exclusive_x is not None:
-        terms["kl_exclusive_x"] = slow_kl(q.exclusive_x)
-        terms["kl_exclusive_y"] = slow_kl(q.exclusive_y)
+    if q.exclusive:
+        terms["kl_exclusive_x"] = slow_kl(q.exclusive["x"])
+        terms["kl_exclusive_y"] = slow_kl(q.exclusive["y"])
     for loss in ("l1", "l2"):
-        terms[f"x {loss}"] = slow_error(decoded.x, x, loss)
-        terms[f"y {loss}"] = slow_error(decoded.y, y, loss)
-        if decoded.shared_only_x is not None:
-            terms[f"shared only x {loss}"] = slow_error(decoded.shared_only_x, x, loss)
-            terms[f"shared only y {loss}"] = slow_error(decoded.shared_only_y, y, loss)
+        terms[f"x {loss}"] = slow_error(decoded.mean["x"], x, loss)
+        terms[f"y {loss}"] = slow_error(decoded.mean["y"], y, loss)
+        if decoded.shared_only:
+            terms[f"shared only x {loss}"] = slow_error(decoded.shared_only["x"], x, loss)
+            terms[f"shared only y {loss}"] = slow_error(decoded.shared_only["y"], y, loss)
     return terms
 
 
@@ -162,35 +162,38 @@ def test_annealing_rises_from_zero_to_one():
 @pytest.mark.parametrize("kind", KINDS)
 def test_annealing_applies_to_the_prior_kls_only(kind):
     """At step 0 the loss depends on the KLs against r and not on those against the prior."""
-    x, y, q, decoded = case("features", kind)
+    q, decoded = case("features", kind)
     objective = Objective(kind, 5.0, "l2", 3.0, 100.0)
 
     def loss(step, **changes):
-        return float(objective(x, y, Posteriors(**{**vars(q), **changes}), decoded, step)["loss"])
+        changed = {kind: {**getattr(q, kind), **new} for kind, new in changes.items()}
+        return float(objective(replace(q, **changed), decoded, step)["loss"])
 
     wide = DiagonalGaussian(torch.full((3, 2), 2.0), torch.full((3, 2), 1.0))
     wide_kl = slow_kl(wide)
     if kind != "ii":
         weight = {"elbo+ii-mi": 6 / 5, "elbo+ii": 1 / 5, "ii-mi": 1.0}[kind]
-        for name in ("exclusive_x", "exclusive_y"):
-            assert loss(0, **{name: wide}) == pytest.approx(loss(0))
-            change = weight * (wide_kl - slow_terms("features", kind)[f"kl_{name}"])
-            assert loss(10**6, **{name: wide}) - loss(10**6) == pytest.approx(change, rel=1e-3)
-    for name in ("shared_x", "shared_y"):
-        other = DiagonalGaussian(getattr(q, name).mean + 1, getattr(q, name).logvar)
-        change = slow_kl(q.joint_shared, other) - slow_kl(q.joint_shared, getattr(q, name))
+        for domain in "xy":
+            assert loss(0, exclusive={domain: wide}) == pytest.approx(loss(0))
+            change = weight * (wide_kl - slow_terms("features", kind)[f"kl_exclusive_{domain}"])
+            found = loss(10**6, exclusive={domain: wide}) - loss(10**6)
+            assert found == pytest.approx(change, rel=1e-3)
+    for domain, r in q.shared.items():
+        other = DiagonalGaussian(r.mean + 1, r.logvar)
+        change = slow_kl(q.joint_shared, other) - slow_kl(q.joint_shared, r)
         for step in (0, 10**6):
-            assert loss(step, **{name: other}) - loss(step) == pytest.approx(change, rel=1e-3)
+            found = loss(step, shared={domain: other}) - loss(step)
+            assert found == pytest.approx(change, rel=1e-3)
 
 
 def test_gradients_reach_targets_of_the_bound_in_its_proportions():
     """∂loss/∂x̂ is (1+λ)/λ · w · sign / elements: the mean runs over everything, the batch too."""
-    x, y, q, decoded = case("pictures", "elbo+ii-mi")
-    guess = decoded.x.clone().requires_grad_()
-    Objective("elbo+ii-mi", 4.0, "l1", 8.0, 10.0)(x, y, q, Reconstructions(guess, decoded.y), 3)[
-        "loss"
-    ].backward()
-    torch.testing.assert_close(guess.grad, 10.0 * torch.sign(decoded.x - x) / x.numel())
+    q, decoded = case("pictures", "elbo+ii-mi")
+    x = q.inputs["x"]
+    guess = decoded.mean["x"].clone().requires_grad_()
+    guessed = Reconstructions({"x": guess, "y": decoded.mean["y"]})
+    Objective("elbo+ii-mi", 4.0, "l1", 8.0, 10.0)(q, guessed, 3)["loss"].backward()
+    torch.testing.assert_close(guess.grad, 10.0 * torch.sign(decoded.mean["x"] - x) / x.numel())
 
 
 def test_which_objective_needs_which_networks():
@@ -231,7 +234,7 @@ def model_and_batch(name, kind="elbo+ii-mi"):
 def push_logvars(model, values):
     """Add a constant to the log-variance half of each named posterior's last bias."""
     for name, value in values.items():
-        part = getattr(model, name)
+        part = model.get_submodule(name)
         last = part if not isinstance(part, torch.nn.Sequential) else part[-1]
         last.bias.data[len(last.bias) // 2 :] += value
 
@@ -239,13 +242,13 @@ def push_logvars(model, values):
 EXTREMES = {
     "initial": {},
     "all wide": dict.fromkeys(
-        ("exclusive_x", "exclusive_y", "joint_shared", "shared_x", "shared_y"), 1e4
+        ("exclusive.x", "exclusive.y", "joint_shared", "shared.x", "shared.y"), 1e4
     ),
     "all narrow": dict.fromkeys(
-        ("exclusive_x", "exclusive_y", "joint_shared", "shared_x", "shared_y"), -30.0
+        ("exclusive.x", "exclusive.y", "joint_shared", "shared.x", "shared.y"), -30.0
     ),
-    "wide q, narrow r": {"joint_shared": 1e4, "shared_x": -30.0, "shared_y": -30.0},
-    "narrow q, wide r": {"joint_shared": -60.0, "shared_x": 1e4, "shared_y": 1e4},
+    "wide q, narrow r": {"joint_shared": 1e4, "shared.x": -30.0, "shared.y": -30.0},
+    "narrow q, wide r": {"joint_shared": -60.0, "shared.x": 1e4, "shared.y": 1e4},
 }
 
 
@@ -257,7 +260,7 @@ def test_gradients_are_finite_at_the_papers_hyper_parameters(name, extreme):
     push_logvars(model, EXTREMES[extreme])
     posteriors = model.infer(x, y)
     terms = Objective("elbo+ii-mi", lam, loss, weight, tau)(
-        x, y, posteriors, model.generate(model.sample(posteriors)), 1000
+        posteriors, model.generate(model.sample(posteriors)), 1000
     )
     assert all(torch.isfinite(value) for value in terms.values())
     terms["loss"].backward()
@@ -276,7 +279,7 @@ def test_every_parameter_learns_under_every_objective(name, kind):
     model, x, y = model_and_batch(name, kind)
     posteriors = model.infer(x, y)
     decoded = model.generate(model.sample(posteriors))
-    Objective(kind, lam, loss, weight, tau)(x, y, posteriors, decoded, 1000)["loss"].backward()
+    Objective(kind, lam, loss, weight, tau)(posteriors, decoded, 1000)["loss"].backward()
     weights = [
         (label, parameter.grad)
         for label, parameter in model.named_parameters()

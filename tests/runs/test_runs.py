@@ -50,7 +50,7 @@ def test_a_model_comes_back_equal_with_its_config_inside(tmp_path: Path) -> None
     assert not loaded.model.training
     with safe_open(run.model_file, framework="pt") as file:
         header = file.metadata()
-    assert header["schema"] == "iiae.model/1" and json.loads(header["config"])["model"][
+    assert header["schema"] == "iiae.model/2" and json.loads(header["config"])["model"][
         "widths"
     ] == [4]
 
@@ -58,7 +58,7 @@ def test_a_model_comes_back_equal_with_its_config_inside(tmp_path: Path) -> None
 def test_the_fingerprint_changes_with_any_weight(tmp_path: Path) -> None:
     _, model, before = saved(tmp_path / "run")
     state = {name: values.clone() for name, values in model.state_dict().items()}
-    state["shared_x.bias"][0] += 1e-6
+    state["shared.x.bias"][0] += 1e-6
     assert fingerprint_of(state) != before
 
 
@@ -157,7 +157,7 @@ def test_weights_without_a_checksum_must_match_their_fingerprint(tmp_path: Path)
     state = load_file(run.model_file)
     save_file(state, run.model_file, metadata=header)
     assert load_model(run).fingerprint == fingerprint
-    state["shared_x.bias"][0] += 1
+    state["shared.x.bias"][0] += 1
     save_file(state, run.model_file, metadata=header)
     with pytest.raises(IiaeError, match="do not match their fingerprint"):
         load_model(run)
@@ -253,7 +253,7 @@ def test_weights_that_do_not_fit_their_header_are_refused(tmp_path: Path) -> Non
         header = file.metadata()
     del header["checksum"]  # as files have it that were written before there was one
     tensors = load_file(run.model_file)
-    del tensors["shared_x.bias"]
+    del tensors["shared.x.bias"]
     save_file(tensors, run.model_file, metadata=header)
     with pytest.raises(IiaeError, match="does not fit"):
         load_model(run)

@@ -29,7 +29,7 @@ from iiae_cli.training.erasing import fit_erasure
 
 ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]
 ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]
-ADDED = ("erase_shared_", "shared_part_")
+ADDED = ("erase_shared.", "shared_part.")
 
 __all__ = ["class_data"]  # a fixture
 
@@ -92,7 +92,7 @@ def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
         != set()
     )
     assert all(torch.equal(values, erased[name]) for name, values in plain.items())
-    assert erased["erase_shared_x.left"].shape[1] > 0 and erased["shared_part_y.weight"].any()
+    assert erased["erase_shared.x.left"].shape[1] > 0 and erased["shared_part.y.weight"].any()
 
 
 def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained: Trained) -> None:
@@ -127,8 +127,8 @@ def test_without_exclusive_latents_only_the_channel_is_fitted(
 ) -> None:
     assert train(iiae, trained, "ii", *ERASE, "--set", "objective.kind=ii", steps=8).code == 0
     names = load_file("ii/model.safetensors")
-    assert names["erase_shared_x.left"].shape[1] > 0 and not any(
-        name.startswith("shared_part_") for name in names
+    assert names["erase_shared.x.left"].shape[1] > 0 and not any(
+        name.startswith("shared_part.") for name in names
     )
     assert iiae("evaluate", "--run", "ii", "--data", trained.data).code == 0
 

@@ -116,8 +116,8 @@ def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(
     assert trained.json["validation"]["guided_l1"] is None and trained.json["warnings"] == []
     lines = records("run", "train")
     assert all(line["loss"] == line["contrastive"] for line in lines)
-    names = {name.split(".")[0] for name in load_file("run/model.safetensors")}
-    assert names == {"features_x", "features_y", "shared_x", "shared_y"}
+    names = {".".join(name.split(".")[:2]) for name in load_file("run/model.safetensors")}
+    assert names == {"features.x", "features.y", "shared.x", "shared.y"}
     everything = iiae("evaluate", "--run", "run", "--task", "all", "--report", "report", "--json")
     assert (
         everything.code == 0 and set(everything.json) & {"translation", "disentanglement"} == set()
@@ -260,23 +260,23 @@ def test_a_linear_path_needs_its_own_kind_of_model() -> None:
 def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int, int]) -> None:
     model = small_image_model(size=size, linear_path=True).eval()
     x, y = torch.rand(2, 5, 3, *size) * 2 - 1
-    channels, inputs = model.shared_shape[0], 16 * model.features_x.describe.width  # type: ignore[union-attr]
+    channels, inputs = model.shared_shape[0], 16 * model.features["x"].describe.width  # type: ignore[union-attr]
     weights = torch.randn(channels, inputs), torch.randn(channels, inputs)
     biases = torch.randn(channels), torch.randn(channels)
     model.start_canonical_paths(weights, biases)
     with torch.no_grad():
         expected = []
         for pictures, weight, bias in zip((x, y), weights, biases, strict=True):
-            rows = windows(model.features_x.describe(pictures))  # type: ignore[operator, union-attr]
+            rows = windows(model.features["x"].describe(pictures))  # type: ignore[operator, union-attr]
             cells = rows @ weight.T + bias
             expected.append(cells.view(5, *model.shared_shape[1:], channels).permute(0, 3, 1, 2))
         posteriors = model.infer(x, y)
         assert posteriors.joint_shared is not None
-        torch.testing.assert_close(posteriors.shared_x.mean, expected[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(posteriors.shared_y.mean, expected[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(posteriors.shared["x"].mean, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(posteriors.shared["y"].mean, expected[1], rtol=1e-4, atol=1e-4)
         joint = (expected[0] + expected[1]) / 2
         torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
-        model.features_x.trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
+        model.features["x"].trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
         alone = model.encode_shared(
             "x", x
         )  # without features: descriptions say nothing of variances yet
@@ -316,21 +316,17 @@ def test_augmenting_features_is_refused(iiae: Program) -> None:
 
 
 def test_the_contrastive_term_is_added_to_the_bound_and_to_nothing_else() -> None:
-    x, y, posteriors, decoded = small_batch()
-    plain = Objective()(x, y, posteriors, decoded, 10)
-    terms = Objective(contrastive=7.0, temperature=0.3)(x, y, posteriors, decoded, 10)
+    posteriors, decoded = small_batch()
+    plain = Objective()(posteriors, decoded, 10)
+    terms = Objective(contrastive=7.0, temperature=0.3)(posteriors, decoded, 10)
     torch.testing.assert_close(terms["loss"], plain["loss"] + 7.0 * terms["contrastive"])
     assert "contrastive" not in plain
     assert set(terms) == {*plain, "contrastive"}
     assert all(torch.equal(terms[name], value) for name, value in plain.items() if name != "loss")
     only = Objective(kind="infonce", temperature=0.3)(
-        x, y, Posteriors(None, None, None, *_shared(posteriors)), None, 0
+        Posteriors(posteriors.inputs, {}, None, posteriors.shared), None, 0
     )
     torch.testing.assert_close(only["loss"], terms["contrastive"])
-
-
-def _shared(posteriors: Posteriors) -> tuple[Any, Any]:
-    return posteriors.shared_x, posteriors.shared_y
 
 
 def test_the_elbo_is_the_bound_without_lambda_and_fits_r() -> None:

@@ -153,14 +153,14 @@ def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, d
     assert outcome.json["steps"] == 40
     weights = tensors(Path("run/model.safetensors"))
     assert all(
-        weights[f"{name}.learned"] == 0.0 for name in ("shared_x", "shared_y", "joint_shared")
+        weights[f"{name}.learned"] == 0.0 for name in ("shared.x", "shared.y", "joint_shared")
     )
     np.testing.assert_array_equal(
-        weights["shared_x.linear.weight"], weights["shared_y.linear.weight"]
+        weights["shared.x.linear.weight"], weights["shared.y.linear.weight"]
     )
     # The closed form is that of all training classes, held-out ones too.
     x = h5py.File(data)["train/x"][()]
-    np.testing.assert_allclose(weights["standardise_x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(weights["standardise.x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
 
 
 def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(
@@ -207,7 +207,7 @@ def test_a_gain_is_trained_again_on_all_classes(
     validations = [line for line in lines if line["kind"] == "validation" and line["step"] > 0]
     best = max(validations, key=lambda line: (sum(line["shared_map"]), line["step"]))
     assert lines[-1]["step"] == 40 + best["step"]
-    assert tensors(Path("run/model.safetensors"))["shared_x.learned"] == 1.0
+    assert tensors(Path("run/model.safetensors"))["shared.x.learned"] == 1.0
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 20, 26])
