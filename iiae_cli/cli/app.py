@@ -1,6 +1,6 @@
-"""The command line: signatures, help, examples, and the one place where an error becomes two lines and an exit code.
+"""The program: its commands, the global options, and the one error boundary.
 
-Nothing here imports torch: each command's module is imported when it runs, so that `--help` stays fast.
+Importing this module and the commands' modules loads nothing heavy, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from iiae_cli import __version__
 from iiae_cli.cli import encode, evaluate, prepare, retrieve, train, translate
+from iiae_cli.cli.options import GROUPS
 from iiae_cli.common import console
-from iiae_cli.common.errors import (
-    EXIT_CTRL_C,
-    EXIT_USER_ERROR,
-    IiaeError,
-    Interrupted,
-)
+from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted
 
-# typer may vendor click, so its exception classes are reached through typer's own.
+# From 0.26 on typer contains click, so click's exception is reached through typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-# torch's CPU allocator, and what it says of sizes that no allocator takes.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+# How torch says that memory is short, beside MemoryError.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+)
 
 app = typer.Typer(
     name="iiae",
@@ -36,6 +38,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+class _Command(TyperCommand):
+    """A command whose help shows each `rich_help_panel` as a plain section."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, then options by group."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        sections |= {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panel = getattr(parameter, "rich_help_panel", None) or kind
+                sections.setdefault(panel, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def _version(value: bool) -> None:
@@ -62,8 +83,8 @@ def _global(
 ) -> None:
     """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).
 
-    Two domains, x and y, hold pairs. A shared latent learns what both hold, an exclusive latent of each what only it
-    holds. Results go to stdout, everything else to stderr.
+    Two domains, x and y, hold pairs. A shared latent learns what both hold, an exclusive latent of
+    each what only it holds. Results go to stdout, everything else to stderr.
 
     \b
     Start here:
@@ -76,17 +97,27 @@ def _global(
     console.set_verbosity(1 if verbose else -1 if quiet else 0)
 
 
-for _command in (prepare, train, encode, retrieve, translate, evaluate):
-    app.command(_command.__name__.rpartition(".")[2])(_command.command)
+for _module in (prepare, train, encode, retrieve, translate, evaluate):
+    app.command(_module.__name__.rpartition(".")[2], cls=_Command)(_module.command)
 
 
-def _guarded(call: Callable[[], int]) -> int:
-    """The error boundary: an exit code for everything a user can cause; a bug passes with its traceback (exit 1)."""
+def main() -> None:
+    """Run the program on `sys.argv` and exit."""
+    _calm_threads()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names go out as they came in
+    arguments = sys.argv[1:] or ["--help"]
+    sys.exit(_exit_code(lambda: app(arguments, prog_name="iiae", standalone_mode=False)))
+
+
+def _exit_code(call: Callable[[], object]) -> int:
+    """The error boundary: the exit code of whatever a user can cause; a bug keeps its traceback."""
     try:
-        return call()
+        code = call()
+        return code if isinstance(code, int) else 0
     except IiaeError as error:
         console.fail(error.message, error.hint)
-        return error.exit_code
+        return EXIT_USER_ERROR
     except Interrupted as stopped:
         if stopped.where:
             console.warn(f"interrupted: {stopped.where}")
@@ -94,10 +125,15 @@ def _guarded(call: Callable[[], int]) -> int:
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "iiae"
-        console.fail(error.format_message(), f"{path} --help shows options and examples")  # type: ignore[attr-defined]
+        message: str = getattr(error, "format_message", error.__str__)()
+        console.fail(
+            message.replace("Value error, ", ""), f"{path} --help shows options and examples"
+        )
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not isinstance(error, MemoryError) and not any(
+            text in str(error) for text in _NO_MEMORY
+        ):
             raise
         console.fail(
             f"there is not enough memory: {error or 'Python could get no more'}",
@@ -109,35 +145,12 @@ def _guarded(call: Callable[[], int]) -> int:
         return EXIT_CTRL_C
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an error says so: torch's are of several types, and torch may not be imported here."""
-    text = str(error)
-    names = {one.__name__ for one in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(
-        one in text for one in _NO_MEMORY
-    )
-
-
 def _calm_threads() -> None:
-    """Keep waiting OpenMP threads from spinning long; must run before torch is imported.
+    """Let waiting OpenMP threads sleep early; must run before torch is imported.
 
-    By default they spin for milliseconds at every barrier. Where another process wants a core (a shared node, a laptop)
-    the spinning takes the very time that the last thread needs: a training step of the 32×32 models took 2.3 s instead
-    of 0.05 s on two cores. A short spin costs about a tenth on an idle machine.
+    By default they spin for milliseconds at every barrier, which takes the time of the last thread
+    if another process wants a core: a step of the 32×32 models took 2.3 s instead of 0.05 s on two
+    cores. Short spins cost about a tenth on an idle machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    _calm_threads()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names go out as they came in
-    arguments = sys.argv[1:] or ["--help"]
-
-    def call() -> int:
-        code = app(arguments, prog_name="iiae", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-
-    sys.exit(_guarded(call))

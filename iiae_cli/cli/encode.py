@@ -13,7 +13,9 @@ from iiae_cli.cli.options import (
     JsonFlag,
     NulFlag,
     OverwriteFlag,
+    ResumeFlag,
     RunOption,
+    ShardOption,
     SplitOption,
     WorkersOption,
     finish,
@@ -44,20 +46,9 @@ def command(
         Literal["float32", "float16"] | None,
         typer.Option(help="Number format of the cache [float32; --merge: the caches' own]."),
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N|auto", help="Only part I, from 0, of N; auto: this task of a job array."
-        ),
-    ] = None,
+    shard: ShardOption = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join the caches of shards.")] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue where the output stands, or start it; nothing where complete.",
-        ),
-    ] = False,
+    resume: ResumeFlag = False,
     device: DeviceOption = "auto",
     nul: NulFlag = False,
     overwrite: OverwriteFlag = False,

@@ -1,4 +1,4 @@
-"""What options of several commands have in common: choices, annotations with one help text each, and parsers."""
+"""What several commands share: options with one help text each, parsers, and printing a result."""
 
 from __future__ import annotations
 
@@ -18,41 +18,72 @@ DomainName = Literal["x", "y"]
 SplitName = Literal["train", "valid", "test"]
 MetricName = Literal["euclidean", "cosine"]
 
-# Options that several commands share, each with one help text.
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+# Groups of options in the help, in this order, for `rich_help_panel`; others stand under "Options".
+GROUPS = INPUT, OUTPUT, RUNNING = "Input", "Output", "Running"
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)
+]
+OverwriteFlag = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists.", rich_help_panel=OUTPUT)
+]
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run directory [IIAE_RUN, else runs/latest].")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Threads that decode pictures.")
-]
 SplitOption = Annotated[
-    SplitName, typer.Option("--split", help="Split, where an input is a prepared .h5.")
+    SplitName,
+    typer.Option("--split", help="Split, where an input is a prepared .h5.", rich_help_panel=INPUT),
 ]
-NulFlag = Annotated[bool, typer.Option("-0", help="Paths on standard input are NUL-separated.")]
+NulFlag = Annotated[
+    bool,
+    typer.Option("-0", help="Paths on standard input are NUL-separated.", rich_help_panel=INPUT),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option("--workers", min=1, help="Threads that decode pictures.", rich_help_panel=RUNNING),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N|auto",
+        help="Only part I, from 0, of N; auto: this task of a job array.",
+        rich_help_panel=RUNNING,
+    ),
+]
+ResumeFlag = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue where the output stands, or start it; nothing where complete.",
+        rich_help_panel=RUNNING,
+    ),
+]
 
 
 class Result(Protocol):
-    """What every command returns."""
+    """What a command returns."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
+        """Return the object that `--json` prints."""
 
     def show(self) -> None:
         """Print for people and pipes."""
 
 
 def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
-    """Print a result; exit 3 where inputs were skipped."""
+    """Print a result; exit 3 if inputs were skipped."""
     try:
         if as_json:
             console.print_json(result.to_json())
         else:
             result.show()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if skipped:
         console.warn(f"{len(skipped)} inputs were skipped")
@@ -60,31 +91,28 @@ def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> N
 
 
 def seconds_of(text: str) -> float:
-    """A duration: `90` or `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
+    """Seconds of `90`, `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
 
     Raises:
-        IiaeError: none of these.
+        IiaeError: `text` is none of these.
     """
-    if re.fullmatch(r"\d+(:\d\d){1,2}", text):
-        total = 0
-        for part in text.split(":"):
-            total = 60 * total + int(part)
-        return float(total)
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d)", text)
+    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    match = clock or units
     if not text or match is None:
         raise IiaeError(f"--time-limit {text} is no duration", "write 2h, 90m, 45s or 1:30:00")
-    days, hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
-    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+    parts = [float(part or 0) for part in match.groups()]
+    return sum(part * unit for part, unit in zip(parts[::-1], (1, 60, 3600, 86400), strict=False))
 
 
-def shard_of(text: str, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """`I/N` with 0 ≤ I < N; or `auto` (also `slurm`): this task of a SLURM job array.
+def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(I, N) of `I/N` with 0 ≤ I < N, or of `auto` (also `slurm`): this task of a SLURM job array.
 
     Raises:
-        IiaeError: anything else, or no job array.
+        IiaeError: `text` is none of these, or there is no job array.
     """
     if text in ("auto", "slurm"):
-        return _array_task(os.environ if environment is None else environment, text)
+        return _array_task(environment, text)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
         raise IiaeError(
@@ -95,13 +123,14 @@ def shard_of(text: str, environment: Mapping[str, str] | None = None) -> tuple[i
 
 
 def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
-    """(place in the array from 0, tasks in the array)."""
+    """(position in the array from 0, number of tasks)."""
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
     values = [environment.get(name, "") for name in names]
     for name, value in zip(names, values, strict=True):
         if not value.isdecimal():
             raise IiaeError(
-                f"--shard {text} needs a SLURM job array: {name} is {f'{value!r}' if value else 'not set'}",
+                f"--shard {text} needs a SLURM job array: "
+                f"{name} is {repr(value) if value else 'not set'}",
                 "submit with sbatch --array=0-15, or pass --shard I/N",
             )
     task, count, lowest = map(int, values)
@@ -119,7 +148,7 @@ def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) 
     """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort.
 
     Raises:
-        IiaeError: `{shard}` without a shard, or tasks of a job array that would all write one file.
+        IiaeError: `{shard}` without a shard, or all tasks of a job array would write one file.
     """
     if "{shard}" in str(output):
         if shard is None:

@@ -12,6 +12,8 @@ from iiae_cli.cli.options import (
     DeviceOption,
     JsonFlag,
     OverwriteFlag,
+    ResumeFlag,
+    ShardOption,
     WorkersOption,
     finish,
     shard_of,
@@ -98,22 +100,11 @@ def command(
         int, typer.Option(min=1, help="Pictures at once through the backbone.")
     ] = 64,
     device: DeviceOption = "auto",
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N|auto", help="Only part I, from 0, of N; auto: this task of a job array."
-        ),
-    ] = None,
+    shard: ShardOption = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Join shards, named in place of NAME and SOURCE.")
     ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue where the output stands, or start it; nothing where complete.",
-        ),
-    ] = False,
+    resume: ResumeFlag = False,
     workers: WorkersOption = 2,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,

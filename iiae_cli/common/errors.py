@@ -1,7 +1,7 @@
-"""The errors a user can cause.
+"""What a user can cause, and the exit codes.
 
-The core raises them; `cli.py` is the one place that turns them into an `error:` line, a `hint:` line
-and an exit code. Anything else that is raised is a bug and keeps its traceback (exit code 1).
+The core raises these; `cli/app.py` alone turns them into an `error:` line, a `hint:` line and an exit code.
+Any other exception is a bug and keeps its traceback (exit code 1).
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ class IiaeError(Exception):
     """A user's error.
 
     Args:
-        message: one line that names the thing that is wrong.
-        hint: one line that names what mends it.
+        message: one sentence that names what is wrong.
+        hint: one sentence that names what mends it.
     """
-
-    exit_code = EXIT_USER_ERROR
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -33,7 +31,7 @@ class Interrupted(Exception):
 
     Args:
         exit_code: 75 after SIGTERM and the like, 130 after Ctrl-C.
-        where: what was saved, for the message; nothing where another process says it.
+        where: what was saved, for the message; empty if another process says it.
     """
 
     def __init__(self, exit_code: int, where: str) -> None:

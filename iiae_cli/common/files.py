@@ -1,4 +1,4 @@
-"""Files that are whole or not there: everything is written beside its place and renamed in."""
+"""Files that exist are whole: each is written beside its path and renamed to it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,43 @@ from iiae_cli.common.errors import IiaeError
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IMPOSSIBLE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def regular_file(path: Path, hint: str) -> None:
+    """Refuse a path that is missing or no regular file, such as a pipe, which a reader would wait for.
+
+    Raises:
+        IiaeError: nothing, a folder, a pipe or a device is there.
+    """
+    if not os.path.lexists(path):
+        raise IiaeError(f"{path} does not exist", hint)
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
+        raise IiaeError(f"{path} is not a file", hint)
+
+
+@contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """The one boundary around readers of files: whatever they raise on damaged content is a user error.
+
+    Raises:
+        IiaeError: the path is no regular file, may not be read, or its content is damaged.
+    """
+    regular_file(path, hint)
+    try:
+        yield
+    except IiaeError:
+        raise
+    except PermissionError as error:
+        raise IiaeError(f"no permission to read {path}", "check its permissions") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise IiaeError(f"{path} is damaged: {reason}", hint) from error
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise unless `path` is free or `overwrite` is set.
+    """Refuse to replace a file or folder unless `overwrite`.
 
     Raises:
         IiaeError: the path exists.
@@ -32,23 +65,19 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Iterator[Path]:
-    """Give a temporary file beside `path`; on success it is synced and renamed to `path`, else removed.
-
-    What stood at `path` before stays there until the rename.
+    """Yield a temporary file that becomes `path` where the block succeeds and is removed where it fails.
 
     Args:
-        path: the file to make.
-        sync: False leaves out the wait for the disk, for many small files that can be made again.
-        folder: that the temporary file lies in, on the same file system; None: beside `path`.
+        path: the file to make; an older one stays until the new one is complete.
+        sync: wait for the disk; False suits many small files that can be made again.
+        folder: holds the temporary file, on the same file system; None: beside `path`.
 
     Raises:
-        IiaeError: the disk is full, or the place cannot be written.
+        IiaeError: the disk is full, or the path cannot be written.
     """
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=TEMPORARY, dir=folder or path.parent
-        )
+        handle, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", folder or path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
@@ -59,34 +88,28 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             if sync:
-                # The rename too must outlast a power failure; some file systems cannot sync a folder.
-                with suppress(OSError):
+                with suppress(OSError):  # some file systems cannot sync a folder
                     _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, all of it or nothing, so that no reader and no full disk ever sees half a line.
+    """Add a whole line to a text file, or nothing.
 
     Raises:
-        IiaeError: the disk is full, or the place cannot be written.
+        IiaeError: the disk is full, or the path cannot be written.
     """
     content = (line + "\n").encode()
-    with write_errors(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            before = os.fstat(handle).st_size
-            written = os.write(handle, content)
-            if written != len(content):
-                os.ftruncate(handle, before)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(handle)
+    with write_errors(path), path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        if file.write(content) != len(content):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync_file(path: Path) -> None:
-    """Wait until what was written to a file is on the disk.
+    """Wait until the file's content is on the disk.
 
     Raises:
         IiaeError: the disk is full.
@@ -96,35 +119,34 @@ def sync_file(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of `writing` in a folder that nobody else writes to now."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what killed processes left in a folder that no other process writes to."""
+    for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing `path` into user errors.
+    """Turn the operating system's refusals to write `path` into user errors.
 
     Raises:
-        IiaeError: no space, no permission, a folder in the way, a read-only file system.
+        IiaeError: no space, no permission, a read-only file system, an impossible path.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # h5py reports a full disk as an OSError without errno, or closing as a RuntimeError; its text names errno 28.
-        known = error.errno if isinstance(error, OSError) else None
-        code = known if known is not None else _errno_in(str(error))
+        code = _errno(error)
         if code in _FULL:
-            free = shutil.disk_usage(_existing_parent(path)).free
+            parent = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(parent).free / 2**20
             raise IiaeError(
-                f"no space left while writing {path} ({free / 2**20:.0f} MiB free); nothing was replaced",
-                "free some space or choose another place, then run again (with --resume, where the command has it)",
+                f"no space left while writing {path} ({free:.0f} MiB free); nothing was replaced",
+                "free some space or choose another path, then run again (with --resume if it exists)",
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if code in _FORBIDDEN:
             raise IiaeError(
                 f"no permission to write {path}", "choose a folder that you may write to"
             ) from error
-        if code in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        if code in _IMPOSSIBLE:
             raise IiaeError(
                 f"cannot write {path}: {os.strerror(code)}", "choose another output path"
             ) from error
@@ -132,39 +154,33 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """16 hex digits over a file's size, its first and last MiB, and 64 KiB at 62 places between.
+    """16 hex digits from a file's size, its first and last MiB and 62 samples of 64 KiB between.
 
-    Unlike a time of change it is the same for a copy on another machine, and unlike a checksum it costs little.
+    Cheaper than a checksum, and unlike a modification time equal for a copy on another machine.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    places = [
-        (0, 1 << 20),
-        *((size * part // 63, 1 << 16) for part in range(1, 63)),
-        (max(0, size - (1 << 20)), 1 << 20),
-    ]
+    samples = [(size * part // 63, 1 << 16) for part in range(1, 63)]
     with path.open("rb") as file:
-        for place, length in places:
-            file.seek(place)
+        for start, length in [(0, 1 << 20), *samples, (max(0, size - (1 << 20)), 1 << 20)]:
+            file.seek(start)
             digest.update(file.read(length))
     return digest.hexdigest()[:16]
 
 
-def _errno_in(text: str) -> int | None:
+def _errno(error: OSError | RuntimeError) -> int | None:
+    """The error's number; h5py reports a full disk without one, in a text that names it."""
+    code = getattr(error, "errno", None)
+    if isinstance(code, int):
+        return code
+    text = str(error)
     for code in (*_FULL, errno.EACCES):
         if f"errno = {code}," in text or os.strerror(code) in text:
             return code
     return None
-
-
-def _existing_parent(path: Path) -> Path:
-    for parent in path.absolute().parents:
-        if parent.exists():
-            return parent
-    return Path("/")
 
 
 def _umask() -> int:

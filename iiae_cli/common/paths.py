@@ -1,4 +1,4 @@
-"""Where things lie when the command line does not say: data, runs."""
+"""Default paths of data, runs and galleries."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ def data_folder() -> Path:
 
 
 def data_file(option: Path | None, set_name: str) -> Path:
-    """The data file of a set: `--data` (a file, or a folder that holds SET.h5), else DATA/SET.h5.
+    """The data file of a set: `--data` or `IIAE_DATA`, each a file or a folder that holds SET.h5, else data/SET.h5.
 
     Raises:
         IiaeError: neither a file nor a set was named.
     """
-    if option is not None and not option.is_dir():
-        return option
+    path = option or data_folder()
+    if path.is_file() or (option is not None and not path.is_dir()):
+        return path
     if not set_name:
         raise IiaeError(
             "no data file was named", "pass --data FILE.h5, or set data.set in the preset"
         )
-    folder = option if option is not None else data_folder()
-    if folder.is_file():  # IIAE_DATA may name a file
-        return folder
-    return folder / f"{set_name}.h5"
+    return path / f"{set_name}.h5"
 
 
 def run_folder(option: Path | None) -> tuple[Path, str]:
@@ -37,20 +35,20 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
     if option is not None:
         return option, "--run"
     named = os.environ.get("IIAE_RUN")
-    if named:
-        return Path(named), "IIAE_RUN"
-    return Path("runs/latest"), "the latest run"
+    return (Path(named), "IIAE_RUN") if named else (Path("runs/latest"), "the latest run")
 
 
 def index_file(
     option: Path | None, run: Path | None, is_cache: Callable[[Path], bool]
 ) -> tuple[Path, str]:
-    """The gallery and how it was chosen: `--index`, `IIAE_INDEX`, the only latent cache here, else RUN/gallery.h5.
+    """The gallery and how it was chosen.
+
+    In this order: `--index`, `IIAE_INDEX`, the only latent cache in the current folder, RUN/gallery.h5.
 
     Args:
         option: `--index`.
         run: `--run`.
-        is_cache: tells whether an HDF5 file is a latent cache.
+        is_cache: returns whether an HDF5 file is a latent cache.
 
     Raises:
         IiaeError: none of them exists.
@@ -60,15 +58,14 @@ def index_file(
     named = os.environ.get("IIAE_INDEX")
     if named:
         return Path(named), "IIAE_INDEX"
-    here = [path for path in sorted(Path().glob("*.h5")) if is_cache(path)]
-    if len(here) == 1:
-        return here[0], "the only latent cache in this folder"
-    folder, _ = run_folder(run)
-    gallery = folder / "gallery.h5"
+    caches = [path for path in sorted(Path().glob("*.h5")) if is_cache(path)]
+    if len(caches) == 1:
+        return caches[0], "the only latent cache in this folder"
+    gallery = run_folder(run)[0] / "gallery.h5"
     if not gallery.exists():
-        found = f"{len(here)} latent caches lie here and " if here else ""
+        several = f"{len(caches)} latent caches lie here and " if caches else ""
         raise IiaeError(
-            f"no gallery was named; {found}{gallery} does not exist",
+            f"no gallery was named; {several}{gallery} does not exist",
             "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5",
         )
     return gallery, "the run's gallery"

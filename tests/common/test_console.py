@@ -87,7 +87,7 @@ def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(
         work.start_at(400)
         work.update(410)
         work.facts |= {"loss": "198.9", "Recall@1": "0.989 / 0.991", "memory": "1.20 GB"}
-        work._bar.refresh()
+        work._bar[0].refresh()
         console.say("a line between")
     text = terminal.getvalue()
     for part in (

@@ -2,15 +2,17 @@
 
 import errno
 import os
+import resource
 import stat
 
 import numpy as np
 import pytest
 
-from iiae_cli.common.errors import EXIT_USER_ERROR, IiaeError
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import (
     append_line,
     fingerprint_of_file,
+    reading,
     refuse_existing,
     remove_temporaries,
     write_errors,
@@ -120,15 +122,16 @@ def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_w
     assert synced == [False, True]  # the file before its name, the name after it
 
 
-def test_a_line_is_added_whole_or_not_at_all(path, monkeypatch):
+def test_a_line_is_added_whole_or_not_at_all(path):
     append_line(path, "one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))  # as a disk that is nearly full
+    try:
+        with pytest.raises(IiaeError, match="no space left"):
+            append_line(path, "three")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     append_line(path, "two")
-    write = os.write
-    monkeypatch.setattr(
-        os, "write", lambda handle, content: write(handle, content[:2])
-    )  # as a full disk does
-    with pytest.raises(IiaeError, match="no space left"):
-        append_line(path, "three")
     assert path.read_text() == "one\ntwo\n"
 
 
@@ -143,7 +146,7 @@ def refusal(path, error):
     with pytest.raises(IiaeError) as caught, writing(path):
         raise error
     assert caught.value.__cause__ is error
-    assert caught.value.hint and caught.value.exit_code == EXIT_USER_ERROR
+    assert caught.value.hint
     return caught.value.message
 
 
@@ -218,3 +221,29 @@ def test_an_existing_path_is_refused_unless_it_may_be_replaced(path):
     assert caught.value.message == f"{path} exists already" and "--overwrite" in caught.value.hint
     with pytest.raises(IiaeError):
         refuse_existing(path.parent, overwrite=False)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+def test_what_is_no_file_is_refused_before_anybody_waits_for_it(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    refused = pytest.raises(IiaeError, match=r"out.bin (does not exist|is not a file)")
+    with refused, reading(path, "make it"):
+        path.read_bytes()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyError(3), MemoryError(), OSError(5, "no")])
+def test_whatever_a_reader_raises_is_a_damaged_file(path, error):
+    path.touch()
+    refused = pytest.raises(IiaeError, match=r"out.bin is damaged: .")
+    with refused as caught, reading(path, "make it again"):
+        raise error
+    assert caught.value.hint == "make it again"
+
+
+def test_a_readers_own_refusal_passes(path):
+    path.touch()
+    with pytest.raises(IiaeError, match="of schema 3"), reading(path, "make it"):
+        raise IiaeError("it is of schema 3", "use another version")
