@@ -274,10 +274,10 @@ def _translation(
     measures = dict(FEATURE_MEASURES)
     if loaded.size is not None:
         nets = _LPIPS_NETS[options.lpips]
-        found = lpips_measures(options.lpips_weights, device, nets)
-        for reason in found.missing:
+        perceptual, missing = lpips_measures(options.lpips_weights, device, nets)
+        for reason in missing:
             console.warn(f"{reason.message}; {reason.hint}")
-        measures = {**PICTURE_MEASURES, **found.measures}
+        measures = {**PICTURE_MEASURES, **perceptual}
     return translation_figures(
         loaded.model,
         pairs,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iiae_cli.evaluation.disentanglement import DYING_NATS
 from iiae_cli.report.plots import Level, Line, line_chart
 
-DYING_NATS = 3.0
 _ARROWS = ("x → y", "y → x")
 
 
