@@ -8,19 +8,18 @@ stored once and pairs are indices. Arrays are filled car by car: the whole set, 
 from __future__ import annotations
 
 import re
-import zlib
 from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import loadmat
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
-from iiae_cli.data.hdf5 import DAMAGED, dataset
+from iiae_cli.data.hdf5 import dataset
 from iiae_cli.data.late_rows import unfold
 from iiae_cli.data.pictures import PictureError, resize_pictures
-from iiae_cli.data.sources.matlab import OtherArray, read_uint8
 from iiae_cli.data.sources.work import NOTHING_KEPT, Work, file_reading
 
 YAWS, PITCHES, SIDE = 24, 4, 128
@@ -137,11 +136,9 @@ def _split_of(name: str, numbers: list[int], x: NDArray[np.uint8], y: NDArray[np
 
 def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The frontal (4, size, size, 3) and the turned views (92, size, size, 3) of a car, by yaw, then pitch."""
-    try:
-        im = read_mat(path)
-    except ValueError as error:
-        raise PictureError(path, str(error)) from error
-    views = resize_pictures(im.transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size)
+    views = resize_pictures(
+        read_mat(path).transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3), size
+    )
     return views[:PITCHES], views[PITCHES:]
 
 
@@ -166,24 +163,19 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     """`im` (128, 128, 3, 24, 4) of a car's file.
 
     Raises:
-        ValueError: damaged, or of another shape; the message says which.
+        PictureError: damaged, or of another shape; the message says which.
     """
     try:
-        if not h5py.is_hdf5(path):
-            return read_uint8(path, "im", SHAPE)
-        with h5py.File(
-            path, "r"
-        ) as file:  # v7.3, whose axes lie in MATLAB's order, the reverse of ours
-            found = dataset(file, "im")
-            if found is None:
-                raise KeyError("im")
-            if found.shape != SHAPE[::-1] or found.dtype != np.uint8:
-                raise OtherArray(f"im is {found.dtype} {found.shape[::-1]}, not uint8 {SHAPE}")
-            im: NDArray[np.uint8] = found[()].T
-            return im
-    except OtherArray:
-        raise
-    except KeyError as error:
-        raise ValueError("holds no variable im") from error
-    except (*DAMAGED, zlib.error) as error:
-        raise ValueError("is not a readable MATLAB file") from error
+        if h5py.is_hdf5(path):  # v7.3, whose axes are in the reverse order
+            with h5py.File(path, "r") as file:
+                stored = dataset(file, "im")
+                im = None if stored is None else stored[()].T
+        else:
+            im = loadmat(path, variable_names=["im"]).get("im")
+    except Exception as error:  # SciPy and h5py pass on whatever a damaged file makes of them
+        raise PictureError(path, "is not a readable MATLAB file") from error
+    if not isinstance(im, np.ndarray):
+        raise PictureError(path, "holds no variable im")
+    if im.shape != SHAPE or im.dtype != np.uint8:
+        raise PictureError(path, f"im is {im.dtype} {im.shape}, not uint8 {SHAPE}")
+    return im

@@ -16,7 +16,6 @@ from iiae_cli.common.paths import data_folder
 from iiae_cli.data.datafile import DataFile, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
-from iiae_cli.data.sources.archives import find_folder
 from iiae_cli.data.sources.cars import read_cars
 from iiae_cli.data.sources.cdcb import (
     Recipe,
@@ -27,10 +26,10 @@ from iiae_cli.data.sources.cdcb import (
 )
 from iiae_cli.data.sources.class_sets import ClassSet
 from iiae_cli.data.sources.classes import read_classes
+from iiae_cli.data.sources.download import ARCHIVES, BY_HAND, archive_of, find_folder
 from iiae_cli.data.sources.folders import read_pairs
 from iiae_cli.data.sources.idx import FILES, find_idx, read_idx
 from iiae_cli.data.sources.manifest import is_manifest, read_manifest
-from iiae_cli.data.sources.published import ARCHIVES, BY_HAND, archive_of
 from iiae_cli.data.sources.settings import digest_of, settings_of
 from iiae_cli.data.sources.side_by_side import read_side_by_side
 from iiae_cli.data.sources.sketchy import read_sketchy

@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.cars import read_cars, read_mat
 
 SHAPE = (128, 128, 3, 24, 4)
@@ -188,9 +188,9 @@ def test_a_car_of_an_unknown_number_is_named(tmp_path):
 
 
 def why(path):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(PictureError) as caught:
         read_mat(path)
-    return str(caught.value)
+    return caught.value.reason
 
 
 @pytest.mark.parametrize("save", [save_v5, save_v73])
