@@ -14,7 +14,7 @@ from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, repo
 from benchmarks.models import convolution_peak, workload
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.inference.encoding import encode_rows, inference
+from iiae_cli.inference.trained import TrainedModel, inference
 from iiae_cli.runs.weights import place
 
 
@@ -35,6 +35,7 @@ def main() -> None:
     work = workload(options.preset, options.batch_size, options.set)
     torch.manual_seed(0)
     model = place(build_model(work.config, work.info), "cpu")
+    trained = TrainedModel(model, work.size)
     rows = work.rows(options.pictures)
     inputs = to_inputs(rows, work.size)
     batch = options.batch_size
@@ -45,13 +46,13 @@ def main() -> None:
                 model.encode_shared("x", inputs[start : start + batch])
 
     def whole() -> None:
-        encode_rows(model, "x", rows, size=work.size, batch_size=batch, exclusive=False)
+        trained.encode(rows, "x", batch_size=batch, exclusive=False)
 
-    runs = {"bare forward": bare, "encode_rows": whole}
+    runs = {"bare forward": bare, "encode": whole}
     for run in runs.values():
         run()
     seconds = in_turns(runs, options.repetitions)
-    rate = ratio(seconds, "bare forward", "encode_rows")
+    rate = ratio(seconds, "bare forward", "encode")
     result = {
         "benchmark": "encode",
         "preset": options.preset,
@@ -71,7 +72,7 @@ def main() -> None:
     for name, one in result["milliseconds_per_picture"].items():
         print(f"{name}\t{one['cpu']:.3f} ms per picture\t{1e3 / one['cpu']:.1f} pictures/s")
     print(
-        f"encode_rows runs at {rate['median']:.2f} of the bare forward's rate ({rate['least']:.2f}-{rate['most']:.2f})"
+        f"encode runs at {rate['median']:.2f} of the bare forward's rate ({rate['least']:.2f}-{rate['most']:.2f})"
     )
 
 

@@ -19,7 +19,6 @@ from iiae_cli.common.paths import run_folder
 from iiae_cli.data.blocks import BlockLog
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.data.workspace import discard, workspace
-from iiae_cli.inference.encoding import Encoded, LatentKind
 from iiae_cli.inference.inputs import Inputs, open_inputs
 from iiae_cli.inference.latents import LatentCache, LatentFormat, write_stream
 from iiae_cli.inference.shards import (
@@ -31,6 +30,7 @@ from iiae_cli.inference.shards import (
     shard_of_list,
 )
 from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
+from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import Domain
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.runs.weights import LoadedModel
@@ -211,7 +211,7 @@ class _Job:
 
     def _arrays(self) -> dict[str, tuple[int, np.dtype[Any]]]:
         """Width and number format of every array, known before any row is read."""
-        model, form = self.encoder.model, self.encoder.format
+        model, form = self.encoder.trained.network, self.encoder.format
         widths = {"shared": int(np.prod(model.shared_shape)), "exclusive": model.exclusive_dim}
         return {
             f"{kind}_{part}": (widths[kind], np.dtype(form.dtype))
@@ -264,7 +264,7 @@ def _plan(
     settings |= {"batch size": batch_size, "version": head["versions"]}
     return _Job(
         rows,
-        Encoder(loaded.model, options.domain, loaded.size, device, batch_size, form),
+        Encoder(TrainedModel.of(loaded), options.domain, batch_size, form),
         bounds,
         head,
         settings,

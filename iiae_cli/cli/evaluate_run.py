@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from iiae_cli.builders import choose_device
 from iiae_cli.common import console
@@ -36,6 +35,7 @@ from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
 from iiae_cli.evaluation.tables import figure_tables, paper_table
 from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.report import Measured, write_report
 from iiae_cli.runs.directory import RunDir, load_model
@@ -168,9 +168,8 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         if "zero-shot" in tasks
         else _pair_protocol(split, loaded)
     )
-    pairs = encode_pairs(
-        loaded.model, split, size=loaded.size, device=device, batch_size=options.batch_size
-    )
+    trained = TrainedModel.of(loaded)
+    pairs = encode_pairs(trained, split, batch_size=options.batch_size)
     figures: dict[str, Any] = {}
     for task in tasks:
         if task == "retrieval":
@@ -178,13 +177,13 @@ def run(options: EvaluateOptions) -> EvaluateResult:
         elif task == "zero-shot":
             figures["zero_shot"] = zero_shot(pairs, file.split("train"), split)
         elif task == "translation":
-            figures["translation"] = _translation(loaded, pairs, split, options, device)
+            figures["translation"] = _translation(trained, pairs, split, options)
             protocol |= {"samples": options.samples, "samples_seed": options.seed}
             if options.judge:
-                figures["judged"] = _judged(loaded, file, pairs, split, options, device)
+                figures["judged"] = _judged(trained, file, pairs, split, options)
                 protocol |= {"judge_steps": JUDGE_STEPS, "judge_seed": options.seed}
         else:
-            found, how = _disentanglement(loaded, pairs, file, split, options, metric, device)
+            found, how = _disentanglement(loaded, pairs, file, split, options, metric)
             figures["disentanglement"] = found
             protocol |= how
     rows = _paper_rows(options, loaded, file, protocol, figures, metric)
@@ -205,7 +204,6 @@ def run(options: EvaluateOptions) -> EvaluateResult:
             command=["iiae", *sys.argv[1:]],
             samples=options.samples,
             seed=options.seed,
-            device=device,
         )
         result.report = write_report(measured, options.report)
     return result
@@ -264,29 +262,23 @@ def _tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task
 
 
 def _translation(
-    loaded: LoadedModel,
-    pairs: EncodedPairs,
-    split: Split,
-    options: EvaluateOptions,
-    device: torch.device,
+    trained: TrainedModel, pairs: EncodedPairs, split: Split, options: EvaluateOptions
 ) -> dict[str, Any]:
     """L1, and of pictures SSIM and LPIPS as far as its weights are at hand."""
     measures = dict(FEATURE_MEASURES)
-    if loaded.size is not None:
+    if trained.size is not None:
         nets = _LPIPS_NETS[options.lpips]
-        perceptual, missing = lpips_measures(options.lpips_weights, device, nets)
+        perceptual, missing = lpips_measures(options.lpips_weights, trained.device, nets)
         for reason in missing:
             console.warn(f"{reason.message}; {reason.hint}")
         measures = {**PICTURE_MEASURES, **perceptual}
     return translation_figures(
-        loaded.model,
+        trained,
         pairs,
         split,
-        size=loaded.size,
         measures=measures,
         samples=options.samples,
         seed=options.seed,
-        device=device,
         batch_size=options.batch_size,
     )
 
@@ -298,7 +290,6 @@ def _disentanglement(
     split: Split,
     options: EvaluateOptions,
     metric: Metric,
-    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Probes, swaps and bounds; warns of what makes them less than they look."""
     by_class = file.info.by_class
@@ -311,7 +302,6 @@ def _disentanglement(
         ProbeOptions(options.probe_rows, options.shared_factors, options.seed),
         by_class=by_class,
         metric=metric,
-        device=device,
         batch_size=options.batch_size,
     )
     for line in figures["warnings"]:
@@ -336,15 +326,14 @@ def _check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[
 
 
 def _judged(
-    loaded: LoadedModel,
+    trained: TrainedModel,
     file: DataFile,
     pairs: EncodedPairs,
     split: Split,
     options: EvaluateOptions,
-    device: torch.device,
 ) -> dict[str, Any]:
     """Class and factors of translations as read by networks that learned them from real pictures."""
-    if loaded.size is None:
+    if trained.size is None:
         raise AssertionError("checked before")
     train = file.split("train")
     judges = {}
@@ -353,20 +342,18 @@ def _judged(
             judges[domain] = train_judge(
                 train,
                 domain,
-                size=loaded.size,
+                size=trained.size,
                 seed=options.seed,
-                device=device,
+                device=trained.device,
                 progress=bar.update,
             )
     return judged_translations(
-        loaded.model,
+        trained,
         judges,
         pairs,
         split,
-        size=loaded.size,
         samples=options.samples,
         seed=options.seed,
-        device=device,
         batch_size=options.batch_size,
     )
 

@@ -15,11 +15,11 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, writing
 from iiae_cli.common.paths import index_file, run_folder
 from iiae_cli.data.pictures import expand_inputs
-from iiae_cli.inference.encoding import LatentKind, encode_rows
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentCache, is_latent_cache, means_of, read_latents
 from iiae_cli.inference.retrieval import Backend, Floats, Ints, Metric, choose_backend, nearest
 from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_gallery
+from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.montage import draw_montage
 from iiae_cli.runs.directory import RunDir, load_model
@@ -241,7 +241,7 @@ def _queries(paths: list[str], gallery_domain: Domain, options: RetrieveOptions)
     shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
     inputs = open_inputs(paths, domain, shape, split=options.split, workers=options.workers)
     rows, ids, labels = inputs.all_rows()
-    encoded = encode_rows(loaded.model, domain, rows, size=loaded.size, device=device)
+    encoded = TrainedModel.of(loaded).encode(rows, domain)
     cache = LatentCache(
         encoded,
         ids,

@@ -33,8 +33,8 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.registry import EMBEDDED, PrepareOptions, how_to_prepare, prepare_file
 from iiae_cli.data.staging import Staging
-from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.latents import LatentCache, write_latents
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.runs.provenance import run_origin
 from iiae_cli.training.data import TrainingData
@@ -402,7 +402,7 @@ def _write_gallery(session: Session) -> None:
     split_name = "test" if file.info.counts["test"] else "train"
     split = file.split(split_name)
     cache = LatentCache(
-        encoded=encode_rows(loaded.model, "y", split.y, size=loaded.size, device=device),
+        encoded=TrainedModel.of(loaded).encode(split.y, "y"),
         ids=split.y_ids,
         labels=split.y_labels,
         domain="y",

@@ -18,10 +18,9 @@ from iiae_cli.common.paths import run_folder
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import DataFile, is_hdf5
 from iiae_cli.data.pictures import expand_inputs
-from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.inputs import Inputs, open_inputs
 from iiae_cli.inference.outputs import plan_files, write_pictures
-from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
+from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.grids import Picture
 from iiae_cli.report.translation_grids import TranslationGrid
@@ -293,7 +292,7 @@ def _styles(
 def _exclusive_means(
     loaded: LoadedModel, target: Domain, rows: NDArray[Any], device: torch.device
 ) -> torch.Tensor:
-    encoded = encode_rows(loaded.model, target, rows, size=loaded.size, device=device, shared=False)
+    encoded = TrainedModel.of(loaded).encode(rows, target, shared=False)
     return torch.from_numpy(encoded.mean("exclusive"))
 
 
@@ -319,15 +318,7 @@ def _translate(
                 position = given.ids.index(one, position) + 1  # past those that could not be read
                 positions.append(position - 1)
             exclusive = _exclusive(loaded, styles, positions, target, options.seed, device)
-            outputs = translate_rows(
-                loaded.model,
-                options.source,
-                target,
-                rows,
-                exclusive,
-                size=loaded.size,
-                device=device,
-            )
+            outputs = TrainedModel.of(loaded).translate(rows, options.source, target, exclusive)
             for place, one, pictures in zip(positions, ids, outputs, strict=True):
                 files: Sequence[Path | None] = [None] * len(styles.names)
                 if plan is not None:

@@ -19,22 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
-from iiae_cli.inference.encoding import inference
+from iiae_cli.inference.trained import TrainedModel, inference
 from iiae_cli.model import DOMAINS, other_domain
 from iiae_cli.model.gaussian import kl_between, kl_to_prior
-from iiae_cli.model.iiae import IIAE
 
 
 def bound_figures(
-    model: IIAE,
+    trained: TrainedModel,
     split: Split,
     *,
-    size: tuple[int, int] | None,
     loss: Literal["l1", "l2"] = "l1",
     weight: float = 1.0,
-    device: Any = "cpu",
     batch_size: int = 256,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -44,22 +40,20 @@ def bound_figures(
     `exclusive_shared_plus_entropy`; beside them stand `shared` and `rows`.
 
     Args:
-        model: on `device`.
+        trained: the model.
         split: aligned rows, each of which is read.
-        size: (H, W) the model works at; None for features.
         loss: whose mean, times `weight`, stands for −log p.
         weight: w.
-        device: where the model lies.
         batch_size: rows at once.
         seed: of the latents' samples, which reconstruct.
     """
     terms: dict[str, list[Any]] = {}
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(trained.device).manual_seed(seed)
+    model = trained.network
     with inference(model):
         for start in range(0, len(split.x), batch_size):
             inputs = [
-                to_inputs(split.rows(one)[start : start + batch_size], size, device)
-                for one in DOMAINS
+                trained.inputs(split.rows(one)[start : start + batch_size]) for one in DOMAINS
             ]
             posteriors = model.infer(*inputs)
             joint = posteriors.joint_shared

@@ -28,9 +28,8 @@ from iiae_cli.evaluation.factors import Factor, Owner, check_names, columns_of, 
 from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.usage import latent_usage
-from iiae_cli.inference.encoding import LatentKind
+from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.iiae import IIAE
 
 PROBE_ROWS = 3000
 DYING_NATS = 3.0  # an exclusive latent below says next to nothing
@@ -75,32 +74,28 @@ def items_of(split: Split) -> NDArray[np.int64]:
 
 
 def choose_rows(
-    model: IIAE,
+    trained: TrainedModel,
     pairs: EncodedPairs,
     split: Split,
     train: Callable[[], Split] | None,
     *,
-    size: tuple[int, int] | None,
     by_class: bool,
     shared: Sequence[str] = (),
     rows: int = PROBE_ROWS,
     seed: int = 0,
-    device: Any = "cpu",
     batch_size: int = 256,
 ) -> ProbedRows:
     """At most `rows` rows for the probes, drawn by seed; the training split fills up what the measured one lacks.
 
     Args:
-        model: on `device`.
+        trained: the model.
         pairs: latents of `split`.
         split: the measured rows, aligned unless `by_class`.
         train: gives the training split, asked only where it is needed; None where there is none to learn from.
-        size: (H, W) the model works at; None for features.
         by_class: whether rows belong together by their labels alone: only those are factors then.
         shared: names of factors that both domains hold, beside those whose names say so.
         rows: at most.
         seed: of the draws.
-        device: where the model lies.
         batch_size: rows at once.
 
     Raises:
@@ -116,7 +111,7 @@ def choose_rows(
         whole = train()
         if whole.pair_count:
             more = whole.take_pairs(_some(whole.pair_count, rows - counts["x"], seed))
-            extra = encode_pairs(model, more, size=size, device=device, batch_size=batch_size)
+            extra = encode_pairs(trained, more, batch_size=batch_size)
     learning = 0 if more is None else len(more.x)
     factors, folds, latents = {}, {}, {}
     for domain in DOMAINS:

@@ -23,10 +23,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import PairOrder, to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.inference.encoding import inference
-from iiae_cli.inference.translation import prior_samples
+from iiae_cli.inference.trained import TrainedModel, inference, prior_samples
 from iiae_cli.model import Domain
-from iiae_cli.model.iiae import IIAE
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 JUDGE_STEPS = 1500
@@ -167,15 +165,13 @@ def train_judge(
 
 
 def judged_translations(
-    model: IIAE,
+    trained: TrainedModel,
     judges: dict[Domain, Judge],
     pairs: EncodedPairs,
     split: Split,
     *,
-    size: tuple[int, int],
     samples: int = 3,
     seed: int = 0,
-    device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """What the judges read off translations of a split, per direction.
@@ -187,17 +183,16 @@ def judged_translations(
     deviation over real pictures, and `spread_sampled`, over the samples of one input.
 
     Args:
-        model: on `device`.
+        trained: the model.
         judges: of each target domain.
         pairs: latents of `split`.
         split: aligned pairs with labels.
-        size: (H, W) the model works at.
         samples: drawn from the prior per input; below 2 there is no spread, 0 draws none.
         seed: of the samples and of who is whose reference.
-        device: where model and judges lie.
         batch_size: rows at once.
     """
     figures: dict[str, dict[str, dict[str, float | int | None]]] = {}
+    model = trained.network
     samples = samples if model.exclusive_dim else 0
     count = len(split.x)
     reference = np.random.default_rng(seed).permutation(count)
@@ -211,7 +206,7 @@ def judged_translations(
         with inference(model):
             for start in range(0, count, batch_size):
                 part = slice(start, start + batch_size)
-                pictures = to_inputs(split.rows(target)[part], size, device)
+                pictures = trained.inputs(split.rows(target)[part])
                 real.add(judge.read(pictures))
                 shared = pictures.new_tensor(pairs.of(source).mean("shared")[part])
                 exclusive = None

@@ -22,6 +22,7 @@ from iiae_cli.evaluation.probes import FOLDS
 from iiae_cli.evaluation.protocols import EncodedPairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.weights import LoadedModel
 
 
@@ -49,37 +50,33 @@ def measure_disentanglement(
     *,
     by_class: bool,
     metric: Metric,
-    device: Any = "cpu",
     batch_size: int = 256,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The figures, and what a reader must know of how they were made.
 
     Args:
-        loaded: the model, on `device`.
+        loaded: the model.
         pairs: latents of `split`.
         split: the measured rows, aligned unless `by_class`.
         train: gives the training split, for probes that the measured rows are too few for.
         options: of the probes.
         by_class: whether rows belong together by their labels alone: there are then no bounds, which need partners.
         metric: distance between latents.
-        device: where the model lies.
         batch_size: rows at once.
 
     Raises:
         IiaeError: a factor that there is not, or latents that are not finite.
     """
-    model, size = loaded.model, loaded.size
+    trained = TrainedModel.of(loaded)
     rows = choose_rows(
-        model,
+        trained,
         pairs,
         split,
         train,
-        size=size,
         by_class=by_class,
         shared=options.shared,
         rows=options.rows,
         seed=options.seed,
-        device=device,
         batch_size=batch_size,
     )
     probes = probe_figures(rows, options.seed)
@@ -90,12 +87,10 @@ def measure_disentanglement(
         "latents": latents,
         "probes": probes,
         "swaps": swap_figures(
-            model,
+            trained,
             pairs,
             split,
-            size=size,
             metric=metric,
-            device=device,
             batch_size=batch_size,
             seed=options.seed,
         ),
@@ -106,12 +101,10 @@ def measure_disentanglement(
         )
         objective = loaded.config.objective
         figures["bounds"] = bound_figures(
-            model,
+            trained,
             split.take_pairs(some),
-            size=size,
             loss=objective.reconstruction,
             weight=objective.reconstruction_weight,
-            device=device,
             batch_size=batch_size,
             seed=options.seed,
         )

@@ -13,10 +13,9 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 from iiae_cli.evaluation.zero_shot import rank_by_class
-from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.retrieval import Metric, partner_ranks
+from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.iiae import IIAE
 
 RECALL_CUTOFFS = (1, 5, 10)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
@@ -34,21 +33,9 @@ class EncodedPairs:
         return self.x if domain == "x" else self.y
 
 
-def encode_pairs(
-    model: IIAE,
-    split: Split,
-    *,
-    size: tuple[int, int] | None,
-    device: Any = "cpu",
-    batch_size: int = 256,
-) -> EncodedPairs:
+def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
     """Latents of every pair of a split whose rows are aligned (`Split.take_pairs` aligns one)."""
-    x, y = (
-        encode_rows(
-            model, domain, split.rows(domain), size=size, device=device, batch_size=batch_size
-        )
-        for domain in DOMAINS
-    )
+    x, y = (trained.encode(split.rows(domain), domain, batch_size=batch_size) for domain in DOMAINS)
     return EncodedPairs(x, y)
 
 

@@ -16,14 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import recall_at_k
 from iiae_cli.evaluation.protocols import EncodedPairs, direction_name
-from iiae_cli.inference.encoding import inference
 from iiae_cli.inference.retrieval import Metric, partner_ranks
+from iiae_cli.inference.trained import TrainedModel, inference
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.iiae import IIAE
 
 SWAP_ROWS = 1000  # at most; recall's gallery is as large
 Floats = NDArray[np.float32]
@@ -40,13 +38,11 @@ class _Swapped:
 
 
 def swap_figures(
-    model: IIAE,
+    trained: TrainedModel,
     pairs: EncodedPairs,
     split: Split,
     *,
-    size: tuple[int, int] | None,
     metric: Metric = "euclidean",
-    device: Any = "cpu",
     batch_size: int = 256,
     rows: int = SWAP_ROWS,
     seed: int = 0,
@@ -60,12 +56,10 @@ def swap_figures(
     * of translations also `return_recall@1`, `return_distance` and `round_trip_l1` of the way home.
 
     Args:
-        model: on `device`.
+        trained: the model.
         pairs: latents of `split`; the two domains may differ in length.
         split: the rows.
-        size: (H, W) the model works at; None for features.
         metric: distance between latents.
-        device: where the model lies.
         batch_size: rows at once.
         rows: at most so many contents.
         seed: of contents and references.
@@ -85,7 +79,7 @@ def swap_figures(
             home = None
             if source != target:
                 home = split.rows(source)[contents], None if own is None else own[contents]
-            found = _swap(model, source, target, content, manner, home, size, device, batch_size)
+            found = _swap(trained, source, target, content, manner, home, batch_size)
             figures[direction_name(source, target)] = _figures(found, content, manner, metric)
     return figures
 
@@ -104,25 +98,24 @@ def _draw(
 
 
 def _swap(
-    model: IIAE,
+    trained: TrainedModel,
     source: Domain,
     target: Domain,
     content: Floats,
     manner: Floats | None,
     home: tuple[NDArray[Any], Floats | None] | None,
-    size: tuple[int, int] | None,
-    device: Any,
     batch_size: int,
 ) -> _Swapped:
     shared, exclusive, returned, errors = [], [], [], []
 
     def on(latents: Floats | None, part: slice) -> Tensor | None:
-        return None if latents is None else torch.from_numpy(latents[part]).to(device)
+        return None if latents is None else torch.from_numpy(latents[part]).to(trained.device)
 
+    model = trained.network
     with inference(model):
         for start in range(0, len(content), batch_size):
             part = slice(start, start + batch_size)
-            given = torch.from_numpy(content[part]).to(device)
+            given = torch.from_numpy(content[part]).to(trained.device)
             made = model.decode(target, given, on(manner, part))
             read = model.encode_shared(target, made).mean
             shared.append(read.flatten(1).cpu().numpy())
@@ -131,7 +124,7 @@ def _swap(
             if home is not None:
                 back = model.decode(source, read, on(home[1], part))
                 returned.append(model.encode_shared(source, back).mean.flatten(1).cpu().numpy())
-                wanted = to_inputs(home[0][part], size, device)
+                wanted = trained.inputs(home[0][part])
                 errors.append((back - wanted).abs().flatten(1).mean(dim=1).cpu().numpy())
     return _Swapped(
         np.concatenate(shared),

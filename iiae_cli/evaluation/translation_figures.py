@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.evaluation.quality import Measure, TranslationQuality, l1
-from iiae_cli.inference.encoding import inference
-from iiae_cli.inference.translation import prior_samples
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.inference.trained import TrainedModel, inference, prior_samples
 
 ONLY_L1: Mapping[str, Measure] = {"l1": l1}
 
 
 def translation_figures(
-    model: IIAE,
+    trained: TrainedModel,
     pairs: EncodedPairs,
     split: Split,
     *,
-    size: tuple[int, int] | None,
     measures: Mapping[str, Measure] = ONLY_L1,
     samples: int = 0,
     seed: int = 0,
-    device: Any = "cpu",
     batch_size: int = 256,
 ) -> dict[str, dict[str, float | int | None]]:
     """How close each row's translation comes to its partner, per direction.
@@ -34,17 +28,16 @@ def translation_figures(
     each input's N; a model without exclusive latents has one translation and nothing to sample.
 
     Args:
-        model: on `device`.
+        trained: the model.
         pairs: latents of `split`.
         split: of aligned rows.
-        size: (H, W) the model works at; None for features.
         measures: by name; pictures are compared in [−1, 1], features as they are.
         samples: N; 0 for guided translation only.
         seed: of the samples.
-        device: where the model lies.
         batch_size: rows at once.
     """
     figures: dict[str, dict[str, float | int | None]] = {}
+    model = trained.network
     samples = samples if model.exclusive_dim else 0
     with inference(model):
         for source, target in DIRECTIONS:
@@ -55,7 +48,7 @@ def translation_figures(
             )
             for start in range(0, len(split.x), batch_size):
                 part = slice(start, start + batch_size)
-                wanted = to_inputs(split.rows(target)[part], size, device)
+                wanted = trained.inputs(split.rows(target)[part])
                 shared = wanted.new_tensor(pairs.of(source).mean("shared")[part])
                 exclusive = None
                 if model.exclusive_dim:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.inference.encoding import Encoded, LatentKind
+from iiae_cli.inference.trained import Encoded, LatentKind
 
 ACTIVE_VARIANCE = 0.01
 

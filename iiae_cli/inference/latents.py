@@ -36,7 +36,7 @@ from iiae_cli.data.hdf5 import (
     text_attribute,
     write_texts,
 )
-from iiae_cli.inference.encoding import Encoded, LatentKind
+from iiae_cli.inference.trained import Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/1"

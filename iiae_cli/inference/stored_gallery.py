@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.hdf5 import DAMAGED, check_schema, dataset, open_hdf5, text_column
-from iiae_cli.inference.encoding import LatentKind
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes
+from iiae_cli.inference.trained import LatentKind
 from iiae_cli.model import Domain
 
 _FEW = 256  # names looked up one by one; of more, whole blocks are read

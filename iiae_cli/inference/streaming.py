@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data.blocks import BlockLog
-from iiae_cli.inference.encoding import Encoded, encode_rows
 from iiae_cli.inference.inputs import Inputs, Read
 from iiae_cli.inference.latents import LatentFormat
+from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import Domain
-from iiae_cli.model.iiae import IIAE
 
 READ_AHEAD = 3  # batches
 WRITE_BEHIND = 2
@@ -38,18 +36,14 @@ class Encoder:
     """A model and how it is applied.
 
     Attributes:
-        model: on `device`, in evaluation mode.
+        trained: the model.
         domain: of the rows.
-        size: (H, W) the model works at; None for features.
-        device: that computes.
         batch_size: rows at once.
         format: which latents are kept, and as what.
     """
 
-    model: IIAE
+    trained: TrainedModel
     domain: Domain
-    size: tuple[int, int] | None
-    device: torch.device
     batch_size: int
     format: LatentFormat
 
@@ -58,12 +52,9 @@ class Encoder:
         count = len(rows)
         if count < self.batch_size:
             rows = np.concatenate([rows, np.repeat(rows[-1:], self.batch_size - count, axis=0)])
-        encoded = encode_rows(
-            self.model,
-            self.domain,
+        encoded = self.trained.encode(
             rows,
-            size=self.size,
-            device=self.device,
+            self.domain,
             batch_size=self.batch_size,
             shared="shared" in self.format.kinds,
             exclusive="exclusive" in self.format.kinds,

@@ -23,6 +23,7 @@ from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
 from iiae_cli.evaluation.usage import ACTIVE_VARIANCE
 from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.report.cards import headline_cards
 from iiae_cli.report.curves import read_object, read_records, training_charts
 from iiae_cli.report.disentanglement_section import disentanglement_section
@@ -55,7 +56,6 @@ class Measured:
         command: that measured.
         samples: sampled outputs per input in the grid.
         seed: of the samples.
-        device: where the model lies.
     """
 
     run: RunDir
@@ -70,7 +70,6 @@ class Measured:
     command: Sequence[str]
     samples: int = 3
     seed: int = 0
-    device: Any = "cpu"
 
 
 def write_report(measured: Measured, folder: Path) -> Path:
@@ -113,12 +112,11 @@ def gather(measured: Measured) -> Page:
         rank_charts=[rank_chart(ranked)] if ranked else [],
         directions=directions,
         grids=translation_grids(
-            loaded,
+            TrainedModel.of(loaded),
             split,
             aligned=not measured.by_class,
             samples=measured.samples,
             seed=measured.seed,
-            device=measured.device,
         ),
         disentanglement=disentanglement_section(
             measured.figures.get("disentanglement", {}), measured.protocol

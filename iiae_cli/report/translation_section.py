@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from PIL import Image
 
 from iiae_cli.data.datafile import Split
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.analogies import analogy_grid
 from iiae_cli.report.examples import spread
 from iiae_cli.report.figures import sample_grid
 from iiae_cli.report.page import Grid, png_uri
-from iiae_cli.runs.weights import LoadedModel
 
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5
 
 
 def translation_grids(
-    loaded: LoadedModel, split: Split, *, aligned: bool, samples: int, seed: int, device: Any
+    trained: TrainedModel, split: Split, *, aligned: bool, samples: int, seed: int
 ) -> list[Grid]:
     """Grids of rows spread evenly over the split; none for features, nor from a dual encoder.
 
     Args:
-        loaded: the model.
+        trained: the model.
         split: rows to translate.
         aligned: whether row i of x belongs to row i of y; without, there is no partner to guide a translation.
         samples: sampled outputs per input.
         seed: of the samples.
-        device: where the model lies.
     """
-    if loaded.size is None or not loaded.model.generative:
+    if trained.size is None or not trained.network.generative:
         return []
     grids = []
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
-        image = sample_grid(
-            loaded.model, pairs, size=loaded.size, device=device, samples=samples, seed=seed
-        )
-        sampled, guided = "", " guided by its partner" if loaded.model.exclusive_dim else ""
-        if loaded.model.exclusive_dim and samples:
+        image = sample_grid(trained, pairs, samples=samples, seed=seed)
+        sampled, guided = "", " guided by its partner" if trained.network.exclusive_dim else ""
+        if trained.network.exclusive_dim and samples:
             sampled = (
                 f"{samples} translation{'s' * (samples > 1)} with sampled exclusive latents, then "
             )
@@ -53,16 +48,14 @@ def translation_grids(
                 image,
             )
         )
-    if loaded.model.exclusive_dim:
+    if trained.network.exclusive_dim:
         for domain in DOMAINS:
             rows = split.rows(domain)
             chosen = spread(len(rows), 2 * ANALOGY_SIDE)
             queries, references = rows[chosen[::2]], rows[chosen[1::2]]
             if not len(references):
                 continue
-            image = analogy_grid(
-                loaded.model, domain, queries, references, size=loaded.size, device=device
-            )
+            image = analogy_grid(trained, domain, queries, references)
             note = (
                 f"Domain {domain}: what is shared comes from the picture at the left, what is exclusive to {domain} "
                 "from the reference above."

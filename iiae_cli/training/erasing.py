@@ -16,31 +16,22 @@ from iiae_cli.extensions.erasure import (
     shared_regression,
     without,
 )
-from iiae_cli.inference.encoding import Encoded, encode_rows
+from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.training.data import TrainingData
 
 
-def fit_erasure(
-    model: IIAE,
-    data: TrainingData,
-    erasure: ErasureSection,
-    *,
-    size: tuple[int, int] | None,
-    device: Any,
-) -> None:
+def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
     """Set a model's erasure from its posteriors on the training rows; a function of weights and rows alone.
 
     Rows that are paired by class have no partner: their own shared means are the instrument, and LEACE is plain.
     """
     if not erasure.any:
         return
+    model = trained.network
     _reset(model)
-    encoded = {
-        domain: encode_rows(model, domain, rows, size=size, device=device)
-        for domain, rows in _rows(data, erasure)
-    }
+    encoded = {domain: trained.encode(rows, domain) for domain, rows in _rows(data, erasure)}
     for domain in DOMAINS:
         partner = None if data.by_class else encoded[other_domain(domain)]
         _fit_domain(model, domain, encoded[domain], partner, erasure)

@@ -26,6 +26,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import write_errors, writing
 from iiae_cli.config.schema import Config
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.figures import first_pairs, sample_grid
 from iiae_cli.runs.directory import Checkpoint, RunDir
@@ -264,13 +265,7 @@ class Session:
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
                 with stop.saving():
-                    fit_erasure(
-                        self.model,
-                        self.data,
-                        self.config.erasure,
-                        size=self.size,
-                        device=self.device,
-                    )
+                    fit_erasure(self.trained, self.data, self.config.erasure)
                     self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
@@ -415,15 +410,20 @@ class Session:
             self._keep(validation)
             self.selection.start(validation, self.config.selection.least_gain)
 
+    @property
+    def trained(self) -> TrainedModel:
+        """The model as it stands, for measuring."""
+        return TrainedModel(self.model, self.size, self.device)
+
     def _measure(self) -> Validation | ClassValidation | None:
-        fit_erasure(self.model, self.data, self.config.erasure, size=self.size, device=self.device)
+        fit_erasure(self.trained, self.data, self.config.erasure)
         held_out = self.data.validation
         if held_out is None:
             return None
         if self.data.by_class:
-            return validate_classes(self.model, held_out, size=self.size, device=self.device)
+            return validate_classes(self.trained, held_out)
         metric = self.config.evaluation.metric
-        return validate(self.model, held_out, size=self.size, device=self.device, metric=metric)
+        return validate(self.trained, held_out, metric=metric)
 
     def checkpoint(self, step: int) -> None:
         """Save everything that continuing needs; every rank has the same, so one writes it."""
@@ -484,10 +484,4 @@ class Session:
             or not self._grid_pairs.pair_count
         ):
             return None
-        return sample_grid(
-            self.model,
-            self._grid_pairs,
-            size=self.size,
-            device=self.device,
-            seed=self.config.training.seed,
-        )
+        return sample_grid(self.trained, self._grid_pairs, seed=self.config.training.seed)

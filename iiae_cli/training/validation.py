@@ -20,9 +20,8 @@ from iiae_cli.evaluation.protocols import (
     retrieval_figures,
 )
 from iiae_cli.evaluation.translation_figures import translation_figures
-from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.inference.trained import Encoded, TrainedModel
 
 DEAD_LATENT_NATS = 3.0
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
@@ -172,24 +171,20 @@ def _dead_latents(nats: tuple[float, float] | None) -> list[str]:
 
 
 def validate(
-    model: IIAE,
+    trained: TrainedModel,
     split: Split,
     *,
-    size: tuple[int, int] | None,
-    device: Any,
     metric: Metric | Literal["auto"],
     batch_size: int = 256,
 ) -> Validation:
     """Measure a model on aligned held-out pairs; `auto` is the distance with the higher recall, Euclidean of equals."""
-    pairs = encode_pairs(model, split, size=size, device=device, batch_size=batch_size)
+    pairs = encode_pairs(trained, split, batch_size=batch_size)
     metrics = METRICS if metric == "auto" else (metric,)
     recalls = {one: _recalls(pairs.x, pairs.y, one) for one in metrics}
     best = max(recalls, key=lambda one: recalls[one][0] + recalls[one][1])
     guided = None
-    if model.generative:
-        translation = translation_figures(
-            model, pairs, split, size=size, device=device, batch_size=batch_size
-        )
+    if trained.network.generative:
+        translation = translation_figures(trained, pairs, split, batch_size=batch_size)
         guided = (_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"]))
     hits = None
     kl = exclusive_kl(pairs)
@@ -218,11 +213,9 @@ def _number(figure: float | None) -> float:
     return math.nan if figure is None else figure
 
 
-def validate_classes(
-    model: IIAE, split: Split, *, size: tuple[int, int] | None, device: Any
-) -> ClassValidation:
+def validate_classes(trained: TrainedModel, split: Split) -> ClassValidation:
     """Measure a model on rows of held-out classes."""
-    pairs = encode_pairs(model, split, size=size, device=device)
+    pairs = encode_pairs(trained, split)
     labels_x, labels_y = split.x_labels or [], split.y_labels or []
     figures = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
     kl = exclusive_kl(pairs)

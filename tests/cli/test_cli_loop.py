@@ -486,13 +486,13 @@ def test_whole_folders_stream_and_blocks_change_nothing(
         "--grid",
     )
     sizes: list[int] = []
-    original = translate.translate_rows
+    original = translate.TrainedModel.translate
 
-    def measured(model, source, target, rows, *rest, **more):
+    def measured(trained, rows, *rest, **more):
         sizes.append(len(rows))
-        return original(model, source, target, rows, *rest, **more)
+        return original(trained, rows, *rest, **more)
 
-    monkeypatch.setattr(translate, "translate_rows", measured)
+    monkeypatch.setattr(translate.TrainedModel, "translate", measured)
     whole = iiae(*base, "whole.png", "-o", "whole")
     monkeypatch.setattr(translate, "BLOCK_PICTURES", 4)
     parts = iiae(*base, "parts.png", "-o", "parts")

@@ -24,7 +24,7 @@ from iiae_cli.evaluation.factors import read_factors
 from iiae_cli.evaluation.probes import draw_folds
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.swaps import moved, swap_figures
-from iiae_cli.inference.encoding import Encoded
+from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
 from iiae_cli.report.disentanglement_section import disentanglement_section
 
@@ -287,7 +287,7 @@ def test_a_perfect_model_keeps_content_and_follows_manner():
     y[:, :3] = x[:, :3]
     parts = [Encoded(shared_mean=one[:, :3], exclusive_mean=one[:, 3:]) for one in (x, y)]
     figures = swap_figures(
-        perfect_model(), EncodedPairs(*parts), split_of(x, y), size=None, rows=20
+        TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x, y), rows=20
     )
     assert set(figures) == {"x_to_x", "x_to_y", "y_to_x", "y_to_y"}
     for way, one in figures.items():
@@ -306,7 +306,7 @@ def test_a_decoder_that_ignores_its_reference_is_found_out():
     )
     x = normal(12, 200, 5)
     part = Encoded(shared_mean=x[:, :3], exclusive_mean=x[:, 3:])
-    figures = swap_figures(model, EncodedPairs(part, part), split_of(x, x), size=None)
+    figures = swap_figures(TrainedModel(model, None), EncodedPairs(part, part), split_of(x, x))
     assert figures["x_to_y"]["shared_recall@1"] == 1.0
     assert figures["x_to_y"]["exclusive_recall@1"] < 0.05
     assert figures["x_to_y"]["exclusive_r2"] == pytest.approx(0, abs=0.05)
@@ -315,7 +315,9 @@ def test_a_decoder_that_ignores_its_reference_is_found_out():
 def test_swaps_equal_a_direct_computation_at_every_batch_size():
     model, split = small_image_model(channels_y=1), split_of(pictures(13), pictures(14, channels=1))
     pairs = encode(model, split)
-    figures = [swap_figures(model, pairs, split, size=None, batch_size=size) for size in (2, 256)]
+    figures = [
+        swap_figures(TrainedModel(model, None), pairs, split, batch_size=size) for size in (2, 256)
+    ]
     for way in figures[0]:
         assert figures[0][way] == pytest.approx(figures[1][way], rel=1e-4, abs=1e-6)
     from iiae_cli.evaluation.swaps import _draw
@@ -337,13 +339,13 @@ def test_swaps_equal_a_direct_computation_at_every_batch_size():
 def test_swaps_without_exclusive_latents_and_with_unequal_domains():
     model = small_image_model(channels_y=1, exclusive_latents=False)
     split = split_of(pictures(15), pictures(16, channels=1))
-    figures = swap_figures(model, encode(model, split), split, size=None)
+    figures = swap_figures(TrainedModel(model, None), encode(model, split), split)
     assert (
         "exclusive_r2" not in figures["x_to_y"] and figures["x_to_y"]["return_distance"] is not None
     )
     x, y = normal(17, 9, 5), normal(18, 4, 5)
     parts = [Encoded(shared_mean=one[:, :3], exclusive_mean=one[:, 3:]) for one in (x, y)]
-    found = swap_figures(perfect_model(), EncodedPairs(*parts), split_of(x, y), size=None)
+    found = swap_figures(TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x, y))
     assert {way: one["n"] for way, one in found.items()} == {
         "x_to_x": 9,
         "x_to_y": 4,
@@ -351,7 +353,10 @@ def test_swaps_without_exclusive_latents_and_with_unequal_domains():
         "y_to_y": 4,
     }
     assert (
-        swap_figures(perfect_model(), EncodedPairs(*parts), split_of(x[:1], y[:1]), size=None) == {}
+        swap_figures(
+            TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x[:1], y[:1])
+        )
+        == {}
     )
 
 
@@ -362,7 +367,7 @@ def test_bounds_equal_torchs_divergences():
     model, split = small_image_model(channels_y=1), split_of(pictures(19), pictures(20, channels=1))
     for weights in model.parameters():
         weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
-    figures = bound_figures(model, split, size=None, weight=1000.0, batch_size=4)
+    figures = bound_figures(TrainedModel(model, None), split, weight=1000.0, batch_size=4)
     model.eval()
     with torch.no_grad():
         posteriors = model.infer(*(to_inputs(split.rows(domain), None) for domain in ("x", "y")))
@@ -386,7 +391,7 @@ def test_bounds_equal_torchs_divergences():
     assert figures["x"]["exclusive"] == pytest.approx(own, rel=1e-4)
     error = figures["x"]["exclusive_shared_plus_entropy"] - own - figures["shared"]
     assert 0 < error / 1000 < 2  # a mean difference of pixels in [−1, 1]
-    assert figures == bound_figures(model, split, size=None, weight=1000.0, batch_size=4)
+    assert figures == bound_figures(TrainedModel(model, None), split, weight=1000.0, batch_size=4)
 
 
 def test_bounds_of_features_without_exclusive_latents():
@@ -400,7 +405,7 @@ def test_bounds_of_features_without_exclusive_latents():
         standardise=True,
     )
     figures = bound_figures(
-        model, split_of(normal(21, 6, 7), normal(22, 6, 5)), size=None, loss="l2"
+        TrainedModel(model, None), split_of(normal(21, 6, 7), normal(22, 6, 5)), loss="l2"
     )
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 

@@ -12,7 +12,7 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.judge import Judge, judged_translations, train_judge
 from iiae_cli.evaluation.protocols import EncodedPairs
-from iiae_cli.inference.encoding import Encoded
+from iiae_cli.inference.trained import Encoded, TrainedModel
 
 SIDE = 16
 STEPS = 250
@@ -84,7 +84,7 @@ def judged(
 ) -> dict[str, dict[str, float]]:
     test = painted_split(200, 1)
     found = judged_translations(
-        Painter(loses), judges, latents(test), test, size=(SIDE, SIDE), samples=samples
+        TrainedModel(Painter(loses), (SIDE, SIDE)), judges, latents(test), test, samples=samples
     )
     assert found["x_to_y"].keys() == {"class", "y_color"} and found["y_to_x"].keys() == {
         "class",

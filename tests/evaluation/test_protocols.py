@@ -17,7 +17,7 @@ from iiae_cli.evaluation.protocols import (
     retrieval_figures,
 )
 from iiae_cli.evaluation.translation_figures import translation_figures
-from iiae_cli.inference.encoding import Encoded
+from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
 
 
@@ -183,7 +183,7 @@ def test_the_metric_applies_to_features_and_correlation_to_pictures():
 def test_encode_pairs_encodes_each_domain_by_its_own_networks():
     model = small_image_model(channels_y=1)
     split = split_of(random_pictures(12, 5, (16, 16, 3)), random_pictures(13, 5, (16, 16, 1)))
-    pairs = encode_pairs(model, split, size=(16, 16), batch_size=2)
+    pairs = encode_pairs(TrainedModel(model, (16, 16)), split, batch_size=2)
     model.eval()
     with torch.no_grad():
         for domain in ("x", "y"):
@@ -206,7 +206,7 @@ def test_encode_pairs_encodes_each_domain_by_its_own_networks():
 def test_guided_translation_equals_a_direct_computation_at_every_batch_size(exclusive_latents):
     model = small_image_model(channels_y=1, exclusive_latents=exclusive_latents)
     split = split_of(random_pictures(14, 7, (16, 16, 3)), random_pictures(15, 7, (16, 16, 1)))
-    pairs = encode_pairs(model, split, size=(16, 16))
+    pairs = encode_pairs(TrainedModel(model, (16, 16)), split)
     model.eval()
     expected = {}
     with torch.no_grad():
@@ -220,7 +220,9 @@ def test_guided_translation_equals_a_direct_computation_at_every_batch_size(excl
             )
     assert expected["x_to_y"] != pytest.approx(expected["y_to_x"], rel=1e-3)
     for batch_size in (1, 3, 256):
-        figures = translation_figures(model, pairs, split, size=(16, 16), batch_size=batch_size)
+        figures = translation_figures(
+            TrainedModel(model, (16, 16)), pairs, split, batch_size=batch_size
+        )
         assert {name: one["l1"] for name, one in figures.items()} == pytest.approx(
             expected, rel=1e-5
         )
@@ -235,8 +237,8 @@ def test_guided_translation_of_features_and_the_models_mode():
         values.normal(size=(4, 7)).astype(np.float32), values.normal(size=(4, 5)).astype(np.float32)
     )
     model.train()
-    pairs = encode_pairs(model, split, size=None)
-    figures = translation_figures(model, pairs, split, size=None, batch_size=3)
+    pairs = encode_pairs(TrainedModel(model, None), split)
+    figures = translation_figures(TrainedModel(model, None), pairs, split, batch_size=3)
     assert model.training  # given back as it came
     model.eval()
     with torch.no_grad():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.latents import (
     LatentCache,
     is_latent_cache,
@@ -15,6 +14,7 @@ from iiae_cli.inference.latents import (
     read_latents,
     write_latents,
 )
+from iiae_cli.inference.trained import Encoded
 
 PARTS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 

@@ -9,9 +9,9 @@ from test_latents import PARTS, cache_of
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.inference import shards as module
-from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.latents import LatentFormat, read_latents, write_latents, write_stream
 from iiae_cli.inference.shards import Shard, describe, plan_merge, shard_json, shard_of_list
+from iiae_cli.inference.trained import Encoded
 
 WHOLE = cache_of(rows=11, seed=7)
 

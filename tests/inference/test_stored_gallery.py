@@ -6,9 +6,9 @@ import pytest
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.inference import stored_gallery
-from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.inference.stored_gallery import open_gallery
+from iiae_cli.inference.trained import Encoded
 
 
 @pytest.fixture

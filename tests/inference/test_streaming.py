@@ -14,10 +14,10 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import BlockLog
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.inference.encoding import encode_rows
 from iiae_cli.inference.inputs import ArrayInputs, PictureInputs
 from iiae_cli.inference.latents import LatentFormat
 from iiae_cli.inference.streaming import Encoder, ahead, batch_size_for, encode_stream
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.weights import place
 
 SHAPE = (16, 16, 3)
@@ -41,10 +41,8 @@ def pictures(tmp_path):
 
 def encoder(model, batch_size=4, **more):
     return Encoder(
-        model,
+        TrainedModel(model, SHAPE[:2]),
         "y",
-        SHAPE[:2],
-        torch.device("cpu"),
         batch_size,
         LatentFormat(**{"logvar": True, **more}),
     )
@@ -77,7 +75,7 @@ def test_blocks_hold_what_encoding_at_once_gives(tmp_path, model, pictures):
     inputs = PictureInputs(pictures, SHAPE, 2)
     positions, arrays, skipped = encoded(tmp_path / "log", model, inputs)
     rows = np.stack([np.asarray(Image.open(path)) for path in pictures])
-    slow = encode_rows(model, "y", rows, size=SHAPE[:2])
+    slow = TrainedModel(model, SHAPE[:2]).encode(rows, "y")
     assert positions == list(range(21)) and skipped == []
     assert set(arrays) == {"shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar"}
     for name, values in arrays.items():

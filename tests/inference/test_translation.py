@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.inference.translation import interpolated, prior_samples, translate_rows
+from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
 from iiae_cli.model.iiae import feature_iiae, image_iiae
 
 SIZE = (16, 16)
@@ -88,7 +88,7 @@ def test_each_row_is_decoded_with_each_of_its_exclusive_latents(source, target, 
     model = image_model()
     rows = pictures(channels=3 if source == "x" else 1)
     exclusive = prior_samples(2, 5, 3, seed=0)
-    found = translate_rows(model, source, target, rows, exclusive, size=SIZE)
+    found = TrainedModel(model, SIZE).translate(rows, source, target, exclusive)
     assert found.shape == (5, 2, 16, 16, channels) and found.dtype == np.uint8
     model.eval()
     with torch.no_grad():
@@ -104,10 +104,12 @@ def test_each_row_is_decoded_with_each_of_its_exclusive_latents(source, target, 
 def test_the_batch_size_changes_nothing(batch_size):
     model = image_model()
     rows, exclusive = pictures(), prior_samples(3, 5, 3, seed=2)
-    whole = translate_rows(model, "x", "y", rows, exclusive, size=SIZE).astype(int)
-    parts = translate_rows(
-        model, "x", "y", rows, exclusive, size=SIZE, batch_size=batch_size
-    ).astype(int)
+    whole = TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive).astype(int)
+    parts = (
+        TrainedModel(model, SIZE)
+        .translate(rows, "x", "y", exclusive, batch_size=batch_size)
+        .astype(int)
+    )
     np.testing.assert_allclose(parts, whole, atol=1)
     assert np.ptp(whole) > 20
 
@@ -121,10 +123,10 @@ def test_one_row_may_have_more_latents_than_a_batch():
         largest = max(largest, len(arguments[0]))
 
     hook = model.decoder["y"].stages[-1].register_forward_hook(measure)
-    found = translate_rows(model, "x", "y", pictures(rows=2), exclusive, size=SIZE, batch_size=4)
+    found = TrainedModel(model, SIZE).translate(pictures(rows=2), "x", "y", exclusive, batch_size=4)
     hook.remove()
     assert found.shape[:2] == (2, 11) and largest == 4
-    single = translate_rows(model, "x", "y", pictures(rows=2), exclusive[:, 9:10], size=SIZE)
+    single = TrainedModel(model, SIZE).translate(pictures(rows=2), "x", "y", exclusive[:, 9:10])
     np.testing.assert_allclose(found[:, 9].astype(int), single[:, 0], atol=1)
 
 
@@ -136,7 +138,7 @@ def test_an_analogy_joins_the_querys_content_and_the_references_style():
     with torch.no_grad():
         styles = model.encode_exclusive("x", to_inputs(references, SIZE)).mean
     exclusive = styles[None].expand(5, -1, -1)
-    found = translate_rows(model, "x", "x", queries, exclusive, size=SIZE)
+    found = TrainedModel(model, SIZE).translate(queries, "x", "x", exclusive)
     assert found.shape == (5, 2, 16, 16, 3)
     with torch.no_grad():
         shared = model.encode_shared("x", to_inputs(queries, SIZE)).mean
@@ -148,18 +150,18 @@ def test_an_analogy_joins_the_querys_content_and_the_references_style():
 def test_pictures_are_resized_to_the_models_size():
     model = image_model()
     rows, exclusive = pictures(side=32), prior_samples(1, 5, 3, seed=0)
-    found = translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+    found = TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
     small = to_pictures(to_inputs(rows, SIZE))
     assert found.shape == (5, 1, 16, 16, 1)
     np.testing.assert_array_equal(
-        found, translate_rows(model, "x", "y", small, exclusive, size=SIZE)
+        found, TrainedModel(model, SIZE).translate(small, "x", "y", exclusive)
     )
 
 
 def test_a_model_without_exclusive_latents_gives_one_output_a_row():
     model = image_model(exclusive_latents=False)
     rows = pictures()
-    found = translate_rows(model, "x", "y", rows, None, size=SIZE)
+    found = TrainedModel(model, SIZE).translate(rows, "x", "y", None)
     assert found.shape == (5, 1, 16, 16, 1)
     model.eval()
     with torch.no_grad():
@@ -174,7 +176,7 @@ def test_features_are_translated_to_features():
     model = feature_iiae(width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_dim=3)
     rows = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
     exclusive = prior_samples(2, 4, 3, seed=0)
-    found = translate_rows(model, "x", "y", rows, exclusive, size=None, batch_size=3)
+    found = TrainedModel(model, None).translate(rows, "x", "y", exclusive, batch_size=3)
     assert found.shape == (4, 2, 5) and found.dtype == np.float32
     model.eval()
     with torch.no_grad():
@@ -189,9 +191,9 @@ def test_translation_uses_evaluation_mode_and_gives_the_mode_back(training):
     model = image_model().train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows, exclusive = pictures(), prior_samples(1, 5, 3, seed=0)
-    first = translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+    first = TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
     np.testing.assert_array_equal(
-        first, translate_rows(model, "x", "y", rows, exclusive, size=SIZE)
+        first, TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
     )
     assert model.training is training
     for name, value in model.state_dict().items():

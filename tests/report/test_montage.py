@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from iiae_cli.data.datafile import Split, write_data_file
-from iiae_cli.inference.encoding import Encoded
 from iiae_cli.inference.latents import LatentCache
+from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
 from iiae_cli.report.montage import Verdict, draw_montage, judgement
 

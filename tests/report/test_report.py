@@ -21,7 +21,7 @@ from iiae_cli.data.datafile import Split, write_data_file
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.evaluation.usage import latent_usage
-from iiae_cli.inference.encoding import Encoded
+from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.curves import read_object, read_records, training_charts
 from iiae_cli.report.examples import class_examples, paired_examples, spread
 from iiae_cli.report.page import cell, render

@@ -22,7 +22,7 @@ from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
-from iiae_cli.inference.encoding import encode_rows
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.erasing import fit_erasure
@@ -106,11 +106,9 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
         ("plain", ErasureSection()),
         ("channel", ErasureSection(shared="channel", exclusive="residual")),
     ):
-        fit_erasure(loaded.model, data, erasure, size=loaded.size, device="cpu")
-        pairs = encode_pairs(loaded.model, test, size=loaded.size, device="cpu")
-        train_x = encode_rows(
-            loaded.model, "x", data.rows(np.arange(data.count))[0], size=loaded.size
-        )
+        fit_erasure(TrainedModel.of(loaded), data, erasure)
+        pairs = encode_pairs(TrainedModel.of(loaded), test)
+        train_x = TrainedModel.of(loaded).encode(data.rows(np.arange(data.count))[0], "x")
         colours = data.train.factors["x_color"][np.sort(data._kept)]
         figures[name] = (
             factor_r2(train_x.mean("shared"), colours),
@@ -144,7 +142,7 @@ def test_a_second_training_on_all_rows_is_fitted_on_all_rows(
     for all_rows in (False, True):
         if all_rows:
             data.use_all()
-        fit_erasure(loaded.model, data, loaded.config.erasure, size=None, device="cpu")
+        fit_erasure(TrainedModel.of(loaded), data, loaded.config.erasure)
         again = loaded.model.state_dict()
         equal = [
             again[name].shape == values.shape

@@ -18,6 +18,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.extensions.linear_paths import canonical_maps
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.iiae import Posteriors
 from iiae_cli.model.networks import START_LOGVAR
 from iiae_cli.model.objective import ELBO_FIT, Objective
@@ -223,11 +224,9 @@ def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
     torch.manual_seed(0)
     model = build_model(config, file.info)
     split = file.split("test")
-    either = {
-        metric: validate(model, split, size=(32, 32), device="cpu", metric=metric)
-        for metric in ("euclidean", "cosine")
-    }
-    auto = validate(model, split, size=(32, 32), device="cpu", metric="auto")
+    trained = TrainedModel(model, (32, 32))
+    either = {metric: validate(trained, split, metric=metric) for metric in ("euclidean", "cosine")}
+    auto = validate(trained, split, metric="auto")
     assert auto == max(either.values(), key=lambda one: one.score)
     for metric in ("euclidean", "cosine"):
         loaded = LoadedModel(
