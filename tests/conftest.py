@@ -155,7 +155,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
     def stop(session: Session) -> bool:
         if session.steps_done >= step and session._stop is not None:
-            session._stop.exit_code = 75
+            session._stop.request(75)
         return session.steps_done >= step
 
     with pytest.MonkeyPatch.context() as patch:

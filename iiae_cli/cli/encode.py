@@ -65,13 +65,12 @@ def command(
       iiae encode imgs/ --domain y --shard auto -o 'z-{shard}.h5' --resume        in a SLURM job array
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
-    from iiae_cli.training.signals import stop_on_signals
+    from iiae_cli.common.signals import stop_on_signals
 
     part = None if shard is None else shard_of(shard)
     output = shard_output(output, shard, part)
     with stop_on_signals() as stop:
-        with stop.cuttable():
-            from iiae_cli.cli import encode_run  # imports torch, for seconds
+        from iiae_cli.cli import encode_run  # imports torch, for seconds
 
         options = encode_run.EncodeOptions(
             output=output,
@@ -90,5 +89,6 @@ def command(
             overwrite=overwrite,
             resume=resume,
         )
-        result = encode_run.run(inputs, options, lambda: stop.exit_code)
+        stop.check()
+        result = encode_run.run(inputs, options, stop)
         finish(result, as_json, result.skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import run_folder
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.blocks import BlockLog
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.data.workspace import discard, workspace
@@ -49,11 +50,6 @@ _TOLD = {
     "inputs_content": "content of the inputs",
     "shard": "shard",
 }
-
-
-def never() -> int | None:
-    """No signal has come."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -106,15 +102,13 @@ class EncodeResult:
         )
 
 
-def run(
-    inputs: Sequence[str], options: EncodeOptions, interrupted: Callable[[], int | None] = never
-) -> EncodeResult:
+def run(inputs: Sequence[str], options: EncodeOptions, stop: Stop = NEVER) -> EncodeResult:
     """Encode inputs, or merge caches.
 
     Args:
         inputs: paths.
         options: what the command line says.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: no model, no input, an existing output, inputs of another shape, shards that do not fit.
@@ -122,7 +116,7 @@ def run(
     """
     paths = expand_inputs(inputs, nul=options.nul)
     if options.merge:
-        return _merge([Path(path) for path in paths], options, interrupted)
+        return _merge([Path(path) for path in paths], options, stop)
     if options.domain is None:
         raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
     folder, chosen = run_folder(options.run)
@@ -138,7 +132,7 @@ def run(
     if done is not None:
         return done
     refuse_existing(options.output, options.overwrite)
-    return job.carry_out(options, interrupted)
+    return job.carry_out(options, stop)
 
 
 @dataclass(frozen=True)
@@ -151,29 +145,27 @@ class _Job:
     head: dict[str, Any]
     settings: dict[str, Any]
 
-    def carry_out(
-        self, options: EncodeOptions, interrupted: Callable[[], int | None]
-    ) -> EncodeResult:
+    def carry_out(self, options: EncodeOptions, stop: Stop) -> EncodeResult:
         """Encode what is not encoded yet, then write the cache."""
-        start, stop = self.bounds
+        start, end = self.bounds
         with (
             workspace(
                 options.output, self.settings, resume=options.resume, overwrite=options.overwrite
             ) as folder,
             BlockLog(folder / "latents.blocks") as log,
         ):
-            done = min(stop - start, len(log) * self.encoder.batch_size)
+            done = min(end - start, len(log) * self.encoder.batch_size)
             if done:
-                console.say(f"resuming {options.output} at input {done} of {stop - start}")
+                console.say(f"resuming {options.output} at input {done} of {end - start}")
             try:
-                with console.progress("encoding", stop - start, "inputs") as bar:
+                with console.progress("encoding", end - start, "inputs") as bar:
                     bar.start_at(done)
                     encode_stream(
                         self.encoder,
                         self.rows,
                         self.bounds,
                         log,
-                        interrupted=interrupted,
+                        stop=stop,
                         advance=bar.update,
                     )
             except Interrupted as stopped:
@@ -319,9 +311,7 @@ def _result(found: CacheFile) -> EncodeResult:
     )
 
 
-def _merge(
-    paths: list[Path], options: EncodeOptions, interrupted: Callable[[], int | None]
-) -> EncodeResult:
+def _merge(paths: list[Path], options: EncodeOptions, stop: Stop) -> EncodeResult:
     if options.shard is not None:
         raise IiaeError("--shard does not apply to --merge", "leave --shard out")
     plan = plan_merge(paths, options.dtype)
@@ -331,9 +321,7 @@ def _merge(
     refuse_existing(options.output, options.overwrite)
 
     def tick() -> None:
-        code = interrupted()
-        if code is not None:
-            raise Interrupted(code, f"{options.output} was not written; run the same command again")
+        stop.check(f"{options.output} was not written; run the same command again")
 
     with workspace(options.output, {"merge": True}, resume=True) as folder:
         plan.write(options.output, folder=folder, tick=tick)

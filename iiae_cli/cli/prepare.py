@@ -142,10 +142,10 @@ def command(
     """
     from iiae_cli.cli import prepare_run
     from iiae_cli.common.paths import data_folder
+    from iiae_cli.common.signals import stop_on_signals
     from iiae_cli.data.feature_options import FeatureOptions
     from iiae_cli.data.parts import Part
     from iiae_cli.data.sources.registry import PrepareOptions
-    from iiae_cli.training.signals import stop_on_signals
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError(
@@ -211,6 +211,6 @@ def command(
             overwrite=overwrite,
             resume=resume,
             pictures=pictures,
-            interrupted=lambda: stop.exit_code,
+            stop=stop,
         )
         finish(result, as_json, result.skipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import refuse_existing, writing
 from iiae_cli.common.paths import data_folder
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.datafile import SPLITS, DataFile, Split
 from iiae_cli.data.sources.class_sets import classes_of
 from iiae_cli.data.sources.registry import CLASS_SETS, PrepareOptions, is_prepared, prepare_file
@@ -75,7 +76,7 @@ def run(
     overwrite: bool,
     resume: bool = False,
     pictures: Path | None = None,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> PrepareResult:
     """Build a data set and write it.
 
@@ -87,7 +88,7 @@ def run(
         resume: whether interrupted work is taken up, and a finished file of the same options left as it is.
         pictures: also write every picture to this folder, in the layout of `prepare pairs`; where pictures recur in
             many pairs, with a manifest `pairs.csv`.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: a missing or damaged source, an existing output, a full disk.
@@ -117,9 +118,9 @@ def run(
                 command=_command(),
                 resume=resume,
                 overwrite=overwrite,
-                interrupted=interrupted,
+                stop=stop,
             )
-    return result_of(name, path, skipped, pictures, interrupted)
+    return result_of(name, path, skipped, pictures, stop)
 
 
 def result_of(
@@ -127,7 +128,7 @@ def result_of(
     path: Path,
     skipped: list[str],
     pictures: Path | None,
-    interrupted: Callable[[], int | None],
+    stop: Stop,
 ) -> PrepareResult:
     """Say what a finished file holds, and write its pictures where they are wanted."""
     for line in skipped:
@@ -136,7 +137,7 @@ def result_of(
     if pictures is not None:
         rows: list[tuple[str, ...]] = []
         for split in SPLITS:
-            rows += _write_pictures(file.split(split), pictures, split, interrupted)
+            rows += _write_pictures(file.split(split), pictures, split, stop)
         if rows:
             _write_manifest(rows, pictures / "pairs.csv")
     by_split = _rows(file) if name in CLASS_SETS else None
@@ -190,21 +191,16 @@ def _rows(file: DataFile) -> dict[str, dict[str, int]]:
     }
 
 
-def _write_pictures(
-    split: Split, folder: Path, name: str, interrupted: Callable[[], int | None]
-) -> list[tuple[str, ...]]:
+def _write_pictures(split: Split, folder: Path, name: str, stop: Stop) -> list[tuple[str, ...]]:
     """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`; rows of a manifest where it needs one."""
     files: dict[str, list[str]] = {}
     for domain in DOMAINS:
         parts = [one.partition("/") for one in split.ids(domain)]
         files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
         for path, picture in zip(files[domain], split.rows(domain), strict=True):
-            code = interrupted()
-            if code is not None:
-                raise Interrupted(
-                    code,
-                    f"some pictures are in {folder}; continue with the same command and --resume",
-                )
+            stop.check(
+                f"some pictures are in {folder}; continue with the same command and --resume"
+            )
             with writing(folder / path, sync=False) as temporary:
                 Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
     if split.pairs is None:

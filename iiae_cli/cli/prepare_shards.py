@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import data_folder
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.parts import Part
 from iiae_cli.data.pictures import expand_inputs
@@ -70,7 +71,7 @@ def run_part(
     overwrite: bool,
     resume: bool = False,
     pictures: Path | None = None,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> PartResult:
     """Make one shard of a data set, and write it.
 
@@ -83,7 +84,7 @@ def run_part(
         overwrite: whether an existing file is replaced.
         resume: whether interrupted work is taken up, and a finished shard of the same options left as it is.
         pictures: refused, as a shard's pictures may yet be left out.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: as `run`; or something that looks at all rows, such as fine-tuning.
@@ -114,7 +115,7 @@ def run_part(
                 command=_part_command(sys.argv, asked),
                 resume=resume,
                 overwrite=overwrite,
-                interrupted=interrupted,
+                stop=stop,
             )
     found = read_part(output)
     rows = {reading: len(share.places) for reading, share in found.shares.items()}
@@ -131,7 +132,7 @@ def run_merge(
     resume: bool = False,
     download: bool = False,
     pictures: Path | None = None,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> PrepareResult:
     """Join shards to the data file that an undivided call writes.
 
@@ -142,7 +143,7 @@ def run_merge(
         resume: whether a finished file of the same shards is left as it is.
         download: whether the backbone's weights may be fetched.
         pictures: as in `run`.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: shards that do not fit, that are missing or doubled, or whose source has changed; an existing output.
@@ -168,13 +169,13 @@ def run_merge(
             )
         console.say(f"{path} is complete already")
         discard(path)
-        return result_of(merge.name, path, DataFile(path).skipped(), pictures, interrupted)
+        return result_of(merge.name, path, DataFile(path).skipped(), pictures, stop)
     refuse_existing(path, overwrite)
     if pictures is not None:
         refuse_existing(pictures, overwrite or resume)
     with how_to_go_on("run the same command again"):
-        skipped = merge.write(path, download=download, interrupted=interrupted)
-    return result_of(merge.name, path, skipped, pictures, interrupted)
+        skipped = merge.write(path, download=download, stop=stop)
+    return result_of(merge.name, path, skipped, pictures, stop)
 
 
 def _part_command(words: Sequence[str], asked: Path | None) -> list[str]:

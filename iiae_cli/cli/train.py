@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,11 +110,11 @@ def command(
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config
     """
-    from iiae_cli.training.signals import stop_on_signals
+    from iiae_cli.common.signals import stop_on_signals
 
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
-    limit = None if time_limit is None else seconds_of(time_limit)
+    deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     given = {
         "training.epochs": epochs,
         "training.steps": steps,
@@ -124,10 +125,9 @@ def command(
         "training.compile": compile_,
         "training.deterministic": deterministic,
     }
-    with stop_on_signals(limit, preempt=preempt_signal) as stop:
-        with stop.cuttable(on_time=False):
-            from iiae_cli.cli import train_run  # imports torch, for seconds
-            from iiae_cli.data.staging import Staging
+    with stop_on_signals(preempt_signal) as stop:
+        from iiae_cli.cli import train_run  # imports torch, for seconds
+        from iiae_cli.data.staging import Staging
 
         options = train_run.TrainOptions(
             preset=preset,
@@ -144,6 +144,6 @@ def command(
             train_run.show_config(train_run.resolve_config(options), as_json=as_json)
             return
         with options.staging:
-            result = train_run.run(options, stop)
+            result = train_run.run(options, stop, deadline)
     if result is not None:
         finish(result, as_json)

@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +17,7 @@ from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.paths import data_file
+from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import (
     Layer,
     Resolved,
@@ -41,7 +41,6 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import World, find_world
 from iiae_cli.training.precision import choose_speed, set_gpu_arithmetic
 from iiae_cli.training.session import Session
-from iiae_cli.training.signals import Cut, StopFlag
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
@@ -153,13 +152,13 @@ def show_config(resolved: Resolved, *, as_json: bool) -> None:
     console.print_table(["key", "value", "source", "meaning"], rows)
 
 
-def run(options: TrainOptions, stop: StopFlag) -> TrainResult | None:
+def run(options: TrainOptions, stop: Stop, deadline: float | None = None) -> TrainResult | None:
     """Train, or continue training, one run.
 
     Args:
         options: what the command line says.
-        stop: raised by signals and the time limit. The time limit is not looked at before the first step, so that
-            every call gets on.
+        stop: asked after every step.
+        deadline: `time.monotonic()` at which to stop. It counts from the first step on, so that every call gets on.
 
     Returns:
         How the run ended; None on all ranks but the first.
@@ -167,30 +166,30 @@ def run(options: TrainOptions, stop: StopFlag) -> TrainResult | None:
     Raises:
         IiaeError: configuration, data or run directory do not allow it.
         Interrupted: a signal or the time limit came; everything is saved.
-        Cut: a signal came before there was anything to save.
     """
     world = find_world(os.environ)
     if not world.first:
         console.set_verbosity(-1)
-    with stop.cuttable(on_time=False):
-        resolved = resolve_config(options)
-        config = resolved.config
-        for key, value, source in resolved.rows():
-            if source != "default":
-                console.detail(f"{key} = {json.dumps(value)} ({source})")
-        device = world.device(choose_device(config.training.device))
-        if config.training.threads:
-            torch.set_num_threads(config.training.threads)
-        if config.training.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+    resolved = resolve_config(options)
+    config = resolved.config
+    for key, value, source in resolved.rows():
+        if source != "default":
+            console.detail(f"{key} = {json.dumps(value)} ({source})")
+    device = world.device(choose_device(config.training.device))
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    if config.training.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    stop.check()
     directory = RunDir(
         options.run or Path("runs") / f"{Path(options.preset).stem}-seed{config.training.seed}"
     )
     try:
-        with ExitStack() as stack:
-            with stop.cuttable(on_time=False):
-                stack.enter_context(world.joined(device))
-                session = _start(options, config, directory, device, world)
+        with world.joined(device):
+            session = _start(options, config, directory, device, world)
+            if world.size == 1:
+                stop.check()
+            stop.deadline = deadline
             return _train(session, stop, resuming=options.resume)
     finally:
         directory.unlock()
@@ -245,7 +244,7 @@ def _start(
     return session
 
 
-def _train(session: Session, stop: StopFlag, *, resuming: bool) -> TrainResult | None:
+def _train(session: Session, stop: Stop, *, resuming: bool) -> TrainResult | None:
     """Train to the end and write what belongs to a trained run; nothing is left to do where that was done before."""
     directory, world = session.run, session.world
     before = directory.read_info() if world.first else {}
@@ -266,23 +265,19 @@ def _train(session: Session, stop: StopFlag, *, resuming: bool) -> TrainResult |
     }
     if world.first:
         directory.write_info(record)
-    ended = False
-    try:
-        ended = session.finished or session.train(stop)
-        seconds = time.monotonic() - started
-        if ended and world.first:
-            with stop.cuttable():
-                _write_gallery(session)
-    except Cut:
-        ended = False
+    ended = session.finished or session.train(stop)
+    seconds = time.monotonic() - started
+    if ended and world.first:
+        if stop.exit_code is None:
+            _write_gallery(session)
+        ended = stop.exit_code is None
     if not world.share(ended if world.first else None):
-        stop.agree(world.agree(stop.exit_code or 0))
+        stop.request(world.agree(stop.exit_code or 0))
         _interrupted(session, record, time.monotonic() - started, stop, resuming=resuming)
     if not world.first:
         return None
     record |= {"state": FINISHED, **_outcome(session, seconds)}
-    with stop.saving():
-        directory.write_info(record)
+    directory.write_info(record)
     for warning in session.memory.warnings:
         console.warn(warning)
     return _result(session, record["seconds"])
@@ -299,7 +294,7 @@ def _outcome(session: Session, seconds: float) -> dict[str, Any]:
 
 
 def _interrupted(
-    session: Session, record: dict[str, Any], seconds: float, stop: StopFlag, *, resuming: bool
+    session: Session, record: dict[str, Any], seconds: float, stop: Stop, *, resuming: bool
 ) -> NoReturn:
     """Note where the run stands, and end.
 
@@ -310,8 +305,7 @@ def _interrupted(
     if not session.world.first:
         raise Interrupted(stop.exit_code, "")
     directory = session.run
-    with stop.saving():
-        directory.write_info({**record, "state": "interrupted", **_outcome(session, seconds)})
+    directory.write_info({**record, "state": "interrupted", **_outcome(session, seconds)})
     command = shlex.join(["iiae", *sys.argv[1:]])
     again = command if resuming else f"{command} --resume"
     raise Interrupted(

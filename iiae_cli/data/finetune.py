@@ -11,7 +11,7 @@ the weights of one that was never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
 from iiae_cli.data.feature_network import FeatureNetwork
@@ -175,7 +176,7 @@ def fine_tune(
     checkpoint: Path,
     device: torch.device,
     workers: int = 1,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> float:
     """Fine-tune a network, in place, to tell the classes of its pictures; it ends in evaluation mode.
 
@@ -191,7 +192,7 @@ def fine_tune(
         checkpoint: file that is written after every epoch, and taken up where it exists.
         device: that computes.
         workers: decoding threads.
-        interrupted: the exit code of a signal that has come.
+        stop: asked before every block.
 
     Returns:
         Accuracy on the pictures drawn in the last epoch, while it was learnt.
@@ -226,12 +227,12 @@ def fine_tune(
             tuner.state.step += 1
             progress.facts["accuracy"] = f"{tuner.state.correct / max(1, tuner.state.shown):.3f}"
             progress.update(tuner.state.step)
-            code = interrupted()
-            if code is not None or tuner.state.step % steps == 0:
+            stopping = stop.exit_code is not None
+            if stopping or tuner.state.step % steps == 0:
                 tuner.save(checkpoint)
-            if code is not None:
-                raise Interrupted(
-                    code, f"fine-tuning of {domain} is saved at step {tuner.state.step} of {total}"
+            if stopping:
+                stop.check(
+                    f"fine-tuning of {domain} is saved at step {tuner.state.step} of {total}"
                 )
     network.eval()
     if tuner.state.shown == 0:

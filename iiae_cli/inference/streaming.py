@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.common.errors import Interrupted
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.blocks import BlockLog
 from iiae_cli.inference.inputs import Inputs, Read
 from iiae_cli.inference.latents import LatentFormat
@@ -80,7 +80,7 @@ def encode_stream(
     bounds: tuple[int, int],
     log: BlockLog,
     *,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
     advance: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Encode inputs start…stop−1, one block of the log for every batch; blocks that are there are not made again.
@@ -90,19 +90,19 @@ def encode_stream(
         inputs: what to read.
         bounds: (start, stop).
         log: of a call with the same encoder, inputs and bounds, or empty.
-        interrupted: the exit code of a signal that has come.
+        stop: asked before every block.
         advance: told how many inputs are done.
 
     Raises:
         IiaeError: the disk is full, or a number format cannot hold a latent.
         Interrupted: a signal came; what was encoded is in the log.
     """
-    first, stop = bounds
+    first, end = bounds
     size = encoder.batch_size
-    starts = range(first + len(log) * size, stop, size)
+    starts = range(first + len(log) * size, end, size)
 
     def read(start: int) -> Read:
-        return inputs.read(start, min(start + size, stop))
+        return inputs.read(start, min(start + size, end))
 
     def write(found: Read, encoded: Encoded | None) -> None:
         arrays = (
@@ -116,19 +116,18 @@ def encode_stream(
     pending: deque[Future[None]] = deque()
     try:
         for start, found in zip(starts, ahead(read, starts, READ_AHEAD), strict=True):
-            code = interrupted()
-            if code is not None:
+            if stop.exit_code is not None:
                 while pending:
                     pending.popleft().result()
-                raise Interrupted(
-                    code, f"{start - first} of {stop - first} inputs are saved in {log.path.parent}"
+                stop.check(
+                    f"{start - first} of {end - first} inputs are saved in {log.path.parent}"
                 )
             pending.append(
                 writer.submit(write, found, encoder(found.rows) if len(found.positions) else None)
             )
             if len(pending) > WRITE_BEHIND:
                 pending.popleft().result()
-            advance(min(start + size, stop) - first)
+            advance(min(start + size, end) - first)
         while pending:
             pending.popleft().result()
     finally:

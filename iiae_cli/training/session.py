@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from iiae_cli.builders import (
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import write_errors, writing
+from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
@@ -37,7 +37,6 @@ from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.feed import Feed, Pair
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
-from iiae_cli.training.signals import Cut, StopFlag
 from iiae_cli.training.statistics import take_statistics
 from iiae_cli.training.validation import (
     ClassValidation,
@@ -139,7 +138,7 @@ class Session:
         )
         self._bar: console.Progress | None = None
         self._writer: Any = None
-        self._stop = StopFlag()
+        self._stop = Stop()
         self._clock = (time.monotonic(), 0)
 
     def _build(self) -> None:
@@ -238,12 +237,8 @@ class Session:
         )
         return wanted and (self.data.holds_out or kept == 0)
 
-    def train(self, stop: StopFlag) -> bool:
-        """Run to the end, or to the first step after `stop` is raised; True at the end.
-
-        Raises:
-            Cut: a stop came where nothing new was to be saved: before the first step, or between both trainings.
-        """
+    def train(self, stop: Stop) -> bool:
+        """Run to the end, or to the first step after `stop` asks for it; True at the end."""
         self._stop = stop
         self._clock = (time.monotonic(), self.state.step)
         with write_errors(self.run.path):  # TensorBoard's files are not written by this package
@@ -264,9 +259,8 @@ class Session:
                     console.warn(
                         f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
                     )
-                with stop.saving():
-                    fit_erasure(self.trained, self.data, self.config.erasure)
-                    self._keep(None)
+                fit_erasure(self.trained, self.data, self.config.erasure)
+                self._keep(None)
             if not ended:
                 self.memory.kept_step = None  # a stand-in until resumed training keeps something
         return ended
@@ -276,16 +270,13 @@ class Session:
         if self.memory.refit_steps is None:
             if self.state.step == 0 and self.config.selection.from_start:
                 if self.world.first:
-                    with self._stop.cuttable():
-                        self._validate_start()
+                    self._validate_start()
                 self._same_memory()
             if self.data.validation is not None or not self._wants_refit:
                 ended = self._fit("training", self.total_steps, self.validate_every)
         if ended and self._wants_refit:
             kept = self.memory.kept_step
-            # What is saved is the end of the first training. Several ranks go on together to the first step.
-            with self._stop.cuttable() if self.world.size == 1 else nullcontext():
-                self._enter_refit(kept or self.total_steps, held=kept == 0)
+            self._enter_refit(kept or self.total_steps, held=kept == 0)
             means = ", the shared means held where they began" if kept == 0 else ""
             console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
             self.checkpoint(0)
@@ -376,28 +367,22 @@ class Session:
         return done
 
     def _validated(self, step: int) -> bool:
-        try:
-            with self._stop.cuttable():
-                validation, grid = self._measure(), self._draw_samples()
-        except Cut:
-            console.say(f"step {step}: the validation was broken off; --resume begins with it")
-            return False
-        with self._stop.saving():
-            self._log_validation(step, validation)
-            if self.selection.accepts(validation, step / self.order.steps_per_epoch):
-                self._keep(validation)
-            if self.selection.exhausted:
-                console.say(
-                    f"step {step}: no better score in {self.selection.stale} validations: training ends here"
-                )
-            if grid is not None:
-                with writing(
-                    self.run.samples_folder / f"step-{self.offset + step:08d}.png"
-                ) as temporary:
-                    grid.save(temporary, format="PNG")
-                self._writer.add_image(
-                    "samples", np.asarray(grid), self.offset + step, dataformats="HWC"
-                )
+        validation, grid = self._measure(), self._draw_samples()
+        self._log_validation(step, validation)
+        if self.selection.accepts(validation, step / self.order.steps_per_epoch):
+            self._keep(validation)
+        if self.selection.exhausted:
+            console.say(
+                f"step {step}: no better score in {self.selection.stale} validations: training ends here"
+            )
+        if grid is not None:
+            with writing(
+                self.run.samples_folder / f"step-{self.offset + step:08d}.png"
+            ) as temporary:
+                grid.save(temporary, format="PNG")
+            self._writer.add_image(
+                "samples", np.asarray(grid), self.offset + step, dataformats="HWC"
+            )
         return True
 
     def _validate_start(self) -> None:
@@ -437,15 +422,15 @@ class Session:
             progress=vars(self.memory),
         )
         if self.world.first:
-            with self._stop.saving():
-                self.run.save_checkpoint(checkpoint)
+            self.run.save_checkpoint(checkpoint)
         self.saved_step = checkpoint.step
 
     def should_stop(self) -> bool:
         """Whether a signal or the time limit asks to stop, on any rank."""
-        own = self._stop.exit_code if self._stop.raised() else None
-        self._stop.agree(self.world.agree(own or 0))
-        return self._stop.raised()
+        code = self.world.agree(self._stop.exit_code or 0)
+        if code:
+            self._stop.request(code)
+        return bool(code)
 
     def _log_validation(self, step: int, validation: Validation | ClassValidation | None) -> None:
         if validation is None:

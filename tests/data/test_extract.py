@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from class_sources import class_folders
+from helpers import StopAt
 from PIL import Image
 from torch import nn
 
 from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.signals import NEVER
 from iiae_cli.data.backbone import Preprocessing
 from iiae_cli.data.extract import feature_reading
-from iiae_cli.data.sources.work import Work, never
+from iiae_cli.data.sources.work import Work
 
 
 class Means(nn.Module):
@@ -28,7 +30,7 @@ class Means(nn.Module):
         return torch.cat([pictures[..., :112].mean((2, 3)), pictures[..., 112:].mean((2, 3))], 1)
 
 
-def run(folder, paths, network=None, interrupted=never, **keywords):
+def run(folder, paths, network=None, stop=NEVER, **keywords):
     folder.mkdir(exist_ok=True)
     reading = feature_reading(
         "train/x",
@@ -42,7 +44,7 @@ def run(folder, paths, network=None, interrupted=never, **keywords):
             **keywords,
         },
     )
-    found = Work(folder, interrupted).read([reading])["train/x"]
+    found = Work(folder, stop).read([reading])["train/x"]
     return SimpleNamespace(
         features=found.rows[0], rows=found.places, skipped=[str(error) for error in found.errors]
     )
@@ -93,9 +95,8 @@ def test_nothing_readable_gives_no_rows(tmp_path, paths):
 
 def test_finished_batches_are_not_computed_again(tmp_path, paths):
     whole = run(tmp_path / "a", paths)
-    codes = iter([None, None, None, None, 130])
     with pytest.raises(Interrupted, match="8 of 11 items of train/x are saved") as stopped:
-        run(tmp_path / "b", paths, interrupted=lambda: next(codes))
+        run(tmp_path / "b", paths, stop=StopAt(4, 130))
     assert stopped.value.exit_code == 130 and len(list((tmp_path / "b").iterdir())) == 1
     rest = Means()
     found = run(tmp_path / "b", paths, network=rest)

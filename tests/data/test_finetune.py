@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from class_sources import NETWORK, class_folders
+from helpers import StopAt
 from torch import nn
 
 from iiae_cli.common.errors import IiaeError, Interrupted
@@ -107,13 +108,12 @@ def test_the_rate_falls_linearly_to_zero(tmp_path, paths, monkeypatch):
 def test_an_interrupted_fine_tuning_ends_in_the_same_weights(tmp_path, paths, stop_at):
     whole, resumed = network(), network()
     accuracy = tune(tmp_path / "a", whole, paths)
-    calls = iter(range(1, 99))
     with pytest.raises(Interrupted) as stopped:
         tune(
             tmp_path / "b",
             network(),
             paths,
-            interrupted=lambda: 75 if next(calls) == stop_at else None,
+            stop=StopAt(stop_at - 1),
         )
     assert stopped.value.exit_code == 75 and f"step {stop_at} of 9" in stopped.value.where
     assert tune(tmp_path / "b", resumed, paths, workers=3) == accuracy

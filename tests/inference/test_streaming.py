@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import StopAt
 from PIL import Image
 
 from iiae_cli.builders import build_model
@@ -105,13 +106,12 @@ def test_an_interrupted_encoding_goes_on_at_the_next_block(tmp_path, model, pict
         pictures[number].write_bytes(b"broken")
     inputs = PictureInputs(pictures, SHAPE, 2)
     whole = encoded(tmp_path / "whole", model, inputs)
-    asked = iter(range(99))
     with pytest.raises(Interrupted, match=f"{stop_at * 4} of 21 inputs are saved") as stopped:
         encoded(
             tmp_path / "log",
             model,
             inputs,
-            interrupted=lambda: 75 if next(asked) == stop_at else None,
+            stop=StopAt(stop_at),
         )
     assert stopped.value.exit_code == 75
     done = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.blocks import BlockLog
 from iiae_cli.data.late_rows import LateRows, Piece, as_array
 from iiae_cli.data.parts import Part
@@ -135,9 +135,7 @@ class MergeWork(Work):
         return {reading.name: self._joined(reading) for reading in readings}
 
     def _tick(self) -> None:
-        code = self.interrupted()
-        if code is not None:
-            raise Interrupted(code, "nothing was written")
+        self.stop.check("nothing was written")
 
     def _joined(self, reading: Reading) -> ReadBlock:
         shares = [part.shares[reading.name] for part in self.parts]

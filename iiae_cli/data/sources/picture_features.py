@@ -7,7 +7,6 @@ folder, so that an interrupted call is taken up.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
+from iiae_cli.common.signals import Stop
 from iiae_cli.data.backbone import build_backbone
 from iiae_cli.data.datafile import Split
 from iiae_cli.data.extract import feature_reading
@@ -78,7 +78,7 @@ def picture_features(
         )
     with ExitStack() as stack:
         folder = work.folder or Path(stack.enter_context(TemporaryDirectory()))
-        networks = _Networks(plan, folder, options, workers, work.interrupted)
+        networks = _Networks(plan, folder, options, workers, work.stop)
         if plan.tuning is not None:
             for domain in DOMAINS:
                 networks.tune(domain, divided["train"][domain])
@@ -114,10 +114,10 @@ class _Networks:
         folder: Path,
         options: FeatureOptions,
         workers: int,
-        interrupted: Callable[[], int | None],
+        stop: Stop,
     ) -> None:
         self.plan, self.folder, self.options, self.workers = plan, folder, options, workers
-        self.interrupted = interrupted
+        self.stop = stop
         self.device = torch.device(options.device)
         self._ready: dict[Domain, nn.Module] = {}
         self.records: dict[Domain, NetworkRecord] = {
@@ -143,7 +143,7 @@ class _Networks:
                 checkpoint=checkpoint,
                 device=self.device,
                 workers=self.workers,
-                interrupted=self.interrupted,
+                stop=self.stop,
             )
             record = NetworkRecord(
                 backbone=self.plan.backbone,

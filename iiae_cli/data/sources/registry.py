@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.paths import data_folder
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.datafile import DataFile, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
@@ -376,7 +377,7 @@ def prepare_file(
     command: str,
     resume: bool = False,
     overwrite: bool = False,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> list[str]:
     """Build a set and write its data file; returns a line for every input that was left out.
 
@@ -387,7 +388,7 @@ def prepare_file(
         command: for the file's attributes.
         resume: whether what an interrupted call left is taken up.
         overwrite: whether it is dropped otherwise.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: as `build`; interrupted work is in the way; or the file cannot be written.
@@ -397,7 +398,7 @@ def prepare_file(
     if name in EMBEDDED:  # made in a second, and by several runs at once where they train on it
         return build_and_write(name, path, options, command, digest_of(settings), None)
     with workspace(path, settings, resume=resume, overwrite=overwrite) as folder:
-        options = replace(options, work=Work(folder, interrupted))
+        options = replace(options, work=Work(folder, stop))
         return build_and_write(name, path, options, command, digest_of(settings), folder)
 
 

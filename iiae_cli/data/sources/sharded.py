@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.parts import Part, all_in_order
 from iiae_cli.data.sources.part_files import (
     REMEDY,
@@ -57,7 +58,7 @@ def prepare_part(
     command: Sequence[str],
     resume: bool = False,
     overwrite: bool = False,
-    interrupted: Callable[[], int | None] = lambda: None,
+    stop: Stop = NEVER,
 ) -> None:
     """Make one part of a data set, and write its file.
 
@@ -69,7 +70,7 @@ def prepare_part(
         command: its words, `OUTPUT` in the place of the output: merging gives them to the data file.
         resume: whether what an interrupted call left is taken up.
         overwrite: whether it is dropped otherwise.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
 
     Raises:
         IiaeError: as `build`; interrupted work is in the way; or the file cannot be written.
@@ -80,7 +81,7 @@ def prepare_part(
     mine = {**settings, "shard": part.name}
     with workspace(path, mine, resume=resume, overwrite=overwrite) as folder:
         try:
-            build(name, replace(options, work=PartWork(folder, interrupted, part)))
+            build(name, replace(options, work=PartWork(folder, stop, part)))
         except PartDone as done:
             write_part(path, part, job, done.shares, folder)
         else:
@@ -121,14 +122,14 @@ class Merge:
         output: Path,
         *,
         download: bool = False,
-        interrupted: Callable[[], int | None] = lambda: None,
+        stop: Stop = NEVER,
     ) -> list[str]:
         """Write the data file, some rows at a time; returns a line for every input that was left out.
 
         Args:
             output: an existing file is replaced.
             download: whether the backbone's weights may be fetched.
-            interrupted: the exit code of a signal that has come, or None.
+            stop: asked before every block.
 
         Raises:
             IiaeError: the source is not what it was, a part is damaged, or the file cannot be written.
@@ -146,7 +147,7 @@ class Merge:
             )
         command = shlex.join(word.replace(OUTPUT, str(output)) for word in first.job.command)
         with workspace(output, {"merge": True}, resume=True) as folder:
-            options = replace(options, work=MergeWork(folder, interrupted, self.parts))
+            options = replace(options, work=MergeWork(folder, stop, self.parts))
             return build_and_write(self.name, output, options, command, digest_of(settings), folder)
 
 

@@ -13,23 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.blocks import Block, BlockLog
 from iiae_cli.data.pictures import PictureError, read_all
 
 BLOCK_ITEMS = 64
 Rows: TypeAlias = NDArray[Any]
-
-
-def never() -> int | None:
-    """No signal has come."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -182,11 +178,13 @@ class Work:
 
     Attributes:
         folder: whose content belongs to this preparation; None: nothing is kept.
-        interrupted: the exit code of a signal that has come, or None.
+        stop: asked before every block.
     """
 
+    __pydantic_config__: ClassVar[Any] = {"arbitrary_types_allowed": True}
+
     folder: Path | None = None
-    interrupted: Callable[[], int | None] = never
+    stop: Stop = NEVER
 
     @property
     def whole(self) -> bool:
@@ -232,14 +230,11 @@ class Work:
                 [reading.items(blocks[number : number + 1]) for number in range(kept, len(blocks))]
             )
             for number in range(kept, len(blocks)):
-                code = self.interrupted()
-                if code is not None:
-                    saved = (
-                        "nothing was written"
-                        if log is None
-                        else f"{done} of {len(items)} items of {reading.name} are saved"
-                    )
-                    raise Interrupted(code, saved)
+                self.stop.check(
+                    "nothing was written"
+                    if log is None
+                    else f"{done} of {len(items)} items of {reading.name} are saved"
+                )
                 found = next(coming)
                 if log is not None:
                     log.append(*packed(found, reading))

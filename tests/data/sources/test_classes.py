@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
 from conftest import Program
+from helpers import StopAt
 
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.data import extract as extraction
@@ -321,9 +322,8 @@ def test_an_interrupted_preparation_ends_in_equal_values(
     work = partial_of(tmp_path / "part.h5")
 
     def interrupt(**more):
-        calls = iter(range(99))
         with pytest.raises(Interrupted):
-            prepare("part.h5", interrupted=lambda: 75 if next(calls) == stop_at else None, **more)
+            prepare("part.h5", stop=StopAt(stop_at), **more)
         assert work.is_dir() and not (tmp_path / "part.h5").exists()
 
     interrupt(normalise=False)

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
+from helpers import StopAt
 from PIL import Image
 from test_cars import file_of, im_of, save_v5
 from test_prepare import idx_source, side_by_side
@@ -253,9 +254,8 @@ def test_merging_computes_no_feature_and_reads_few_rows_at_a_time(tmp_path, monk
 def test_an_interrupted_shard_is_taken_up(tmp_path, capsys, kind):
     name, options = options_of(kind, tmp_path)
     whole = shard(tmp_path, name, options, 1, 2, output="whole.h5").read_bytes()
-    calls = iter(range(99))
     with pytest.raises(Interrupted, match="are saved"):
-        shard(tmp_path, name, options, 1, 2, interrupted=lambda: 75 if next(calls) == 2 else None)
+        shard(tmp_path, name, options, 1, 2, stop=StopAt(2))
     path = tmp_path / "1-of-2.h5"
     assert partial_of(path).is_dir() and not path.exists()
     with pytest.raises(IiaeError, match="holds interrupted work"):
@@ -270,7 +270,6 @@ def test_work_of_another_shard_is_not_taken_up(tmp_path, capsys):
     name, options = options_of("pairs", tmp_path)
     whole = shard(tmp_path, name, options, 1, 2).read_bytes()
     with pytest.raises(Interrupted):
-        calls = iter(range(99))
         shard(
             tmp_path,
             name,
@@ -278,7 +277,7 @@ def test_work_of_another_shard_is_not_taken_up(tmp_path, capsys):
             0,
             2,
             output="z.h5",
-            interrupted=lambda: 75 if next(calls) == 2 else None,
+            stop=StopAt(2),
         )
     shard(tmp_path, name, options, 1, 2, output="z.h5", resume=True)
     assert "begun with another shard: starting afresh" in capsys.readouterr().err
@@ -289,7 +288,7 @@ def test_a_signal_while_merging_leaves_nothing(tmp_path):
     name, options = options_of("pairs", tmp_path)
     paths = shards(tmp_path, name, options, 2)
     with pytest.raises(Interrupted, match="nothing was written"):
-        plan_merge(paths).write(tmp_path / "d.h5", interrupted=lambda: 75)
+        plan_merge(paths).write(tmp_path / "d.h5", stop=StopAt(0))
     assert not (tmp_path / "d.h5").exists() and not partial_of(tmp_path / "d.h5").exists()
 
 

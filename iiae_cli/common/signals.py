@@ -1,0 +1,97 @@
+"""Signals set a flag; work asks for it after every step and before every block.
+
+Nothing is raised from a signal handler, so no file is ever left half-written by one. Work that takes long asks often
+enough to end within about five seconds. Imports nothing heavy: the flag stands before torch is imported.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, IiaeError, Interrupted
+
+PREEMPT_SIGNAL = "USR2"
+_USABLE = ("HUP", "QUIT", "TERM", "USR1", "USR2", "XCPU")
+
+
+class Stop:
+    """Whether work should stop, and with which exit code.
+
+    Attributes:
+        deadline: `time.monotonic()` after which to stop; None: never.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._code: int | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """130 after Ctrl-C, 75 after another signal or the deadline, None while work should go on."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return EXIT_INTERRUPTED if self._code is None and late else self._code
+
+    def request(self, exit_code: int) -> None:
+        """Ask the work to stop with an exit code."""
+        self._code = exit_code
+
+    def check(self, saved: str = "nothing was lost; run the same command with --resume") -> None:
+        """End here if work should stop.
+
+        Args:
+            saved: what the message says: what is saved, and how to go on.
+
+        Raises:
+            Interrupted: it should.
+        """
+        code = self.exit_code
+        if code is not None:
+            raise Interrupted(code, saved)
+
+
+NEVER = Stop()  # for work that nobody interrupts
+
+
+def signal_of(name: str) -> signal.Signals:
+    """The signal of a name, with or without SIG.
+
+    Raises:
+        IiaeError: no such signal, or one that a process cannot catch or that means something else here.
+    """
+    short = name.upper().removeprefix("SIG")
+    if short not in _USABLE:
+        names = ", ".join(_USABLE)
+        raise IiaeError(
+            f"--preempt-signal {name} is no signal to stop by", f"choose one of {names}"
+        )
+    return signal.Signals[f"SIG{short}"]
+
+
+@contextmanager
+def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
+    """SIGINT, SIGTERM and the preempt signal set the flag while inside; a second Ctrl-C ends the process at once.
+
+    The old handlers come back afterwards, unless the flag is set: then further signals are ignored, so that the process
+    ends with its own exit code.
+
+    Raises:
+        IiaeError: `preempt` names no signal to stop by.
+    """
+    stop = Stop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.request(EXIT_CTRL_C if number == signal.SIGINT else EXIT_INTERRUPTED)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = {signal.SIGINT, signal.SIGTERM, signal_of(preempt)}
+    previous = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler if stop.exit_code is None else signal.SIG_IGN)

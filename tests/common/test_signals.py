@@ -1,0 +1,73 @@
+"""Signals set a flag, and nothing else happens until the work asks for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.signals import Stop, signal_of, stop_on_signals
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_flag_remembers_the_signal_until_the_work_asks() -> None:
+    with stop_on_signals() as stop:
+        stop.check()
+        send(signal.SIGTERM)
+        assert stop.exit_code == 75
+        with pytest.raises(Interrupted) as caught:
+            stop.check("all of it is saved")
+    assert caught.value.exit_code == 75 and caught.value.where == "all of it is saved"
+
+
+def test_handlers_come_back_unless_the_process_is_on_its_way_out() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with stop_on_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    with stop_on_signals():
+        send(signal.SIGTERM)
+    send(signal.SIGTERM)  # would end this process
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+        send(signal.SIGINT)
+        assert stop.exit_code == 130
+        send(signal.SIGINT)
+
+
+def test_another_signal_may_announce_preemption() -> None:
+    with stop_on_signals("usr1") as stop:
+        send(signal.SIGUSR1)
+        assert stop.exit_code == 75
+    assert signal_of("SIGUSR1") == signal_of("USR1") == signal.SIGUSR1
+    for name in ("KILL", "nonsense", "CHLD"):
+        with pytest.raises(IiaeError, match="--preempt-signal") as caught:
+            signal_of(name)
+        assert "USR2" in caught.value.hint
+
+
+def test_a_deadline_stops_and_a_signal_goes_before_it() -> None:
+    assert Stop(time.monotonic() + 60).exit_code is None
+    stop = Stop(time.monotonic())
+    assert stop.exit_code == 75
+    stop.request(130)
+    assert stop.exit_code == 130
