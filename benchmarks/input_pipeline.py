@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 from benchmarks.models import own_steps, workload
-from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.feed import Feed
 from iiae_cli.training.precision import choose_speed
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, ids = Path(folder) / "data.h5", [str(number) for number in range(options.pairs)]
         split = Split(
-            x=work.rows(options.pairs, 0), y=work.rows(options.pairs, 1), x_ids=ids, y_ids=ids
+            Side(work.rows(options.pairs, 0), ids), Side(work.rows(options.pairs, 1), ids)
         )
         write_data_file(path, "random", {"train": split}, {})
         data = TrainingData(DataFile(path), work.config)

@@ -321,7 +321,7 @@ def _check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[
         raise IiaeError(
             "--judge reads pictures, and this model translates features", "leave --judge out"
         )
-    if split.x_labels is None or split.y_labels is None:
+    if split.x.labels is None or split.y.labels is None:
         raise IiaeError(f"{file.path} has no labels to train a judge by", "leave --judge out")
 
 
@@ -380,7 +380,7 @@ def _rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
             f"choose another --split: {', '.join(have)}",
         )
     if "zero-shot" in tasks:
-        if split.x_labels is None or split.y_labels is None:
+        if split.x.labels is None or split.y.labels is None:
             raise IiaeError(
                 f"split '{name}' of {file.path} has no labels",
                 "prepare it by class: iiae prepare classes SOURCE",
@@ -419,7 +419,7 @@ def _class_protocol(
     Raises:
         IiaeError: the features' backbone has seen a class of this split, and that was not allowed.
     """
-    classes = sorted({*(split.x_labels or [])} | {*(split.y_labels or [])})
+    classes = sorted({*(split.x.labels or [])} | {*(split.y.labels or [])})
     attributes = file.info.attributes
     backbone = Seen.of_data_file(attributes)
     refuse_leak(backbone, classes, f"the backbone of {file.path}", options.allow_leak)

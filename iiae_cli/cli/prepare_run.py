@@ -195,9 +195,9 @@ def _write_pictures(split: Split, folder: Path, name: str, stop: Stop) -> list[t
     """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`; rows of a manifest where it needs one."""
     files: dict[str, list[str]] = {}
     for domain in DOMAINS:
-        parts = [one.partition("/") for one in split.ids(domain)]
+        parts = [one.partition("/") for one in split.side(domain).ids]
         files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
-        for path, picture in zip(files[domain], split.rows(domain), strict=True):
+        for path, picture in zip(files[domain], split.side(domain).rows, strict=True):
             stop.check(
                 f"some pictures are in {folder}; continue with the same command and --resume"
             )
@@ -205,7 +205,7 @@ def _write_pictures(split: Split, folder: Path, name: str, stop: Stop) -> list[t
                 Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
     if split.pairs is None:
         return []
-    labels = split.x_labels
+    labels = split.x.labels
     return [
         (files["x"][x], files["y"][y], name) + (() if labels is None else (labels[x],))
         for x, y in split.pairs.tolist()

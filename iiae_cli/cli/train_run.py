@@ -396,9 +396,9 @@ def _write_gallery(session: Session) -> None:
     split_name = "test" if file.info.counts["test"] else "train"
     split = file.split(split_name)
     cache = LatentCache(
-        encoded=TrainedModel.of(loaded).encode(split.y, "y"),
-        ids=split.y_ids,
-        labels=split.y_labels,
+        encoded=TrainedModel.of(loaded).encode(split.y.rows, "y"),
+        ids=split.y.ids,
+        labels=split.y.labels,
         domain="y",
         fingerprint=loaded.fingerprint,
         shared_shape=loaded.model.shared_shape,

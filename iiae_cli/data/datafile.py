@@ -63,37 +63,51 @@ _CHECKED = 65_536  # rows of features looked at together
 
 
 @dataclass
-class Split:
-    """One split. `x` and `y` may be memory maps; index them with slices or sorted integer arrays.
+class Side:
+    """One domain of a split.
 
     Attributes:
-        x: (N, H, W, C) uint8 or (N, F) float32; `y` likewise.
-        x_ids: a name for every row, unique in the split; partners of a paired set share theirs.
-        labels: class names per domain, where known.
+        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map: index them with slices
+            or ascending integers.
+        ids: a name for every row, unique in the split; partners of a paired set share theirs.
+        labels: the class of every row, where known.
+    """
+
+    rows: Rows
+    ids: list[str]
+    labels: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: NDArray[np.int64]) -> Side:
+        """These rows alone, in this order."""
+        return Side(
+            self.rows[indices],
+            [self.ids[row] for row in indices],
+            None if self.labels is None else [self.labels[row] for row in indices],
+        )
+
+
+@dataclass
+class Split:
+    """The two sides of a split, and which of their rows belong together.
+
+    Attributes:
+        x: pictures or features of domain x, their ids and labels.
+        y: the same of domain y.
         factors: generative factors by name, one entry per pair, (M, …).
         pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
     """
 
-    x: Rows
-    y: Rows
-    x_ids: list[str]
-    y_ids: list[str]
-    x_labels: list[str] | None = None
-    y_labels: list[str] | None = None
+    x: Side
+    y: Side
     factors: dict[str, Rows] = field(default_factory=dict)
     pairs: NDArray[np.int64] | None = None
 
-    def rows(self, domain: Domain) -> Rows:
-        """The pictures or features of one domain."""
+    def side(self, domain: Domain) -> Side:
+        """The side of one domain."""
         return self.x if domain == "x" else self.y
-
-    def ids(self, domain: Domain) -> list[str]:
-        """The row names of one domain."""
-        return self.x_ids if domain == "x" else self.y_ids
-
-    def labels(self, domain: Domain) -> list[str] | None:
-        """The class names of one domain, where known."""
-        return self.x_labels if domain == "x" else self.y_labels
 
     @property
     def pair_count(self) -> int:
@@ -102,33 +116,23 @@ class Split:
 
     def pair_rows(self, indices: NDArray[np.int64]) -> tuple[Rows, Rows]:
         """x and y rows of pairs (B,), each (B, …)."""
-        if self.pairs is None:
-            return self.x[indices], self.y[indices]
-        return self.rows_at(self.pairs[indices])
+        rows_x, rows_y = self._rows_of(indices)
+        return self.x.rows[rows_x], self.y.rows[rows_y]
 
-    def rows_at(self, rows: NDArray[np.int64]) -> tuple[Rows, Rows]:
-        """x and y rows (B, …) named by row numbers of x and y (B, 2)."""
-        return self.x[rows[:, 0]], self.y[rows[:, 1]]
-
-    def take_rows(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
-        """The split of these rows alone, in this order; factors and pairs, which belong to pairs, are left out."""
-        return Split(
-            x=self.x[rows_x],
-            y=self.y[rows_y],
-            x_ids=[self.x_ids[i] for i in rows_x],
-            y_ids=[self.y_ids[i] for i in rows_y],
-            x_labels=None if self.x_labels is None else [self.x_labels[i] for i in rows_x],
-            y_labels=None if self.y_labels is None else [self.y_labels[i] for i in rows_y],
-        )
+    def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
+        """The split of these rows alone, in this order, without factors and pairs."""
+        return Split(self.x.take(rows_x), self.y.take(rows_y))
 
     def take_pairs(self, indices: NDArray[np.int64]) -> Split:
-        """The split of these pairs alone, in this order."""
-        rows_x = indices if self.pairs is None else self.pairs[indices, 0]
-        rows_y = indices if self.pairs is None else self.pairs[indices, 1]
-        taken = self.take_rows(rows_x, rows_y)
-        return replace(
-            taken, factors={name: values[indices] for name, values in self.factors.items()}
-        )
+        """The split of these pairs alone, in this order; its rows are aligned."""
+        taken = self.take(*self._rows_of(indices))
+        taken.factors = {name: values[indices] for name, values in self.factors.items()}
+        return taken
+
+    def _rows_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.pairs is None:
+            return indices, indices
+        return self.pairs[indices, 0], self.pairs[indices, 1]
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,12 @@ def write_data_file(
         for split_name in SPLITS:
             split = splits.get(split_name) or _empty_like(some)
             group = file.create_group(split_name)
-            for domain in ("x", "y"):
-                _write_rows(group, domain, split.rows(domain))
-                write_texts(group, f"{domain}_ids", split.ids(domain))
-                labels = split.labels(domain)
-                if labels is not None:
-                    write_texts(group, f"{domain}_labels", labels)
+            for domain in DOMAINS:
+                side = split.side(domain)
+                _write_rows(group, domain, side.rows)
+                write_texts(group, f"{domain}_ids", side.ids)
+                if side.labels is not None:
+                    write_texts(group, f"{domain}_labels", side.labels)
             for factor, values in split.factors.items():
                 dtype = TEXT if values.dtype.kind in "OU" else None
                 group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
@@ -244,13 +248,9 @@ def _write_rows(group: h5py.Group, name: str, rows: Rows | LateRows) -> None:
 
 
 def _empty_like(split: Split) -> Split:
-    return Split(
-        x=split.x[:0],
-        y=split.y[:0],
-        x_ids=[],
-        y_ids=[],
-        x_labels=None if split.x_labels is None else [],
-        y_labels=None if split.y_labels is None else [],
+    none = np.empty(0, np.int64)
+    return replace(
+        split.take(none, none),
         factors={name: values[:0] for name, values in split.factors.items()},
         pairs=None if split.pairs is None else split.pairs[:0],
     )
@@ -369,13 +369,17 @@ class DataFile:
             group = self._groups(file).get(name)
             if group is None:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+            x, y = (
+                Side(
+                    _read_or_map(group, domain, self._place),
+                    read_texts(group, f"{domain}_ids") or [],
+                    read_texts(group, f"{domain}_labels"),
+                )
+                for domain in DOMAINS
+            )
             split = Split(
-                x=_read_or_map(group, "x", self._place),
-                y=_read_or_map(group, "y", self._place),
-                x_ids=read_texts(group, "x_ids") or [],
-                y_ids=read_texts(group, "y_ids") or [],
-                x_labels=read_texts(group, "x_labels"),
-                y_labels=read_texts(group, "y_labels"),
+                x,
+                y,
                 factors=_factors(group),
                 pairs=None
                 if member(group, "pairs") is None
@@ -408,9 +412,8 @@ class DataFile:
 
     def _check(self, name: str, split: Split) -> None:
         for domain in DOMAINS:
-            self._check_count(
-                name, domain, len(split.rows(domain)), split.ids(domain), split.labels(domain)
-            )
+            side = split.side(domain)
+            self._check_count(name, domain, len(side), side.ids, side.labels)
         if split.pairs is not None:
             limits = (len(split.x), len(split.y))
             if (

@@ -53,7 +53,7 @@ def bound_figures(
     with inference(model):
         for start in range(0, len(split.x), batch_size):
             inputs = [
-                trained.inputs(split.rows(one)[start : start + batch_size]) for one in DOMAINS
+                trained.inputs(split.side(one).rows[start : start + batch_size]) for one in DOMAINS
             ]
             posteriors = model.infer(*inputs)
             joint = posteriors.joint_shared

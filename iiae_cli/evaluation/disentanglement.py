@@ -64,7 +64,7 @@ def items_of(split: Split) -> NDArray[np.int64]:
     """The item that each aligned row belongs to: rows that share a picture of x or of y, by any chain, are one item."""
     x, y = (
         np.unique(np.array(ids, dtype=object), return_inverse=True)[1]
-        for ids in (split.x_ids, split.y_ids)
+        for ids in (split.x.ids, split.y.ids)
     )
     pictures = int(x.max(initial=-1)) + 1
     nodes = pictures + int(y.max(initial=-1)) + 1
@@ -101,7 +101,7 @@ def choose_rows(
     Raises:
         IiaeError: `shared` names a factor that there is not.
     """
-    counts = {domain: len(split.rows(domain)) for domain in DOMAINS}
+    counts = {domain: len(split.side(domain).rows) for domain in DOMAINS}
     chosen = {domain: _some(counts[domain], rows, seed) for domain in DOMAINS}
     columns = {domain: columns_of(split, domain, by_class=by_class) for domain in DOMAINS}
     check_names(shared, {name for one in columns.values() for name in one})

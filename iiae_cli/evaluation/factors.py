@@ -59,7 +59,7 @@ def columns_of(split: Split, domain: Domain, *, by_class: bool) -> dict[str, NDA
         by_class: whether rows have no partner, so that factors of pairs mean nothing.
     """
     columns = {} if by_class else dict(split.factors)
-    labels = split.labels(domain)
+    labels = split.side(domain).labels
     if labels is not None:
         columns[CLASS] = np.array(labels, dtype=object)
     return columns

@@ -118,7 +118,7 @@ def train_judge(
     Raises:
         IiaeError: the split has no labels.
     """
-    labels = train.labels(domain)
+    labels = train.side(domain).labels
     if labels is None or not len(labels):
         raise IiaeError("the data file has no labels to train a judge by", "leave --judge out")
     names = sorted(set(labels))
@@ -138,7 +138,7 @@ def train_judge(
         else np.ones(0, np.float32)
     )
     wanted = torch.from_numpy((table - low) / span).to(device)
-    rows = train.rows(domain)
+    rows = train.side(domain).rows
     side = min(JUDGE_SIDE, max(size))
     row_of = (
         np.arange(len(rows)) if train.pairs is None else train.pairs[:, 0 if domain == "x" else 1]
@@ -199,14 +199,14 @@ def judged_translations(
     for source, target in DIRECTIONS:
         judge = judges[target]
         place = {name: number for number, name in enumerate(judge.names)}
-        wanted = np.array([place.get(one, -1) for one in split.labels(source) or []])
+        wanted = np.array([place.get(one, -1) for one in split.side(source).labels or []])
         truth = judge.scaled(split)
         real, guided, sampled = _Reading(), _Reading(), _Reading()
         drawn = prior_samples(samples, count, model.exclusive_dim, seed) if samples else None
         with inference(model):
             for start in range(0, count, batch_size):
                 part = slice(start, start + batch_size)
-                pictures = trained.inputs(split.rows(target)[part])
+                pictures = trained.inputs(split.side(target).rows[part])
                 real.add(judge.read(pictures))
                 shared = pictures.new_tensor(pairs.of(source).mean("shared")[part])
                 exclusive = None
@@ -223,7 +223,7 @@ def judged_translations(
                         sampled.add(
                             judge.read(model.decode(target, repeated[block], latents[block]))
                         )
-        own = np.array([place.get(one, -1) for one in split.labels(target) or []])
+        own = np.array([place.get(one, -1) for one in split.side(target).labels or []])
         found: dict[str, dict[str, float | int | None]] = {
             "class": {
                 "real": real.accuracy(own),

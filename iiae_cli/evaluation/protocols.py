@@ -35,7 +35,9 @@ class EncodedPairs:
 
 def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
     """Latents of every pair of a split whose rows are aligned (`Split.take_pairs` aligns one)."""
-    x, y = (trained.encode(split.rows(domain), domain, batch_size=batch_size) for domain in DOMAINS)
+    x, y = (
+        trained.encode(split.side(domain).rows, domain, batch_size=batch_size) for domain in DOMAINS
+    )
     return EncodedPairs(x, y)
 
 
@@ -90,10 +92,10 @@ def baseline_vectors(rows: NDArray[Any], side: int = 32) -> NDArray[np.float64]:
 
 def baseline_figures(split: Split, metric: Metric) -> dict[str, dict[str, float]] | None:
     """`retrieval_figures` of the training-free baseline on aligned pairs; None where the domains' widths differ."""
-    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
+    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
     if x.shape[1] != y.shape[1]:
         return None
-    return retrieval_figures(x, y, "euclidean" if split.x.ndim == 4 else metric)
+    return retrieval_figures(x, y, "euclidean" if split.x.rows.ndim == 4 else metric)
 
 
 def paired_retrieval(
@@ -139,13 +141,13 @@ def class_baselines(train: Split, split: Split) -> dict[str, dict[str, dict[str,
 
     Empty where the domains' widths differ. Pictures are compared as `baseline_vectors` gives them, `raw` only.
     """
-    x, y = baseline_vectors(split.x), baseline_vectors(split.y)
-    labels = split.x_labels or [], split.y_labels or []
+    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
+    labels = split.x.labels or [], split.y.labels or []
     if x.shape[1] != y.shape[1]:
         return {}
     figures = {"raw": class_retrieval(x, y, *labels)}
-    if split.x.ndim == 2 and len(train.x) and len(train.y):
-        means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x, train.y))
+    if split.x.rows.ndim == 2 and len(train.x) and len(train.y):
+        means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x.rows, train.y.rows))
         figures["centred"] = class_retrieval(x - next(means), y - next(means), *labels)
     return figures
 
@@ -158,7 +160,7 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
         train: the training split of the same file, for the centred baseline.
         split: with labels in both domains.
     """
-    labels = split.x_labels or [], split.y_labels or []
+    labels = split.x.labels or [], split.y.labels or []
     figures: dict[str, Any] = class_retrieval(
         pairs.x.mean("shared"), pairs.y.mean("shared"), *labels
     )

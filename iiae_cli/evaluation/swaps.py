@@ -68,7 +68,7 @@ def swap_figures(
     for source in DOMAINS:
         for target in DOMAINS:
             contents, references = _draw(
-                len(split.rows(source)), len(split.rows(target)), rows, seed
+                len(split.side(source).rows), len(split.side(target).rows), rows, seed
             )
             if len(contents) < 2:
                 continue
@@ -78,7 +78,7 @@ def swap_figures(
             own = pairs.of(source).exclusive_mean
             home = None
             if source != target:
-                home = split.rows(source)[contents], None if own is None else own[contents]
+                home = split.side(source).rows[contents], None if own is None else own[contents]
             found = _swap(trained, source, target, content, manner, home, batch_size)
             figures[direction_name(source, target)] = _figures(found, content, manner, metric)
     return figures

@@ -48,7 +48,7 @@ def translation_figures(
             )
             for start in range(0, len(split.x), batch_size):
                 part = slice(start, start + batch_size)
-                wanted = trained.inputs(split.rows(target)[part])
+                wanted = trained.inputs(split.side(target).rows[part])
                 shared = wanted.new_tensor(pairs.of(source).mean("shared")[part])
                 exclusive = None
                 if model.exclusive_dim:

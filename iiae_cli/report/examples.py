@@ -114,8 +114,8 @@ def class_examples(pairs: EncodedPairs, split: Split, count: int) -> list[Direct
     for source, target in DIRECTIONS:
         queries, gallery = pairs.of(source).mean("shared"), pairs.of(target).mean("shared")
         labels, shelf = (
-            np.asarray(split.labels(source) or []),
-            np.asarray(split.labels(target) or []),
+            np.asarray(split.side(source).labels or []),
+            np.asarray(split.side(target).labels or []),
         )
         precision = rank_by_class(
             queries, gallery, labels.tolist(), shelf.tolist()

@@ -23,11 +23,11 @@ def translation_rows(
 ) -> list[TranslationRow]:
     """Each pair of a split as one row of Table 1: its input, sampled translations, the one its partner guides."""
     target = other_domain(source)
-    inputs = split.rows(source)
+    inputs = split.side(source).rows
     exclusive = None
     width = trained.network.exclusive_dim
     if width:
-        partners = trained.encode(split.rows(target), target, shared=False)
+        partners = trained.encode(split.side(target).rows, target, shared=False)
         guide = torch.from_numpy(partners.mean("exclusive"))[:, None]
         exclusive = torch.cat([prior_samples(samples, len(inputs), width, seed), guide], dim=1)
     outputs = trained.translate(inputs, source, target, exclusive)

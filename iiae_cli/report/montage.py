@@ -146,7 +146,7 @@ def _listed_pairs(split: Split, queries: LatentCache) -> dict[str, set[str]]:
     )
     listed: dict[str, set[str]] = {}
     for row_x, row_y in pairs.tolist():
-        ids = (split.x_ids[row_x], split.y_ids[row_y])
+        ids = (split.x.ids[row_x], split.y.ids[row_y])
         query, partner = ids if queries.domain == "x" else ids[::-1]
         listed.setdefault(query, set()).add(partner)
     return listed
@@ -168,8 +168,8 @@ def _split_of(cache: LatentCache) -> Split | None:
 def _picture_finder(cache: LatentCache, split: Split | None) -> Callable[[int], Picture | None]:
     """A function from a cache's row to its picture, or to None where its source is gone or is no picture."""
     if split is not None:
-        position = {one: number for number, one in enumerate(split.ids(cache.domain))}
-        pictures = split.rows(cache.domain)
+        position = {one: number for number, one in enumerate(split.side(cache.domain).ids)}
+        pictures = split.side(cache.domain).rows
 
         def from_file(row: int) -> Picture | None:
             place = position.get(cache.ids[row])

@@ -102,9 +102,9 @@ def _shown(example: Example, found: DirectionExamples, split: Split) -> ShownExa
 
 
 def _item(split: Split, domain: Domain, row: int, alt: str) -> Item:
-    labels, rows = split.labels(domain), split.rows(domain)
+    labels, rows = split.side(domain).labels, split.side(domain).rows
     return Item(
-        identity=split.ids(domain)[row],
+        identity=split.side(domain).ids[row],
         label=None if labels is None else labels[row],
         picture=thumbnail_uri(rows[row]) if rows.ndim == 4 else None,
         alt=alt,

@@ -50,7 +50,7 @@ def translation_grids(
         )
     if trained.network.exclusive_dim:
         for domain in DOMAINS:
-            rows = split.rows(domain)
+            rows = split.side(domain).rows
             chosen = spread(len(rows), 2 * ANALOGY_SIDE)
             queries, references = rows[chosen[::2]], rows[chosen[1::2]]
             if not len(references):

@@ -80,9 +80,9 @@ class TrainingData:
             _, held = hold_out(len(classes), config.data.holdout, fewest=2)
             in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
             self.validation = _some_rows(
-                self.train.take_rows(np.flatnonzero(in_x), np.flatnonzero(in_y)), most
+                self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y)), most
             )
-            self.train = self.train.take_rows(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+            self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
 
     @property
     def count(self) -> int:
@@ -123,7 +123,7 @@ class TrainingData:
     def rows(self, indices: Indices) -> tuple[Rows, Rows]:
         """x and y rows of what `order` names: pairs (B,), or rows of x and y (B, 2)."""
         rows_x, rows_y = self.row_numbers(indices)
-        return self.train.x[rows_x], self.train.y[rows_y]
+        return self.train.x.rows[rows_x], self.train.y.rows[rows_y]
 
     def row_numbers(self, indices: Indices) -> tuple[Indices, Indices]:
         """Which rows of x and of y (B,) those are."""
@@ -137,7 +137,7 @@ class TrainingData:
     def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
         """All training rows of x and y with what they share: their classes, or each pair a class of its own."""
         if self.by_class:
-            return self.train.x, self.train.y, *_labels(self.train)
+            return self.train.x.rows, self.train.y.rows, *_labels(self.train)
         x, y = self.rows(np.arange(self.count))
         names = [str(number) for number in range(self.count)]
         return x, y, names, names
@@ -163,11 +163,11 @@ def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tupl
 
 
 def _labels(split: Split) -> tuple[list[str], list[str]]:
-    return split.x_labels or [], split.y_labels or []
+    return split.x.labels or [], split.y.labels or []
 
 
 def _sizes(split: Split) -> str:
-    classes = len({*(split.x_labels or [])} & {*(split.y_labels or [])})
+    classes = len({*(split.x.labels or [])} & {*(split.y.labels or [])})
     return f"{classes} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
 
 
@@ -184,4 +184,4 @@ def _some_pairs(split: Split, candidates: NDArray[Any], most: int) -> Split:
 
 
 def _some_rows(split: Split, most: int) -> Split:
-    return split.take_rows(_some(len(split.x), most), _some(len(split.y), most))
+    return split.take(_some(len(split.x), most), _some(len(split.y), most))

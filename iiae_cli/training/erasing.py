@@ -46,7 +46,7 @@ def _reset(model: IIAE) -> None:
 def _rows(data: TrainingData, erasure: ErasureSection) -> list[tuple[Domain, Any]]:
     """At most `erasure.rows` training rows per domain, spread evenly; row by row pairs, unless paired by class."""
     if data.by_class:
-        return [(domain, _spread(data.train.rows(domain), erasure.rows)) for domain in DOMAINS]
+        return [(domain, _spread(data.train.side(domain).rows, erasure.rows)) for domain in DOMAINS]
     x, y = data.rows(_spread(np.arange(data.count), erasure.rows))
     return [("x", x), ("y", y)]
 

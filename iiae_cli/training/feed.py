@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from iiae_cli.data.batches import from_stored, stored_tensor
+from iiae_cli.model import DOMAINS
 from iiae_cli.training.data import Indices, TrainingData
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
@@ -58,10 +59,10 @@ class Feed:
         self._resident: Pair | None = None
         if _fits(data, device) if resident is None else resident:
             self._resident = (
-                stored_tensor(data.train.x).to(device),
-                stored_tensor(data.train.y).to(device),
+                stored_tensor(data.train.x.rows).to(device),
+                stored_tensor(data.train.y.rows).to(device),
             )
-        mapped = isinstance(data.train.x, np.memmap) or isinstance(data.train.y, np.memmap)
+        mapped = any(isinstance(data.train.side(one).rows, np.memmap) for one in DOMAINS)
         self._pool: ThreadPoolExecutor | None = None
         if mapped or device.type != "cpu" if ahead is None else ahead:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -119,4 +120,4 @@ def _fits(data: TrainingData, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return bool(data.train.x.nbytes + data.train.y.nbytes <= RESIDENT_SHARE * free)
+    return bool(data.train.x.rows.nbytes + data.train.y.rows.nbytes <= RESIDENT_SHARE * free)

@@ -35,7 +35,9 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
         if domain in model.standardise:
             standardise = model.standardise[domain]
             assert isinstance(standardise, Standardise)
-            mean, scale = scales(data.train.rows(domain), each=config.data.standardise == "each")
+            mean, scale = scales(
+                data.train.side(domain).rows, each=config.data.standardise == "each"
+            )
             standardise.set(torch.from_numpy(mean), torch.from_numpy(scale))
     if config.model.linear_path == "canonical":
         _start_canonical(model, data, config)

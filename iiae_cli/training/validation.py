@@ -216,7 +216,7 @@ def _number(figure: float | None) -> float:
 def validate_classes(trained: TrainedModel, split: Split) -> ClassValidation:
     """Measure a model on rows of held-out classes."""
     pairs = encode_pairs(trained, split)
-    labels_x, labels_y = split.x_labels or [], split.y_labels or []
+    labels_x, labels_y = split.x.labels or [], split.y.labels or []
     figures = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
     kl = exclusive_kl(pairs)
     return ClassValidation(

@@ -11,6 +11,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data import datafile as dataset
 from iiae_cli.data.datafile import (
     DataFile,
+    Side,
     Split,
     check_schema,
     is_hdf5,
@@ -27,22 +28,18 @@ def pictures(seed, rows, shape=(16, 20, 3)):
 
 def split_of(rows, seed=0, **more):
     return Split(
-        x=pictures(seed, rows),
-        y=pictures(seed + 1, rows, (16, 20, 1)),
-        x_ids=[f"a/{row}-é" for row in range(rows)],
-        y_ids=[f"b/{row}" for row in range(rows)],
+        Side(pictures(seed, rows), [f"a/{row}-é" for row in range(rows)]),
+        Side(pictures(seed + 1, rows, (16, 20, 1)), [f"b/{row}" for row in range(rows)]),
         **more,
     )
 
 
 def rich_split(rows, seed=0):
-    return split_of(
-        rows,
-        seed,
-        x_labels=[f"cat{row % 3}" for row in range(rows)],
-        y_labels=[f"dog{row % 2}" for row in range(rows)],
-        factors={"x_color": pictures(seed + 2, rows, (3,)), "class": np.arange(rows)},
-    )
+    factors = {"x_color": pictures(seed + 2, rows, (3,)), "class": np.arange(rows)}
+    split = split_of(rows, seed, factors=factors)
+    split.x.labels = [f"cat{row % 3}" for row in range(rows)]
+    split.y.labels = [f"dog{row % 2}" for row in range(rows)]
+    return split
 
 
 @pytest.fixture
@@ -56,14 +53,14 @@ def write(path, **splits):
 
 
 def assert_same(found, wanted):
-    for name in ("x", "y", "pairs"):
-        left, right = getattr(found, name), getattr(wanted, name)
-        assert (left is None) == (right is None), name
-        if left is not None:
-            np.testing.assert_array_equal(left, right)
-            assert left.dtype == right.dtype
-    for name in ("x_ids", "y_ids", "x_labels", "y_labels"):
-        assert getattr(found, name) == getattr(wanted, name), name
+    assert (found.pairs is None) == (wanted.pairs is None)
+    if wanted.pairs is not None:
+        np.testing.assert_array_equal(found.pairs, wanted.pairs)
+    for domain in ("x", "y"):
+        left, right = found.side(domain), wanted.side(domain)
+        np.testing.assert_array_equal(left.rows, right.rows)
+        assert left.rows.dtype == right.rows.dtype
+        assert (left.ids, left.labels) == (right.ids, right.labels)
     assert set(found.factors) == set(wanted.factors)
     for name, values in wanted.factors.items():
         np.testing.assert_array_equal(found.factors[name], values)
@@ -90,8 +87,8 @@ def test_splits_labels_and_factors_come_back(path):
 def test_a_split_that_is_not_given_is_written_empty(path):
     file = write(path, train=rich_split(5), test=rich_split(3))
     valid = file.split("valid")
-    assert valid.x.shape == (0, 16, 20, 3) and valid.y.shape == (0, 16, 20, 1)
-    assert valid.x_ids == valid.y_ids == valid.x_labels == valid.y_labels == []
+    assert valid.x.rows.shape == (0, 16, 20, 3) and valid.y.rows.shape == (0, 16, 20, 1)
+    assert valid.x.ids == valid.y.ids == valid.x.labels == valid.y.labels == []
     assert valid.factors["x_color"].shape == (0, 3)
     assert valid.pair_count == 0
     assert file.info.counts == {"train": 5, "valid": 0, "test": 3}
@@ -109,16 +106,14 @@ def test_info_says_what_a_model_needs(path):
 def test_features_come_back_as_float32(path):
     draw = np.random.default_rng(0)
     features = Split(
-        x=draw.normal(size=(4, 7)).astype(np.float32),
-        y=draw.normal(size=(6, 5)).astype(np.float32),
-        x_ids=list("abcd"),
-        y_ids=list("abcdef"),
+        Side(draw.normal(size=(4, 7)).astype(np.float32), list("abcd")),
+        Side(draw.normal(size=(6, 5)).astype(np.float32), list("abcdef")),
     )
     file = write(path, test=features)
     assert file.info.is_features and (file.info.shape_x, file.info.shape_y) == ((7,), (5,))
     found = file.split("test")
     assert_same(found, features)
-    assert found.x.dtype == np.float32 and found.x_labels is None and found.pairs is None
+    assert found.x.rows.dtype == np.float32 and found.x.labels is None and found.pairs is None
 
 
 def test_pairs_name_rows_of_recurring_pictures(path):
@@ -130,32 +125,30 @@ def test_pairs_name_rows_of_recurring_pictures(path):
     assert found.pairs.dtype == np.int64
     assert found.pair_count == 5
     x, y = found.pair_rows(np.array([1, 2, 4]))
-    np.testing.assert_array_equal(x, shared.x[[0, 3, 1]])
-    np.testing.assert_array_equal(y, shared.y[[2, 0, 3]])
+    np.testing.assert_array_equal(x, shared.x.rows[[0, 3, 1]])
+    np.testing.assert_array_equal(y, shared.y.rows[[2, 0, 3]])
 
 
 def test_taking_pairs_aligns_rows_ids_labels_and_factors():
     split = rich_split(6)
     taken = split.take_pairs(np.array([4, 1]))
-    np.testing.assert_array_equal(taken.x, split.x[[4, 1]])
-    np.testing.assert_array_equal(taken.y, split.y[[4, 1]])
-    assert (taken.x_ids, taken.y_ids) == (["a/4-é", "a/1-é"], ["b/4", "b/1"])
-    assert (taken.x_labels, taken.y_labels) == (["cat1", "cat1"], ["dog0", "dog1"])
+    np.testing.assert_array_equal(taken.x.rows, split.x.rows[[4, 1]])
+    np.testing.assert_array_equal(taken.y.rows, split.y.rows[[4, 1]])
+    assert (taken.x.ids, taken.y.ids) == (["a/4-é", "a/1-é"], ["b/4", "b/1"])
+    assert (taken.x.labels, taken.y.labels) == (["cat1", "cat1"], ["dog0", "dog1"])
     np.testing.assert_array_equal(taken.factors["class"], [4, 1])
     split.pairs = np.array([[0, 5], [2, 3]])
     taken = split.take_pairs(np.array([1, 0]))
-    np.testing.assert_array_equal(taken.x, split.x[[2, 0]])
-    np.testing.assert_array_equal(taken.y, split.y[[3, 5]])
-    assert (taken.x_ids, taken.y_labels) == (["a/2-é", "a/0-é"], ["dog1", "dog1"])
+    np.testing.assert_array_equal(taken.x.rows, split.x.rows[[2, 0]])
+    np.testing.assert_array_equal(taken.y.rows, split.y.rows[[3, 5]])
+    assert (taken.x.ids, taken.y.labels) == (["a/2-é", "a/0-é"], ["dog1", "dog1"])
     assert taken.pairs is None and taken.pair_count == 2
 
 
 def test_a_domain_is_asked_for_by_name():
     split = rich_split(2)
-    assert split.rows("x") is split.x and split.rows("y") is split.y
-    assert split.ids("x") is split.x_ids and split.ids("y") is split.y_ids
-    assert split.labels("x") is split.x_labels and split.labels("y") is split.y_labels
-    np.testing.assert_array_equal(split.pair_rows(np.array([1]))[1], split.y[[1]])
+    assert split.side("x") is split.x and split.side("y") is split.y
+    np.testing.assert_array_equal(split.pair_rows(np.array([1]))[1], split.y.rows[[1]])
     assert split.pair_count == 2
 
 
@@ -211,7 +204,7 @@ def test_a_file_written_by_another_program_is_read(path):
     file = DataFile(path)
     assert file.info.name == "set" and file.info.counts == {"train": 0, "valid": 0, "test": 3}
     split = file.split("test")
-    np.testing.assert_array_equal(split.y, pictures(1, 3))
+    np.testing.assert_array_equal(split.y.rows, pictures(1, 3))
     assert split.pairs.dtype == np.int64
     assert "no split 'train'" in refusal(file.split, "train")
 
@@ -222,20 +215,20 @@ def test_a_file_written_by_another_program_is_read(path):
 def test_a_split_larger_than_half_the_free_memory_is_mapped(path, monkeypatch):
     wanted = rich_split(6)
     file = write(path, train=wanted)
-    size = wanted.x.nbytes
+    size = wanted.x.rows.nbytes
     monkeypatch.setattr(dataset, "_free_memory", lambda: 2 * size - 2)
     found = file.split("train")
-    assert isinstance(found.x, np.memmap) and not isinstance(found.y, np.memmap)
+    assert isinstance(found.x.rows, np.memmap) and not isinstance(found.y.rows, np.memmap)
     monkeypatch.setattr(dataset, "_free_memory", lambda: 0)
     found = file.split("train")
-    assert isinstance(found.y, np.memmap)
+    assert isinstance(found.y.rows, np.memmap)
     assert_same(found, wanted)
-    np.testing.assert_array_equal(found.pair_rows(np.array([1, 4]))[0], wanted.x[[1, 4]])
+    np.testing.assert_array_equal(found.pair_rows(np.array([1, 4]))[0], wanted.x.rows[[1, 4]])
     with pytest.raises(ValueError):
-        found.x[0] = 0  # read-only: the file cannot be changed by accident
-    assert file.split("valid").x.shape == (0, 16, 20, 3)
+        found.x.rows[0] = 0  # read-only: the file cannot be changed by accident
+    assert file.split("valid").x.rows.shape == (0, 16, 20, 3)
     monkeypatch.setattr(dataset, "_free_memory", lambda: 2 * size)
-    assert not isinstance(file.split("train").x, np.memmap)
+    assert not isinstance(file.split("train").x.rows, np.memmap)
 
 
 def test_a_compressed_array_cannot_be_mapped_and_is_read(path, monkeypatch):
@@ -244,7 +237,7 @@ def test_a_compressed_array_cannot_be_mapped_and_is_read(path, monkeypatch):
         del opened["test/x"]
         opened["test"].create_dataset("x", data=pictures(5, 3), compression="gzip")
     monkeypatch.setattr(dataset, "_free_memory", lambda: 0)
-    np.testing.assert_array_equal(file.split("test").x, pictures(5, 3))
+    np.testing.assert_array_equal(file.split("test").x.rows, pictures(5, 3))
 
 
 def test_free_memory_is_a_plausible_number_of_bytes():

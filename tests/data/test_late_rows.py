@@ -6,7 +6,7 @@ import pytest
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data import late_rows as module
-from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.data.late_rows import LateRows, Piece, as_array, unfold
 
 LENGTHS = (4, 0, 1, 6, 2)
@@ -70,10 +70,10 @@ def test_a_data_file_is_written_block_by_block(tmp_path):
     rows = as_array(late(pieces, items, tick=lambda: ticks.append(1)))
     names = [str(number) for number in range(13)]
     for path, some in ((tmp_path / "late.h5", rows), (tmp_path / "array.h5", items)):
-        write_data_file(path, "mine", {"train": Split(some, some[:], names, names)}, {})
+        write_data_file(path, "mine", {"train": Split(Side(some, names), Side(some[:], names))}, {})
     assert len(ticks) == 2 * 7  # two rows of 24 bytes at once
     assert (tmp_path / "late.h5").read_bytes() == (tmp_path / "array.h5").read_bytes()
-    np.testing.assert_array_equal(DataFile(tmp_path / "late.h5").split("train").y, items)
+    np.testing.assert_array_equal(DataFile(tmp_path / "late.h5").split("train").y.rows, items)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.data.staging import Staging
 
 
@@ -129,12 +129,14 @@ def test_a_folder_of_someone_else_is_refused(source, disk, tmp_path):
 def test_a_data_file_is_read_from_its_copy_and_named_by_its_place(tmp_path, disk):
     path = tmp_path / "a.h5"
     rows = np.arange(4 * 16 * 16 * 3, dtype=np.uint8).reshape(4, 16, 16, 3)
-    write_data_file(path, "mine", {"train": Split(rows, rows, list("abcd"), list("abcd"))}, {})
+    write_data_file(
+        path, "mine", {"train": Split(Side(rows, list("abcd")), Side(rows, list("abcd")))}, {}
+    )
     with Staging(True, folder=disk) as staging:
         file = DataFile(path, copy=staging.copy_of(path))
         Path(path).write_bytes(b"gone")
         assert file.path == path
-        np.testing.assert_array_equal(file.split("train").x, rows)
+        np.testing.assert_array_equal(file.split("train").x.rows, rows)
         found, ids, labels = file.domain_rows("train", "y")
         np.testing.assert_array_equal(found[1:3], rows[1:3])
         assert ids == list("abcd") and labels is None and len(found) == 4

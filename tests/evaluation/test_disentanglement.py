@@ -8,7 +8,7 @@ from conftest import small_image_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.bounds import bound_figures
 from iiae_cli.evaluation.disentanglement import (
     ProbedRows,
@@ -40,9 +40,7 @@ def pictures(seed, rows=9, channels=3):
 
 
 def split_of(x, y, **more):
-    return Split(
-        x, y, [f"t/{row}" for row in range(len(x))], [f"t/{row}" for row in range(len(y))], **more
-    )
+    return Split(*(Side(rows, [f"t/{row}" for row in range(len(rows))]) for rows in (x, y)), **more)
 
 
 def encode(model, split):
@@ -51,7 +49,7 @@ def encode(model, split):
     found = []
     with torch.no_grad():
         for domain in ("x", "y"):
-            inputs = to_inputs(split.rows(domain), None)
+            inputs = to_inputs(split.side(domain).rows, None)
             shared = model.encode_shared(domain, inputs)
             arrays = {"shared_mean": shared.mean, "shared_logvar": shared.logvar}
             if model.exclusive_dim:
@@ -225,9 +223,7 @@ def test_collapsed_latents_and_loud_controls_are_warned_of():
 
 
 def test_rows_that_share_a_picture_are_one_item():
-    split = Split(
-        np.zeros((5, 1)), np.zeros((5, 1)), ["a", "a", "b", "c", "d"], ["p", "q", "q", "r", "s"]
-    )
+    split = Split(Side(np.zeros((5, 1)), list("aabcd")), Side(np.zeros((5, 1)), list("pqqrs")))
     items = items_of(split)
     assert items[0] == items[1] == items[2] and len(set(items.tolist())) == 3
 
@@ -370,7 +366,9 @@ def test_bounds_equal_torchs_divergences():
     figures = bound_figures(TrainedModel(model, None), split, weight=1000.0, batch_size=4)
     model.eval()
     with torch.no_grad():
-        posteriors = model.infer(*(to_inputs(split.rows(domain), None) for domain in ("x", "y")))
+        posteriors = model.infer(
+            *(to_inputs(split.side(domain).rows, None) for domain in ("x", "y"))
+        )
 
     def distribution(one):
         return Normal(one.mean, torch.exp(0.5 * one.logvar))

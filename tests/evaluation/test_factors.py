@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.factors import (
     MAX_CLASSES,
     MAX_CODES,
@@ -98,7 +98,8 @@ def test_rows_to_learn_from_follow_and_what_is_strange_in_them_is_unknown():
 
 def test_columns_of_a_domain():
     split = Split(
-        np.zeros((2, 1)), np.zeros((2, 1)), ["a", "b"], ["a", "b"], ["u", "v"], ["w", "w"]
+        Side(np.zeros((2, 1)), ["a", "b"], ["u", "v"]),
+        Side(np.zeros((2, 1)), ["a", "b"], ["w", "w"]),
     )
     split.factors = {"x_color": np.ones((2, 3)), "class": np.array([3, 4])}
     x = columns_of(split, "x", by_class=False)
@@ -107,7 +108,7 @@ def test_columns_of_a_domain():
     assert set(columns_of(split, "y", by_class=True)) == {
         "class"
     }  # factors are of pairs, and there are none
-    split.x_labels = None
+    split.x.labels = None
     assert columns_of(split, "x", by_class=False)["class"].tolist() == [3, 4]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.judge import Judge, judged_translations, train_judge
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.inference.trained import Encoded, TrainedModel
@@ -34,12 +34,7 @@ def painted_split(count: int, seed: int) -> Split:
     colours = {one: draw.integers(40, 256, (count, 3)).astype(np.uint8) for one in "xy"}
     names, ids = [f"shape {one}" for one in shapes], [str(number) for number in range(count)]
     return Split(
-        x=painted(shapes, colours["x"]),
-        y=painted(shapes, colours["y"]),
-        x_ids=ids,
-        y_ids=ids,
-        x_labels=names,
-        y_labels=names,
+        *(Side(painted(shapes, colours[domain]), ids, names) for domain in "xy"),
         factors={
             "x_color": colours["x"],
             "y_color": colours["y"],
@@ -68,7 +63,7 @@ class Painter(nn.Module):
 
 
 def latents(split: Split) -> EncodedPairs:
-    shapes = np.array([float(one[-1]) for one in split.x_labels or []], np.float32)[:, None]
+    shapes = np.array([float(one[-1]) for one in split.x.labels or []], np.float32)[:, None]
     colours = ((split.factors[f"{one}_color"].astype(np.float32) - 127.5) / 50 for one in "xy")
     return EncodedPairs(*[Encoded(shared_mean=shapes, exclusive_mean=values) for values in colours])
 
@@ -147,12 +142,8 @@ def test_rows_that_recur_in_pairs_keep_their_labels_and_factors() -> None:
     draw = np.random.default_rng(3)
     order = draw.permutation(40)
     scattered = Split(
-        x=plain.x,
-        y=plain.y[order],
-        x_ids=plain.x_ids,
-        y_ids=plain.y_ids,
-        x_labels=plain.x_labels,
-        y_labels=[(plain.y_labels or [])[row] for row in order],
+        plain.x,
+        plain.y.take(order),
         factors=plain.factors,
         pairs=np.stack([np.arange(40), np.argsort(order)], 1),
     )
@@ -166,7 +157,7 @@ def test_rows_that_recur_in_pairs_keep_their_labels_and_factors() -> None:
 def test_large_pictures_are_shrunk_and_a_missing_label_is_a_users_error() -> None:
     large = painted_split(8, 0)
     assert train_judge(large, "x", size=(200, 100), steps=1).side == 64
-    large.x_labels = None
+    large.x.labels = None
     with pytest.raises(IiaeError, match="no labels") as caught:
         train_judge(large, "x", size=(SIDE, SIDE), steps=1)
     assert caught.value.hint == "leave --judge out"

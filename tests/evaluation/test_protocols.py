@@ -7,7 +7,7 @@ from conftest import small_image_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
     baseline_vectors,
@@ -30,7 +30,7 @@ def names(rows):
 
 
 def split_of(x, y, **more):
-    return Split(x, y, names(len(x)), names(len(y)), **more)
+    return Split(Side(x, names(len(x))), Side(y, names(len(y))), **more)
 
 
 def encoded(**arrays):
@@ -187,7 +187,7 @@ def test_encode_pairs_encodes_each_domain_by_its_own_networks():
     model.eval()
     with torch.no_grad():
         for domain in ("x", "y"):
-            inputs = to_inputs(split.rows(domain), None)
+            inputs = to_inputs(split.side(domain).rows, None)
             shared, exclusive = (
                 model.encode_shared(domain, inputs),
                 model.encode_exclusive(domain, inputs),
@@ -211,8 +211,8 @@ def test_guided_translation_equals_a_direct_computation_at_every_batch_size(excl
     expected = {}
     with torch.no_grad():
         for source, target in (("x", "y"), ("y", "x")):
-            shared = model.encode_shared(source, to_inputs(split.rows(source), None)).mean
-            wanted = to_inputs(split.rows(target), None)
+            shared = model.encode_shared(source, to_inputs(split.side(source).rows, None)).mean
+            wanted = to_inputs(split.side(target).rows, None)
             exclusive = model.encode_exclusive(target, wanted).mean if exclusive_latents else None
             decoded = model.decode(target, shared, exclusive)
             expected[f"{source}_to_{target}"] = float(
@@ -244,11 +244,11 @@ def test_guided_translation_of_features_and_the_models_mode():
     with torch.no_grad():
         decoded = model.decode(
             "y",
-            model.encode_shared("x", torch.from_numpy(split.x)).mean,
-            model.encode_exclusive("y", torch.from_numpy(split.y)).mean,
+            model.encode_shared("x", torch.from_numpy(split.x.rows)).mean,
+            model.encode_exclusive("y", torch.from_numpy(split.y.rows)).mean,
         )
     assert figures["x_to_y"]["l1"] == pytest.approx(
-        float(np.abs(decoded.numpy() - split.y).mean()), rel=1e-5
+        float(np.abs(decoded.numpy() - split.y.rows).mean()), rel=1e-5
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation import zero_shot
 from iiae_cli.evaluation.protocols import class_baselines, class_retrieval
 from iiae_cli.evaluation.zero_shot import rank_by_class
@@ -240,15 +240,15 @@ def features(seed: int, shift: float = 0.0) -> Split:
         centres[codes] + 0.8 * rng.standard_normal((80, 12)) + offset for offset in (shift, -shift)
     )
     ids = [str(i) for i in range(80)]
-    return Split(x.astype(np.float32), y.astype(np.float32), ids, ids, names(codes), names(codes))
+    return Split(*(Side(rows.astype(np.float32), ids, names(codes)) for rows in (x, y)))
 
 
 def test_directions_use_the_other_domain_as_gallery():
     split = features(0)
-    labels = split.x_labels, split.y_labels
-    figures = class_retrieval(split.x, split.y, *labels)
-    assert figures["x_to_y"] == rank_by_class(split.x, split.y, *labels).figures()
-    assert figures["y_to_x"] == rank_by_class(split.y, split.x, *labels).figures()
+    labels = split.x.labels, split.y.labels
+    figures = class_retrieval(split.x.rows, split.y.rows, *labels)
+    assert figures["x_to_y"] == rank_by_class(split.x.rows, split.y.rows, *labels).figures()
+    assert figures["y_to_x"] == rank_by_class(split.y.rows, split.x.rows, *labels).figures()
     assert figures["x_to_y"] != figures["y_to_x"]
 
 
@@ -256,13 +256,13 @@ def test_the_centred_baseline_takes_each_domains_training_mean_away():
     train, test = features(1, shift=5.0), features(2, shift=5.0)
     found = class_baselines(train, test)
     expected = class_retrieval(
-        test.x - train.x.mean(axis=0, dtype=np.float64),
-        test.y - train.y.mean(axis=0, dtype=np.float64),
-        test.x_labels,
-        test.y_labels,
+        test.x.rows - train.x.rows.mean(axis=0, dtype=np.float64),
+        test.y.rows - train.y.rows.mean(axis=0, dtype=np.float64),
+        test.x.labels,
+        test.y.labels,
     )
     assert found["centred"] == expected
-    assert found["raw"] == class_retrieval(test.x, test.y, test.x_labels, test.y_labels)
+    assert found["raw"] == class_retrieval(test.x.rows, test.y.rows, test.x.labels, test.y.labels)
     assert (
         found["centred"]["x_to_y"]["map@all"] > found["raw"]["x_to_y"]["map@all"] + 0.1
     )  # the shift is what it mends
@@ -271,5 +271,5 @@ def test_the_centred_baseline_takes_each_domains_training_mean_away():
 def test_domains_of_different_width_have_no_baseline():
     train, test = features(1), features(2)
     for split in (train, test):
-        split.y = split.y[:, :7]
+        split.y.rows = split.y.rows[:, :7]
     assert class_baselines(train, test) == {}

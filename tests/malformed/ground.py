@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from iiae_cli.cli import app as cli
-from iiae_cli.data.datafile import Split, write_data_file
+from iiae_cli.data.datafile import Side, Split, write_data_file
 from malformed.cases import Ground
 
 PRESET = """
@@ -37,7 +37,7 @@ def picture_split(name: str, count: int) -> Split:
     ids = [f"{name}/{number:03d}" for number in range(count)]
     labels = [str(number % 3) for number in range(count)]
     return Split(
-        x, y, ids, list(ids), labels, list(labels), {"x_color": x[:, 0, 0], "y_color": y[:, 0, 0]}
+        Side(x, ids, labels), Side(y, ids, labels), {"x_color": x[:, 0, 0], "y_color": y[:, 0, 0]}
     )
 
 
@@ -47,7 +47,7 @@ def feature_split(name: str, count: int) -> Split:
     x, y = rng.normal(size=(2, count, 12)).astype(np.float32)
     ids = [f"{name}/{number:03d}" for number in range(count)]
     labels = [f"class {number % 8}" for number in range(count)]
-    return Split(x, y, ids, list(ids), labels, list(labels))
+    return Split(Side(x, ids, labels), Side(y, ids, labels))
 
 
 def call(*arguments: object) -> None:

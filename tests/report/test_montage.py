@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iiae_cli.data.datafile import Split, write_data_file
+from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
@@ -59,7 +59,9 @@ def rows(count):
 
 def test_the_pairs_of_a_split_are_worth_more_than_names():
     split = Split(
-        rows(2), rows(3), ["a", "b"], ["a", "b", "c"], pairs=np.array([[0, 1], [1, 0], [1, 2]])
+        Side(rows(2), list("ab")),
+        Side(rows(3), list("abc")),
+        pairs=np.array([[0, 1], [1, 0], [1, 2]]),
     )
     found = verdicts(cache(["a", "b"], domain="x"), cache(["a", "b", "c"]), split)
     assert found == [[OTHER, PARTNER, OTHER], [PARTNER, OTHER, PARTNER]]
@@ -69,7 +71,7 @@ def test_the_pairs_of_a_split_are_worth_more_than_names():
 
 def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
     split = Split(
-        rows(2), rows(3), ["1", "2"], ["1", "2", "3"], ["cat", "dog"], ["dog", "dog", "cat"]
+        Side(rows(2), list("12"), ["cat", "dog"]), Side(rows(3), list("123"), ["dog", "dog", "cat"])
     )
     path = tmp_path / "classes.h5"
     write_data_file(path, "classes", {"test": split}, {"alignment": "class"})

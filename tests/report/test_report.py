@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import Program, Trained
 
-from iiae_cli.data.datafile import Split, write_data_file
+from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.evaluation.usage import latent_usage
@@ -147,7 +147,7 @@ def class_data(path: Path, names: dict[str, list[str]], alignment: str | None = 
         x = (centres + rng.normal(size=centres.shape)).astype(np.float32)
         y = ((x + 0.1 * rng.normal(size=x.shape)) @ turn).astype(np.float32)
         ids = [f"{split}/{number}" for number in range(len(x))]
-        splits[split] = Split(x, y, ids, ids, labels, labels)
+        splits[split] = Split(Side(x, ids, labels), Side(y, ids, labels))
     write_data_file(path, "mine", splits, {} if alignment is None else {"alignment": alignment})
     return path
 
@@ -318,7 +318,8 @@ def test_class_examples_by_hand() -> None:
     x, y = [[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]]
     labels = ["a", "b", "nowhere"]
     split = Split(
-        np.zeros((3, 1)), np.zeros((3, 1)), list("012"), list("012"), labels, ["a", "b", "b"]
+        Side(np.zeros((3, 1)), list("012"), labels),
+        Side(np.zeros((3, 1)), list("012"), list("abb")),
     )
     forward, _ = class_examples(pairs_of(x, y), split, 5)
     # a: its one item is first, 1. b: its items are second and third, (1/2 + 2/3) / 2.

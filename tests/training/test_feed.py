@@ -12,7 +12,7 @@ import torch
 
 from iiae_cli.config.schema import Config, TrainingSection
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.feed import Feed
 
@@ -33,9 +33,7 @@ def training_data(folder: Path, kind: str) -> TrainingData:
     ids = [str(number) for number in range(40)]
     labels = [f"class {number % 4}" for number in range(40)] if kind == "features" else None
     pairs = rng.integers(0, 40, (60, 2)) if kind == "recurring" else None
-    split = Split(
-        x=rows[0], y=rows[1], x_ids=ids, y_ids=ids, x_labels=labels, y_labels=labels, pairs=pairs
-    )
+    split = Split(Side(rows[0], ids, labels), Side(rows[1], ids, labels), pairs=pairs)
     attributes = {"alignment": "class"} if kind == "features" else {}
     write_data_file(folder / "data.h5", "some", {"train": split}, attributes)
     return TrainingData(DataFile(folder / "data.h5"), Config(training=TrainingSection(steps=1)))
@@ -78,8 +76,8 @@ def test_rows_in_memory_need_no_thread_and_mapped_rows_have_one(tmp_path: Path) 
     with Feed(data, data.order(4, seed=0).indices, None, CPU) as feed:
         feed(0)
         assert threading.active_count() == before
-    np.save(tmp_path / "x.npy", data.train.x)
-    data.train.x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    np.save(tmp_path / "x.npy", data.train.x.rows)
+    data.train.x.rows = np.load(tmp_path / "x.npy", mmap_mode="r")
     with Feed(data, data.order(4, seed=0).indices, (16, 16), CPU) as feed:
         feed(0)
         assert threading.active_count() == before + 1

@@ -268,7 +268,7 @@ def test_pictures_of_another_size_and_the_flat_model_train(iiae: Program) -> Non
 
 
 def test_features_train_encode_and_evaluate(iiae: Program) -> None:
-    from iiae_cli.data.datafile import Split, write_data_file
+    from iiae_cli.data.datafile import Side, Split, write_data_file
 
     rng = np.random.default_rng(0)
     splits = {}
@@ -279,7 +279,7 @@ def test_features_train_encode_and_evaluate(iiae: Program) -> None:
             for _ in range(2)
         )
         ids = [f"{name}/{i}" for i in range(count)]
-        splits[name] = Split(x, y, ids, list(ids))
+        splits[name] = Split(Side(x, ids), Side(y, ids))
     write_data_file(Path("f.h5"), "mine", splits, {})
     Path("f.yaml").write_text(
         "extends: digits-cdcb\nmodel: {kind: features, shared: 4, exclusive: 3}\nobjective: {reconstruction: l2}\n"
@@ -287,7 +287,7 @@ def test_features_train_encode_and_evaluate(iiae: Program) -> None:
     )
     assert iiae("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "run").code == 0
     assert iiae("evaluate", "--run", "run", "--task", "all", "--json").json["retrieval"]["baseline"]
-    np.save("q.npy", splits["test"].x)
+    np.save("q.npy", splits["test"].x.rows)
     assert iiae("retrieve", "q.npy", "--run", "run", "--k", 2).out.count("\n") == 40
     refused = iiae("encode", "some.png", "--domain", "x", "--run", "run", "-o", "z.h5")
     assert refused.code == 2 and "features" in refused.error()[0]

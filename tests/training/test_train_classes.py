@@ -14,7 +14,7 @@ from test_presets import write_features
 
 from iiae_cli.config.schema import Config
 from iiae_cli.data.class_names import class_list_hash
-from iiae_cli.data.datafile import DataFile, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.validation import ClassValidation, Selection
 
@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for word in ("sketch", "image")
         ]
         ids = [f"{split}/{number}" for number in range(len(x))]
-        splits[split] = Split(x, y, ids, ids[:-2], labels[0], labels[1][:-2])
+        splits[split] = Split(Side(x, ids, labels[0]), Side(y, ids[:-2], labels[1][:-2]))
     backbone = json.dumps(
         {"name": "given", "classes_seen": ["class 0", "class 1"], "classes_seen_complete": True}
     )
@@ -108,10 +108,10 @@ def training_data(data: Path, **section: object) -> TrainingData:
 
 def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
     held = training_data(data, holdout=0.25)
-    assert held.validation is not None and held.validation.x_labels is not None
-    away = {*held.validation.x_labels} | {*(held.validation.y_labels or [])}
+    assert held.validation is not None and held.validation.x.labels is not None
+    away = {*held.validation.x.labels} | {*(held.validation.y.labels or [])}
     assert len(away) == 2 and len(held.classes) == 6 and not away & {*held.classes}
-    assert not away & {*(held.train.x_labels or []), *(held.train.y_labels or [])}
+    assert not away & {*(held.train.x.labels or []), *(held.train.y.labels or [])}
     assert (
         len(held.train.x) + len(held.validation.x) == 120
         and len(held.train.y) + len(held.validation.y) == 118
@@ -176,18 +176,9 @@ def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(
 def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
     iiae: Program, data: Path, tmp_path: Path
 ) -> None:
-    with h5py.File(data) as file:
-        splits = {
-            name: Split(
-                file[name]["x"][()],
-                file[name]["y"][()][:, :7],
-                *(
-                    [str(one) for one in file[name][part].asstr()]
-                    for part in ("x_ids", "y_ids", "x_labels", "y_labels")
-                ),
-            )
-            for name in ("train", "test")
-        }
+    splits = {name: DataFile(data).split(name) for name in ("train", "test")}
+    for split in splits.values():
+        split.y.rows = split.y.rows[:, :7]
     write_data_file(tmp_path / "narrow.h5", "classes", splits, {"alignment": "class"})
     outcome = train(iiae, tmp_path / "narrow.h5", "run")
     assert outcome.code == 0 and "linear paths begin at random" in outcome.err
@@ -299,7 +290,10 @@ def test_a_file_without_labels_cannot_be_paired_by_class(
     rows = np.zeros((4, 3), np.float32)
     ids = list("abcd")
     write_data_file(
-        tmp_path / "bad.h5", "bad", {"train": Split(rows, rows, ids, ids)}, {"alignment": "class"}
+        tmp_path / "bad.h5",
+        "bad",
+        {"train": Split(Side(rows, ids), Side(rows, ids))},
+        {"alignment": "class"},
     )
     outcome = iiae("train", "--preset", "features", "--data", "bad.h5")
     assert outcome.code == 2 and "without labels" in outcome.error()[0]

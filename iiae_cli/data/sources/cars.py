@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.hdf5 import dataset
 from iiae_cli.data.late_rows import unfold
 from iiae_cli.data.pictures import PictureError, resize_pictures
@@ -123,12 +123,16 @@ def _split_of(name: str, numbers: list[int], x: NDArray[np.uint8], y: NDArray[np
         for label in labels
     ]
     return Split(
-        x=x,
-        y=y,
-        x_ids=[one for of_car in ids for one in of_car[:PITCHES]],
-        y_ids=[one for of_car in ids for one in of_car[PITCHES:]],
-        x_labels=[label for label in labels for _ in range(PITCHES)],
-        y_labels=[label for label in labels for _ in range(PAIRS_PER_CAR)],
+        Side(
+            x,
+            [one for of_car in ids for one in of_car[:PITCHES]],
+            [label for label in labels for _ in range(PITCHES)],
+        ),
+        Side(
+            y,
+            [one for of_car in ids for one in of_car[PITCHES:]],
+            [label for label in labels for _ in range(PAIRS_PER_CAR)],
+        ),
         factors={"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch},
         pairs=np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1),
     )
@@ -144,19 +148,13 @@ def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 def _first_pairs(split: Split, limit: int) -> Split:
     """The first pairs alone; they stand in the order of the rows of y, so that all other rows are at the end."""
-    assert split.pairs is not None and split.x_labels is not None and split.y_labels is not None
+    assert split.pairs is not None
     pairs = split.pairs[:limit]
-    rows_x, rows_y = pairs.max(axis=0) + 1
-    return Split(
-        x=split.x[:rows_x],
-        y=split.y[:rows_y],
-        x_ids=split.x_ids[:rows_x],
-        y_ids=split.y_ids[:rows_y],
-        x_labels=split.x_labels[:rows_x],
-        y_labels=split.y_labels[:rows_y],
-        factors={name: values[:limit] for name, values in split.factors.items()},
-        pairs=pairs,
-    )
+    rows_x, rows_y = (np.arange(count + 1) for count in pairs.max(axis=0))
+    taken = split.take(rows_x, rows_y)
+    taken.factors = {name: values[:limit] for name, values in split.factors.items()}
+    taken.pairs = pairs
+    return taken
 
 
 def read_mat(path: Path) -> NDArray[np.uint8]:

@@ -89,29 +89,18 @@ def keep_common(pictures: Pictures, where: str, skipped: list[str]) -> Pictures:
 
 def keep_common_rows(split: Split, where: str, skipped: list[str]) -> Split:
     """The rows of classes that both domains have; a line in `skipped` for every class left out."""
-    labels = {domain: np.array(split.labels(domain), dtype=np.str_) for domain in DOMAINS}
+    labels = {domain: np.array(split.side(domain).labels, dtype=np.str_) for domain in DOMAINS}
     lone = lone_classes(*(values.tolist() for values in labels.values()))
     for name, domain in lone.items():
         skipped.append(_lone_line(name, domain, int((labels[domain] == name).sum()), where))
     rows = {
         domain: np.flatnonzero(~np.isin(values, list(lone))) for domain, values in labels.items()
     }
-    return take_rows(split, rows["x"], rows["y"]) if lone else split
+    return split.take(rows["x"], rows["y"]) if lone else split
 
 
 def _lone_line(name: str, domain: Domain, count: int, where: str) -> str:
     return f"class {name} of {where}: only in {domain}, its {count} rows are left out"
-
-
-def take_rows(split: Split, x: NDArray[np.int64], y: NDArray[np.int64]) -> Split:
-    """The split of these rows of x and of y, whose numbers may differ."""
-    parts: dict[str, Any] = {}
-    for domain, rows in (("x", x), ("y", y)):
-        labels, ids = split.labels(domain) or [], split.ids(domain)  # type: ignore[arg-type]
-        parts[domain] = split.rows(domain)[rows]  # type: ignore[arg-type]
-        parts[f"{domain}_ids"] = [ids[row] for row in rows]
-        parts[f"{domain}_labels"] = [labels[row] for row in rows]
-    return Split(**parts)
 
 
 def evenly(labels: Sequence[str], limit: int | None) -> NDArray[np.int64]:
@@ -147,7 +136,7 @@ def limit_split(split: Split, limit: int | None) -> Split:
     return (
         split
         if limit is None
-        else take_rows(split, *(evenly(split.labels(one) or [], limit) for one in DOMAINS))
+        else split.take(*(evenly(split.side(one).labels or [], limit) for one in DOMAINS))
     )
 
 
@@ -166,15 +155,15 @@ def rows_through(splits: dict[str, Split], work: Work) -> None:
     """Give features that are there already the way that all rows go, which may lead to parts and back."""
     names = [(name, domain) for name in splits for domain in DOMAINS]
     found = work.read(
-        [row_reading(f"{name}/{domain}", splits[name].rows(domain)) for name, domain in names]
+        [row_reading(f"{name}/{domain}", splits[name].side(domain).rows) for name, domain in names]
     )
     for name, domain in names:
-        setattr(splits[name], domain, found[f"{name}/{domain}"].rows[0])
+        splits[name].side(domain).rows = found[f"{name}/{domain}"].rows[0]
 
 
 def classes_of(split: Split | None) -> list[str]:
     """The sorted classes of a split."""
-    return [] if split is None else sorted({*(split.x_labels or []), *(split.y_labels or [])})
+    return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
 
 
 def finish(

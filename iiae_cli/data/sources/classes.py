@@ -167,7 +167,7 @@ def _read_given(source: Path, options: FeatureOptions, limit: int | None, work: 
         )
     splits = {name: limit_split(split, limit) for name, split in read_features(source).items()}
     rows_through(splits, work)
-    widths = {domain: splits["train"].rows(domain).shape[1] for domain in DOMAINS}
+    widths = {domain: splits["train"].side(domain).rows.shape[1] for domain in DOMAINS}
     found = finish(
         splits,
         split_name=GIVEN,

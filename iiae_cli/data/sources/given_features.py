@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.arrays import BROKEN, is_pickled, map_npy
-from iiae_cli.data.datafile import SPLITS, Split
+from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.leaks import UNKNOWN, Seen
 from iiae_cli.model import Domain
 
@@ -60,15 +60,13 @@ def read_features(source: Path) -> dict[str, Split]:
     with _arrays(source) as get:
         splits = {}
         for name in SPLITS:
-            parts: dict[str, Any] = {}
+            parts: dict[str, Side] = {}
             for domain, word in FILE_NAMES.items():
                 found = _domain(get, f"{name}_{word}")
                 if found is not None:
-                    parts |= dict(
-                        zip((domain, f"{domain}_ids", f"{domain}_labels"), found, strict=True)
-                    )
-            if len(parts) == 6:
-                splits[name] = Split(**parts)
+                    parts[domain] = Side(*found)
+            if len(parts) == 2:
+                splits[name] = Split(parts["x"], parts["y"])
             elif parts or name == "train":
                 missing = next(word for domain, word in FILE_NAMES.items() if domain not in parts)
                 raise IiaeError(
@@ -76,7 +74,8 @@ def read_features(source: Path) -> dict[str, Split]:
                     "both domains of a split are needed",
                 )
     widths = {
-        domain: {split.rows(domain).shape[1] for split in splits.values()} for domain in FILE_NAMES
+        domain: {split.side(domain).rows.shape[1] for split in splits.values()}
+        for domain in FILE_NAMES
     }
     for domain, found_widths in widths.items():
         if len(found_widths) > 1:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import SPLITS, Split
+from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources.work import NOTHING_KEPT, ReadBlock, Work, file_reading
 from iiae_cli.model import DOMAINS, Domain
@@ -178,12 +178,16 @@ def _split_of(name: str, pairs: list[Pair], x: _Pictures, y: _Pictures, recurrin
         rows_y.setdefault(pair.y, pair)
     labelled = any(pair.label is not None for pair in pairs)
     split = Split(
-        x=_taken(x.pictures, [x.rows[path] for path in rows_x]),
-        y=_taken(y.pictures, [y.rows[path] for path in rows_y]),
-        x_ids=[f"{name}/{pair.x_name}" for pair in rows_x.values()],
-        y_ids=[f"{name}/{pair.y_name}" for pair in rows_y.values()],
-        x_labels=[pair.label or "" for pair in rows_x.values()] if labelled else None,
-        y_labels=[pair.label or "" for pair in rows_y.values()] if labelled else None,
+        Side(
+            _taken(x.pictures, [x.rows[path] for path in rows_x]),
+            [f"{name}/{pair.x_name}" for pair in rows_x.values()],
+            [pair.label or "" for pair in rows_x.values()] if labelled else None,
+        ),
+        Side(
+            _taken(y.pictures, [y.rows[path] for path in rows_y]),
+            [f"{name}/{pair.y_name}" for pair in rows_y.values()],
+            [pair.label or "" for pair in rows_y.values()] if labelled else None,
+        ),
         factors={
             factor: _column([pair.factors[factor] for pair in whole]) for factor in pairs[0].factors
         },

@@ -19,7 +19,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
 from iiae_cli.common.signals import Stop
 from iiae_cli.data.backbone import build_backbone
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.extract import feature_reading
 from iiae_cli.data.feature_network import (
     FeatureNetwork,
@@ -86,14 +86,14 @@ def picture_features(
         found = work.read(
             [networks.reading(one, name, divided[name][one]) for one in DOMAINS for name in divided]
         )
-        splits = {name: Split([], [], [], []) for name in divided}  # type: ignore[arg-type]
+        splits = {name: Split(Side([], []), Side([], [])) for name in divided}  # type: ignore[arg-type]
         for domain in DOMAINS:
             for name, pictures in divided.items():
                 skipped += map(str, found[f"{name}/{domain}"].errors)
                 _fill(splits[name], name, domain, found[f"{name}/{domain}"], pictures[domain])
         if options.save_backbone is not None:
             networks.keep(options.save_backbone)
-        backbone = plan.record(splits["train"].x.shape[1], networks.records)
+        backbone = plan.record(splits["train"].x.rows.shape[1], networks.records)
     return finish(
         splits,
         split_name=split_name,
@@ -208,6 +208,7 @@ def _fill(
             f"no picture of {name}/{domain} can be read", f"check {pictures[0].path} and the others"
         )
     there = [pictures[place] for place in found.places]
-    setattr(split, domain, found.rows[0])
-    setattr(split, f"{domain}_ids", [one.id for one in there])
-    setattr(split, f"{domain}_labels", [one.label for one in there])
+    side = split.side(domain)
+    side.rows = found.rows[0]
+    side.ids = [one.id for one in there]
+    side.labels = [one.label for one in there]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.paths import data_folder
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.datafile import DataFile, Split, sha256_of, versions_json, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, sha256_of, versions_json, write_data_file
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.sources.cars import read_cars
@@ -156,7 +156,7 @@ def _coloured(
         ids = [f"{split}/{number:05d}" for number in range(1, len(pictures) + 1)]
         names = [str(label) for label in labels]
         x, y = (rows[f"{split}/{domain}"].rows[0] for domain in DOMAINS)
-        splits[split] = Split(x, y, ids, list(ids), names, list(names), factors[split])
+        splits[split] = Split(Side(x, ids, names), Side(y, list(ids), list(names)), factors[split])
     return splits
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import PictureError, decode, pictures_in, shrink_or_enlarge
 from iiae_cli.data.sources.pairing import DEFAULT_SIZE, common_size, divide, split_folders
 from iiae_cli.data.sources.work import NOTHING_KEPT, Work, file_reading
@@ -83,7 +83,7 @@ def read_side_by_side(
         skipped += map(str, rows[split].errors)
         if len(x):
             ids = [f"{split}/{files[place][0]}" for place in rows[split].places]
-            splits[split] = Split(x, y, ids, list(ids))
+            splits[split] = Split(Side(x, ids), Side(y, list(ids)))
     if not splits:
         raise IiaeError(
             f"{source} holds no readable side-by-side pictures",

@@ -205,7 +205,7 @@ def _read_released(
     found = finish(
         splits,
         split_name=class_split,
-        backbone={"name": "vgg16", "weights": "released", "width": splits["train"].x.shape[1]},
+        backbone={"name": "vgg16", "weights": "released", "width": splits["train"].x.rows.shape[1]},
         seen=UNKNOWN,
         what=f"the network of {folder}",
         allow_leak=options.allow_leak,
@@ -216,6 +216,6 @@ def _read_released(
 
 
 def _normalised(split: Split) -> Split:
-    split.x_labels = [normalise_class(one) for one in split.x_labels or []]
-    split.y_labels = [normalise_class(one) for one in split.y_labels or []]
+    split.x.labels = [normalise_class(one) for one in split.x.labels or []]
+    split.y.labels = [normalise_class(one) for one in split.y.labels or []]
     return split

@@ -84,10 +84,15 @@ def test_both_formats_read_the_same(tmp_path):
 def test_every_picture_is_stored_once_and_every_pair_is_there(cars):
     assert list(cars) == ["train", "test"]
     for split in cars.values():
-        assert split.x.shape == (2 * 4, 128, 128, 3) and split.y.shape == (2 * 92, 128, 128, 3)
-        assert split.x.dtype == split.y.dtype == np.uint8
+        assert split.x.rows.shape == (2 * 4, 128, 128, 3) and split.y.rows.shape == (
+            2 * 92,
+            128,
+            128,
+            3,
+        )
+        assert split.x.rows.dtype == split.y.rows.dtype == np.uint8
         assert split.pairs.shape == (2 * 92, 2) and split.pair_count == 184
-        assert len(set(split.x_ids)) == 8 and len(set(split.y_ids)) == 184
+        assert len(set(split.x.ids)) == 8 and len(set(split.y.ids)) == 184
         assert sorted(split.pairs[:, 1]) == list(range(184))  # every y once
         assert np.bincount(split.pairs[:, 0]).tolist() == [23] * 8  # every x with all its yaws
 
@@ -99,28 +104,28 @@ def test_a_pair_is_one_car_at_one_pitch_frontal_and_turned(cars):
                 int(split.factors[name][pair]) for name in ("class", "yaw", "pitch")
             )
             assert 1 <= yaw <= 23 and 0 <= pitch <= 3
-            x, y = split.x[row_x], split.y[row_y]
+            x, y = split.x.rows[row_x], split.y.rows[row_y]
             assert (x[..., 0] == number).all() and (y[..., 0] == number).all()
             assert (x[..., 1] == pitch).all() and (y[..., 1] == yaw * 4 + pitch).all()
             assert (x[..., 2] == np.arange(128)[:, None]).all() and (
                 y[..., 2] == np.arange(128)[:, None]
             ).all()
-            assert split.x_labels[row_x] == split.y_labels[row_y] == f"car_{number:03d}"
-            name = split.x_ids[0].partition("/")[0]
-            assert split.x_ids[row_x] == f"{name}/car_{number:03d}/yaw00-pitch{pitch}"
-            assert split.y_ids[row_y] == f"{name}/car_{number:03d}/yaw{yaw:02d}-pitch{pitch}"
+            assert split.x.labels[row_x] == split.y.labels[row_y] == f"car_{number:03d}"
+            name = split.x.ids[0].partition("/")[0]
+            assert split.x.ids[row_x] == f"{name}/car_{number:03d}/yaw00-pitch{pitch}"
+            assert split.y.ids[row_y] == f"{name}/car_{number:03d}/yaw{yaw:02d}-pitch{pitch}"
 
 
 def test_cars_are_divided_by_their_numbers(cars):
-    assert sorted(set(cars["train"].x_labels)) == ["car_002", "car_191"]
-    assert sorted(set(cars["test"].y_labels)) == ["car_192", "car_199"]
+    assert sorted(set(cars["train"].x.labels)) == ["car_002", "car_191"]
+    assert sorted(set(cars["test"].y.labels)) == ["car_192", "car_199"]
 
 
 def test_any_folder_of_the_archive_will_do(archive, cars):
     for folder in (archive / "data", archive / "data" / "cars"):
         splits, skipped = read(folder, limit=92)
         assert skipped == []
-        np.testing.assert_array_equal(splits["test"].y, cars["test"].y[:92])
+        np.testing.assert_array_equal(splits["test"].y.rows, cars["test"].y.rows[:92])
 
 
 @pytest.mark.parametrize("limit, cars_read", [(1, 1), (3, 1), (92, 1), (93, 2), (500, 2)])
@@ -130,9 +135,9 @@ def test_limit_counts_pairs_and_keeps_no_other_picture(archive, cars, limit, car
         count = min(limit, 184)
         assert split.pair_count == count and len(split.y) == count == len(split.factors["yaw"])
         assert (
-            len(split.x) == len(set(split.pairs[:, 0])) == len(split.x_ids) == len(split.x_labels)
+            len(split.x) == len(set(split.pairs[:, 0])) == len(split.x.ids) == len(split.x.labels)
         )
-        assert len(set(split.y_labels)) == cars_read
+        assert len(set(split.y.labels)) == cars_read
         for found, whole in zip(
             split.pair_rows(np.arange(count)), cars[name].pair_rows(np.arange(count)), strict=True
         ):
@@ -141,8 +146,15 @@ def test_limit_counts_pairs_and_keeps_no_other_picture(archive, cars, limit, car
 
 def test_image_size_is_that_of_the_stored_pictures(archive, cars):
     splits, _ = read(archive, image_size=50, limit=5)
-    assert splits["train"].x.shape == (4, 50, 50, 3) and splits["train"].y.shape == (5, 50, 50, 3)
-    np.testing.assert_array_equal(splits["train"].y, resize_pictures(cars["train"].y[:5], 50))
+    assert splits["train"].x.rows.shape == (4, 50, 50, 3) and splits["train"].y.rows.shape == (
+        5,
+        50,
+        50,
+        3,
+    )
+    np.testing.assert_array_equal(
+        splits["train"].y.rows, resize_pictures(cars["train"].y.rows[:5], 50)
+    )
 
 
 # ---- the list
@@ -153,15 +165,15 @@ def test_the_list_decides_which_cars_there_are(tmp_path):
         save_v5(file_of(tmp_path, number), im_of(number))
     (tmp_path / "list.txt").write_text("cars\n\n7\ncar_193_mesh.mat\r\n")
     splits, skipped = read(tmp_path, limit=200)
-    assert (set(splits["train"].x_labels), set(splits["test"].x_labels)) == (
+    assert (set(splits["train"].x.labels), set(splits["test"].x.labels)) == (
         {"car_007"},
         {"car_193"},
     )
     assert skipped == []
     (tmp_path / "list.txt").unlink()
-    assert set(read(tmp_path)[0]["train"].x_labels) == {"car_005", "car_007"}
+    assert set(read(tmp_path)[0]["train"].x.labels) == {"car_005", "car_007"}
     (tmp_path / "list.txt").write_text("no number here\n")
-    assert set(read(tmp_path)[0]["train"].x_labels) == {"car_005", "car_007"}
+    assert set(read(tmp_path)[0]["train"].x.labels) == {"car_005", "car_007"}
 
 
 def test_a_listed_car_without_a_file_is_named(tmp_path):
@@ -223,13 +235,13 @@ def test_damaged_cars_are_named_and_the_limit_is_still_met(tmp_path):
     file_of(tmp_path, 3).write_bytes(b"broken")
     splits, skipped = read(tmp_path, limit=92)
     assert skipped == [f"{file_of(tmp_path, 3)}: is not a readable MATLAB file"]
-    assert set(splits["train"].x_labels) == {"car_004"} and splits["train"].pair_count == 92
+    assert set(splits["train"].x.labels) == {"car_004"} and splits["train"].pair_count == 92
     splits, _ = read(tmp_path)
     assert (
-        splits["train"].x.shape[0] == 8
-        and splits["train"].y.shape[0] == splits["train"].pair_count == 184
+        splits["train"].x.rows.shape[0] == 8
+        and splits["train"].y.rows.shape[0] == splits["train"].pair_count == 184
     )
-    assert (splits["train"].y[..., 0] == np.repeat([4, 9], 92)[:, None, None]).all()
+    assert (splits["train"].y.rows[..., 0] == np.repeat([4, 9], 92)[:, None, None]).all()
 
 
 def test_a_folder_without_cars_is_refused(tmp_path):
@@ -286,7 +298,7 @@ def test_pictures_of_cars_come_with_a_manifest_that_reads_back(iiae, archive, tm
         ):
             np.testing.assert_array_equal(found, wanted)
         assert (len(again.x), len(again.y)) == (4, 6)
-        assert (again.x_labels, again.y_labels) == (once.x_labels, once.y_labels)
+        assert (again.x.labels, again.y.labels) == (once.x.labels, once.y.labels)
 
 
 def test_the_program_says_that_it_needs_a_source(iiae, tmp_path):

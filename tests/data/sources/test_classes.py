@@ -59,10 +59,13 @@ def divided(tmp_path):
 def test_divided_pictures_become_features(divided):
     prepared = build("classes", options(divided, **RANDOM))
     train, test = prepared.splits["train"], prepared.splits["test"]
-    assert (train.x.shape, train.y.shape) == ((7, 1024), (7, 1024)) and train.x.dtype == np.float32
-    assert (test.x.shape, test.y.shape) == ((2, 1024), (3, 1024)) and train.pairs is None
-    assert train.x_labels == ["ant"] * 4 + ["bee"] * 3 and test.y_labels == ["cow"] * 3
-    assert train.x_ids[4] == "train/x/bee/0.png"
+    assert (train.x.rows.shape, train.y.rows.shape) == (
+        (7, 1024),
+        (7, 1024),
+    ) and train.x.rows.dtype == np.float32
+    assert (test.x.rows.shape, test.y.rows.shape) == ((2, 1024), (3, 1024)) and train.pairs is None
+    assert train.x.labels == ["ant"] * 4 + ["bee"] * 3 and test.y.labels == ["cow"] * 3
+    assert train.x.ids[4] == "train/x/bee/0.png"
     attributes = prepared.attributes
     assert attributes["alignment"] == "class" and attributes["split_name"] == "given"
     assert told(prepared, "test_classes") == ["cow"] and told(prepared, "train_classes") == [
@@ -94,7 +97,7 @@ def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
         told(prepared, "test_classes") == ["ant", "dog"]
         and prepared.attributes["split_name"] == "given"
     )
-    assert sorted(set(prepared.splits["train"].y_labels)) == ["bee", "cow"]
+    assert sorted(set(prepared.splits["train"].y.labels)) == ["bee", "cow"]
     drawn = build("classes", options(tmp_path, **RANDOM, unseen_classes="1"))
     assert (
         drawn.attributes["split_name"] == "unseen-1-seed0" and len(told(drawn, "test_classes")) == 1
@@ -105,7 +108,7 @@ def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
 def test_a_valid_split_by_either_name(divided):
     for domain in "xy":
         class_folders(divided / "val" / domain, {"bee": 1})
-    assert build("classes", options(divided, **RANDOM)).splits["valid"].x_labels == ["bee"]
+    assert build("classes", options(divided, **RANDOM)).splits["valid"].x.labels == ["bee"]
 
 
 def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(divided):
@@ -128,14 +131,14 @@ def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(di
         7,
         6,
     )
-    assert "train/y/ant/0.png" not in train.y_ids and set(train.x_labels) == {"ant", "bee"}
+    assert "train/y/ant/0.png" not in train.y.ids and set(train.x.labels) == {"ant", "bee"}
 
 
 def test_a_limit_leaves_every_class_some(divided):
     prepared = build("classes", options(divided, limit=3, **RANDOM))
     train = prepared.splits["train"]
-    assert train.x_ids == ["train/x/ant/0.png", "train/x/ant/1.png", "train/x/bee/0.png"]
-    assert train.y_labels == ["ant", "ant", "bee"] and len(prepared.splits["test"].y) == 3
+    assert train.x.ids == ["train/x/ant/0.png", "train/x/ant/1.png", "train/x/bee/0.png"]
+    assert train.y.labels == ["ant", "ant", "bee"] and len(prepared.splits["test"].y) == 3
     assert "--limit 1 is fewer than the 2 classes" in refusal(divided, limit=1, **RANDOM).message
 
 
@@ -171,7 +174,9 @@ def test_given_features_are_taken_as_they_are(tmp_path):
     for source in (tmp_path, tmp_path / "split1"):
         save_arrays(source, arrays)
         prepared = build("classes", options(tmp_path))
-        np.testing.assert_array_equal(prepared.splits["train"].x, arrays["train_sketch_features"])
+        np.testing.assert_array_equal(
+            prepared.splits["train"].x.rows, arrays["train_sketch_features"]
+        )
         assert prepared.attributes["split_name"] == "given" and "leak" not in prepared.attributes
         backbone = told(prepared, "backbone")
         assert backbone["weights"] == "given" and backbone["classes_seen"] is None
@@ -193,9 +198,9 @@ def test_a_class_that_one_domain_lacks_is_left_out_of_given_features(tmp_path):
         prepared = build("classes", options(source))
         assert prepared.skipped == ["class dog of test: only in x, its 3 rows are left out"]
         assert told(prepared, "test_classes") == ["cow"] and set(
-            prepared.splits["test"].x_labels
+            prepared.splits["test"].x.labels
         ) == {"cow"}
-        assert prepared.splits["test"].x_ids == [
+        assert prepared.splits["test"].x.ids == [
             f"data/sketch/cow/{number}.png" for number in range(3)
         ]
 
@@ -244,12 +249,12 @@ def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch
         "x",
         "y",
     }
-    assert backbone["width"] == 512 and prepared.splits["test"].y.shape == (3, 512)
-    assert (prepared.splits["train"].x < 0).any()
+    assert backbone["width"] == 512 and prepared.splits["test"].y.rows.shape == (3, 512)
+    assert (prepared.splits["train"].x.rows < 0).any()
 
     # The kept networks give the same features, and are refused where a class that they saw is a test class.
     again = build("classes", options(divided, backbone_weights=str(tmp_path / "kept")))
-    np.testing.assert_array_equal(again.splits["test"].x, prepared.splits["test"].x)
+    np.testing.assert_array_equal(again.splits["test"].x.rows, prepared.splits["test"].x.rows)
     assert told(again, "backbone")["classes_seen"] == ["ant", "bee"]
     assert told(again, "backbone")["fine_tuning"]["accuracy"] == backbone["fine_tuning"]["accuracy"]
     for domain in "xy":
@@ -282,9 +287,9 @@ def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys)
     raw = build("classes", options(divided, **RANDOM, normalise=False))
     assert told(inverted, "backbone")["preprocessing"]["invert_sketches"] is True
     assert told(raw, "backbone")["preprocessing"]["normalise"] is False
-    assert not np.allclose(plain.splits["test"].x, inverted.splits["test"].x)
-    np.testing.assert_array_equal(plain.splits["test"].y, inverted.splits["test"].y)
-    assert not np.allclose(plain.splits["test"].y, raw.splits["test"].y)
+    assert not np.allclose(plain.splits["test"].x.rows, inverted.splits["test"].x.rows)
+    np.testing.assert_array_equal(plain.splits["test"].y.rows, inverted.splits["test"].y.rows)
+    assert not np.allclose(plain.splits["test"].y.rows, raw.splits["test"].y.rows)
     tuned = {"fine_tune_epochs": 1, "save_backbone": tmp_path / "kept", "invert_sketches": True}
     build("classes", options(divided, **RANDOM, **tuned))
     kept = {"backbone_weights": str(tmp_path / "kept")}
@@ -343,9 +348,9 @@ def test_an_interrupted_preparation_ends_in_equal_values(
     for name in ("train", "test"):
         for domain in "xy":
             np.testing.assert_array_equal(
-                resumed.split(name).rows(domain), whole.split(name).rows(domain)
+                resumed.split(name).side(domain).rows, whole.split(name).side(domain).rows
             )
-            assert resumed.split(name).ids(domain) == whole.split(name).ids(domain)
+            assert resumed.split(name).side(domain).ids == whole.split(name).side(domain).ids
     assert resumed.info.attributes == whole.info.attributes
 
 

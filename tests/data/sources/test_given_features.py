@@ -36,15 +36,15 @@ def test_the_released_layout(tmp_path, arrays):
         and len(source_files(tmp_path)) == 8
     )
     train = splits["train"]
-    np.testing.assert_array_equal(train.x, arrays["train_sketch_features"])
-    np.testing.assert_array_equal(splits["test"].y, arrays["test_image_features"])
+    np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
+    np.testing.assert_array_equal(splits["test"].y.rows, arrays["test_image_features"])
     assert (
-        train.x_labels == ["ant"] * 3 + ["bee"] * 3 and train.y_labels == ["ant"] * 4 + ["bee"] * 4
+        train.x.labels == ["ant"] * 3 + ["bee"] * 3 and train.y.labels == ["ant"] * 4 + ["bee"] * 4
     )
     assert (
-        train.x_ids[3] == "data/sketch/bee/0.png"
+        train.x.ids[3] == "data/sketch/bee/0.png"
         and train.pairs is None
-        and train.x.dtype == np.float32
+        and train.x.rows.dtype == np.float32
     )
 
 
@@ -59,7 +59,7 @@ def test_the_released_layout(tmp_path, arrays):
 )
 def test_paths_of_other_kinds(tmp_path, arrays, change):
     arrays |= {name: change(values) for name, values in arrays.items() if name.endswith("paths")}
-    assert read_features(save_arrays(tmp_path, arrays))["test"].x_labels == ["cow"] * 3
+    assert read_features(save_arrays(tmp_path, arrays))["test"].x.labels == ["cow"] * 3
 
 
 def test_labels_instead_of_paths_and_integers(tmp_path, arrays):
@@ -69,10 +69,10 @@ def test_labels_instead_of_paths_and_integers(tmp_path, arrays):
     source = tmp_path / "features.npz"
     np.savez(source, **arrays)
     splits = read_features(source)
-    assert splits["train"].x_labels == ["0", "1", "2", "0", "1", "2"]
-    assert splits["train"].x_ids[1] == "train_sketch/000001"
+    assert splits["train"].x.labels == ["0", "1", "2", "0", "1", "2"]
+    assert splits["train"].x.ids[1] == "train_sketch/000001"
     same = read_features(save_arrays(tmp_path / "folder", arrays))
-    np.testing.assert_array_equal(same["test"].y, splits["test"].y)
+    np.testing.assert_array_equal(same["test"].y.rows, splits["test"].y.rows)
     assert source_files(source) == [source]
 
 
@@ -82,12 +82,12 @@ def test_widths_of_the_domains_may_differ_and_other_numbers_are_converted(tmp_pa
             np.float64
         )
     train = read_features(save_arrays(tmp_path, arrays))["train"]
-    assert (train.x.shape[1], train.y.shape[1], train.y.dtype) == (6, 4, np.float32)
+    assert (train.x.rows.shape[1], train.y.rows.shape[1], train.y.rows.dtype) == (6, 4, np.float32)
 
 
 def test_a_path_that_recurs_is_numbered(tmp_path, arrays):
     arrays["test_sketch_paths"][:] = "a/cow/1.png"
-    ids = read_features(save_arrays(tmp_path, arrays))["test"].x_ids
+    ids = read_features(save_arrays(tmp_path, arrays))["test"].x.ids
     assert ids == ["a/cow/1.png#0", "a/cow/1.png#1", "a/cow/1.png#2"]
 
 
@@ -158,7 +158,9 @@ def test_the_hint_for_pickled_arrays_converts_them(tmp_path, arrays):
     for _ in objects:
         code = refusal(folder).hint.split('python -c "')[1].rstrip('"')
         subprocess.run([sys.executable, "-c", code], check=True)
-    np.testing.assert_array_equal(read_features(folder)["test"].y, arrays["test_image_features"])
+    np.testing.assert_array_equal(
+        read_features(folder)["test"].y.rows, arrays["test_image_features"]
+    )
 
 
 def test_damaged_files_are_refused(tmp_path, arrays):

@@ -64,16 +64,16 @@ def test_rows_with_splits_and_labels(folder):
         "test": [(40, 41)],
     }
     train = splits["train"]
-    assert train.x.shape == train.y.shape == (2, 6, 8, 3) and train.pairs is None
-    assert train.x_ids == train.y_ids == ["train/x/b", "train/x/a"]
-    assert train.x_labels == train.y_labels == ["cat", "dog"]
+    assert train.x.rows.shape == train.y.rows.shape == (2, 6, 8, 3) and train.pairs is None
+    assert train.x.ids == train.y.ids == ["train/x/b", "train/x/a"]
+    assert train.x.labels == train.y.labels == ["cat", "dog"]
 
 
 def test_columns_stand_in_any_order_and_others_are_passed_over(folder):
     lines = ["note, Y ,x", "hm,y/a.bmp,x/b.png", '"a, b",y/c.bmp, x/c.png']
     splits, skipped = read(table(folder, *lines))
     assert skipped == [] and values(splits["train"]) == [(20, 11), (30, 31)]
-    assert splits["train"].x_labels is None
+    assert splits["train"].x.labels is None
 
 
 @pytest.mark.parametrize("encoding, end", [("utf-8-sig", "\r\n"), ("utf-8", "\n\n")])
@@ -85,7 +85,7 @@ def test_tables_of_other_programs(folder, encoding, end):
 def test_tabs_separate_in_a_tsv(folder):
     lines = ["x\ty\tlabel", "x/a.png\ty/a.bmp\tcat, big"]
     splits, _ = read(table(folder, *lines, name="mine.tsv"))
-    assert splits["train"].y_labels == ["cat, big"]
+    assert splits["train"].y.labels == ["cat, big"]
 
 
 def test_paths_are_absolute_or_relative_to_the_table(folder, tmp_path_factory, monkeypatch):
@@ -95,7 +95,7 @@ def test_paths_are_absolute_or_relative_to_the_table(folder, tmp_path_factory, m
     lines = [f"{elsewhere / 'z.png'},y/a.bmp", f"../{folder.name}/x/b.png,{folder / 'y' / 'b.bmp'}"]
     splits, _ = read(table(folder, "x,y", *lines))
     assert values(splits["train"]) == [(99, 11), (20, 21)]
-    first, second = splits["train"].x_ids
+    first, second = splits["train"].x.ids
     assert (
         first == f"train{elsewhere}/z" and second == f"train/{folder.name}/x/b"
     )  # no id leads out of a folder
@@ -104,7 +104,7 @@ def test_paths_are_absolute_or_relative_to_the_table(folder, tmp_path_factory, m
 def test_ids_are_unique_where_stems_are_not(folder):
     Image.open(folder / "x" / "a.png").save(folder / "x" / "a.bmp")
     splits, _ = read(table(folder, "x,y", "x/a.png,y/a.bmp", "x/a.bmp,y/b.bmp"))
-    assert splits["train"].x_ids == splits["train"].y_ids == ["train/x/a", "train/x/a-2"]
+    assert splits["train"].x.ids == splits["train"].y.ids == ["train/x/a", "train/x/a-2"]
 
 
 def test_without_splits_pairs_are_divided_by_seeded_fractions(folder):
@@ -120,16 +120,16 @@ def test_without_splits_pairs_are_divided_by_seeded_fractions(folder):
         assert sorted(chain.from_iterable(values(split) for split in splits.values())) == [
             (10 * n, 10 * n + 1) for n in range(1, 7)
         ]
-        counts.append(tuple(splits["test"].x_ids))
+        counts.append(tuple(splits["test"].x.ids))
     assert counts[0] == counts[1] and len(set(counts)) > 1
 
 
 def test_limit_image_size_and_threads(folder):
     manifest = table(folder, "x,y", *pairs(*"abcdef"))
     splits, _ = read(manifest, limit=2, image_size=4)
-    assert splits["train"].x.shape == (2, 4, 4, 3)
+    assert splits["train"].x.rows.shape == (2, 4, 4, 3)
     one, three = (read(manifest, workers=workers)[0]["train"] for workers in (1, 3))
-    np.testing.assert_array_equal(one.y, three.y)
+    np.testing.assert_array_equal(one.y.rows, three.y.rows)
 
 
 # ---- recurring pictures
@@ -142,9 +142,9 @@ def test_a_recurring_picture_is_stored_once(folder):
     splits, skipped = read(table(folder, "x,y,split", *lines))
     train, test = splits["train"], splits["test"]
     assert skipped == [] and values(train) == [(10, 21), (30, 41), (30, 21), (10, 41)]
-    assert train.x_ids == ["train/x/a", "train/x/c"] and train.y_ids == ["train/y/b", "train/y/d"]
+    assert train.x.ids == ["train/x/a", "train/x/c"] and train.y.ids == ["train/y/b", "train/y/d"]
     assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
-    assert test.pairs.tolist() == [[0, 0]] and test.y_ids == ["test/y/f"]
+    assert test.pairs.tolist() == [[0, 0]] and test.y.ids == ["test/y/f"]
 
 
 def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
@@ -157,8 +157,8 @@ def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
         f"{folder / 'x' / 'a.png'}: is not a readable picture (left out with its 2 pairs)"
     ]
     assert values(train) == [(30, 21), (40, 31)] and train.pairs.tolist() == [[0, 0], [1, 1]]
-    assert train.y_ids == ["train/y/b", "train/y/c"]  # y/a.bmp has no partner left
-    assert train.x_labels == train.y_labels == ["cat", "cat"]
+    assert train.y.ids == ["train/y/b", "train/y/c"]  # y/a.bmp has no partner left
+    assert train.x.labels == train.y.labels == ["cat", "cat"]
 
 
 # ---- what is left out
@@ -259,7 +259,7 @@ def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
         and "warning: skipped mine.csv:4: y empty" in done.err
     )
     train = DataFile(folder / "mine.h5").split("train")
-    assert train.pairs.tolist() == [[0, 0], [0, 1]] and train.y_labels == ["cat", "cat"]
+    assert train.pairs.tolist() == [[0, 0], [0, 1]] and train.y.labels == ["cat", "cat"]
     error, hint = iiae("prepare", "pairs", "none.csv", "-o", "other.h5").error()
     assert error == "error: none.csv does not exist" and "x,y[,split][,label]" in hint
 

@@ -154,31 +154,33 @@ def digits():
 def test_the_embedded_digits_are_all_there(digits):
     assert set(digits) == {"train", "test"}
     train, test = digits["train"], digits["test"]
-    assert train.x.shape == train.y.shape == (1497, 32, 32, 3)
-    assert test.x.shape == test.y.shape == (300, 32, 32, 3)
-    assert train.x.dtype == train.y.dtype == np.uint8
+    assert train.x.rows.shape == train.y.rows.shape == (1497, 32, 32, 3)
+    assert test.x.rows.shape == test.y.rows.shape == (300, 32, 32, 3)
+    assert train.x.rows.dtype == train.y.rows.dtype == np.uint8
 
 
 def recovered(split):
     """(grey, digit mask) of every pair: x shows the digit's grey, y the rest."""
-    digit = (split.y == split.factors["y_color"][:, None, None]).all(axis=3)
-    return np.where(digit, split.x[..., 0], split.y[..., 0]), digit
+    digit = (split.y.rows == split.factors["y_color"][:, None, None]).all(axis=3)
+    return np.where(digit, split.x.rows[..., 0], split.y.rows[..., 0]), digit
 
 
 def test_embedded_pairs_agree_with_their_factors_and_labels(digits):
     for name, split in digits.items():
         rows = len(split.x)
         assert (
-            split.x_ids == split.y_ids == [f"{name}/{number:05d}" for number in range(1, rows + 1)]
+            split.x.ids == split.y.ids == [f"{name}/{number:05d}" for number in range(1, rows + 1)]
         )
-        assert split.x_labels == split.y_labels == [str(label) for label in split.factors["class"]]
+        assert split.x.labels == split.y.labels == [str(label) for label in split.factors["class"]]
         assert split.factors["x_color"].shape == split.factors["y_color"].shape == (rows, 3)
         assert split.pairs is None
         _, digit = recovered(split)
         assert (digit.mean((1, 2)) > 0.03).all() and (digit.mean((1, 2)) < 0.7).all()
-        background = split.x == split.factors["x_color"][:, None, None]
+        background = split.x.rows == split.factors["x_color"][:, None, None]
         assert background[~digit].all()
-        assert (split.x[digit] == split.x[digit][:, :1]).all() and split.x[digit].min() > 102
+        assert (split.x.rows[digit] == split.x.rows[digit][:, :1]).all() and split.x.rows[
+            digit
+        ].min() > 102
 
 
 def test_train_and_test_divide_the_digits_without_overlap(digits):
@@ -188,7 +190,7 @@ def test_train_and_test_divide_the_digits_without_overlap(digits):
     for one, label in zip(grey, labels.tolist(), strict=True):
         known.setdefault((one.tobytes(), str(label)), []).append(1)
     for split in digits.values():
-        for one, label in zip(recovered(split)[0], split.x_labels, strict=True):
+        for one, label in zip(recovered(split)[0], split.x.labels, strict=True):
             known[
                 (one.tobytes(), label)
             ].pop()  # KeyError or IndexError: changed, mislabelled or seen twice
@@ -199,16 +201,16 @@ def test_the_division_is_stratified(digits):
     _, labels = embedded_digits(32)
     for label in range(10):
         share = 300 * (labels == label).sum() / 1797
-        assert abs(digits["test"].x_labels.count(str(label)) - share) <= 1
+        assert abs(digits["test"].x.labels.count(str(label)) - share) <= 1
 
 
 def test_the_seed_decides_colours_and_division(digits):
     again = build("digits-cdcb", PrepareOptions(seed=0)).splits
     other = build("digits-cdcb", PrepareOptions(seed=1)).splits
     for name in ("train", "test"):
-        np.testing.assert_array_equal(again[name].x, digits[name].x)
-        np.testing.assert_array_equal(again[name].y, digits[name].y)
-        assert other[name].x_labels != digits[name].x_labels
+        np.testing.assert_array_equal(again[name].x.rows, digits[name].x.rows)
+        np.testing.assert_array_equal(again[name].y.rows, digits[name].y.rows)
+        assert other[name].x.labels != digits[name].x.labels
         assert not np.array_equal(other[name].factors["x_color"], digits[name].factors["x_color"])
     assert not np.array_equal(
         digits["train"].factors["x_color"][:300], digits["test"].factors["x_color"]
@@ -219,23 +221,23 @@ def test_the_edge_variant_shares_x_and_outlines_y(digits):
     edge = build("digits-edge", PrepareOptions(seed=0, limit=20)).splits
     for name in ("train", "test"):
         assert len(edge[name].x) == 20
-        assert edge[name].x_labels == digits[name].x_labels[:20]
-        coloured = (edge[name].y == edge[name].factors["y_color"][:, None, None]).all(axis=3)
-        assert (edge[name].y[~coloured] == 0).all()
+        assert edge[name].x.labels == digits[name].x.labels[:20]
+        coloured = (edge[name].y.rows == edge[name].factors["y_color"][:, None, None]).all(axis=3)
+        assert (edge[name].y.rows[~coloured] == 0).all()
         _, digit = recovered(digits[name])
         assert not (coloured & digit[:20]).any() and (coloured.sum((1, 2)) > 20).all()
     np.testing.assert_array_equal(
-        edge["train"].x, colour_pair(recovered(digits["train"])[0][:20], rng(0))[0]
+        edge["train"].x.rows, colour_pair(recovered(digits["train"])[0][:20], rng(0))[0]
     )
 
 
 def test_limit_and_image_size_apply_to_the_embedded_digits():
     splits = build("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
-    assert {name: split.x.shape for name, split in splits.items()} == {
+    assert {name: split.x.rows.shape for name, split in splits.items()} == {
         "train": (7, 16, 16, 3),
         "test": (7, 16, 16, 3),
     }
-    assert len(splits["train"].x_labels) == len(splits["train"].factors["class"]) == 7
+    assert len(splits["train"].x.labels) == len(splits["train"].factors["class"]) == 7
 
 
 # ---- IDX files
@@ -290,13 +292,17 @@ def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffi
     assert list(splits) == ["train", "valid", "test"]
     for name, (grey, labels) in wanted.items():
         split = splits[name]
-        assert split.x.shape == (len(grey), 28, 28, 3)
-        assert split.x_labels == split.y_labels == [str(label) for label in labels]
+        assert split.x.rows.shape == (len(grey), 28, 28, 3)
+        assert split.x.labels == split.y.labels == [str(label) for label in labels]
         np.testing.assert_array_equal(split.factors["class"], labels)
-        assert split.x_ids[0] == split.y_ids[0] == f"{name}/00001"
+        assert split.x.ids[0] == split.y.ids[0] == f"{name}/00001"
         digit = grey > 102
-        np.testing.assert_array_equal(split.x[digit], np.repeat(grey[digit][:, None], 3, axis=1))
-        np.testing.assert_array_equal(split.y[~digit], np.repeat(grey[~digit][:, None], 3, axis=1))
+        np.testing.assert_array_equal(
+            split.x.rows[digit], np.repeat(grey[digit][:, None], 3, axis=1)
+        )
+        np.testing.assert_array_equal(
+            split.y.rows[~digit], np.repeat(grey[~digit][:, None], 3, axis=1)
+        )
     colours = np.concatenate([split.factors["x_color"] for split in splits.values()])
     assert len(np.unique(colours, axis=0)) == 12
 
@@ -319,12 +325,13 @@ def test_limit_seed_and_image_size_apply_to_idx_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "TRAIN_IDX", 5)
     idx_source(tmp_path)
     splits = build_from("mnist-cdcb", tmp_path, limit=2, image_size=20).splits
-    assert [split.x.shape for split in splits.values()] == [(2, 20, 20, 3)] * 3
+    assert [split.x.rows.shape for split in splits.values()] == [(2, 20, 20, 3)] * 3
     # Coloured first and resized after, as the published pictures were.
     native = build_from("mnist-cdcb", tmp_path, limit=2).splits
     for domain in "xy":
         assert (
-            splits["train"].rows(domain) == resize_pictures(native["train"].rows(domain), 20)
+            splits["train"].side(domain).rows
+            == resize_pictures(native["train"].side(domain).rows, 20)
         ).all()
     other = build_from("mnist-cdcb", tmp_path, limit=2, image_size=20, seed=1).splits
     assert not np.array_equal(other["train"].factors["x_color"], splits["train"].factors["x_color"])
@@ -332,16 +339,16 @@ def test_limit_seed_and_image_size_apply_to_idx_sets(tmp_path, monkeypatch):
 
 def test_a_set_without_left_over_digits_has_an_empty_valid(tmp_path):
     idx_source(tmp_path)
-    assert len(build_from("mnist-cdcb", tmp_path).splits["valid"].x) == 0
+    assert len(build_from("mnist-cdcb", tmp_path).splits["valid"].x.rows) == 0
 
 
 def test_fashion_sets_use_their_recipes(tmp_path):
     train, *_ = idx_source(tmp_path)
     coloured = build_from("fashion-cdcb", tmp_path).splits["train"]
-    np.testing.assert_array_equal(coloured.x, colour_pair(train, rng(0))[0])
+    np.testing.assert_array_equal(coloured.x.rows, colour_pair(train, rng(0))[0])
     sketched = build_from("fashion-edges", tmp_path).splits["train"]
-    np.testing.assert_array_equal(sketched.x, sketch_pair(train, rng(0))[0])
-    np.testing.assert_array_equal(sketched.y, sketch_pair(train, rng(0))[1])
+    np.testing.assert_array_equal(sketched.x.rows, sketch_pair(train, rng(0))[0])
+    np.testing.assert_array_equal(sketched.y.rows, sketch_pair(train, rng(0))[1])
 
 
 def test_torchvisions_folder_layout_is_found_and_plain_files_come_first(tmp_path):
@@ -351,7 +358,7 @@ def test_torchvisions_folder_layout_is_found_and_plain_files_come_first(tmp_path
     idx_source(tmp_path / "MNIST" / "raw")
     assert find_idx(tmp_path, name) == tmp_path / "MNIST" / "raw" / name
     assert find_idx(tmp_path, "other") is None
-    assert build_from("mnist-cdcb", tmp_path, limit=3).splits["test"].x.shape == (3, 28, 28, 3)
+    assert build_from("mnist-cdcb", tmp_path, limit=3).splits["test"].x.rows.shape == (3, 28, 28, 3)
 
 
 def test_idx_files_keep_their_shape_and_values(tmp_path):
@@ -412,7 +419,7 @@ def test_an_idx_source_must_be_named_and_there(tmp_path, monkeypatch):
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     idx_source(tmp_path)
     monkeypatch.setattr(prepare, "DEBIAN_FASHION", tmp_path)
-    assert build("fashion-cdcb", PrepareOptions()).splits["test"].x.shape == (4, 28, 28, 3)
+    assert build("fashion-cdcb", PrepareOptions()).splits["test"].x.rows.shape == (4, 28, 28, 3)
     assert "was not named" in refusal(build, "mnist-cdcb", PrepareOptions())
 
 
@@ -434,32 +441,36 @@ def test_original_folders_are_cut_in_the_middle_in_numeric_order(tmp_path):
     prepared = build_from("mnist-cdcb", tmp_path)
     train, test = prepared.splits["train"], prepared.splits["test"]
     assert set(prepared.splits) == {"train", "test"} and prepared.skipped == []
-    assert train.x.shape == train.y.shape == (3, 8, 8, 3)
-    assert train.x_ids == train.y_ids == ["train/1", "train/2", "train/10"]
-    assert train.x[:, 0, 0, 0].tolist() == [10, 20, 100] and train.y[:, 0, 0, 0].tolist() == [
+    assert train.x.rows.shape == train.y.rows.shape == (3, 8, 8, 3)
+    assert train.x.ids == train.y.ids == ["train/1", "train/2", "train/10"]
+    assert train.x.rows[:, 0, 0, 0].tolist() == [10, 20, 100] and train.y.rows[
+        :, 0, 0, 0
+    ].tolist() == [
         15,
         25,
         105,
     ]
-    assert (train.x == train.x[:, :1, :1]).all() and (train.y == train.y[:, :1, :1]).all()
-    assert test.x_ids == ["test/3"]
+    assert (train.x.rows == train.x.rows[:, :1, :1]).all() and (
+        train.y.rows == train.y.rows[:, :1, :1]
+    ).all()
+    assert test.x.ids == ["test/3"]
 
 
 def test_side_by_side_pictures_are_resized_and_limited(tmp_path):
     side_by_side(tmp_path / "train", (1, 2, 3))
     side_by_side(tmp_path / "test", (4,), height=10, width=21)
     own = build_from("mnist-cdcb", tmp_path).splits
-    assert own["train"].x.shape == (3, 256, 256, 3)  # halves differ in size
+    assert own["train"].x.rows.shape == (3, 256, 256, 3)  # halves differ in size
     smaller = build_from("mnist-cdcb", tmp_path, image_size=4, limit=2).splits
-    assert smaller["train"].x.shape == smaller["train"].y.shape == (2, 4, 4, 3)
-    assert smaller["train"].y[:, 0, 0, 0].tolist() == [15, 25]
+    assert smaller["train"].x.rows.shape == smaller["train"].y.rows.shape == (2, 4, 4, 3)
+    assert smaller["train"].y.rows[:, 0, 0, 0].tolist() == [15, 25]
 
 
 def test_unreadable_side_by_side_pictures_are_named_and_left_out(tmp_path):
     side_by_side(tmp_path / "train", (1, 2))
     (tmp_path / "train" / "1.png").write_bytes(b"broken")
     prepared = build_from("mnist-cdcb", tmp_path)
-    assert prepared.splits["train"].x_ids == ["train/2"]
+    assert prepared.splits["train"].x.ids == ["train/2"]
     assert len(prepared.skipped) == 1 and "1.png" in prepared.skipped[0]
     (tmp_path / "train" / "2.png").write_bytes(b"broken")
     assert "no readable side-by-side pictures" in refusal(build_from, "mnist-cdcb", tmp_path)
@@ -479,7 +490,7 @@ def pair(folder, stem, value, size=(20, 20), suffixes=(".png", ".png")):
 
 
 def values(split):
-    return split.x[:, 0, 0, 0].tolist(), split.y[:, 0, 0, 0].tolist()
+    return split.x.rows[:, 0, 0, 0].tolist(), split.y.rows[:, 0, 0, 0].tolist()
 
 
 def test_pairs_are_matched_by_stem_within_given_splits(tmp_path):
@@ -490,10 +501,10 @@ def test_pairs_are_matched_by_stem_within_given_splits(tmp_path):
     prepared = build_from("pairs", tmp_path)
     train = prepared.splits["train"]
     assert set(prepared.splits) == {"train", "test"} and prepared.skipped == []
-    assert train.x_ids == train.y_ids == ["train/1", "train/2", "train/10", "train/cats/7"]
+    assert train.x.ids == train.y.ids == ["train/1", "train/2", "train/10", "train/cats/7"]
     assert values(train) == ([10, 20, 100, 200], [11, 21, 101, 201])
-    assert train.x.shape == (4, 20, 20, 3)
-    assert prepared.splits["test"].x_ids == ["test/a.b"]
+    assert train.x.rows.shape == (4, 20, 20, 3)
+    assert prepared.splits["test"].x.ids == ["test/a.b"]
     assert prepared.attributes["source"] == str(tmp_path)
 
 
@@ -515,13 +526,13 @@ def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path):
             "test": 5,
         }
         stems = {
-            name: [one.partition("/")[2] for one in split.x_ids] for name, split in splits.items()
+            name: [one.partition("/")[2] for one in split.x.ids] for name, split in splits.items()
         }
         assert sorted(stems["train"] + stems["valid"] + stems["test"]) == [
             f"{number:02d}" for number in range(20)
         ]
         for name, split in splits.items():
-            assert split.x_ids[0].startswith(f"{name}/")
+            assert split.x.ids[0].startswith(f"{name}/")
             assert values(split)[0] == [10 * int(stem) for stem in stems[name]]
             assert values(split)[1] == [10 * int(stem) + 1 for stem in stems[name]]
         assert ids.setdefault(seed, stems) == stems
@@ -534,7 +545,7 @@ def test_an_unreadable_picture_is_named_and_left_out_with_its_partner(tmp_path):
     (tmp_path / "train" / "x" / "b.png").write_bytes(b"broken")
     (tmp_path / "train" / "y" / "c.png").write_bytes(b"")
     prepared = build_from("pairs", tmp_path)
-    assert prepared.splits["train"].x_ids == ["train/a", "train/d"]
+    assert prepared.splits["train"].x.ids == ["train/a", "train/d"]
     assert values(prepared.splits["train"]) == ([50, 53], [51, 54])
     assert len(prepared.skipped) == 2
     first, second = prepared.skipped
@@ -553,7 +564,7 @@ def test_a_picture_without_a_partner_is_named_and_left_out(tmp_path):
     flat(tmp_path / "train" / "x" / "alone.png", 9)
     flat(tmp_path / "train" / "y" / "lonely.png", 9)
     prepared = build_from("pairs", tmp_path)
-    assert prepared.splits["train"].x_ids == ["train/a"]
+    assert prepared.splits["train"].x.ids == ["train/a"]
     assert sorted(prepared.skipped) == sorted(
         [
             f"{tmp_path / 'train' / 'x' / 'alone.png'}: has no partner",
@@ -572,10 +583,10 @@ def test_a_second_picture_of_the_same_stem_is_named(tmp_path):
 
 def test_pictures_of_one_size_keep_it_and_of_several_become_256(tmp_path):
     pair(tmp_path / "train", "a", 50, size=(20, 30))
-    assert build_from("pairs", tmp_path).splits["train"].x.shape == (1, 20, 30, 3)
+    assert build_from("pairs", tmp_path).splits["train"].x.rows.shape == (1, 20, 30, 3)
     pair(tmp_path / "test", "b", 60, size=(21, 30))
     splits = build_from("pairs", tmp_path).splits
-    assert splits["train"].x.shape == splits["test"].y.shape == (1, 256, 256, 3)
+    assert splits["train"].x.rows.shape == splits["test"].y.rows.shape == (1, 256, 256, 3)
     assert values(splits["train"]) == ([50], [51])
 
 
@@ -583,7 +594,7 @@ def test_image_size_and_limit_apply_to_pairs(tmp_path):
     for stem in "abc":
         pair(tmp_path / "train", stem, 50)
     train = build_from("pairs", tmp_path, image_size=16, limit=2).splits["train"]
-    assert train.x.shape == train.y.shape == (2, 16, 16, 3) and train.x_ids == [
+    assert train.x.rows.shape == train.y.rows.shape == (2, 16, 16, 3) and train.x.ids == [
         "train/a",
         "train/b",
     ]
@@ -603,8 +614,8 @@ def test_threads_change_nothing(tmp_path):
     (tmp_path / "train" / "x" / "3.png").write_bytes(b"broken")
     one, three = (build_from("pairs", tmp_path, workers=workers) for workers in (1, 3))
     assert one.skipped == three.skipped and len(one.skipped) == 1
-    np.testing.assert_array_equal(one.splits["train"].x, three.splits["train"].x)
-    assert one.splits["train"].x_ids == three.splits["train"].x_ids
+    np.testing.assert_array_equal(one.splits["train"].x.rows, three.splits["train"].x.rows)
+    assert one.splits["train"].x.ids == three.splits["train"].x.ids
 
 
 def test_folders_of_another_layout_are_refused(tmp_path):
@@ -662,7 +673,7 @@ def test_prepare_file_writes_a_whole_self_describing_file(tmp_path):
         "1",
     )
     assert "iiae" in json.loads(attributes["versions"])
-    assert file.split("train").x_ids == ["train/a", "train/b"]
+    assert file.split("train").x.ids == ["train/a", "train/b"]
 
 
 def test_nothing_is_written_when_the_source_is_bad(tmp_path):

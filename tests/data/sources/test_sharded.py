@@ -244,7 +244,7 @@ def test_merging_computes_no_feature_and_reads_few_rows_at_a_time(tmp_path, monk
     monkeypatch.setattr(picture_features, "build_backbone", None)
     monkeypatch.setattr("iiae_cli.data.late_rows.COPY_BYTES", 5000)
     plan_merge(paths).write(tmp_path / "d.h5")
-    assert DataFile(tmp_path / "d.h5").split("train").x.shape == (6, 1024)
+    assert DataFile(tmp_path / "d.h5").split("train").x.rows.shape == (6, 1024)
 
 
 # ---- interruption
@@ -418,7 +418,8 @@ def test_fine_tuning_is_refused_and_its_networks_are_taken(tmp_path):
     plan_merge(shards(tmp_path, name, kept, 3)).write(tmp_path / "d.h5")
     assert (tmp_path / "d.h5").read_bytes() == (tmp_path / "again.h5").read_bytes()
     np.testing.assert_array_equal(
-        DataFile(tmp_path / "d.h5").split("test").y, DataFile(tmp_path / "whole.h5").split("test").y
+        DataFile(tmp_path / "d.h5").split("test").y.rows,
+        DataFile(tmp_path / "whole.h5").split("test").y.rows,
     )
 
 

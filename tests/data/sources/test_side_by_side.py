@@ -37,11 +37,11 @@ def refusal(*arguments, **options):
 
 
 def ids(splits):
-    return {name: split.x_ids for name, split in splits.items()}
+    return {name: split.x.ids for name, split in splits.items()}
 
 
 def values(split):
-    return split.x[:, 0, 0, 0].tolist(), split.y[:, 0, 0, 0].tolist()
+    return split.x.rows[:, 0, 0, 0].tolist(), split.y.rows[:, 0, 0, 0].tolist()
 
 
 # ---- Facades and Maps
@@ -59,11 +59,11 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
         "test": ["test/9", "test/30"],
     }
     for split in splits.values():
-        assert split.x.shape == split.y.shape == (len(split.x_ids), 256, 256, 3)
-        assert split.y_ids == split.x_ids and split.pairs is None
-        numbers = [int(one.partition("/")[2]) for one in split.x_ids]
-        assert (split.x == np.array(numbers)[:, None, None, None]).all()
-        assert (split.y == np.array(numbers)[:, None, None, None] + 1).all()
+        assert split.x.rows.shape == split.y.rows.shape == (len(split.x.ids), 256, 256, 3)
+        assert split.y.ids == split.x.ids and split.pairs is None
+        numbers = [int(one.partition("/")[2]) for one in split.x.ids]
+        assert (split.x.rows == np.array(numbers)[:, None, None, None]).all()
+        assert (split.y.rows == np.array(numbers)[:, None, None, None] + 1).all()
     # The folder that the archive was unpacked in does as well.
     assert ids(of("facades", tmp_path)) == ids(splits)
 
@@ -100,8 +100,8 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
     split, native = of("maps", tmp_path)["train"], of("maps", tmp_path, image_size=600)["train"]
     for domain, half in zip("xy", halves, strict=True):
         expected = np.asarray(shrink_or_enlarge(Image.fromarray(half), (256, 256)))
-        np.testing.assert_array_equal(split.rows(domain)[0], expected)
-        np.testing.assert_array_equal(native.rows(domain)[0], half)
+        np.testing.assert_array_equal(split.side(domain).rows[0], expected)
+        np.testing.assert_array_equal(native.side(domain).rows[0], half)
 
 
 def test_limit_and_threads(tmp_path):
@@ -111,14 +111,14 @@ def test_limit_and_threads(tmp_path):
     one, three = (prepared("maps", tmp_path, workers=workers, image_size=16) for workers in (1, 3))
     assert one.skipped == three.skipped and len(one.skipped) == 1
     assert ids(one.splits) == ids(three.splits)
-    np.testing.assert_array_equal(one.splits["train"].y, three.splits["train"].y)
-    assert of("maps", tmp_path, limit=2)["train"].x_ids == ["train/0", "train/1"]
+    np.testing.assert_array_equal(one.splits["train"].y.rows, three.splits["train"].y.rows)
+    assert of("maps", tmp_path, limit=2)["train"].x.ids == ["train/0", "train/1"]
 
 
 def test_the_last_column_of_an_odd_width_belongs_to_neither_half(tmp_path):
     picture(tmp_path / "train", 1, 10, size=(16, 33))
     split = of("facades", tmp_path, image_size=16)["train"]
-    assert (split.x == 10).all() and (split.y == 11).all()
+    assert (split.x.rows == 10).all() and (split.y.rows == 11).all()
 
 
 @pytest.mark.parametrize("name", ["facades", "maps"])
@@ -144,7 +144,7 @@ def test_your_own_splits_are_kept_and_val_is_valid(tmp_path):
     picture(tmp_path / "val", "c", 30)
     splits = of("pairs", tmp_path, side_by_side=True)
     assert ids(splits) == {"train": ["train/a", "train/cats/b"], "valid": ["valid/c"]}
-    assert splits["train"].x.shape == (2, 8, 8, 3)
+    assert splits["train"].x.rows.shape == (2, 8, 8, 3)
 
 
 def test_your_own_without_splits_are_divided_by_seeded_fractions(tmp_path):
@@ -159,7 +159,7 @@ def test_your_own_without_splits_are_divided_by_seeded_fractions(tmp_path):
             "test": 5,
         }
         numbers = {
-            name: [int(one.partition("/")[2]) for one in split.x_ids]
+            name: [int(one.partition("/")[2]) for one in split.x.ids]
             for name, split in splits.items()
         }
         assert sorted(chain.from_iterable(numbers.values())) == list(range(20))
@@ -175,8 +175,13 @@ def test_your_own_without_splits_are_divided_by_seeded_fractions(tmp_path):
 def test_halves_of_several_sizes_become_256(tmp_path):
     picture(tmp_path / "train", 1, 10)
     picture(tmp_path / "test", 2, 20, size=(8, 20))
-    assert of("pairs", tmp_path, side_by_side=True)["train"].x.shape == (1, 256, 256, 3)
-    assert of("pairs", tmp_path, side_by_side=True, image_size=16)["test"].y.shape == (1, 16, 16, 3)
+    assert of("pairs", tmp_path, side_by_side=True)["train"].x.rows.shape == (1, 256, 256, 3)
+    assert of("pairs", tmp_path, side_by_side=True, image_size=16)["test"].y.rows.shape == (
+        1,
+        16,
+        16,
+        3,
+    )
 
 
 def test_what_cannot_be_used_is_named(tmp_path):
@@ -186,7 +191,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     picture(tmp_path / "train", "thin", 10, size=(8, 1))
     (tmp_path / "train" / "c.png").write_bytes(b"broken")
     done = prepared("pairs", tmp_path, side_by_side=True)
-    assert done.splits["train"].x_ids == ["train/a", "train/b"] and len(done.skipped) == 3
+    assert done.splits["train"].x.ids == ["train/a", "train/b"] and len(done.skipped) == 3
     same, damaged, thin = done.skipped
     assert "a.png: a.bmp has the same stem" in same
     assert "c.png: is not a readable picture" in damaged and "thin.png: is one pixel wide" in thin

@@ -99,9 +99,9 @@ def test_a_named_split_is_made_and_named(tmp_path, name):
     )
     assert prepared.attributes["test_classes_sha256"] == class_list_hash(CLASS_SPLITS[name])
     assert told(prepared, "train_classes") == sorted({*ALL} - {*UNSEEN[name]})
-    assert set(test.x_labels) == set(test.y_labels) == set(UNSEEN[name])
+    assert set(test.x.labels) == set(test.y.labels) == set(UNSEEN[name])
     assert len(test.y) == 2 * len(test.x) == 2 * len(UNSEEN[name]) and len(train.x) + len(
-        test.x
+        test.x.rows
     ) == len(ALL)
 
 
@@ -188,10 +188,10 @@ def test_the_released_features_of_both_splits(tmp_path, inside):
         prepared = make(tmp_path, class_split=name)
         assert prepared.attributes["split_name"] == name
         assert prepared.attributes["test_classes_sha256"] == class_list_hash(CLASS_SPLITS[name])
-        np.testing.assert_array_equal(prepared.splits["test"].y, given["test_image_features"])
+        np.testing.assert_array_equal(prepared.splits["test"].y.rows, given["test_image_features"])
         assert "jack_o_lantern" in {
-            *prepared.splits["train"].x_labels,
-            *prepared.splits["test"].x_labels,
+            *prepared.splits["train"].x.labels,
+            *prepared.splits["test"].x.labels,
         }
         assert told(prepared, "backbone") == {
             "name": "vgg16",
