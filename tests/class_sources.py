@@ -61,3 +61,22 @@ def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     return folder
+
+
+def write_features(path: Path, seed: int, width: int = 24, classes: int = 12) -> None:
+    """Features whose classes lie in a few directions, under much variation that classes share, as `.npz`."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((classes, 4)) @ rng.standard_normal((4, width))
+    nuisance = 3 * rng.standard_normal((4, width))
+    arrays = {}
+    for split, some in (("train", range(classes - 4)), ("test", range(classes - 4, classes))):
+        labels = np.repeat(np.array(some), 15)
+        for domain, offset in (("sketch", 2.0), ("image", -1.0)):
+            noise = rng.standard_normal((len(labels), 4)) @ nuisance + 0.3 * rng.standard_normal(
+                (len(labels), width)
+            )
+            arrays[f"{split}_{domain}_features"] = (centres[labels] + noise + offset).astype(
+                np.float32
+            )
+            arrays[f"{split}_{domain}_labels"] = labels
+    np.savez(path, **arrays)

@@ -2,7 +2,171 @@
 
 from __future__ import annotations
 
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moments import Server
+
+from iiae_cli.cli import app as cli
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import Stop
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, image_iiae
+from iiae_cli.training.session import Session
+
+# Small enough to train in seconds, large enough that recall rises far above the baseline.
+SMALL = (
+    *("--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]"),
+    *("--set", "training.samples=2"),
+)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
+
+
+@dataclass
+class Outcome:
+    """What a call of the program did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """stdout as one JSON object."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+    def error(self) -> tuple[str, str]:
+        """The error and hint lines of a user's error, and nothing like a traceback beside them."""
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        hints = [line for line in lines if line.startswith("hint: ")]
+        assert len(errors) == 1 and len(hints) == 1, self.err
+        return errors[0], hints[0]
+
+
+Program = Callable[..., Outcome]
+
+
+def call(*arguments: object) -> Outcome:
+    """Run the program in this process."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape") for _ in range(2)]
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["iiae", *map(str, arguments)])
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            for number, handler in handlers.items():  # an interrupted command ignores them
+                signal.signal(number, handler)
+    texts = []
+    for stream in streams:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode("utf-8", "surrogateescape"))
+    return Outcome(int(code or 0), *texts)
+
+
+def refusal(call: Callable[..., object], *arguments: Any, **keywords: Any) -> IiaeError:
+    """The user's error that a call raises, its message and hint one line each."""
+    with pytest.raises(IiaeError) as caught:
+        call(*arguments, **keywords)
+    error = caught.value
+    assert error.message and error.hint and "\n" not in error.message + error.hint
+    return error
+
+
+@dataclass
+class Trained:
+    """A finished run and the data that it was trained on."""
+
+    run: Path
+    data: Path
+    pictures: Path
+
+
+def untrained_run(folder: Path) -> Path:
+    """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
+    from iiae_cli.builders import build_model
+    from iiae_cli.config.presets import preset_layers, resolve
+    from iiae_cli.data.datafile import DataInfo
+    from iiae_cli.runs.directory import RunDir
+
+    torch.manual_seed(0)
+    run = RunDir(folder)
+    config = resolve(preset_layers("digits-cdcb")).config
+    info = DataInfo("digits-cdcb", (32, 32, 3), (32, 32, 3), {}, {})
+    run.create(config)
+    run.save_model(build_model(config, info), config, info, {"preset": "digits-cdcb"})
+    return folder
+
+
+@contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """Trainings in this process are interrupted, as by a signal, once so many steps are done."""
+
+    def stop(session: Session) -> bool:
+        if session.steps_done >= step and session._stop is not None:
+            session._stop.request(75)
+        return session.steps_done >= step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "should_stop", stop)
+        yield
+
+
+SMALL_IMAGE: dict[str, Any] = {
+    "channels_x": 3,
+    "channels_y": 3,
+    "size": (16, 16),
+    "widths": [4, 6],
+    "decoder_widths": [8, 6],
+    "shared_channels": 5,
+    "exclusive_dim": 3,
+    "flat_width": 4,
+}
+
+
+def small_image_model(**changes: Any) -> IIAE:
+    """A model of 16x16 pictures, 3 channels in both domains, whose weights are always the same."""
+    torch.manual_seed(3)
+    return image_iiae(**{**SMALL_IMAGE, **changes})
+
+
+def small_batch(rows: int = 4) -> tuple[Posteriors, Reconstructions]:
+    """What `small_image_model` infers and reconstructs of random pairs: what an objective compares."""
+    model = small_image_model()
+    torch.manual_seed(0)
+    x, y = torch.rand(rows, 3, 16, 16), torch.rand(rows, 3, 16, 16)
+    posteriors = model.infer(x, y)
+    return posteriors, model.generate(model.sample(posteriors))
+
+
+@dataclass
+class Nursery:
+    """A server of forked trainings, and the folder with their data set d.h5."""
+
+    server: Server
+    folder: Path
+
+    def train(self, run: str, *more: object, **job: Any) -> dict[str, Any]:
+        """Train in FOLDER/RUN."""
+        return self.server.train(self.folder, self.folder / run, *more, **job)
 
 
 class StopAt(Stop):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import Program, Trained
+from helpers import Program, Trained
 from PIL import Image
 from safetensors import SafetensorError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Program, Trained, untrained_run
+from helpers import Program, Trained, untrained_run
 
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Program, Trained
+from helpers import Program, Trained
 from PIL import Image
 
 

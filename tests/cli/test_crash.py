@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import untrained_run
+from helpers import untrained_run
 from PIL import Image
 
 MOMENTS = int(os.environ.get("IIAE_CRASHES", "3"))

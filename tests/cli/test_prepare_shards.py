@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, make_quick
-from conftest import Program
+from helpers import Program
 from PIL import Image
 
 from iiae_cli.data import extract as extraction

@@ -1,191 +1,336 @@
-"""Every preset of the paper, on a tiny set in its source's own layout: prepare, ten steps, encode, evaluate."""
+"""Where values come from, who wins, and what is refused."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from class_sources import NETWORK, class_folders, make_quick
-from conftest import Program
-from PIL import Image
-from scipy.io import savemat
+import yaml
+from helpers import refusal
 
 from iiae_cli.common.paths import data_file
-from iiae_cli.config.presets import preset_layers, preset_names, resolve
-from iiae_cli.data.sources.class_splits import CLASS_SPLITS
+from iiae_cli.config.presets import (
+    Layer,
+    Resolved,
+    environment_layer,
+    flatten,
+    key_help,
+    load_yaml,
+    preset_folder,
+    preset_layers,
+    preset_names,
+    read_yaml,
+    resolve,
+    set_layer,
+)
+from iiae_cli.config.schema import Config
 
-RNG = np.random.default_rng(0)
-EASE = ("--batch-size", 4, "--set", "data.image_size=64", "--set", "training.samples=1")
-
-
-def mnist(folder: Path) -> None:
-    for stem, count in (("train", 40), ("t10k", 6)):
-        grey = RNG.integers(0, 256, (count, 28, 28), np.uint8)
-        header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in grey.shape)
-        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(
-            gzip.compress(header + grey.tobytes())
-        )
-        labels = (
-            b"\0\0\x08\x01"
-            + count.to_bytes(4, "big")
-            + bytes(number % 10 for number in range(count))
-        )
-        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+STEPS = Layer("test", {"training.steps": 10})
 
 
-def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
-    for split, count in counts.items():
-        (folder / split).mkdir(parents=True)
-        for number in range(1, count + 1):
-            small = Image.fromarray(RNG.integers(0, 256, (8, 16, 3), np.uint8))
-            small.resize((2 * height, height)).save(folder / split / f"{number}.jpg")
+def with_set(*assignments: str) -> Resolved:
+    return resolve([*preset_layers("digits-cdcb"), set_layer(assignments)])
 
 
-def cars(folder: Path) -> None:
-    place = folder / "data" / "cars"
-    place.mkdir(parents=True)
-    for number in (1, 191, 192):
-        im = np.broadcast_to(RNG.integers(0, 256, (1, 1, 3, 24, 4), np.uint8), (128, 128, 3, 24, 4))
-        savemat(
-            place / f"car_{number:03d}_mesh.mat",
-            {"im": np.ascontiguousarray(im)},
-            do_compression=True,
-        )
-    (place / "list.txt").write_text("car_001_mesh\ncar_191_mesh\ncar_192_mesh\n")
+def shipped(name: str, key: str) -> object:
+    """A value of a shipped preset's own; they are tuned now and then."""
+    return flatten(read_yaml(preset_folder() / f"{name}.yaml"))[key]
 
 
-def source_of(preset: str, folder: Path) -> tuple[object, ...]:
-    """Make a preset's source; what `prepare` is told beside."""
-    folder.mkdir()
-    if preset == "mnist-cdcb":
-        mnist(folder)
-    elif preset == "facades":
-        side_by_side(folder / "facades", {"train": 8, "val": 2, "test": 4}, 256)
-    elif preset == "maps":
-        side_by_side(folder / "maps", {"train": 8, "val": 4}, 600)
-    elif preset == "cars":
-        cars(folder)
-    else:
-        once = dict.fromkeys((*CLASS_SPLITS["sempcyc-25"], "ant", "bee", "cat", "dog", "owl"), 2)
-        class_folders(folder / "sketch" / "tx_000000000000", once)
-        class_folders(folder / "photo" / "tx_000000000000", once, ".jpg")
-        class_folders(folder / "extended_photo", once, ".jpg")
-        return ("--backbone", NETWORK, "--backbone-weights", "none", "--fine-tune-epochs", 0)
-    return ("--limit", 40)
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
-@pytest.mark.parametrize("preset", ["mnist-cdcb", "facades", "maps", "cars", "sketchy"])
-def test_a_preset_of_the_paper_goes_all_the_way(
-    iiae: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+# ---- precedence and sources
+
+
+def test_each_layer_wins_over_those_before_it(tmp_path: Path) -> None:
+    write(tmp_path / "mine.yaml", "training:\n  batch_size: 4\n")
+    layers = [
+        *preset_layers("digits-cdcb"),
+        Layer("mine.yaml", flatten(read_yaml(tmp_path / "mine.yaml"))),
+        environment_layer({"IIAE_BATCH_SIZE": "5"}),
+        Layer("option", {"training.batch_size": 6}),
+        set_layer(["training.batch_size=7"]),
+    ]
+    values = [shipped("digits-cdcb", "training.batch_size"), 4, 5, 6, 7]
+    for number, (layer, value) in enumerate(zip(layers, values, strict=True), 1):
+        resolved = resolve(layers[:number])
+        assert resolved.config.training.batch_size == value
+        assert resolved.sources["training.batch_size"] == layer.source
+
+
+def test_a_layer_changes_its_own_keys_only() -> None:
+    before, after = resolve(preset_layers("digits-cdcb")), with_set("optimizer.lr=0.5")
+    changed = [row for row in after.rows() if row not in before.rows()]
+    assert changed == [("optimizer.lr", 0.5, "--set")]
+
+
+def test_every_key_has_a_value_a_source_and_one_line_of_help() -> None:
+    resolved = resolve([*preset_layers("digits-edge"), set_layer(["objective.lambda=7"])])
+    rows = {key: (value, source) for key, value, source in resolved.rows()}
+    assert list(rows) == list(key_help())
+    assert all(text and "\n" not in text for text in key_help().values())
+    assert rows["objective.lambda"] == (7, "--set")
+    assert rows["data.set"] == ("digits-edge", "preset digits-edge")
+    assert rows["model.shared"][1] == "preset digits-cdcb"
+    assert rows["training.log_every"] == (50, "default")
+
+
+def test_of_steps_and_epochs_the_later_choice_counts() -> None:
+    steps, epochs = Layer("a", {"training.steps": 9}), Layer("b", {"training.epochs": 3})
+    for layers in ([steps, epochs], [epochs, steps]):
+        training = resolve(layers).config.training
+        last = layers[-1] is epochs
+        assert (training.steps, training.epochs) == ((None, 3) if last else (9, None))
+    assert resolve([STEPS, Layer("b", {"training.epochs": None})]).config.training.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("assignments", "state"),
+    [(["training.steps=5", "training.epochs=5"], "set"), (["training.steps=null"], "unset")],
+)
+def test_exactly_one_of_steps_and_epochs_is_needed(assignments: list[str], state: str) -> None:
+    message = refusal(with_set, *assignments, "data.sett=x").message
+    assert f"training.steps and training.epochs are both {state}" in message
+    assert "'data.set'" in message
+
+
+# ---- keys and values
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("training.seeed", "training.seed"),
+        ("lambda", "objective.lambda"),
+        ("objective.lam", "objective.lambda"),
+        ("adam_and_its_settings.lr", "optimizer.lr"),
+        ("training", "training"),
+        ("zzzzqqq", None),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_source_and_near_match(key: str, near: str) -> None:
+    message = refusal(with_set, f"{key}=3").message
+    assert message.startswith(f"unknown key '{key}' in --set")
+    assert (", did you mean '" in message) == (near is not None) and (near or "") in message
+
+
+def test_all_errors_are_reported_at_once() -> None:
+    layers = [
+        *preset_layers("digits-cdcb"),
+        Layer("file", {"optimzer.lr": 1, "objective.lambda": -1, "model.widths": [1]}),
+        environment_layer({"IIAE_SEED": "many"}),
+        set_layer(["data.sett=x", "optimizer.beta1=1.5"]),
+    ]
+    message = refusal(resolve, layers).message
+    for part in (
+        "unknown key 'optimzer.lr' in file, did you mean 'optimizer.lr'?",
+        "unknown key 'data.sett' in --set, did you mean 'data.set'?",
+        "objective.lambda in file: Input should be greater than 0, not -1",
+        "training.seed in environment",
+        "not 'many'",
+        "optimizer.beta1 in --set: Input should be less than 1",
+        "widths has 1 entries and decoder_widths 2",
+    ):
+        assert part in message
+
+
+def test_many_errors_and_long_values_are_cut() -> None:
+    layers = [STEPS, Layer("file", {f"key{number}": 1 for number in range(3000)})]
+    message = refusal(resolve, layers).message
+    assert "key0" in message and "and 2988 more" in message and len(message) < 2000
+    assert len(refusal(with_set, f"data.set=[{'x,' * 999}]").message) < 300
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "objective.lambda=0",
+        "objective.kind=elbow",
+        "model.widths=[]",
+        "model.widths=[4, 0]",
+        "model.dropout=1",
+        "data.image_size=15",
+        "training.batch_size=1",
+        "training.seed=1.5",
+        "training.compile=perhaps",
+        "optimizer.lr=.nan",
+    ],
+)
+def test_values_out_of_range_are_refused(assignment: str) -> None:
+    assert f"{assignment.partition('=')[0]} in --set: " in refusal(with_set, assignment).message
+
+
+def test_values_of_set_are_typed_as_yaml() -> None:
+    config = with_set(
+        "optimizer.lr=1e-3",
+        "training.steps=1e4",
+        "model.widths=[4, 8]",
+        "data.image_size=null",
+        "training.deterministic=yes",
+        "data.set=a=b",
+    ).config
+    assert (config.optimizer.lr, config.training.steps) == (0.001, 10_000)
+    assert (config.model.widths, config.data.image_size) == ([4, 8], None)
+    assert (config.training.deterministic, config.data.set) == (True, "a=b")
+    assert "has no '='" in refusal(set_layer, ["training.seed"]).message
+
+
+def test_the_environment_is_read_by_long_and_short_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_quick(monkeypatch)
-    more = source_of(preset, tmp_path / "source")
-    assert iiae("prepare", preset, tmp_path / "source", *more).code == 0
-    ease = () if preset == "sketchy" else EASE
-    trained = iiae("train", "--preset", preset, "--steps", 10, *ease, "--json")
-    assert trained.code == 0, trained.err
-    assert trained.json["steps"] == 10
-    encoded = iiae("encode", f"data/{preset}.h5", "--domain", "y", "-o", "y.h5", "--json")
-    assert encoded.code == 0 and encoded.json["rows"] > 0
-    measured = iiae(
-        "evaluate", "--task", "all", "--lpips", "none", "--probe-rows", 60, "--paper", "--json"
+    layer = environment_layer(
+        {
+            "IIAE_SEED": "3",
+            "IIAE_COMPILE": "true",
+            "IIAE_OBJECTIVE__LAMBDA": "50",
+            "IIAE_MODEL__WIDTHS": "[8, 16]",
+            "IIAE_RUN": "runs/a",
+            "IIAE_SEEED": "3",
+            "SEED": "9",
+        }
     )
-    assert measured.code == 0, measured.err
-    figures = measured.json
-    if preset == "sketchy":
-        assert (
-            figures["protocol"]["class_split"] == "sempcyc-25"
-            and figures["protocol"]["classes"] == 25
-        )
-        assert 0 < figures["zero_shot"]["x_to_y"]["map@all"] < 1
-        assert (
-            figures["zero_shot"]["baseline_centred"]["y_to_x"]["n"] == 100
-        )  # photos, extended ones too
-    else:
-        assert (
-            figures["translation"]["x_to_y"]["ssim"] <= 1
-            and figures["translation"]["x_to_y"]["samples"] == 3
-        )
-        assert figures["retrieval"]["shared"]["x_to_y"]["n"] == figures["protocol"]["pairs"] > 0
-    ours = [row for row in figures["paper"] if row["ours"] is not None]
-    wanted = {"mnist-cdcb": 2, "facades": 2, "maps": 2, "cars": None, "sketchy": 3}[preset]
-    assert {row["table"] for row in figures["paper"]} >= ({4} if wanted is None else {wanted})
-    assert (wanted is None) or any(
-        row["table"] == wanted and row["method"] == "IIAE" for row in ours
-    )
+    assert layer.values == {
+        "training.seed": 3,
+        "training.compile": True,
+        "objective.lambda": 50,
+        "model.widths": [8, 16],
+    }
+    warning = "warning: IIAE_SEEED is set, but means nothing, did you mean 'IIAE_SEED'?\n"
+    assert capsys.readouterr().err == warning
+    monkeypatch.setenv("IIAE_EPOCHS", "77")
+    assert environment_layer().values["training.epochs"] == 77
 
 
-def test_every_preset_names_its_set_and_resolves() -> None:
-    for name in preset_names():
-        config = resolve(preset_layers(name)).config
-        assert config.description and data_file(None, config.data.set).suffix == ".h5"
+# ---- presets
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_resolves_names_its_set_and_survives_yaml(name: str) -> None:
+    config = resolve(preset_layers(name)).config
+    assert config.description and data_file(None, config.data.set).suffix == ".h5"
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+    assert resolve([Layer("file", flatten(load_yaml(config.to_yaml(), "")))]).config == config
 
 
 def test_the_papers_values_stand_in_its_presets() -> None:
-    """SPEC's table of hyper-parameters, value by value."""
-    lambdas = {"mnist-cdcb": 5, "cars": 50, "facades": 1000, "maps": 50, "sketchy": 2}
-    weights = {"mnist-cdcb": 1000, "cars": 1000, "facades": 1000, "maps": 20000, "sketchy": 10}
-    annealing = {"mnist-cdcb": 25000, "cars": 100, "facades": 25000, "maps": 25000, "sketchy": 2000}
-    for name, lam in lambdas.items():
+    """SPEC's table of hyper-parameters: λ, w, τ, and the epoch from which weights may be kept."""
+    table = {
+        "mnist-cdcb": (5, 1000, 25000, 6),
+        "cars": (50, 1000, 100, 0),
+        "facades": (1000, 1000, 25000, 299),
+        "maps": (50, 20000, 25000, 399),
+        "sketchy": (2, 10, 2000, 0),
+    }
+    for name, values in table.items():
         config = resolve(preset_layers(name)).config
         objective, model, optimizer = config.objective, config.model, config.optimizer
-        assert (objective.kind, objective.lam) == ("elbo+ii-mi", lam)
-        assert (objective.reconstruction_weight, objective.annealing_steps) == (
-            weights[name],
-            annealing[name],
-        )
+        weights = objective.lam, objective.reconstruction_weight, objective.annealing_steps
+        assert (*weights, config.selection.first_epoch) == values
+        assert objective.kind == "elbo+ii-mi"
         assert objective.reconstruction == ("l2" if name == "sketchy" else "l1")
         assert (optimizer.lr, optimizer.beta1, optimizer.beta2) == (2e-4, 0.5, 0.999)
-        assert optimizer.schedule == "constant" and optimizer.warmup_steps == 0
+        assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", 0)
         assert (model.exclusive, model.shared) == ((64, 64) if name == "sketchy" else (8, 128))
-        assert model.kind == {"cars": "flat", "sketchy": "features"}.get(name, "image")
-        assert (config.data.standardise, model.linear_path) == ("none", "none")
-        if name == "sketchy":
-            assert config.training.batch_size is None and config.training.epochs == 10
-        else:
-            assert config.training.batch_size == 8 and config.data.image_size == 256
-    first = {
-        name: resolve(preset_layers(name)).config.selection.first_epoch
-        for name in ("mnist-cdcb", "facades", "maps")
-    }
-    assert first == {"mnist-cdcb": 6, "facades": 299, "maps": 399}
+    mnist = resolve(preset_layers("mnist-cdcb")).config
+    assert mnist.model.widths == [32, 64, 128, 256]
+    assert mnist.model.decoder_widths == [512, 256, 128, 64]
+    assert (mnist.data.image_size, mnist.training.batch_size, mnist.model.dropout) == (256, 8, 0.5)
+    assert (mnist.selection.rule, mnist.selection.validate_on) == ("paper", "train")
 
 
-def write_features(path: Path, seed: int, width: int = 24, classes: int = 12) -> None:
-    """Features whose classes lie in a few directions, under much variation that classes share, as `.npz`."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((classes, 4)) @ rng.standard_normal((4, width))
-    nuisance = 3 * rng.standard_normal((4, width))
-    arrays = {}
-    for split, some in (("train", range(classes - 4)), ("test", range(classes - 4, classes))):
-        labels = np.repeat(np.array(some), 15)
-        for domain, offset in (("sketch", 2.0), ("image", -1.0)):
-            noise = rng.standard_normal((len(labels), 4)) @ nuisance + 0.3 * rng.standard_normal(
-                (len(labels), width)
-            )
-            arrays[f"{split}_{domain}_features"] = (centres[labels] + noise + offset).astype(
-                np.float32
-            )
-            arrays[f"{split}_{domain}_labels"] = labels
-    np.savez(path, **arrays)
+def test_a_preset_extends_others_by_name_and_by_file(tmp_path: Path) -> None:
+    parent = "extends: digits-edge\ntraining: {batch_size: 16, log_every: 3}\n"
+    write(tmp_path / "base" / "a.yaml", parent)
+    child = "extends: ../base/a.yaml\ntraining: {batch_size: 17}\n"
+    path = write(tmp_path / "top" / "b.yml", child)
+    resolved = resolve(preset_layers(path))
+    training, sources = resolved.config.training, resolved.sources
+    assert (training.batch_size, sources["training.batch_size"]) == (17, path)
+    assert training.log_every == 3 and sources["training.log_every"].endswith("a.yaml")
+    assert sources["data.set"] == "preset digits-edge"
+    assert sources["objective.lambda"] == "preset digits-cdcb"
 
 
-def test_the_features_preset_ends_above_the_centred_baseline_and_says_how(
-    iiae: Program, tmp_path: Path
-) -> None:
-    write_features(tmp_path / "mine.npz", 3)
-    assert iiae("prepare", "classes", "mine.npz").code == 0
-    trained = iiae("train", "--preset", "features", "--steps", 100, "--json")
-    assert trained.code == 0 and "training again on all rows" in trained.err
-    figures = iiae("evaluate", "--json").json["zero_shot"]
-    for direction in ("x_to_y", "y_to_x"):
-        assert figures[direction]["map@all"] > figures["baseline_centred"][direction]["map@all"]
-    lines = [
-        json.loads(line) for line in Path("runs/latest/metrics.jsonl").read_text().splitlines()
-    ]
-    assert lines[0]["kind"] == "validation" and lines[0]["step"] == 0
-    steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == sorted(steps) and steps[-1] > 100 and trained.json["steps"] == steps[-1]
+def test_a_preset_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "extends: b.yaml\n")
+    write(tmp_path / "b.yaml", "extends: a.yaml\n")
+    assert "extends itself through a.yaml" in refusal(preset_layers, first).message
+
+
+def test_missing_presets_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    error = refusal(preset_layers, "digit-cdcb")
+    assert error.message == "unknown preset 'digit-cdcb', did you mean 'digits-cdcb'?"
+    error = refusal(preset_layers, str(tmp_path / "none.yaml"))
+    assert "none.yaml does not exist" in error.message and "mnist-cdcb" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"training: [1\nmodel: 2\n", "is not valid YAML"),
+        (b"\xff\xfe\x00broken", "is damaged"),
+        (b"when: 2020-13-45\n", "is not valid YAML"),
+        (b"- a\n- b\n", "does not hold a mapping"),
+        (b"3: 4\n", "does not hold a mapping"),
+        (b"extends: [a, b]\n", "is not a name"),
+    ],
+)
+def test_a_bad_preset_file_is_refused_by_name(tmp_path: Path, text: bytes, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text)
+    message = refusal(preset_layers, str(path)).message
+    assert said in message and str(path) in message
+
+
+def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.yaml", "# nothing yet\nmodel:\n")
+    assert resolve([*preset_layers(path), STEPS]).config == resolve([STEPS]).config
+
+
+# ---- YAML
+
+
+def test_plain_values_are_what_pyyaml_makes_of_them() -> None:
+    text = "a: {b: [1, 2.5, yes, null, x, 2001-01-01], c: &x {d: 1}, e: *x}\nf: {<<: *x, d: 2}\n"
+    assert load_yaml(text, "") == yaml.safe_load(text)
+    assert load_yaml("", "") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e4", 1e4), ("2.5E+4", 2.5e4), ("-1e-3", -1e-3), ("1e", "1e")]
+)
+def test_an_exponent_makes_a_number(text: str, value: object) -> None:
+    assert load_yaml(text, "") == value
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{k: [{}]}}", "{{<<: [{}]}}"])
+def test_billion_laughs_are_refused_at_once(form: str) -> None:
+    lines = ["a0: &a0 {x: 1}"]
+    for number in range(1, 30):
+        names = ", ".join([f"*a{number - 1}"] * 10)
+        lines.append(f"a{number}: &a{number} {form.format(names)}")
+    started = time.process_time()
+    assert "10000 values" in refusal(load_yaml, "\n".join(lines), "x").message
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2",
+        "a: &a [*a]",
+        "[" * 5000,
+        "x: '" + "a" * 2**20 + "'",
+        "!!python/name:os.system x",
+        "a: !!int ''",
+        "a: 1\n---\nb: 2",
+        "a: \0",
+    ],
+)
+def test_what_is_no_plain_value_is_refused(text: str) -> None:
+    assert refusal(load_yaml, text, "x.yaml").message.startswith("x.yaml is not valid YAML: ")

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import small_image_model
+from helpers import small_image_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs

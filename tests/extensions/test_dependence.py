@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import small_batch
+from helpers import small_batch
 from torch import Tensor
 
 from iiae_cli.builders import build_objective

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from iiae_cli.config.presets import known_keys
+from iiae_cli.config.presets import key_help
 from malformed.cases import MAYBE, Making, each, flipped, malformed, truncated
 
 KIND = "configurations"
@@ -192,7 +192,7 @@ VALUES = (
 def a_value_of_any_kind(make: Making) -> list[object]:
     """Some of these fit; those that do not are named."""
     chosen = [
-        f"{make.rng.choice(known_keys())}={make.rng.choice(VALUES)}"
+        f"{make.rng.choice(list(key_help()))}={make.rng.choice(VALUES)}"
         for _ in range(make.rng.randint(1, 3))
     ]
     options = [part for one in chosen for part in ("--set", one)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_IMAGE
+from helpers import SMALL_IMAGE
 from torch import nn
 
 from iiae_cli.builders import build_model

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from conftest import Program, Trained
+from helpers import Program, Trained
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.evaluation.protocols import EncodedPairs

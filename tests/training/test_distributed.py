@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Nursery
+from helpers import Nursery
 from moments import TINY
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Program, Trained, stopping_at
+from helpers import Program, Trained, stopping_at
 from safetensors.torch import load_file
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import Nursery
+from helpers import Nursery
 from moments import TINY
 
 from iiae_cli.common.tensors import read_tensors

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, Program, small_batch, small_image_model, stopping_at
+from helpers import Outcome, Program, small_batch, small_image_model, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.builders import build_model

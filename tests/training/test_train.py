@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, Program, Trained, stopping_at
+from helpers import Outcome, Program, Trained, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.training.data import hold_out

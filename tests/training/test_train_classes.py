@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import Outcome, Program, stopping_at
+from class_sources import write_features
+from helpers import Outcome, Program, stopping_at
 from safetensors import safe_open
-from test_presets import write_features
 
 from iiae_cli.config.schema import Config
 from iiae_cli.data.class_names import class_list_hash

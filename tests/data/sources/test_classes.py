@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
-from conftest import Program
-from helpers import StopAt
+from helpers import Program, StopAt
 
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.data import extract as extraction

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
-from conftest import Program
+from helpers import Program
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.class_names import class_list_hash

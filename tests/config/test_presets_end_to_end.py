@@ -1,0 +1,130 @@
+"""Every preset of the paper goes all the way, narrow, on a tiny set in its source's own layout."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from class_sources import NETWORK, class_folders, make_quick, write_features
+from helpers import Program
+from PIL import Image
+from scipy.io import savemat
+
+from iiae_cli.data.sources.class_splits import CLASS_SPLITS
+
+RNG = np.random.default_rng(0)
+EASE = (
+    *("--batch-size", 4, "--set", "data.image_size=64", "--set", "training.samples=1"),
+    *("--set", "model.widths=[4,8,8,8]", "--set", "model.decoder_widths=[8,8,8,4]"),
+)
+
+
+def mnist(folder: Path) -> None:
+    for stem, count in (("train", 40), ("t10k", 6)):
+        grey = RNG.integers(0, 256, (count, 28, 28), np.uint8)
+        header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in grey.shape)
+        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(
+            gzip.compress(header + grey.tobytes())
+        )
+        labels = (
+            b"\0\0\x08\x01"
+            + count.to_bytes(4, "big")
+            + bytes(number % 10 for number in range(count))
+        )
+        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+
+
+def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
+    for split, count in counts.items():
+        (folder / split).mkdir(parents=True)
+        for number in range(1, count + 1):
+            small = Image.fromarray(RNG.integers(0, 256, (8, 16, 3), np.uint8))
+            small.resize((2 * height, height)).save(folder / split / f"{number}.jpg")
+
+
+def cars(folder: Path) -> None:
+    place = folder / "data" / "cars"
+    place.mkdir(parents=True)
+    for number in (1, 191, 192):
+        im = np.broadcast_to(RNG.integers(0, 256, (1, 1, 3, 24, 4), np.uint8), (128, 128, 3, 24, 4))
+        savemat(
+            place / f"car_{number:03d}_mesh.mat",
+            {"im": np.ascontiguousarray(im)},
+            do_compression=True,
+        )
+    (place / "list.txt").write_text("car_001_mesh\ncar_191_mesh\ncar_192_mesh\n")
+
+
+def source_of(preset: str, folder: Path) -> tuple[object, ...]:
+    """Make a preset's source; what `prepare` is told beside."""
+    folder.mkdir()
+    if preset == "mnist-cdcb":
+        mnist(folder)
+    elif preset == "facades":
+        side_by_side(folder / "facades", {"train": 8, "val": 2, "test": 4}, 256)
+    elif preset == "maps":
+        side_by_side(folder / "maps", {"train": 8, "val": 4}, 600)
+    elif preset == "cars":
+        cars(folder)
+    else:
+        once = dict.fromkeys((*CLASS_SPLITS["sempcyc-25"], "ant", "bee", "cat", "dog", "owl"), 2)
+        class_folders(folder / "sketch" / "tx_000000000000", once)
+        class_folders(folder / "photo" / "tx_000000000000", once, ".jpg")
+        class_folders(folder / "extended_photo", once, ".jpg")
+        return ("--backbone", NETWORK, "--backbone-weights", "none", "--fine-tune-epochs", 0)
+    return ("--limit", 40)
+
+
+@pytest.mark.parametrize("preset", ["mnist-cdcb", "facades", "maps", "cars", "sketchy"])
+def test_a_preset_of_the_paper_goes_all_the_way(
+    iiae: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    make_quick(monkeypatch)
+    more = source_of(preset, tmp_path / "source")
+    assert iiae("prepare", preset, tmp_path / "source", *more).code == 0
+    ease = () if preset == "sketchy" else EASE
+    trained = iiae("train", "--preset", preset, "--steps", 3, *ease, "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["steps"] == 3
+    encoded = iiae("encode", f"data/{preset}.h5", "--domain", "y", "-o", "y.h5", "--json")
+    assert encoded.code == 0 and encoded.json["rows"] > 0
+    measured = iiae(
+        "evaluate", "--task", "all", "--lpips", "none", "--probe-rows", 60, "--paper", "--json"
+    )
+    assert measured.code == 0, measured.err
+    figures, protocol = measured.json, measured.json["protocol"]
+    if preset == "sketchy":
+        assert (protocol["class_split"], protocol["classes"]) == ("sempcyc-25", 25)
+        assert 0 < figures["zero_shot"]["x_to_y"]["map@all"] < 1
+        photos = 100  # extended ones too
+        assert figures["zero_shot"]["baseline_centred"]["y_to_x"]["n"] == photos
+    else:
+        assert figures["translation"]["x_to_y"]["samples"] == 3
+        assert figures["retrieval"]["shared"]["x_to_y"]["n"] == protocol["pairs"] > 0
+    table = {"cars": 4, "sketchy": 3}.get(preset, 2)
+    rows = [row for row in figures["paper"] if row["table"] == table]
+    assert rows
+    assert preset == "cars" or any(
+        row["method"] == "IIAE" and row["ours"] is not None for row in rows
+    )
+
+
+def test_the_features_preset_ends_above_the_centred_baseline_and_says_how(
+    iiae: Program, tmp_path: Path
+) -> None:
+    write_features(tmp_path / "mine.npz", 3)
+    assert iiae("prepare", "classes", "mine.npz").code == 0
+    trained = iiae("train", "--preset", "features", "--steps", 100, "--json")
+    assert trained.code == 0 and "training again on all rows" in trained.err
+    figures = iiae("evaluate", "--json").json["zero_shot"]
+    for direction in ("x_to_y", "y_to_x"):
+        assert figures[direction]["map@all"] > figures["baseline_centred"][direction]["map@all"]
+    lines = [
+        json.loads(line) for line in Path("runs/latest/metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[0]["kind"] == "validation" and lines[0]["step"] == 0
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == sorted(steps) and steps[-1] > 100 and trained.json["steps"] == steps[-1]
