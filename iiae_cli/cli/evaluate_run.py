@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iiae_cli.builders import choose_device
+from iiae_cli.builders import build_objective, choose_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
@@ -18,12 +18,14 @@ from iiae_cli.common.paths import data_file, run_folder
 from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.datafile import DataFile, Split
 from iiae_cli.data.leaks import Seen, refuse_leak
-from iiae_cli.evaluation.disentanglement import PROBE_ROWS
-from iiae_cli.evaluation.disentanglement_tables import disentanglement_tables
+from iiae_cli.evaluation.disentanglement import (
+    PROBE_ROWS,
+    ProbeOptions,
+    measure_disentanglement,
+)
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.judge import JUDGE_STEPS, judged_translations, train_judge
 from iiae_cli.evaluation.lpips import LpipsNet, lpips_measures
-from iiae_cli.evaluation.measure_disentanglement import ProbeOptions, measure_disentanglement
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
 from iiae_cli.evaluation.protocols import (
     EncodedPairs,
@@ -32,7 +34,7 @@ from iiae_cli.evaluation.protocols import (
     zero_shot,
 )
 from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
-from iiae_cli.evaluation.tables import figure_tables, paper_table
+from iiae_cli.evaluation.tables import disentanglement_tables, figure_tables, paper_table
 from iiae_cli.evaluation.translation_figures import translation_figures
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import TrainedModel
@@ -295,14 +297,19 @@ def _disentanglement(
     by_class = file.info.by_class
     train = None if options.split == "train" else partial(file.split, "train")
     figures, protocol = measure_disentanglement(
-        loaded,
+        TrainedModel.of(loaded),
+        build_objective(loaded.config),
         pairs,
         split,
         train,
-        ProbeOptions(options.probe_rows, options.shared_factors, options.seed),
-        by_class=by_class,
-        metric=metric,
-        batch_size=options.batch_size,
+        ProbeOptions(
+            options.probe_rows,
+            options.shared_factors,
+            options.seed,
+            by_class,
+            options.batch_size,
+        ),
+        metric,
     )
     for line in figures["warnings"]:
         console.warn(line)

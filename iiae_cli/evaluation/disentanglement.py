@@ -1,15 +1,16 @@
-"""Is it disentangled? What each latent holds of each known factor, and what that is worth in two figures.
+"""Is it disentangled? What each latent holds of each known factor, how it swaps, what bounds it.
 
-Four latents are read: shared x, shared y, exclusive x, exclusive y; each by its posterior *mean*, which retrieval and
-translation use, and by one *sample* per row, which is all that training lets through. A factor should be in the shared
-latents where both domains hold it, and in its own domain's exclusive latent where that alone does.
+Four latents are read: shared and exclusive, of x and of y; each by its posterior *mean*, which
+retrieval and translation use, and by one *sample* per row, which is all that training lets through.
+A factor should be in the shared latents if both domains hold it, and in its own domain's exclusive
+latent if that alone does.
 
-* `informativeness`: of the factors that a latent should hold, the better probe's score on the way from its control (or
-  chance, where that is higher) to a perfect reading; the mean over them.
+* `informativeness`: of the factors that a latent should hold, the better probe's score on the way
+  from its control (or chance, if higher) to a perfect reading; the mean over them.
 * `leakage`: the same of the factors that it should not hold; the largest.
 
-Where the split has few rows, rows of the training split join every probe's learning rows (never its tests): a few
-hundred rows cannot read a latent of as many dimensions, and would call a leak nothing.
+If the split has few rows, rows of the training split join every probe's learning rows (never its
+tests): a few hundred rows cannot read a latent of as many dimensions, and would miss a leak.
 """
 
 from __future__ import annotations
@@ -19,20 +20,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.factors import Factor, Owner, check_names, columns_of, read_factors
+from iiae_cli.evaluation.factors import Factor, check_names, columns_of, owner_of, read_factor
 from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
-from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
-from iiae_cli.evaluation.usage import latent_usage
-from iiae_cli.inference.trained import LatentKind, TrainedModel
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs, exclusive_kl
+from iiae_cli.evaluation.swaps import swap_figures
+from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel, inference
+from iiae_cli.model import DOMAINS, Domain, other_domain
+from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
+from iiae_cli.model.objective import Objective
 
 PROBE_ROWS = 3000
 DYING_NATS = 3.0  # an exclusive latent below says next to nothing
+ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data
 LATENTS: tuple[tuple[LatentKind, Domain], ...] = (
     ("shared", "x"),
     ("shared", "y"),
@@ -40,7 +46,82 @@ LATENTS: tuple[tuple[LatentKind, Domain], ...] = (
     ("exclusive", "y"),
 )
 WAYS = ("mean", "sample")
+_SCORES = ("linear", "nonlinear", "control", "control_nonlinear", "above_control")
 _CONTROL_MARGIN = 0.05  # of R², or four standard errors of an accuracy
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What the caller may choose, and how rows belong together.
+
+    Attributes:
+        rows: that probes see at most.
+        shared: factors that both domains hold, beside those whose names say so.
+        seed: of every draw.
+        by_class: rows belong together by their labels alone, so that there are no pairs' factors.
+        batch_size: rows at once.
+    """
+
+    rows: int = PROBE_ROWS
+    shared: Sequence[str] = ()
+    seed: int = 0
+    by_class: bool = False
+    batch_size: int = 256
+
+
+def measure_disentanglement(
+    trained: TrainedModel,
+    objective: Objective,
+    pairs: EncodedPairs,
+    split: Split,
+    train: Callable[[], Split] | None,
+    options: ProbeOptions,
+    metric: Metric,
+) -> tuple[Figures, Figures]:
+    """The figures, and what a reader must know of how they were made.
+
+    Args:
+        trained: the model.
+        objective: whose terms the bounds are.
+        pairs: latents of `split`.
+        split: the measured rows, aligned unless paired by class.
+        train: reads the training split, for probes that the measured rows are too few for.
+        options: of the probes.
+        metric: distance between latents.
+
+    Raises:
+        IiaeError: a factor that does not exist, or latents that are not finite.
+    """
+    batch_size, seed = options.batch_size, options.seed
+    rows = choose_rows(trained, pairs, split, train, options)
+    probes = probe_figures(rows, seed)
+    latents = latent_figures(pairs, probes)
+    figures: Figures = {
+        "exclusive_kl": dict(exclusive_kl(pairs)),
+        "factors": own_factors(probes),
+        "latents": latents,
+        "probes": probes,
+        "swaps": swap_figures(
+            trained, pairs, split, metric=metric, batch_size=batch_size, seed=seed
+        ),
+    }
+    if not options.by_class:  # bounds need partners
+        chosen = split.take_pairs(_draw(len(split.x), options.rows, seed))
+        figures["bounds"] = bound_figures(
+            trained, objective, chosen, batch_size=batch_size, seed=seed
+        )
+    measured = len(rows.folds["x"]) - rows.learning
+    learnt = measured * (FOLDS - 1) // FOLDS + rows.learning
+    figures["warnings"] = warnings_of(latents, probes, learnt)
+    protocol = {
+        "probe_rows": measured,
+        "probe_rows_learnt_from_train": rows.learning,
+        "probe_folds": FOLDS,
+        "probe_seed": seed,
+    }
+    return figures, protocol
 
 
 @dataclass(frozen=True)
@@ -50,8 +131,8 @@ class ProbedRows:
     Attributes:
         pairs: latents of all of them.
         factors: by domain.
-        folds: by domain, as `draw_folds` gives them.
-        learning: number of the latter.
+        folds: by domain, as `draw_folds` returns them.
+        learning: number of rows that are only learnt from.
     """
 
     pairs: EncodedPairs
@@ -60,8 +141,49 @@ class ProbedRows:
     learning: int
 
 
+def choose_rows(
+    trained: TrainedModel,
+    pairs: EncodedPairs,
+    split: Split,
+    train: Callable[[], Split] | None,
+    options: ProbeOptions,
+) -> ProbedRows:
+    """Draw rows for the probes; the training split fills up what the measured one lacks."""
+    by_class, count = options.by_class, len(split.x)
+    columns = {domain: columns_of(split, domain, by_class=by_class) for domain in DOMAINS}
+    check_names(options.shared, {name for values in columns.values() for name in values})
+    more, extra = None, None
+    if train is not None and not by_class and count < options.rows and any(columns.values()):
+        whole = train()
+        if whole.pair_count:
+            drawn = _draw(whole.pair_count, options.rows - count, options.seed)
+            more = whole.take_pairs(drawn)
+            extra = encode_pairs(trained, more, batch_size=options.batch_size)
+    learning = 0 if more is None else len(more.x)
+    factors, folds, latents = {}, {}, {}
+    for domain in DOMAINS:
+        chosen = _draw(len(split.side(domain)), options.rows, options.seed)
+        learnt = {} if more is None else columns_of(more, domain, by_class=False)
+        factors[domain] = [
+            read_factor(
+                name,
+                values[chosen],
+                learnt.get(name, np.full(learning, np.nan)),
+                owner_of(name, options.shared),
+                least=FOLDS,
+            )
+            for name, values in columns[domain].items()
+        ]
+        groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
+        folds[domain] = draw_folds(groups, learning, options.seed)
+        latents[domain] = pairs.of(domain).take(chosen)
+        if extra is not None:
+            latents[domain] = latents[domain].joined(extra.of(domain))
+    return ProbedRows(EncodedPairs(latents["x"], latents["y"]), factors, folds, learning)
+
+
 def items_of(split: Split) -> NDArray[np.int64]:
-    """The item that each aligned row belongs to: rows that share a picture of x or of y, by any chain, are one item."""
+    """The item of each aligned row: rows that share a picture, by any chain, are one item."""
     x, y = (
         np.unique(np.array(ids, dtype=object), return_inverse=True)[1]
         for ids in (split.x.ids, split.y.ids)
@@ -73,62 +195,9 @@ def items_of(split: Split) -> NDArray[np.int64]:
     return items
 
 
-def choose_rows(
-    trained: TrainedModel,
-    pairs: EncodedPairs,
-    split: Split,
-    train: Callable[[], Split] | None,
-    *,
-    by_class: bool,
-    shared: Sequence[str] = (),
-    rows: int = PROBE_ROWS,
-    seed: int = 0,
-    batch_size: int = 256,
-) -> ProbedRows:
-    """At most `rows` rows for the probes, drawn by seed; the training split fills up what the measured one lacks.
-
-    Args:
-        trained: the model.
-        pairs: latents of `split`.
-        split: the measured rows, aligned unless `by_class`.
-        train: gives the training split, asked only where it is needed; None where there is none to learn from.
-        by_class: whether rows belong together by their labels alone: only those are factors then.
-        shared: names of factors that both domains hold, beside those whose names say so.
-        rows: at most.
-        seed: of the draws.
-        batch_size: rows at once.
-
-    Raises:
-        IiaeError: `shared` names a factor that there is not.
-    """
-    counts = {domain: len(split.side(domain).rows) for domain in DOMAINS}
-    chosen = {domain: _some(counts[domain], rows, seed) for domain in DOMAINS}
-    columns = {domain: columns_of(split, domain, by_class=by_class) for domain in DOMAINS}
-    check_names(shared, {name for one in columns.values() for name in one})
-    items = None if by_class else items_of(split)
-    more, extra = None, None
-    if train is not None and not by_class and counts["x"] < rows and any(columns.values()):
-        whole = train()
-        if whole.pair_count:
-            more = whole.take_pairs(_some(whole.pair_count, rows - counts["x"], seed))
-            extra = encode_pairs(trained, more, batch_size=batch_size)
-    learning = 0 if more is None else len(more.x)
-    factors, folds, latents = {}, {}, {}
-    for domain in DOMAINS:
-        measured = {name: values[chosen[domain]] for name, values in columns[domain].items()}
-        learnt = None if more is None else columns_of(more, domain, by_class=False)
-        factors[domain] = read_factors(measured, learnt, learning, shared=shared, least=FOLDS)
-        groups = np.arange(len(chosen[domain])) if items is None else items[chosen[domain]]
-        folds[domain] = draw_folds(groups, learning, seed)
-        latents[domain] = pairs.of(domain).take(chosen[domain])
-        if extra is not None:
-            latents[domain] = latents[domain].joined(extra.of(domain))
-    return ProbedRows(EncodedPairs(latents["x"], latents["y"]), factors, folds, learning)
-
-
-def probe_figures(rows: ProbedRows, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Scores by latent and factor: what is read from means and from samples, and whether it belongs there."""
-    figures: dict[str, dict[str, Any]] = {}
+def probe_figures(rows: ProbedRows, seed: int = 0) -> dict[str, Figures]:
+    """Scores by latent and factor: what means and samples reveal, and whether it belongs there."""
+    figures: dict[str, Figures] = {}
     for number, (kind, domain) in enumerate(LATENTS):
         encoded = rows.pairs.of(domain)
         logvar = encoded.logvar(kind)
@@ -136,64 +205,79 @@ def probe_figures(rows: ProbedRows, seed: int = 0) -> dict[str, dict[str, Any]]:
             continue
         mean = encoded.mean(kind)
         noise = np.random.default_rng((seed, number)).standard_normal(mean.shape, dtype=np.float32)
-        found = {
-            way: probe(latents, rows.factors[domain], rows.folds[domain], seed)
-            for way, latents in (("mean", mean), ("sample", mean + np.exp(0.5 * logvar) * noise))
-        }
+        factors, folds = rows.factors[domain], rows.folds[domain]
+        by_mean = probe(mean, factors, folds, seed)
+        by_sample = probe(mean + np.exp(0.5 * logvar) * noise, factors, folds, seed)
         figures[f"{kind}_{domain}"] = {
-            factor.name: _probe_entry(
-                factor, kind, domain, {way: found[way][factor.name] for way in WAYS}
-            )
-            for factor in rows.factors[domain]
+            factor.name: {
+                "kind": "classes" if factor.classes else "quantity",
+                "belongs": belongs(factor.owner, kind, domain),
+                **_entry(by_mean[factor.name], by_sample[factor.name]),
+            }
+            for factor in factors
         }
     return figures
 
 
-def belongs(owner: Owner | None, kind: LatentKind, domain: Domain) -> bool | None:
-    """Whether a latent should hold a factor; None where nobody said whose it is."""
+def belongs(owner: str | None, kind: LatentKind, domain: Domain) -> bool | None:
+    """Whether a latent should hold a factor; None if its owner is unknown."""
     if owner is None:
         return None
     return owner == "shared" if kind == "shared" else owner == domain
 
 
-def _probe_entry(
-    factor: Factor, kind: LatentKind, domain: Domain, found: dict[str, ProbeScore | None]
-) -> dict[str, Any]:
-    some = next((score for score in found.values() if score is not None), None)
-    entry: dict[str, Any] = {
-        "kind": "classes" if factor.classes else "quantity",
-        "belongs": belongs(factor.owner, kind, domain),
-        "chance": None if some is None else some.chance,
-        "n": 0 if some is None else some.rows,
-    }
-    for way, score in found.items():
-        entry[way] = {
-            name: None if score is None else getattr(score, name)
-            for name in ("linear", "nonlinear", "control", "control_nonlinear", "above_control")
-        }
+def _entry(by_mean: ProbeScore | None, by_sample: ProbeScore | None) -> Figures:
+    known = by_mean or by_sample
+    entry: Figures = {"chance": known and known.chance, "n": known.rows if known else 0}
+    for way, score in zip(WAYS, (by_mean, by_sample), strict=True):
+        entry[way] = {name: score and getattr(score, name) for name in _SCORES}
     return entry
 
 
-def latent_figures(
-    pairs: EncodedPairs, probes: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Per latent its use, and its `leakage_…` and `informativeness_…` from means and from samples (None: no factor)."""
-    figures: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class LatentUsage:
+    """One latent of one domain, dimension by dimension, over a split.
+
+    Attributes:
+        kl: (D,) mean KL(q ‖ N(0, 1)) in nats.
+        variance: (D,) of the posterior means over the rows.
+    """
+
+    kl: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    @property
+    def active(self) -> int:
+        """Dimensions whose mean moves with the data (Burda et al., 2016)."""
+        return int((self.variance > ACTIVE_VARIANCE).sum())
+
+
+def latent_usage(encoded: Encoded, kind: LatentKind) -> LatentUsage | None:
+    """How much of its latents a model uses; None for a kind of latent that it does not have."""
+    logvar = encoded.logvar(kind)
+    if logvar is None:
+        return None
+    mean = encoded.mean(kind).astype(np.float64)
+    each = (torch.from_numpy(mean).reshape(-1, 1), torch.from_numpy(logvar).double().reshape(-1, 1))
+    nats = kl_to_prior(DiagonalGaussian(*each)).numpy().reshape(mean.shape)
+    return LatentUsage(nats.mean(axis=0), mean.var(axis=0))
+
+
+def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str, Figures]:
+    """Use, `leakage_…` and `informativeness_…` of every latent, from means and from samples."""
+    figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
         usage = latent_usage(pairs.of(domain), kind)
         if usage is None:
             continue
         name = f"{kind}_{domain}"
-        entry: dict[str, Any] = {
-            "dimensions": len(usage.kl),
-            "active": usage.active,
-            "kl": float(usage.kl.sum()),
-        }
+        dimensions, nats = len(usage.kl), float(usage.kl.sum())
+        entry: Figures = {"dimensions": dimensions, "active": usage.active, "kl": nats}
         for way in WAYS:
             held: dict[bool, list[float]] = {True: [], False: []}
-            for one in probes.get(name, {}).values():
-                if one["belongs"] is not None and one[way]["above_control"] is not None:
-                    held[one["belongs"]].append(one[way]["above_control"])
+            for factor in probes.get(name, {}).values():
+                if factor["belongs"] is not None and factor[way]["above_control"] is not None:
+                    held[factor["belongs"]].append(factor[way]["above_control"])
             entry[f"leakage_{way}"] = max(held[False], default=None)
             entry[f"informativeness_{way}"] = float(np.mean(held[True])) if held[True] else None
         entry["kl_per_dimension"] = [float(f"{nats:.4g}") for nats in usage.kl]
@@ -201,65 +285,110 @@ def latent_figures(
     return figures
 
 
-def own_factors(probes: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The linear R² of every quantity of one domain from the means of that domain's latents: the short form."""
-    figures: dict[str, dict[str, dict[str, float | None]]] = {}
+def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
+    """The short form: linear R² of one domain's quantities from the means of its own latents."""
+    figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
-        for name, one in probes.get(f"{kind}_{domain}", {}).items():
-            if one["kind"] == "quantity" and name.startswith(f"{domain}_"):
-                figures.setdefault(name, {})[f"{kind}_mean"] = {"r2": one["mean"]["linear"]}
+        for name, factor in probes.get(f"{kind}_{domain}", {}).items():
+            if factor["kind"] == "quantity" and name.startswith(f"{domain}_"):
+                figures.setdefault(name, {})[f"{kind}_mean"] = {"r2": factor["mean"]["linear"]}
     return figures
 
 
+def bound_figures(
+    trained: TrainedModel,
+    objective: Objective,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Figures:
+    """The variational bounds that training works on, from the objective's own terms, in nats.
+
+    Written for x; y is analogous.
+
+    * `shared_given_other`: I(X; Z^s | Y) ≤ E KL(q(z^s|x,y) ‖ r^y(z^s|y)), the term `kl_shared_y`:
+      what the shared latent says of x that y does not.
+    * `exclusive`: I(X; Z^x) ≤ E KL(q(z^x|x) ‖ p), the term `kl_exclusive_x`. It bounds I(Z^x; Z^s)
+      too: z^x knows of z^s only by x.
+    * `shared`: I(X, Y; Z^s) ≤ E KL(q(z^s|x,y) ‖ p), the term `kl_shared_prior`.
+    * `exclusive_shared_plus_entropy`: I(Z^x; Z^s) = I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s) (the
+      paper's supplement, A.2), where the last term is at least H(X) + E log p(x|z^x,z^s). So
+      I(Z^x; Z^s) + H(X) ≤ `kl_exclusive_x` + `kl_shared_prior` + `reconstruction_x` + c. H(X) and c
+      belong to the data and the weight w: only runs that have both in common compare.
+
+    Args:
+        trained: the model.
+        objective: of its training.
+        split: aligned rows, each of which is read.
+        batch_size: rows at once.
+        seed: of the latents' samples, which reconstruct.
+    """
+    network = trained.network
+    generator = torch.Generator(trained.device).manual_seed(seed)
+    sums: dict[str, float] = {}
+    with inference(network):
+        for start in range(0, len(split.x), batch_size):
+            part = slice(start, start + batch_size)
+            x, y = (trained.inputs(split.side(domain).rows[part]) for domain in DOMAINS)
+            posteriors = network.infer(x, y)
+            reconstructions = network.generate(network.sample(posteriors, generator))
+            for name, mean in objective(posteriors, reconstructions, step=0).items():
+                sums[name] = sums.get(name, 0.0) + float(mean) * len(x)
+    means = {name: total / len(split.x) for name, total in sums.items()}
+    figures: Figures = {}
+    for domain in DOMAINS:
+        figures[domain] = {"shared_given_other": means[f"kl_shared_{other_domain(domain)}"]}
+        if network.exclusive_dim:
+            own, error = means[f"kl_exclusive_{domain}"], means[f"reconstruction_{domain}"]
+            both = own + means["kl_shared_prior"] + error
+            figures[domain] |= {"exclusive": own, "exclusive_shared_plus_entropy": both}
+    return {**figures, "shared": means["kl_shared_prior"], "rows": len(split.x)}
+
+
 def warnings_of(
-    latents: dict[str, dict[str, Any]],
-    probes: dict[str, dict[str, Any]],
-    learning: int | None = None,
+    latents: dict[str, Figures], probes: dict[str, Figures], learning: int
 ) -> list[str]:
     """Collapsed latents, probes whose control is not at chance, and those of too few rows.
 
     Args:
         latents: of `latent_figures`.
         probes: of `probe_figures`.
-        learning: rows that each probe learns from; None where that is not known.
+        learning: rows that each probe learns from.
     """
     lines = []
-    for name, one in latents.items():
-        title = name.replace("_", " ")
-        if (
-            learning is not None
-            and any(probes.get(name, {}).values())
-            and learning < one["dimensions"]
-        ):
+    for name, latent in latents.items():
+        title, dimensions = name.replace("_", " "), latent["dimensions"]
+        if any(probes.get(name, {}).values()) and learning < dimensions:
             lines.append(
-                f"probes of the {title} latent learn from {learning} rows, fewer than its {one['dimensions']} "
-                "dimensions: a leak may go unseen"
+                f"probes of the {title} latent learn from {learning} rows, fewer than its "
+                f"{dimensions} dimensions: a leak may go unseen"
             )
-        if not one["active"]:
+        if not latent["active"]:
             lines.append(
                 f"the {title} latent has collapsed: no dimension of its mean moves with the data"
             )
-        elif name.startswith("exclusive") and one["kl"] < DYING_NATS:
+        elif name.startswith("exclusive") and latent["kl"] < DYING_NATS:
             lines.append(
-                f"the {title} latent says next to nothing: {one['kl']:.2g} nats, {one['active']} active"
+                f"the {title} latent says next to nothing: "
+                f"{latent['kl']:.2g} nats, {latent['active']} active"
             )
     for name, factors in probes.items():
-        for factor, one in factors.items():
+        for factor, entry in factors.items():
+            chance, rows = entry["chance"], entry["n"]
             for way in WAYS:
-                score = one[way]["control"]
-                if score is None:
-                    continue
-                margin = _CONTROL_MARGIN
-                if one["kind"] == "classes":
-                    margin = 4.0 * float(np.sqrt(one["chance"] * (1.0 - one["chance"]) / one["n"]))
-                if score > one["chance"] + margin:
+                score, margin = entry[way]["control"], _CONTROL_MARGIN
+                if score is not None and entry["kind"] == "classes":
+                    margin = 4.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
+                if score is not None and score > chance + margin:
                     lines.append(
-                        f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} ({way}), chance is "
-                        f"{one['chance']:.2f}: {one['n']} rows are too few for these figures"
+                        f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} "
+                        f"({way}), chance is {chance:.2f}: {rows} rows are too few for these "
+                        "figures"
                     )
     return lines
 
 
-def _some(count: int, rows: int, seed: int) -> NDArray[np.int64]:
+def _draw(count: int, rows: int, seed: int) -> NDArray[np.int64]:
     """At most `rows` of `count` row numbers, in order."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:rows])

@@ -1,12 +1,13 @@
-"""Generative factors as probes need them: whose each is, whether it is a quantity or a class, which rows know it.
+"""Generative factors as probes need them: whose they are, quantities or classes, in which rows.
 
-Whose a factor is says its name: `x_…` belongs to domain x alone, `y_…` to y alone, `shared_…` and `class` to both. Any
-other is measured without a verdict, unless the caller names it as shared.
+A factor's name says whose it is: `x_…` belongs to domain x alone, `y_…` to y alone, `shared_…` and
+`class` to both. Any other is measured without a verdict, unless the caller names it as shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -29,8 +30,8 @@ class Factor:
     """A factor of N rows.
 
     Attributes:
-        name: of the data file.
-        owner: which latents should hold it; None where nobody said.
+        name: in the data file.
+        owner: which latents should hold it; None if unknown.
         values: (N, D) float64 of a quantity, (N,) codes from 0 of classes.
         known: (N,) whether a row has a value.
         classes: their number; 0 for a quantity.
@@ -51,12 +52,9 @@ def owner_of(name: str, shared: Collection[str] = ()) -> Owner | None:
 
 
 def columns_of(split: Split, domain: Domain, *, by_class: bool) -> dict[str, NDArray[Any]]:
-    """The factors of one domain's rows by name, as stored; classes are the domain's labels where it has them.
+    """The factors of one domain's rows by name, as stored; its labels are the factor `class`.
 
-    Args:
-        split: aligned, unless `by_class`.
-        domain: whose rows.
-        by_class: whether rows have no partner, so that factors of pairs mean nothing.
+    Rows that are paired `by_class` have no partner, so that factors of pairs mean nothing there.
     """
     columns = {} if by_class else dict(split.factors)
     labels = split.side(domain).labels
@@ -68,88 +66,47 @@ def columns_of(split: Split, domain: Domain, *, by_class: bool) -> dict[str, NDA
 def read_factor(
     name: str,
     measured: NDArray[Any],
-    learning: NDArray[Any] | None,
-    owner: Owner | None,
+    learning: NDArray[Any],
+    owner: Owner | None = None,
     least: int = 1,
 ) -> Factor:
     """A factor of M measured rows and L rows to learn from, in this order.
 
-    Text, truth values and up to `MAX_CODES` distinct whole numbers are classes; empty text is unknown, and so is a
-    class that fewer than `least` measured rows have. Anything else is a quantity; NaN and infinity are unknown.
+    Text, truth values and up to `MAX_CODES` distinct whole numbers are classes; empty text is
+    unknown, and so is a class that fewer than `least` measured rows have. Anything else is a
+    quantity; NaN and infinity are unknown.
 
     Args:
         name: of the factor.
         measured: (M, …).
-        learning: (L, …), or None where there are no such rows; unknown throughout where it is unlike `measured`.
+        learning: (L, …); unknown throughout if it is unlike `measured`.
         owner: whose it is.
         least: rows of a class below which it is left out.
     """
     if _is_classes(name, measured):
-        texts = [_texts(measured), [] if learning is None else _texts(learning)]
-        names, counts = np.unique(
-            np.array([one for one in texts[0] if one], dtype=object), return_counts=True
-        )
-        kept = sorted(zip(-counts, names, strict=True))[:MAX_CLASSES]
-        codes = {
-            one: code
-            for code, one in enumerate(sorted(one for count, one in kept if -count >= least))
-        }
-        coded: NDArray[np.int64] = np.array(
-            [codes.get(one, -1) for one in (*texts[0], *texts[1])], np.int64
-        )
+        texts = _texts(measured)
+        counts = Counter(text for text in sorted(texts) if text)
+        kept = [text for text, count in counts.most_common(MAX_CLASSES) if count >= least]
+        codes = {text: code for code, text in enumerate(sorted(kept))}
+        coded = np.array([codes.get(text, -1) for text in (*texts, *_texts(learning))], np.int64)
         return Factor(name, owner, coded, coded >= 0, len(codes))
-    parts = [measured.reshape(len(measured), -1).astype(np.float64)]
-    if learning is not None:
-        like = learning.dtype.kind in "fiu" and learning.shape[1:] == measured.shape[1:]
-        unknown = np.full((len(learning), parts[0].shape[1]), np.nan)
-        parts.append(learning.reshape(unknown.shape).astype(np.float64) if like else unknown)
-    values = np.concatenate(parts)
+    values = measured.reshape(len(measured), -1).astype(np.float64)
+    more = np.full((len(learning), values.shape[1]), np.nan)
+    if learning.dtype.kind in "fiu" and learning.shape[1:] == measured.shape[1:]:
+        more[:] = learning.reshape(more.shape)
+    values = np.concatenate([values, more])
     known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
     return Factor(name, owner, values, known)
 
 
-def read_factors(
-    measured: Mapping[str, NDArray[Any]],
-    learning: Mapping[str, NDArray[Any]] | None,
-    learning_rows: int,
-    *,
-    shared: Collection[str] = (),
-    least: int = 1,
-) -> list[Factor]:
-    """Every factor of the measured rows; those that the learning rows lack are unknown there.
-
-    Args:
-        measured: columns of the measured rows.
-        learning: columns of the rows to learn from; None where there are none.
-        learning_rows: L, their number.
-        shared: names of factors that both domains hold, beside those whose names say so.
-        least: see `read_factor`.
-    """
-    factors = []
-    for name, values in measured.items():
-        rows = None
-        if learning is not None:
-            rows = learning.get(name)
-            if rows is None:
-                rows = np.full(learning_rows, np.nan)
-        factors.append(read_factor(name, values, rows, owner_of(name, shared), least))
-    return factors
-
-
 def check_names(shared: Sequence[str], known: Collection[str]) -> None:
-    """Refuse names of factors that there are not.
-
-    Raises:
-        IiaeError: some are unknown; all are named.
-    """
+    """Refuse names of factors that the data does not hold; the error names all of them."""
     unknown = [name for name in shared if name not in known]
     if unknown:
-        have = (
-            f"factors of this data: {', '.join(sorted(known))}"
-            if known
-            else "this data holds no factors"
-        )
-        raise IiaeError(f"there is no factor {', '.join(map(repr, unknown))}", have)
+        hint = "this data holds no factors"
+        if known:
+            hint = f"factors of this data: {', '.join(sorted(known))}"
+        raise IiaeError(f"there is no factor {', '.join(map(repr, unknown))}", hint)
 
 
 def _is_classes(name: str, values: NDArray[Any]) -> bool:
@@ -161,7 +118,8 @@ def _is_classes(name: str, values: NDArray[Any]) -> bool:
 def _texts(values: NDArray[Any]) -> list[str]:
     """A name per row; empty where unknown."""
     if values.dtype.kind == "f":
-        return ["" if not np.isfinite(one) else f"{one:g}" for one in values.ravel()]
+        return [f"{value:g}" if np.isfinite(value) else "" for value in values.ravel()]
     return [
-        one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in values
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        for value in values
     ]

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
+from iiae_cli.common.files import reading
+from iiae_cli.data.state_dicts import read_weights_file
 
 LpipsNet = Literal["alex", "vgg"]
 
@@ -138,13 +139,9 @@ def _cached(net: LpipsNet) -> Path:
 def _recognised(path: Path) -> LpipsNet:
     """Which network a weights file belongs to, by all of its names and shapes; tensors alone."""
     hint = f"give torchvision's {' or '.join(net.file_name for net in BACKBONES.values())}"
-    if not path.exists():
-        raise IiaeError(f"{path} does not exist", hint)
-    try:
+    with reading(path, hint):
         state = read_weights_file(path)
         shapes = {name: tuple(value.shape) for name, value in state.items()}
-    except UNREADABLE as error:
-        raise IiaeError(f"{path} cannot be read as weights", hint) from error
     for net in BACKBONES:
         if shapes == _expected_shapes(net):
             return net
@@ -161,7 +158,7 @@ def _expected_shapes(net: LpipsNet) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def _hub_cache_of(weights: Path, file_name: str) -> Iterator[None]:
-    """Let torchvision find the given file, whatever its name, where it looks before it downloads."""
+    """Let torchvision find a file, whatever its name, where it looks before it downloads."""
     before = torch.hub.get_dir()
     with TemporaryDirectory() as folder:
         (Path(folder) / "checkpoints").mkdir()

@@ -1,20 +1,19 @@
-"""Swap consistency: content of one picture, manner of another, decoded and encoded again. Does each stay what it was?
+"""Swap consistency: content of one picture, manner of another, decoded and encoded again.
 
-For every row i of domain A a row j ≠ i of domain B is drawn. B's decoder gets the shared mean of i and the exclusive
-mean of j; B's encoders read the result again. In a disentangled model the shared mean found is still that of i, and the
-exclusive mean that of j. A ≠ B is translation with a reference that is not the partner, A = B the visual analogy. A
-translation then goes home: its shared mean and the exclusive mean that i came with are decoded in A and encoded again.
+For every row i of domain A a row j ≠ i of domain B is drawn. B's decoder gets the shared mean of i
+and the exclusive mean of j; B's encoders read the result again. In a disentangled model the shared
+mean is still that of i, and the exclusive mean that of j. A ≠ B is translation with a reference
+that is not the partner, A = B the visual analogy. A translation then goes home: its shared mean and
+the exclusive mean that i came with are decoded in A and encoded again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import recall_at_k
@@ -25,16 +24,8 @@ from iiae_cli.model import DOMAINS, Domain
 
 SWAP_ROWS = 1000  # at most; recall's gallery is as large
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Swapped:
-    """Re-encoded means of N results, and the mean |error| of the way home (None within one domain)."""
-
-    shared: Floats
-    exclusive: Floats | None
-    returned: Floats | None
-    round_trip: float | None
+Indices = NDArray[np.int64]
+Figures = dict[str, float | int | None]
 
 
 def swap_figures(
@@ -46,14 +37,14 @@ def swap_figures(
     batch_size: int = 256,
     rows: int = SWAP_ROWS,
     seed: int = 0,
-) -> dict[str, dict[str, float | int | None]]:
-    """Per direction `x_to_y`, `y_to_x`, `x_to_x`, `y_to_y`:
+) -> dict[str, Figures]:
+    """Figures of each direction `x_to_x`, `x_to_y`, `y_to_x`, `y_to_y`.
 
-    * `shared_recall@1`: is the re-encoded shared mean's nearest among the N contents' means its own?
-    * `shared_distance`: how far it moved, in units of the distance between two contents (root mean squares).
-    * `exclusive_recall@1`, `exclusive_r2`: the same of the re-encoded exclusive mean among the N references', and the
-      part of their variance that it follows (1: all of it).
-    * of translations also `return_recall@1`, `return_distance` and `round_trip_l1` of the way home.
+    * `shared_recall@1`: whether the re-encoded shared mean's nearest among N contents is its own.
+    * `shared_distance`: how far it moved, see `moved`.
+    * `exclusive_recall@1`, `exclusive_r2`: the same of the re-encoded exclusive mean among the N
+      references', and the part of their variance that it follows.
+    * of translations also `return_recall@1`, `return_distance`, `round_trip_l1` of the way home.
 
     Args:
         trained: the model.
@@ -61,108 +52,98 @@ def swap_figures(
         split: the rows.
         metric: distance between latents.
         batch_size: rows at once.
-        rows: at most so many contents.
+        rows: contents at most.
         seed: of contents and references.
     """
-    figures: dict[str, dict[str, float | int | None]] = {}
+    figures: dict[str, Figures] = {}
     for source in DOMAINS:
         for target in DOMAINS:
-            contents, references = _draw(
-                len(split.side(source).rows), len(split.side(target).rows), rows, seed
-            )
+            counts = len(split.side(source)), len(split.side(target))
+            contents, references = _draw(*counts, rows, seed)
             if len(contents) < 2:
                 continue
             content = pairs.of(source).mean("shared")[contents]
-            manner = pairs.of(target).exclusive_mean
-            manner = None if manner is None else manner[references]
-            own = pairs.of(source).exclusive_mean
-            home = None
+            own, manner = pairs.of(source).exclusive_mean, pairs.of(target).exclusive_mean
+            if own is not None and manner is not None:
+                own, manner = own[contents], manner[references]
+            found = _decode_and_encode(trained, target, content, manner, None, batch_size)
+            entry: Figures = {
+                "shared_recall@1": _recall(found.shared, content, metric),
+                "shared_distance": moved(found.shared, content),
+            }
+            if found.exclusive is not None and manner is not None:
+                apart = moved(found.exclusive, manner)
+                entry["exclusive_recall@1"] = _recall(found.exclusive, manner, metric)
+                # Two rows lie √2 standard deviations apart.
+                entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
             if source != target:
-                home = split.side(source).rows[contents], None if own is None else own[contents]
-            found = _swap(trained, source, target, content, manner, home, batch_size)
-            figures[direction_name(source, target)] = _figures(found, content, manner, metric)
+                home = split.side(source).rows[contents]
+                back = _decode_and_encode(trained, source, found.shared, own, home, batch_size)
+                entry["return_recall@1"] = _recall(back.shared, content, metric)
+                entry["return_distance"] = moved(back.shared, content)
+                entry["round_trip_l1"] = back.error
+            figures[direction_name(source, target)] = {**entry, "n": len(content)}
     return figures
 
 
-def _draw(
-    sources: int, targets: int, rows: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Contents and references, in each other's order; of equal lengths none is its own reference, nor its partner."""
-    rng = np.random.default_rng(seed)
-    if sources == targets:
-        order = rng.permutation(sources)
-        chosen = np.sort(order[:rows])
-        return chosen, np.roll(chosen, 1 + int(rng.integers(max(1, len(chosen) - 1))))
-    count = min(sources, targets, rows)
-    return np.sort(rng.permutation(sources)[:count]), rng.permutation(targets)[:count]
-
-
-def _swap(
-    trained: TrainedModel,
-    source: Domain,
-    target: Domain,
-    content: Floats,
-    manner: Floats | None,
-    home: tuple[NDArray[Any], Floats | None] | None,
-    batch_size: int,
-) -> _Swapped:
-    shared, exclusive, returned, errors = [], [], [], []
-
-    def on(latents: Floats | None, part: slice) -> Tensor | None:
-        return None if latents is None else torch.from_numpy(latents[part]).to(trained.device)
-
-    model = trained.network
-    with inference(model):
-        for start in range(0, len(content), batch_size):
-            part = slice(start, start + batch_size)
-            given = torch.from_numpy(content[part]).to(trained.device)
-            made = model.decode(target, given, on(manner, part))
-            read = model.encode_shared(target, made).mean
-            shared.append(read.flatten(1).cpu().numpy())
-            if manner is not None:
-                exclusive.append(model.encode_exclusive(target, made).mean.cpu().numpy())
-            if home is not None:
-                back = model.decode(source, read, on(home[1], part))
-                returned.append(model.encode_shared(source, back).mean.flatten(1).cpu().numpy())
-                wanted = trained.inputs(home[0][part])
-                errors.append((back - wanted).abs().flatten(1).mean(dim=1).cpu().numpy())
-    return _Swapped(
-        np.concatenate(shared),
-        np.concatenate(exclusive) if exclusive else None,
-        np.concatenate(returned) if returned else None,
-        float(np.concatenate(errors).mean()) if errors else None,
-    )
-
-
-def _figures(
-    found: _Swapped, content: Floats, manner: Floats | None, metric: Metric
-) -> dict[str, float | int | None]:
-    figures: dict[str, float | int | None] = {
-        "shared_recall@1": recall_at_k(partner_ranks(found.shared, content, metric=metric), 1),
-        "shared_distance": moved(found.shared, content),
-    }
-    if found.exclusive is not None and manner is not None:
-        apart = moved(found.exclusive, manner)
-        figures["exclusive_recall@1"] = recall_at_k(
-            partner_ranks(found.exclusive, manner, metric=metric), 1
-        )
-        # Two rows lie √2 standard deviations apart.
-        figures["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
-    if found.returned is not None:
-        figures["return_recall@1"] = recall_at_k(
-            partner_ranks(found.returned, content, metric=metric), 1
-        )
-        figures["return_distance"] = moved(found.returned, content)
-        figures["round_trip_l1"] = found.round_trip
-    return {**figures, "n": len(content)}
-
-
 def moved(found: Floats, given: Floats) -> float | None:
-    """Root mean squared distance of N latents from where they began, over that between two of the latter.
+    """Root mean squared distance of N latents from where they began, over that between two of them.
 
-    0: none moved; 1: as far as another row. None where all began in one place.
+    0: none moved; 1: as far as another row. None if all began in one place.
     """
     between = 2.0 * given.astype(np.float64).var(axis=0).sum()
     if between <= 0:
         return None
     return float(np.sqrt(((found.astype(np.float64) - given) ** 2).sum(axis=1).mean() / between))
+
+
+def _recall(queries: Floats, gallery: Floats, metric: Metric) -> float:
+    return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)
+
+
+def _draw(sources: int, targets: int, rows: int, seed: int) -> tuple[Indices, Indices]:
+    """Contents and their references; of equal lengths none is its own reference or its partner."""
+    rng = np.random.default_rng(seed)
+    if sources == targets:
+        chosen = np.sort(rng.permutation(sources)[:rows])
+        return chosen, np.roll(chosen, 1 + int(rng.integers(max(1, len(chosen) - 1))))
+    count = min(sources, targets, rows)
+    return np.sort(rng.permutation(sources)[:count]), rng.permutation(targets)[:count]
+
+
+class _Read(NamedTuple):
+    shared: Floats  # (N, S)
+    exclusive: Floats | None  # (N, E)
+    error: float | None  # mean |decoded − wanted|
+
+
+def _decode_and_encode(
+    trained: TrainedModel,
+    domain: Domain,
+    shared: Floats,
+    exclusive: Floats | None,
+    wanted: NDArray[Any] | None,
+    batch_size: int,
+) -> _Read:
+    """Decode latents in a domain, compare with `wanted` rows, and encode the result again."""
+    network = trained.network
+    shared_read, exclusive_read, errors = [], [], []
+    with inference(network):
+        for start in range(0, len(shared), batch_size):
+            part = slice(start, start + batch_size)
+            given = torch.from_numpy(shared[part]).to(trained.device)
+            own = None
+            if exclusive is not None:
+                own = torch.from_numpy(exclusive[part]).to(trained.device)
+            made = network.decode(domain, given, own)
+            shared_read.append(network.encode_shared(domain, made).mean.flatten(1).cpu().numpy())
+            if own is not None and wanted is None:
+                exclusive_read.append(network.encode_exclusive(domain, made).mean.cpu().numpy())
+            if wanted is not None:
+                error = (made - trained.inputs(wanted[part])).abs()
+                errors.append(error.flatten(1).mean(dim=1).cpu().numpy())
+    return _Read(
+        np.concatenate(shared_read),
+        np.concatenate(exclusive_read) if exclusive_read else None,
+        float(np.concatenate(errors).mean()) if errors else None,
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from iiae_cli.evaluation.disentanglement import DYING_NATS
+from iiae_cli.evaluation.disentanglement import DYING_NATS, latent_usage
 from iiae_cli.evaluation.paper import PaperRow
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.evaluation.usage import latent_usage
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.page import Card, CardLine, cell
 

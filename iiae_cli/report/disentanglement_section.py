@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iiae_cli.evaluation.disentanglement_tables import (
+from iiae_cli.evaluation.tables import (
+    Table,
     bound_table,
     latent_table,
     probe_table,
     swap_table,
 )
-from iiae_cli.evaluation.tables import Table
 from iiae_cli.report.curves import Chart
 from iiae_cli.report.plots import score_chart
 
@@ -52,7 +52,7 @@ def disentanglement_section(
             if (table := _filled(probe_table(figures, way))) is not None
         ],
         swaps=_filled(swap_table(figures)),
-        bounds=bound_table(figures),
+        bounds=_filled(bound_table(figures)),
         rows=int(protocol.get("probe_rows", 0)),
         learning=int(protocol.get("probe_rows_learnt_from_train", 0)),
     )

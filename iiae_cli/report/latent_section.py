@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from iiae_cli.evaluation.disentanglement import LatentUsage, latent_usage
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table
-from iiae_cli.evaluation.usage import LatentUsage, latent_usage
 from iiae_cli.inference.trained import LatentKind
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.curves import Chart

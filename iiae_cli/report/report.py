@@ -18,10 +18,10 @@ import numpy as np
 from iiae_cli import __version__
 from iiae_cli.common.files import writing
 from iiae_cli.data.datafile import Split
+from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.paper import PaperRow
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
-from iiae_cli.evaluation.usage import ACTIVE_VARIANCE
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.report.cards import headline_cards

@@ -1,4 +1,4 @@
-"""Disentanglement end to end on latents made by hand, swaps and bounds against direct computation, and the command."""
+"""Disentanglement on latents made by hand; swaps and bounds against direct computation; the command."""
 
 import h5py
 import numpy as np
@@ -7,26 +7,26 @@ import torch
 from helpers import small_image_model
 from torch.distributions import Normal, kl_divergence
 
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.evaluation.bounds import bound_figures
 from iiae_cli.evaluation.disentanglement import (
     ProbedRows,
     belongs,
+    bound_figures,
     items_of,
     latent_figures,
+    latent_usage,
     own_factors,
     probe_figures,
     warnings_of,
 )
-from iiae_cli.evaluation.disentanglement_tables import disentanglement_tables
-from iiae_cli.evaluation.factors import read_factors
+from iiae_cli.evaluation.factors import owner_of, read_factor
 from iiae_cli.evaluation.probes import draw_folds
-from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.swaps import moved, swap_figures
+from iiae_cli.evaluation.tables import disentanglement_tables
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
-from iiae_cli.report.disentanglement_section import disentanglement_section
+from iiae_cli.model.objective import Objective
 
 ROWS = 400
 
@@ -35,145 +35,109 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def pictures(seed, rows=9, channels=3):
-    return np.random.default_rng(seed).integers(0, 256, (rows, 16, 16, channels)).astype(np.uint8)
+def split_of(x, y):
+    return Split(*(Side(rows, [f"t/{row}" for row in range(len(rows))]) for rows in (x, y)))
 
 
-def split_of(x, y, **more):
-    return Split(*(Side(rows, [f"t/{row}" for row in range(len(rows))]) for rows in (x, y)), **more)
-
-
-def encode(model, split):
-    """Latents by the model's own methods, one batch."""
-    model.eval()
-    found = []
-    with torch.no_grad():
-        for domain in ("x", "y"):
-            inputs = to_inputs(split.side(domain).rows, None)
-            shared = model.encode_shared(domain, inputs)
-            arrays = {"shared_mean": shared.mean, "shared_logvar": shared.logvar}
-            if model.exclusive_dim:
-                exclusive = model.encode_exclusive(domain, inputs)
-                arrays |= {"exclusive_mean": exclusive.mean, "exclusive_logvar": exclusive.logvar}
-            found.append(Encoded(**{name: one.flatten(1).numpy() for name, one in arrays.items()}))
-    return EncodedPairs(*found)
+@pytest.fixture
+def pictures():
+    """A model of untrained networks, and nine colour pictures with nine grey ones."""
+    model = small_image_model(channels_y=1)
+    for weights in model.parameters():
+        weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
+    rng = np.random.default_rng(13)
+    x, y = (rng.integers(0, 256, (9, 16, 16, n)).astype(np.uint8) for n in (3, 1))
+    return TrainedModel(model, None), split_of(x, y)
 
 
 # ---- probes by latent, on latents whose content is known
 
 
-def known_rows():
-    """Shared x holds the class and, faintly, x's colour; exclusive x its colour; y's are as they should be."""
-    codes = np.random.default_rng(1).integers(0, 4, ROWS)
-    columns = {
-        "class": codes,
-        "x_color": normal(2, ROWS, 3),
-        "y_color": normal(3, ROWS, 3),
-        "mood": normal(4, ROWS),
-    }
-    centres = 4 * normal(5, 4, 6)
-    quiet = np.full((ROWS, 6), -2.0, np.float32)  # a deviation of 0.37
-    leak = np.zeros((ROWS, 6), np.float32)
-    leak[:, :3] = 0.03 * columns["x_color"]
-    exact = np.where(
-        leak == 0, normal(6, ROWS, 6), leak
-    )  # three dimensions of nothing but colour, three of noise
-    x = Encoded(
-        shared_mean=np.hstack([centres[codes], exact]),
-        shared_logvar=np.hstack([quiet, quiet]),
-        exclusive_mean=columns["x_color"],
-        exclusive_logvar=np.full((ROWS, 3), -6.0, np.float32),
-    )
-    y = Encoded(
-        shared_mean=centres[codes] + normal(7, ROWS, 6),
-        shared_logvar=quiet,
-        exclusive_mean=columns["y_color"],
-        exclusive_logvar=np.full((ROWS, 3), -6.0, np.float32),
-    )
-    factors = read_factors(columns, None, 0)
-    folds = draw_folds(np.arange(ROWS))
-    return ProbedRows(EncodedPairs(x, y), {"x": factors, "y": factors}, {"x": folds, "y": folds}, 0)
-
-
 @pytest.fixture(scope="module")
 def known():
-    rows = known_rows()
+    """Shared x holds the class and, faintly, x's colour; the others what they should."""
+    codes = np.random.default_rng(1).integers(0, 4, ROWS)
+    colours = {"x": normal(2, ROWS, 3), "y": normal(3, ROWS, 3)}
+    centres = 4 * normal(5, 4, 6)
+    leak = np.hstack([0.03 * colours["x"], normal(6, ROWS, 3)])
+    shared = {"x": np.hstack([centres[codes], leak]), "y": centres[codes] + normal(7, ROWS, 6)}
+    encoded = {
+        domain: Encoded(
+            shared_mean=shared[domain],
+            shared_logvar=np.full_like(shared[domain], -2.0),  # a deviation of 0.37
+            exclusive_mean=colours[domain],
+            exclusive_logvar=np.full_like(colours[domain], -6.0),
+        )
+        for domain in ("x", "y")
+    }
+    columns = {"class": codes, "x_color": colours["x"], "y_color": colours["y"]}
+    columns["mood"] = normal(4, ROWS)
+    factors = [
+        read_factor(name, values, np.empty(0), owner_of(name)) for name, values in columns.items()
+    ]
+    folds, pairs = draw_folds(np.arange(ROWS)), EncodedPairs(encoded["x"], encoded["y"])
+    rows = ProbedRows(pairs, {"x": factors, "y": factors}, {"x": folds, "y": folds}, 0)
     probes = probe_figures(rows)
-    return rows, probes, latent_figures(rows.pairs, probes)
+    return pairs, probes, latent_figures(pairs, probes)
 
 
 def test_a_leak_of_the_mean_that_samples_hide(known):
     _, probes, latents = known
     leak = probes["shared_x"]["x_color"]
-    assert (
-        leak["belongs"] is False
-        and leak["kind"] == "quantity"
-        and leak["n"] == ROWS
-        and leak["chance"] == 0
-    )
+    assert leak["belongs"] is False and leak["kind"] == "quantity"
+    assert leak["n"] == ROWS and leak["chance"] == 0
     assert leak["mean"]["linear"] > 0.99
     # In samples 0.03² of signal stands against e^−2 of noise: R² is 0.007.
     assert leak["sample"]["linear"] < 0.05
-    assert (
-        latents["shared_x"]["leakage_mean"] > 0.99 and latents["shared_x"]["leakage_sample"] < 0.06
-    )
+    assert latents["shared_x"]["leakage_mean"] > 0.99
+    assert latents["shared_x"]["leakage_sample"] < 0.06
     assert latents["shared_y"]["leakage_mean"] < 0.06
-    assert (
-        latents["exclusive_x"]["leakage_mean"] < 0.15
-        and latents["exclusive_y"]["leakage_mean"] < 0.15
-    )
+    assert latents["exclusive_x"]["leakage_mean"] < 0.15
 
 
 def test_what_should_be_there_is(known):
     _, probes, latents = known
-    for name in ("shared_x", "shared_y"):
-        assert (
-            probes[name]["class"]["belongs"] is True and probes[name]["class"]["kind"] == "classes"
-        )
-        assert latents[name]["informativeness_mean"] > 0.9
-        assert latents[name]["informativeness_sample"] > 0.85
     for domain in ("x", "y"):
+        content = probes[f"shared_{domain}"]["class"]
+        assert content["belongs"] is True and content["kind"] == "classes"
+        assert latents[f"shared_{domain}"]["informativeness_mean"] > 0.9
+        assert latents[f"shared_{domain}"]["informativeness_sample"] > 0.85
         # A sample's noise has variance e^−6.
-        assert probes[f"exclusive_{domain}"][f"{domain}_color"]["sample"][
-            "linear"
-        ] == pytest.approx(0.997, abs=0.003)
+        sampled = probes[f"exclusive_{domain}"][f"{domain}_color"]["sample"]["linear"]
+        assert sampled == pytest.approx(0.997, abs=0.003)
         assert latents[f"exclusive_{domain}"]["informativeness_mean"] > 0.99
-        assert (
-            latents[f"exclusive_{domain}"]["dimensions"]
-            == latents[f"exclusive_{domain}"]["active"]
-            == 3
-        )
-    assert latents["shared_x"]["active"] == 9  # those of the leak move, but less than active means
+        assert latents[f"exclusive_{domain}"]["active"] == 3
+    # Those of the leak move, but less than active means.
+    assert latents["shared_x"]["active"] == 9 and latents["shared_x"]["dimensions"] == 12
 
 
 def test_controls_are_at_chance(known):
-    _, probes, _ = known
+    _, probes, latents = known
     for factors in probes.values():
-        for one in factors.values():
-            margin = 4 * np.sqrt(0.25 * 0.75 / ROWS) if one["kind"] == "classes" else 0.05
+        for factor in factors.values():
+            margin = 4 * np.sqrt(0.25 * 0.75 / ROWS) if factor["kind"] == "classes" else 0.05
             for way in ("mean", "sample"):
-                for probe in ("control", "control_nonlinear"):
-                    assert abs(one[way][probe] - one["chance"]) < margin
-    assert warnings_of(known[2], known[1]) == []
+                controls = [factor[way][name] for name in ("control", "control_nonlinear")]
+                assert controls == pytest.approx([factor["chance"]] * 2, abs=margin)
+    assert warnings_of(latents, probes, ROWS) == []
 
 
 def test_a_factor_of_nobody_has_no_verdict(known):
-    _, probes, latents = known
+    pairs, probes, latents = known
     assert all(factors["mood"]["belongs"] is None for factors in probes.values())
-    loud = {
-        name: {**factors, "mood": {**factors["x_color"], "belongs": None}}
-        for name, factors in probes.items()
+    without = {
+        latent: {name: factor for name, factor in factors.items() if name != "mood"}
+        for latent, factors in probes.items()
     }
-    assert latent_figures(known[0].pairs, loud) == latents
+    assert latent_figures(pairs, without) == latents
 
 
-def test_the_short_form_keeps_its_keys(known):
+def test_the_short_form_has_the_linear_reading_of_own_factors(known):
     short = own_factors(known[1])
+    linear = known[1]["shared_x"]["x_color"]["mean"]["linear"]
     assert set(short) == {"x_color", "y_color"}
     assert set(short["x_color"]) == {"shared_mean", "exclusive_mean"}
-    assert short["x_color"]["shared_mean"] == {
-        "r2": known[1]["shared_x"]["x_color"]["mean"]["linear"]
-    }
+    assert short["x_color"]["shared_mean"] == {"r2": linear}
 
 
 @pytest.mark.parametrize(
@@ -186,71 +150,81 @@ def test_the_short_form_keeps_its_keys(known):
     ],
 )
 def test_what_belongs_where(owner, expected):
-    assert [
-        belongs(owner, *one) for one in (("shared", "x"), ("exclusive", "x"), ("exclusive", "y"))
-    ] == expected
+    latents = (("shared", "x"), ("exclusive", "x"), ("exclusive", "y"))
+    assert [belongs(owner, *latent) for latent in latents] == expected
 
 
-def test_collapsed_latents_and_loud_controls_are_warned_of():
-    latents = {"shared_x": {"active": 0, "kl": 9.0}, "exclusive_y": {"active": 1, "kl": 0.3}}
-    scores = {"control": 0.2}
-    probes = {
-        "shared_x": {
-            "x_color": {
-                "kind": "quantity",
-                "chance": 0.0,
-                "n": 20,
-                "mean": scores,
-                "sample": scores,
-            }
-        }
+def test_usage_is_the_divergence_of_each_dimension(known):
+    encoded = known[0].x
+    usage = latent_usage(encoded, "exclusive")
+    scale = np.exp(0.5 * encoded.exclusive_logvar)
+    q = Normal(torch.tensor(encoded.exclusive_mean), torch.tensor(scale))
+    expected = kl_divergence(q, Normal(0.0, 1.0)).mean(dim=0).tolist()
+    assert usage.kl.tolist() == pytest.approx(expected, rel=1e-4)
+    assert latent_usage(Encoded(shared_mean=encoded.shared_mean), "exclusive") is None
+
+
+def test_collapsed_latents_loud_controls_and_few_rows_are_warned_of():
+    latents = {
+        "shared_x": {"active": 0, "kl": 9.0, "dimensions": 16},
+        "exclusive_y": {"active": 1, "kl": 0.3, "dimensions": 2},
     }
-    lines = warnings_of(latents, probes)
-    assert (
-        lines[0]
-        == "the shared x latent has collapsed: no dimension of its mean moves with the data"
-    )
-    assert lines[1] == "the exclusive y latent says next to nothing: 0.3 nats, 1 active"
-    wide = {"shared_x": {"active": 1, "kl": 9.0, "dimensions": 16}}
-    assert warnings_of(wide, {"shared_x": {}}, 15) == [] and len(warnings_of(wide, probes, 16)) == 2
-    assert warnings_of(wide, probes, 15)[0].startswith(
-        "probes of the shared x latent learn from 15 rows, fewer than"
-    )
-    assert (
-        len(lines) == 4
-        and "shuffled x_color reads 0.20 from shared x (mean), chance is 0.00" in lines[2]
-    )
+    way = {"control": 0.2}
+    factor = {"kind": "quantity", "chance": 0.0, "n": 20, "mean": way, "sample": {"control": None}}
+    assert warnings_of(latents, {"shared_x": {"x_color": factor}}, 15) == [
+        "probes of the shared x latent learn from 15 rows, fewer than its 16 dimensions: "
+        "a leak may go unseen",
+        "the shared x latent has collapsed: no dimension of its mean moves with the data",
+        "the exclusive y latent says next to nothing: 0.3 nats, 1 active",
+        "shuffled x_color reads 0.20 from shared x (mean), chance is 0.00: "
+        "20 rows are too few for these figures",
+    ]
 
 
 def test_rows_that_share_a_picture_are_one_item():
-    split = Split(Side(np.zeros((5, 1)), list("aabcd")), Side(np.zeros((5, 1)), list("pqqrs")))
-    items = items_of(split)
+    sides = (Side(np.zeros((5, 1)), list(ids)) for ids in ("aabcd", "pqqrs"))
+    items = items_of(Split(*sides))
     assert items[0] == items[1] == items[2] and len(set(items.tolist())) == 3
 
 
-def test_tables_and_section_say_the_same(known):
+def test_tables_have_a_row_for_each_latent_and_factor(known):
     _, probes, latents = known
-    figures = {"latents": latents, "probes": probes, "warnings": [], "swaps": {}}
-    tables = disentanglement_tables(figures)
+    tables = disentanglement_tables({"latents": latents, "probes": probes, "swaps": {}})
     assert [len(table.rows) for table in tables] == [4, 16, 16]
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
-    assert ("exclusive x", "x_color", "yes") in [row[:3] for row in tables[1].rows]
-    assert ("exclusive x", "mood", "") in [row[:3] for row in tables[1].rows]
-    section = disentanglement_section(figures, {"probe_rows": ROWS})
-    assert (
-        section.rows == ROWS and section.learning == 0 and section.swaps is section.bounds is None
-    )
-    assert [chart.title for chart in section.charts] == [
-        f"Linear probes of the {one} latents" for one in _KINDS
-    ]
-    assert "x: class (belongs): mean" in section.charts[0].text and b"<svg" in section.charts[0].svg
-    assert disentanglement_section({}, {}) is None and disentanglement_tables({}) == []
-
-
-_KINDS = ("shared", "exclusive")
+    names = [row[:3] for row in tables[1].rows]
+    assert ("exclusive x", "x_color", "yes") in names and ("exclusive x", "mood", "") in names
+    assert disentanglement_tables({}) == []
 
 
 # ---- swaps
+
+
+class Perfect(torch.nn.Module):
+    """Features (shared, exclusive) side by side, taken apart and put together exactly."""
+
+    exclusive_dim = 2
+
+    def encode_shared(self, domain, inputs):
+        return Normal(inputs[:, :3], 1.0)
+
+    def encode_exclusive(self, domain, inputs):
+        return Normal(inputs[:, 3:], 1.0)
+
+    def decode(self, domain, shared, exclusive):
+        return torch.cat([shared, exclusive], dim=1)
+
+
+class Deaf(Perfect):
+    """Its decoder ignores the reference."""
+
+    def decode(self, domain, shared, exclusive):
+        return torch.cat([shared, torch.zeros_like(exclusive)], dim=1)
+
+
+def swapped(model, x, y, **options):
+    pairs = EncodedPairs(*(Encoded(shared_mean=z[:, :3], exclusive_mean=z[:, 3:]) for z in (x, y)))
+    return swap_figures(TrainedModel(model, None), pairs, split_of(x, y), **options)
 
 
 def test_how_far_latents_moved():
@@ -260,118 +234,62 @@ def test_how_far_latents_moved():
     assert moved(given[:3], np.ones((3, 4), np.float32)) is None
 
 
-def perfect_model():
-    """Features (shared, exclusive) side by side, taken apart and put together exactly."""
-
-    class Perfect(torch.nn.Module):
-        exclusive_dim = 2
-
-        def encode_shared(self, domain, inputs):
-            return Normal(inputs[:, :3], 1.0)
-
-        def encode_exclusive(self, domain, inputs):
-            return Normal(inputs[:, 3:], 1.0)
-
-        def decode(self, domain, shared, exclusive):
-            return torch.cat([shared, exclusive], dim=1)
-
-    return Perfect()
-
-
 def test_a_perfect_model_keeps_content_and_follows_manner():
     x, y = normal(10, 30, 5), normal(11, 30, 5)
     y[:, :3] = x[:, :3]
-    parts = [Encoded(shared_mean=one[:, :3], exclusive_mean=one[:, 3:]) for one in (x, y)]
-    figures = swap_figures(
-        TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x, y), rows=20
-    )
-    assert set(figures) == {"x_to_x", "x_to_y", "y_to_x", "y_to_y"}
-    for way, one in figures.items():
-        assert one["shared_recall@1"] == one["exclusive_recall@1"] == 1.0 and one["n"] == 20
-        assert one["shared_distance"] == 0 and one["exclusive_r2"] == 1.0
-        assert ("return_recall@1" in one) == (way in ("x_to_y", "y_to_x"))
-    assert figures["x_to_y"]["return_distance"] == 0 and figures["x_to_y"][
-        "round_trip_l1"
-    ] == pytest.approx(0)
+    figures = swapped(Perfect(), x, y, rows=20, batch_size=8)
+    perfect = {"shared_recall@1": 1, "shared_distance": 0, "exclusive_recall@1": 1}
+    perfect |= {"exclusive_r2": 1, "n": 20}
+    home = {"return_recall@1": 1, "return_distance": 0, "round_trip_l1": 0}
+    for way in ("x_to_x", "y_to_y"):
+        assert figures[way] == perfect
+    for way in ("x_to_y", "y_to_x"):
+        assert figures[way] == pytest.approx({**perfect, **home}, abs=1e-6)
 
 
-def test_a_decoder_that_ignores_its_reference_is_found_out():
-    model = perfect_model()
-    model.decode = lambda domain, shared, exclusive: torch.cat(
-        [shared, torch.zeros_like(exclusive)], dim=1
-    )
+def test_a_decoder_that_ignores_its_reference_is_detected():
     x = normal(12, 200, 5)
-    part = Encoded(shared_mean=x[:, :3], exclusive_mean=x[:, 3:])
-    figures = swap_figures(TrainedModel(model, None), EncodedPairs(part, part), split_of(x, x))
-    assert figures["x_to_y"]["shared_recall@1"] == 1.0
-    assert figures["x_to_y"]["exclusive_recall@1"] < 0.05
-    assert figures["x_to_y"]["exclusive_r2"] == pytest.approx(0, abs=0.05)
+    figures = swapped(Deaf(), x, x)["x_to_y"]
+    assert figures["shared_recall@1"] == 1.0 and figures["exclusive_recall@1"] < 0.05
+    assert figures["exclusive_r2"] == pytest.approx(0, abs=0.05)
 
 
-def test_swaps_equal_a_direct_computation_at_every_batch_size():
-    model, split = small_image_model(channels_y=1), split_of(pictures(13), pictures(14, channels=1))
-    pairs = encode(model, split)
-    figures = [
-        swap_figures(TrainedModel(model, None), pairs, split, batch_size=size) for size in (2, 256)
-    ]
-    for way in figures[0]:
-        assert figures[0][way] == pytest.approx(figures[1][way], rel=1e-4, abs=1e-6)
-    from iiae_cli.evaluation.swaps import _draw
-
-    contents, references = _draw(9, 9, 1000, 0)
-    assert sorted(references) == list(range(9)) and not (contents == references).any()
-    with torch.no_grad():
-        made = model.decode(
-            "y",
-            torch.from_numpy(pairs.x.shared_mean),
-            torch.from_numpy(pairs.y.exclusive_mean[references]),
-        )
-        again = model.encode_shared("y", made).mean.flatten(1).numpy()
-    assert figures[1]["x_to_y"]["shared_distance"] == pytest.approx(
-        moved(again, pairs.x.shared_mean), rel=1e-4
-    )
-
-
-def test_swaps_without_exclusive_latents_and_with_unequal_domains():
-    model = small_image_model(channels_y=1, exclusive_latents=False)
-    split = split_of(pictures(15), pictures(16, channels=1))
-    figures = swap_figures(TrainedModel(model, None), encode(model, split), split)
-    assert (
-        "exclusive_r2" not in figures["x_to_y"] and figures["x_to_y"]["return_distance"] is not None
-    )
+def test_domains_may_differ_in_length():
     x, y = normal(17, 9, 5), normal(18, 4, 5)
-    parts = [Encoded(shared_mean=one[:, :3], exclusive_mean=one[:, 3:]) for one in (x, y)]
-    found = swap_figures(TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x, y))
-    assert {way: one["n"] for way, one in found.items()} == {
-        "x_to_x": 9,
-        "x_to_y": 4,
-        "y_to_x": 4,
-        "y_to_y": 4,
-    }
-    assert (
-        swap_figures(
-            TrainedModel(perfect_model(), None), EncodedPairs(*parts), split_of(x[:1], y[:1])
-        )
-        == {}
-    )
+    counts = {way: figures["n"] for way, figures in swapped(Perfect(), x, y).items()}
+    assert counts == {"x_to_x": 9, "x_to_y": 4, "y_to_x": 4, "y_to_y": 4}
+    assert swapped(Perfect(), x[:1], y[:1]) == {}
+
+
+def test_swaps_do_not_depend_on_the_batch_size(pictures):
+    trained, split = pictures
+    pairs = encode_pairs(trained, split)
+    small, large = (swap_figures(trained, pairs, split, batch_size=size) for size in (2, 256))
+    for way in ("x_to_x", "x_to_y", "y_to_x", "y_to_y"):
+        assert small[way] == pytest.approx(large[way], rel=1e-3, abs=1e-5)
+
+
+def test_swaps_without_exclusive_latents():
+    trained = TrainedModel(small_image_model(exclusive_latents=False), None)
+    rows = np.random.default_rng(15).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
+    split = split_of(rows, rows[::-1])
+    figures = swap_figures(trained, encode_pairs(trained, split), split)["x_to_y"]
+    assert "exclusive_r2" not in figures and figures["return_distance"] is not None
 
 
 # ---- bounds
 
 
-def test_bounds_equal_torchs_divergences():
-    model, split = small_image_model(channels_y=1), split_of(pictures(19), pictures(20, channels=1))
-    for weights in model.parameters():
-        weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
-    figures = bound_figures(TrainedModel(model, None), split, weight=1000.0, batch_size=4)
-    model.eval()
+def test_bounds_equal_torchs_divergences(pictures):
+    trained, split = pictures
+    objective = Objective(reconstruction_weight=1000.0)
+    figures = bound_figures(trained, objective, split, batch_size=4)
+    model = trained.network.eval()
     with torch.no_grad():
-        posteriors = model.infer(
-            *(to_inputs(split.side(domain).rows, None) for domain in ("x", "y"))
-        )
+        posteriors = model.infer(trained.inputs(split.x.rows), trained.inputs(split.y.rows))
 
-    def distribution(one):
-        return Normal(one.mean, torch.exp(0.5 * one.logvar))
+    def distribution(gaussian):
+        return Normal(gaussian.mean, torch.exp(0.5 * gaussian.logvar))
 
     def nats(q, p):
         return float(kl_divergence(distribution(q), p).flatten(1).sum(1).mean())
@@ -379,32 +297,22 @@ def test_bounds_equal_torchs_divergences():
     joint, prior = posteriors.joint_shared, Normal(0.0, 1.0)
     assert figures["shared"] == pytest.approx(nats(joint, prior), rel=1e-4) and figures["rows"] == 9
     # What z^s says of x beyond y is bounded by the divergence from y's posterior, not from x's.
-    assert figures["x"]["shared_given_other"] == pytest.approx(
-        nats(joint, distribution(posteriors.shared["y"])), rel=1e-4
-    )
-    assert figures["y"]["shared_given_other"] == pytest.approx(
-        nats(joint, distribution(posteriors.shared["x"])), rel=1e-4
-    )
+    for domain, other in (("x", "y"), ("y", "x")):
+        expected = nats(joint, distribution(posteriors.shared[other]))
+        assert figures[domain]["shared_given_other"] == pytest.approx(expected, rel=1e-4)
     own = nats(posteriors.exclusive["x"], prior)
     assert figures["x"]["exclusive"] == pytest.approx(own, rel=1e-4)
     error = figures["x"]["exclusive_shared_plus_entropy"] - own - figures["shared"]
     assert 0 < error / 1000 < 2  # a mean difference of pixels in [−1, 1]
-    assert figures == bound_figures(TrainedModel(model, None), split, weight=1000.0, batch_size=4)
+    assert figures == bound_figures(trained, objective, split, batch_size=4)
 
 
 def test_bounds_of_features_without_exclusive_latents():
-    torch.manual_seed(4)
     model = feature_iiae(
-        width_x=7,
-        width_y=5,
-        feature_width=6,
-        shared_dim=4,
-        exclusive_latents=False,
-        standardise=True,
+        width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_latents=False
     )
-    figures = bound_figures(
-        TrainedModel(model, None), split_of(normal(21, 6, 7), normal(22, 6, 5)), loss="l2"
-    )
+    split = split_of(normal(21, 6, 7), normal(22, 6, 5))
+    figures = bound_figures(TrainedModel(model, None), Objective(reconstruction="l2"), split)
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 
 

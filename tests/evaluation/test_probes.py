@@ -1,11 +1,11 @@
-"""Probes on latents whose leakage is known: the figures come out right, and shuffled factors read at chance."""
+"""Probes on latents whose leakage is known; shuffled factors read at chance."""
 
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeCV
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.evaluation.factors import Factor, read_factor
+from iiae_cli.evaluation.factors import read_factor
 from iiae_cli.evaluation.probes import (
     FOLDS,
     LEARN_ONLY,
@@ -13,8 +13,8 @@ from iiae_cli.evaluation.probes import (
     ProbeScore,
     draw_folds,
     probe,
+    ridge_predictions,
 )
-from iiae_cli.evaluation.ridge import ridge_predictions
 
 ROWS = 600
 
@@ -23,26 +23,21 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def read(latents, values, name="factor", groups=None, learning=0, seed=0):
+def read(latents, values, groups=None, learning=0, seed=0):
     """The score of one factor."""
-    factor = (
-        values
-        if isinstance(values, Factor)
-        else read_factor(name, np.asarray(values), None, None, FOLDS)
-    )
+    factor = read_factor("factor", np.asarray(values), np.empty(0), None, FOLDS)
     measured = len(latents) - learning
     folds = draw_folds(np.arange(measured) if groups is None else groups, learning, seed)
-    return probe(np.asarray(latents), [factor], folds, seed)[factor.name]
+    return probe(np.asarray(latents), [factor], folds, seed)["factor"]
 
 
 # ---- known leakage
 
 
-@pytest.mark.parametrize("signal", [0.2, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("signal", [0.2, 1.0, 3.0])
 def test_a_linear_leak_reads_as_theory_says(signal):
     """z = a·c + ε leaves R² = a² / (a² + 1) to any reader of z."""
-    factor = normal(1, 4 * ROWS)
-    latents = normal(2, 4 * ROWS, 6)
+    factor, latents = normal(1, 4 * ROWS), normal(2, 4 * ROWS, 6)
     latents[:, 3] += signal * factor
     score = read(latents, factor)
     assert score.linear == pytest.approx(signal**2 / (signal**2 + 1), abs=0.03)
@@ -75,45 +70,36 @@ def test_no_leak_is_no_leak():
 def test_a_leak_in_quadrant_is_found_by_the_nonlinear_probe_alone():
     """Exclusive or: the class is whether two signs agree."""
     latents = normal(9, 2 * ROWS, 6)
-    agree = np.where(latents[:, 1] * latents[:, 4] > 0, "same", "other")
-    score = read(latents, agree)
-    assert score.chance == 0.5
-    assert score.linear == pytest.approx(0.5, abs=0.06)
-    assert score.nonlinear > 0.8
-    assert score.control == pytest.approx(
-        0.5, abs=0.06
-    ) and score.control_nonlinear == pytest.approx(0.5, abs=0.06)
-    assert score.above_control > 0.6
+    score = read(latents, np.where(latents[:, 1] * latents[:, 4] > 0, "same", "other"))
+    chances = [score.chance, score.linear, score.control, score.control_nonlinear]
+    assert chances == pytest.approx([0.5] * 4, abs=0.06)
+    assert score.nonlinear > 0.8 and score.above_control > 0.6
 
 
 def test_a_leak_in_distance_is_found_by_the_nonlinear_probe_alone():
     """Circles: the factor is how far out a row lies in the plane of two dimensions."""
     latents = normal(10, 2 * ROWS, 6)
-    radius = np.hypot(latents[:, 0], latents[:, 5])
-    score = read(latents, radius)
-    assert score.linear < 0.02
-    assert score.nonlinear > 0.7
-    assert abs(score.control_nonlinear) < 0.03
+    score = read(latents, np.hypot(latents[:, 0], latents[:, 5]))
+    assert score.linear < 0.02 and score.nonlinear > 0.7 and abs(score.control_nonlinear) < 0.03
 
 
 # ---- classes
 
 
-@pytest.mark.parametrize("count", [2, 5, 10])
+@pytest.mark.parametrize("count", [2, 10])
 def test_classes_without_a_trace_read_at_chance(count):
     names = [f"class {code}" for code in np.random.default_rng(11).integers(0, count, 3 * ROWS)]
     score = read(normal(12, 3 * ROWS, 8), names)
-    assert score.chance == pytest.approx(1 / count)
-    for figure in (score.linear, score.nonlinear, score.control, score.control_nonlinear):
-        assert figure == pytest.approx(1 / count, abs=4 * np.sqrt((count - 1) / (3 * ROWS) / count))
-    assert score.above_control < 0.1
+    margin = 4 * np.sqrt((count - 1) / (3 * ROWS) / count)
+    figures = [score.linear, score.nonlinear, score.control, score.control_nonlinear]
+    assert figures == pytest.approx([1 / count] * 4, abs=margin)
+    assert score.chance == pytest.approx(1 / count) and score.above_control < 0.1
 
 
 def test_classes_far_apart_read_perfectly_and_only_they():
     codes = np.random.default_rng(13).integers(0, 4, ROWS)
-    centres = 8 * normal(14, 4, 5)
-    score = read(centres[codes] + normal(15, ROWS, 5), codes)
-    assert score.linear > 0.99 and score.nonlinear > 0.99 and score.above_control > 0.98
+    score = read(8 * normal(14, 4, 5)[codes] + normal(15, ROWS, 5), codes)
+    assert min(score.linear, score.nonlinear) > 0.99 and score.above_control > 0.98
     assert score.control < 0.35
 
 
@@ -121,8 +107,7 @@ def test_accuracy_is_balanced():
     """Nine in ten rows are of one class: always saying it is chance, not 0.9."""
     codes = (np.random.default_rng(16).random(2 * ROWS) < 0.1).astype(int)
     score = read(normal(17, 2 * ROWS, 4), codes)
-    assert score.chance == 0.5
-    assert score.linear < 0.6 and score.nonlinear < 0.6
+    assert score.chance == 0.5 and max(score.linear, score.nonlinear) < 0.6
 
 
 def test_the_accuracy_of_two_overlapping_classes_is_theirs():
@@ -142,34 +127,23 @@ def test_it_is_cross_validated():
     assert score.linear < 0.3 and score.nonlinear < 0.3
 
 
-def test_fewer_rows_than_dimensions():
-    factor = normal(22, 120)
-    latents = np.outer(factor, normal(23, 400)) + normal(24, 120, 400)
-    score = read(latents, factor)
-    assert score.linear > 0.9 and score.nonlinear > 0.8 and abs(score.control) < 0.3
+@pytest.mark.parametrize("rows, width", [(120, 400), (200, MAX_DIMENSIONS + 400)])
+def test_fewer_rows_than_dimensions_suffice_for_a_strong_leak(rows, width):
+    factor = normal(22, rows)
+    score = read(np.outer(factor, normal(23, width)) + normal(24, rows, width), factor)
+    assert score.linear > 0.8 and abs(score.control) < 0.3
 
 
 def test_rows_to_learn_from_uncover_what_few_rows_hide():
-    rows, width = 900, 300
-    factor = normal(25, rows)
-    latents = normal(26, rows, width)
+    factor, latents = normal(25, 900), normal(26, 900, 300)
     latents[:, :60] += 0.2 * factor[:, None]
-    alone = read(latents[:150], factor[:150])
-    joined = read(latents, factor, learning=rows - 150)
+    alone, joined = read(latents[:150], factor[:150]), read(latents, factor, learning=750)
     assert joined.rows == alone.rows == 150
     assert joined.linear > alone.linear + 0.2
 
 
-def test_very_wide_latents_are_narrowed_and_still_read():
-    factor = normal(27, 200)
-    latents = normal(28, 200, MAX_DIMENSIONS + 400) + np.outer(
-        factor, normal(29, MAX_DIMENSIONS + 400)
-    )
-    assert read(latents, factor).linear > 0.8
-
-
 def test_twins_are_not_on_both_sides():
-    """Ten rows per item, whose latents name the item and nothing else: nothing can be told of an item never seen."""
+    """Ten rows per item, whose latents name the item alone: an unseen item cannot be read."""
     items = np.repeat(np.arange(60), 10)
     latents, factor = normal(30, 60, 20)[items], normal(31, 60)[items]
     assert read(latents, factor).nonlinear > 0.9  # by recognising the item
@@ -181,64 +155,57 @@ def test_constant_dimensions_say_nothing_and_do_no_harm():
     latents = np.hstack([np.full((ROWS, 3), 5.0), factor[:, None], np.zeros((ROWS, 1))])
     assert read(latents, factor).linear > 0.99
     collapsed = read(np.full((ROWS, 4), 2.5), factor)
-    assert collapsed.linear == pytest.approx(0, abs=0.02) and collapsed.nonlinear == pytest.approx(
-        0, abs=0.02
-    )
-    assert read(np.zeros((ROWS, 4)), (factor > 0).astype(int)).linear == pytest.approx(
-        0.5, abs=0.06
-    )
+    assert [collapsed.linear, collapsed.nonlinear] == pytest.approx([0, 0], abs=0.02)
+    assert read(np.zeros((ROWS, 4)), factor > 0).linear == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_same_seed_gives_the_same_figures():
     latents, factor = normal(33, 100, 5), normal(34, 100)
-    assert (
-        read(latents, factor, seed=1)
-        == read(latents, factor, seed=1)
-        != read(latents, factor, seed=2)
-    )
+    scores = [read(latents, factor, seed=seed) for seed in (1, 1, 2)]
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_many_factors_at_once_read_as_each_alone():
     latents = normal(35, 200, 5)
-    factors = [
-        read_factor("line", latents[:, 0] + normal(36, 200), None, None),
-        read_factor("class", np.where(latents[:, 1] > 0, "up", "down").astype(object), None, None),
-        read_factor("gaps", np.where(np.arange(200) % 3, latents[:, 2], np.nan), None, None),
-    ]
+    columns = {
+        "line": latents[:, 0] + normal(36, 200),
+        "class": np.where(latents[:, 1] > 0, "up", "down"),
+        "gaps": np.where(np.arange(200) % 3, latents[:, 2], np.nan),
+    }
+    factors = [read_factor(name, values, np.empty(0)) for name, values in columns.items()]
     folds = draw_folds(np.arange(200))
     together = probe(latents, factors, folds)
     assert together["gaps"].rows == 133
     for factor in factors:
         alone = probe(latents, [factor], folds)[factor.name]
-        for name in ("linear", "nonlinear", "control", "control_nonlinear"):
-            assert getattr(together[factor.name], name) == pytest.approx(
-                getattr(alone, name), abs=1e-9
-            )
-
-
-# ---- what cannot be read
+        assert vars(together[factor.name]) == pytest.approx(vars(alone), abs=1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_latents_that_are_not_finite_are_refused(bad):
-    latents = normal(37, 50, 3)
-    latents[7, 1] = bad
     with pytest.raises(IiaeError, match="not finite") as caught:
-        read(latents, normal(38, 50))
+        read(np.full((50, 3), bad), normal(38, 50))
     assert "optimizer.lr" in caught.value.hint
 
 
-def test_nothing_to_read_is_none():
-    latents = normal(39, 60, 3)
-    assert read(latents, np.ones(60)) is None  # never varies
-    assert read(latents, ["one"] * 60) is None  # a single class
-    assert read(latents, [f"own {row}" for row in range(60)]) is None  # classes of one row
-    assert read(latents, np.full(60, np.nan)) is None  # never known
-    assert read(latents[:8], normal(40, 8)) is None  # fewer than two rows per fold
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones(60),  # never varies
+        ["one"] * 60,  # a single class
+        [f"own {row}" for row in range(60)],  # classes of one row
+        np.full(60, np.nan),  # never known
+        np.where(np.arange(60) < 8, 1.0 * np.arange(60), np.nan),  # less than two rows per fold
+    ],
+)
+def test_nothing_to_read_is_none(values):
+    assert read(normal(39, 60, 3), values) is None
+
+
+def test_a_class_that_is_one_item_is_not_read():
     items = np.repeat(np.arange(6), 10)
-    assert (
-        read(latents, [f"item {one}" for one in items], groups=items) is None
-    )  # a class is one item
+    names = [f"item {item}" for item in items]
+    assert read(normal(39, 60, 3), names, groups=items) is None
 
 
 def test_above_control_counts_from_the_higher_of_chance_and_control():
@@ -248,15 +215,12 @@ def test_above_control_counts_from_the_higher_of_chance_and_control():
     assert ProbeScore(1.0, 1.0, 1.0, 1.0, 0.5, 9).above_control == 0
 
 
-# ---- folds and ridge regression
-
-
 def test_folds_keep_items_together_and_learners_apart():
     groups = np.repeat(np.arange(23), 3)
     folds = draw_folds(groups, learning=4, seed=5)
     assert folds[-4:].tolist() == [LEARN_ONLY] * 4 and set(folds[:-4]) == set(range(FOLDS))
-    assert all(len(set(folds[:-4][groups == one])) == 1 for one in range(23))
-    assert np.bincount(folds[:-4]).max() - np.bincount(folds[:-4]).min() <= 3
+    assert all(len(set(folds[:-4][groups == item])) == 1 for item in range(23))
+    assert np.ptp(np.bincount(folds[:-4])) <= 3
     assert not np.array_equal(folds, draw_folds(groups, learning=4, seed=6))
 
 
@@ -266,7 +230,6 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
     inputs[:, 0] = 3.0
     columns = inputs[:, 1:4] + normal(43, rows, 3) * [0.1, 1, 5] + 4
     penalties = np.logspace(-2, 5, 15)
-    expected = RidgeCV(alphas=penalties, alpha_per_target=True).fit(inputs, columns).predict(asked)
-    np.testing.assert_allclose(
-        ridge_predictions(inputs, columns, asked, penalties), expected, atol=1e-8
-    )
+    oracle = RidgeCV(alphas=penalties, alpha_per_target=True).fit(inputs, columns)
+    predicted = ridge_predictions(inputs, columns, asked, penalties)
+    np.testing.assert_allclose(predicted, oracle.predict(asked), atol=1e-8)

@@ -18,9 +18,9 @@ import pytest
 from helpers import Program, Trained
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
+from iiae_cli.evaluation.disentanglement import latent_usage
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table
-from iiae_cli.evaluation.usage import latent_usage
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.curves import read_object, read_records, training_charts
 from iiae_cli.report.examples import class_examples, paired_examples, spread
