@@ -22,8 +22,7 @@ from iiae_cli.inference.inputs import Inputs, open_inputs
 from iiae_cli.inference.outputs import plan_files, write_pictures
 from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
 from iiae_cli.model import Domain, other_domain
-from iiae_cli.report.grids import Picture
-from iiae_cli.report.translation_grids import TranslationGrid
+from iiae_cli.report.grids import Picture, TranslationGrid
 from iiae_cli.runs.directory import RunDir, load_model
 from iiae_cli.runs.weights import LoadedModel
 
@@ -330,7 +329,7 @@ def _translate(
                     for name, path in made
                 ]
                 results.append({"input": one, "outputs": lines})
-            room = max(0, GRID_ROWS - len(grid.inputs)) if options.grid is not None else 0
+            room = max(0, GRID_ROWS - len(grid.rows)) if options.grid is not None else 0
             for picture, one, pictures in zip(
                 _shown(loaded, rows[:room]), ids, outputs, strict=False
             ):

@@ -1,185 +1,212 @@
-"""Which queries a report shows: some that retrieval gets right, the ones that it gets most wrong, and their neighbours.
+"""The report's retrieval: a histogram of ranks, and queries with their neighbours.
 
-The choice is a function of the figures alone, so that a page made twice is the same page.
+The choice of queries depends on the figures alone: a page made twice is the same page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs
+from iiae_cli.evaluation.tables import Table
 from iiae_cli.evaluation.zero_shot import rank_by_class
-from iiae_cli.inference.retrieval import Ints, Metric, nearest, partner_ranks
+from iiae_cli.inference.retrieval import Metric, nearest, partner_ranks
 from iiae_cli.model import Domain
+from iiae_cli.report.page import Direction, Examples, Item, thumbnail_uri
+from iiae_cli.report.plots import Chart, lying_bars
+from iiae_cli.report.samples import spread
 
 NEIGHBOURS = 5
+EXAMPLES = 5  # successes, and failures, at most
+_BIN_ENDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A gallery row that was found.
-
-    Attributes:
-        row: in the gallery.
-        distance: to the query.
-        right: whether it is the query's partner, or of its class.
-    """
-
-    row: int
-    distance: float
-    right: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """A query and what was found.
-
-    Attributes:
-        row: of the query.
-        neighbours: nearest first.
-        rank: of its partner, from 1; None where rows are paired by class.
-        average_precision: None where every row has a partner of its own.
-    """
-
-    row: int
-    neighbours: Sequence[Neighbour]
-    rank: int | None = None
-    average_precision: float | None = None
-
-
-@dataclass(frozen=True)
-class DirectionExamples:
+class _Search:
     """One direction of retrieval by shared means.
 
-    Attributes:
-        source: domain of the queries.
-        target: domain of the gallery.
-        ranks: (Q,) of every query's partner; None where rows are paired by class.
-        classes: (name, mean average precision, queries) of every class, worst first; empty for pairs.
-        right: examples of success.
-        wrong: the worst failures, worst first; empty where there is none.
+    `keys` are of the queries' rows and of the gallery's: rows of equal keys belong together.
     """
 
+    pairs: EncodedPairs
+    split: Split
     source: Domain
     target: Domain
-    ranks: Ints | None
-    classes: Sequence[tuple[str, float, int]] = ()
-    right: Sequence[Example] = field(default_factory=list)
-    wrong: Sequence[Example] = field(default_factory=list)
+    metric: Metric
+    keys: tuple[NDArray[Any], NDArray[Any]]
 
+    @property
+    def name(self) -> str:
+        return f"{self.source} → {self.target}"
 
-def paired_examples(pairs: EncodedPairs, metric: Metric, count: int) -> list[DirectionExamples]:
-    """Both directions where row i of x is the partner of row i of y.
+    @property
+    def queries(self) -> NDArray[Any]:
+        return self.pairs.of(self.source).mean("shared")
 
-    Args:
-        pairs: latents of the split.
-        metric: distance.
-        count: how many successes, and how many failures, at most.
-    """
-    found = []
-    for source, target in DIRECTIONS:
-        queries, gallery = pairs.of(source).mean("shared"), pairs.of(target).mean("shared")
-        ranks = partner_ranks(queries, gallery, metric=metric)
-        hits = np.flatnonzero(ranks == 1)
-        chosen = [int(row) for row in hits[spread(len(hits), count)]]
-        missed = [int(row) for row in np.argsort(-ranks, kind="stable")[:count] if ranks[row] > 1]
-        rows = np.array([*chosen, *missed], np.int64)
-        examples = [
-            Example(int(row), neighbours, rank=int(ranks[row]))
-            for row, neighbours in zip(
-                rows, _neighbours(queries, gallery, rows, rows[:, None], metric), strict=True
-            )
-        ]
-        right, wrong = examples[: len(chosen)], examples[len(chosen) :]
-        found.append(DirectionExamples(source, target, ranks, right=right, wrong=wrong))
-    return found
+    @property
+    def gallery(self) -> NDArray[Any]:
+        return self.pairs.of(self.target).mean("shared")
 
+    def examples(
+        self,
+        title: str,
+        notes: Mapping[int, str],
+        *,
+        words: tuple[str, str],
+        partners: bool = False,
+    ) -> list[Examples]:
+        """Searches for the noted queries; returns one table, or none without queries.
 
-def class_examples(pairs: EncodedPairs, split: Split, count: int) -> list[DirectionExamples]:
-    """Both directions where a row belongs to every row of its class: cosine, the queries of best and worst average
-    precision, no two of one class.
+        Args:
+            title: of the table.
+            notes: by row of the query.
+            words: for a right and for a wrong neighbour.
+            partners: whether to show each query's partner beside it.
+        """
+        if not notes:
+            return []
+        rows = list(notes)
+        found, distances = nearest(self.queries[rows], self.gallery, NEIGHBOURS, metric=self.metric)
+        lines = []
+        for row, neighbours, lengths in zip(rows, found, distances, strict=True):
+            line = [self._item(self.source, row, "Query", notes[row])]
+            if partners:
+                line.append(self._item(self.target, row, "Its partner"))
+            for rank, (neighbour, length) in enumerate(zip(neighbours, lengths, strict=True), 1):
+                right = bool(self.keys[0][row] == self.keys[1][neighbour])
+                note = f"{words[0] if right else words[1]}, distance {length:.4g}"
+                item = self._item(self.target, int(neighbour), f"Rank {rank}", note, right)
+                line.append(item)
+            lines.append(line)
+        ranks = [f"rank {rank}" for rank in range(1, found.shape[1] + 1)]
+        headers = ["query", *["its partner"] * partners, *ranks]
+        return [Examples(f"{self.name}: {title}", headers, lines)]
 
-    Args:
-        pairs: latents of the split.
-        split: with labels in both domains.
-        count: how many of the best, and how many of the worst, at most.
-    """
-    found = []
-    for source, target in DIRECTIONS:
-        queries, gallery = pairs.of(source).mean("shared"), pairs.of(target).mean("shared")
-        labels, shelf = (
-            np.asarray(split.side(source).labels or []),
-            np.asarray(split.side(target).labels or []),
+    def _item(
+        self, domain: Domain, row: int, what: str, note: str = "", right: bool | None = None
+    ) -> Item:
+        side = self.split.side(domain)
+        return Item(
+            identity=side.ids[row],
+            label=None if side.labels is None else side.labels[row],
+            picture=thumbnail_uri(side.rows[row]) if side.rows.ndim == 4 else None,
+            alt=f"{what} of domain {domain}",
+            note=note,
+            tone="" if right is None else "right" if right else "wrong",
         )
-        precision = rank_by_class(
-            queries, gallery, labels.tolist(), shelf.tolist()
-        ).average_precision
-        kept = np.flatnonzero(
-            np.isin(labels, shelf)
-        )  # the queries that the ranking has a figure of
-        order = np.argsort(-precision, kind="stable")
-        best = _one_a_class(order, labels[kept], count)
-        worst = [
-            place for place in _one_a_class(order[::-1], labels[kept], count) if place not in best
-        ]
-        rows = kept[[*best, *worst]]
-        same = labels[rows][:, None] == shelf[None, :]
-        relevant = [np.flatnonzero(line) for line in same]
+
+
+def paired_directions(
+    pairs: EncodedPairs, split: Split, metric: Metric
+) -> tuple[list[Direction], Chart]:
+    """Shows both directions, where row i of x is the partner of row i of y, and all ranks."""
+    directions, ranked = [], {}
+    words = ("✓ partner", "✗ another")
+    for source, target in DIRECTIONS:
+        keys = np.arange(split.pair_count)
+        search = _Search(pairs, split, source, target, metric, (keys, keys))
+        ranks = partner_ranks(search.queries, search.gallery, metric=metric)
+        ranked[search.name] = ranks
+        hits = np.flatnonzero(ranks == 1)
+        misses = np.argsort(-ranks, kind="stable")[: (ranks > 1).sum()]
         examples = [
-            Example(int(row), neighbours, average_precision=float(precision[place]))
-            for row, place, neighbours in zip(
-                rows,
-                [*best, *worst],
-                _neighbours(queries, gallery, rows, relevant, "cosine"),
-                strict=True,
+            table
+            for title, rows, partners in (
+                ("found at once", hits[spread(len(hits), EXAMPLES)], False),
+                ("failures, the worst first", misses[:EXAMPLES], True),
+            )
+            for table in search.examples(
+                title,
+                {int(row): f"partner at rank {ranks[row]:,}" for row in rows},
+                words=words,
+                partners=partners,
             )
         ]
-        names, codes = np.unique(labels[kept], return_inverse=True)
-        counts = np.bincount(codes)
-        means = np.bincount(codes, precision) / counts
-        classes = [
-            (str(names[i]), float(means[i]), int(counts[i]))
-            for i in np.argsort(means, kind="stable")
+        summary = f"{len(misses):,} of {len(ranks):,} queries do not find their partner first."
+        directions.append(Direction(search.name, summary, examples))
+    return directions, rank_chart(ranked)
+
+
+def class_directions(pairs: EncodedPairs, split: Split) -> list[Direction]:
+    """Shows both directions, where every row of the query's class is right: cosine distance.
+
+    The queries have the best and the worst average precision, no two of one class.
+    """
+    directions = []
+    for source, target in DIRECTIONS:
+        labels = np.asarray(split.side(source).labels or [])
+        gallery_labels = np.asarray(split.side(target).labels or [])
+        search = _Search(pairs, split, source, target, "cosine", (labels, gallery_labels))
+        ranking = rank_by_class(
+            search.queries, search.gallery, labels.tolist(), gallery_labels.tolist()
+        )
+        precision = ranking.average_precision
+        ranked = np.flatnonzero(np.isin(labels, gallery_labels))  # rows that have a precision
+        order = np.argsort(-precision, kind="stable")
+        best = _distinct_classes(order, labels[ranked])
+        worst = [row for row in _distinct_classes(order[::-1], labels[ranked]) if row not in best]
+        examples = [
+            table
+            for title, chosen in (
+                ("queries of best average precision", best),
+                ("queries of worst average precision", worst),
+            )
+            for table in search.examples(
+                title,
+                {int(ranked[at]): f"average precision {precision[at]:.3f}" for at in chosen},
+                words=("✓ its class", "✗ another class"),
+            )
         ]
-        right, wrong = examples[: len(best)], examples[len(best) :]
-        found.append(DirectionExamples(source, target, None, classes, right, wrong))
-    return found
+        names, codes, counts = np.unique(labels[ranked], return_inverse=True, return_counts=True)
+        means = np.bincount(codes, precision) / counts
+        classes = Table(
+            f"{search.name}: average precision by class, worst first",
+            ["class", "mean average precision", "queries"],
+            [
+                (str(names[place]), float(means[place]), int(counts[place]))
+                for place in np.argsort(means, kind="stable")
+            ],
+        )
+        directions.append(Direction(search.name, "", examples, classes))
+    return directions
 
 
-def spread(length: int, count: int) -> NDArray[np.int64]:
-    """At most `count` places of a list, evenly spread over it, ascending."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
-
-
-def _one_a_class(order: NDArray[np.int64], labels: NDArray[np.str_], count: int) -> list[int]:
+def _distinct_classes(order: Ints, labels: NDArray[np.str_]) -> list[int]:
+    """Returns the first positions in `order` of up to `EXAMPLES` classes."""
     chosen: dict[str, int] = {}
     for place in order:
-        if len(chosen) == count:
-            break
         chosen.setdefault(str(labels[place]), int(place))
-    return list(chosen.values())
+    return list(chosen.values())[:EXAMPLES]
 
 
-def _neighbours(
-    queries: NDArray[Any],
-    gallery: NDArray[Any],
-    rows: NDArray[np.int64],
-    relevant: Sequence[NDArray[np.int64]] | NDArray[np.int64],
-    metric: Metric,
-) -> list[list[Neighbour]]:
-    if not len(rows):
-        return []
-    found, distances = nearest(queries[rows], gallery, NEIGHBOURS, metric=metric)
-    return [
-        [
-            Neighbour(int(one), float(distance), bool(np.isin(one, wanted)))
-            for one, distance in zip(line, far, strict=True)
-        ]
-        for line, far, wanted in zip(found, distances, relevant, strict=True)
-    ]
+def rank_bins(largest: int) -> list[tuple[int, int]]:
+    """Returns (first, last) rank of every bin up to the one that holds `largest`."""
+    ends = [end for end in _BIN_ENDS if end < largest]
+    ends.append(next((end for end in _BIN_ENDS if end >= largest), largest))
+    return [(first + 1, last) for first, last in zip([0, *ends], ends, strict=False)]
+
+
+def rank_chart(ranked: Mapping[str, Ints]) -> Chart:
+    """Draws the histogram of partners' ranks, a bar for every direction."""
+    bins = rank_bins(max(int(ranks.max()) for ranks in ranked.values()))
+    names = [str(first) if first == last else f"{first}–{last}" for first, last in bins]
+    edges = [first for first, _ in bins] + [bins[-1][1] + 1]
+    groups = {name: np.histogram(ranks, edges)[0].tolist() for name, ranks in ranked.items()}
+    svg = lying_bars(names, groups, x_label="queries", y_label="rank of the true partner")
+    counted = (
+        (
+            name,
+            [f"{count} at rank {span}" for span, count in zip(names, counts, strict=True) if count],
+        )
+        for name, counts in groups.items()
+    )
+    text = "; ".join(f"{name}: {', '.join(counts)}" for name, counts in counted)
+    return Chart("Rank of the true partner", svg, f"Histogram. {text}.")

@@ -1,7 +1,7 @@
-"""The report's page as plain values, and their rendering by Jinja with escaping as the default.
+"""The report's page: what its template shows, and the rendering by Jinja, which escapes by default.
 
-Names of files, ids and classes are hostile input: they reach the templates as text, nothing is ever marked safe, and
-the page's own policy forbids scripts and every request.
+Names of files, ids and classes are hostile input: they reach the templates as text, nothing is ever
+marked safe, and the page's own policy forbids scripts and every request.
 """
 
 from __future__ import annotations
@@ -13,33 +13,21 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from iiae_cli.evaluation.tables import Table
-from iiae_cli.report.curves import Chart
-from iiae_cli.report.disentanglement_section import DisentanglementSection
 from iiae_cli.report.grids import Picture, to_rgb
 
-THUMBNAIL = (
-    192  # pixels of a shown picture's longer side at most: sharp at 96 CSS pixels on a dense screen
-)
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True)
-class CardLine:
-    """What a headline figure is compared with."""
-
-    text: str
-    kind: Literal["good", "bad", "quiet"] = "quiet"
+CardLine: TypeAlias = tuple[Literal["good", "bad", "quiet"], str]  # tone and text
+THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure."""
+    """A headline figure, and lines of comparison."""
 
     name: str
     value: object
@@ -48,46 +36,23 @@ class Card:
 
 @dataclass(frozen=True)
 class Item:
-    """A row of the data: its picture (a data URI) where it is one, its name, its class where known."""
+    """A row of the data: its id, its class and picture (a data URI) where known, and a note."""
 
     identity: str
-    label: str | None = None
-    picture: str | None = None
-    alt: str = ""
+    label: str | None
+    picture: str | None
+    alt: str
+    note: str = ""
+    tone: Literal["right", "wrong", ""] = ""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A neighbour of a query."""
-
-    item: Item
-    distance: float
-    right: bool
-    verdict: str
-
-
-@dataclass(frozen=True)
-class ShownExample:
-    """A query, its partner (None where partners are not shown), its neighbours."""
-
-    query: Item
-    note: str
-    neighbours: Sequence[Found]
-    partner: Item | None = None
-
-
-@dataclass(frozen=True)
-class ExampleGroup:
-    """Examples under one caption; `partners` says whether each shows its partner."""
+class Examples:
+    """A table of queries: each row is a query, its partner where shown, and its neighbours."""
 
     title: str
-    examples: Sequence[ShownExample]
-    partners: bool = False
-
-    @property
-    def width(self) -> int:
-        """Neighbours of the example that has most."""
-        return max(len(one.neighbours) for one in self.examples)
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Item]]
 
 
 @dataclass(frozen=True)
@@ -96,53 +61,21 @@ class Direction:
 
     name: str
     summary: str
-    groups: Sequence[ExampleGroup]
+    examples: Sequence[Examples]
     classes: Table | None = None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A labelled grid of pictures."""
+    """A labelled grid of pictures, and what it shows."""
 
     title: str
     note: str
-    text: str
-    uri: str
-    width: int
-    height: int
+    image: Image.Image
 
 
-@dataclass
-class Page:
-    """Everything the page shows, in its order."""
-
-    title: str
-    subtitle: str
-    warnings: list[str]
-    cards: list[Card]
-    tables: list[Table]
-    paper: Table | None
-    charts: list[Chart]
-    retrieval_note: str
-    rank_charts: list[Chart]
-    directions: list[Direction]
-    grids: list[Grid]
-    disentanglement: DisentanglementSection | None
-    usage: Table
-    usage_charts: list[Chart]
-    dimensions: Table | None
-    active_variance: float
-    command: str
-    trained_by: str
-    protocol: Table
-    versions: Table
-    facts: Table
-    config: str
-    version: str
-
-
-def render(page: Page) -> str:
-    """The page as HTML."""
+def render(**values: object) -> str:
+    """Renders the page as HTML; a value that the template needs and lacks raises."""
     environment = Environment(
         loader=PackageLoader("iiae_cli.report", "templates"),
         autoescape=True,
@@ -151,12 +84,12 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.filters |= {"cell": cell, "svg_uri": svg_uri}
-    return environment.get_template("report.html").render(page=page)
+    environment.filters |= {"cell": cell, "svg_uri": svg_uri, "png_uri": png_uri}
+    return environment.get_template("report.html").render(values)
 
 
 def cell(value: object) -> str:
-    """A value for people: numbers short, nothing as a dash, lists and mappings as JSON."""
+    """Formats a value for people: short numbers, a dash for nothing, JSON for lists and mappings."""
     if value is None or value == "":
         return "—"
     if isinstance(value, bool | str):
@@ -173,30 +106,32 @@ def cell(value: object) -> str:
 
 
 def _printable(value: object) -> object:
-    """Text without what HTML cannot carry: control characters and halves of surrogate pairs, as odd file names have."""
-    # Markup, a macro's output, has passed here already in parts; a plain string is what came from outside.
+    """Replaces control characters and lone surrogates, which odd file names have and HTML lacks."""
+    # A macro's output is Markup and has passed here in parts; plain strings come from outside.
     if type(value) is not str:
         return value
     return "".join(
-        _REPLACEMENT if unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t" else one
-        for one in value
+        "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
+        else letter
+        for letter in value
     )
 
 
 def svg_uri(svg: bytes) -> str:
-    """A data URI of an SVG document."""
+    """Returns a data URI of an SVG document."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
 def png_uri(image: Image.Image) -> str:
-    """A data URI of a picture."""
+    """Returns a data URI of a picture."""
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def thumbnail_uri(picture: Picture) -> str:
-    """A data URI of a stored picture (H, W, C), shrunk smoothly where it is large, else as it is."""
+    """Returns a data URI of a stored picture (H, W, C), shrunk where it is large."""
     image = Image.fromarray(to_rgb(picture))
     if max(image.size) > THUMBNAIL:
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

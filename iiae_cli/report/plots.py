@@ -1,75 +1,65 @@
-"""The report's plots, as SVG; the only user of matplotlib, which takes long to import and so is imported where used.
+"""The report's charts, as SVG.
 
-Figures are made by matplotlib's objects, not by pyplot: no global state, no window. Backgrounds are transparent, axes
-mid-grey and lines of middling lightness, so that one picture serves a light and a dark page. Letters are drawn as
-paths: the page needs no font. Lines differ by dash as well as by colour.
+Matplotlib takes long to import, so the functions here import it, and nothing else does. Backgrounds
+are transparent and axes mid-grey: one picture serves a light and a dark page. Letters are paths, so
+the page needs no font. Lines differ by dash as well as by colour.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = (
-    4.4,
-    2.9,
-)  # inches; 10-point letters stay legible where a phone shows it 360 pixels wide
+WIDTH, HEIGHT = 4.4, 2.9  # inches: 10-point letters stay legible where a phone shows 360 pixels
 GREY = "#7a7a7a"  # about 4.3 : 1 against white and against the page's dark ground
 COLOURS = ("#2f80d0", "#d2700a", "#1f9a55", "#d64550", "#9a63d8", "#b0851a", "#0e97a7", "#c2559b")
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a chart.
+class Chart:
+    """A plot; `text` says what it shows to whoever does not see it."""
 
-    Attributes:
-        name: for the legend.
-        points: (x, y); a y that is no finite number is left out.
-        marked: whether every point gets a dot.
-    """
+    title: str
+    svg: bytes
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line of (x, y) points; `marked` puts a dot on each of them."""
 
     name: str
     points: Sequence[tuple[float, float]]
     marked: bool = False
 
 
-@dataclass(frozen=True)
-class Level:
-    """A horizontal line: something to compare with."""
-
-    name: str
-    value: float
-
-
 def line_chart(
     lines: Sequence[Line],
     *,
-    x_label: str,
     y_label: str,
-    levels: Sequence[Level] = (),
-    scale: Literal["linear", "log", "symlog"] = "linear",
-    fraction: bool = False,
+    scale: Literal["fraction", "log", "symlog"],
+    x_label: str = "step",
+    levels: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Lines over a common x, whole numbers from 0.
+    """Draws lines over whole numbers; points whose y is not finite are left out.
 
     Args:
         lines: what to draw.
-        x_label: of the horizontal axis.
         y_label: of the vertical axis, with its unit.
-        levels: to compare with, dotted and grey.
-        scale: of y; `log` leaves out points at or below 0, `symlog` is linear below 1 and logarithmic above.
-        fraction: whether y lies in [0, 1], and the axis shows all of it.
-
-    Returns:
-        An SVG document.
+        scale: `fraction` shows all of [0, 1], `log` leaves out points at or below 0, `symlog` starts
+            at 0 and is linear below 1.
+        x_label: of the horizontal axis.
+        levels: named values to compare with, as dotted grey lines.
     """
     figure, axes = _figure()
     for number, line in enumerate(lines):
@@ -84,147 +74,68 @@ def line_chart(
             marker="o" if line.marked or len(points) == 1 else None,
             markersize=4,
         )
-    for number, level in enumerate(levels):
-        axes.axhline(
-            level.value,
-            label=level.name,
-            color=GREY,
-            linestyle=(0, (1, 1 + 2 * number)),
-            linewidth=1.8,
-        )
-    if scale == "log":
-        axes.set_yscale("log")
-    elif scale == "symlog":
-        axes.set_yscale("symlog", linthresh=1.0)
-    if fraction:
+    for number, (name, value) in enumerate((levels or {}).items()):
+        dots = (0, (1, 1 + 2 * number))
+        axes.axhline(value, label=name, color=GREY, linestyle=dots, linewidth=1.8)
+    if scale == "fraction":
         axes.set_ylim(-0.02, 1.02)
-    elif scale != "log":
-        found = [y for line in lines for _, y in line.points if math.isfinite(y)]
-        heights = [0.0, *found, *(level.value for level in levels)]
-        axes.set_ylim(min(heights), max(heights) * (1.05 if scale == "linear" else 1.5) or 1.0)
+    elif scale == "log":
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    _whole_steps(axes)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    _legend(figure, axes)
-    return _svg(figure)
+    _whole_numbers(axes)
+    return _finish(figure, axes, x_label, y_label)
 
 
-def bar_chart(
-    groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, y_label: str
-) -> bytes:
-    """Groups of upright bars side by side.
-
-    Args:
-        groups: a name and one height per place; places are numbered from 1.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis, with its unit.
-
-    Returns:
-        An SVG document.
-    """
-    figure, axes = _figure()
-    width = 0.8 / len(groups)
-    for number, (name, heights) in enumerate(groups):
-        places = [place + 0.6 + width * (number + 0.5) for place in range(len(heights))]
-        axes.bar(places, heights, width * 0.92, label=name, **_bar_style(number))
-    _whole_steps(axes)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    _legend(figure, axes)
-    return _svg(figure)
-
-
-def count_chart(
-    names: Sequence[str], groups: Sequence[tuple[str, Sequence[int]]], *, x_label: str, y_label: str
-) -> bytes:
-    """Groups of lying bars, each with its count at its end; they need room downwards only, however many there are.
-
-    Args:
-        names: of the places, from the top.
-        groups: a name and one count per place.
-        x_label: of the horizontal axis, the counts'.
-        y_label: of the vertical axis, the names'.
-
-    Returns:
-        An SVG document.
-    """
-    figure, axes = _figure(height=1.0 + 0.18 * (len(groups) + 0.4) * len(names), grid="x")
-    width = 0.84 / len(groups)
-    for number, (name, counts) in enumerate(groups):
-        places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]
-        bars = axes.barh(places, counts, width * 0.92, label=name, **_bar_style(number))
-        axes.bar_label(bars, [f"{count:,}" for count in counts], color=GREY, fontsize=9, padding=3)
-    axes.margins(x=0.14)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    _whole_steps(axes)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    _legend(figure, axes)
-    return _svg(figure)
-
-
-def score_chart(
+def lying_bars(
     names: Sequence[str],
-    groups: Sequence[tuple[str, Sequence[float]]],
-    chances: Sequence[float],
+    groups: Mapping[str, Sequence[float]],
     *,
     x_label: str,
+    y_label: str = "",
+    chances: Sequence[float] | None = None,
 ) -> bytes:
-    """Groups of lying bars of scores, each with its value at its end, and a mark where chance lies.
+    """Draws groups of horizontal bars, each with its value at its end; many need no more width.
 
     Args:
         names: of the places, from the top.
-        groups: a name and one score per place; 1 is the best there is, below 0 nothing is drawn but the value.
-        chances: one per place; a mark is drawn where it is above 0.
-        x_label: of the horizontal axis, the scores'.
-
-    Returns:
-        An SVG document.
+        groups: by name, one value per place: counts, or scores where `chances` are passed.
+        x_label: of the values' axis.
+        y_label: of the names' axis.
+        chances: one per place; values are scores up to 1, and a mark shows a chance above 0.
     """
     figure, axes = _figure(height=1.0 + 0.18 * (len(groups) + 0.4) * len(names), grid="x")
+    show: Callable[[float], str] = "{:,}".format if chances is None else _two_digits
     width = 0.84 / len(groups)
-    for number, (name, scores) in enumerate(groups):
+    for number, (name, values) in enumerate(groups.items()):
         places = [place - 0.42 + width * (number + 0.5) for place in range(len(names))]
-        bars = axes.barh(
-            places,
-            [max(0.0, one) for one in scores],
-            width * 0.92,
-            label=name,
-            **_bar_style(number),
-        )
-        axes.bar_label(
-            bars,
-            [f"{round(one, 2) + 0.0:.2f}" for one in scores],
-            color=GREY,
-            fontsize=9,
-            padding=3,
-        )
-    marked = [(place, chance) for place, chance in enumerate(chances) if chance > 0]
-    if marked:
-        axes.vlines(
-            [chance for _, chance in marked],
-            [place - 0.46 for place, _ in marked],
-            [place + 0.46 for place, _ in marked],
-            colors=COLOURS[3],
-            linewidth=2,
-            label="chance",
-        )
-    axes.set_xlim(0, 1.16)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        lengths = [max(0.0, value) for value in values]
+        style: dict[str, Any] = {"color": COLOURS[number], "hatch": ("", "///")[number % 2]}
+        bars = axes.barh(places, lengths, width * 0.92, label=name, linewidth=0, **style)
+        axes.bar_label(bars, [show(value) for value in values], color=GREY, fontsize=9, padding=3)
+    if chances is None:
+        axes.margins(x=0.14)
+        _whole_numbers(axes)
+    else:
+        marks = [(chance, place) for place, chance in enumerate(chances) if chance > 0]
+        if marks:
+            at, places = np.transpose(marks)
+            style = {"colors": COLOURS[3], "linewidth": 2, "label": "chance"}
+            axes.vlines(at, places - 0.46, places + 0.46, **style)
+        axes.set_xlim(0, 1.16)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel(x_label)
-    _legend(figure, axes, columns=3)
-    return _svg(figure)
+    return _finish(figure, axes, x_label, y_label, columns=3)
 
 
-def _bar_style(number: int) -> dict[str, Any]:
-    return {"color": COLOURS[number], "hatch": ("", "///")[number % 2], "linewidth": 0}
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
 
 
-def _whole_steps(axes: Axes) -> None:
+def _whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -240,15 +151,17 @@ def _figure(height: float = HEIGHT, grid: Literal["x", "y"] = "y") -> tuple[Figu
     axes.grid(axis=grid, color=GREY, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=GREY, which="both", labelsize=10)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=GREY, fontsize=10)
     for side, spine in axes.spines.items():
         spine.set(color=GREY, visible=side in ("left", "bottom"))
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """Above the axes, where no line runs through it."""
+def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str, columns: int = 2) -> bytes:
+    """Adds labels and a legend above the axes, where no line runs through it; returns the SVG."""
+    import matplotlib
+
+    axes.set_xlabel(x_label, color=GREY, fontsize=10)
+    axes.set_ylabel(y_label, color=GREY, fontsize=10)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -261,13 +174,8 @@ def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
         handlelength=2.6,
         columnspacing=1.4,
     )
-
-
-def _svg(figure: Figure) -> bytes:
-    import matplotlib
-
     stream = io.BytesIO()
-    # A fixed salt and no date: the same figures give the same page.
+    # A fixed salt and no date: the same figures result in the same page.
     with matplotlib.rc_context(
         {"svg.hashsalt": "iiae", "svg.fonttype": "path", "hatch.linewidth": 0.6}
     ):

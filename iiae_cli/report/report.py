@@ -1,19 +1,14 @@
-"""`evaluate --report DIR`: one self-contained page that tells at a glance whether a model is any good.
-
-What was measured is gathered into plain values (`page.Page`) and rendered into DIR/index.html: pictures and style
-inside, no script, no request.
-"""
+"""`evaluate --report DIR`: one self-contained page that shows what a model is worth."""
 
 from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from iiae_cli import __version__
 from iiae_cli.common.files import writing
@@ -24,19 +19,12 @@ from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.report.cards import headline_cards
-from iiae_cli.report.curves import read_object, read_records, training_charts
-from iiae_cli.report.disentanglement_section import disentanglement_section
-from iiae_cli.report.examples import class_examples, paired_examples
-from iiae_cli.report.latent_section import dimension_table, usage_chart, usage_table
-from iiae_cli.report.page import Direction, Page, cell, render
-from iiae_cli.report.retrieval_section import rank_chart, shown_direction
-from iiae_cli.report.translation_section import translation_grids
+from iiae_cli.report import sections
+from iiae_cli.report.examples import class_directions, paired_directions
+from iiae_cli.report.page import cell, render
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.provenance import run_versions
 from iiae_cli.runs.weights import LoadedModel
-
-EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -44,12 +32,12 @@ class Measured:
     """A measurement, and what it was made on.
 
     Attributes:
-        run: its directory.
-        loaded: the kept weights.
+        run: the run's directory.
+        loaded: its kept weights.
         split: the rows, aligned unless `by_class`.
         by_class: whether rows belong together by their labels alone.
-        pairs: their latents.
-        metric: distance between them.
+        pairs: the rows' latents.
+        metric: distance between latents.
         figures: as `evaluate --json` prints them.
         protocol: likewise.
         paper: the paper's rows, empty where it has none of this data set.
@@ -73,82 +61,74 @@ class Measured:
 
 
 def write_report(measured: Measured, folder: Path) -> Path:
-    """Write FOLDER/index.html, replacing one that is there; returns its path."""
+    """Writes FOLDER/index.html, replacing an older one; returns its path."""
     path = folder / "index.html"
-    text = render(gather(measured))
+    text = render(**_values(measured))
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def gather(measured: Measured) -> Page:
-    """Everything the page shows."""
-    loaded, split = measured.loaded, measured.split
-    info = read_object(measured.run.info_file)
-    found = (
-        class_examples(measured.pairs, split, EXAMPLES)
-        if measured.by_class
-        else paired_examples(measured.pairs, measured.metric, EXAMPLES)
-    )
-    directions: list[Direction] = [shown_direction(one, split) for one in found]
-    ranked = [(f"{one.source} → {one.target}", one.ranks) for one in found if one.ranks is not None]
-    usage_charts = usage_chart(measured.pairs)
-    data_set = str(measured.protocol.get("data_set", loaded.info.name))
-    rows = (
-        f"{len(split.x):,} pairs"
-        if not measured.by_class
-        else f"{len(split.x):,} × {len(split.y):,} rows"
-    )
-    return Page(
-        title=f"{measured.run.path.resolve().name} on {data_set}",
-        subtitle=f"Split {measured.protocol.get('split', '')}, {rows}; model {loaded.fingerprint}, "
+def _values(measured: Measured) -> dict[str, object]:
+    """Gathers everything that the template shows."""
+    loaded, split, pairs = measured.loaded, measured.split, measured.pairs
+    figures, protocol = measured.figures, measured.protocol
+    info = measured.run.read_info()
+    rows = f"{len(split.x):,} pairs"
+    if measured.by_class:
+        rows = f"{len(split.x):,} × {len(split.y):,} rows"
+        directions, rank_charts = class_directions(pairs, split), []
+        rule = "cosine distance; rows of the query's class are right."
+    else:
+        directions, chart = paired_directions(pairs, split, measured.metric)
+        rank_charts = [chart]
+        rule = (
+            f"{measured.metric} distance; only its partner is right, and the whole split is the "
+            "gallery."
+        )
+    return {
+        "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
+        "subtitle": f"Split {protocol['split']}, {rows}; model {loaded.fingerprint}, "
         f"kept at step {loaded.details.get('step')}, objective {loaded.config.objective.kind}",
-        warnings=_warnings(info, measured.protocol),
-        cards=headline_cards(measured.figures, measured.paper, measured.pairs),
-        tables=figure_tables(measured.figures),
-        paper=paper_table(measured.paper) if measured.paper else None,
-        charts=training_charts(read_records(measured.run.metrics_file)),
-        retrieval_note=_retrieval_note(measured),
-        rank_charts=[rank_chart(ranked)] if ranked else [],
-        directions=directions,
-        grids=translation_grids(
+        "warnings": _warnings(info, protocol),
+        "cards": sections.headline_cards(figures, measured.paper, pairs),
+        "tables": figure_tables(figures),
+        "paper": paper_table(measured.paper) if measured.paper else None,
+        "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
+        "retrieval_note": "Every row of one domain looks for its own in the other by shared "
+        f"latents, {rule}",
+        "rank_charts": rank_charts,
+        "directions": directions,
+        "grids": sections.translation_grids(
             TrainedModel.of(loaded),
             split,
             aligned=not measured.by_class,
             samples=measured.samples,
             seed=measured.seed,
         ),
-        disentanglement=disentanglement_section(
-            measured.figures.get("disentanglement", {}), measured.protocol
+        "disentanglement": sections.disentanglement_section(
+            figures.get("disentanglement", {}), protocol
         ),
-        usage=usage_table(measured.pairs),
-        usage_charts=[usage_charts] if usage_charts else [],
-        dimensions=dimension_table(measured.pairs),
-        active_variance=ACTIVE_VARIANCE,
-        command=shlex.join(measured.command),
-        trained_by=_command(info),
-        protocol=_mapping("Protocol", measured.protocol),
-        versions=_versions(info),
-        facts=_mapping(
-            "Training", {key: value for key, value in info.items() if key not in _ELSEWHERE}
-        ),
-        config=loaded.config.to_yaml(),
-        version=__version__,
-    )
+        "usage": sections.usage_table(pairs),
+        "usage_charts": sections.usage_charts(pairs),
+        "dimensions": sections.dimension_table(pairs),
+        "active_variance": ACTIVE_VARIANCE,
+        "command": shlex.join(measured.command),
+        "trained_by": shlex.join(map(str, info.get("command", ()))),
+        "protocol": _mapping("Protocol", protocol),
+        "versions": _versions(info.get("versions", {})),
+        "facts": _mapping("Training", {key: info[key] for key in info if key not in _ELSEWHERE}),
+        "config": loaded.config.to_yaml(),
+        "version": __version__,
+    }
 
 
 _ELSEWHERE = ("versions", "command", "warnings")
 
 
-def _command(info: dict[str, Any]) -> str:
-    words = info.get("command")
-    return shlex.join(map(str, words)) if isinstance(words, list) else ""
-
-
-def _warnings(info: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
-    """What training warned of, and what makes a figure less than it looks."""
-    noted = info.get("warnings")
-    warnings = [str(one) for one in noted] if isinstance(noted, list) else []
+def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    """Lists what training warned of, and what makes a figure less than it looks."""
+    warnings = [str(line) for line in info.get("warnings", ())]
     if info.get("state") not in (None, "finished"):
         warnings.append(f"training is {info['state']}, not finished")
     for key, who in (
@@ -160,33 +140,13 @@ def _warnings(info: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def _retrieval_note(measured: Measured) -> str:
-    what = "Every row of one domain looks for its own in the other by shared latents"
-    if measured.by_class:
-        return f"{what}, cosine distance; rows of the query's class are right."
-    return f"{what}, {measured.metric} distance; only its partner is right, and the whole split is the gallery."
+def _mapping(title: str, values: Mapping[str, Any]) -> Table:
+    rows = [(key.replace("_", " "), cell(value)) for key, value in values.items()]
+    return Table(title, ["what", "value"], rows)
 
 
-def _mapping(title: str, values: dict[str, Any]) -> Table:
-    return Table(
-        title,
-        ["what", "value"],
-        [(str(key).replace("_", " "), cell(value)) for key, value in values.items()],
-    )
-
-
-def _versions(info: dict[str, Any]) -> Table:
-    import jinja2
-    import matplotlib
-
-    trained = info.get("versions")
-    before = trained if isinstance(trained, dict) else {}
-    now = run_versions() | {
-        "numpy": np.__version__,
-        "matplotlib": matplotlib.__version__,
-        "jinja2": jinja2.__version__,
-    }
+def _versions(trained: Mapping[str, str]) -> Table:
+    now = run_versions() | {name: version(name) for name in ("numpy", "matplotlib", "jinja2")}
     now["system"] = f"{platform.system()} {platform.machine()}"
-    names = [*now, *(name for name in before if name not in now)]
-    rows = [(name, before.get(name), now.get(name)) for name in names]
+    rows = [(name, trained.get(name), now.get(name)) for name in {**now, **trained}]
     return Table("Versions", ["what", "of training", "of this page"], rows)

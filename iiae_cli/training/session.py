@@ -28,7 +28,7 @@ from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.report.figures import first_pairs, sample_grid
+from iiae_cli.report.samples import first_pairs, sample_grid
 from iiae_cli.runs.directory import Checkpoint, RunDir
 from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData

@@ -9,82 +9,82 @@ from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
 from iiae_cli.report.montage import Verdict, draw_montage, judgement
 
-
-def cache(ids, labels=None, domain="y", **more):
-    return LatentCache(
-        Encoded(np.zeros((len(ids), 2), np.float32)), ids, labels, domain, "f" * 16, (2,), **more
-    )
-
-
-def verdicts(queries, gallery, split=None):
-    judge = judgement(queries, gallery, split)
-    return [[judge(query, row) for row in range(len(gallery))] for query in range(len(queries))]
-
-
 PARTNER, OTHER = Verdict("pair", True), Verdict("pair", False)
 SAME, DIFFERENT = Verdict("class", True), Verdict("class", False)
 
 
-def test_the_same_id_is_the_partner():
-    assert verdicts(cache(["t/2"], domain="x"), cache(["t/1", "t/2"])) == [[OTHER, PARTNER]]
+def queries(*ids, labels=None, **more):
+    return cache(ids, labels, "x", **more)
 
 
-def test_a_picture_of_the_partners_stem_is_a_query_with_a_partner():
-    assert verdicts(cache(["pictures/x/2.png"], domain="x"), cache(["t/1", "t/2"])) == [
-        [OTHER, PARTNER]
-    ]
+def gallery(*ids, labels=None, **more):
+    return cache(ids, labels, "y", **more)
 
 
-def test_an_id_is_worth_more_than_a_stem():
-    assert verdicts(cache(["b/1"], domain="x"), cache(["a/1", "b/1"])) == [[OTHER, PARTNER]]
+def cache(ids, labels, domain, **more):
+    encoded = Encoded(np.zeros((len(ids), 2), np.float32))
+    return LatentCache(encoded, list(ids), labels, domain, "f" * 16, (2,), **more)
 
 
-def test_a_stem_that_occurs_twice_names_no_partner():
-    gallery = ["cat/1.png", "dog/1.png"]
-    assert verdicts(cache(["1.png"], domain="x"), cache(gallery)) == [[None, None]]
-    assert verdicts(cache(["1.png"], ["dog"], "x"), cache(gallery, ["cat", "dog"])) == [
-        [DIFFERENT, SAME]
-    ]
+def verdicts(asked, searched, split=None):
+    judge = judgement(asked, searched, split)
+    return [[judge(query, row) for row in range(len(searched))] for query in range(len(asked))]
 
 
-def test_without_a_partner_classes_decide_and_without_classes_nothing():
-    assert verdicts(cache(["q"], ["7"], "x"), cache(["1", "2"], ["7", "8"])) == [[SAME, DIFFERENT]]
-    assert verdicts(cache(["q"], None, "x"), cache(["1", "2"], ["7", "8"])) == [[None, None]]
-    assert verdicts(cache(["q"], ["7"], "x"), cache(["1", "2"])) == [[None, None]]
+@pytest.mark.parametrize(
+    "asked, searched, expected",
+    [
+        ("t/2", ["t/1", "t/2"], [OTHER, PARTNER]),
+        ("pictures/x/2.png", ["t/1", "t/2"], [OTHER, PARTNER]),  # the file name without its ending
+        ("b/1", ["a/1", "b/1"], [OTHER, PARTNER]),  # an id is worth more than a file name
+        ("1.png", ["cat/1.png", "dog/1.png"], [None, None]),  # a name that occurs twice
+    ],
+)
+def test_names_find_the_partner(asked, searched, expected):
+    assert verdicts(queries(asked), gallery(*searched)) == [expected]
 
 
-def rows(count):
-    return np.arange(count * 48, dtype=np.uint8).reshape(count, 4, 4, 3)
+@pytest.mark.parametrize(
+    "label, labels, expected",
+    [
+        (["7"], ["7", "8"], [SAME, DIFFERENT]),
+        (None, ["7", "8"], [None, None]),
+        (["7"], None, [None, None]),
+    ],
+)
+def test_without_a_partner_classes_decide(label, labels, expected):
+    assert verdicts(queries("q", labels=label), gallery("1", "2", labels=labels)) == [expected]
+
+
+def split_of(ids_x, ids_y, labels_x=None, labels_y=None, **more):
+    rows_x, rows_y = (np.zeros((len(ids), 4, 4, 3), np.uint8) for ids in (ids_x, ids_y))
+    return Split(Side(rows_x, ids_x, labels_x), Side(rows_y, ids_y, labels_y), **more)
 
 
 def test_the_pairs_of_a_split_are_worth_more_than_names():
-    split = Split(
-        Side(rows(2), list("ab")),
-        Side(rows(3), list("abc")),
-        pairs=np.array([[0, 1], [1, 0], [1, 2]]),
-    )
-    found = verdicts(cache(["a", "b"], domain="x"), cache(["a", "b", "c"]), split)
-    assert found == [[OTHER, PARTNER, OTHER], [PARTNER, OTHER, PARTNER]]
-    back = verdicts(cache(["c", "b"]), cache(["a", "b"], domain="x"), split)
+    split = split_of(["a", "b"], ["a", "b", "c"], pairs=np.array([[0, 1], [1, 0], [1, 2]]))
+    forward = verdicts(queries("a", "b"), gallery("a", "b", "c"), split)
+    assert forward == [[OTHER, PARTNER, OTHER], [PARTNER, OTHER, PARTNER]]
+    back = verdicts(gallery("c", "b"), queries("a", "b"), split)
     assert back == [[OTHER, PARTNER], [PARTNER, OTHER]]
 
 
 def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
-    split = Split(
-        Side(rows(2), list("12"), ["cat", "dog"]), Side(rows(3), list("123"), ["dog", "dog", "cat"])
-    )
-    path = tmp_path / "classes.h5"
-    write_data_file(path, "classes", {"test": split}, {"alignment": "class"})
-    source = {"data": str(path), "split": "test"}
-    queries = cache(["1", "2"], ["cat", "dog"], "x", source=source)
-    found = verdicts(queries, cache(["1", "2", "3"], ["dog", "dog", "cat"], source=source), split)
-    assert found == [[DIFFERENT, DIFFERENT, SAME], [SAME, SAME, DIFFERENT]]
+    labels_x, labels_y = ["cat", "dog"], ["dog", "dog", "cat"]
+    split = split_of(["1", "2"], ["1", "2", "3"], labels_x, labels_y)
+    write_data_file(tmp_path / "c.h5", "classes", {"test": split}, {"alignment": "class"})
+    source = {"data": str(tmp_path / "c.h5"), "split": "test"}
+    asked = queries("1", "2", labels=labels_x, source=source)
+    searched = gallery("1", "2", "3", labels=labels_y, source=source)
+    assert verdicts(asked, searched, split) == [
+        [DIFFERENT, DIFFERENT, SAME],
+        [SAME, SAME, DIFFERENT],
+    ]
 
 
-def draw(queries, gallery, order):
-    order = np.array(order)
+def draw(asked, searched, order):
     return draw_montage(
-        queries, gallery, order, np.arange(order.size, dtype=float).reshape(order.shape)
+        asked, searched, np.array([order]), np.arange(len(order), dtype=float)[None]
     )
 
 
@@ -93,26 +93,21 @@ def count(image, colour):
 
 
 def test_frames_follow_the_verdicts_and_the_legend_names_the_rule():
-    gallery = cache(["1", "2", "3"])
-    image = draw(cache(["2"], domain="x"), gallery, [[1, 0, 2]])
-    swatch = count(
-        draw(cache(["2"], domain="x"), gallery, [[1]]), WRONG
-    )  # no wrong frame: the legend's alone
+    searched = gallery("1", "2", "3")
+    image = draw(queries("2"), searched, [1, 0, 2])
+    swatch = count(draw(queries("2"), searched, [1]), WRONG)  # no wrong frame: the legend's alone
     assert swatch > 0
     assert count(image, WRONG) - swatch == 2 * (count(image, RIGHT) - swatch) > 0
 
 
 def test_where_nothing_is_known_nothing_is_framed():
-    image = draw(cache(["q"], domain="x"), cache(["1", "2"]), [[1, 0]])
+    image = draw(queries("q"), gallery("1", "2"), [1, 0])
     assert count(image, RIGHT) == count(image, WRONG) == 0
-    known = draw(cache(["1"], domain="x"), cache(["1", "2"]), [[1, 0]])
+    known = draw(queries("1"), gallery("1", "2"), [1, 0])
     assert known.height > image.height  # the word and the legend
 
 
-@pytest.mark.parametrize("labels, taller", [(None, 0), (["7", "8"], 1)])
-def test_known_classes_are_named(labels, taller):
-    plain = draw(cache(["q"], domain="x"), cache(["1", "2"]), [[1, 0]])
-    assert (
-        draw(cache(["q"], domain="x"), cache(["1", "2"], labels), [[1, 0]]).height
-        == plain.height + 16 * taller
-    )
+def test_known_classes_are_named():
+    plain = draw(queries("q"), gallery("1", "2"), [1, 0])
+    labelled = draw(queries("q"), gallery("1", "2", labels=["7", "8"]), [1, 0])
+    assert labelled.height > plain.height
