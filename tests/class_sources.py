@@ -12,12 +12,11 @@ NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 w
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures into the network and small batches to fine-tune with."""
-    from iiae_cli.data import extract, finetune
-    from iiae_cli.data.sources import backbone_plan
+    from iiae_cli.data import backbone, finetune
+    from iiae_cli.data.sources import extraction
 
-    monkeypatch.setattr(finetune, "INPUT_SIZE", (48, 48))
-    monkeypatch.setattr(extract, "INPUT_SIZE", (48, 48))
-    monkeypatch.setattr(backbone_plan, "FineTuning", partial(finetune.FineTuning, batch_size=6))
+    monkeypatch.setattr(backbone, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(extraction, "FineTuning", partial(finetune.FineTuning, batch_size=6))
 
 
 def picture(path: Path, level: int, number: int = 0) -> None:

@@ -15,9 +15,8 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import data_file, run_folder
-from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.datafile import DataFile, Split
-from iiae_cli.data.leaks import Seen, refuse_leak
+from iiae_cli.data.leaks import Seen, class_list_hash, refuse_leak
 from iiae_cli.evaluation.disentanglement import (
     PROBE_ROWS,
     ProbeOptions,

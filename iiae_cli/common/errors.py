@@ -6,10 +6,6 @@ Any other exception is a bug and keeps its traceback (exit code 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 75
@@ -42,24 +38,3 @@ class Interrupted(Exception):
         super().__init__(where)
         self.exit_code = exit_code
         self.where = where
-
-
-@contextmanager
-def damage(path: Path, hint: str, where: str = "") -> Iterator[None]:
-    """Turn whatever a library raises while it reads a damaged file into a user's error.
-
-    Args:
-        path: the file.
-        hint: what mends it.
-        where: the place in the file, such as ` in /train`.
-
-    Raises:
-        IiaeError: instead of any other exception; its cause is kept.
-    """
-    try:
-        yield
-    except (IiaeError, Interrupted):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise IiaeError(f"{path} is damaged{where}: {reason[:300]}", hint) from error

@@ -11,13 +11,17 @@ import hashlib
 import mmap
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import regular_file
 
 _ZEROS = "0" * 64
 # Quotes within a header's values are escaped, so this occurs once at most: where the checksum stands.
@@ -117,3 +121,26 @@ def _verify(path: Path, remedy: str, *, needed: bool) -> None:
 
 def _header_end(content: mmap.mmap) -> int:
     return min(len(content), 8 + int.from_bytes(content[:8], "little"))
+
+
+def read_state_dict(path: Path, hint: str) -> dict[str, Tensor]:
+    """Read another program's weights: `.safetensors`, or what `torch.save` wrote, tensors alone.
+
+    Raises:
+        IiaeError: missing, damaged, no state dict, or a pickle that holds code.
+    """
+    regular_file(path, hint)
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(loaded.get(key), Mapping):
+                loaded = loaded[key]
+        state = {str(name): values for name, values in loaded.items()}
+        if not all(isinstance(values, Tensor) for values in state.values()):
+            raise ValueError("it holds more than tensors")
+    except Exception as error:  # torch's own words advise to run what the file holds
+        raise IiaeError(f"{path} cannot be read as weights: no tensors by name", hint) from error
+    return state

@@ -1,16 +1,16 @@
-"""Picture classifiers of torchvision as feature extractors: which weights, and which layer.
+"""Picture classifiers of torchvision as feature extractors, and those that were fine-tuned here.
 
-The feature layer is what enters the final classifier layer, found as the last layer with ImageNet's 1000 outputs and
-replaced by the identity, so that it is right for every family (512 wide for resnet18, 1280 for mobilenet_v2, 4096 for
-vgg16). Weights are a file that the user has, or the one that torchvision publishes, from torch's hub cache; nothing is
-fetched unless asked for.
+The feature layer is what enters the final classifier layer, found as the last layer with
+ImageNet's 1000 outputs and replaced by the identity, so that it is right for every family (512 wide
+for resnet18, 1280 for mobilenet_v2, 4096 for vgg16). Weights are a file that the user has, or the
+one that torchvision publishes, from torch's hub cache; nothing is fetched unless asked for.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading, regular_file
+from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.datafile import sha256_of
 from iiae_cli.data.leaks import NONE_SEEN, UNKNOWN, Seen
-from iiae_cli.data.state_dicts import UNREADABLE, read_weights_file
+from iiae_cli.data.pictures import PictureError, decode_batches, readable
 from iiae_cli.model import Domain
 
 INPUT_SIZE = (224, 224)
@@ -34,16 +36,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NETWORK_SCHEMA = "iiae.backbone/1"
 
-_AUXILIARY = (
-    "AuxLogits",
-    "aux1",
-    "aux2",
-)  # second classifiers of the inception family, for training alone
+# Second classifiers of the inception family, for training alone.
+_AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a 224×224 picture before the network, in fine-tuning and extraction alike.
+    """What happens to a 224×224 picture before the network.
 
     Attributes:
         invert_sketches: whether pictures of x are inverted (black on white becomes white on black).
@@ -64,6 +63,35 @@ class Preprocessing:
             )
             values = (values - mean) / std
         return values.contiguous()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How picture files become the input of a network, in fine-tuning and extraction alike.
+
+    Attributes:
+        preprocessing: of pictures.
+        device: that computes.
+        workers: decoding threads.
+    """
+
+    preprocessing: Preprocessing
+    device: torch.device
+    workers: int = 1
+
+    def of(
+        self, batches: Iterable[Sequence[Path]], domain: Domain
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, list[PictureError]]]:
+        """Decode batches of pictures of a domain, one batch ahead of the caller.
+
+        Yields:
+            Which pictures of the batch are readable (M,), their input (M, 3, 224, 224), resized by
+            area where that shrinks and bicubic where it enlarges, and the errors of the others.
+        """
+        for decoded in decode_batches(batches, 3, INPUT_SIZE, self.workers):
+            rows, stack, errors = readable(decoded)
+            stack = stack.reshape(len(rows), *INPUT_SIZE, 3)  # also where none is readable
+            yield rows, self.preprocessing.tensor(stack, domain, self.device), errors
 
 
 @dataclass(frozen=True)
@@ -89,11 +117,7 @@ class Weights:
 
 
 def check_name(name: str) -> None:
-    """Refuse what torchvision does not have.
-
-    Raises:
-        IiaeError: unknown; the hint has the nearest names.
-    """
+    """Refuse a classifier that torchvision does not have, with near names in the hint."""
     known = models.list_models(module=models)
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18", "mobilenet_v2"]
@@ -104,11 +128,12 @@ def check_name(name: str) -> None:
 
 
 def find_weights(name: str, given: str | None, *, download: bool = False) -> Weights:
-    """The weights of a backbone.
+    """Find the weights of a backbone.
 
     Args:
         name: of the backbone.
-        given: a file; `none` for random weights; None: what torchvision publishes, from torch's hub cache.
+        given: a file; `none` for random weights; None: what torchvision publishes, from torch's
+            hub cache.
         download: whether that may be fetched into the cache.
 
     Raises:
@@ -117,92 +142,69 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
     check_name(name)
     if given == "none":
         return Weights("random")
+    urls = [str(weights.url) for weights in models.get_model_weights(name)]
+    default = str(models.get_model_weights(name)["DEFAULT"].url)
     if given is None:
-        return _published_weights(name, download)
-    path = Path(given)
-    if not path.is_file():
-        raise IiaeError(
-            f"weights {path} do not exist",
-            f"--backbone-weights takes {_published(name)[0]}, a .safetensors file, a --save-backbone folder, or none",
-        )
+        path = _published_file(name, default, download)
+    else:
+        path = Path(given)
+        takes = f"{Path(default).name}, a .safetensors file, a --save-backbone folder, or none"
+        regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
-    if any(digest.startswith(prefix) for prefix in _published_hashes(name)):
+    if any(digest.startswith(_hash_in(url)) for url in urls):
         return Weights("imagenet", path, digest)
+    if given is None:
+        raise IiaeError(
+            f"{path} is damaged: its SHA-256 does not begin with {_hash_in(default)}",
+            "delete it and fetch it again",
+        )
     return Weights("file", path, digest, _seen_by_file(path))
 
 
-def _published(name: str) -> tuple[str, str]:
-    """File name and URL of torchvision's default weights."""
-    url = str(models.get_model_weights(name)["DEFAULT"].url)
-    return url.rsplit("/", 1)[1], url
+def _hash_in(url: str) -> str:
+    """The beginning of the SHA-256 that torchvision's file names carry."""
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return match[1] if match else "none"
 
 
-def _published_hashes(name: str) -> list[str]:
-    """The SHA-256 prefixes that torchvision's file names carry."""
-    found = (
-        re.search(r"-([0-9a-f]{8,})\.pth$", str(entry.url))
-        for entry in models.get_model_weights(name)
-    )
-    return [match[1] for match in found if match is not None]
-
-
-def _published_weights(name: str, download: bool) -> Weights:
-    file_name, url = _published(name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
-    prefix = file_name.removesuffix(".pth").rsplit("-", 1)[-1]
-    if not path.is_file():
-        if not download:
-            raise IiaeError(
-                f"the weights of {name} ({file_name}) are not in torch's cache {path.parent}",
-                f"fetch {url} and pass --backbone-weights FILE, or pass --download",
-            )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise IiaeError(
-                f"{url} could not be downloaded: {error}",
-                "fetch it elsewhere and pass --backbone-weights FILE",
-            ) from error
-    digest = sha256_of(path)
-    if not digest.startswith(prefix):
+def _published_file(name: str, url: str, download: bool) -> Path:
+    """The file of torchvision's default weights in torch's hub cache."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        return path
+    if not download:
         raise IiaeError(
-            f"{path} is damaged: its SHA-256 does not begin with {prefix}",
-            "delete it and fetch it again",
+            f"the weights of {name} ({path.name}) are not in torch's cache {path.parent}",
+            f"fetch {url} and pass --backbone-weights FILE, or pass --download",
         )
-    return Weights("imagenet", path, digest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(url), progress=False)
+    except (OSError, RuntimeError) as error:
+        raise IiaeError(
+            f"{url} could not be downloaded: {error}",
+            "fetch it elsewhere and pass --backbone-weights FILE",
+        ) from error
+    return path
 
 
 def _seen_by_file(path: Path) -> Seen:
     if path.suffix != ".safetensors":
         return UNKNOWN
-    try:
+    with reading(path, "name a state dict (.pth) or a .safetensors file"):
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         if header.get("schema") == NETWORK_SCHEMA:
             raise IiaeError(
                 f"{path} is the network of one domain alone",
-                f"name its folder, which holds x.safetensors and y.safetensors: --backbone-weights {path.parent}",
+                f"name its folder, which holds x.safetensors and y.safetensors: "
+                f"--backbone-weights {path.parent}",
             )
         return Seen.of_header(header)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> IiaeError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return IiaeError(
-        f"weights {path} cannot be read: {reason}",
-        "name a state dict (.pth) or a .safetensors file",
-    )
 
 
 def final_layer(network: nn.Module) -> str:
-    """The dotted name of the layer that classifies: the last with 1000 outputs.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The dotted name of the layer that classifies: the last with 1000 outputs."""
     for name, module in reversed(list(network.named_modules())):
         outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
         if outputs is not None and getattr(module, outputs) == IMAGENET_CLASSES:
@@ -211,7 +213,7 @@ def final_layer(network: nn.Module) -> str:
 
 
 def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Module, int]:
-    """A network from pictures (B, 3, 224, 224) to features (B, D), and D.
+    """Build a network from pictures (B, 3, 224, 224) to features (B, D); returns it and D.
 
     Args:
         name: of torchvision's classifier.
@@ -223,21 +225,20 @@ def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Modul
     """
     network = bare_backbone(name, seed)
     cut = final_layer(network)
-    parent, _, child = cut.rpartition(".")
     last = network.get_submodule(cut)
     width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
+    parent, _, child = cut.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
     if weights.path is not None:
-        _load(network, name, _read_state(weights.path), weights.path, cut)
+        _load(network, name, weights.path, cut)
     if isinstance(network, models.Inception3 | models.GoogLeNet):
-        network.transform_input = (
-            weights.kind != "random"
-        )  # trained with a normalisation of their own
+        # Their published weights were trained with a normalisation of their own.
+        network.transform_input = weights.kind != "random"
     return network.eval(), width
 
 
 def bare_backbone(name: str, seed: int) -> nn.Module:
-    """torchvision's classifier with random weights, the same for the same seed, without second classifiers."""
+    """torchvision's classifier with random weights by `seed`, without second classifiers."""
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -249,49 +250,21 @@ def bare_backbone(name: str, seed: int) -> nn.Module:
     return network
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict by the names of torchvision's modules."""
-    try:
-        loaded = read_weights_file(path)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise IiaeError(f"weights {path} hold no state dict", "save network.state_dict() alone")
+def _load(network: nn.Module, name: str, path: Path, cut: str) -> None:
+    """Load all but the final layer, whose shape depends on what it classified."""
+    state = read_state_dict(path, "name a state dict (.pth) or a .safetensors file")
     # densenet's published weights still have the names of an older torchvision.
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    return {
-        old.sub(r"\1\2.", str(key).removeprefix("module.")): value for key, value in loaded.items()
-    }
-
-
-def _load(network: nn.Module, name: str, state: dict[str, Tensor], path: Path, cut: str) -> None:
-    """Load all but the final layer, whose shape depends on what it classified.
-
-    Raises:
-        IiaeError: a tensor is missing, superfluous or of another shape.
-    """
-    dropped = tuple(f"{one}." for one in (cut, *_AUXILIARY))
-    state = {key: value for key, value in state.items() if not key.startswith(dropped)}
-    wanted = network.state_dict()
-    problems = [
-        *(
-            f"has no {key}"
-            for key in wanted
-            if key not in state and not key.endswith("num_batches_tracked")
-        ),
-        *(f"has {key}, which the network lacks" for key in state if key not in wanted),
-        *(
-            f"has {key} of shape {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
-            for key in wanted
-            if key in state and state[key].shape != wanted[key].shape
-        ),
-    ]
-    if problems:
-        raise IiaeError(
-            f"{path} does not fit {name}: it {problems[0]}",
-            "name the backbone that the weights belong to",
-        )
-    network.load_state_dict(state, strict=False)
+    state = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
+    dropped = tuple(f"{layer}." for layer in (cut, *_AUXILIARY))
+    state = {key: values for key, values in state.items() if not key.startswith(dropped)}
+    hint = "name the backbone that the weights belong to"
+    try:
+        result = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise IiaeError(f"{path} does not fit {name}: {reason}", hint) from error
+    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
+    for keys, said in ((missing, "lacks"), (result.unexpected_keys, "has a superfluous")):
+        if keys:
+            raise IiaeError(f"{path} does not fit {name}: it {said} {keys[0]}", hint)

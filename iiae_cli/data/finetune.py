@@ -1,19 +1,24 @@
-"""Fine-tuning a backbone as classifier of the training classes.
+"""Fine-tuning a backbone as classifier of the training classes, and the networks that result.
 
-The recipe of the Sketchy features: backbone → linear 512, no activation (the features, signed) → linear classifier;
-cross-entropy, SGD with momentum 0.9, learning rate 0.01 decayed linearly to 0, batches of 64 that draw every class
-equally often. Each domain has a network of its own.
+The recipe of the Sketchy features: backbone → linear 512, no activation (the features, signed) →
+linear classifier; cross-entropy, SGD with momentum 0.9, learning rate 0.01 decayed linearly to 0,
+batches of 64 that draw every class equally often. Each domain has a network of its own.
 
-A step's batch and its dropout are functions of seed and step, so that fine-tuning taken up from a checkpoint ends in
-the weights of one that was never stopped.
+A step's batch and its dropout are functions of seed and step, so that fine-tuning resumed from a
+checkpoint ends in the weights of one that was never stopped.
+
+A folder of two networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone` writes and
+`--backbone-weights` takes. Their headers name the classes that they have seen.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +28,116 @@ from torch import Tensor, nn
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import writing
+from iiae_cli.common.files import reading, writing
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.common.tensors import read_tensors, save_tensors
-from iiae_cli.data.backbone import INPUT_SIZE, Preprocessing
-from iiae_cli.data.feature_network import FeatureNetwork
-from iiae_cli.data.pictures import PictureError, decode_batches, readable
+from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
+from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, check_name
+from iiae_cli.data.leaks import Seen
 from iiae_cli.model import Domain
 
-CHECKPOINT_SCHEMA = "iiae.fine-tuning/1"
+CHECKPOINT_SCHEMA = "iiae.fine-tuning/2"
+NETWORK_SCHEMA = "iiae.backbone/1"
+FEATURES = 512  # width of a fine-tuned network's features
+_HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
+
+
+class FeatureNetwork(nn.Module):
+    """Backbone → linear `width`, no activation: pictures (B, 3, 224, 224) to features (B, width).
+
+    Args:
+        body: the backbone up to its feature layer.
+        body_width: of that layer.
+        width: of the features, which are signed.
+        seed: of the linear layer.
+    """
+
+    def __init__(
+        self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.width = width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Linear(body_width, width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features (B, width)."""
+        features: Tensor = self.embed(self.body(pictures))
+        return features
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """What a fine-tuned network says of itself in its file's header.
+
+    Attributes:
+        backbone: torchvision's name.
+        weights: what fine-tuning began with: `weights`, `weights_file`, `weights_sha256`.
+        preprocessing: of the pictures it was fine-tuned on.
+        fine_tuning: settings, and `accuracy` on the training pictures of this domain.
+        seen: classes that it was trained on.
+    """
+
+    backbone: str
+    weights: dict[str, Any]
+    preprocessing: Preprocessing
+    fine_tuning: dict[str, Any]
+    seen: Seen
+
+
+def save_network(
+    path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
+) -> None:
+    """Write a fine-tuned network, atomically."""
+    header = {
+        "schema": NETWORK_SCHEMA,
+        "domain": domain,
+        "backbone": record.backbone,
+        "weights": json.dumps(record.weights),
+        "preprocessing": json.dumps(asdict(record.preprocessing)),
+        "fine_tuning": json.dumps(record.fine_tuning),
+        **{key: json.dumps(value) for key, value in record.seen.to_json().items()},
+    }
+    _save(dict(network.state_dict()), path, header)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    with writing(path) as temporary:
+        save_tensors(plain, temporary, header)
+
+
+def read_record(path: Path, domain: Domain) -> NetworkRecord:
+    """Read what a fine-tuned network says of itself; its weights are not read.
+
+    Raises:
+        IiaeError: missing, damaged, of the other domain, or no such network.
+    """
+    header = read_header(path, NETWORK_SCHEMA, _HINT)
+    if header.get("domain") != domain:
+        raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
+    with reading(path, _HINT):
+        record = NetworkRecord(
+            backbone=header["backbone"],
+            weights=json.loads(header["weights"]),
+            preprocessing=Preprocessing(**json.loads(header["preprocessing"])),
+            fine_tuning=json.loads(header["fine_tuning"]),
+            seen=Seen.of_header(header),
+        )
+    check_name(record.backbone)
+    return record
+
+
+def load_network(path: Path, domain: Domain) -> FeatureNetwork:
+    """Load a fine-tuned network, in evaluation mode."""
+    record = read_record(path, domain)
+    _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
+    body, body_width = build_backbone(record.backbone, Weights(record.weights["weights"]))
+    with reading(path, _HINT):
+        network = FeatureNetwork(body, body_width, state["embed.weight"].shape[0])
+        network.load_state_dict(state)
+    return network.eval()
 
 
 @dataclass(frozen=True)
@@ -53,116 +159,92 @@ class FineTuning:
     momentum: float = 0.9
 
 
-@dataclass
-class _State:
-    """What a checkpoint holds beside tensors: steps done, and the current epoch's tally."""
-
-    step: int = 0
-    correct: int = 0
-    shown: int = 0
-
-
 class _Tuner:
-    """One domain's network, its classifier and optimiser, and their checkpoint."""
+    """One domain's network, its classifier and optimiser, and their checkpoint.
+
+    Attributes:
+        step: steps done.
+        correct: pictures of the current epoch that were told right; `shown` counts them all.
+    """
 
     def __init__(
         self,
         network: FeatureNetwork,
-        classes: int,
-        settings: FineTuning,
+        targets: NDArray[np.int64],
         domain: Domain,
+        settings: FineTuning,
         device: torch.device,
     ) -> None:
-        self.settings, self.domain, self.device = settings, domain, device
-        self.network = network.to(device)
-        self.seed_step(-1)
-        self.classifier = nn.Linear(network.width, classes).to(device)
-        self.parameters = {
-            **{f"network/{name}": one for name, one in self.network.named_parameters()},
-            **{f"classifier/{name}": one for name, one in self.classifier.named_parameters()},
-        }
+        self.settings, self.domain = settings, domain
+        self.rows_of = [np.flatnonzero(targets == row) for row in range(int(targets.max()) + 1)]
+        network.to(device)
+        self._seed(-1)
+        classifier = nn.Linear(network.width, len(self.rows_of)).to(device)
+        self.model = nn.ModuleDict({"network": network, "classifier": classifier})
         self.optimizer = torch.optim.SGD(
-            self.parameters.values(), settings.learning_rate, momentum=settings.momentum
+            self.model.parameters(), settings.learning_rate, momentum=settings.momentum
         )
-        self.state = _State()
-
-    def seed_step(self, step: int) -> None:
-        """Make dropout a function of seed, domain and step; −1 stands for the classifier's first values."""
-        torch.manual_seed(int(self._entropy(step).generate_state(1)[0]))
+        self.step = self.correct = self.shown = 0
 
     def _entropy(self, step: int) -> np.random.SeedSequence:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
 
-    def draw(self, rows_of: Sequence[NDArray[np.int64]], step: int) -> NDArray[np.int64]:
+    def _seed(self, step: int) -> None:
+        """Make dropout a function of seed, domain and step; −1 is the classifier's first values."""
+        torch.manual_seed(int(self._entropy(step).generate_state(1)[0]))
+
+    def draw(self, step: int) -> NDArray[np.int64]:
         """Rows (B,) of a step: a class uniformly, then one of its pictures uniformly."""
         rng = np.random.default_rng(self._entropy(step))
-        classes = rng.integers(len(rows_of), size=self.settings.batch_size)
-        places = rng.integers([len(rows_of[one]) for one in classes])
-        return np.array(
-            [rows_of[one][place] for one, place in zip(classes, places, strict=True)], np.int64
-        )
+        classes = rng.integers(len(self.rows_of), size=self.settings.batch_size)
+        places = rng.integers([len(self.rows_of[row]) for row in classes])
+        drawn = [self.rows_of[row][place] for row, place in zip(classes, places, strict=True)]
+        return np.array(drawn, np.int64)
 
     def learn(self, inputs: Tensor, targets: Tensor, total: int) -> None:
-        """One step of SGD.
+        """Take one of `total` steps of SGD.
 
         Raises:
             IiaeError: the loss is not finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * (1.0 - self.state.step / total)
-        self.seed_step(self.state.step)
-        logits = self.classifier(self.network(inputs))
+            group["lr"] = self.settings.learning_rate * (1.0 - self.step / total)
+        self._seed(self.step)
+        logits = self.model["classifier"](self.model["network"](inputs))
         loss = F.cross_entropy(logits, targets)
         if not math.isfinite(float(loss.detach())):
             raise IiaeError(
-                f"fine-tuning of domain {self.domain} diverged at step {self.state.step}",
+                f"fine-tuning of domain {self.domain} diverged at step {self.step}",
                 "check the weights, or take the features as they are: --fine-tune-epochs 0",
             )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.state.correct += int((logits.argmax(1) == targets).sum())
-        self.state.shown += len(targets)
+        self.correct += int((logits.argmax(1) == targets).sum())
+        self.shown += len(targets)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
-        tensors = {
-            **{f"network/{name}": one for name, one in self.network.state_dict().items()},
-            **{f"classifier/{name}": one for name, one in self.classifier.state_dict().items()},
-            **{
-                f"momentum/{name}": self.optimizer.state[one]["momentum_buffer"]
-                for name, one in self.parameters.items()
-                if one in self.optimizer.state
-            },
+        momenta = {
+            f"momentum.{name}": self.optimizer.state[values]["momentum_buffer"]
+            for name, values in self.model.named_parameters()
+            if values in self.optimizer.state
         }
-        header = {
-            "schema": CHECKPOINT_SCHEMA,
-            **{key: str(value) for key, value in vars(self.state).items()},
-        }
-        with writing(path) as temporary:
-            save_tensors(
-                {name: one.detach().cpu().contiguous() for name, one in tensors.items()},
-                temporary,
-                header,
-            )
+        counts = {key: str(getattr(self, key)) for key in ("step", "correct", "shown")}
+        header = {"schema": CHECKPOINT_SCHEMA, **counts}
+        _save({**self.model.state_dict(), **momenta}, path, header)
 
     def restore(self, path: Path) -> None:
-        """Take a checkpoint up.
-
-        Raises:
-            IiaeError: damaged.
-        """
-        remedy = f"delete {path} and run the same command again with --resume"
-        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, remedy)
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "classifier": {}, "momentum": {}}
-        for full_name, values in tensors.items():
-            part, name = full_name.split("/", 1)
-            parts[part][name] = values
-        self.network.load_state_dict(parts["network"])
-        self.classifier.load_state_dict(parts["classifier"])
-        for name, values in parts["momentum"].items():
-            self.optimizer.state[self.parameters[name]]["momentum_buffer"] = values.to(self.device)
-        self.state = _State(*(int(header[key]) for key in ("step", "correct", "shown")))
+        """Resume from a checkpoint."""
+        hint = f"delete {path} and run the same command again with --resume"
+        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, hint)
+        for name, values in self.model.named_parameters():
+            momentum = tensors.pop(f"momentum.{name}", None)
+            if momentum is not None:
+                self.optimizer.state[values]["momentum_buffer"] = momentum.to(values.device)
+        self.model.load_state_dict(tensors)
+        for key in ("step", "correct", "shown"):
+            setattr(self, key, int(header[key]))
 
 
 def fine_tune(
@@ -172,13 +254,11 @@ def fine_tune(
     *,
     domain: Domain,
     settings: FineTuning,
-    preprocessing: Preprocessing,
+    inputs: Inputs,
     checkpoint: Path,
-    device: torch.device,
-    workers: int = 1,
     stop: Stop = NEVER,
 ) -> float:
-    """Fine-tune a network, in place, to tell the classes of its pictures; it ends in evaluation mode.
+    """Fine-tune a network, in place, to tell the classes of its pictures; it ends in eval mode.
 
     Unreadable pictures are left out of their batch (extraction names them).
 
@@ -188,64 +268,51 @@ def fine_tune(
         labels: their classes.
         domain: x or y; seeds differ.
         settings: of the optimiser.
-        preprocessing: of pictures.
-        checkpoint: file that is written after every epoch, and taken up where it exists.
-        device: that computes.
-        workers: decoding threads.
-        stop: asked before every block.
+        inputs: how pictures become the network's input, and where it computes.
+        checkpoint: file that is written after every epoch, and resumed from where it exists.
+        stop: asked after every step.
 
     Returns:
         Accuracy on the pictures drawn in the last epoch, while it was learnt.
 
     Raises:
         IiaeError: no readable picture, or the loss is not finite.
-        Interrupted: a signal came; the checkpoint is written.
+        Interrupted: the work should stop; the checkpoint is written.
     """
-    classes, targets = np.unique(np.array(labels), return_inverse=True)
-    rows_of = [np.flatnonzero(targets == one) for one in range(len(classes))]
+    targets = np.unique(np.array(labels), return_inverse=True)[1]
     steps = math.ceil(len(paths) / settings.batch_size)
     total = steps * settings.epochs
-    forked = [device] if device.type == "cuda" else []
+    forked = [inputs.device] if inputs.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=forked),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         console.progress(f"fine-tuning {domain}", total, "steps") as progress,
     ):
-        tuner = _Tuner(network, len(classes), settings, domain, device)
+        tuner = _Tuner(network, targets, domain, settings, inputs.device)
         if checkpoint.exists():
             tuner.restore(checkpoint)
-        progress.start_at(tuner.state.step)
+        progress.start_at(tuner.step)
         network.train()
-        batches = [tuner.draw(rows_of, step) for step in range(tuner.state.step, total)]
-        for rows, pictures in zip(batches, _decoded(batches, paths, workers), strict=True):
-            if tuner.state.step % steps == 0:
-                tuner.state.correct = tuner.state.shown = 0
-            there, stack, _ = readable(pictures)
+        batches = [tuner.draw(step) for step in range(tuner.step, total)]
+        decoded = inputs.of(([paths[row] for row in rows] for rows in batches), domain)
+        for rows, (there, pictures, _) in zip(batches, decoded, strict=True):
+            if tuner.step % steps == 0:
+                tuner.correct = tuner.shown = 0
             if len(there) > 1:  # batch norm needs two
-                inputs = preprocessing.tensor(stack, domain, device)
-                tuner.learn(inputs, torch.from_numpy(targets[rows[there]]).to(device), total)
-            tuner.state.step += 1
-            progress.facts["accuracy"] = f"{tuner.state.correct / max(1, tuner.state.shown):.3f}"
-            progress.update(tuner.state.step)
+                wanted = torch.from_numpy(targets[rows[there]]).to(inputs.device)
+                tuner.learn(pictures, wanted, total)
+            tuner.step += 1
+            progress.facts["accuracy"] = f"{tuner.correct / max(1, tuner.shown):.3f}"
+            progress.update(tuner.step)
             stopping = stop.exit_code is not None
-            if stopping or tuner.state.step % steps == 0:
+            if stopping or tuner.step % steps == 0:
                 tuner.save(checkpoint)
             if stopping:
-                stop.check(
-                    f"fine-tuning of {domain} is saved at step {tuner.state.step} of {total}"
-                )
+                stop.check(f"fine-tuning of {domain} is saved at step {tuner.step} of {total}")
     network.eval()
-    if tuner.state.shown == 0:
+    if tuner.shown == 0:
         raise IiaeError(
             f"no training picture of domain {domain} can be read",
             f"check {paths[0]} and the others",
         )
-    return tuner.state.correct / tuner.state.shown
-
-
-def _decoded(
-    batches: Sequence[NDArray[np.int64]], paths: Sequence[Path], workers: int
-) -> Iterator[list[NDArray[np.uint8] | PictureError]]:
-    return decode_batches(
-        ([paths[row] for row in rows] for rows in batches), 3, INPUT_SIZE, workers
-    )
+    return tuner.correct / tuner.shown

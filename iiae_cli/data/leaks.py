@@ -1,17 +1,28 @@
 """Which classes a backbone has been trained on, and whether a zero-shot test class is among them.
 
-Only the classes of the data set count: ImageNet's are another vocabulary, and every published figure starts from it.
+Only the classes of the data set count: ImageNet's are another vocabulary, and every published
+figure starts from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.class_names import normalise_class
+
+
+def normalise_class(name: str) -> str:
+    """A class name as the published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
+    return name.strip().replace("-", "_").replace(" ", "_")
+
+
+def class_list_hash(names: Iterable[str]) -> str:
+    """SHA-256 in hex over the sorted distinct names, joined by newlines, UTF-8."""
+    return hashlib.sha256("\n".join(sorted({*names})).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,41 +57,43 @@ class Seen:
         return {"classes_seen": known, "classes_seen_complete": self.complete}
 
     @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Seen:
+        """From what `to_json` returned; unknown where nothing is said.
+
+        Raises:
+            ValueError: `classes_seen` is no list of names.
+        """
+        classes = values.get("classes_seen")
+        if classes is None:
+            return UNKNOWN
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes_seen is no list of names")
+        return cls(tuple(sorted(classes)), bool(values.get("classes_seen_complete", True)))
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, str]) -> Seen:
+        """From the header of a weights file, whose values are JSON.
+
+        Raises:
+            ValueError: the header is damaged.
+        """
+        keys = ("classes_seen", "classes_seen_complete")
+        return cls.of_json({key: json.loads(header[key]) for key in keys if key in header})
+
+    @classmethod
     def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
-        """From a data file's attribute `backbone`; unknown where it does not say.
+        """From a data file's attribute `backbone`.
 
         Raises:
             IiaeError: the attribute is damaged.
         """
         try:
-            backbone = json.loads(attributes.get("backbone", "{}"))
-            classes = backbone.get("classes_seen")
-            if classes is not None and not all(isinstance(name, str) for name in classes):
-                raise ValueError("classes_seen is no list of names")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            return cls.of_json(json.loads(attributes.get("backbone", "{}")))
+        except (ValueError, AttributeError, RecursionError) as error:
             raise IiaeError(
                 f"the data file's attribute backbone is damaged: {error}",
                 "make the file again: iiae prepare …",
             ) from error
-        return (
-            UNKNOWN
-            if classes is None
-            else cls(tuple(classes), bool(backbone.get("classes_seen_complete", True)))
-        )
-
-    @classmethod
-    def of_header(cls, header: dict[str, str]) -> Seen:
-        """From the header of a weights file; unknown where the header does not say.
-
-        Raises:
-            ValueError: the header's entry is no JSON list of names.
-        """
-        classes = json.loads(header.get("classes_seen", "null"))
-        if classes is None:
-            return UNKNOWN
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes_seen is no JSON list of names")
-        return cls(tuple(sorted(classes)), header.get("classes_seen_complete", "true") == "true")
 
 
 NONE_SEEN = Seen()
@@ -88,14 +101,18 @@ UNKNOWN = Seen(complete=False)
 
 
 def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
-    """Refuse weights or features that have seen a test class.
+    """Refuse weights or features that have seen a test class, unless `allow`.
 
-    Raises:
-        IiaeError: they have, and `allow` is not set.
+    Args:
+        seen: what they were trained on.
+        test_classes: of the data set.
+        what: the weights or features, for the error.
+        allow: whether `--allow-leak` was given.
     """
     found = seen.among(test_classes)
     if found and not allow:
         raise IiaeError(
             f"{what} was trained on {len(found)} of the test classes: {', '.join(found)}",
-            "use weights of this split's training classes, or pass --allow-leak: the data file and its figures say so",
+            "use weights of this split's training classes, or pass --allow-leak: the data file "
+            "and its figures say so",
         )

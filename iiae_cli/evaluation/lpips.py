@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
-from iiae_cli.data.state_dicts import read_weights_file
+from iiae_cli.common.tensors import read_state_dict
 
 LpipsNet = Literal["alex", "vgg"]
 
@@ -139,9 +138,7 @@ def _cached(net: LpipsNet) -> Path:
 def _recognised(path: Path) -> LpipsNet:
     """Which network a weights file belongs to, by all of its names and shapes; tensors alone."""
     hint = f"give torchvision's {' or '.join(net.file_name for net in BACKBONES.values())}"
-    with reading(path, hint):
-        state = read_weights_file(path)
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
+    shapes = {name: tuple(values.shape) for name, values in read_state_dict(path, hint).items()}
     for net in BACKBONES:
         if shapes == _expected_shapes(net):
             return net

@@ -13,9 +13,8 @@ from class_sources import NETWORK, class_folders, make_quick
 from helpers import Program
 from PIL import Image
 
-from iiae_cli.data import extract as extraction
+from iiae_cli.data.sources import extraction, work
 from iiae_cli.data.sources import registry as prepare
-from iiae_cli.data.sources import work
 
 
 @pytest.fixture(autouse=True)

@@ -142,7 +142,7 @@ def test_a_bad_cache_is_a_reason(files):
     cache_file("alex").write_bytes(files["alex"].read_bytes()[:5000])
     cache_file("vgg").symlink_to(files["alex"])
     _, missing = lpips_measures()
-    assert "is damaged" in missing[0].message
+    assert "cannot be read as weights" in missing[0].message
     assert "another network" in missing[1].message
 
 
@@ -155,8 +155,8 @@ class Harmful:
     "name, message",
     [
         ("absent.pth", "does not exist"),
-        ("text.pth", "is damaged"),
-        ("pickle.pth", "is damaged"),
+        ("text.pth", "cannot be read as weights"),
+        ("pickle.pth", "cannot be read as weights"),
         ("resnet.pth", "holds neither AlexNet nor VGG16"),
         (".", "is not a file"),
     ],

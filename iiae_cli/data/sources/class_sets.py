@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.class_names import class_list_hash, normalise_class
 from iiae_cli.data.datafile import SPLITS, Split
-from iiae_cli.data.leaks import Seen, refuse_leak
+from iiae_cli.data.leaks import Seen, class_list_hash, normalise_class, refuse_leak
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS, GIVEN, ClassDivision
 from iiae_cli.data.sources.work import Work, row_reading

@@ -88,7 +88,7 @@ def read_classes(
         )
     divided = {name: limit_pictures(pictures, limit) for name, pictures in divided.items()}
 
-    from iiae_cli.data.sources.picture_features import picture_features  # imports torch
+    from iiae_cli.data.sources.extraction import picture_features  # imports torch
 
     return picture_features(
         divided,

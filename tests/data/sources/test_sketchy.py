@@ -9,9 +9,9 @@ from class_sources import NETWORK, class_folders, feature_arrays, make_quick, sa
 from helpers import Program
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.class_names import class_list_hash
 from iiae_cli.data.feature_options import FeatureOptions
-from iiae_cli.data.sources import picture_features
+from iiae_cli.data.leaks import class_list_hash
+from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS
 from iiae_cli.data.sources.registry import PrepareOptions, build
 from iiae_cli.data.sources.sketchy import find_pictures_of
@@ -112,7 +112,7 @@ def test_the_papers_split_and_recipe_are_the_default(tmp_path, monkeypatch):
         asked.update(keywords, divided=divided)
         raise IiaeError("stop", "here")
 
-    monkeypatch.setattr(picture_features, "picture_features", spy)
+    monkeypatch.setattr(extraction, "picture_features", spy)
     assert refusal(archive(tmp_path)).message == "stop"
     assert asked["split_name"] == "sempcyc-25" and asked["epochs"] == 10
     assert {one.label for one in asked["divided"]["test"]["y"]} == set(UNSEEN["sempcyc-25"])

@@ -1,0 +1,402 @@
+"""From pictures of classes to feature vectors: which network, its fine-tuning, and extraction.
+
+Everything is decided before any work, so that a leak is refused at once. Only training pictures are
+ever shown to fine-tuning. Extraction divides the list of pictures into batches by itself, so that
+one that is resumed, or shared by processes, ends in the values of an undivided one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import writing
+from iiae_cli.data.backbone import (
+    INPUT_SIZE,
+    Inputs,
+    Preprocessing,
+    Weights,
+    build_backbone,
+    find_weights,
+)
+from iiae_cli.data.datafile import Side, Split, sha256_of
+from iiae_cli.data.feature_options import FeatureOptions
+from iiae_cli.data.finetune import (
+    FeatureNetwork,
+    FineTuning,
+    NetworkRecord,
+    fine_tune,
+    load_network,
+    read_record,
+    save_network,
+)
+from iiae_cli.data.leaks import Seen, refuse_leak
+from iiae_cli.data.sources.class_sets import ClassSet, Picture, Pictures, finish
+from iiae_cli.data.sources.work import ReadBlock, Reading, Work
+from iiae_cli.model import DOMAINS, Domain
+
+DEFAULT_BACKBONE = "vgg16"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures become features.
+
+    Attributes:
+        backbone: torchvision's name.
+        weights: to begin with; None where fine-tuned networks are used.
+        kept: folder of networks that an earlier call fine-tuned.
+        tuning: None: no fine-tuning.
+        preprocessing: of pictures.
+        seen: classes that the networks will have been trained on.
+        seed: of new layers, batches, dropout, random weights.
+        origin: the backbone, for an error.
+    """
+
+    backbone: str
+    weights: Weights | None
+    kept: Path | None
+    tuning: FineTuning | None
+    preprocessing: Preprocessing
+    seen: Seen
+    seed: int
+    origin: str
+
+    def described(self) -> dict[str, Any]:
+        """Weights as the data file describes them."""
+        if self.weights is not None:
+            return self.weights.to_json()
+        assert self.kept is not None
+        files = {domain: self.kept / f"{domain}.safetensors" for domain in DOMAINS}
+        return {
+            "weights": "fine-tuned",
+            "weights_file": {domain: path.name for domain, path in files.items()},
+            "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
+        }
+
+    def identity(self) -> str:
+        """16 hex digits over everything that the features of a picture depend on."""
+        values = [
+            self.backbone,
+            self.described(),
+            self.seed,
+            asdict(self.preprocessing),
+            _versions(),
+        ]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
+
+
+def plan_extraction(
+    options: FeatureOptions, train_classes: Iterable[str], *, epochs: int, seed: int, download: bool
+) -> Plan:
+    """Decide how pictures become features.
+
+    Args:
+        options: what the user said.
+        train_classes: that fine-tuning will see.
+        epochs: of fine-tuning where the user did not say.
+        seed: of everything drawn.
+        download: whether published weights may be fetched.
+
+    Raises:
+        IiaeError: weights that are missing or damaged, or options that exclude each other.
+    """
+    given = options.backbone_weights
+    if given is not None and given != "none" and Path(given).is_dir():
+        return _plan_of_kept(Path(given), options, seed)
+    name = options.backbone or DEFAULT_BACKBONE
+    weights = find_weights(name, given, download=download)
+    if weights.kind == "random":
+        console.warn(f"{name} has random weights: for trying things out, not for figures")
+    wanted = epochs if options.fine_tune_epochs is None else options.fine_tune_epochs
+    tuning = FineTuning(wanted, seed) if wanted else None
+    if tuning is None and options.save_backbone is not None:
+        raise IiaeError(
+            "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
+        )
+    seen = weights.seen if tuning is None else weights.seen.and_also(train_classes)
+    preprocessing = _preprocessing(options, Preprocessing())
+    origin = f"the backbone {given or name}"
+    return Plan(name, weights, None, tuning, preprocessing, seen, seed, origin)
+
+
+def _plan_of_kept(folder: Path, options: FeatureOptions, seed: int) -> Plan:
+    """Use networks that an earlier call fine-tuned, as they are."""
+    x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
+    if (x.backbone, x.preprocessing) != (y.backbone, y.preprocessing):
+        raise IiaeError(
+            f"{folder} holds networks that differ in more than their weights",
+            "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote",
+        )
+    if options.backbone not in (None, x.backbone):
+        raise IiaeError(
+            f"{folder} holds networks of {x.backbone}, not {options.backbone}",
+            "leave --backbone out",
+        )
+    if options.fine_tune_epochs or options.save_backbone is not None:
+        raise IiaeError(
+            f"the networks in {folder} are fine-tuned already",
+            "leave --fine-tune-epochs and --save-backbone out",
+        )
+    preprocessing = _preprocessing(options, x.preprocessing)
+    if preprocessing != x.preprocessing:
+        console.warn(
+            f"pictures are prepared in another way than {folder} was fine-tuned with; "
+            "the data file says both"
+        )
+    seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
+    return Plan(
+        x.backbone, None, folder, None, preprocessing, seen, seed, f"the backbone in {folder}"
+    )
+
+
+def _preprocessing(options: FeatureOptions, default: Preprocessing) -> Preprocessing:
+    invert, normalise = options.invert_sketches, options.normalise
+    return Preprocessing(
+        default.invert_sketches if invert is None else invert,
+        default.normalise if normalise is None else normalise,
+    )
+
+
+class Networks:
+    """A plan carried out: one domain's network at a time in memory.
+
+    Args:
+        plan: what to do.
+        inputs: how pictures become the networks' input.
+        folder: that keeps the networks that are fine-tuned here.
+    """
+
+    def __init__(self, plan: Plan, inputs: Inputs, folder: Path) -> None:
+        self.plan, self.inputs = plan, inputs
+        self.folder = plan.kept or folder
+        self._ready: dict[Domain | None, nn.Module] = {}
+
+    def file(self, domain: Domain) -> Path:
+        """Where the fine-tuned network of a domain lies."""
+        return self.folder / f"{domain}.safetensors"
+
+    def tune(self, domain: Domain, pictures: Pictures, work: Work) -> None:
+        """Fine-tune a domain's network, unless the folder already has it."""
+        if self.file(domain).exists():
+            return
+        plan = self.plan
+        assert plan.tuning is not None and plan.weights is not None
+        checkpoint = self.folder / f"{domain}-fine-tuning.safetensors"
+        body, width = build_backbone(plan.backbone, plan.weights, plan.seed)
+        network = FeatureNetwork(body, width, seed=plan.seed)
+        accuracy = fine_tune(
+            network,
+            [picture.path for picture in pictures[domain]],
+            [picture.label for picture in pictures[domain]],
+            domain=domain,
+            settings=plan.tuning,
+            inputs=self.inputs,
+            checkpoint=checkpoint,
+            stop=work.stop,
+        )
+        record = NetworkRecord(
+            backbone=plan.backbone,
+            weights=plan.weights.to_json(),
+            preprocessing=plan.preprocessing,
+            fine_tuning={**asdict(plan.tuning), "accuracy": accuracy},
+            seen=plan.seen,
+        )
+        save_network(self.file(domain), network, domain, record)
+        checkpoint.unlink(missing_ok=True)
+
+    def get(self, domain: Domain) -> nn.Module:
+        """A domain's network; without fine-tuning both domains share one."""
+        plan = self.plan
+        key = None if plan.kept is None and plan.tuning is None else domain
+        if key not in self._ready:
+            if key is not None:
+                network: nn.Module = load_network(self.file(domain), domain)
+            else:
+                assert plan.weights is not None
+                network, _ = build_backbone(plan.backbone, plan.weights, plan.seed)
+            self._ready = {key: network.to(self.inputs.device).eval()}
+        return self._ready[key]
+
+    def reading(self, domain: Domain, split: str, pictures: Pictures, batch_size: int) -> Reading:
+        """The features of a split's pictures of one domain, a batch for a block."""
+        paths = [picture.path for picture in pictures[domain]]
+        device = self.inputs.device
+
+        def make(ranges: Sequence[range]) -> Iterator[ReadBlock]:
+            batches = [paths[block.start : block.stop] for block in ranges]
+            inputs = self.inputs.of(batches, domain)
+            for block, batch, (rows, ready, errors) in zip(ranges, batches, inputs, strict=True):
+                found: tuple[NDArray[np.float32], ...] = ()
+                if len(rows):
+                    found = (_features(self.get(domain), ready, [batch[row] for row in rows]),)
+                yield ReadBlock(rows + block.start, found, errors)
+
+        return Reading(
+            f"{split}/{domain}",
+            len(paths),
+            make,
+            ((0,),),
+            batch_size,
+            files=paths,
+            verb="extracting features of",
+            maker=self.plan.identity(),
+            machine=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        )
+
+    def record(self, width: int) -> dict[str, Any]:
+        """How features of a width came about, for the data file."""
+        plan, tuned = self.plan, None
+        if plan.kept is not None or plan.tuning is not None:
+            x, y = (read_record(self.file(domain), domain) for domain in DOMAINS)
+            tuned = {
+                **x.fine_tuning,
+                "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
+                "preprocessing": asdict(x.preprocessing),
+                "from": x.weights,
+            }
+        return {
+            "name": plan.backbone,
+            **plan.described(),
+            "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
+            "width": width,
+            "preprocessing": {
+                "size": list(INPUT_SIZE),
+                "resize": "area where that shrinks, bicubic where it enlarges",
+                **asdict(plan.preprocessing),
+            },
+            "fine_tuning": tuned,
+            "versions": _versions(),
+        }
+
+    def keep(self, folder: Path) -> None:
+        """Copy the fine-tuned networks to a folder of the user's."""
+        for domain in DOMAINS:
+            with writing(folder / self.file(domain).name) as temporary:
+                shutil.copyfile(self.file(domain), temporary)
+
+
+def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
+    """Features (B, D) of a batch of the pictures `paths`.
+
+    Raises:
+        IiaeError: one is not finite.
+    """
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        values: NDArray[np.float32] = network(inputs).float().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise IiaeError(
+            f"the features of {paths[bad[0]]} are not finite", "check the backbone's weights"
+        )
+    return values
+
+
+def picture_features(
+    divided: dict[str, Pictures],
+    *,
+    split_name: str,
+    options: FeatureOptions,
+    epochs: int,
+    seed: int,
+    download: bool,
+    workers: int,
+    work: Work,
+    skipped: list[str],
+) -> ClassSet:
+    """Extract the features of all pictures, and describe them.
+
+    Args:
+        divided: pictures by split and domain.
+        split_name: of the division of classes.
+        options: backbone, weights, fine-tuning, device.
+        epochs: of fine-tuning where the options do not say.
+        seed: of new layers, batches, dropout, random weights.
+        download: whether published weights may be fetched.
+        workers: decoding threads.
+        work: keeps networks and features.
+        skipped: lines of what was left out so far.
+
+    Raises:
+        IiaeError: weights that are missing or do not fit, a leak, no readable picture.
+        Interrupted: the work should stop; its folder holds what is done.
+    """
+    train = {picture.label for picture in divided["train"]["x"]}
+    test = {picture.label for picture in divided.get("test", {}).get("x", [])}
+    plan = plan_extraction(options, train, epochs=epochs, seed=seed, download=download)
+    refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
+    if plan.tuning is not None and not work.whole:
+        raise IiaeError(
+            "fine-tuning looks at all training pictures, of which a shard has a part",
+            "fine-tune in one call with --save-backbone DIR, and give every shard "
+            "--backbone-weights DIR; or pass --fine-tune-epochs 0",
+        )
+    inputs = Inputs(plan.preprocessing, torch.device(options.device), workers)
+    with ExitStack() as stack:
+        folder = work.folder or Path(stack.enter_context(TemporaryDirectory()))
+        networks = Networks(plan, inputs, folder)
+        if plan.tuning is not None:
+            for domain in DOMAINS:
+                networks.tune(domain, divided["train"], work)
+        # One domain after the other, as each may have a network of its own.
+        found = work.read(
+            [
+                networks.reading(domain, name, divided[name], options.batch_size)
+                for domain in DOMAINS
+                for name in divided
+            ]
+        )
+        sides = {}
+        for domain in DOMAINS:
+            for name, pictures in divided.items():
+                block = found[f"{name}/{domain}"]
+                skipped += map(str, block.errors)
+                sides[name, domain] = _side(f"{name}/{domain}", block, pictures[domain])
+        splits = {name: Split(sides[name, "x"], sides[name, "y"]) for name in divided}
+        if options.save_backbone is not None:
+            networks.keep(options.save_backbone)
+        backbone = networks.record(splits["train"].x.rows.shape[1])
+    return finish(
+        splits,
+        split_name=split_name,
+        backbone=backbone,
+        seen=plan.seen,
+        what=plan.origin,
+        allow_leak=options.allow_leak,
+        skipped=skipped,
+    )
+
+
+def _side(name: str, found: ReadBlock, pictures: Sequence[Picture]) -> Side:
+    if pictures and not len(found.places):
+        raise IiaeError(
+            f"no picture of {name} can be read", f"check {pictures[0].path} and the others"
+        )
+    there = [pictures[place] for place in found.places]
+    return Side(
+        found.rows[0],
+        [picture.id for picture in there],
+        [picture.label for picture in there],
+    )
