@@ -32,9 +32,12 @@ from iiae_cli.evaluation.protocols import (
     paired_retrieval,
     zero_shot,
 )
-from iiae_cli.evaluation.quality import FEATURE_MEASURES, PICTURE_MEASURES
 from iiae_cli.evaluation.tables import disentanglement_tables, figure_tables, paper_table
-from iiae_cli.evaluation.translation_figures import translation_figures
+from iiae_cli.evaluation.translation import (
+    FEATURE_MEASURES,
+    PICTURE_MEASURES,
+    translation_figures,
+)
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS

@@ -1,17 +1,19 @@
-"""A second opinion on translations: a small network that learned from real pictures reads class and factors off them.
+"""A second opinion on translations: a small network reads class and factors off them.
 
-Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A classifier that has never
-seen a translation says what a person would look for: is it still the same digit, and has it the reference's colour?
-Its reading of real test pictures stands beside, as the best that any translation could get from this judge.
+Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A
+classifier that learned from real pictures alone says what a person would look for: is it still the
+same digit, and has it the reference's colour? Its reading of real test pictures stands beside, as
+the best that any translation could get from this judge.
 
 The judge is trained anew for every evaluation, from the training split of the data file, by a seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +25,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import PairOrder, to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.inference.trained import TrainedModel, inference, prior_samples
+from iiae_cli.evaluation.translation import Figures, translated_batches
+from iiae_cli.inference.trained import TrainedModel, prior_samples
 from iiae_cli.model import Domain
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
@@ -31,9 +34,11 @@ JUDGE_STEPS = 1500
 JUDGE_BATCH = 64
 _LEARNING_RATE = 2e-3
 
+Array: TypeAlias = NDArray[Any]
+
 
 class _Network(nn.Module):
-    """Three convolutions, then class scores and factors, which also see a picture's mean and extreme colours."""
+    """Three convolutions, then class scores, and factors that also see mean and extreme colours."""
 
     def __init__(self, channels: int, classes: int, factors: int) -> None:
         super().__init__()
@@ -63,7 +68,7 @@ class Judge:
 
     Attributes:
         network: trained.
-        names: the classes it tells apart, in the order of its scores.
+        classes: that it tells apart, in the order of its scores.
         factors: columns of the factors it reads, by name.
         low: smallest value of each column in training (F,).
         span: largest minus smallest (F,); read factors are fractions of it.
@@ -71,27 +76,25 @@ class Judge:
     """
 
     network: nn.Module
-    names: list[str]
+    classes: list[str]
     factors: dict[str, slice]
-    low: NDArray[np.float32]
-    span: NDArray[np.float32]
+    low: Array
+    span: Array
     side: int
 
-    def read(self, pictures: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Class numbers (B,) and factors (B, F) of pictures (B, C, H, W) in [−1, 1]."""
+    def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
+        """Classes by name (N,) and factors (N, F) of pictures (B, C, H, W) in [−1, 1]."""
+        codes, factors = [], []
         with torch.inference_mode():
-            scores, factors = self.network(_shrunk(pictures.float(), self.side))
-        return scores.argmax(1).cpu().numpy(), factors.float().cpu().numpy()
+            for pictures in batches:
+                scores, values = self.network(_shrunk(pictures.float(), self.side))
+                codes.append(scores.argmax(1).cpu().numpy())
+                factors.append(values.float().cpu().numpy())
+        return np.array(self.classes)[np.concatenate(codes)], np.concatenate(factors)
 
-    def scaled(self, split: Split) -> NDArray[np.float32]:
+    def scaled(self, split: Split) -> Array:
         """The true factors of a split's pairs as fractions of the training range (M, F)."""
-        columns = [split.factors[name].reshape(split.pair_count, -1) for name in self.factors]
-        values = (
-            np.concatenate(columns, 1).astype(np.float32)
-            if columns
-            else np.zeros((split.pair_count, 0), "f4")
-        )
-        return (values - self.low) / self.span
+        return (_factor_table(split, self.factors) - self.low) / self.span
 
 
 def train_judge(
@@ -104,64 +107,56 @@ def train_judge(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda step: None,
 ) -> Judge:
-    """Train a judge of one domain's pictures on a training split of aligned pairs.
+    """Train a judge of one domain's pictures on a training split.
 
     Args:
-        train: with labels; numeric factors named `DOMAIN_…` that are known of every pair are learned as well.
+        train: with labels; numeric factors `DOMAIN_…` that every pair knows are learned as well.
         domain: whose pictures it reads.
         size: (H, W) that rows are resized to first, the model's.
         seed: of its weights and batches.
         steps: of Adam, 64 pictures each, the learning rate falling to 0.
         device: where it lies.
-        progress: told every step done.
+        progress: called with the number of steps done.
 
     Raises:
         IiaeError: the split has no labels.
     """
-    labels = train.side(domain).labels
-    if labels is None or not len(labels):
+    if train.pairs is not None:
+        train = train.take_pairs(np.arange(train.pair_count))
+    rows, labels = train.side(domain).rows, train.side(domain).labels
+    if not labels:
         raise IiaeError("the data file has no labels to train a judge by", "leave --judge out")
-    names = sorted(set(labels))
-    numbers = torch.tensor([names.index(one) for one in labels], device=device)
-    columns, values, at = {}, [np.zeros((train.pair_count, 0), np.float32)], 0
-    for name, factor in train.factors.items():
-        known = np.issubdtype(factor.dtype, np.number) and bool(np.isfinite(factor).all())
+    classes = sorted(set(labels))
+    codes = torch.tensor([classes.index(label) for label in labels], device=device)
+    factors, end = {}, 0
+    for name, values in train.factors.items():
+        known = np.issubdtype(values.dtype, np.number) and bool(np.isfinite(values).all())
         if name.startswith(f"{domain}_") and known:
-            values.append(factor.reshape(len(factor), -1).astype(np.float32))
-            columns[name] = slice(at, at + values[-1].shape[1])
-            at = columns[name].stop
-    table = np.concatenate(values, 1)
-    low = table.min(0) if at else np.zeros(0, np.float32)
-    span = (
-        np.where(table.max(0) > low, table.max(0) - low, 1).astype(np.float32)
-        if at
-        else np.ones(0, np.float32)
-    )
+            factors[name] = slice(end, end + values[0].size)
+            end = factors[name].stop
+    table = _factor_table(train, factors)
+    low = table.min(axis=0)
+    span = np.where(np.ptp(table, axis=0) > 0, np.ptp(table, axis=0), np.float32(1))
     wanted = torch.from_numpy((table - low) / span).to(device)
-    rows = train.side(domain).rows
     side = min(JUDGE_SIDE, max(size))
-    row_of = (
-        np.arange(len(rows)) if train.pairs is None else train.pairs[:, 0 if domain == "x" else 1]
-    )
-    order = PairOrder(len(row_of), min(JUDGE_BATCH, len(row_of)), seed)
+    order = PairOrder(len(rows), min(JUDGE_BATCH, len(rows)), seed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        network = _Network(rows.shape[-1], len(names), at).to(device)
+        network = _Network(rows.shape[-1], len(classes), end).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = _LEARNING_RATE * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
             chosen = order.indices(step)
-            pictures = _shrunk(to_inputs(rows[row_of[chosen]], size, device), side)
-            scores, factors = network(pictures)
-            loss = functional.cross_entropy(scores, numbers[row_of[chosen]])
-            if at:
-                loss = loss + functional.l1_loss(factors, wanted[chosen])
+            pictures = _shrunk(to_inputs(rows[chosen], size, device), side)
+            scores, read = network(pictures)
+            loss = functional.cross_entropy(scores, codes[chosen])
+            if factors:
+                loss = loss + functional.l1_loss(read, wanted[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             progress(step + 1)
-    return Judge(network.eval(), names, columns, low, span, side)
+    return Judge(network.eval(), classes, factors, low, span, side)
 
 
 def judged_translations(
@@ -173,103 +168,80 @@ def judged_translations(
     samples: int = 3,
     seed: int = 0,
     batch_size: int = 256,
-) -> dict[str, dict[str, dict[str, float | int | None]]]:
+) -> dict[str, dict[str, Figures]]:
     """What the judges read off translations of a split, per direction.
 
-    Guided translations take the exclusive mean of another row, drawn by `seed`, not of the partner, so that its colour
-    says nothing about the input. `class` tells which fraction of real pictures and of guided and sampled translations
-    is read as its (input's) class. Of each factor, as fractions of its range: `error_real` and `error_guided`, the mean
-    absolute error of what is read against the picture's own and against the reference's; `spread_real`, the standard
-    deviation over real pictures, and `spread_sampled`, over the samples of one input.
+    Guided translations take the exclusive mean of another row, not of the partner, so that its
+    colour says nothing about the input. `class` has the fraction of real pictures and of guided and
+    sampled translations that are read as their (input's) class. Every factor has, as fractions of
+    its range, `error_real` and `error_guided`, the mean absolute error of what is read against the
+    picture's own and against the reference's; `spread_real`, the standard deviation over real
+    pictures, and `spread_sampled`, over the samples of one input.
 
     Args:
         trained: the model.
-        judges: of each target domain.
+        judges: by target domain.
         pairs: latents of `split`.
         split: aligned pairs with labels.
         samples: drawn from the prior per input; below 2 there is no spread, 0 draws none.
         seed: of the samples and of who is whose reference.
         batch_size: rows at once.
     """
-    figures: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    model = trained.network
-    samples = samples if model.exclusive_dim else 0
     count = len(split.x)
+    samples = samples if trained.network.exclusive_dim else 0
+    drawn = prior_samples(samples, count, trained.network.exclusive_dim, seed).numpy()
     reference = np.random.default_rng(seed).permutation(count)
-    for source, target in DIRECTIONS:
-        judge = judges[target]
-        place = {name: number for number, name in enumerate(judge.names)}
-        wanted = np.array([place.get(one, -1) for one in split.side(source).labels or []])
-        truth = judge.scaled(split)
-        real, guided, sampled = _Reading(), _Reading(), _Reading()
-        drawn = prior_samples(samples, count, model.exclusive_dim, seed) if samples else None
-        with inference(model):
-            for start in range(0, count, batch_size):
-                part = slice(start, start + batch_size)
-                pictures = trained.inputs(split.side(target).rows[part])
-                real.add(judge.read(pictures))
-                shared = pictures.new_tensor(pairs.of(source).mean("shared")[part])
-                exclusive = None
-                if model.exclusive_dim:
-                    exclusive = pictures.new_tensor(
-                        pairs.of(target).mean("exclusive")[reference[part]]
-                    )
-                guided.add(judge.read(model.decode(target, shared, exclusive)))
-                if drawn is not None:
-                    latents = drawn[part].to(shared.device).flatten(0, 1)
-                    repeated = shared.repeat_interleave(samples, dim=0)
-                    for at in range(0, len(repeated), batch_size):
-                        block = slice(at, at + batch_size)
-                        sampled.add(
-                            judge.read(model.decode(target, repeated[block], latents[block]))
-                        )
-        own = np.array([place.get(one, -1) for one in split.side(target).labels or []])
-        found: dict[str, dict[str, float | int | None]] = {
+    figures: dict[str, dict[str, Figures]] = {}
+    for way in DIRECTIONS:
+        judge, rows = judges[way[1]], split.side(way[1]).rows
+        own, wanted = (np.array(split.side(domain).labels) for domain in reversed(way))
+        manner = pairs.of(way[1]).exclusive_mean
+        latents = [None if manner is None else manner[reference]]
+        latents += [drawn[:, number] for number in range(samples)]
+        readings = []  # guided, then every sample
+        for exclusive in latents:
+            batches = translated_batches(trained, pairs, way, exclusive, batch_size)
+            readings.append(judge.read(outputs for _, outputs in batches))
+        starts = range(0, count, batch_size)
+        real = judge.read(trained.inputs(rows[start : start + batch_size]) for start in starts)
+        guided, sampled = readings[0], readings[1:]
+        kept = [float((classes == wanted).mean()) for classes, _ in readings]
+        entry: dict[str, Figures] = {
             "class": {
-                "real": real.accuracy(own),
-                "guided": guided.accuracy(wanted),
-                "sampled": sampled.accuracy(wanted.repeat(samples)) if samples else None,
+                "real": float((real[0] == own).mean()),
+                "guided": kept[0],
+                "sampled": float(np.mean(kept[1:])) if sampled else None,
                 "n": count,
             }
         }
+        truth = judge.scaled(split)
         for name, columns in judge.factors.items():
-            read = real.factors[:, columns]
-            each = sampled.factors[:, columns].reshape(count, samples, -1) if samples > 1 else None
-            found[name] = {
+            read = real[1][:, columns]
+            spread = None
+            if samples > 1:
+                variances = np.var([factors[:, columns] for _, factors in sampled], axis=0, ddof=1)
+                spread = float(np.sqrt(variances.mean(axis=0)).mean())
+            entry[name] = {
                 "error_real": float(np.abs(read - truth[:, columns]).mean()),
-                "error_guided": float(np.abs(guided.factors - truth[reference])[:, columns].mean()),
-                "spread_real": float(read.std(0).mean()),
-                "spread_sampled": None
-                if each is None
-                else float(np.sqrt(each.var(1, ddof=1).mean(0)).mean()),
+                "error_guided": float(np.abs(guided[1] - truth[reference])[:, columns].mean()),
+                "spread_real": float(read.std(axis=0).mean()),
+                "spread_sampled": spread,
                 "n": count,
             }
-        figures[direction_name(source, target)] = found
+        figures[direction_name(*way)] = entry
     return figures
 
 
-class _Reading:
-    """What a judge read, batch by batch."""
-
-    def __init__(self) -> None:
-        self._classes: list[NDArray[np.int64]] = []
-        self._factors: list[NDArray[np.float32]] = []
-
-    def add(self, read: tuple[NDArray[np.int64], NDArray[np.float32]]) -> None:
-        self._classes.append(read[0])
-        self._factors.append(read[1])
-
-    def accuracy(self, wanted: NDArray[np.int64]) -> float:
-        return float((np.concatenate(self._classes) == wanted).mean())
-
-    @property
-    def factors(self) -> NDArray[np.float32]:
-        return np.concatenate(self._factors)
+def _factor_table(split: Split, names: Iterable[str]) -> Array:
+    """The factors of a split's pairs side by side (M, F)."""
+    columns = [split.factors[name].reshape(split.pair_count, -1) for name in names]
+    nothing = np.zeros((split.pair_count, 0), np.float32)
+    return np.concatenate([nothing, *(values.astype(np.float32) for values in columns)], axis=1)
 
 
 def _shrunk(pictures: Tensor, side: int) -> Tensor:
     longest = max(pictures.shape[-2:])
     if longest <= side:
         return pictures
-    height, width = (max(1, round(one * side / longest)) for one in pictures.shape[-2:])
+    height, width = (max(1, round(length * side / longest)) for length in pictures.shape[-2:])
     return functional.interpolate(pictures, size=(height, width), mode="area")

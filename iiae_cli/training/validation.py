@@ -19,7 +19,7 @@ from iiae_cli.evaluation.protocols import (
     exclusive_kl,
     retrieval_figures,
 )
-from iiae_cli.evaluation.translation_figures import translation_figures
+from iiae_cli.evaluation.translation import translation_figures
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import Encoded, TrainedModel
 

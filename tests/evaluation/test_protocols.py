@@ -16,7 +16,7 @@ from iiae_cli.evaluation.protocols import (
     paired_retrieval,
     retrieval_figures,
 )
-from iiae_cli.evaluation.translation_figures import translation_figures
+from iiae_cli.evaluation.translation import translation_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
 

@@ -1,0 +1,115 @@
+"""L1, SSIM and what a split's translations come to, against slow oracles and cases worked by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from iiae_cli.data.datafile import Side, Split
+from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.translation import PICTURE_MEASURES, l1, ssim, translation_figures
+from iiae_cli.inference.trained import Encoded, TrainedModel, prior_samples
+
+
+def pictures(count=2, channels=3, height=16, width=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, channels, height, width, generator=generator) * 2 - 1
+
+
+def slow_ssim(a, b):
+    """Wang et al. (2004) window by window in double precision; a, b: (C, H, W) in [−1, 1]."""
+    a, b = (np.asarray(picture, np.float64) / 2 + 0.5 for picture in (a, b))
+    steps = np.arange(11) - 5
+    weights = np.exp(-0.5 * (steps[:, None] ** 2 + steps[None] ** 2) / 1.5**2)
+    weights /= weights.sum()
+    windows = np.lib.stride_tricks.sliding_window_view
+    p, q = (windows(picture, (11, 11), (1, 2)) for picture in (a, b))
+    mp, mq = ((weights * values).sum((3, 4), keepdims=True) for values in (p, q))
+    vp, vq = ((weights * (v - m) ** 2).sum((3, 4)) for v, m in ((p, mp), (q, mq)))
+    cov, mp, mq = (weights * (p - mp) * (q - mq)).sum((3, 4)), mp[..., 0, 0], mq[..., 0, 0]
+    luminance = (2 * mp * mq + 0.01**2) / (mp**2 + mq**2 + 0.01**2)
+    return float((luminance * (2 * cov + 0.03**2) / (vp + vq + 0.03**2)).mean())
+
+
+def test_l1_is_the_mean_difference_of_each_row():
+    translated, wanted = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
+    translated[0, 0] = 0.5
+    translated[1] = -1.0
+    torch.testing.assert_close(l1(translated, wanted), torch.tensor([0.5 / 3, 1.0]))
+    assert l1(torch.ones(2, 7), torch.zeros(2, 7)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("height, width", [(16, 13), (11, 11)])
+def test_ssim_equals_the_oracle_on_any_number_of_channels(channels, height, width):
+    wanted = pictures(2, channels, height, width)
+    translated = (wanted + 0.3 * pictures(2, channels, height, width, seed=1)).clamp(-1, 1)
+    expected = [slow_ssim(a, b) for a, b in zip(translated, wanted, strict=True)]
+    assert ssim(translated, wanted).tolist() == pytest.approx(expected, abs=1e-4)
+    assert max(expected) < 0.99
+
+
+def test_ssim_of_even_and_equal_pictures():
+    assert ssim(pictures(), pictures()).tolist() == pytest.approx([1, 1], abs=1e-4)
+    # Even pictures, worked by hand: 2·¾·¼ + C1 over ¾² + ¼² + C1, on the [0, 1] scale.
+    value = ssim(torch.full((1, 1, 16, 16), 0.5), torch.full((1, 1, 16, 16), -0.5)).item()
+    expected = (2 * 0.75 * 0.25 + 1e-4) / (0.75**2 + 0.25**2 + 1e-4)
+    assert value == pytest.approx(expected, abs=2e-3)
+
+
+def test_measures_are_of_single_pictures_whatever_the_batch():
+    a, b = pictures(5), pictures(5, seed=1)
+    for measure in PICTURE_MEASURES.values():
+        alone = torch.cat([measure(a[i : i + 1], b[i : i + 1]) for i in range(5)])
+        torch.testing.assert_close(measure(a, b), alone)
+
+
+class Adder(nn.Module):
+    """Translates a shared latent (B, 1) and an exclusive one (B, 1) to their sum."""
+
+    exclusive_dim = 1
+
+    def decode(self, domain, shared, exclusive):
+        return shared if exclusive is None else shared + exclusive
+
+
+def figures_of(model, shared, exclusive, **options):
+    """Figures of one direction: three rows, whose partners are all zero."""
+    encoded = Encoded(shared_mean=shared, exclusive_mean=exclusive)
+    rows = Side(np.zeros((len(shared), 1), np.float32), [str(row) for row in range(len(shared))])
+    pairs, split = EncodedPairs(encoded, encoded), Split(rows, rows)
+    return translation_figures(TrainedModel(model, None), pairs, split, **options)["x_to_y"]
+
+
+SHARED = np.array([[1.0], [2.0], [4.0]], np.float32)
+OWN = np.array([[0.5], [-2.0], [1.0]], np.float32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_guided_figures_are_means_over_rows_whatever_the_batches(batch_size):
+    found = figures_of(Adder(), SHARED, OWN, batch_size=batch_size)
+    assert found == {"l1": pytest.approx((1.5 + 0 + 5) / 3), "n": 3}
+
+
+def test_sampled_figures_are_the_mean_and_the_best_of_n_by_each_measure():
+    def score(translated, wanted):
+        return (translated - wanted).flatten(1).sum(dim=1)
+
+    measures = {"l1": score, "ssim": score, "lpips": score}
+    found = figures_of(Adder(), SHARED, OWN, measures=measures, samples=4, seed=7, batch_size=2)
+    outputs = SHARED + prior_samples(4, 3, 1, 7).numpy()[..., 0]  # (rows, samples)
+    assert found["samples"] == 4 and found["n"] == 3
+    for name, best in (("l1", outputs.min(1)), ("ssim", outputs.max(1)), ("lpips", outputs.min(1))):
+        assert found[f"{name}_mean"] == pytest.approx(outputs.mean(), rel=1e-5)
+        assert found[f"{name}_best"] == pytest.approx(best.mean(), rel=1e-5)
+
+
+def test_a_model_without_exclusive_latents_has_nothing_to_sample():
+    model = Adder()
+    model.exclusive_dim = 0
+    assert figures_of(model, SHARED, None, samples=3) == {"l1": pytest.approx(7 / 3), "n": 3}
+
+
+def test_what_is_not_finite_is_none():
+    assert figures_of(Adder(), SHARED * np.nan, OWN) == {"l1": None, "n": 3}
+    assert ssim(pictures(2, 3, 10, 16), pictures(2, 3, 10, 16)).isnan().all()
