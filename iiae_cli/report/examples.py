@@ -33,7 +33,8 @@ Ints: TypeAlias = NDArray[np.int64]
 class _Search:
     """One direction of retrieval by shared means.
 
-    `keys` are of the queries' rows and of the gallery's: rows of equal keys belong together.
+    `keys` are of the queries' rows and of the gallery's: rows of equal keys belong together, and
+    `words` say so of a neighbour, or say that it is another.
     """
 
     pairs: EncodedPairs
@@ -42,6 +43,7 @@ class _Search:
     target: Domain
     metric: Metric
     keys: tuple[NDArray[Any], NDArray[Any]]
+    words: tuple[str, str]
 
     @property
     def name(self) -> str:
@@ -55,22 +57,8 @@ class _Search:
     def gallery(self) -> NDArray[Any]:
         return self.pairs.of(self.target).mean("shared")
 
-    def examples(
-        self,
-        title: str,
-        notes: Mapping[int, str],
-        *,
-        words: tuple[str, str],
-        partners: bool = False,
-    ) -> list[Examples]:
-        """Searches for the noted queries; returns one table, or none without queries.
-
-        Args:
-            title: of the table.
-            notes: by row of the query.
-            words: for a right and for a wrong neighbour.
-            partners: whether to show each query's partner beside it.
-        """
+    def examples(self, title: str, notes: Mapping[int, str], *, partners: bool) -> list[Examples]:
+        """Searches for queries, each with a note; returns a table, or none without queries."""
         if not notes:
             return []
         rows = list(notes)
@@ -82,7 +70,7 @@ class _Search:
                 line.append(self._item(self.target, row, "Its partner"))
             for rank, (neighbour, length) in enumerate(zip(neighbours, lengths, strict=True), 1):
                 right = bool(self.keys[0][row] == self.keys[1][neighbour])
-                note = f"{words[0] if right else words[1]}, distance {length:.4g}"
+                note = f"{self.words[0 if right else 1]}, distance {length:.4g}"
                 item = self._item(self.target, int(neighbour), f"Rank {rank}", note, right)
                 line.append(item)
             lines.append(line)
@@ -109,26 +97,22 @@ def paired_directions(
 ) -> tuple[list[Direction], Chart]:
     """Shows both directions, where row i of x is the partner of row i of y, and all ranks."""
     directions, ranked = [], {}
-    words = ("✓ partner", "✗ another")
+    words, keys = ("✓ partner", "✗ another"), np.arange(split.pair_count)
     for source, target in DIRECTIONS:
-        keys = np.arange(split.pair_count)
-        search = _Search(pairs, split, source, target, metric, (keys, keys))
+        search = _Search(pairs, split, source, target, metric, (keys, keys), words)
         ranks = partner_ranks(search.queries, search.gallery, metric=metric)
         ranked[search.name] = ranks
         hits = np.flatnonzero(ranks == 1)
         misses = np.argsort(-ranks, kind="stable")[: (ranks > 1).sum()]
+        notes = {row: f"partner at rank {rank:,}" for row, rank in enumerate(ranks.tolist())}
+        hits, misses = hits[spread(len(hits), EXAMPLES)].tolist(), misses.tolist()
         examples = [
-            table
-            for title, rows, partners in (
-                ("found at once", hits[spread(len(hits), EXAMPLES)], False),
-                ("failures, the worst first", misses[:EXAMPLES], True),
-            )
-            for table in search.examples(
-                title,
-                {int(row): f"partner at rank {ranks[row]:,}" for row in rows},
-                words=words,
-                partners=partners,
-            )
+            *search.examples("found at once", {row: notes[row] for row in hits}, partners=False),
+            *search.examples(
+                "failures, the worst first",
+                {row: notes[row] for row in misses[:EXAMPLES]},
+                partners=True,
+            ),
         ]
         summary = f"{len(misses):,} of {len(ranks):,} queries do not find their partner first."
         directions.append(Direction(search.name, summary, examples))
@@ -140,11 +124,11 @@ def class_directions(pairs: EncodedPairs, split: Split) -> list[Direction]:
 
     The queries have the best and the worst average precision, no two of one class.
     """
-    directions = []
+    directions, words = [], ("✓ its class", "✗ another class")
     for source, target in DIRECTIONS:
         labels = np.asarray(split.side(source).labels or [])
         gallery_labels = np.asarray(split.side(target).labels or [])
-        search = _Search(pairs, split, source, target, "cosine", (labels, gallery_labels))
+        search = _Search(pairs, split, source, target, "cosine", (labels, gallery_labels), words)
         ranking = rank_by_class(
             search.queries, search.gallery, labels.tolist(), gallery_labels.tolist()
         )
@@ -162,7 +146,7 @@ def class_directions(pairs: EncodedPairs, split: Split) -> list[Direction]:
             for table in search.examples(
                 title,
                 {int(ranked[at]): f"average precision {precision[at]:.3f}" for at in chosen},
-                words=("✓ its class", "✗ another class"),
+                partners=False,
             )
         ]
         names, codes, counts = np.unique(labels[ranked], return_inverse=True, return_counts=True)
@@ -201,12 +185,9 @@ def rank_chart(ranked: Mapping[str, Ints]) -> Chart:
     edges = [first for first, _ in bins] + [bins[-1][1] + 1]
     groups = {name: np.histogram(ranks, edges)[0].tolist() for name, ranks in ranked.items()}
     svg = lying_bars(names, groups, x_label="queries", y_label="rank of the true partner")
-    counted = (
-        (
-            name,
-            [f"{count} at rank {span}" for span, count in zip(names, counts, strict=True) if count],
-        )
-        for name, counts in groups.items()
-    )
-    text = "; ".join(f"{name}: {', '.join(counts)}" for name, counts in counted)
-    return Chart("Rank of the true partner", svg, f"Histogram. {text}.")
+    texts = []
+    for name, counts in groups.items():
+        listed = zip(names, counts, strict=True)
+        ranks = [f"{count} at rank {span}" for span, count in listed if count]
+        texts.append(f"{name}: {', '.join(ranks)}")
+    return Chart("Rank of the true partner", svg, f"Histogram. {'; '.join(texts)}.")

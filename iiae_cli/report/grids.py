@@ -156,11 +156,7 @@ def table1_grid(
 ) -> Image.Image:
     """Draws the paper's Table 1: x | sampled y | guided y ‖ y | sampled x | guided x, a pair a row.
 
-    Args:
-        x: pictures of N pairs.
-        to_y: (N, K + 1) translations to y: K sampled ones, then the one that the partner guides.
-        y: the partners.
-        to_x: (N, K + 1) translations of the partners to x.
+    `to_y` and `to_x` hold for each of N pairs K sampled translations, then the guided one.
     """
     rows = [
         [Tile(picture) for picture in (left, *outputs, right, *back)]

@@ -59,15 +59,11 @@ def draw_montage(
     splits = [None if place is None else DataFile(place[0]).split(place[1]) for place in places]
     sides = places[0] == places[1] and queries.domain != gallery.domain
     judge = judgement(queries, gallery, splits[0] if sides else None)
-    query_picture, gallery_picture = (
-        _picture_finder(cache, split)
-        for cache, split in zip((queries, gallery), splits, strict=True)
-    )
     lines, rules = [], set()
     for query, (neighbours, lengths) in enumerate(
         zip(rows.tolist(), distances.tolist(), strict=True)
     ):
-        line = [Tile(query_picture(query), "\n".join(_names(queries, query)))]
+        line = [Tile(_picture(queries, splits[0], query), "\n".join(_names(queries, query)))]
         for row, distance in zip(neighbours, lengths, strict=True):
             caption, frame = [*_names(gallery, row), f"distance {distance:.3g}"], None
             verdict = judge(query, row)
@@ -75,7 +71,7 @@ def draw_montage(
                 rules.add(verdict.rule)
                 caption.append(verdict.word)
                 frame = RIGHT if verdict.right else WRONG
-            line.append(Tile(gallery_picture(row), "\n".join(caption), frame))
+            line.append(Tile(_picture(gallery, splits[1], row), "\n".join(caption), frame))
         lines.append(line)
     headers = [f"query {queries.domain}", *(f"rank {k}" for k in range(1, rows.shape[1] + 1))]
     words = zip(*(_WORDS[rule] for rule in sorted(rules, reverse=True)), strict=True)
@@ -150,22 +146,16 @@ def _place(cache: LatentCache) -> tuple[Path, str] | None:
     return Path(data).resolve(), str(cache.source.get("split", "test"))
 
 
-def _picture_finder(cache: LatentCache, split: Split | None) -> Callable[[int], Picture | None]:
-    """Returns a function from a row to its picture, None if its source is gone or has none."""
-    if split is not None:
-        side = split.side(cache.domain)
-        position = {name: number for number, name in enumerate(side.ids)}
-
-        def from_file(row: int) -> Picture | None:
-            place = position.get(cache.ids[row])
-            return None if place is None or side.rows.ndim != 4 else side.rows[place]
-
-        return from_file
-
-    def from_disk(row: int) -> Picture | None:
+def _picture(cache: LatentCache, split: Split | None, row: int) -> Picture | None:
+    """Returns a row's picture; None if its source is gone or has none."""
+    name = cache.ids[row]
+    if split is None:
         try:
-            return decode(Path(cache.ids[row]))
+            return decode(Path(name))
         except PictureError:
             return None
-
-    return from_disk
+    side = split.side(cache.domain)
+    if side.rows.ndim != 4 or name not in side.ids:
+        return None
+    picture: Picture = side.rows[side.ids.index(name)]
+    return picture

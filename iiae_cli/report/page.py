@@ -133,6 +133,5 @@ def png_uri(image: Image.Image) -> str:
 def thumbnail_uri(picture: Picture) -> str:
     """Returns a data URI of a stored picture (H, W, C), shrunk where it is large."""
     image = Image.fromarray(to_rgb(picture))
-    if max(image.size) > THUMBNAIL:
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
     return png_uri(image)

@@ -29,21 +29,9 @@ from iiae_cli.runs.weights import LoadedModel
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement, and what it was made on.
+    """A measurement, and what it was made on: `split` is aligned unless `by_class`.
 
-    Attributes:
-        run: the run's directory.
-        loaded: its kept weights.
-        split: the rows, aligned unless `by_class`.
-        by_class: whether rows belong together by their labels alone.
-        pairs: the rows' latents.
-        metric: distance between latents.
-        figures: as `evaluate --json` prints them.
-        protocol: likewise.
-        paper: the paper's rows, empty where it has none of this data set.
-        command: that measured.
-        samples: sampled outputs per input in the grid.
-        seed: of the samples.
+    `figures` and `protocol` are as `evaluate --json` prints them; `command` is what measured them.
     """
 
     run: RunDir

@@ -53,19 +53,15 @@ def _retrieval_cards(figures: Figures, paper: Sequence[PaperRow]) -> list[Card]:
         for row in paper
         if row.published.method == "IIAE" and row.ours is not None
     }
+    shared, raw = paired.get("shared", {}), paired.get("baseline", {})
+    tasks = (
+        ("Recall@1", "recall@1", "retrieval.shared", shared, raw),
+        ("mAP@all", "map@all", "zero_shot", by_class, class_baseline),
+    )
     cards = []
     for source, target in DIRECTIONS:
         way = direction_name(source, target)
-        for title, measure, task, ours, baseline in (
-            (
-                "Recall@1",
-                "recall@1",
-                "retrieval.shared",
-                paired.get("shared", {}),
-                paired.get("baseline", {}),
-            ),
-            ("mAP@all", "map@all", "zero_shot", by_class, class_baseline),
-        ):
+        for title, measure, task, ours, baseline in tasks:
             if way not in ours:
                 continue
             value, lines = ours[way][measure], []
@@ -219,9 +215,6 @@ def _ends(lines: Sequence[Line]) -> str:
     return " ".join(
         f"{line.name}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}." for line in lines
     )
-
-
-# ---- translation
 
 
 def translation_grids(
