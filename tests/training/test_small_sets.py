@@ -304,7 +304,7 @@ def test_a_map_is_fitted_to_no_more_windows_than_memory_should_hold(
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:
-    from test_presets import write_features
+    from class_sources import write_features
 
     write_features(Path("mine.npz"), 0)
     assert iiae("prepare", "classes", "mine.npz").code == 0
