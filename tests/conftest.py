@@ -29,12 +29,12 @@ def iiae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run of 150 steps on the embedded digits."""
+    """A run of 200 steps on the embedded digits."""
     folder = tmp_path_factory.mktemp("trained")
     data, run, pictures = folder / "digits.h5", folder / "run", folder / "digits"
     assert call("prepare", "digits-cdcb", "-o", data, "--pictures", pictures).code == 0
     named = ("--preset", "digits-cdcb", "--data", data, "--run", run)
-    assert call("train", *named, "--steps", 150, *SMALL).code == 0
+    assert call("train", *named, "--steps", 200, *SMALL).code == 0
     return Trained(run, data, pictures)
 
 

@@ -25,7 +25,7 @@ from iiae_cli.training.session import Session
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
 SMALL = (
     *("--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]"),
-    *("--set", "training.samples=2"),
+    *("--set", "training.samples=2", "--batch-size", "16"),
 )
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)

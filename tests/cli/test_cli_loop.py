@@ -38,15 +38,15 @@ def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None
     assert names >= {"config.yaml", "metrics.jsonl", "model.safetensors", "checkpoints"}
     assert names >= {"gallery.h5", "samples", "run.json"}
     info = json.loads((trained.run / "run.json").read_text())
-    assert info["state"] == "finished" and info["steps"] == 150
+    assert info["state"] == "finished" and info["steps"] == 200
     assert set(info) >= {"versions", "git", "host", "command", "seconds"}
     text = (trained.run / "metrics.jsonl").read_text()
     metrics = [json.loads(line) for line in text.splitlines()]
     train = [line for line in metrics if line["kind"] == "train"]
-    assert [line["step"] for line in train] == [50, 100, 150]
+    assert [line["step"] for line in train] == [50, 100, 150, 200]
     assert train[-1]["loss"] < 0.8 * train[0]["loss"]
     assert {"reconstruction_x", "kl_exclusive_y", "kl_shared_x", "annealing", "lr"} <= set(train[0])
-    assert [line["step"] for line in metrics if line["kind"] == "validation"] == [150]
+    assert [line["step"] for line in metrics if line["kind"] == "validation"] == [200]
     assert list(trained.run.glob("tensorboard/events*"))
 
 
