@@ -4,21 +4,21 @@
 set -eu
 iiae="${BIN:?}/iiae"
 out="${OUT:?}"
+x="$out/digits/test/x"
+y="$out/digits/test/y"
 step() { printf '\n$ iiae %s\n' "$*" >&2; "$iiae" "$@"; }
 
 step prepare digits-cdcb -o "$out/digits-cdcb.h5" --pictures "$out/digits" --overwrite
 step train --preset digits-cdcb --data "$out/digits-cdcb.h5" --run "$out/run" --overwrite
 step evaluate --run "$out/run" --task all --lpips none
-step encode "$out/digits/test/y" --domain y --run "$out/run" -o "$out/gallery.h5" --overwrite
-step retrieve "$out/digits/test/x/00001.png" "$out/digits/test/x/00002.png" "$out/digits/test/x/00003.png" \
-    "$out/digits/test/x/00004.png" --run "$out/run" --index "$out/gallery.h5" --k 5 \
-    --montage "$out/retrieval.png" --overwrite
-step translate "$out/digits/test/x/00001.png" "$out/digits/test/x/00002.png" "$out/digits/test/x/00003.png" \
-    "$out/digits/test/x/00004.png" --from x --run "$out/run" --samples 5 \
-    --grid "$out/translation.png" --overwrite
-step translate "$out/digits/test/x/00001.png" "$out/digits/test/x/00002.png" "$out/digits/test/x/00003.png" \
-    --from x --run "$out/run" --reference "$out/digits/test/y/00010.png" --reference "$out/digits/test/y/00011.png" \
-    --reference "$out/digits/test/y/00012.png" --grid "$out/guided.png" --overwrite
+step encode "$y" --domain y --run "$out/run" -o "$out/gallery.h5" --overwrite
+step retrieve "$x/00001.png" "$x/00002.png" "$x/00003.png" "$x/00004.png" --run "$out/run" \
+    --index "$out/gallery.h5" --k 5 --montage "$out/retrieval.png" --overwrite
+step translate "$x/00001.png" "$x/00002.png" "$x/00003.png" "$x/00004.png" --from x \
+    --run "$out/run" --samples 5 --grid "$out/translation.png" --overwrite
+step translate "$x/00001.png" "$x/00002.png" "$x/00003.png" --from x --run "$out/run" \
+    --reference "$y/00010.png" --reference "$y/00011.png" --reference "$y/00012.png" \
+    --grid "$out/guided.png" --overwrite
 
 "$iiae" -q evaluate --run "$out/run" --json | "${BIN}/python" -c '
 import json, sys

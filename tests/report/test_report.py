@@ -146,7 +146,12 @@ def test_the_page_of_a_picture_run(trained: Trained, iiae: Program, tmp_path: Pa
     for section in ("Figures", "Training", "Retrieval", "Translation", "Latents", "Run"):
         assert section in page.texts
     assert cell(figures["retrieval"]["shared"]["x_to_y"]["recall@1"]) in page.texts
-    assert "Rank of the true partner" in page.texts and "Analogies within y" in page.texts
+    for title in (
+        "Rank of the true partner",
+        "Analogies within y",
+        "Linear probes of the shared latents",
+    ):
+        assert title in page.texts
     assert "iiae evaluate --run" in page.text and "iiae train --preset digits-cdcb" in page.text
     assert trained.run.joinpath("config.yaml").read_text().splitlines()[-1] in page.text
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
