@@ -16,7 +16,7 @@ tests): a few hundred rows cannot read a latent of as many dimensions, and would
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ from iiae_cli.evaluation.factors import Factor, check_names, columns_of, owner_o
 from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
+from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.retrieval import Metric
-from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel, inference
+from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
 from iiae_cli.model.objective import Objective
@@ -59,23 +60,17 @@ class ProbeOptions:
     Attributes:
         rows: that probes see at most.
         shared: factors that both domains hold, beside those whose names say so.
-        seed: of every draw.
         by_class: rows belong together by their labels alone, so that there are no pairs' factors.
-        batch_size: rows at once.
     """
 
     rows: int = PROBE_ROWS
     shared: Sequence[str] = ()
-    seed: int = 0
     by_class: bool = False
-    batch_size: int = 256
 
 
 def measure_disentanglement(
-    trained: TrainedModel,
+    subject: Subject,
     objective: Objective,
-    pairs: EncodedPairs,
-    split: Split,
     train: Callable[[], Split] | None,
     options: ProbeOptions,
     metric: Metric,
@@ -83,10 +78,8 @@ def measure_disentanglement(
     """The figures, and what a reader must know of how they were made.
 
     Args:
-        trained: the model.
+        subject: the model and the measured rows.
         objective: whose terms the bounds are.
-        pairs: latents of `split`.
-        split: the measured rows, aligned unless paired by class.
         train: reads the training split, for probes that the measured rows are too few for.
         options: of the probes.
         metric: distance between latents.
@@ -94,23 +87,20 @@ def measure_disentanglement(
     Raises:
         IiaeError: a factor that does not exist, or latents that are not finite.
     """
-    batch_size, seed = options.batch_size, options.seed
-    rows = choose_rows(trained, pairs, split, train, options)
-    probes = probe_figures(rows, seed)
-    latents = latent_figures(pairs, probes)
+    rows = choose_rows(subject, train, options)
+    probes = probe_figures(rows, subject.seed)
+    latents = latent_figures(subject.pairs, probes)
     figures: Figures = {
-        "exclusive_kl": dict(exclusive_kl(pairs)),
+        "exclusive_kl": dict(exclusive_kl(subject.pairs)),
         "factors": own_factors(probes),
         "latents": latents,
         "probes": probes,
-        "swaps": swap_figures(
-            trained, pairs, split, metric=metric, batch_size=batch_size, seed=seed
-        ),
+        "swaps": swap_figures(subject, metric),
     }
     if not options.by_class:  # bounds need partners
-        chosen = split.take_pairs(_draw(len(split.x), options.rows, seed))
+        chosen = _draw(len(subject.split.x), options.rows, subject.seed)
         figures["bounds"] = bound_figures(
-            trained, objective, chosen, batch_size=batch_size, seed=seed
+            replace(subject, split=subject.split.take_pairs(chosen)), objective
         )
     measured = len(rows.folds["x"]) - rows.learning
     learnt = measured * (FOLDS - 1) // FOLDS + rows.learning
@@ -119,21 +109,14 @@ def measure_disentanglement(
         "probe_rows": measured,
         "probe_rows_learnt_from_train": rows.learning,
         "probe_folds": FOLDS,
-        "probe_seed": seed,
+        "probe_seed": subject.seed,
     }
     return figures, protocol
 
 
 @dataclass(frozen=True)
 class ProbedRows:
-    """Rows that probes see: the measured ones, then those that are only learnt from.
-
-    Attributes:
-        pairs: latents of all of them.
-        factors: by domain.
-        folds: by domain, as `draw_folds` returns them.
-        learning: number of rows that are only learnt from.
-    """
+    """Rows that probes see: the measured ones, then `learning` rows that are only learnt from."""
 
     pairs: EncodedPairs
     factors: dict[Domain, list[Factor]]
@@ -142,41 +125,37 @@ class ProbedRows:
 
 
 def choose_rows(
-    trained: TrainedModel,
-    pairs: EncodedPairs,
-    split: Split,
-    train: Callable[[], Split] | None,
-    options: ProbeOptions,
+    subject: Subject, train: Callable[[], Split] | None, options: ProbeOptions
 ) -> ProbedRows:
     """Draw rows for the probes; the training split fills up what the measured one lacks."""
-    by_class, count = options.by_class, len(split.x)
+    split, seed, by_class = subject.split, subject.seed, options.by_class
     columns = {domain: columns_of(split, domain, by_class=by_class) for domain in DOMAINS}
     check_names(options.shared, {name for values in columns.values() for name in values})
     more, extra = None, None
-    if train is not None and not by_class and count < options.rows and any(columns.values()):
-        whole = train()
-        if whole.pair_count:
-            drawn = _draw(whole.pair_count, options.rows - count, options.seed)
-            more = whole.take_pairs(drawn)
-            extra = encode_pairs(trained, more, batch_size=options.batch_size)
+    if train is not None and not by_class and any(columns.values()):
+        lacking = options.rows - len(split.x)
+        if lacking > 0 and (whole := train()).pair_count:
+            more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
+            extra = encode_pairs(subject.trained, more, batch_size=subject.batch_size)
     learning = 0 if more is None else len(more.x)
     factors, folds, latents = {}, {}, {}
     for domain in DOMAINS:
-        chosen = _draw(len(split.side(domain)), options.rows, options.seed)
+        chosen = _draw(len(split.side(domain)), options.rows, seed)
         learnt = {} if more is None else columns_of(more, domain, by_class=False)
+        unknown = np.full(learning, np.nan)
         factors[domain] = [
             read_factor(
                 name,
                 values[chosen],
-                learnt.get(name, np.full(learning, np.nan)),
+                learnt.get(name, unknown),
                 owner_of(name, options.shared),
                 least=FOLDS,
             )
             for name, values in columns[domain].items()
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
-        folds[domain] = draw_folds(groups, learning, options.seed)
-        latents[domain] = pairs.of(domain).take(chosen)
+        folds[domain] = draw_folds(groups, learning, seed)
+        latents[domain] = subject.pairs.of(domain).take(chosen)
         if extra is not None:
             latents[domain] = latents[domain].joined(extra.of(domain))
     return ProbedRows(EncodedPairs(latents["x"], latents["y"]), factors, folds, learning)
@@ -295,14 +274,7 @@ def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
     return figures
 
 
-def bound_figures(
-    trained: TrainedModel,
-    objective: Objective,
-    split: Split,
-    *,
-    batch_size: int = 256,
-    seed: int = 0,
-) -> Figures:
+def bound_figures(subject: Subject, objective: Objective) -> Figures:
     """The variational bounds that training works on, from the objective's own terms, in nats.
 
     Written for x; y is analogous.
@@ -316,46 +288,33 @@ def bound_figures(
       paper's supplement, A.2), where the last term is at least H(X) + E log p(x|z^x,z^s). So
       I(Z^x; Z^s) + H(X) ≤ `kl_exclusive_x` + `kl_shared_prior` + `reconstruction_x` + c. H(X) and c
       belong to the data and the weight w: only runs that have both in common compare.
-
-    Args:
-        trained: the model.
-        objective: of its training.
-        split: aligned rows, each of which is read.
-        batch_size: rows at once.
-        seed: of the latents' samples, which reconstruct.
     """
-    network = trained.network
-    generator = torch.Generator(trained.device).manual_seed(seed)
+    network, trained, split = subject.trained.network, subject.trained, subject.split
+    generator = torch.Generator(trained.device).manual_seed(subject.seed)
     sums: dict[str, float] = {}
     with inference(network):
-        for start in range(0, len(split.x), batch_size):
-            part = slice(start, start + batch_size)
+        for part in subject.parts():
             x, y = (trained.inputs(split.side(domain).rows[part]) for domain in DOMAINS)
             posteriors = network.infer(x, y)
             reconstructions = network.generate(network.sample(posteriors, generator))
             for name, mean in objective(posteriors, reconstructions, step=0).items():
                 sums[name] = sums.get(name, 0.0) + float(mean) * len(x)
     means = {name: total / len(split.x) for name, total in sums.items()}
+    shared = means["kl_shared_prior"]
     figures: Figures = {}
     for domain in DOMAINS:
         figures[domain] = {"shared_given_other": means[f"kl_shared_{other_domain(domain)}"]}
         if network.exclusive_dim:
             own, error = means[f"kl_exclusive_{domain}"], means[f"reconstruction_{domain}"]
-            both = own + means["kl_shared_prior"] + error
-            figures[domain] |= {"exclusive": own, "exclusive_shared_plus_entropy": both}
-    return {**figures, "shared": means["kl_shared_prior"], "rows": len(split.x)}
+            figures[domain]["exclusive"] = own
+            figures[domain]["exclusive_shared_plus_entropy"] = own + shared + error
+    return {**figures, "shared": shared, "rows": len(split.x)}
 
 
 def warnings_of(
     latents: dict[str, Figures], probes: dict[str, Figures], learning: int
 ) -> list[str]:
-    """Collapsed latents, probes whose control is not at chance, and those of too few rows.
-
-    Args:
-        latents: of `latent_figures`.
-        probes: of `probe_figures`.
-        learning: rows that each probe learns from.
-    """
+    """Collapsed latents, and probes of too few rows: `learning` for each, or its control is loud."""
     lines = []
     for name, latent in latents.items():
         title, dimensions = name.replace("_", " "), latent["dimensions"]
@@ -381,10 +340,10 @@ def warnings_of(
                 if score is not None and entry["kind"] == "classes":
                     margin = 4.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
                 if score is not None and score > chance + margin:
+                    title = name.replace("_", " ")
                     lines.append(
-                        f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} "
-                        f"({way}), chance is {chance:.2f}: {rows} rows are too few for these "
-                        "figures"
+                        f"shuffled {factor} reads {score:.2f} from {title} ({way}), chance is "
+                        f"{chance:.2f}: {rows} rows are too few for these figures"
                     )
     return lines
 

@@ -24,9 +24,8 @@ from torch.nn import functional
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import PairOrder, to_inputs
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.evaluation.translation import Figures, translated_batches
-from iiae_cli.inference.trained import TrainedModel, prior_samples
+from iiae_cli.evaluation.protocols import DIRECTIONS, direction_name
+from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.model import Domain
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
@@ -107,16 +106,10 @@ def train_judge(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda step: None,
 ) -> Judge:
-    """Train a judge of one domain's pictures on a training split.
+    """Train a judge of one domain's pictures on a training split with labels.
 
-    Args:
-        train: with labels; numeric factors `DOMAIN_…` that every pair knows are learned as well.
-        domain: whose pictures it reads.
-        size: (H, W) that rows are resized to first, the model's.
-        seed: of its weights and batches.
-        steps: of Adam, 64 pictures each, the learning rate falling to 0.
-        device: where it lies.
-        progress: called with the number of steps done.
+    Numeric factors `DOMAIN_…` that every pair knows are learned as well. Pictures are resized to
+    `size` (H, W), the model's, first; `progress` is called with the number of steps done.
 
     Raises:
         IiaeError: the split has no labels.
@@ -160,57 +153,35 @@ def train_judge(
 
 
 def judged_translations(
-    trained: TrainedModel,
-    judges: dict[Domain, Judge],
-    pairs: EncodedPairs,
-    split: Split,
-    *,
-    samples: int = 3,
-    seed: int = 0,
-    batch_size: int = 256,
+    subject: Subject, judges: dict[Domain, Judge], samples: int = 3
 ) -> dict[str, dict[str, Figures]]:
-    """What the judges read off translations of a split, per direction.
+    """What the judges, by target domain, read off translations of pairs with labels, per direction.
 
     Guided translations take the exclusive mean of another row, not of the partner, so that its
     colour says nothing about the input. `class` has the fraction of real pictures and of guided and
     sampled translations that are read as their (input's) class. Every factor has, as fractions of
     its range, `error_real` and `error_guided`, the mean absolute error of what is read against the
     picture's own and against the reference's; `spread_real`, the standard deviation over real
-    pictures, and `spread_sampled`, over the samples of one input.
-
-    Args:
-        trained: the model.
-        judges: by target domain.
-        pairs: latents of `split`.
-        split: aligned pairs with labels.
-        samples: drawn from the prior per input; below 2 there is no spread, 0 draws none.
-        seed: of the samples and of who is whose reference.
-        batch_size: rows at once.
+    pictures, and `spread_sampled`, over the samples of one input, of which it takes two.
     """
-    count = len(split.x)
-    samples = samples if trained.network.exclusive_dim else 0
-    drawn = prior_samples(samples, count, trained.network.exclusive_dim, seed).numpy()
-    reference = np.random.default_rng(seed).permutation(count)
+    split, count = subject.split, len(subject.split.x)
+    drawn = subject.samples(samples)
+    reference = np.random.default_rng(subject.seed).permutation(count)
     figures: dict[str, dict[str, Figures]] = {}
     for way in DIRECTIONS:
         judge, rows = judges[way[1]], split.side(way[1]).rows
-        own, wanted = (np.array(split.side(domain).labels) for domain in reversed(way))
-        manner = pairs.of(way[1]).exclusive_mean
-        latents = [None if manner is None else manner[reference]]
-        latents += [drawn[:, number] for number in range(samples)]
-        readings = []  # guided, then every sample
-        for exclusive in latents:
-            batches = translated_batches(trained, pairs, way, exclusive, batch_size)
-            readings.append(judge.read(outputs for _, outputs in batches))
-        starts = range(0, count, batch_size)
-        real = judge.read(trained.inputs(rows[start : start + batch_size]) for start in starts)
-        guided, sampled = readings[0], readings[1:]
-        kept = [float((classes == wanted).mean()) for classes, _ in readings]
+        wanted, own = (np.array(split.side(domain).labels) for domain in way)
+        manner = subject.pairs.of(way[1]).exclusive_mean
+        manner = None if manner is None else manner[reference]
+        real = judge.read(subject.trained.inputs(rows[part]) for part in subject.parts())
+        guided = judge.read(subject.translated(way, manner))
+        sampled = [judge.read(subject.translated(way, exclusive)) for exclusive in drawn]
+        kept = [(classes == wanted).mean() for classes, _ in sampled]
         entry: dict[str, Figures] = {
             "class": {
                 "real": float((real[0] == own).mean()),
-                "guided": kept[0],
-                "sampled": float(np.mean(kept[1:])) if sampled else None,
+                "guided": float((guided[0] == wanted).mean()),
+                "sampled": float(np.mean(kept)) if kept else None,
                 "n": count,
             }
         }
@@ -218,7 +189,7 @@ def judged_translations(
         for name, columns in judge.factors.items():
             read = real[1][:, columns]
             spread = None
-            if samples > 1:
+            if len(sampled) > 1:
                 variances = np.var([factors[:, columns] for _, factors in sampled], axis=0, ddof=1)
                 spread = float(np.sqrt(variances.mean(axis=0)).mean())
             entry[name] = {

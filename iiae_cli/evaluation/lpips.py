@@ -43,20 +43,22 @@ BACKBONES: dict[LpipsNet, _Backbone] = {
 class Lpips:
     """LPIPS v0.1 per picture, lower is closer.
 
-    Pictures are measured at their own size. Where a side is too short for the network they are
+    Pictures are measured at their own size. If a side is too short for the network they are
     enlarged bilinearly by the smallest whole factor that makes it long enough; such figures compare
     among themselves only. Grey is repeated, channels past the third are left out.
 
     Args:
         net: "alex" or "vgg".
-        weights: torchvision's ImageNet weights, checked.
+        state: torchvision's ImageNet weights, complete.
         device: to compute on.
     """
 
-    def __init__(self, net: LpipsNet, weights: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, net: LpipsNet, state: dict[str, Tensor], device: torch.device | str = "cpu"
+    ) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        with _hub_cache_of(weights, BACKBONES[net].file_name):
+        with _hub_cache_of(state, BACKBONES[net].file_name):
             self._network = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(device)
         self._least_side = BACKBONES[net].least_side
 
@@ -80,38 +82,47 @@ def lpips_measures(
     device: torch.device | str = "cpu",
     nets: Sequence[LpipsNet] = ("alex", "vgg"),
 ) -> tuple[dict[str, Lpips], list[IiaeError]]:
-    """The networks whose weights are on this machine: in a given file, else in torch's hub cache.
+    """Measures by the figure's name, and for every network without weights the reason.
 
-    Args:
-        files: torchvision's .pth files, recognised by what they hold.
-        device: to compute on.
-        nets: that are wanted.
-
-    Returns:
-        Measures by the figure's name, and for every network without weights the reason.
+    Weights come from a given file, recognised by what it holds, else from torch's hub cache.
 
     Raises:
         IiaeError: a given file is unreadable, holds neither network, or a network is given twice.
     """
-    given: dict[LpipsNet, Path] = {}
+    given: dict[LpipsNet, dict[str, Tensor]] = {}
     for path in files:
-        net = _recognised(path)
+        net, state = read_weights(path)
         if net in given:
             raise IiaeError(
                 f"{path} holds {BACKBONES[net].title} again",
                 "give --lpips-weights one file for each network",
             )
-        given[net] = path
+        given[net] = state
     measures: dict[str, Lpips] = {}
     missing: list[IiaeError] = []
     for net in nets:
         try:
-            path = given[net] if net in given else _cached(net)
+            state = given[net] if net in given else _cached(net)
         except IiaeError as reason:
             missing.append(reason)
         else:
-            measures[BACKBONES[net].figure] = Lpips(net, path, device)
+            measures[BACKBONES[net].figure] = Lpips(net, state, device)
     return measures, missing
+
+
+def read_weights(path: Path) -> tuple[LpipsNet, dict[str, Tensor]]:
+    """Read torchvision's weights; all names and shapes decide whose they are."""
+    from torchvision import models
+
+    hint = f"give torchvision's {' or '.join(net.file_name for net in BACKBONES.values())}"
+    state = read_state_dict(path, hint)
+    shapes = {name: values.shape for name, values in state.items()}
+    for net, backbone in BACKBONES.items():
+        with torch.device("meta"):  # shapes without 138 million numbers
+            expected = models.get_model(backbone.architecture, weights=None).state_dict()
+        if shapes == {name: values.shape for name, values in expected.items()}:
+            return net, state
+    raise IiaeError(f"{path} holds neither AlexNet nor VGG16", hint)
 
 
 def cache_file(net: LpipsNet) -> Path:
@@ -119,47 +130,27 @@ def cache_file(net: LpipsNet) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net].file_name
 
 
-def _cached(net: LpipsNet) -> Path:
-    backbone, path = BACKBONES[net], cache_file(net)
-    hint = (
-        f"put torchvision's {backbone.file_name} into {path.parent}, or pass --lpips-weights FILE"
-    )
+def _cached(net: LpipsNet) -> dict[str, Tensor]:
+    figure, path = BACKBONES[net].figure, cache_file(net)
+    hint = f"put torchvision's {path.name} into {path.parent}, or pass --lpips-weights FILE"
     if not path.exists():
-        raise IiaeError(f"no {backbone.figure}: {path} is not there", hint)
+        raise IiaeError(f"no {figure}: {path} is not there", hint)
     try:
-        recognised = _recognised(path)
+        recognised, state = read_weights(path)
     except IiaeError as error:
-        raise IiaeError(f"no {backbone.figure}: {error.message}", hint) from error
+        raise IiaeError(f"no {figure}: {error.message}", hint) from error
     if recognised != net:
-        raise IiaeError(f"no {backbone.figure}: {path} holds another network", hint)
-    return path
-
-
-def _recognised(path: Path) -> LpipsNet:
-    """Which network a weights file belongs to, by all of its names and shapes; tensors alone."""
-    hint = f"give torchvision's {' or '.join(net.file_name for net in BACKBONES.values())}"
-    shapes = {name: tuple(values.shape) for name, values in read_state_dict(path, hint).items()}
-    for net in BACKBONES:
-        if shapes == _expected_shapes(net):
-            return net
-    raise IiaeError(f"{path} holds neither AlexNet nor VGG16", hint)
-
-
-def _expected_shapes(net: LpipsNet) -> dict[str, tuple[int, ...]]:
-    from torchvision import models
-
-    with torch.device("meta"):  # shapes without 138 million numbers
-        network = models.get_model(BACKBONES[net].architecture, weights=None)
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        raise IiaeError(f"no {figure}: {path} holds another network", hint)
+    return state
 
 
 @contextmanager
-def _hub_cache_of(weights: Path, file_name: str) -> Iterator[None]:
-    """Let torchvision find a file, whatever its name, where it looks before it downloads."""
+def _hub_cache_of(state: dict[str, Tensor], file_name: str) -> Iterator[None]:
+    """Let torchvision find these weights where it looks before it downloads."""
     before = torch.hub.get_dir()
     with TemporaryDirectory() as folder:
         (Path(folder) / "checkpoints").mkdir()
-        (Path(folder) / "checkpoints" / file_name).symlink_to(weights.resolve())
+        torch.save(state, Path(folder) / "checkpoints" / file_name)
         torch.hub.set_dir(folder)
         try:
             yield

@@ -164,40 +164,33 @@ PUBLISHED = tuple(_published())
 
 
 def paper_rows(
-    data_set: str,
-    split_name: str | None,
     figures: Mapping[str, Any],
-    *,
-    split: str = "test",
+    protocol: Mapping[str, Any],
     picture_size: tuple[int, int] | None = None,
-    metric: str | None = None,
-    objective: str | None = None,
 ) -> list[PaperRow]:
-    """The paper's rows of a data set in the paper's order, a run's figures beside them.
+    """The paper's rows of the measured data set in the paper's order, a run's figures beside them.
 
     Table 6 has a row for each objective; ours stands beside the one that the run was trained with.
 
     Args:
-        data_set: mnist-cdcb, maps, facades, cars or sketchy; the paper has no row for another.
-        split_name: the named division of Sketchy's classes; None where unknown.
         figures: `evaluate`'s, nested.
-        split: the measured one; a row of another split gets no figure of ours.
-        picture_size: (H, W) that the model works at; None for features or where unknown.
-        metric: distance between latents; None where unknown.
-        objective: `objective.kind` of the run; None is taken as the full one.
+        protocol: `evaluate`'s: `data_set`, `split`, and as far as known `class_split` (of Sketchy's
+            classes), `metric`, `objective`, which is taken as the full one otherwise.
+        picture_size: (H, W) that the model works at; None for features or if unknown.
     """
     ours = dotted_figures(figures)
+    split, objective = protocol["split"], protocol.get("objective", _FULL_OBJECTIVE)
     rows = []
     for row in PUBLISHED:
-        if row.data_set != data_set:
+        if row.data_set != protocol["data_set"]:
             continue
         if row.split != split:
             note = f"the paper measured split '{row.split}', this is '{split}'"
             rows.append(PaperRow(row, None, note))
-        elif row.table == 6 and row.method != OBJECTIVES.get(objective or _FULL_OBJECTIVE):
+        elif row.table == 6 and row.method != OBJECTIVES.get(objective):
             rows.append(PaperRow(row, None, "another objective than this run's"))
         else:
-            notes = _differences(row, split_name, picture_size, metric, objective)
+            notes = _differences(row, protocol, picture_size)
             count = ours.get(row.key.rpartition(".")[0] + ".n")
             if row.queries and count is not None and count != row.queries:
                 notes.append(f"{count:,.0f} queries, the paper has {row.queries:,}")
@@ -206,16 +199,13 @@ def paper_rows(
 
 
 def _differences(
-    row: Published,
-    split_name: str | None,
-    picture_size: tuple[int, int] | None,
-    metric: str | None,
-    objective: str | None,
+    row: Published, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
 ) -> list[str]:
     """How this run's set-up differs from a row's."""
     notes = []
-    if row.data_set == "sketchy" and split_name != CLASS_SPLIT:
-        name = split_name or "unknown"
+    class_split = protocol.get("class_split")
+    if row.data_set == "sketchy" and class_split != CLASS_SPLIT:
+        name = class_split or "unknown"
         notes.append(f"not comparable: class split {name}, the paper's is {CLASS_SPLIT}")
     if row.table == 4:
         notes.append(
@@ -225,9 +215,10 @@ def _differences(
     if picture_size is not None and picture_size != PICTURE_SIZE:
         notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
     usual = _METRICS.get(row.table)
-    if metric is not None and usual is not None and metric != usual:
+    metric, objective = protocol.get("metric", usual), protocol.get("objective", _FULL_OBJECTIVE)
+    if usual is not None and metric != usual:
         notes.append(f"{metric} distance, the paper's is {usual}")
-    if row.table != 6 and objective not in (None, _FULL_OBJECTIVE):
-        name = OBJECTIVES.get(str(objective), objective)
+    if row.table != 6 and objective != _FULL_OBJECTIVE:
+        name = OBJECTIVES.get(objective, objective)
         notes.append(f"this run's objective is the ablation {name}")
     return notes

@@ -9,34 +9,27 @@ the exclusive mean that i came with are decoded in A and encoded again.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import recall_at_k
-from iiae_cli.evaluation.protocols import EncodedPairs, direction_name
+from iiae_cli.evaluation.protocols import direction_name
+from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.inference.retrieval import Metric, partner_ranks
-from iiae_cli.inference.trained import TrainedModel, inference
+from iiae_cli.inference.trained import inference
 from iiae_cli.model import DOMAINS, Domain
 
 SWAP_ROWS = 1000  # at most; recall's gallery is as large
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Figures = dict[str, float | int | None]
 
 
 def swap_figures(
-    trained: TrainedModel,
-    pairs: EncodedPairs,
-    split: Split,
-    *,
-    metric: Metric = "euclidean",
-    batch_size: int = 256,
-    rows: int = SWAP_ROWS,
-    seed: int = 0,
+    subject: Subject, metric: Metric = "euclidean", rows: int = SWAP_ROWS
 ) -> dict[str, Figures]:
     """Figures of each direction `x_to_x`, `x_to_y`, `y_to_x`, `y_to_y`.
 
@@ -45,44 +38,35 @@ def swap_figures(
     * `exclusive_recall@1`, `exclusive_r2`: the same of the re-encoded exclusive mean among the N
       references', and the part of their variance that it follows.
     * of translations also `return_recall@1`, `return_distance`, `round_trip_l1` of the way home.
-
-    Args:
-        trained: the model.
-        pairs: latents of `split`; the two domains may differ in length.
-        split: the rows.
-        metric: distance between latents.
-        batch_size: rows at once.
-        rows: contents at most.
-        seed: of contents and references.
     """
+    split, pairs = subject.split, subject.pairs
     figures: dict[str, Figures] = {}
-    for source in DOMAINS:
-        for target in DOMAINS:
-            counts = len(split.side(source)), len(split.side(target))
-            contents, references = _draw(*counts, rows, seed)
-            if len(contents) < 2:
-                continue
-            content = pairs.of(source).mean("shared")[contents]
-            own, manner = pairs.of(source).exclusive_mean, pairs.of(target).exclusive_mean
-            if own is not None and manner is not None:
-                own, manner = own[contents], manner[references]
-            found = _decode_and_encode(trained, target, content, manner, None, batch_size)
-            entry: Figures = {
-                "shared_recall@1": _recall(found.shared, content, metric),
-                "shared_distance": moved(found.shared, content),
-            }
-            if found.exclusive is not None and manner is not None:
-                apart = moved(found.exclusive, manner)
-                entry["exclusive_recall@1"] = _recall(found.exclusive, manner, metric)
-                # Two rows lie √2 standard deviations apart.
-                entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
-            if source != target:
-                home = split.side(source).rows[contents]
-                back = _decode_and_encode(trained, source, found.shared, own, home, batch_size)
-                entry["return_recall@1"] = _recall(back.shared, content, metric)
-                entry["return_distance"] = moved(back.shared, content)
-                entry["round_trip_l1"] = back.error
-            figures[direction_name(source, target)] = {**entry, "n": len(content)}
+    for source, target in product(DOMAINS, DOMAINS):
+        counts = len(split.side(source)), len(split.side(target))
+        contents, references = _draw(*counts, rows, subject.seed)
+        if len(contents) < 2:
+            continue
+        content = pairs.of(source).mean("shared")[contents]
+        own, manner = pairs.of(source).exclusive_mean, pairs.of(target).exclusive_mean
+        if own is not None and manner is not None:
+            own, manner = own[contents], manner[references]
+        found = _decode_and_encode(subject, target, content, manner)
+        entry: Figures = {
+            "shared_recall@1": _recall(found.shared, content, metric),
+            "shared_distance": moved(found.shared, content),
+        }
+        if found.exclusive is not None and manner is not None:
+            apart = moved(found.exclusive, manner)
+            entry["exclusive_recall@1"] = _recall(found.exclusive, manner, metric)
+            # Two rows lie √2 standard deviations apart.
+            entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
+        if source != target:
+            home = split.side(source).rows[contents]
+            back = _decode_and_encode(subject, source, found.shared, own, home)
+            entry["return_recall@1"] = _recall(back.shared, content, metric)
+            entry["return_distance"] = moved(back.shared, content)
+            entry["round_trip_l1"] = back.error
+        figures[direction_name(source, target)] = {**entry, "n": len(content)}
     return figures
 
 
@@ -118,32 +102,28 @@ class _Read(NamedTuple):
 
 
 def _decode_and_encode(
-    trained: TrainedModel,
+    subject: Subject,
     domain: Domain,
     shared: Floats,
     exclusive: Floats | None,
-    wanted: NDArray[Any] | None,
-    batch_size: int,
+    wanted: NDArray[Any] | None = None,
 ) -> _Read:
     """Decode latents in a domain, compare with `wanted` rows, and encode the result again."""
-    network = trained.network
-    shared_read, exclusive_read, errors = [], [], []
+    network, device = subject.trained.network, subject.trained.device
+    read: dict[str, list[Floats]] = {"shared": [], "exclusive": [], "error": []}
     with inference(network):
-        for start in range(0, len(shared), batch_size):
-            part = slice(start, start + batch_size)
-            given = torch.from_numpy(shared[part]).to(trained.device)
-            own = None
-            if exclusive is not None:
-                own = torch.from_numpy(exclusive[part]).to(trained.device)
-            made = network.decode(domain, given, own)
-            shared_read.append(network.encode_shared(domain, made).mean.flatten(1).cpu().numpy())
-            if own is not None and wanted is None:
-                exclusive_read.append(network.encode_exclusive(domain, made).mean.cpu().numpy())
+        for start in range(0, len(shared), subject.batch_size):
+            part = slice(start, start + subject.batch_size)
+            own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
+            made = network.decode(domain, torch.from_numpy(shared[part]).to(device), own)
+            read["shared"].append(network.encode_shared(domain, made).mean.flatten(1).cpu().numpy())
             if wanted is not None:
-                error = (made - trained.inputs(wanted[part])).abs()
-                errors.append(error.flatten(1).mean(dim=1).cpu().numpy())
+                error = (made - subject.trained.inputs(wanted[part])).abs().flatten(1)
+                read["error"].append(error.mean(dim=1).cpu().numpy())
+            elif own is not None:
+                read["exclusive"].append(network.encode_exclusive(domain, made).mean.cpu().numpy())
     return _Read(
-        np.concatenate(shared_read),
-        np.concatenate(exclusive_read) if exclusive_read else None,
-        float(np.concatenate(errors).mean()) if errors else None,
+        np.concatenate(read["shared"]),
+        np.concatenate(read["exclusive"]) if read["exclusive"] else None,
+        float(np.concatenate(read["error"]).mean()) if read["error"] else None,
     )

@@ -1,14 +1,18 @@
 """Translation against the true partner (paper, Table 4), guided by it or sampled: L1, SSIM, LPIPS.
 
-Measures are functions of two batches that return one number per picture, so that the best of N
-samples can be chosen picture by picture.
+Measures are functions of two batches that return one number per picture, so that the best of
+several samples can be chosen picture by picture.
+
+Shapes: N rows, B of them in a batch, E exclusive dimensions; pictures (B, C, H, W) in [−1, 1] or
+features (B, F).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +32,7 @@ _HIGHER_IS_BETTER = frozenset({"ssim"})
 
 
 def l1(translated: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute difference per row (B,), of pictures (B, C, H, W) or features (B, F)."""
+    """Mean absolute difference per row (B,)."""
     return (translated.float() - wanted.float()).abs().flatten(1).mean(dim=1)
 
 
@@ -37,10 +41,6 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
 
     torchmetrics' windows of 11 pixels, of which only those inside the picture count, as its
     releases differ in what they do with the border. A side under 11 pixels has none: NaN.
-
-    Args:
-        translated: (B, C, H, W) in [−1, 1].
-        wanted: likewise.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -57,99 +57,98 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
     return windows[..., inside, inside].flatten(1).mean(dim=1)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model on the rows of a split.
+
+    Attributes:
+        trained: the model.
+        pairs: latents of the rows.
+        split: the rows, aligned unless they are paired by class.
+        seed: of every draw.
+        batch_size: rows at once.
+    """
+
+    trained: TrainedModel
+    pairs: EncodedPairs
+    split: Split
+    seed: int = 0
+    batch_size: int = 256
+
+    def parts(self) -> Iterator[slice]:
+        """The rows of each batch."""
+        for start in range(0, len(self.split.x), self.batch_size):
+            yield slice(start, start + self.batch_size)
+
+    def samples(self, count: int) -> list[NDArray[np.float32]]:
+        """Draws from the prior, `count` times (N, E); none for a model without exclusive latents."""
+        exclusive_dim = self.trained.network.exclusive_dim
+        if not count or not exclusive_dim:
+            return []
+        drawn = prior_samples(count, len(self.split.x), exclusive_dim, self.seed).numpy()
+        return [drawn[:, number] for number in range(count)]
+
+    def translated(
+        self, way: tuple[Domain, Domain], exclusive: NDArray[np.float32] | None
+    ) -> Iterator[Tensor]:
+        """Batches of every row's shared mean decoded in the other domain.
+
+        Args:
+            way: from which domain to which.
+            exclusive: (N, E) latents of the latter; None for a model without them.
+        """
+        network, device = self.trained.network, self.trained.device
+        shared = torch.from_numpy(self.pairs.of(way[0]).mean("shared"))
+        for part in self.parts():
+            own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
+            with inference(network):
+                outputs = network.decode(way[1], shared[part].to(device), own)
+            yield outputs
+
+
 FEATURE_MEASURES: Mapping[str, Measure] = {"l1": l1}
 PICTURE_MEASURES: Mapping[str, Measure] = {"l1": l1, "ssim": ssim}
 
 
 def translation_figures(
-    trained: TrainedModel,
-    pairs: EncodedPairs,
-    split: Split,
-    *,
-    measures: Mapping[str, Measure] = FEATURE_MEASURES,
-    samples: int = 0,
-    seed: int = 0,
-    batch_size: int = 256,
+    subject: Subject, measures: Mapping[str, Measure] = FEATURE_MEASURES, samples: int = 0
 ) -> dict[str, Figures]:
     """How close each row's translation comes to its partner, per direction.
 
-    Guided: with the partner's exclusive mean. Sampled: with N draws from the prior, `_mean` over
-    all and `_best` over inputs of the best of each one's N (the smallest L1 or LPIPS, the largest
-    SSIM); a model without exclusive latents has nothing to sample. None if not finite.
-
-    Args:
-        trained: the model.
-        pairs: latents of `split`.
-        split: of aligned rows.
-        measures: by name; pictures are compared in [−1, 1], features as they are.
-        samples: N; 0 for guided translation only.
-        seed: of the samples.
-        batch_size: rows at once.
+    Guided: with the partner's exclusive mean. Sampled: with draws from the prior, `_mean` over all
+    and `_best` over inputs of each one's best (the smallest L1 or LPIPS, the largest SSIM). A
+    figure is None if it is not finite.
     """
     figures: dict[str, Figures] = {}
-    exclusive_dim, count = trained.network.exclusive_dim, len(split.x)
-    samples = samples if exclusive_dim else 0
-    drawn = prior_samples(samples, count, exclusive_dim, seed).numpy() if samples else None
+    drawn = subject.samples(samples)
     for way in DIRECTIONS:
-        rows = split.side(way[1]).rows
-        partner = pairs.of(way[1]).exclusive_mean
-        outputs = translated_batches(trained, pairs, way, partner, batch_size)
-        guided = _measured(trained, rows, outputs, measures)
+        guided = _measured(subject, way, subject.pairs.of(way[1]).exclusive_mean, measures)
         entry: Figures = {name: _mean(values) for name, values in guided.items()}
-        if drawn is not None:
-            entry["samples"] = samples
-            sampled = []
-            for number in range(samples):
-                outputs = translated_batches(trained, pairs, way, drawn[:, number], batch_size)
-                sampled.append(_measured(trained, rows, outputs, measures))
+        sampled = [_measured(subject, way, exclusive, measures) for exclusive in drawn]
+        if sampled:
+            entry["samples"] = len(sampled)
             for name in measures:
                 values = np.stack([by_name[name] for by_name in sampled])  # (samples, N)
                 best = values.max(axis=0) if name in _HIGHER_IS_BETTER else values.min(axis=0)
                 entry |= {f"{name}_mean": _mean(values), f"{name}_best": _mean(best)}
-        figures[direction_name(*way)] = {**entry, "n": count}
+        figures[direction_name(*way)] = {**entry, "n": len(subject.split.x)}
     return figures
 
 
-def translated_batches(
-    trained: TrainedModel,
-    pairs: EncodedPairs,
+def _measured(
+    subject: Subject,
     way: tuple[Domain, Domain],
     exclusive: NDArray[np.float32] | None,
-    batch_size: int = 256,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Decode every row's shared mean in the other domain: the rows of each batch, and its outputs.
-
-    Args:
-        trained: the model.
-        pairs: latents of N aligned rows.
-        way: from which domain to which.
-        exclusive: (N, E) latents of the target domain; None for a model without them.
-        batch_size: rows at once.
-    """
-    source, target = way
-    shared = torch.from_numpy(pairs.of(source).mean("shared"))
-    for start in range(0, len(shared), batch_size):
-        part = slice(start, start + batch_size)
-        own = None
-        if exclusive is not None:
-            own = torch.from_numpy(exclusive[part]).to(trained.device)
-        with inference(trained.network):
-            outputs = trained.network.decode(target, shared[part].to(trained.device), own)
-        yield part, outputs
-
-
-def _measured(
-    trained: TrainedModel,
-    rows: NDArray[Any],
-    outputs: Iterator[tuple[slice, Tensor]],
     measures: Mapping[str, Measure],
 ) -> dict[str, NDArray[np.float64]]:
-    """Every measure (N,) of outputs against the rows that they should be."""
+    """Every measure (N,) of translations against the partners."""
+    rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
-    for part, translated in outputs:
-        wanted = trained.inputs(rows[part])
+    batches = zip(subject.parts(), subject.translated(way, exclusive), strict=True)
+    for part, outputs in batches:
+        wanted = subject.trained.inputs(rows[part])
         for name, measure in measures.items():
-            values[name].append(measure(translated, wanted).double().cpu().numpy())
+            values[name].append(measure(outputs, wanted).double().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 

@@ -19,7 +19,7 @@ from iiae_cli.evaluation.protocols import (
     exclusive_kl,
     retrieval_figures,
 )
-from iiae_cli.evaluation.translation import translation_figures
+from iiae_cli.evaluation.translation import Subject, translation_figures
 from iiae_cli.inference.retrieval import Metric
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
@@ -184,7 +184,7 @@ def validate(
     best = max(recalls, key=lambda one: recalls[one][0] + recalls[one][1])
     guided = None
     if trained.network.generative:
-        translation = translation_figures(trained, pairs, split, batch_size=batch_size)
+        translation = translation_figures(Subject(trained, pairs, split, batch_size=batch_size))
         guided = (_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"]))
     hits = None
     kl = exclusive_kl(pairs)

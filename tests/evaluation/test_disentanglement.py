@@ -1,5 +1,7 @@
 """Disentanglement on latents made by hand; swaps and bounds against direct computation; the command."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from iiae_cli.evaluation.probes import draw_folds
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.swaps import moved, swap_figures
 from iiae_cli.evaluation.tables import disentanglement_tables
+from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
 from iiae_cli.model.objective import Objective
@@ -39,15 +42,20 @@ def split_of(x, y):
     return Split(*(Side(rows, [f"t/{row}" for row in range(len(rows))]) for rows in (x, y)))
 
 
+def subject_of(model, split, **options):
+    trained = TrainedModel(model, None)
+    return Subject(trained, encode_pairs(trained, split), split, **options)
+
+
 @pytest.fixture
 def pictures():
-    """A model of untrained networks, and nine colour pictures with nine grey ones."""
+    """A model of untrained networks on nine colour pictures with nine grey ones."""
     model = small_image_model(channels_y=1)
     for weights in model.parameters():
         weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
     rng = np.random.default_rng(13)
     x, y = (rng.integers(0, 256, (9, 16, 16, n)).astype(np.uint8) for n in (3, 1))
-    return TrainedModel(model, None), split_of(x, y)
+    return subject_of(model, split_of(x, y))
 
 
 # ---- probes by latent, on latents whose content is known
@@ -224,7 +232,8 @@ class Deaf(Perfect):
 
 def swapped(model, x, y, **options):
     pairs = EncodedPairs(*(Encoded(shared_mean=z[:, :3], exclusive_mean=z[:, 3:]) for z in (x, y)))
-    return swap_figures(TrainedModel(model, None), pairs, split_of(x, y), **options)
+    subject = Subject(TrainedModel(model, None), pairs, split_of(x, y), batch_size=8)
+    return swap_figures(subject, **options)
 
 
 def test_how_far_latents_moved():
@@ -237,7 +246,7 @@ def test_how_far_latents_moved():
 def test_a_perfect_model_keeps_content_and_follows_manner():
     x, y = normal(10, 30, 5), normal(11, 30, 5)
     y[:, :3] = x[:, :3]
-    figures = swapped(Perfect(), x, y, rows=20, batch_size=8)
+    figures = swapped(Perfect(), x, y, rows=20)
     perfect = {"shared_recall@1": 1, "shared_distance": 0, "exclusive_recall@1": 1}
     perfect |= {"exclusive_r2": 1, "n": 20}
     home = {"return_recall@1": 1, "return_distance": 0, "round_trip_l1": 0}
@@ -262,18 +271,15 @@ def test_domains_may_differ_in_length():
 
 
 def test_swaps_do_not_depend_on_the_batch_size(pictures):
-    trained, split = pictures
-    pairs = encode_pairs(trained, split)
-    small, large = (swap_figures(trained, pairs, split, batch_size=size) for size in (2, 256))
+    small, large = (swap_figures(replace(pictures, batch_size=size)) for size in (2, 256))
     for way in ("x_to_x", "x_to_y", "y_to_x", "y_to_y"):
         assert small[way] == pytest.approx(large[way], rel=1e-3, abs=1e-5)
 
 
 def test_swaps_without_exclusive_latents():
-    trained = TrainedModel(small_image_model(exclusive_latents=False), None)
     rows = np.random.default_rng(15).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
-    split = split_of(rows, rows[::-1])
-    figures = swap_figures(trained, encode_pairs(trained, split), split)["x_to_y"]
+    model = small_image_model(exclusive_latents=False)
+    figures = swap_figures(subject_of(model, split_of(rows, rows[::-1])))["x_to_y"]
     assert "exclusive_r2" not in figures and figures["return_distance"] is not None
 
 
@@ -281,11 +287,11 @@ def test_swaps_without_exclusive_latents():
 
 
 def test_bounds_equal_torchs_divergences(pictures):
-    trained, split = pictures
     objective = Objective(reconstruction_weight=1000.0)
-    figures = bound_figures(trained, objective, split, batch_size=4)
-    model = trained.network.eval()
+    figures = bound_figures(replace(pictures, batch_size=4), objective)
+    trained, split = pictures.trained, pictures.split
     with torch.no_grad():
+        model = trained.network.eval()
         posteriors = model.infer(trained.inputs(split.x.rows), trained.inputs(split.y.rows))
 
     def distribution(gaussian):
@@ -304,15 +310,15 @@ def test_bounds_equal_torchs_divergences(pictures):
     assert figures["x"]["exclusive"] == pytest.approx(own, rel=1e-4)
     error = figures["x"]["exclusive_shared_plus_entropy"] - own - figures["shared"]
     assert 0 < error / 1000 < 2  # a mean difference of pixels in [−1, 1]
-    assert figures == bound_figures(trained, objective, split, batch_size=4)
+    assert figures == bound_figures(replace(pictures, batch_size=4), objective)
 
 
 def test_bounds_of_features_without_exclusive_latents():
     model = feature_iiae(
         width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_latents=False
     )
-    split = split_of(normal(21, 6, 7), normal(22, 6, 5))
-    figures = bound_figures(TrainedModel(model, None), Objective(reconstruction="l2"), split)
+    subject = subject_of(model, split_of(normal(21, 6, 7), normal(22, 6, 5)))
+    figures = bound_figures(subject, Objective(reconstruction="l2"))
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 
 

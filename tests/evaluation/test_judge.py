@@ -12,6 +12,7 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.judge import judged_translations, train_judge
 from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
 SIDE = 16
@@ -69,7 +70,7 @@ def judged(judges, loses="", samples=3):
     colours = [(test.factors[f"{domain}_color"].astype(np.float32) - 127.5) / 50 for domain in "xy"]
     pairs = EncodedPairs(*(Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours))
     trained = TrainedModel(Painter(loses), (SIDE, SIDE))
-    found = judged_translations(trained, judges, pairs, test, samples=samples)
+    found = judged_translations(Subject(trained, pairs, test), judges, samples)
     assert found["y_to_x"].keys() == {"class", "x_color"}
     return found["x_to_y"]["class"], found["x_to_y"]["y_color"]
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchvision import models
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.evaluation.lpips import BACKBONES, Lpips, cache_file, lpips_measures
+from iiae_cli.evaluation.lpips import BACKBONES, Lpips, cache_file, lpips_measures, read_weights
 
 # v0.1 compares the outputs of these ReLUs in torchvision's `features`.
 COMPARED = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alex(files):
-    return Lpips("alex", files["alex"])
+    return Lpips(*read_weights(files["alex"]))
 
 
 def pictures(channels=3, height=32, width=32, seed=0):
@@ -81,7 +81,7 @@ def oracle(net, path, a, b):
 @pytest.mark.parametrize("net, height, width", [("alex", 45, 64), ("vgg", 16, 24)])
 def test_lpips_equals_the_oracle(files, net, height, width):
     a, b = pictures(3, height, width), pictures(3, height, width, seed=1)
-    values = Lpips(net, files[net])(a, b)
+    values = Lpips(*read_weights(files[net]))(a, b)
     assert values.shape == (2,) and not values.requires_grad and values.min() > 0.005
     expected = [oracle(net, files[net], *pair) for pair in zip(a, b, strict=True)]
     assert values.tolist() == pytest.approx(expected, rel=1e-4)

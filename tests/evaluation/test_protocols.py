@@ -16,7 +16,7 @@ from iiae_cli.evaluation.protocols import (
     paired_retrieval,
     retrieval_figures,
 )
-from iiae_cli.evaluation.translation import translation_figures
+from iiae_cli.evaluation.translation import Subject, translation_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import feature_iiae
 
@@ -221,7 +221,7 @@ def test_guided_translation_equals_a_direct_computation_at_every_batch_size(excl
     assert expected["x_to_y"] != pytest.approx(expected["y_to_x"], rel=1e-3)
     for batch_size in (1, 3, 256):
         figures = translation_figures(
-            TrainedModel(model, (16, 16)), pairs, split, batch_size=batch_size
+            Subject(TrainedModel(model, (16, 16)), pairs, split, batch_size=batch_size)
         )
         assert {name: one["l1"] for name, one in figures.items()} == pytest.approx(
             expected, rel=1e-5
@@ -238,7 +238,7 @@ def test_guided_translation_of_features_and_the_models_mode():
     )
     model.train()
     pairs = encode_pairs(TrainedModel(model, None), split)
-    figures = translation_figures(TrainedModel(model, None), pairs, split, batch_size=3)
+    figures = translation_figures(Subject(TrainedModel(model, None), pairs, split, batch_size=3))
     assert model.training  # given back as it came
     model.eval()
     with torch.no_grad():

@@ -7,7 +7,13 @@ from torch import nn
 
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.protocols import EncodedPairs
-from iiae_cli.evaluation.translation import PICTURE_MEASURES, l1, ssim, translation_figures
+from iiae_cli.evaluation.translation import (
+    PICTURE_MEASURES,
+    Subject,
+    l1,
+    ssim,
+    translation_figures,
+)
 from iiae_cli.inference.trained import Encoded, TrainedModel, prior_samples
 
 
@@ -73,12 +79,13 @@ class Adder(nn.Module):
         return shared if exclusive is None else shared + exclusive
 
 
-def figures_of(model, shared, exclusive, **options):
+def figures_of(model, shared, exclusive, batch_size=2, **options):
     """Figures of one direction: three rows, whose partners are all zero."""
     encoded = Encoded(shared_mean=shared, exclusive_mean=exclusive)
     rows = Side(np.zeros((len(shared), 1), np.float32), [str(row) for row in range(len(shared))])
-    pairs, split = EncodedPairs(encoded, encoded), Split(rows, rows)
-    return translation_figures(TrainedModel(model, None), pairs, split, **options)["x_to_y"]
+    trained, pairs = TrainedModel(model, None), EncodedPairs(encoded, encoded)
+    subject = Subject(trained, pairs, Split(rows, rows), seed=7, batch_size=batch_size)
+    return translation_figures(subject, **options)["x_to_y"]
 
 
 SHARED = np.array([[1.0], [2.0], [4.0]], np.float32)
@@ -96,7 +103,7 @@ def test_sampled_figures_are_the_mean_and_the_best_of_n_by_each_measure():
         return (translated - wanted).flatten(1).sum(dim=1)
 
     measures = {"l1": score, "ssim": score, "lpips": score}
-    found = figures_of(Adder(), SHARED, OWN, measures=measures, samples=4, seed=7, batch_size=2)
+    found = figures_of(Adder(), SHARED, OWN, measures=measures, samples=4)
     outputs = SHARED + prior_samples(4, 3, 1, 7).numpy()[..., 0]  # (rows, samples)
     assert found["samples"] == 4 and found["n"] == 3
     for name, best in (("l1", outputs.min(1)), ("ssim", outputs.max(1)), ("lpips", outputs.min(1))):

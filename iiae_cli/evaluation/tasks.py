@@ -1,0 +1,113 @@
+"""What is measured on which rows, and what a reader must know before comparing the figures."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.datafile import DataFile, Split
+from iiae_cli.data.leaks import Seen, class_list_hash, refuse_leak
+from iiae_cli.runs.weights import LoadedModel
+
+Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
+
+
+def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
+    """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
+    by_class, kind = file.info.by_class, loaded.config.objective.kind
+    if not loaded.model.generative and asked in ("translation", "disentanglement"):
+        raise IiaeError(
+            f"a model of objective {kind} has neither decoders nor exclusive latents",
+            f"train one of objective.kind=elbo+ii-mi to measure {asked}",
+        )
+    if asked is None or (asked == "all" and not loaded.model.generative):
+        return ["zero-shot" if by_class else "retrieval"]
+    if asked == "all" and by_class:
+        return ["zero-shot", "disentanglement"]
+    if asked == "all":
+        return ["retrieval", "translation", "disentanglement"]
+    if asked in ("retrieval", "translation") and by_class:
+        raise IiaeError(
+            f"{file.path} is paired by class: no row has a partner of its own",
+            "measure retrieval by class: iiae evaluate --task zero-shot",
+        )
+    return [asked]
+
+
+def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
+    """What is measured on: rows with labels, or aligned pairs; neither is a user's error."""
+    split = file.split(name)
+    if split.pair_count == 0 or not len(split.y):
+        have = [f"{other} ({count})" for other, count in file.info.counts.items() if count]
+        raise IiaeError(
+            f"{file.path} has nothing in split '{name}'",
+            f"choose another --split: {', '.join(have)}",
+        )
+    if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
+        raise IiaeError(
+            f"split '{name}' of {file.path} has no labels",
+            "prepare it by class: iiae prepare classes SOURCE",
+        )
+    if "zero-shot" in tasks or file.info.by_class:
+        return split
+    if split.pairs is not None:
+        if "retrieval" in tasks:
+            console.warn(
+                "pictures recur in several pairs: "
+                "recall counts one of several equal partners as the true one"
+            )
+        return split.take_pairs(np.arange(split.pair_count))
+    if len(split.x) != len(split.y):
+        raise IiaeError(
+            f"split '{name}' of {file.path} is not paired", "paired retrieval needs partners"
+        )
+    return split
+
+
+def pair_protocol(split: Split, pictures: bool) -> dict[str, Any]:
+    """What was compared in paired retrieval and translation."""
+    return {
+        "pairs": len(split.x),
+        "relevance": "the true pair only",
+        "l1_scale": "pixels in [-1, 1]" if pictures else "features",
+        "baseline": "z-scored grey pixels at 32x32, correlation" if pictures else "raw features",
+    }
+
+
+def class_protocol(
+    file: DataFile, split: Split, loaded: LoadedModel, allow_leak: bool
+) -> dict[str, Any]:
+    """What a reader must know before comparing a zero-shot figure; warns of what makes it none."""
+    classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
+    attributes = file.info.attributes
+    backbone = Seen.of_data_file(attributes)
+    refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
+    leak = backbone.leak(classes)
+    if leak:
+        console.warn(
+            f"not zero-shot: the backbone has seen {len(leak)} of {len(classes)} classes: "
+            f"{', '.join(leak)}"
+        )
+    trained = loaded.details.get("train_classes")
+    seen = None if trained is None else sorted({*trained} & {*classes})
+    if seen:
+        console.warn(
+            f"not zero-shot: the model was trained on {len(seen)} of these {len(classes)} classes"
+        )
+    return {
+        "x": len(split.x),
+        "y": len(split.y),
+        "relevance": "the same class",
+        "class_split": attributes.get("split_name", "given"),
+        "classes": len(classes),
+        "classes_sha256": class_list_hash(classes),
+        "classes_seen_in_training": seen,
+        "classes_seen_by_backbone": leak,
+        "baselines": {
+            "raw": "rows as they are",
+            "centred": "each domain minus its mean over the training split",
+        },
+    }
