@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +27,8 @@ from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.report.grids import RIGHT, WRONG, Picture, Tile, draw_grid
 
-_WORDS = {"pair": ("partner", "other"), "class": ("same class", "other class")}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a neighbour is right, and by which rule: the query's partner, or of its class."""
-
-    rule: Literal["pair", "class"]
-    right: bool
-
-    @property
-    def word(self) -> str:
-        """The verdict as a caption."""
-        return _WORDS[self.rule][0 if self.right else 1]
+# Verdicts on a neighbour, and the colours of their frames.
+VERDICTS = {"partner": RIGHT, "other": WRONG, "same class": RIGHT, "other class": WRONG}
 
 
 def draw_montage(
@@ -59,25 +46,23 @@ def draw_montage(
     splits = [None if place is None else DataFile(place[0]).split(place[1]) for place in places]
     sides = places[0] == places[1] and queries.domain != gallery.domain
     judge = judgement(queries, gallery, splits[0] if sides else None)
-    lines, rules = [], set()
+    lines: list[list[Tile]] = []
     for query, (neighbours, lengths) in enumerate(
         zip(rows.tolist(), distances.tolist(), strict=True)
     ):
         line = [Tile(_picture(queries, splits[0], query), "\n".join(_names(queries, query)))]
         for row, distance in zip(neighbours, lengths, strict=True):
-            caption, frame = [*_names(gallery, row), f"distance {distance:.3g}"], None
             verdict = judge(query, row)
-            if verdict is not None:
-                rules.add(verdict.rule)
-                caption.append(verdict.word)
-                frame = RIGHT if verdict.right else WRONG
+            caption = [*_names(gallery, row), f"distance {distance:.3g}", *filter(None, [verdict])]
+            frame = VERDICTS[verdict] if verdict else None
             line.append(Tile(_picture(gallery, splits[1], row), "\n".join(caption), frame))
         lines.append(line)
     headers = [f"query {queries.domain}", *(f"rank {k}" for k in range(1, rows.shape[1] + 1))]
-    words = zip(*(_WORDS[rule] for rule in sorted(rules, reverse=True)), strict=True)
+    shown = {tile.caption.rpartition("\n")[2] for line in lines for tile in line if tile.frame}
     legend = [
-        (colour, f"{name} frame: {' or '.join(word)}")
-        for (colour, name), word in zip(((RIGHT, "green"), (WRONG, "red")), words, strict=False)
+        (colour, f"{'green' if colour == RIGHT else 'red'} frame: {verdict}")
+        for verdict, colour in VERDICTS.items()
+        if verdict in shown
     ]
     return draw_grid(lines, headers, gaps_after=[0], legend=legend)
 
@@ -90,7 +75,7 @@ def _names(cache: LatentCache, row: int) -> list[str]:
 
 def judgement(
     queries: LatentCache, gallery: LatentCache, split: Split | None = None
-) -> Callable[[int, int], Verdict | None]:
+) -> Callable[[int, int], str | None]:
     """Returns a function from query and gallery row to a verdict, None where nothing is known.
 
     Args:
@@ -100,12 +85,12 @@ def judgement(
     """
     partners = _partners(queries, gallery, split)
 
-    def judge(query: int, row: int) -> Verdict | None:
+    def judge(query: int, row: int) -> str | None:
         if partners[query]:
-            return Verdict("pair", gallery.ids[row] in partners[query])
+            return "partner" if gallery.ids[row] in partners[query] else "other"
         if queries.labels is None or gallery.labels is None:
             return None
-        return Verdict("class", queries.labels[query] == gallery.labels[row])
+        return "same class" if queries.labels[query] == gallery.labels[row] else "other class"
 
     return judge
 
