@@ -1,6 +1,6 @@
 """Labelled grids of pictures, laid out as in the paper.
 
-Small pictures are enlarged by whole factors without smoothing, so that a 32-pixel digit stays crisp.
+Small pictures are enlarged by whole factors without smoothing: a 32-pixel digit stays crisp.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Tile:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """Returns (H, W, 3): one or two channels are shown as grey, channels past the third left out."""
+    """Returns (H, W, 3): grey for one or two channels, without channels past the third."""
     if picture.shape[2] < 3:
         return np.repeat(picture[..., :1], 3, axis=2)
     return picture[..., :3]

@@ -4,8 +4,8 @@ The first rule that applies decides what is right:
 
 1. The data file pairs by class: entries of the query's class.
 2. Queries and gallery are the two sides of one split: the pairs that its file lists.
-3. The gallery holds the query's id, or exactly one entry of the query's file name without its ending
-   (pictures of the two domains lie in two folders): that entry.
+3. The gallery holds the query's id, or exactly one entry of the query's file name without its
+   ending (pictures of the two domains lie in two folders): that entry.
 4. Both sides have labels: entries of the query's class.
 
 Elsewhere nothing is known and nothing framed. A word in the caption repeats what a frame says.

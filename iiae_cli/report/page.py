@@ -89,7 +89,7 @@ def render(**values: object) -> str:
 
 
 def cell(value: object) -> str:
-    """Formats a value for people: short numbers, a dash for nothing, JSON for lists and mappings."""
+    """Formats a value for people: short numbers, a dash for nothing, JSON for collections."""
     if value is None or value == "":
         return "—"
     if isinstance(value, bool | str):

@@ -56,8 +56,8 @@ def line_chart(
     Args:
         lines: what to draw.
         y_label: of the vertical axis, with its unit.
-        scale: `fraction` shows all of [0, 1], `log` leaves out points at or below 0, `symlog` starts
-            at 0 and is linear below 1.
+        scale: `fraction` shows all of [0, 1], `log` leaves out points at or below 0, `symlog`
+            starts at 0 and is linear below 1.
         x_label: of the horizontal axis.
         levels: named values to compare with, as dotted grey lines.
     """

@@ -275,7 +275,7 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
 
 
 def _score_charts(kind: LatentKind, probes: Figures) -> list[Chart]:
-    """Draws linear probes of one kind's two latents, means beside samples; none if none was read."""
+    """Draws linear probes of one kind's latents, means beside samples; none if none was read."""
     read = [
         (latent.removeprefix(f"{kind}_"), factor, scores)
         for latent, factors in probes.items()
