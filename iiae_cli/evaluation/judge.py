@@ -151,7 +151,13 @@ def train_judges(subject: Subject, train: Split, size: tuple[int, int]) -> dict[
     for domain in DOMAINS:
         with console.progress(f"judge of {domain}", JUDGE_STEPS) as bar:
             judges[domain] = train_judge(
-                train, domain, size=size, seed=seed, device=device, progress=bar.update
+                train,
+                domain,
+                size=size,
+                seed=seed,
+                steps=JUDGE_STEPS,
+                device=device,
+                progress=bar.update,
             )
     return judges
 
