@@ -31,7 +31,7 @@ from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.evaluation.translation import Subject
-from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior

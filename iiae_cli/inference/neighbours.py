@@ -43,6 +43,19 @@ from iiae_cli.inference.products import (
     unit_rows,
 )
 
+__all__ = [
+    "Backend",
+    "Floats",
+    "Ints",
+    "Metric",
+    "Rows",
+    "checked_slices",
+    "choose_backend",
+    "measured_first",
+    "nearest",
+    "partner_ranks",
+]
+
 Ints: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
 
@@ -89,7 +102,7 @@ def nearest(
     k = min(k, size)
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
-    for start, part in _slices(gallery):
+    for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
         propose = proposer(frame(part, 1))
         for block in _blocks(len(queries), max(width, k)):
@@ -145,7 +158,7 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
     partners = _numbers(gallery[: len(queries)], "the gallery")
     own = measure(queries, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
-    for start, part in _slices(gallery):
+    for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
         products = Products(frame(part, 1))
         for block in _blocks(len(queries), queries.shape[1]):
@@ -163,6 +176,15 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
                 rows, partner = part[first : first + scores.shape[1]], places[block] - start - first
                 ranks[block] += _before(few, rows, open_, own_keys[block], partner, metric)
     return ranks
+
+
+def measured_first(
+    queries: NDArray[Any], gallery: NDArray[Any], near: Ints, k: int, metric: Metric
+) -> Found:
+    """Returns the first k of the rows `near` (Q, K) of the gallery, and their distances."""
+    near = np.sort(near, axis=1)
+    none = near[:, :0], np.empty((len(near), 0))
+    return _merged(none, (near, measure(queries, gallery, near, metric)), k, metric)
 
 
 def measure(queries: NDArray[Any], gallery: NDArray[Any], near: Ints, metric: Metric) -> Floats:
@@ -241,7 +263,7 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
     return rows
 
 
-def _slices(gallery: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+def checked_slices(gallery: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yields (first row, rows) of the gallery in order."""
     size, width = gallery.shape
     step = max(1, SLICE_VALUES * (4 if width >= 1024 else 1) // max(1, width))
