@@ -176,13 +176,9 @@ class TranslationGrid:
     interpolation    input | step 1 | … | step N, the two references above its ends
     analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
 
-    Attributes:
-        source: domain of the inputs.
-        target: domain of the outputs.
-        names: (K,) how each output was made: `sample 1`, `step 1`, a reference's file name, ….
-        references: picture and id for each of the K outputs, None for one that has none; or empty.
-        interpolated: whether the outputs lie between the first and the last reference.
-        rows: per input its picture, its id and its K outputs.
+    `names` say how each of K outputs is made: `sample 1`, `step 1`, a reference's file name, ….
+    `references` has a picture and an id, or None, for each of them; or is empty. A row is an input's
+    picture, its id and its K outputs.
     """
 
     source: Domain

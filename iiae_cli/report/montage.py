@@ -34,13 +34,9 @@ VERDICTS = {"partner": RIGHT, "other": WRONG, "same class": RIGHT, "other class"
 def draw_montage(
     queries: LatentCache, gallery: LatentCache, rows: NDArray[Any], distances: NDArray[Any]
 ) -> Image.Image:
-    """Draws a query and its neighbours per row, with names, classes, distances and frames.
+    """Draws the first Q queries with their neighbours: names, classes, distances and frames.
 
-    Args:
-        queries: the first Q of them are shown.
-        gallery: what was searched.
-        rows: (Q, K) of the gallery, nearest first.
-        distances: (Q, K).
+    `rows` (Q, K) are of the gallery, nearest first, at `distances` (Q, K).
     """
     places = [_place(queries), _place(gallery)]
     splits = [None if place is None else DataFile(place[0]).split(place[1]) for place in places]
@@ -78,10 +74,7 @@ def judgement(
 ) -> Callable[[int, int], str | None]:
     """Returns a function from query and gallery row to a verdict, None where nothing is known.
 
-    Args:
-        queries: whose rows are judged.
-        gallery: their neighbours.
-        split: where queries and gallery are its two sides.
+    `split` is passed if queries and gallery are its two sides.
     """
     partners = _partners(queries, gallery, split)
 

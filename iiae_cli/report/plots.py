@@ -53,13 +53,8 @@ def line_chart(
 ) -> bytes:
     """Draws lines over whole numbers; points whose y is not finite are left out.
 
-    Args:
-        lines: what to draw.
-        y_label: of the vertical axis, with its unit.
-        scale: `fraction` shows all of [0, 1], `log` leaves out points at or below 0, `symlog`
-            starts at 0 and is linear below 1.
-        x_label: of the horizontal axis.
-        levels: named values to compare with, as dotted grey lines.
+    `levels` are named values to compare with. The scale `fraction` shows all of [0, 1], `log` leaves
+    out points at or below 0, `symlog` starts at 0 and is linear below 1.
     """
     figure, axes = _figure()
     for number, line in enumerate(lines):
@@ -97,14 +92,10 @@ def lying_bars(
     y_label: str = "",
     chances: Sequence[float] | None = None,
 ) -> bytes:
-    """Draws groups of horizontal bars, each with its value at its end; many need no more width.
+    """Draws groups of horizontal bars by name, with a value for each place from the top.
 
-    Args:
-        names: of the places, from the top.
-        groups: by name, one value per place: counts, or scores where `chances` are passed.
-        x_label: of the values' axis.
-        y_label: of the names' axis.
-        chances: one per place; values are scores up to 1, and a mark shows a chance above 0.
+    Values are counts; with `chances`, one per place, they are scores up to 1 and a mark shows a
+    chance above 0.
     """
     figure, axes = _figure(height=1.0 + 0.18 * (len(groups) + 0.4) * len(names), grid="x")
     show: Callable[[float], str] = "{:,}".format if chances is None else _two_digits

@@ -56,13 +56,8 @@ def analogy_grid(
 ) -> Image.Image:
     """Draws visual analogies within a domain (Table 8): queries down the left, references on top.
 
-    Each crossing has the query's shared and the reference's exclusive latent.
-
-    Args:
-        model: with exclusive latents.
-        domain: of all pictures.
-        queries: (Q, H, W, C) uint8.
-        references: (R, H, W, C) uint8.
+    Each crossing has the query's shared and the reference's exclusive latent, which the model must
+    have. Pictures are (N, H, W, C) uint8.
     """
     guides = model.encode(references, domain, shared=False).mean("exclusive")
     exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)

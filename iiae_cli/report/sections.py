@@ -222,12 +222,7 @@ def translation_grids(
 ) -> list[Grid]:
     """Draws rows spread over the split; returns nothing for features or without decoders.
 
-    Args:
-        model: that translates.
-        split: rows to translate.
-        aligned: whether row i of x belongs to row i of y, and so can guide its translation.
-        samples: sampled outputs per input.
-        seed: of the samples.
+    Partners guide translations if rows are `aligned`: row i of x belongs to row i of y.
     """
     if model.size is None or not model.network.generative:
         return []
