@@ -178,9 +178,8 @@ def _probe_together(
     from sklearn.preprocessing import StandardScaler
 
     order = np.random.default_rng(seed).permutation(len(latents))
-    blocks: list[
-        Floats
-    ] = []  # of every factor the true values, then the shuffled; classes by indicators
+    # Columns of every factor's true values, then of its shuffled ones; classes by indicators.
+    blocks: list[Floats] = []
     for factor in factors:
         block = np.eye(factor.classes)[factor.values] if factor.classes else factor.values
         blocks += [block, block[order]]
