@@ -79,8 +79,6 @@ def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Ca
     for layer in model.modules():
         if isinstance(layer, nn.ReLU | nn.LeakyReLU):
             layer.inplace = False
-        if isinstance(layer, nn.Dropout):
-            layer.forward = nn.Dropout.forward.__get__(layer)
     x, y = (one.contiguous() if one.ndim == 4 else one for one in (x, y))
     section = work.config.optimizer
     optimizer = torch.optim.Adam(
@@ -91,9 +89,7 @@ def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Ca
 
     def step() -> None:
         nonlocal done
-        posteriors = model.infer(x, y)
-        reconstructions = model.generate(model.sample(posteriors))
-        loss = objective(posteriors, reconstructions, done)["loss"]
+        loss = objective(*model(x, y), done)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -157,9 +153,7 @@ def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> flo
 
     counter = FlopCounterMode(display=False)
     with counter:
-        posteriors = model.infer(x, y)
-        reconstructions = model.generate(model.sample(posteriors))
-        build_objective(work.config)(posteriors, reconstructions, 0)["loss"].backward()
+        build_objective(work.config)(*model(x, y), 0)["loss"].backward()
     return float(counter.get_total_flops())
 
 

@@ -1,4 +1,4 @@
-"""Config to objects: the sole reader of model, objective and optimiser configuration.
+"""Configuration to objects: the sole reader of model, objective, augmentation and optimiser sections.
 
 It stands above `data/` (it reads a data file's shapes) and below everything that runs.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.extensions.augmentation import Augmentation
-from iiae_cli.model.iiae import IIAE, feature_iiae, image_iiae
-from iiae_cli.model.networks import grid_after
-from iiae_cli.model.objective import (
-    Objective,
-    has_decoders,
-    has_exclusive_latents,
-    has_shared_decoders,
-)
+from iiae_cli.extensions.baselines import ELBO, DualEncoder
+from iiae_cli.extensions.contrastive import contrastive_term
+from iiae_cli.extensions.dependence import dependence_term
+from iiae_cli.extensions.extended import ExtendedIIAE
+from iiae_cli.extensions.linear_paths import DescribedFlat, DescribedMaps, LinearPathFeatures
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.layers import grid_after
+from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
+from iiae_cli.model.objective import Objective, bound, bound_weights
 
 SMALLEST_GRID = 4
 SMALLEST_PICTURE = 16
@@ -61,7 +65,8 @@ def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
     if model.stages is not None:
         if model.stages > most:
             raise IiaeError(
-                f"model.stages={model.stages} needs {model.stages - 1} widths, but model.widths has {most - 1}",
+                f"model.stages={model.stages} needs {model.stages - 1} widths, "
+                f"but model.widths has {most - 1}",
                 "add entries to model.widths and model.decoder_widths",
             )
         if 2**model.stages > min(size):
@@ -77,85 +82,99 @@ def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
 
 
 def build_model(config: Config, info: DataInfo) -> IIAE:
-    """The model of a configuration for data of these shapes, freshly initialised from torch's random state.
+    """A configuration's model for data of these shapes, initialised from torch's random state.
 
     Raises:
         IiaeError: model kind and data do not fit each other.
     """
-    model = _build_networks(config, info)
-    model.add_erasure(
-        shared=config.erasure.shared != "none", exclusive=config.erasure.exclusive != "none"
+    model, erasure, kind = config.model, config.erasure, config.objective.kind
+    networks = _networks(config, info)
+    widths: dict[Domain, int] = {"x": info.shape_x[-1], "y": info.shape_y[-1]}
+    standardise = config.data.standardise != "none" and info.is_features
+    erase_shared, residual = erasure.shared != "none", erasure.exclusive != "none"
+    if kind == "infonce":
+        return DualEncoder(networks, widths, standardise=standardise, erase_shared=erase_shared)
+    exclusive_dim = 0 if kind == "ii" else model.exclusive
+    shared_decoders = kind == "elbo+ii"
+    if not (standardise or erase_shared or residual):
+        return IIAE(networks, widths, exclusive_dim=exclusive_dim, shared_decoders=shared_decoders)
+    return ExtendedIIAE(
+        networks,
+        widths,
+        exclusive_dim=exclusive_dim,
+        shared_decoders=shared_decoders,
+        standardise=standardise,
+        erase_shared=erase_shared,
+        residual=residual,
     )
-    return model
 
 
-def _build_networks(config: Config, info: DataInfo) -> IIAE:
-    model, kind = config.model, config.objective.kind
+def _networks(config: Config, info: DataInfo) -> Networks:
+    model, path = config.model, config.model.linear_path
     if info.is_features != (model.kind == "features"):
-        holds = "features" if info.is_features else "pictures"
+        holds, kind = ("features", "features") if info.is_features else ("pictures", "image")
         raise IiaeError(
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            "choose a preset of the data's kind, or --set model.kind="
-            + ("features" if info.is_features else "image"),
+            f"choose a preset of the data's kind, or --set model.kind={kind}",
         )
-    if model.linear_path != "none" and (model.linear_path == "canonical") == (
-        model.kind == "features"
-    ):
+    if path != "none" and (path == "canonical") == info.is_features:
         raise IiaeError(
-            f"model.linear_path={model.linear_path} does not go with model.kind={model.kind}",
+            f"model.linear_path={path} does not go with model.kind={model.kind}",
             "canonical is for pictures, random and two-covariance are for features",
         )
-    exclusive_latents, shared_decoders = has_exclusive_latents(kind), has_shared_decoders(kind)
     size = picture_size(config, info)
     if size is None:
-        return feature_iiae(
-            width_x=info.shape_x[0],
-            width_y=info.shape_y[0],
+        return (FeatureNetworks if path == "none" else LinearPathFeatures)(
             feature_width=model.feature_width,
             exclusive_hidden=model.exclusive_hidden,
             shared_hidden=model.shared_hidden,
             joint_hidden=model.joint_hidden,
             decoder_hidden=model.decoder_hidden,
             shared_dim=model.shared,
-            exclusive_dim=model.exclusive,
-            exclusive_latents=exclusive_latents,
-            shared_decoders=shared_decoders,
-            decoders=has_decoders(kind),
-            standardise=config.data.standardise != "none",
-            linear_path=model.linear_path != "none",
         )
     kept = choose_stages(model, size) - 1
-    return image_iiae(
-        channels_x=info.shape_x[2],
-        channels_y=info.shape_y[2],
-        size=size,
-        widths=model.widths[:kept],
-        decoder_widths=model.decoder_widths[-kept:],
-        shared_channels=model.shared,
-        exclusive_dim=model.exclusive,
-        dropout=model.dropout,
-        exclusive_latents=exclusive_latents,
-        shared_decoders=shared_decoders,
-        decoders=has_decoders(kind),
-        linear_path=model.linear_path == "canonical",
-        flat_hidden=model.flat_hidden if model.kind == "flat" else None,
+    widths, decoder_widths = model.widths[:kept], model.decoder_widths[-kept:]
+    if model.kind == "image":
+        return (ImageNetworks if path == "none" else DescribedMaps)(
+            size, widths, decoder_widths, model.shared, model.dropout
+        )
+    return (FlatNetworks if path == "none" else DescribedFlat)(
+        size,
+        widths,
+        decoder_widths,
+        model.shared,
+        model.dropout,
+        hidden=model.flat_hidden,
         flat_width=model.flat_width,
     )
 
 
-def build_objective(config: Config) -> Objective:
-    """The loss of a configuration."""
+def build_objective(
+    config: Config, gather: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> Objective:
+    """The loss of a configuration.
+
+    Args:
+        config: read are `objective` and nothing else.
+        gather: makes the whole batch's rows of one process's, if several share a batch; what
+            compares rows with each other needs it.
+    """
     section = config.objective
-    return Objective(
-        kind=section.kind,
-        lam=section.lam,
+    if section.kind == "infonce":
+        return Objective([contrastive_term(1.0, section.temperature, gather)])
+    weights = ELBO if section.kind == "elbo" else bound_weights(section.kind, section.lam)
+    objective = bound(
+        weights,
         reconstruction=section.reconstruction,
         reconstruction_weight=section.reconstruction_weight,
         annealing_steps=section.annealing_steps,
-        contrastive=section.contrastive,
-        temperature=section.temperature,
-        independence=section.independence,
     )
+    extras = []
+    if section.contrastive:
+        extras.append(contrastive_term(section.contrastive, section.temperature, gather))
+    if section.independence:
+        extras.append(dependence_term(section.independence, gather))
+    return replace(objective, terms=[*objective.terms, *extras])
 
 
 def build_augmentation(config: Config) -> Augmentation:
@@ -164,7 +183,7 @@ def build_augmentation(config: Config) -> Augmentation:
 
 
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:
-    """Adam over every parameter; its learning rate is set before each step by `build_schedule`'s function."""
+    """Adam over every parameter; `build_schedule`'s function sets its rate before each step."""
     section = config.optimizer
     return torch.optim.Adam(
         model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2), fused=True
@@ -172,7 +191,7 @@ def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:
 
 
 def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
-    """Learning rate of optimiser step 0, 1, …: linear warm-up, then constant or a cosine to its final fraction."""
+    """Learning rate of optimiser step 0, 1, …: linear warm-up, then constant or a cosine."""
     section = config.optimizer
 
     def learning_rate(step: int) -> float:
@@ -188,10 +207,10 @@ def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a name means; `auto` takes a GPU where there is one.
+    """The device of a name; `auto` takes a GPU if there is one.
 
     Raises:
-        IiaeError: unknown or absent.
+        IiaeError: the device is unknown or missing.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -205,11 +224,9 @@ def choose_device(name: str) -> torch.device:
         ) from error
     present = {
         "cpu": True,
-        "cuda": torch.cuda.is_available(),
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not present.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise IiaeError(f"device '{name}' is not there", "choose --device auto or --device cpu")
+    if not present.get(device.type, False):
+        raise IiaeError(f"device '{name}' is missing", "choose --device auto or --device cpu")
     return device

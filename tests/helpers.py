@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from moments import Server
+from torch import Tensor
 
 from iiae_cli.cli import app as cli
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import Stop
-from iiae_cli.data.blocks import block_store
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
-from iiae_cli.data.sources.registry import build
-from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, image_iiae
+from iiae_cli.model import Domain
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
+from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
 from iiae_cli.training.session import Session
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
@@ -134,31 +133,34 @@ def stopping_at(step: int) -> Iterator[None]:
         yield
 
 
-SMALL_IMAGE: dict[str, Any] = {
-    "channels_x": 3,
-    "channels_y": 3,
-    "size": (16, 16),
-    "widths": [4, 6],
-    "decoder_widths": [8, 6],
-    "shared_channels": 5,
-    "exclusive_dim": 3,
-    "flat_width": 4,
+# Small networks of each family, with an own width or number of channels in each domain.
+FAMILIES: dict[str, Networks] = {
+    "maps": ImageNetworks((16, 16), [4, 6], [8, 6], 5),
+    "flat": FlatNetworks((16, 16), [4, 6], [8, 6], 5, hidden=6, flat_width=4),
+    "features": FeatureNetworks(6, (8, 6), 6, 6, 6, 4),
 }
 
 
-def small_image_model(**changes: Any) -> IIAE:
-    """A model of 16x16 pictures, 3 channels in both domains, whose weights are always the same."""
+def small_model(family: str, cls: type[IIAE] = IIAE, **options: Any) -> IIAE:
+    """A model of a family whose weights are always the same."""
     torch.manual_seed(3)
-    return image_iiae(**{**SMALL_IMAGE, **changes})
+    widths: dict[Domain, int] = {"x": 7, "y": 5} if family == "features" else {"x": 3, "y": 1}
+    return cls(FAMILIES[family], widths, **{"exclusive_dim": 3, **options})
+
+
+def small_pairs(family: str, rows: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random x and y for a small model."""
+    draw = torch.Generator().manual_seed(seed)
+    if family == "features":
+        return torch.randn((rows, 7), generator=draw), torch.randn((rows, 5), generator=draw)
+    shapes = (rows, 3, 16, 16), (rows, 1, 16, 16)
+    x, y = (torch.rand(shape, generator=draw) * 2 - 1 for shape in shapes)
+    return x, y
 
 
 def small_batch(rows: int = 4) -> tuple[Posteriors, Reconstructions]:
-    """What `small_image_model` infers and reconstructs of random pairs: what an objective compares."""
-    model = small_image_model()
-    torch.manual_seed(0)
-    x, y = torch.rand(rows, 3, 16, 16), torch.rand(rows, 3, 16, 16)
-    posteriors = model.infer(x, y)
-    return posteriors, model.generate(model.sample(posteriors))
+    """What a small model infers and reconstructs of random pairs: what an objective compares."""
+    return small_model("maps").forward(*small_pairs("maps", rows))
 
 
 @dataclass
@@ -184,16 +186,3 @@ class StopAt(Stop):
     def exit_code(self) -> int | None:
         self._left -= 1
         return self._then if self._left < 0 else None
-
-
-def built(name: str, options: PrepareOptions) -> Prepared:
-    """The splits of a data set, read and assembled without a file."""
-    return assembled(build(name, options))
-
-
-def assembled(plan: Plan) -> Prepared:
-    """The splits of a plan."""
-    with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
-        plan.make(store, range(plan.total))
-        rows = plan.read(map(store.read, range(plan.total)), store.folder)
-        return plan.assemble(rows, Work(store.folder))

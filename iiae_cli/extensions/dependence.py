@@ -1,45 +1,66 @@
-"""A penalty on what exclusive means tell of the shared content: distance correlation with the *partner's* shared mean.
+"""A penalty on what exclusive means say of the shared content.
 
-Beyond the paper. Its bound on I(Z^x; Z^s) is a capacity: the KL of q(z^x|x) to the prior limits how much z^x says, not
-what it says it of, and where there is capacity to spare z^x tells the class too. This measures the dependence
-itself. The partner's picture has the same content and none of this domain's manner, so whatever z^x has in common with
-r^y(z^s|y) is content. Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone,
-whatever the form of the dependence, and has nothing to tune; the bias-corrected form (Székely & Rizzo, 2014) is zero on
-average for independent ones in small batches as well. The exclusive means are whitened first ("affinely invariant",
-Dueck et al., 2014), so that no direction is overlooked because it varies little.
+It is their distance correlation with the *partner's* shared mean. The paper bounds I(Z^x; Z^s) by a
+capacity: the KL of q(z^x|x) to the prior limits how much z^x says, not what it says it of, and if
+there is capacity to spare, z^x holds the class too. This measures the dependence itself. The
+partner's picture has the same content and none of this domain's manner, so whatever z^x has in
+common with r^y(z^s|y) is content.
+
+Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone, whatever
+the form of the dependence, and has nothing to tune; the bias-corrected form (Székely & Rizzo, 2014) is
+zero on average for independent ones in small batches as well. The exclusive means are whitened first
+("affinely invariant", Dueck et al., 2014), so that no direction is overlooked because it varies little.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from iiae_cli.model import Domain, other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian, full
+from iiae_cli.model.iiae import Posteriors, Reconstructions
+from iiae_cli.model.objective import Term
 
 FEWEST_ROWS = 4  # below, the bias-corrected form does not exist
 RIDGE = 1e-4  # of the mean variance: a whitened batch may have directions in which nothing varies
 
 
-def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor:
-    """Bias-corrected squared distance correlation of exclusive means and the partners' shared means, a scalar.
+def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda rows: rows) -> Term:
+    """The penalty of both domains; `gather` makes the whole batch's rows of one process's."""
 
-    Gradients reach the exclusive posterior alone: the shared latent is the measure, not what is measured.
+    def whole(posterior: DiagonalGaussian) -> DiagonalGaussian:
+        return DiagonalGaussian(gather(posterior.mean), gather(posterior.logvar))
+
+    def values(posteriors: Posteriors, _: Reconstructions) -> dict[Domain, Tensor]:
+        return {
+            domain: dependence(whole(own), whole(posteriors.shared[other_domain(domain)]))
+            for domain, own in posteriors.exclusive.items()
+        }
+
+    return Term("dependence", weight, values)
+
+
+def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor:
+    """Bias-corrected squared distance correlation of exclusive and the partners' shared means.
+
+    Gradients reach the exclusive posterior alone: the shared latent is the measure here.
 
     Args:
         exclusive: (B, E) of one domain.
         partner: (B, S…) shared posterior of the *other* domain, row i the partner of row i.
 
     Returns:
-        At most 1; 0 on average where the two are independent (so a batch may well be below), and in batches of fewer
-        than four rows.
+        A scalar, at most 1; 0 on average if the two are independent (so a batch may well be
+        below), and in batches of fewer than four rows.
     """
     means = full(exclusive.mean).flatten(1)
     if len(means) < FEWEST_ROWS:
         return means.sum() * 0.0
-    shared, logvar = (
-        full(partner.mean.detach()).flatten(1),
-        full(partner.logvar.detach()).flatten(1),
-    )
+    shared = full(partner.mean.detach()).flatten(1)
+    logvar = full(partner.logvar.detach()).flatten(1)
     in_noise = shared * torch.exp(-0.5 * logvar.mean(dim=0))
     return distance_correlation(whitened(means), in_noise)
 

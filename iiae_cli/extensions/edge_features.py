@@ -1,10 +1,11 @@
-"""A fixed description of small pictures: coarse colours, and edges by direction. Nothing in it is learned.
+"""A fixed description of small pictures: coarse colours, and edges by direction. Nothing is learned.
 
-Sets of a thousand pairs are too small to learn edge detectors from, and what partners drawn by two hands have in common
-is mostly where which edges run. A histogram of gradient directions in 8×8 cells (Dalal and Triggs, 2005) beside the
-cells' colours says that in some 700 numbers, from which `model.linear_path=canonical` reads the shared vector linearly.
-A shared map is read from a map of descriptions, each of its cells from those around it.
-The sign of a contrast does not count: a dark line on white and a white one on dark look the same. Beyond the paper.
+Sets of a thousand pairs are too small to learn edge detectors from, and what partners drawn by two
+hands have in common is mostly where which edges run. A histogram of gradient directions in 8×8 cells
+(Dalal and Triggs, 2005) beside the cells' colours says that in some 700 numbers, from which
+`model.linear_path=canonical` reads the shared vector linearly. A shared map is read from a map of
+descriptions, each of its cells from those around it. The sign of a contrast does not count: a dark line
+on white and a white one on dark look the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iiae_cli.model.networks import PadToMultiple
+from iiae_cli.model.layers import PadToMultiple
 
 DIRECTIONS = 8
 MAP_DIRECTIONS = 4
@@ -25,10 +26,10 @@ FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are
 
 
 def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
-    """Gradient magnitudes by direction: pictures (B, C, H, W) in [−1, 1] → (B, directions, H, W), all ≥ 0.
+    """Gradient magnitudes by direction: (B, C, H, W) in [−1, 1] → (B, directions, H, W), all ≥ 0.
 
-    At every pixel the steepest channel's gradient counts, shared linearly between the two of the half circle's
-    directions that are nearest to it.
+    At every pixel the steepest channel's gradient counts, shared linearly between the two of the
+    half circle's directions that are nearest to it.
     """
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
@@ -36,16 +37,14 @@ def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
     power, steepest = (across.square() + down.square()).max(dim=1, keepdim=True)
     across, down = across.gather(1, steepest), down.gather(1, steepest)
     place = torch.atan2(down, across).remainder(math.pi) * (directions / math.pi)
-    centres = torch.arange(directions, device=pictures.device, dtype=pictures.dtype)[
-        None, :, None, None
-    ]
-    distance = (place - centres).abs()
+    centres = torch.arange(directions, device=pictures.device, dtype=pictures.dtype)
+    distance = (place - centres[:, None, None]).abs()
     distance = torch.minimum(distance, directions - distance)
     return power.sqrt() * (1 - distance).clamp_min(0)
 
 
 def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures of any layout and precision at a size, in float32 and channels first, which angles are quickest in."""
+    """Pictures at a size, in float32 and channels first, in which angles are quickest."""
     pictures = pictures.float().contiguous()
     return pictures if pictures.shape[-2:] == size else F.adaptive_avg_pool2d(pictures, size)
 
@@ -68,7 +67,7 @@ class PictureDescription(nn.Module):
         self.width = CELLS**2 * (DIRECTIONS + channels)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Describe a batch; no gradient passes."""
+        """Describes a batch; no gradient passes."""
         with torch.no_grad():
             height, width = (min(SIDE, side) for side in pictures.shape[-2:])
             pictures = _pooled(pictures, (height, width))
@@ -78,9 +77,9 @@ class PictureDescription(nn.Module):
 
 
 class PictureMap(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → (B, F, *grid), F = 16 + C: each cell's colours and its quarters' edges.
+    """Pictures (B, C, H, W) in [−1, 1] → (B, F, *grid), F = 16 + C: cells' colours, quarters' edges.
 
-    Quarters are finer than the cells of `PictureDescription`, and tell four directions apart instead of eight.
+    Quarters are finer than the cells of `PictureDescription`, with four directions instead of eight.
 
     Args:
         channels: C.
@@ -95,7 +94,7 @@ class PictureMap(nn.Module):
         self.extend = PadToMultiple(multiple)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Describe a batch; no gradient passes."""
+        """Describes a batch; no gradient passes."""
         with torch.no_grad():
             height, width = self.grid
             pictures = _pooled(self.extend(pictures), (4 * height, 4 * width))

@@ -1,21 +1,24 @@
-"""What is taken out of posterior *means* after training, so that each latent says only what it is there to say.
+"""What is taken out of posterior *means* after training, so that each latent says only its own.
 
-Beyond the paper. Retrieval and translation use means, which carry faint traces that no sample carries: the noise of
-the posterior drowns them, so the bound does not pay for removing them, but a probe reads them. Three linear steps in
-closed form take them out; none of them reads a label, and none touches the weights.
+Retrieval and translation use means, which carry faint traces that no sample carries: the noise of the
+posterior drowns them, so the bound does not pay for removing them, but a probe reads them. Three linear
+steps in closed form take them out; none of them reads a label, and none touches the weights.
 
-* **Channel** (`channel_basis`): a mean's component along a direction tells at most ½ log(1 + SNR) nats, where SNR is
-  its variance over the posterior's. Directions whose SNR is below a threshold say next to nothing by the model's own
-  account and are set to their average. That is reverse water-filling for a Gaussian channel.
-* **LEACE** (`leace`; Belrose et al., NeurIPS 2023): the least change, in every norm at once, after which no linear map
-  reads a concept. The concept is the model's own exclusive mean, and it is erased where it tells what the two shared
-  means of a pair disagree in.
-* **Residual** (`shared_regression`): z' = z − f(z^s), what remains of an exclusive mean after subtracting what the
-  shared latent predicts of it. The decoder adds f(z^s) back, so this is a change of coordinates: reconstructions stay
-  as they are. f is fitted with the *partner's* shared mean as the instrument: that cannot know this domain's
-  exclusive factors, so whatever of them leaks into this domain's shared mean is not mistaken for shared.
+* **Channel** (`channel_basis`): a mean's component along a direction says at most ½ log(1 + SNR) nats,
+  where SNR is its variance over the posterior's. Directions whose SNR is below a threshold say next to
+  nothing by the model's own account and are set to their average: reverse water-filling for a Gaussian
+  channel.
+* **LEACE** (`leace`; Belrose et al., NeurIPS 2023): the least change, in every norm at once, after which
+  no linear map reads a concept. The concept is the model's own exclusive mean, and it is erased where
+  it predicts what the two shared means of a pair disagree in.
+* **Residual** (`shared_regression`): z' = z − f(z^s), what remains of an exclusive mean after subtracting
+  what the shared latent predicts of it. The decoder adds f(z^s) back, so this is a change of
+  coordinates: reconstructions stay as they are. f is fitted with the *partner's* shared mean as the
+  instrument: that cannot know this domain's exclusive factors, so whatever of them leaks into this
+  domain's shared mean is not mistaken for shared.
 
-Shapes: N rows, S shared (flattened), E exclusive, k directions kept, r rank. Fits are in float64, buffers in float32.
+Shapes: N rows, S shared (flattened), E exclusive, k directions kept, r rank. Fits are in float64,
+buffers in float32.
 """
 
 from __future__ import annotations
@@ -26,14 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iiae_cli.extensions.closed_forms import thin_svd
+from iiae_cli.model.gaussian import DiagonalGaussian
+
 SMALLEST_VARIANCE = 1e-10  # of the largest: directions below it are taken for rounding errors
 
 
 class LinearErasure(nn.Module):
     """mean ↦ centre + left · rightᵀ(mean − centre); the identity while its rank is 0.
 
-    Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a rounding error. Buffers
-    are saved with the weights; their rank is found in the data, so they take the shape of what is loaded.
+    Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a rounding
+    error. Buffers are saved with the weights; the data decide their rank, so they take the shape of
+    what is loaded.
     """
 
     centre: Tensor
@@ -47,39 +54,40 @@ class LinearErasure(nn.Module):
         self.register_buffer("right", torch.zeros(width, 0))
 
     def set(self, centre: Tensor, left: Tensor, right: Tensor) -> None:
-        """Take a map: centre (S,), left and right (S, r)."""
+        """Takes a map: centre (S,), left and right (S, r)."""
         device = self.centre.device
-        self.centre, self.left, self.right = (
-            values.float().to(device) for values in (centre, left, right)
-        )
+        self.centre = centre.float().to(device)
+        self.left, self.right = left.float().to(device), right.float().to(device)
 
     def reset(self) -> None:
-        """Back to the identity."""
-        width = len(self.centre)
-        self.set(torch.zeros(width), torch.zeros(width, 0), torch.zeros(width, 0))
+        """Becomes the identity again."""
+        self.centre = torch.zeros_like(self.centre)
+        self.make_room(0)
 
     def make_room(self, rank: int) -> None:
-        """Take the shape of a map of this rank, at most S, whose values are loaded afterwards."""
+        """Takes the shape of a map of this rank, at most S, whose values are loaded afterwards."""
         width = len(self.centre)
         self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
 
     def forward(self, mean: Tensor) -> Tensor:
-        """Means (B, S…) of the same shape."""
+        """Returns means (B, S…) of the same shape."""
         if not self.left.shape[1]:
             return mean
-        told = (mean.flatten(1) - self.centre) @ self.right
-        return (self.centre + told @ self.left.T).view_as(mean)
+        kept = (mean.flatten(1) - self.centre) @ self.right
+        return (self.centre + kept @ self.left.T).view_as(mean)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("left", "right"):
-            saved = state_dict.get(f"{prefix}{name}")
-            if saved is not None and saved.ndim == 2 and len(saved) == len(self.centre):
-                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
+        saved = state_dict.get(f"{prefix}left")
+        if saved is not None and saved.ndim == 2:
+            self.make_room(saved.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class SharedPart(nn.Module):
-    """f(z^s): what a shared mean predicts of an exclusive one, weight · (mean − centre); zero until `set` is called."""
+    """f(z^s): what a shared mean predicts of an exclusive one, weight · (mean − centre).
+
+    It is zero until `set` is called.
+    """
 
     centre: Tensor
     weight: Tensor
@@ -90,24 +98,24 @@ class SharedPart(nn.Module):
         self.register_buffer("weight", torch.zeros(exclusive, shared))
 
     def set(self, centre: Tensor, weight: Tensor) -> None:
-        """Take a regression: centre (S,), weight (E, S)."""
+        """Takes a regression: centre (S,), weight (E, S)."""
         self.centre.copy_(centre)
         self.weight.copy_(weight)
 
     def reset(self) -> None:
-        """Back to zero."""
+        """Becomes zero again."""
         self.centre.zero_()
         self.weight.zero_()
 
     def forward(self, shared: Tensor) -> Tensor:
-        """Of shared means (B, S…): (B, E)."""
+        """Returns (B, E) of shared means (B, S…)."""
         predicted: Tensor = (shared.flatten(1) - self.centre) @ self.weight.T
         return predicted
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Directions of a shared mean, most telling first; coordinates are (mean − centre) · right.
+    """Directions of a shared mean, strongest first; coordinates are (mean − centre) · right.
 
     Attributes:
         centre: (S,) average mean.
@@ -122,15 +130,15 @@ class Basis:
     snr: Tensor
 
     def coordinates(self, mean: Tensor) -> Tensor:
-        """Of means (N, S): (N, k), float64."""
+        """Returns (N, k) float64 of means (N, S)."""
         return (mean.double() - self.centre) @ self.right
 
 
 def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
-    """The directions in which means vary at least `least_snr` times as much as posterior samples scatter.
+    """The directions in which means vary at least `least_snr` times as much as samples scatter.
 
     They are uncorrelated over the rows and orthogonal in the noise's metric, so the projection on them,
-    left · rightᵀ, is the principal-component projection of means whose noise has been made isotropic.
+    left · rightᵀ, is the principal-component projection of means whose noise was made isotropic.
 
     Args:
         mean: (N, S).
@@ -160,43 +168,41 @@ def leace(
     partner: Tensor | None = None,
     least_correlation: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Least-squares concept erasure: (A, B), each (D, r), such that v − A·Bᵀ(v − v̄) is uncorrelated with the concept.
+    """Least-squares concept erasure: v − A·Bᵀ(v − v̄) is uncorrelated with the concept.
 
-    r is at most the rank of their cross-covariance. Where a covariance is singular its pseudo-inverse stands in. Two
-    additions make it spare what a concept tells by accident:
+    r is at most the rank of their cross-covariance. A singular covariance is replaced by its
+    pseudo-inverse. Beyond LEACE, two arguments spare what a concept predicts by accident.
 
     Args:
         values: (N, D).
         concept: (N, C).
-        partner: (N, D) what the other domain says of the same rows. Where it is given, only what the concept tells of
-            the *difference* is erased: what both domains say is shared, whatever it correlates with.
+        partner: (N, D) what the other domain says of the same rows. With it, only what the concept
+            predicts of the *difference* is erased: what both domains say is shared.
         least_correlation: canonical correlations up to this one are left alone.
+
+    Returns:
+        A and B, each (D, r).
     """
     values, concept = (part.double() - part.double().mean(dim=0) for part in (values, concept))
     variances, axes = _spectrum(values)
     whiten, colour = (axes / variances.sqrt()) @ axes.T, (axes * variances.sqrt()) @ axes.T
-    told_variances, told_axes = _spectrum(concept)
+    concept_variances, concept_axes = _spectrum(concept)
     seen = values if partner is None else values - partner.double()
-    cross = whiten @ seen.T @ (concept @ (told_axes / told_variances.sqrt())) / len(values)
-    found, correlation, _ = _svd(cross)
-    told = found[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
-    return colour @ told, whiten @ told
+    white_concept = concept @ (concept_axes / concept_variances.sqrt())
+    directions, correlation, _ = _svd(whiten @ seen.T @ white_concept / len(values))
+    erased = directions[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
+    return colour @ erased, whiten @ erased
 
 
 def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (r,) and axes (D, r) of centred rows (N, D), without the directions in which they do not vary."""
+    """Variances (r,) and axes (D, r) of centred rows (N, D), without those that do not vary."""
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     kept = variances > SMALLEST_VARIANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
     return variances[kept], axes[:, kept]
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A thin SVD. LAPACK's driver fails on a rare matrix, however healthy; on its transpose it does not fail too."""
-    try:
-        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-    except RuntimeError:  # torch.linalg.LinAlgError
-        right, sizes, left = torch.linalg.svd(matrix.mT, full_matrices=False)
-        left, right = left.mT, right.mT
+    left, sizes, right = (torch.from_numpy(part) for part in thin_svd(matrix.numpy()))
     return left, sizes, right
 
 
@@ -208,7 +214,7 @@ def without(
     partner: Tensor | None = None,
     least_correlation: float = 0.0,
 ) -> Basis:
-    """The basis of means (N, S) after `leace` of a concept (N, C), which is smaller by the directions it erased."""
+    """The basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
     others = None if partner is None else basis.coordinates(partner)
     removed, read = leace(
         basis.coordinates(mean), concept, partner=others, least_correlation=least_correlation
@@ -226,16 +232,17 @@ def shared_regression(
 ) -> Tensor:
     """Weights (E, S) of f: what shared means predict of exclusive ones.
 
-    The instrumental-variable estimate, the partner's shared mean being the instrument, in coordinates whose noise is
-    one: covariance of the partner's coordinates with z, over their covariance with this domain's own coordinates plus
-    `ridge`. The latter is made symmetric and not negative, as the covariance of one latent is. With `ridge` 1 and the
-    mean as its own instrument this is the regression of z on *samples* of the shared posterior.
+    The instrumental-variable estimate, the partner's shared mean being the instrument, in coordinates
+    whose noise is one: covariance of the partner's coordinates with z, over their covariance with this
+    domain's own coordinates plus `ridge`. The latter is made symmetric and not negative, as the
+    covariance of one latent is. With `ridge` 1 and the mean as its own instrument this is the
+    regression of z on *samples* of the shared posterior.
 
     Args:
         exclusive: (N, E) exclusive means.
         basis: of this domain's shared means.
         mean: (N, S) this domain's shared means.
-        partner: (N, S) the other domain's, row by row; `mean` itself where rows have no partner.
+        partner: (N, S) the other domain's, row by row; `mean` itself if rows have no partner.
         ridge: > 0, in units of the posterior's noise.
     """
     own, other = basis.coordinates(mean), basis.coordinates(partner)
@@ -243,6 +250,47 @@ def shared_regression(
     centred = exclusive.double() - exclusive.double().mean(dim=0)
     agreement = other.T @ own / len(own)
     variances, axes = torch.linalg.eigh(0.5 * (agreement + agreement.T))
-    told = (axes / (variances.clamp(min=0.0) + ridge)) @ axes.T @ (other.T @ centred / len(own))
-    weights: Tensor = (basis.right @ told).T
+    inverse = (axes / (variances.clamp(min=0.0) + ridge)) @ axes.T
+    weights: Tensor = (basis.right @ inverse @ (other.T @ centred / len(own))).T
     return weights
+
+
+def fit_maps(
+    erase: LinearErasure | None,
+    shared_part: SharedPart | None,
+    shared: DiagonalGaussian,
+    exclusive: Tensor | None,
+    partner: Tensor | None,
+    *,
+    least_snr: float,
+    least_correlation: float | None,
+    ridge: float,
+) -> None:
+    """Fits one domain's maps to its posteriors on training rows.
+
+    Args:
+        erase: what is erased from shared means; None: nothing.
+        shared_part: f of the residual; None: exclusive means stay as they are.
+        shared: r(z^s|·) (N, S).
+        exclusive: (N, E) means; None for a model without them.
+        partner: (N, S) the other domain's shared means. Rows that are paired by class have none: their
+            own means are the instrument, and LEACE is plain.
+        least_snr: of the channel; 0 without it.
+        least_correlation: of LEACE; None without it.
+        ridge: of the residual's regression.
+    """
+    mean = shared.mean
+    basis = channel_basis(mean, torch.exp(shared.logvar.double()).mean(dim=0), least_snr)
+    if exclusive is not None:
+        exclusive = exclusive.double()
+    if shared_part is not None and exclusive is not None:
+        instrument = mean if partner is None else partner
+        weight = shared_regression(exclusive, basis, mean, instrument, ridge)
+        shared_part.set(basis.centre, weight)
+        exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
+    if erase is not None:
+        if least_correlation is not None and exclusive is not None:
+            basis = without(
+                basis, mean, exclusive, partner=partner, least_correlation=least_correlation
+            )
+        erase.set(basis.centre, basis.left, basis.right)

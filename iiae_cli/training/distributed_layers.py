@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.model.gaussian import Part, full
-from iiae_cli.model.networks import drop
 
 
 class SliceDropout(nn.Module):
@@ -34,7 +34,7 @@ class SliceDropout(nn.Module):
         whole = torch.empty(
             (self.part.whole, *inputs.shape[1:]), dtype=inputs.dtype, device=inputs.device
         )
-        mask = drop(torch.ones_like(whole, memory_format=layout), self.rate)
+        mask = F.dropout(torch.ones_like(whole, memory_format=layout), self.rate)
         return inputs * mask[self.part.first : self.part.first + len(inputs)]
 
 

@@ -45,9 +45,6 @@ class Share(Protocol):
     part: Part
     weight: float
 
-    def whole(self, rows: Tensor) -> Tensor:
-        """The whole batch's rows from every process's, for what compares rows; gradients pass back to their owners."""
-
     def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
 
@@ -125,11 +122,9 @@ def fit(
     part = None if share is None else share.part
     device_type = next(model.parameters()).device.type
 
-    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions | None]:
+    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
-            posteriors = model.infer(x, y)
-            latents = model.sample(posteriors, part=part) if model.generative else None
-            return posteriors, None if latents is None else model.generate(latents)
+            return model.forward(x, y, part)
 
     # The objective stays outside: it depends on the step number, and each new number would compile again.
     # CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU.
@@ -151,8 +146,7 @@ def fit(
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         posteriors, reconstructions = run_networks(x, y)
-        gather = None if share is None else share.whole
-        terms = objective(posteriors, reconstructions, step, gather)
+        terms = objective(posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
         (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
         if share is not None:

@@ -26,18 +26,18 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import write_errors, writing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
+from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.samples import first_pairs, sample_grid
 from iiae_cli.runs.directory import Checkpoint, RunDir
 from iiae_cli.runs.weights import place
+from iiae_cli.training.closed_form import fit_erasure, take_statistics
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Ranks, World
-from iiae_cli.training.erasing import fit_erasure
 from iiae_cli.training.facts import loss_facts, memory_text
 from iiae_cli.training.feed import Feed, Pair
 from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
-from iiae_cli.training.statistics import take_statistics
 from iiae_cli.training.validation import (
     ClassValidation,
     Selection,
@@ -165,7 +165,7 @@ class Session:
         self.data.use_all()
         self._build()
         if held:
-            self.model.hold_linear_paths()
+            hold_linear_paths(self.model)
         self.state, self.offset = TrainState(), self.total_steps
         self.selection, self.baseline = Selection("last"), None
         self._clock = (time.monotonic(), 0)
@@ -291,11 +291,14 @@ class Session:
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
         training = self.config.training
         items = (self.order.batch_size, "pairs")
+        objective = build_objective(self.config)
+        if self._ranks is not None:
+            objective = build_objective(self.config, self._ranks.whole)
         with self._feed() as feed, console.progress(label, steps, items=items) as self._bar:
             self._bar.start_at(self.state.step)
             ended = fit(
                 model=self.model,
-                objective=build_objective(self.config),
+                objective=objective,
                 optimizer=self.optimizer,
                 learning_rate=self.learning_rate,
                 batch_at=self._augmented(feed),

@@ -1,4 +1,4 @@
-"""Disentanglement on latents made by hand, swaps and bounds by direct computation, the command."""
+"""Disentanglement on latents made by hand; swaps and bounds against direct computation; the command."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import small_image_model
+from helpers import small_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.datafile import Side, Split
@@ -28,8 +28,9 @@ from iiae_cli.evaluation.swaps import moved, swap_figures
 from iiae_cli.evaluation.tables import disentanglement_tables
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
-from iiae_cli.model.iiae import feature_iiae
-from iiae_cli.model.objective import Objective
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.networks import FeatureNetworks
+from iiae_cli.model.objective import bound, bound_weights
 
 ROWS = 400
 
@@ -50,7 +51,7 @@ def subject_of(model, split, **options):
 @pytest.fixture
 def pictures():
     """A model of untrained networks on nine colour pictures with nine grey ones."""
-    model = small_image_model(channels_y=1)
+    model = small_model("maps")
     for weights in model.parameters():
         weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
     rng = np.random.default_rng(13)
@@ -278,8 +279,8 @@ def test_swaps_do_not_depend_on_the_batch_size(pictures):
 
 def test_swaps_without_exclusive_latents():
     rows = np.random.default_rng(15).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
-    model = small_image_model(exclusive_latents=False)
-    figures = swap_figures(subject_of(model, split_of(rows, rows[::-1])))["x_to_y"]
+    model = small_model("maps", exclusive_dim=0)
+    figures = swap_figures(subject_of(model, split_of(rows, rows[::-1, ..., :1])))["x_to_y"]
     assert "exclusive_r2" not in figures and figures["return_distance"] is not None
 
 
@@ -287,7 +288,7 @@ def test_swaps_without_exclusive_latents():
 
 
 def test_bounds_equal_torchs_divergences(pictures):
-    objective = Objective(reconstruction_weight=1000.0)
+    objective = bound(bound_weights("elbo+ii-mi", 5.0))
     figures = bound_figures(replace(pictures, batch_size=4), objective)
     trained, split = pictures.trained, pictures.split
     with torch.no_grad():
@@ -314,11 +315,9 @@ def test_bounds_equal_torchs_divergences(pictures):
 
 
 def test_bounds_of_features_without_exclusive_latents():
-    model = feature_iiae(
-        width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_latents=False
-    )
+    model = IIAE(FeatureNetworks(6, shared_dim=4), {"x": 7, "y": 5}, exclusive_dim=0)
     subject = subject_of(model, split_of(normal(21, 6, 7), normal(22, 6, 5)))
-    figures = bound_figures(subject, Objective(reconstruction="l2"))
+    figures = bound_figures(subject, bound(bound_weights("ii", 5.0), reconstruction="l2"))
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import small_image_model
+from helpers import small_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.batches import to_inputs
@@ -18,7 +18,8 @@ from iiae_cli.evaluation.protocols import (
 )
 from iiae_cli.evaluation.translation import Subject, translation_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
-from iiae_cli.model.iiae import feature_iiae
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.networks import FeatureNetworks
 
 
 def random_pictures(seed, rows=12, shape=(32, 32, 3), low=0, high=256):
@@ -181,7 +182,7 @@ def test_the_metric_applies_to_features_and_correlation_to_pictures():
 
 
 def test_encode_pairs_encodes_each_domain_by_its_own_networks():
-    model = small_image_model(channels_y=1)
+    model = small_model("maps")
     split = split_of(random_pictures(12, 5, (16, 16, 3)), random_pictures(13, 5, (16, 16, 1)))
     pairs = encode_pairs(TrainedModel(model, (16, 16)), split, batch_size=2)
     model.eval()
@@ -204,7 +205,7 @@ def test_encode_pairs_encodes_each_domain_by_its_own_networks():
 
 @pytest.mark.parametrize("exclusive_latents", [True, False])
 def test_guided_translation_equals_a_direct_computation_at_every_batch_size(exclusive_latents):
-    model = small_image_model(channels_y=1, exclusive_latents=exclusive_latents)
+    model = small_model("maps", exclusive_dim=3 if exclusive_latents else 0)
     split = split_of(random_pictures(14, 7, (16, 16, 3)), random_pictures(15, 7, (16, 16, 1)))
     pairs = encode_pairs(TrainedModel(model, (16, 16)), split)
     model.eval()
@@ -231,7 +232,7 @@ def test_guided_translation_equals_a_direct_computation_at_every_batch_size(excl
 
 def test_guided_translation_of_features_and_the_models_mode():
     torch.manual_seed(4)
-    model = feature_iiae(width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_dim=3)
+    model = IIAE(FeatureNetworks(6, shared_dim=4), {"x": 7, "y": 5}, exclusive_dim=3)
     values = np.random.default_rng(16)
     split = split_of(
         values.normal(size=(4, 7)).astype(np.float32), values.normal(size=(4, 5)).astype(np.float32)

@@ -1,10 +1,11 @@
-"""InfoNCE against the definition, number by number."""
+"""InfoNCE against its definition, number by number."""
 
 import math
 
 import torch
+from helpers import small_batch
 
-from iiae_cli.extensions.contrastive import info_nce
+from iiae_cli.extensions.contrastive import contrastive_term, info_nce
 
 
 def slow_info_nce(x, y, temperature):
@@ -47,3 +48,13 @@ def test_its_gradient_brings_partners_together() -> None:
     info_nce(x, y, 0.5).backward()
     assert x.grad is not None and y.grad is not None
     assert torch.cosine_similarity(x - x.grad, y - y.grad).mean() > before
+
+
+def test_the_term_compares_the_whole_batchs_shared_means() -> None:
+    posteriors, decoded = small_batch()
+    x, y = (posteriors.shared[domain].mean for domain in ("x", "y"))
+    alone = contrastive_term(7.0, 0.3).values(posteriors, decoded)
+    torch.testing.assert_close(alone, info_nce(x, y, 0.3))
+    doubled = contrastive_term(7.0, 0.3, gather=lambda rows: rows.repeat(2, 1, 1, 1))
+    expected = info_nce(torch.cat([x, x]), torch.cat([y, y]), 0.3)
+    torch.testing.assert_close(doubled.values(posteriors, decoded), expected)

@@ -8,12 +8,15 @@ import torch
 from helpers import small_batch
 from torch import Tensor
 
-from iiae_cli.builders import build_objective
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.extensions.dependence import dependence, distance_correlation, whitened
+from iiae_cli.extensions.dependence import (
+    dependence,
+    dependence_term,
+    distance_correlation,
+    whitened,
+)
 from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.objective import Objective
 
 
 def slow_distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -148,29 +151,12 @@ def test_a_shared_dimension_counts_by_its_signal_over_its_noise() -> None:
     assert float(dependence(posterior(content), loud)) < 0.1
 
 
-def test_the_penalty_joins_the_loss_by_its_weight_and_compares_with_the_partner() -> None:
+def test_the_term_compares_with_the_partner() -> None:
     posteriors, decoded = small_batch(6)
-    plain = Objective()(posteriors, decoded, 10)
-    terms = Objective(independence=7.0)(posteriors, decoded, 10)
-    assert set(terms) == {*plain, "dependence_x", "dependence_y"}
-    torch.testing.assert_close(
-        terms["dependence_x"], dependence(posteriors.exclusive["x"], posteriors.shared["y"])
-    )
-    torch.testing.assert_close(
-        terms["dependence_y"], dependence(posteriors.exclusive["y"], posteriors.shared["x"])
-    )
-    told = terms["dependence_x"] + terms["dependence_y"]
-    torch.testing.assert_close(terms["loss"] - plain["loss"], 7.0 * told, rtol=0, atol=1e-3)
-    assert abs(float(told.detach())) > 0.01
-    assert all(torch.equal(terms[name], value) for name, value in plain.items() if name != "loss")
-
-
-def test_the_weight_comes_from_the_configuration() -> None:
-    config = resolve(
-        [*preset_layers("digits-cdcb"), set_layer(["objective.independence=2.5"])]
-    ).config
-    assert build_objective(config).independence == 2.5
-    assert build_objective(resolve(preset_layers("digits-cdcb")).config).independence == 0.0
+    found = dependence_term(7.0).values(posteriors, decoded)
+    for domain, other in (("x", "y"), ("y", "x")):
+        expected = dependence(posteriors.exclusive[domain], posteriors.shared[other])
+        torch.testing.assert_close(found[domain], expected)
 
 
 def test_objectives_without_exclusive_latents_refuse_it() -> None:

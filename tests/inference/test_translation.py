@@ -6,7 +6,8 @@ import torch
 
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
-from iiae_cli.model.iiae import feature_iiae, image_iiae
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.networks import FeatureNetworks, ImageNetworks
 
 SIZE = (16, 16)
 
@@ -17,20 +18,10 @@ def pictures(rows=5, channels=3, seed=0, side=16):
     )
 
 
-def image_model(**changes):
+def image_model(channels_y=1, exclusive_dim=3):
     torch.manual_seed(1)
-    model = image_iiae(
-        **{
-            "channels_x": 3,
-            "channels_y": 1,
-            "size": SIZE,
-            "widths": [4, 6],
-            "decoder_widths": [8, 6],
-            "shared_channels": 5,
-            "exclusive_dim": 3,
-            **changes,
-        }
-    )
+    networks = ImageNetworks(SIZE, [4, 6], [8, 6], shared_dim=5)
+    model = IIAE(networks, {"x": 3, "y": channels_y}, exclusive_dim=exclusive_dim)
     for decoder in model.decoder.values():
         decoder.stages[-1].weight.data.mul_(50)  # so that outputs differ by more than a grey value
     return model
@@ -159,7 +150,7 @@ def test_pictures_are_resized_to_the_models_size():
 
 
 def test_a_model_without_exclusive_latents_gives_one_output_a_row():
-    model = image_model(exclusive_latents=False)
+    model = image_model(exclusive_dim=0)
     rows = pictures()
     found = TrainedModel(model, SIZE).translate(rows, "x", "y", None)
     assert found.shape == (5, 1, 16, 16, 1)
@@ -173,7 +164,7 @@ def test_a_model_without_exclusive_latents_gives_one_output_a_row():
 
 def test_features_are_translated_to_features():
     torch.manual_seed(2)
-    model = feature_iiae(width_x=7, width_y=5, feature_width=6, shared_dim=4, exclusive_dim=3)
+    model = IIAE(FeatureNetworks(6, shared_dim=4), {"x": 7, "y": 5}, exclusive_dim=3)
     rows = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
     exclusive = prior_samples(2, 4, 3, seed=0)
     found = TrainedModel(model, None).translate(rows, "x", "y", exclusive, batch_size=3)

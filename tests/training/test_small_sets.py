@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Outcome, Program, small_batch, small_image_model, stopping_at
+from helpers import Outcome, Program, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.builders import build_model
-from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.linear_paths import canonical_maps
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.model.iiae import Posteriors
-from iiae_cli.model.networks import START_LOGVAR
-from iiae_cli.model.objective import ELBO_FIT, Objective
-from iiae_cli.training import statistics
-from iiae_cli.training.statistics import windows
 from iiae_cli.training.validation import Selection, Validation, validate
 
 TINY = [
@@ -50,12 +41,10 @@ TINY = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 training and 60 test pairs of outlined digits."""
-    from helpers import built
-
     from iiae_cli.data.datafile import write_data_file
-    from iiae_cli.data.sources.plan import PrepareOptions
+    from iiae_cli.data.sources.registry import PrepareOptions, build
 
-    splits = built("digits-edge", PrepareOptions()).splits
+    splits = build("digits-edge", PrepareOptions()).splits
     small = {
         "train": splits["train"].take_pairs(np.arange(240)),
         "test": splits["test"].take_pairs(np.arange(60)),
@@ -241,70 +230,6 @@ def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
     )
 
 
-def info(kind: str = "pictures") -> DataInfo:
-    shape = (32, 32, 3) if kind == "pictures" else (24,)
-    return DataInfo("mine", shape, shape, {}, {})
-
-
-def test_a_linear_path_needs_its_own_kind_of_model() -> None:
-    for preset, path, data in (
-        ("pairs", "two-covariance", info()),
-        ("features", "canonical", info("features")),
-    ):
-        config = resolve([*preset_layers(preset), set_layer([f"model.linear_path={path}"])]).config
-        with pytest.raises(IiaeError, match="linear_path") as refused:
-            build_model(config, data)
-        assert "canonical" in refused.value.hint
-
-
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
-def test_a_map_begins_as_the_canonical_map_of_every_cells_window(size: tuple[int, int]) -> None:
-    model = small_image_model(size=size, linear_path=True).eval()
-    x, y = torch.rand(2, 5, 3, *size) * 2 - 1
-    channels, inputs = model.shared_shape[0], 16 * model.features["x"].describe.width  # type: ignore[union-attr]
-    weights = torch.randn(channels, inputs), torch.randn(channels, inputs)
-    biases = torch.randn(channels), torch.randn(channels)
-    model.start_canonical_paths(weights, biases)
-    with torch.no_grad():
-        expected = []
-        for pictures, weight, bias in zip((x, y), weights, biases, strict=True):
-            rows = windows(model.features["x"].describe(pictures))  # type: ignore[operator, union-attr]
-            cells = rows @ weight.T + bias
-            expected.append(cells.view(5, *model.shared_shape[1:], channels).permute(0, 3, 1, 2))
-        posteriors = model.infer(x, y)
-        assert posteriors.joint_shared is not None
-        torch.testing.assert_close(posteriors.shared["x"].mean, expected[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(posteriors.shared["y"].mean, expected[1], rtol=1e-4, atol=1e-4)
-        joint = (expected[0] + expected[1]) / 2
-        torch.testing.assert_close(posteriors.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
-        model.features["x"].trunk[-3].weight.zero_()  # type: ignore[index, union-attr]
-        alone = model.encode_shared(
-            "x", x
-        )  # without features: descriptions say nothing of variances yet
-        torch.testing.assert_close(alone.logvar, torch.full_like(alone.logvar, START_LOGVAR))
-
-
-def test_a_map_is_fitted_to_no_more_windows_than_memory_should_hold(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = resolve(preset_layers("fashion-edges-plus")).config
-    pictures = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    data: Any = SimpleNamespace(
-        info=info(), count=30, rows=lambda places: (pictures[places], pictures[places])
-    )
-    fitted: list[int] = []
-
-    def counting(x: Any, y: Any, *settings: Any) -> Any:
-        fitted.append(len(x))
-        return canonical_maps(x, y, *settings)
-
-    monkeypatch.setattr(statistics, "canonical_maps", counting)
-    for most in (10_000, 200, 1):
-        monkeypatch.setattr(statistics, "MAP_ROWS", most)
-        statistics.take_statistics(build_model(config, info()), data, config)
-    assert fitted == [30 * 16, 12 * 16, 16]  # a map of 4x4 cells; one pair at least
-
-
 def test_augmenting_features_is_refused(iiae: Program) -> None:
     from class_sources import write_features
 
@@ -314,33 +239,3 @@ def test_augmenting_features_is_refused(iiae: Program) -> None:
     assert (
         refused.code == 2 and "features" in refused.error()[0] and "augment" in refused.error()[1]
     )
-
-
-def test_the_contrastive_term_is_added_to_the_bound_and_to_nothing_else() -> None:
-    posteriors, decoded = small_batch()
-    plain = Objective()(posteriors, decoded, 10)
-    terms = Objective(contrastive=7.0, temperature=0.3)(posteriors, decoded, 10)
-    torch.testing.assert_close(terms["loss"], plain["loss"] + 7.0 * terms["contrastive"])
-    assert "contrastive" not in plain
-    assert set(terms) == {*plain, "contrastive"}
-    assert all(torch.equal(terms[name], value) for name, value in plain.items() if name != "loss")
-    only = Objective(kind="infonce", temperature=0.3)(
-        Posteriors(posteriors.inputs, {}, None, posteriors.shared), None, 0
-    )
-    torch.testing.assert_close(only["loss"], terms["contrastive"])
-
-
-def test_the_elbo_is_the_bound_without_lambda_and_fits_r() -> None:
-    terms = Objective(kind="elbo", annealing_steps=0)(*small_batch(), 10)
-    bound = sum(
-        terms[name]
-        for name in (
-            "reconstruction_x",
-            "reconstruction_y",
-            "kl_exclusive_x",
-            "kl_exclusive_y",
-            "kl_shared_prior",
-        )
-    )
-    fit = terms["kl_shared_x"] + terms["kl_shared_y"]
-    torch.testing.assert_close(terms["loss"], bound + ELBO_FIT * fit)

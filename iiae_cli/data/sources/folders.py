@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.datafile import Split
 from iiae_cli.data.pictures import SUFFIXES, natural_key, pictures_in
-from iiae_cli.data.sources.pairing import Pair, divide, plan_pairs, split_folders
-from iiae_cli.data.sources.plan import Plan
+from iiae_cli.data.sources.pairing import Pair, divide, read_splits, split_folders
+from iiae_cli.data.sources.work import NOTHING_KEPT, Work
 
 
 def read_pairs(
@@ -23,8 +24,9 @@ def read_pairs(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
-) -> Plan:
-    """Plan the splits of a folder of pairs.
+    work: Work = NOTHING_KEPT,
+) -> tuple[dict[str, Split], list[str]]:
+    """Splits of a folder of pairs, and a line for every picture left out.
 
     Args:
         source: in one of the layouts of this module.
@@ -33,6 +35,7 @@ def read_pairs(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
+        work: keeps what is read.
 
     Raises:
         IiaeError: no such folder, another layout, or no pair of equal names.
@@ -53,14 +56,10 @@ def read_pairs(
             "give partners equal stems",
         )
     pairs = {split: found[:limit] for split, found in pairs.items()}
-    return plan_pairs(
-        pairs,
-        source=source,
-        image_size=image_size,
-        workers=workers,
-        skipped=skipped,
-        attributes={"source": str(source)},
+    splits = read_splits(
+        pairs, source=source, image_size=image_size, workers=workers, skipped=skipped, work=work
     )
+    return splits, skipped
 
 
 def _match(folder: Path, skipped: list[str]) -> list[Pair]:

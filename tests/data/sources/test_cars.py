@@ -6,7 +6,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import assembled
 from scipy.io import savemat
 
 from iiae_cli.common.errors import IiaeError
@@ -64,9 +63,7 @@ def archive(tmp_path_factory):
 
 
 def read(folder, **options):
-    settings = {"image_size": None, "limit": None, "attributes": {}, **options}
-    prepared = assembled(read_cars(folder, **settings))
-    return prepared.splits, prepared.skipped
+    return read_cars(folder, **{"image_size": None, "limit": None, **options})
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +229,14 @@ def test_a_file_without_im_says_so(tmp_path):
     assert why(tmp_path / "a.mat") == "holds no variable im"
 
 
-def test_damaged_cars_are_named_and_left_out(tmp_path):
+def test_damaged_cars_are_named_and_the_limit_is_still_met(tmp_path):
     for number in (3, 4, 9):
         save_v5(file_of(tmp_path, number), im_of(number))
     file_of(tmp_path, 3).write_bytes(b"broken")
-    splits, skipped = read(tmp_path)
+    splits, skipped = read(tmp_path, limit=92)
     assert skipped == [f"{file_of(tmp_path, 3)}: is not a readable MATLAB file"]
+    assert set(splits["train"].x.labels) == {"car_004"} and splits["train"].pair_count == 92
+    splits, _ = read(tmp_path)
     assert (
         splits["train"].x.rows.shape[0] == 8
         and splits["train"].y.rows.shape[0] == splits["train"].pair_count == 184
@@ -272,17 +271,17 @@ def test_the_program_prepares_cars_and_says_what_it_left_out(iiae, archive, tmp_
     file_of(source, 2).unlink()
     file_of(source, 2).write_bytes(b"broken")
     done = iiae(
-        "prepare", "cars", source, "--image-size", 16, "--limit", 100, "-o", "cars.h5", "--json"
+        "prepare", "cars", source, "--image-size", 16, "--limit", 30, "-o", "cars.h5", "--json"
     )
     assert done.code == 3 and "car_002_mesh.mat: is not a readable MATLAB file" in done.err
     assert (
-        done.json["splits"] == {"train": 92, "valid": 0, "test": 100}
+        done.json["splits"] == {"train": 30, "valid": 0, "test": 30}
         and len(done.json["skipped"]) == 1
     )
     file = DataFile(tmp_path / "cars.h5")
-    assert file.info.pair_counts == {"train": 92, "valid": 0, "test": 100}
+    assert file.info.pair_counts == {"train": 30, "valid": 0, "test": 30}
     test = file.split("test")
-    assert (len(test.x), len(test.y), test.pair_count) == (8, 100, 100)
+    assert (len(test.x), len(test.y), test.pair_count) == (4, 30, 30)
     assert test.pairs.dtype == np.int64 and file.split("valid").pairs.shape == (0, 2)
     assert file.info.attributes["source"] == str(source)
 

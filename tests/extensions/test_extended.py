@@ -1,0 +1,123 @@
+"""Standardised features and erased means around a model; the baselines beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import FAMILIES, small_batch, small_model, small_pairs
+
+from iiae_cli.extensions.baselines import ELBO, ELBO_FIT, DualEncoder
+from iiae_cli.extensions.extended import SMALLEST_SCALE, ExtendedIIAE, Standardise
+from iiae_cli.model.objective import bound
+
+# ---- standardisation
+
+
+def test_a_standardising_model_is_the_plain_one_on_standardised_features():
+    plain = small_model("features").eval()
+    model = small_model("features", ExtendedIIAE, standardise=True).eval()
+    x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
+    for domain, rows in (("x", x), ("y", y)):
+        model.standardise[domain].fit(rows.numpy(), each=True)
+    read = [(rows - rows.mean(dim=0)) / rows.std(dim=0, correction=0) for rows in (x, y)]
+    found, expected = model.infer(x, y), plain.infer(*read)
+    torch.testing.assert_close(found.inputs["x"], read[0], rtol=1e-3, atol=1e-3)
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(found.joint_shared.mean, expected.joint_shared.mean, **close)
+    shared, exclusive = model.encode_shared("x", x).mean, model.encode_exclusive("y", y).mean
+    torch.testing.assert_close(shared, expected.shared["x"].mean, **close)
+    torch.testing.assert_close(exclusive, expected.exclusive["y"].mean, **close)
+    # What leaves the model is in the data's units.
+    decoded = plain.decode("y", shared, exclusive) * y.std(dim=0, correction=0) + y.mean(dim=0)
+    torch.testing.assert_close(model.decode("y", shared, exclusive), decoded)
+
+
+def test_reconstructions_are_compared_in_standardised_units():
+    """The mean predicts standardised features with error 1, whatever the data's own scale."""
+    model = small_model("features", ExtendedIIAE, standardise=True)
+    x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
+    for domain, rows in (("x", x), ("y", y)):
+        model.standardise[domain].fit(rows.numpy(), each=False)
+    terms = bound(ELBO, reconstruction="l2", reconstruction_weight=1.0)(*model(x, y), 0)
+    assert 0.3 < terms["reconstruction_x"] < 10.0 and 0.3 < terms["reconstruction_y"] < 10.0
+
+
+def test_scales_are_the_rows_own():
+    values = np.random.default_rng(0).normal(3.0, [1.0, 4.0, 1e-6], (500, 3))
+    overall = np.sqrt((values - values.mean(axis=0)).var(axis=0).mean())
+    standardise = Standardise(3)
+    standardise.fit(values, each=False)
+    np.testing.assert_allclose(standardise.mean, values.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(standardise.scale, overall, rtol=1e-6)
+    standardise.fit(values, each=True)
+    expected = [*values.std(axis=0)[:2], SMALLEST_SCALE * overall]
+    np.testing.assert_allclose(standardise.scale, expected, rtol=1e-6)
+    standardise.fit(np.ones((4, 3)), each=True)
+    assert (standardise.scale > 0).all()
+
+
+# ---- erasure
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_erasure_begins_as_one_without(family):
+    plain = small_model(family).eval()
+    model = small_model(family, ExtendedIIAE, erase_shared=True, residual=True).eval()
+    assert plain.state_dict().keys() < model.state_dict().keys()
+    x, _ = small_pairs(family)
+    for one, other in zip(answers(plain, x), answers(model, x), strict=True):
+        assert torch.equal(one, other)
+
+
+def answers(model, x):
+    """Means of both latents, and what is decoded of them."""
+    means = model.encode_shared("x", x).mean, model.encode_exclusive("x", x).mean
+    return *means, model.decode("x", *means)
+
+
+def test_decoding_adds_what_encoding_subtracted_and_training_never_sees_it():
+    model = small_model("maps", ExtendedIIAE, residual=True).eval()
+    x, y = small_pairs("maps")
+    shared, exclusive, picture = answers(model, x)
+    width = math.prod(model.shared_shape)
+    model.shared_part["x"].set(torch.randn(width), torch.randn(3, width))
+    same_shared, residual, same_picture = answers(model, x)
+    assert torch.equal(same_shared, shared) and not torch.allclose(residual, exclusive)
+    torch.testing.assert_close(same_picture, picture)
+    torch.testing.assert_close(model.decode("x", shared.flatten(1), residual), picture)
+    torch.testing.assert_close(model.infer(x, y).exclusive["x"].mean, exclusive)
+
+
+# ---- baselines
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dual_encoder_has_r_alone(family):
+    model = DualEncoder(FAMILIES[family], dict(small_widths(family)))
+    names = {".".join(name.split(".")[:2]) for name in model.state_dict()}
+    assert names == {"features.x", "features.y", "shared.x", "shared.y"} and not model.generative
+    x, y = small_pairs(family)
+    posteriors, reconstructions = model(x, y)
+    assert posteriors.joint_shared is None and not posteriors.exclusive
+    assert not reconstructions.mean
+    assert posteriors.shared["x"].mean.shape == (4, *model.shared_shape)
+    model.eval()
+    single = model.encode_shared("y", y).mean
+    torch.testing.assert_close(model.infer(x, y).shared["y"].mean, single)
+    with pytest.raises(ValueError, match="without decoders"):
+        model.decode("x", single, None)
+
+
+def small_widths(family):
+    return (("x", 7), ("y", 5)) if family == "features" else (("x", 3), ("y", 1))
+
+
+def test_the_elbo_is_the_bound_without_lambda_and_fits_r():
+    terms = bound(ELBO, annealing_steps=0)(*small_batch(), 10)
+    fit = terms["kl_shared_x"] + terms["kl_shared_y"]
+    names = ("reconstruction_x", "reconstruction_y", "kl_exclusive_x", "kl_exclusive_y")
+    elbo = sum(terms[name] for name in names) + terms["kl_shared_prior"]
+    torch.testing.assert_close(terms["loss"], elbo + ELBO_FIT * fit)
