@@ -16,6 +16,13 @@ COMPARED = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
 SHIFT, SCALE = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hub():
+    """Other tests find torch's cache by TORCH_HOME, as if `set_dir` had never been called."""
+    yield
+    torch.hub._hub_dir = None
+
+
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """An empty torch cache, and no way to fill it."""
@@ -23,11 +30,8 @@ def offline(tmp_path, monkeypatch):
     def refuse(*arguments, **keywords):
         raise AssertionError("something was to be downloaded")
 
-    before = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path / "hub"))
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    yield
-    torch.hub.set_dir(before)
 
 
 @pytest.fixture(scope="module")
