@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	@BIN=$(BIN) OUT=$(OUT) sh docs/demo.sh
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

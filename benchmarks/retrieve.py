@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from iiae_cli.inference.retrieval import nearest, partner_ranks
+from iiae_cli.inference.neighbours import nearest, partner_ranks
 
 
 def main() -> None:

@@ -19,37 +19,30 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "FineTuning", partial(finetune.FineTuning, batch_size=6))
 
 
-def picture(path: Path, level: int, number: int = 0) -> None:
-    """A picture whose grey level tells its class."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng((level, number)).integers(-15, 16, (20, 24, 3))
-    Image.fromarray(np.clip(level + noise, 0, 255).astype(np.uint8)).save(path)
-
-
 def class_folders(root: Path, classes: dict[str, int], suffix: str = ".png") -> list[Path]:
-    """`ROOT/CLASS/0.png` … for as many pictures as each class says."""
+    """`ROOT/CLASS/0.png` … as many as each class says; its grey level tells the class."""
     paths = []
     for place, (name, count) in enumerate(classes.items()):
+        level = 40 + 37 * place % 180
+        (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             paths.append(root / name / f"{number}{suffix}")
-            picture(paths[-1], 40 + 37 * place % 180, number)
+            noise = np.random.default_rng((level, number)).integers(-15, 16, (20, 24, 3))
+            Image.fromarray(np.clip(level + noise, 0, 255).astype(np.uint8)).save(paths[-1])
     return paths
 
 
 def feature_arrays(
     classes: dict[str, list[str]], width: int = 6, rows: int = 3
 ) -> dict[str, np.ndarray]:
-    """`{split}_{sketch,image}_{features,paths}` of some classes per split, `rows` (image: one more) of each."""
+    """`{split}_{sketch,image}_{features,paths}`, `rows` (image: one more) of each class."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, names in classes.items():
         for word, count, suffix in (("sketch", rows, "png"), ("image", rows + 1, "jpg")):
-            paths = [
-                f"data/{word}/{name}/{number}.{suffix}" for name in names for number in range(count)
-            ]
-            arrays[f"{split}_{word}_features"] = rng.normal(size=(len(paths), width)).astype(
-                np.float32
-            )
+            paths = [f"data/{word}/{name}/{n}.{suffix}" for name in names for n in range(count)]
+            features = rng.normal(size=(len(paths), width)).astype(np.float32)
+            arrays[f"{split}_{word}_features"] = features
             arrays[f"{split}_{word}_paths"] = np.array(paths)
     return arrays
 
@@ -63,7 +56,7 @@ def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 
 def write_features(path: Path, seed: int, width: int = 24, classes: int = 12) -> None:
-    """Features whose classes lie in a few directions, under much variation that classes share, as `.npz`."""
+    """Write an `.npz` of classes in a few directions, under much variation that they share."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((classes, 4)) @ rng.standard_normal((4, width))
     nuisance = 3 * rng.standard_normal((4, width))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ from torch import Tensor
 from iiae_cli.cli import app as cli
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import Stop
+from iiae_cli.data.blocks import block_store
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
+from iiae_cli.data.sources.registry import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
@@ -186,3 +190,16 @@ class StopAt(Stop):
     def exit_code(self) -> int | None:
         self._left -= 1
         return self._then if self._left < 0 else None
+
+
+def built(name: str, options: PrepareOptions) -> Prepared:
+    """The splits of a data set, read and assembled without a file."""
+    return assembled(build(name, options))
+
+
+def assembled(plan: Plan) -> Prepared:
+    """The splits of a plan."""
+    with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
+        plan.make(store, range(plan.total))
+        rows = plan.read(map(store.read, range(plan.total)), store.folder)
+        return plan.assemble(rows, Work(store.folder))

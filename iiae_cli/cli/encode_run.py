@@ -17,7 +17,7 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import run_folder
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import BlockLog
+from iiae_cli.data.block_log import BlockLog
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.data.workspace import discard, workspace
 from iiae_cli.inference.inputs import Inputs, open_inputs

@@ -28,10 +28,9 @@ from iiae_cli.common.paths import data_file, run_folder
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
 from iiae_cli.evaluation.tables import disentanglement_tables, figure_tables, paper_table
-from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
-    from iiae_cli.data.datafile import DataFile, Split
+    from iiae_cli.data.datafile import DataFile
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs.weights import LoadedModel
 
@@ -49,7 +48,7 @@ def command(
     task: Annotated[
         Task | None,
         typer.Option(
-            help="What to measure [zero-shot if paired by class, else retrieval; all with --report]."
+            help="What to measure [retrieval, or zero-shot if paired by class; all with --report]."
         ),
     ] = None,
     metric: Annotated[
@@ -130,16 +129,14 @@ def command(
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.
 
-    Rows that are paired by class are measured zero-shot (mAP, precision at K).
-    Translation has L1, SSIM and, if AlexNet's or VGG16's ImageNet weights are
-    there, LPIPS. Disentanglement: which known factors can be read from each
-    latent's means and samples, whether swapped latents keep what they should,
-    and the bounds that training works on.
+    Rows paired by class are measured zero-shot (mAP, precision at K). Translation
+    has L1, SSIM and, if its networks' weights are there, LPIPS. Disentanglement:
+    which known factors can be read from each latent, whether swapped latents keep
+    what they should, and the bounds that training works on.
 
     \b
     Examples:
       iiae evaluate
-      iiae evaluate --task disentanglement
       iiae evaluate --task disentanglement \\
           --fail-over disentanglement.latents.shared_x.leakage_mean=0.1
       iiae evaluate --run runs/sketchy-seed0 --paper
@@ -195,10 +192,12 @@ class Result:
 
     def to_json(self) -> Figures:
         """Return the object that `--json` prints."""
-        paper = {} if self.paper is None else {"paper": [row.to_json() for row in self.paper]}
-        report = {} if self.report is None else {"report": str(self.report)}
-        rest = {"protocol": self.protocol, "failures": self.failures}
-        return {"schema": "iiae.evaluate/1", **self.figures, **paper, **report, **rest}
+        found: Figures = {"schema": "iiae.evaluate/1", **self.figures}
+        if self.paper is not None:
+            found["paper"] = [row.to_json() for row in self.paper]
+        if self.report is not None:
+            found["report"] = str(self.report)
+        return {**found, "protocol": self.protocol, "failures": self.failures}
 
     def show(self) -> None:
         """Print for people and pipes."""
@@ -213,8 +212,8 @@ class Result:
 
 def _run(options: Options) -> Result:
     from iiae_cli.builders import choose_device
+    from iiae_cli.evaluation import tasks
     from iiae_cli.evaluation.protocols import encode_pairs
-    from iiae_cli.evaluation.tasks import choose_tasks, class_protocol, pair_protocol, rows_of
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
     from iiae_cli.report.report import Measured, write_report
@@ -228,15 +227,12 @@ def _run(options: Options) -> Result:
     step = loaded.details.get("step")
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen}), kept at step {step}")
     file = _data_of(options, loaded)
-    tasks = choose_tasks(options.task or ("all" if options.report else None), file, loaded)
-    split = rows_of(file, options.split, tasks)
+    asked: Task | None = options.task or ("all" if options.report else None)
+    chosen_tasks = tasks.choose_tasks(asked, file, loaded)
+    split = tasks.rows_of(file, options.split, chosen_tasks)
     if options.judge:
-        _check_judge(loaded, file, split, tasks)
-    by_class = "zero-shot" in tasks
-    if by_class and options.metric == "euclidean":
-        message = "zero-shot retrieval compares by cosine, not --metric euclidean"
-        raise IiaeError(message, "leave --metric out")
-    metric: MetricName = "cosine" if by_class else options.metric or loaded.metric
+        tasks.check_judge(loaded, file, split, chosen_tasks)
+    metric: MetricName = tasks.choose_metric(options.metric, chosen_tasks, loaded)
     protocol = {
         "run": str(folder),
         "fingerprint": loaded.fingerprint,
@@ -247,23 +243,20 @@ def _run(options: Options) -> Result:
         "split": options.split,
         "metric": metric,
     }
-    if by_class:
-        protocol |= class_protocol(file, split, loaded, options.allow_leak)
-    else:
-        protocol |= pair_protocol(split, loaded.size is not None)
+    protocol |= tasks.protocol_of(file, split, loaded, chosen_tasks, options.allow_leak)
     trained = TrainedModel.of(loaded)
     pairs = encode_pairs(trained, split, batch_size=options.batch_size)
     subject = Subject(trained, pairs, split, options.seed, options.batch_size)
     figures: Figures = {}
-    for task in tasks:
+    for task in chosen_tasks:
         found, how = _measure(task, options, loaded, file, subject, metric)
         figures |= found
         protocol |= how
     rows = paper_rows(figures, protocol, loaded.size)
     if options.paper and not rows:
         console.warn(f"the paper has no row for data set '{file.info.name}'")
-    failures = failed_gates(gates, figures)
-    result = Result(figures, protocol, failures, rows if options.paper else None)
+    result = Result(figures, protocol, failed_gates(gates, figures))
+    result.paper = rows if options.paper else None
     if options.report is not None:
         measured = Measured(
             run=RunDir(folder),
@@ -303,8 +296,7 @@ def _measure(
     if task == "translation":
         return _translation(options, file, subject)
     train = None if options.split == "train" else partial(file.split, "train")
-    shared, by_class = options.shared_factor or (), file.info.by_class
-    probes = ProbeOptions(options.probe_rows, shared, by_class)
+    probes = ProbeOptions(options.probe_rows, options.shared_factor or (), file.info.by_class)
     objective = build_objective(loaded.config)
     figures, protocol = measure_disentanglement(subject, objective, train, probes, metric)
     for line in figures["warnings"]:
@@ -329,21 +321,11 @@ def _translation(options: Options, file: DataFile, subject: Subject) -> tuple[Fi
         for reason in missing:
             console.warn(f"{reason.message}; {reason.hint}")
         measures = {**translation.PICTURE_MEASURES, **perceptual}
-    found = translation.translation_figures(subject, measures, options.samples)
-    figures: Figures = {"translation": found}
+    figures: Figures = {}
+    figures["translation"] = translation.translation_figures(subject, measures, options.samples)
     protocol = {"samples": options.samples, "samples_seed": options.seed}
     if options.judge and size is not None:
-        train, judges = file.split("train"), {}
-        for domain in DOMAINS:
-            with console.progress(f"judge of {domain}", judge.JUDGE_STEPS) as bar:
-                judges[domain] = judge.train_judge(
-                    train,
-                    domain,
-                    size=size,
-                    seed=options.seed,
-                    device=subject.trained.device,
-                    progress=bar.update,
-                )
+        judges = judge.train_judges(subject, file.split("train"), size)
         figures["judged"] = judge.judged_translations(subject, judges, options.samples)
         protocol |= {"judge_steps": judge.JUDGE_STEPS, "judge_seed": options.seed}
     return figures, protocol
@@ -366,14 +348,3 @@ def _data_of(options: Options, loaded: LoadedModel) -> DataFile:
             "evaluate on data of the shape that the run was trained on",
         )
     return file
-
-
-def _check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[Task]) -> None:
-    """Refuse --judge if there is nothing for it to read."""
-    if "translation" not in tasks:
-        raise IiaeError("--judge reads translations, and none are made", "add --task translation")
-    if loaded.size is None:
-        message = "--judge reads pictures, and this model translates features"
-        raise IiaeError(message, "leave --judge out")
-    if split.x.labels is None or split.y.labels is None:
-        raise IiaeError(f"{file.path} has no labels to train a judge by", "leave --judge out")

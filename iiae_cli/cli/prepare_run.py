@@ -1,219 +1,253 @@
-"""`iiae prepare`: write one self-describing data file; `prepare_shards` has what `--shard` and `--merge` do."""
+"""`iiae prepare`: a data set as one data file, a part of it (`--shard`), or all parts joined (`--merge`)."""
 
 from __future__ import annotations
 
-import csv
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import refuse_existing, writing
+from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import data_folder
-from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.datafile import SPLITS, DataFile, Split
-from iiae_cli.data.sources.class_sets import classes_of
-from iiae_cli.data.sources.registry import CLASS_SETS, PrepareOptions, is_prepared, prepare_file
-from iiae_cli.data.workspace import discard
+from iiae_cli.common.signals import Stop
+from iiae_cli.data.blocks import Part, discard, part_of
+from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.data.pictures import expand_inputs
+from iiae_cli.data.sources import preparation
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.registry import BUILDERS, CLASS_SETS
+from iiae_cli.data.sources.saving import save_pictures
 from iiae_cli.model import DOMAINS
 
 
 @dataclass
-class PrepareResult:
+class Prepared:
     """What was written.
 
     Attributes:
-        path: the data file.
+        path: the data file, or a shard.
         name: of the set.
-        counts: pairs per split.
+        counts: pairs per split; empty for a shard.
         skipped: a line for every input left out.
-        pictures: folder that the pictures were written to, if any.
-        rows: of a set of classes, whose domains differ in length: {split: {x, y, classes}}; else None.
+        rows: of a set of classes {split: {x, y, classes}}, of a shard {reading: items}; else None.
+        shard: which one, I/N.
+        pictures: folder that the pictures were written to.
     """
 
     path: Path
     name: str
     counts: dict[str, int]
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
+    rows: dict[str, Any] | None = None
+    shard: str | None = None
     pictures: Path | None = None
-    rows: dict[str, dict[str, int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        rows = {} if self.rows is None else {"rows": self.rows}
+        """Return the object that `--json` prints."""
+        optional = {"shard": self.shard, "rows": self.rows}
         return {
             "schema": "iiae.prepare/1",
             "path": str(self.path),
             "name": self.name,
             "splits": self.counts,
-            **rows,
+            **{key: value for key, value in optional.items() if value is not None},
             "skipped": self.skipped,
             "pictures": None if self.pictures is None else str(self.pictures),
         }
 
     def show(self) -> None:
         """Print for people and pipes."""
-        if self.rows is not None:
+        headers, title = ["split", "pairs"], str(self.path)
+        table = [list(row) for row in self.counts.items()]
+        if self.shard is not None:
+            headers, title = ["part", "rows"], f"{self.path}: shard {self.shard}"
+            table = [list(row) for row in (self.rows or {}).items()]
+        elif self.rows is not None:
             headers = ["split", "x", "y", "classes"]
             table = [[split, *counts.values()] for split, counts in self.rows.items()]
-            console.print_table(headers, table, title=str(self.path))
-            return
-        console.print_table(["split", "pairs"], list(self.counts.items()), title=str(self.path))
+        console.print_table(headers, table, title=title)
 
 
-def run(
-    name: str,
-    options: PrepareOptions,
-    *,
-    output: Path | None,
-    overwrite: bool,
-    resume: bool = False,
-    pictures: Path | None = None,
-    stop: Stop = NEVER,
-) -> PrepareResult:
-    """Build a data set and write it.
+@dataclass(frozen=True)
+class Call:
+    """What the three forms of the command share.
 
-    Args:
-        name: of the set.
-        options: what the builder is told.
+    Attributes:
         output: the file; None: DATA/NAME.h5.
-        overwrite: whether an existing file is replaced.
-        resume: whether interrupted work is taken up, and a finished file of the same options left as it is.
-        pictures: also write every picture to this folder, in the layout of `prepare pairs`; where pictures recur in
-            many pairs, with a manifest `pairs.csv`.
+        pictures: folder to write every picture to.
+        resume: continue interrupted work, and leave a finished file of the same options as it is.
+        overwrite: replace an existing file.
         stop: asked before every block.
-
-    Raises:
-        IiaeError: a missing or damaged source, an existing output, a full disk.
-        Interrupted: a signal came; what is finished is kept.
     """
-    path = output if output is not None else data_folder() / f"{name}.h5"
-    complete = resume and path.exists() and not overwrite
-    if complete:
-        if not is_prepared(name, path, options):
+
+    output: Path | None
+    pictures: Path | None
+    resume: bool
+    overwrite: bool
+    stop: Stop
+
+    def whole(self, name: str, options: PrepareOptions) -> Prepared:
+        """Prepare a set."""
+
+        path = self.output or data_folder() / f"{name}.h5"
+        if not self._complete(path, lambda: preparation.is_prepared(name, path, options)):
+            options = _with_device(name, options, self.overwrite or self.resume, self.pictures)
+            words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
+            with _how_to_go_on("continue with the same command and --resume"):
+                preparation.prepare_file(
+                    name,
+                    path,
+                    options,
+                    command=shlex.join(words),
+                    resume=self.resume,
+                    overwrite=self.overwrite,
+                    stop=self.stop,
+                )
+        return self._result(name, path)
+
+    def part(self, name: str, options: PrepareOptions, part: Part, asked: Path | None) -> Prepared:
+        """Prepare one shard; `asked` is the output as the command line names it."""
+
+        assert self.output is not None
+        if self.pictures is not None:
+            raise IiaeError(
+                "--pictures does not apply to --shard",
+                "write the pictures when the shards are merged",
+            )
+        path = self.output
+        if not self._complete(
+            path, lambda: preparation.is_part_of(part_of(path), name, options, part)
+        ):
+            options = _with_device(name, options, self.overwrite or self.resume, None)
+            with _how_to_go_on("continue with the same command and --resume"):
+                preparation.prepare_part(
+                    name,
+                    path,
+                    options,
+                    part,
+                    command=_part_command(sys.argv, asked, preparation.OUTPUT),
+                    resume=self.resume,
+                    overwrite=self.overwrite,
+                    stop=self.stop,
+                )
+        about = part_of(path).about
+        for line in about["skipped"]:
+            console.warn(f"skipped {line}")
+        return Prepared(path, name, {}, about["skipped"], about["rows"], part.name)
+
+    def merge(self, words: Sequence[str], download: bool) -> Prepared:
+        """Join shards; the set's name may stand before them, `-` reads their paths from standard input."""
+
+        name = words[0] if words[0] in BUILDERS and not Path(words[0]).exists() else None
+        shards = words if name is None else words[1:]
+        if not shards:
+            raise IiaeError(
+                "no shard was named",
+                "name them all: iiae prepare data-*-of-4.h5 --merge -o data.h5",
+            )
+        merge = preparation.plan_merge([Path(path) for path in expand_inputs(shards)])
+        if name not in (None, merge.name):
+            raise IiaeError(
+                f"{merge.parts[0].path} is a shard of {merge.name}, not of {name}",
+                "leave the name out",
+            )
+        path = self.output or data_folder() / f"{merge.name}.h5"
+        settings = merge.settings_sha256
+        if not self._complete(
+            path, lambda: DataFile(path).info.attributes.get("settings_sha256") == settings
+        ):
+            if self.pictures is not None:
+                refuse_existing(self.pictures, self.overwrite or self.resume)
+            with _how_to_go_on("run the same command again"):
+                merge.write(path, download=download, stop=self.stop)
+        return self._result(merge.name, path)
+
+    def _complete(self, path: Path, same: Callable[[], bool]) -> bool:
+        """Whether the output is finished; one that is in the way is refused."""
+
+        if self.overwrite or not self.resume or not path.exists():
+            refuse_existing(path, self.overwrite)
+            return False
+        if not same():
             raise IiaeError(
                 f"{path} exists already, made by other options or from another source",
                 "pass --overwrite to replace it, or choose another output",
             )
         console.say(f"{path} is complete already")
         discard(path)
-        skipped = DataFile(path).skipped()
-    else:
-        refuse_existing(path, overwrite)
-        if pictures is not None:
-            refuse_existing(pictures, overwrite or resume)
-        options = with_device(name, options, overwrite or resume, pictures)
-        with how_to_go_on("continue with the same command and --resume"):
-            skipped = prepare_file(
-                name,
-                path,
-                options,
-                command=_command(),
-                resume=resume,
-                overwrite=overwrite,
-                stop=stop,
-            )
-    return result_of(name, path, skipped, pictures, stop)
+        return True
 
+    def _result(self, name: str, path: Path) -> Prepared:
+        """Say what a finished file holds, and write its pictures where they are wanted."""
 
-def result_of(
-    name: str,
-    path: Path,
-    skipped: list[str],
-    pictures: Path | None,
-    stop: Stop,
-) -> PrepareResult:
-    """Say what a finished file holds, and write its pictures where they are wanted."""
-    for line in skipped:
-        console.warn(f"skipped {line}")
-    file = DataFile(path)
-    if pictures is not None:
-        rows: list[tuple[str, ...]] = []
-        for split in SPLITS:
-            rows += _write_pictures(file.split(split), pictures, split, stop)
-        if rows:
-            _write_manifest(rows, pictures / "pairs.csv")
-    by_split = _rows(file) if name in CLASS_SETS else None
-    return PrepareResult(path, name, dict(file.info.pair_counts), skipped, pictures, by_split)
+        file = DataFile(path)
+        skipped = file.skipped()
+        for line in skipped:
+            console.warn(f"skipped {line}")
+        rows = None
+        if name in CLASS_SETS:
+            splits = {split: file.split(split) for split in SPLITS}
+            rows = {
+                name: {
+                    "x": len(split.x),
+                    "y": len(split.y),
+                    "classes": len({*(split.x.labels or []), *(split.y.labels or [])}),
+                }
+                for name, split in splits.items()
+            }
+        if self.pictures is not None:
+            save_pictures(file, self.pictures, self.stop)
+        counts = dict(file.info.pair_counts)
+        return Prepared(path, name, counts, skipped, rows, pictures=self.pictures)
 
 
 @contextmanager
-def how_to_go_on(hint: str) -> Iterator[None]:
-    """Say after a signal how the work is taken up."""
+def _how_to_go_on(hint: str) -> Iterator[None]:
+    """Say after a signal how the work is continued."""
     try:
         yield
     except Interrupted as stopped:
         raise Interrupted(stopped.exit_code, f"{stopped.where}; {hint}") from stopped
 
 
-def _command() -> str:
-    """This call for the file's attributes, the same whether it was interrupted or not."""
-    return shlex.join(one for one in sys.argv if one not in ("--resume", "--overwrite"))
-
-
-def with_device(
+def _with_device(
     name: str, options: PrepareOptions, may_replace: bool, pictures: Path | None
 ) -> PrepareOptions:
-    """A set of classes is given its device.
+    """Check the other outputs, and choose the device of a set of classes.
 
     Raises:
         IiaeError: an output exists, or an option does not apply.
     """
     if name not in CLASS_SETS:
+        if pictures is not None:
+            refuse_existing(pictures, may_replace)
         return options
-    features = options.features
     if pictures is not None:
         raise IiaeError(
             f"--pictures does not apply: {name} is stored as features", "leave --pictures out"
         )
-    if features.save_backbone is not None:
+    if options.save_backbone is not None:
         for domain in DOMAINS:
-            refuse_existing(features.save_backbone / f"{domain}.safetensors", may_replace)
+            refuse_existing(options.save_backbone / f"{domain}.safetensors", may_replace)
 
     from iiae_cli.builders import choose_device  # imports torch
 
-    return replace(options, features=replace(features, device=str(choose_device(features.device))))
+    return replace(options, device=str(choose_device(options.device)))
 
 
-def _rows(file: DataFile) -> dict[str, dict[str, int]]:
-    """Rows and classes per split of a set of classes."""
-    splits = {split: file.split(split) for split in SPLITS}
-    return {
-        name: {"x": len(split.x), "y": len(split.y), "classes": len(classes_of(split))}
-        for name, split in splits.items()
-    }
-
-
-def _write_pictures(split: Split, folder: Path, name: str, stop: Stop) -> list[tuple[str, ...]]:
-    """Every picture as `FOLDER/SPLIT/x|y/NAME.png`, from its id `SPLIT/NAME`; rows of a manifest where it needs one."""
-    files: dict[str, list[str]] = {}
-    for domain in DOMAINS:
-        parts = [one.partition("/") for one in split.side(domain).ids]
-        files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
-        for path, picture in zip(files[domain], split.side(domain).rows, strict=True):
-            stop.check(
-                f"some pictures are in {folder}; continue with the same command and --resume"
-            )
-            with writing(folder / path, sync=False) as temporary:
-                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
-    if split.pairs is None:
-        return []
-    labels = split.x.labels
-    return [
-        (files["x"][x], files["y"][y], name) + (() if labels is None else (labels[x],))
-        for x, y in split.pairs.tolist()
-    ]
-
-
-def _write_manifest(rows: list[tuple[str, ...]], path: Path) -> None:
-    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("x", "y", "split", "label")[: len(rows[0])])
-        table.writerows(rows)
+def _part_command(words: Sequence[str], asked: Path | None, output: str) -> list[str]:
+    """The words of a shard's call as they would be without shards, `output` for the output."""
+    kept: list[str] = []
+    coming = iter(words)
+    for word in coming:
+        if word == "--shard":
+            next(coming, None)
+        elif not word.startswith("--shard=") and word not in ("--resume", "--overwrite"):
+            head = next((head for head in ("-o", "--output=") if word.startswith(head)), "")
+            kept.append(head + output if word.removeprefix(head) == str(asked) else word)
+    return kept

@@ -17,7 +17,7 @@ from iiae_cli.common.paths import index_file, run_folder
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentCache, is_latent_cache, means_of, read_latents
-from iiae_cli.inference.retrieval import Backend, Floats, Ints, Metric, choose_backend, nearest
+from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
 from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_gallery
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import Domain, other_domain

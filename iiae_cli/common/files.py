@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import IiaeError, Interrupted
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
@@ -42,7 +42,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     regular_file(path, hint)
     try:
         yield
-    except IiaeError:
+    except (IiaeError, Interrupted):
         raise
     except PermissionError as error:
         raise IiaeError(f"no permission to read {path}", "check its permissions") from error

@@ -34,7 +34,7 @@ INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NETWORK_SCHEMA = "iiae.backbone/1"
+NETWORK_SCHEMA = "iiae.backbone/2"  # of a fine-tuned domain, see `finetune`
 
 # Second classifiers of the inception family, for training alone.
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -42,15 +42,10 @@ _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a 224×224 picture before the network.
+    """What happens to a 224×224 picture before the network."""
 
-    Attributes:
-        invert_sketches: whether pictures of x are inverted (black on white becomes white on black).
-        normalise: whether ImageNet's mean and standard deviation are taken out.
-    """
-
-    invert_sketches: bool = False
-    normalise: bool = True
+    invert_sketches: bool = False  # pictures of x, from black on white to white on black
+    normalise: bool = True  # take out ImageNet's mean and standard deviation
 
     def tensor(self, pictures: NDArray[np.uint8], domain: Domain, device: torch.device) -> Tensor:
         """Pictures (B, H, W, 3) uint8 as network input (B, 3, H, W) float32."""
@@ -67,17 +62,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How picture files become the input of a network, in fine-tuning and extraction alike.
-
-    Attributes:
-        preprocessing: of pictures.
-        device: that computes.
-        workers: decoding threads.
-    """
+    """How picture files become the input of a network, in fine-tuning and extraction alike."""
 
     preprocessing: Preprocessing
     device: torch.device
-    workers: int = 1
+    workers: int = 1  # decoding threads
 
     def of(
         self, batches: Iterable[Sequence[Path]], domain: Domain
@@ -135,9 +124,6 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
         given: a file; `none` for random weights; None: what torchvision publishes, from torch's
             hub cache.
         download: whether that may be fetched into the cache.
-
-    Raises:
-        IiaeError: no such file, damaged, or not in the cache.
     """
     check_name(name)
     if given == "none":
@@ -214,11 +200,6 @@ def final_layer(network: nn.Module) -> str:
 
 def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Module, int]:
     """Build a network from pictures (B, 3, 224, 224) to features (B, D); returns it and D.
-
-    Args:
-        name: of torchvision's classifier.
-        weights: from `find_weights`.
-        seed: of random weights.
 
     Raises:
         IiaeError: the weights cannot be read or are another network's.

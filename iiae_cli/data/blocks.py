@@ -1,183 +1,419 @@
-"""An append-only file of blocks of arrays, which a kill at any moment leaves usable.
+"""Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
-HDF5 files cannot be continued after a kill in the middle of a write; this can. Every block carries its length and its
-CRC-32. Opening the file reads it through once, front to back, and cuts off whatever follows the last whole block. One
-file takes all blocks of one piece of work, so that a shared file system never sees thousands of small ones.
+A job is described by a JSON object of everything that decides its values, and its result by blocks 0 … N-1, each a
+dictionary of arrays (numbers or text). While it runs, finished blocks lie in the folder `OUTPUT.partial/`:
 
-Layout of a block: magic (8 bytes), payload length (8), CRC-32 of the payload (4); the payload is the length of a JSON
-header (4), the header (names, dtypes and shapes of the arrays, and lines of text), then the arrays' bytes.
+    job.json    the job
+    lock        held by the process that works here; the system takes it back when the process dies
+    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and an uncompressed .npz
+
+A kill at any moment leaves at most a cut block at the end, which the next call drops. What `--shard` writes is a part
+(HDF5, schema `iiae.part/1`): its run of the blocks as /blocks/NUMBER/NAME, and the job as an attribute.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, TypeAlias
 
+import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import write_errors
-
-_MAGIC = b"iiaeblk1"
-_HEAD = struct.Struct("<8sQI")
-_LENGTH = struct.Struct("<I")
-_CHUNK = 1 << 20
-_SYNC_SECONDS = (
-    10.0  # what a machine that dies loses at most; a killed process loses nothing that was appended
+from iiae_cli.common.files import TEMPORARY, reading, write_errors, writing
+from iiae_cli.data.hdf5 import (
+    check_schema,
+    member,
+    new_hdf5,
+    open_hdf5,
+    read_array,
+    read_texts,
+    text_attribute,
+    write_texts,
 )
 
+PART_SCHEMA = "iiae.part/1"
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Job: TypeAlias = Mapping[str, Any]
 
-@dataclass(frozen=True)
-class Block:
-    """One block.
+_SCHEMA = "iiae.partial/2"
+_MAGIC = b"iiaeblk2"
+_HEAD = struct.Struct("<8sQQI")
+_SYNC_SECONDS = 10.0  # what a machine that dies loses at most; a killed process loses no block
+_NAMED = 8  # missing parts that an error names
+_REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
+
+
+class BlockStore:
+    """The finished blocks of a job, in `OUTPUT.partial/`; `block_store` opens it.
 
     Attributes:
-        arrays: by name, read-only.
-        lines: of text.
+        folder: where temporary files of the output may lie; they are removed with it.
+        job: what the blocks belong to.
     """
 
-    arrays: dict[str, NDArray[Any]]
-    lines: list[str] = field(default_factory=list)
-
-
-class BlockLog:
-    """The file; use as a context manager. One process at a time may have it open.
-
-    Args:
-        path: taken up where it exists, else made.
-
-    Raises:
-        IiaeError: the place cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with write_errors(path):
-            self._file: BinaryIO = path.open("a+b")
-            self._places, end = _scan(self._file)
-            self._file.truncate(end)
-        self._end = end
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder, self.job = folder, job
+        self._path = folder / "blocks"
+        self._places: dict[int, tuple[int, int]] = {}
+        with write_errors(self._path):
+            self._file = self._path.open("a+b")
+            self._file.truncate(self._scan())
         self._synced = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __enter__(self) -> BlockLog:
-        return self
+    def missing(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers whose block is not finished, in their order."""
+        return [number for number in numbers if number not in self._places]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with write_errors(self.path):  # closing writes what a full disk refused before
-            self._file.close()
-
-    def append(self, arrays: Mapping[str, NDArray[Any]], lines: Sequence[str] = ()) -> None:
-        """Add a block; it is safe from a kill when this returns.
+    def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a finished block; a kill does not lose it once this returns.
 
         Raises:
             IiaeError: the disk is full; the blocks before are whole.
         """
-        given = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        described = [(name, values.dtype.str, values.shape) for name, values in given.items()]
-        header = json.dumps({"arrays": described, "lines": list(lines)}).encode()
-        pieces: list[bytes | memoryview] = [_LENGTH.pack(len(header)), header]
-        pieces += [
-            values.reshape(-1).view(np.uint8).data for values in given.values() if values.size
-        ]
-        length, check = 0, 0
-        for piece in pieces:
-            length += len(piece)
-            check = zlib.crc32(piece, check)
-        with write_errors(self.path):
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(_HEAD.pack(_MAGIC, length, check))
-            for piece in pieces:
-                self._file.write(piece)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        payload = buffer.getbuffer()
+        with write_errors(self._path):
+            end = self._file.seek(0, os.SEEK_END)
+            self._file.write(_HEAD.pack(_MAGIC, number, len(payload), zlib.crc32(payload)))
+            self._file.write(payload)
             self._file.flush()
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
-                self.sync()
-        self._places.append((self._end + _HEAD.size, length))
-        self._end += _HEAD.size + length
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        self._places[number] = (end + _HEAD.size, len(payload))
 
-    def sync(self) -> None:
-        """Wait until the disk has everything."""
-        os.fsync(self._file.fileno())
-        self._synced = time.monotonic()
-
-    def __iter__(self) -> Iterator[Block]:
-        """All blocks, one at a time."""
-        for number in range(len(self)):
-            yield self.read(number)
-
-    def read(self, number: int) -> Block:
-        """One block.
+    def read(self, number: int) -> Arrays:
+        """The arrays of a finished block.
 
         Raises:
-            IiaeError: damaged since the file was opened, or not by this program.
+            IiaeError: the file is damaged.
         """
         place, length = self._places[number]
         self._file.seek(place)
-        payload = self._file.read(length)
-        try:
-            return _decoded(payload)
-        except (ValueError, KeyError, TypeError, struct.error) as error:
+        payload = io.BytesIO(self._file.read(length))
+        with reading(self._path, f"remove {self.folder} and run again"):
+            return dict(np.load(payload, allow_pickle=False))
+
+    def close(self) -> None:
+        """Close the file."""
+        with write_errors(self._path):  # closing writes what a full disk refused before
+            self._file.close()
+
+    def _scan(self) -> int:
+        """Find the whole blocks; returns where the last one ends."""
+        end = self._file.seek(0)
+        while len(head := self._file.read(_HEAD.size)) == _HEAD.size:
+            magic, number, length, check = _HEAD.unpack(head)
+            if magic != _MAGIC or length > os.fstat(self._file.fileno()).st_size - end:
+                break
+            if zlib.crc32(self._file.read(length)) != check:
+                break
+            self._places[number] = (end + _HEAD.size, length)
+            end += _HEAD.size + length
+        return end
+
+
+def partial_of(output: Path) -> Path:
+    """Where the unfinished work of an output lies: `OUTPUT.partial`."""
+    return output.with_name(f"{output.name}.partial")
+
+
+@contextmanager
+def block_store(
+    output: Path, job: Job, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[BlockStore]:
+    """Open the store of an output's blocks; it is removed when the block ends well.
+
+    It stays after an interruption, a bug or a full disk, and goes after any other user's error, which would only come
+    again.
+
+    Args:
+        output: the file that is made.
+        job: everything that decides the values, as JSON.
+        resume: continue finished blocks of the same job; those of another job are dropped with a word.
+        overwrite: drop what is there.
+
+    Raises:
+        IiaeError: work is there and neither is set, another process holds it, or the place cannot be written.
+    """
+    folder = partial_of(output)
+    job = json.loads(json.dumps(job))
+    with _held(folder):
+        begun = _begun(folder)
+        if begun is not None and not resume and not overwrite:
             raise IiaeError(
-                f"{self.path} is damaged: {error}", f"delete {self.path} and run again"
-            ) from error
+                f"{folder} holds interrupted work",
+                "continue it with --resume, or start over with --overwrite",
+            )
+        differing = _differences(begun or job, job)
+        if begun is not None and resume and differing:
+            console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
+        if begun is None or not resume or differing:
+            _empty(folder)
+            with writing(folder / "job.json") as temporary:
+                content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
+                temporary.write_text(content + "\n", encoding="utf-8")
+        store = BlockStore(folder, job)
+        finished = False
+        try:
+            yield store
+            finished = True
+        except IiaeError as error:
+            finished = not isinstance(error.__cause__, OSError | RuntimeError)
+            raise
+        finally:
+            store.close()
+            if finished or (not len(store) and not _others(folder)):
+                _remove(folder)
 
 
-def _scan(file: BinaryIO) -> tuple[list[tuple[int, int]], int]:
-    """(place, length) of the payload of every whole block, and where the last one ends."""
-    places: list[tuple[int, int]] = []
-    size = file.seek(0, os.SEEK_END)
-    end = file.seek(0)
-    while True:
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size:
-            return places, end
-        magic, length, check = _HEAD.unpack(head)
-        if magic != _MAGIC or end + _HEAD.size + length > size or not _agrees(file, length, check):
-            return places, end
-        places.append((end + _HEAD.size, length))
-        end += _HEAD.size + length
+def discard(output: Path) -> None:
+    """Remove what a process left that was killed after its output was complete."""
+    folder = partial_of(output)
+    if folder.is_dir():
+        with _held(folder):
+            _remove(folder)
 
 
-def _agrees(file: BinaryIO, length: int, wanted: int) -> bool:
-    found = 0
-    while length > 0:
-        chunk = file.read(min(length, _CHUNK))
-        if not chunk:
-            return False
-        found = zlib.crc32(chunk, found)
-        length -= len(chunk)
-    return found == wanted
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock.
+
+    Raises:
+        IiaeError: another process holds it, or something else is in the way.
+    """
+    _begun(folder)  # nothing is put into a folder of someone else's
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise IiaeError(
+            f"{folder} is in use by another process",
+            "wait for it, end it, or choose another output",
+        ) from None
+    except NotImplementedError:
+        pass  # a file system without locks: the user sees to it
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _decoded(payload: bytes) -> Block:
-    (length,) = _LENGTH.unpack_from(payload)
-    place = _LENGTH.size + length
-    header = json.loads(payload[_LENGTH.size : place])
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, text, shape in header["arrays"]:
-        dtype = np.dtype(text)
-        if dtype.kind not in "fiub":
-            raise ValueError(f"{name} is {dtype}")
-        count = int(np.prod(shape, dtype=np.int64))
-        values: NDArray[Any] = (
-            np.frombuffer(payload, dtype, count, place) if count else np.empty(0, dtype)
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The job that was begun in a folder; None where none was.
+
+    Raises:
+        IiaeError: something else is in the way.
+    """
+    if not os.path.lexists(folder):
+        return None
+    try:
+        if not (folder / "job.json").exists() and not _others(folder):
+            return None
+        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        if content["schema"] == _SCHEMA:
+            return dict(content["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise IiaeError(
+        f"{folder} is in the way: it is not the work of an interrupted command", "move it elsewhere"
+    )
+
+
+def _others(folder: Path) -> list[Path]:
+    """What lies in a folder beside the store's own files; half-written files do not count."""
+    own = ("lock", "job.json", "blocks")
+    return [
+        path
+        for path in folder.iterdir()
+        if path.name not in own and not path.name.endswith(TEMPORARY)
+    ]
+
+
+def _empty(folder: Path) -> None:
+    """Remove all work; the job goes last, so that a kill in between leaves a folder that is known again."""
+    paths = [path for path in folder.iterdir() if path.name != "lock"]
+    for path in sorted(paths, key=lambda path: path.name == "job.json"):
+        path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    _empty(folder)
+    (folder / "lock").unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _differences(left: Job, right: Job) -> list[str]:
+    """Names of what differs between two jobs."""
+    return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of how many.
+
+    Attributes:
+        index: from 0.
+        count: of parts.
+    """
+
+    index: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """`I/N`, as on the command line."""
+        return f"{self.index}/{self.count}"
+
+    def of(self, total: int) -> range:
+        """Its run of `total` blocks; runs follow one another and differ in length by one at most."""
+        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A part's file, its blocks unread.
+
+    Attributes:
+        path: the file.
+        part: which part it holds.
+        total: number of blocks of the whole job.
+        job: everything that decides the values.
+        about: what else its maker says, such as the words of its command.
+    """
+
+    path: Path
+    part: Part
+    total: int
+    job: dict[str, Any]
+    about: dict[str, Any]
+
+    def blocks(self) -> Iterator[Arrays]:
+        """Its blocks in order.
+
+        Raises:
+            IiaeError: one is missing, or the file is damaged.
+        """
+        with open_hdf5(self.path, _REMEDY) as file:
+            for number in self.part.of(self.total):
+                yield _arrays(file["blocks"], str(number))
+
+
+def write_part(
+    path: Path,
+    store: BlockStore,
+    part: Part,
+    total: int,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a part's file, atomically, from the blocks of a store; one block is in memory at a time.
+
+    Args:
+        path: an existing file is replaced.
+        store: has every block of the part.
+        part: which one.
+        total: number of blocks of the whole job.
+        about: what else to say; parts may differ in it.
+    """
+    with writing(path, folder=store.folder) as temporary, new_hdf5(temporary) as file:
+        head = {"part": [part.index, part.count, total], "job": store.job, "about": about or {}}
+        file.attrs["schema"] = PART_SCHEMA
+        file.attrs.update({key: json.dumps(value) for key, value in head.items()})
+        blocks = file.create_group("blocks")
+        for number in part.of(total):
+            group = blocks.create_group(str(number))
+            for name, values in store.read(number).items():
+                if values.dtype.kind == "U":
+                    write_texts(group, name, values.tolist())
+                else:
+                    group.create_dataset(name, data=values)
+
+
+def part_of(path: Path) -> PartFile:
+    """A part's file, its blocks unread.
+
+    Raises:
+        IiaeError: missing, damaged, or no part.
+    """
+    with open_hdf5(path, _REMEDY) as file:
+        check_schema(file, path, PART_SCHEMA, _REMEDY)
+        head = {key: json.loads(text_attribute(file, key)) for key in ("part", "job", "about")}
+        index, count, total = map(int, head["part"])
+        if not 0 <= index < count or total < 0:
+            raise ValueError(f"there is no part {index} of {count}")
+        return PartFile(path, Part(index, count), total, dict(head["job"]), dict(head["about"]))
+
+
+def _arrays(blocks: h5py.Group, number: str) -> Arrays:
+    group = member(blocks, number)
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"block {number} is missing")
+    arrays: Arrays = {}
+    for name in group:
+        texts = h5py.check_string_dtype(group[name].dtype) is not None
+        arrays[name] = (
+            np.array(read_texts(group, name), np.str_) if texts else read_array(group, name)
         )
-        arrays[name] = values.reshape(shape)
-        place += values.nbytes
-    return Block(arrays, [str(line) for line in header["lines"]])
+    return arrays
+
+
+def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
+    """All parts of one job, in order, their blocks unread.
+
+    Args:
+        paths: their files in any order.
+        again: how a missing part is made, up to the options: `iiae prepare …`.
+
+    Raises:
+        IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or missing.
+    """
+    parts = [part_of(path) for path in paths]
+    first = parts[0]
+    by_index: dict[int, PartFile] = {}
+    for one in parts:
+        differing = _differences(one.job, first.job)
+        if differing or one.total != first.total:
+            raise IiaeError(
+                f"{one.path} was made with another {', '.join(differing) or 'input'} "
+                f"than {first.path}",
+                "make all shards by the same command, source and version",
+            )
+        if one.part.count != first.part.count:
+            raise IiaeError(
+                f"{one.path} is shard {one.part.name}, {first.path} {first.part.name}",
+                "merge shards of one division",
+            )
+        other = by_index.setdefault(one.part.index, one)
+        if other is not one:
+            raise IiaeError(
+                f"shard {one.part.name} is given twice: {other.path}, {one.path}",
+                "name every shard once",
+            )
+    missing = [index for index in range(first.part.count) if index not in by_index]
+    if missing:
+        names = [f"{index}/{first.part.count}" for index in missing[:_NAMED]]
+        named = f"shard {names[0]} is" if len(missing) == 1 else f"shards {', '.join(names)} are"
+        more = f" (and {len(missing) - _NAMED} more)" if len(missing) > _NAMED else ""
+        raise IiaeError(
+            f"{named} missing{more}", f"make the rest: {again} --shard {names[0]} --resume"
+        )
+    return [by_index[index] for index in range(first.part.count)]

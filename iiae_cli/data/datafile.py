@@ -1,9 +1,9 @@
-"""The prepared data file (HDF5, schema `iiae.data/1`): self-describing, readable with h5py alone.
+"""The prepared data file (HDF5, schema `iiae.data/2`): self-describing, readable with h5py alone.
 
 Per split `train`, `valid`, `test` (a set with nothing to spare for validation has an empty `valid`):
 
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
-    /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8
+    /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8 of fixed length, like all texts
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
     /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
@@ -12,16 +12,14 @@ and /skipped (K,) UTF-8, a line for every input that was left out.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
 together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
-labels is read so too.
-
-Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
+labels is read so too. Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,13 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import writing
+from iiae_cli.common.files import reading, writing
+from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
-    DAMAGED,
-    TEXT,
     check_schema,
-    damage,
     dataset,
+    free_memory,
     member,
     new_hdf5,
     open_hdf5,
@@ -49,17 +46,15 @@ from iiae_cli.data.hdf5 import (
     text_attributes,
     write_texts,
 )
-from iiae_cli.data.hdf5 import free_memory as _free_memory
-from iiae_cli.data.late_rows import LateRows
 from iiae_cli.model import DOMAINS, Domain
 
-SCHEMA = "iiae.data/1"
-PART_SCHEMA = "iiae.data-part/1"  # of what `iiae prepare --shard` writes, see `prepare.part_files`
+SCHEMA = "iiae.data/2"
 SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 
 _CHECKED = 65_536  # rows of features looked at together
+_HINT = "make it again: iiae prepare NAME … --overwrite"
 
 
 @dataclass
@@ -163,35 +158,27 @@ class DataInfo:
 
 
 class StoredRows:
-    """Rows of a dataset in an HDF5 file, read by slices; nothing else of the file is touched.
+    """Rows of one side in a data file, read by slices; nothing else of the file is touched.
 
     Args:
         path: the file, kept open.
-        name: of the dataset.
-        remedy: hint for a file that turns out damaged.
+        name: of the array.
     """
 
-    def __init__(self, path: Path, name: str, remedy: str) -> None:
-        self.path = path
-        self._remedy = remedy
-        self._data: h5py.Dataset = open_hdf5(path, remedy)[name]
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        with reading(path, _HINT):
+            self._data: h5py.Dataset = h5py.File(path, "r", locking=False)[name]
         self.shape: tuple[int, ...] = tuple(self._data.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Rows:
-        try:
+        with reading(self._path, _HINT):
             values: Rows = self._data[rows]
-        except DAMAGED as error:
-            raise IiaeError(
-                f"{self.path} is damaged in {self._data.name}: {error}", self._remedy
-            ) from error
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise IiaeError(
-                f"{self.path} holds values that are not finite in {self._data.name}", self._remedy
-            )
-        return values
+            _refuse_not_finite(values, self._data.name)
+            return values
 
 
 def write_data_file(
@@ -209,42 +196,35 @@ def write_data_file(
         path: where; an existing file is replaced.
         name: of the data set.
         splits: those of `SPLITS`; absent ones are written empty.
-        attributes: said of the file's making: source checksums, command, versions.
+        attributes: what to say of the file's making: source checksums, command, versions.
         skipped: a line for every input left out.
         folder: for the temporary file; None: beside `path`.
     """
-    some = next(iter(splits.values()))
+    empty = _empty_like(next(iter(splits.values())))
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
-        file.attrs.update(
-            {"schema": SCHEMA, "name": name, **{k: printable(v) for k, v in attributes.items()}}
-        )
+        told = {key: printable(value) for key, value in attributes.items()}
+        file.attrs.update({"schema": SCHEMA, "name": name, **told})
         if skipped:
             write_texts(file, "skipped", skipped)
         for split_name in SPLITS:
-            split = splits.get(split_name) or _empty_like(some)
-            group = file.create_group(split_name)
-            for domain in DOMAINS:
-                side = split.side(domain)
-                _write_rows(group, domain, side.rows)
-                write_texts(group, f"{domain}_ids", side.ids)
-                if side.labels is not None:
-                    write_texts(group, f"{domain}_labels", side.labels)
-            for factor, values in split.factors.items():
-                dtype = TEXT if values.dtype.kind in "OU" else None
-                group.create_dataset(f"factors/{factor}", data=values, dtype=dtype)
-            if split.pairs is not None:
-                group.create_dataset("pairs", data=split.pairs)
+            _write_split(file.create_group(split_name), splits.get(split_name, empty))
 
 
-def _write_rows(group: h5py.Group, name: str, rows: Rows | LateRows) -> None:
-    if not isinstance(rows, LateRows):
-        group.create_dataset(name, data=rows)
-        return
-    target = group.create_dataset(name, rows.shape, rows.dtype)
-    done = 0
-    for block in rows.blocks():
-        target[done : done + len(block)] = block
-        done += len(block)
+def _write_split(group: h5py.Group, split: Split) -> None:
+    for domain in DOMAINS:
+        side = split.side(domain)
+        group.create_dataset(domain, data=side.rows)
+        write_texts(group, f"{domain}_ids", side.ids)
+        if side.labels is not None:
+            write_texts(group, f"{domain}_labels", side.labels)
+    for name, values in split.factors.items():
+        factors = group.require_group("factors")
+        if values.dtype.kind in "OU":
+            write_texts(factors, name, values.tolist())
+        else:
+            factors.create_dataset(name, data=values)
+    if split.pairs is not None:
+        group.create_dataset("pairs", data=split.pairs)
 
 
 def _empty_like(split: Split) -> Split:
@@ -275,83 +255,34 @@ class DataFile:
     def __init__(self, path: Path, copy: Path | None = None) -> None:
         self.path = path
         self._place = copy or path
-        self._remedy = "make it again with 'iiae prepare NAME -o FILE.h5 --overwrite'"
-        with open_hdf5(self._place, self._remedy) as file:
-            _refuse_part(file, path)
-            check_schema(file, path, SCHEMA, self._remedy)
-            with damage(path, self._remedy):
-                groups = self._groups(file)
-                shapes = {d: self._shape(groups, d) for d in ("x", "y")}
-                counts = {split: len(group["x"]) for split, group in groups.items()}
-                pairs = {
-                    split: len(rows)
-                    for split, group in groups.items()
-                    if (rows := dataset(group, "pairs"))
-                }
-                self.info = DataInfo(
-                    name=text_attribute(file, "name", path.stem),
-                    shape_x=shapes["x"],
-                    shape_y=shapes["y"],
-                    counts={split: counts.get(split, 0) for split in SPLITS},
-                    pair_counts={split: pairs.get(split, counts.get(split, 0)) for split in SPLITS},
-                    attributes=text_attributes(file),
-                    by_class=self._by_class(groups, text_attribute(file, "alignment", "")),
-                )
-
-    def _groups(self, file: h5py.File) -> dict[str, h5py.Group]:
-        groups = {split: found for split in SPLITS if (found := member(file, split)) is not None}
-        for split, group in groups.items():
-            if not isinstance(group, h5py.Group):
-                raise IiaeError(f"{self.path} holds no group at /{split}", self._remedy)
-        return groups
-
-    def _by_class(self, groups: dict[str, h5py.Group], alignment: str) -> bool:
-        unequal = any(
-            len(group["x"]) != len(group["y"]) and member(group, "pairs") is None
-            for group in groups.values()
-        )
-        labelled = all(
-            member(group, f"{domain}_labels") is not None
-            for group in groups.values()
-            for domain in ("x", "y")
-        )
-        if alignment == "class" and not labelled:
-            raise IiaeError(
-                f"{self.path} pairs by class, but has rows without labels", self._remedy
-            )
-        return labelled and (unequal or alignment == "class")
-
-    def _shape(self, groups: dict[str, h5py.Group], domain: str) -> tuple[int, ...]:
-        shapes = set()
-        for split, group in groups.items():
-            data = dataset(group, domain)
-            if data is None or data.ndim not in (2, 4):
+        with open_hdf5(self._place, _HINT) as file:
+            if text_attributes(file).get("schema") == PART_SCHEMA:
                 raise IiaeError(
-                    f"{self.path} holds no pictures (N, H, W, C) or features (N, F) at /{split}/{domain}",
-                    self._remedy,
+                    f"{path} is one shard of a data set",
+                    "join all shards first: iiae prepare SHARD.h5… --merge -o FILE.h5",
                 )
-            if data.dtype != (np.uint8 if data.ndim == 4 else np.float32):
-                raise IiaeError(
-                    f"{self.path} has {data.dtype} values at /{split}/{domain}", self._remedy
-                )
-            shapes.add(tuple(int(n) for n in data.shape[1:]))
-        if len(shapes) != 1:
-            raise IiaeError(
-                f"{self.path} has no split, or splits of different shapes", self._remedy
+            check_schema(file, path, SCHEMA, _HINT)
+            groups = {name: _group(file, name) for name in SPLITS if name in file}
+            shapes = {domain: _shape(groups, domain) for domain in DOMAINS}
+            counts = {name: len(group["x"]) for name, group in groups.items()}
+            pairs = {
+                name: len(data)
+                for name, group in groups.items()
+                if (data := dataset(group, "pairs")) is not None
+            }
+            self.info = DataInfo(
+                name=text_attribute(file, "name", path.stem),
+                shape_x=shapes["x"],
+                shape_y=shapes["y"],
+                counts={name: counts.get(name, 0) for name in SPLITS},
+                pair_counts={name: pairs.get(name, counts.get(name, 0)) for name in SPLITS},
+                attributes=text_attributes(file),
+                by_class=_by_class(groups, text_attribute(file, "alignment", "")),
             )
-        shape = shapes.pop()
-        if 0 in shape:
-            raise IiaeError(
-                f"{self.path} holds rows of shape {shape}, which are empty", self._remedy
-            )
-        return shape
 
     def skipped(self) -> list[str]:
         """A line for every input that was left out when the file was made."""
-        with (
-            open_hdf5(self._place, self._remedy) as file,
-            damage(self.path, self._remedy, " in /skipped"),
-        ):
+        with open_hdf5(self._place, _HINT) as file:
             return read_texts(file, "skipped") or []
 
     def split(self, name: str) -> Split:
@@ -360,32 +291,21 @@ class DataFile:
         Raises:
             IiaeError: the split is unknown, damaged, or rows, ids and labels differ in number.
         """
-        if name not in SPLITS:
-            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with (
-            open_hdf5(self._place, self._remedy) as file,
-            damage(self.path, self._remedy, f" in /{name}"),
-        ):
-            group = self._groups(file).get(name)
-            if group is None:
-                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
+        with self._opened(name) as group:
             x, y = (
-                Side(
-                    _read_or_map(group, domain, self._place),
-                    read_texts(group, f"{domain}_ids") or [],
-                    read_texts(group, f"{domain}_labels"),
-                )
+                Side(_read_or_map(group, domain, self._place), *_texts(group, domain))
                 for domain in DOMAINS
             )
-            split = Split(
-                x,
-                y,
-                factors=_factors(group),
-                pairs=None
-                if member(group, "pairs") is None
-                else read_array(group, "pairs").astype(np.int64),
-            )
-        self._check(name, split)
+            factors = _group(group, "factors") if "factors" in group else {}
+            split = Split(x, y, {factor: _factor(factors, factor) for factor in factors})
+            if "pairs" in group:
+                split.pairs = read_array(group, "pairs").astype(np.int64)
+                _check_pairs(split.pairs, (len(x), len(y)))
+            for factor, column in split.factors.items():
+                if column.shape[:1] != (split.pair_count,):
+                    raise ValueError(
+                        f"{split.pair_count} pairs but {column.shape} values of factor {factor}"
+                    )
         return split
 
     def domain_rows(
@@ -396,96 +316,98 @@ class DataFile:
         Raises:
             IiaeError: as `split`.
         """
+        with self._opened(name) as group:
+            ids, labels = _texts(group, domain)
+        return StoredRows(self._place, f"{name}/{domain}"), ids, labels
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[h5py.Group]:
         if name not in SPLITS:
             raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with (
-            open_hdf5(self._place, self._remedy) as file,
-            damage(self.path, self._remedy, f" in /{name}"),
-        ):
-            group = self._groups(file).get(name)
-            if group is None:
+        with open_hdf5(self._place, _HINT) as file:
+            if name not in file:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
-            ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
-        rows = StoredRows(self._place, f"{name}/{domain}", self._remedy)
-        self._check_count(name, domain, len(rows), ids or [], labels)
-        return rows, ids or [], labels
-
-    def _check(self, name: str, split: Split) -> None:
-        for domain in DOMAINS:
-            side = split.side(domain)
-            self._check_count(name, domain, len(side), side.ids, side.labels)
-        if split.pairs is not None:
-            limits = (len(split.x), len(split.y))
-            if (
-                split.pairs.ndim != 2
-                or split.pairs.shape[1] != 2
-                or not _within(split.pairs, limits)
-            ):
-                raise IiaeError(
-                    f"{self.path} has pairs outside its rows in /{name}/pairs", self._remedy
-                )
-        for factor, column in split.factors.items():
-            if column.ndim == 0 or len(column) != split.pair_count:
-                raise IiaeError(
-                    f"{self.path} has {split.pair_count} pairs but {column.shape} values of factor {factor} in /{name}",
-                    self._remedy,
-                )
-
-    def _check_count(
-        self, name: str, domain: Domain, rows: int, ids: list[str], labels: list[str] | None
-    ) -> None:
-        for what, values in (("ids", ids), ("labels", labels)):
-            if values is not None and len(values) != rows:
-                raise IiaeError(
-                    f"{self.path} has {rows} rows but {len(values)} {what} in /{name}/{domain}",
-                    self._remedy,
-                )
+            yield _group(file, name)
 
 
-def _refuse_part(file: h5py.File, path: Path) -> None:
-    with damage(path, "make it again: iiae prepare …"):
-        if text_attribute(file, "schema", "none") == PART_SCHEMA:
-            raise IiaeError(
-                f"{path} is one shard of a data set",
-                "join all shards first: iiae prepare SHARD.h5… --merge -o FILE.h5",
+# What follows raises ValueError on damage, inside of `open_hdf5`.
+
+
+def _group(parent: h5py.Group, name: str) -> h5py.Group:
+    group = member(parent, name)
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"{name} is no group")
+    return group
+
+
+def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
+    """The shape of a row of a domain, equal in all splits."""
+    shapes = set()
+    for group in groups.values():
+        data = dataset(group, domain)
+        if data is None or (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
+            raise ValueError(
+                f"{group.name}/{domain} holds no uint8 pictures (N, H, W, C) "
+                "and no float32 features (N, F)"
             )
+        shapes.add(tuple(int(size) for size in data.shape[1:]))
+    if len(shapes) != 1 or 0 in (shape := shapes.pop()):
+        raise ValueError("it has no split, empty rows, or splits of different shapes")
+    return shape
 
 
-def _within(pairs: NDArray[np.int64], limits: tuple[int, int]) -> bool:
-    return len(pairs) == 0 or bool(
-        pairs.min() >= 0 and pairs[:, 0].max() < limits[0] and pairs[:, 1].max() < limits[1]
+def _by_class(groups: dict[str, h5py.Group], alignment: str) -> bool:
+    unequal = any(
+        len(group["x"]) != len(group["y"]) and "pairs" not in group for group in groups.values()
     )
+    labelled = all(f"{d}_labels" in group for group in groups.values() for d in DOMAINS)
+    if alignment == "class" and not labelled:
+        raise ValueError("it pairs by class, but has rows without labels")
+    return labelled and (unequal or alignment == "class")
 
 
-def _factors(group: h5py.Group) -> dict[str, Rows]:
-    factors = member(group, "factors")
-    if factors is not None and not isinstance(factors, h5py.Group):
-        raise ValueError("factors is no group")
-    return {} if factors is None else {name: _factor(factors, name) for name in factors}
+def _texts(group: h5py.Group, domain: Domain) -> tuple[list[str], list[str] | None]:
+    """Ids and labels (where known) of a domain, as many as rows."""
+    ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+    for what, texts in (("ids", ids or []), ("labels", labels)):
+        if texts is not None and len(texts) != len(group[domain]):
+            raise ValueError(
+                f"{len(group[domain])} rows but {len(texts)} {what} in {group.name}/{domain}"
+            )
+    return ids or [], labels
+
+
+def _check_pairs(pairs: NDArray[np.int64], rows: tuple[int, int]) -> None:
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not ((pairs >= 0) & (pairs < rows)).all():
+        raise ValueError("pairs lie outside its rows")
 
 
 def _factor(factors: h5py.Group, name: str) -> Rows:
-    data = member(factors, name)
-    if isinstance(data, h5py.Dataset) and h5py.check_string_dtype(data.dtype) is not None:
+    data = dataset(factors, name)
+    if data is not None and data.dtype.kind == "S":
         return np.array(read_texts(factors, name), object)
     return read_array(factors, name)
 
 
 def _read_or_map(group: h5py.Group, name: str, path: Path) -> Rows:
-    """The array in memory, or a read-only memory map where it would take more than half of the free memory."""
+    """The array in memory, or a read-only map where it takes more than half of the free memory."""
     data = dataset(group, name)
     if data is None:
         raise ValueError(f"{name} is missing")
     offset = data.id.get_offset()
-    if data.nbytes > _free_memory() // 2 and offset is not None:
-        values: Rows = np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
+    if data.nbytes > free_memory() // 2 and offset is not None:
+        values: Rows = np.memmap(path, data.dtype, "r", offset, data.shape)
     else:
         refuse_beyond_memory(data)
         values = data[()]
+    _refuse_not_finite(values, data.name)
+    return values
+
+
+def _refuse_not_finite(values: Rows, name: str) -> None:
     for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
         if not np.isfinite(values[start : start + _CHECKED]).all():
-            raise ValueError(f"{data.name} holds values that are not finite")
-    return values
+            raise ValueError(f"{name} holds values that are not finite")
 
 
 def sha256_of(*paths: Path) -> str:
@@ -510,8 +432,3 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "pillow": PIL.__version__,
     }
-
-
-def versions_json() -> str:
-    """`versions()` as one JSON text."""
-    return json.dumps(versions(), sort_keys=True)

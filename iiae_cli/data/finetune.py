@@ -31,25 +31,24 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
-from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, check_name
+from iiae_cli.data.backbone import (
+    NETWORK_SCHEMA,
+    Inputs,
+    Preprocessing,
+    Weights,
+    build_backbone,
+    check_name,
+)
 from iiae_cli.data.leaks import Seen
 from iiae_cli.model import Domain
 
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/2"
-NETWORK_SCHEMA = "iiae.backbone/1"
 FEATURES = 512  # width of a fine-tuned network's features
 _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone → linear `width`, no activation: pictures (B, 3, 224, 224) to features (B, width).
-
-    Args:
-        body: the backbone up to its feature layer.
-        body_width: of that layer.
-        width: of the features, which are signed.
-        seed: of the linear layer.
-    """
+    """Backbone → linear `width`, seeded: pictures (B, 3, 224, 224) to signed features (B, width)."""
 
     def __init__(
         self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
@@ -90,15 +89,7 @@ def save_network(
     path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
 ) -> None:
     """Write a fine-tuned network, atomically."""
-    header = {
-        "schema": NETWORK_SCHEMA,
-        "domain": domain,
-        "backbone": record.backbone,
-        "weights": json.dumps(record.weights),
-        "preprocessing": json.dumps(asdict(record.preprocessing)),
-        "fine_tuning": json.dumps(record.fine_tuning),
-        **{key: json.dumps(value) for key, value in record.seen.to_json().items()},
-    }
+    header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
     _save(dict(network.state_dict()), path, header)
 
 
@@ -109,22 +100,15 @@ def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> Non
 
 
 def read_record(path: Path, domain: Domain) -> NetworkRecord:
-    """Read what a fine-tuned network says of itself; its weights are not read.
-
-    Raises:
-        IiaeError: missing, damaged, of the other domain, or no such network.
-    """
+    """Read what a fine-tuned network of a domain says of itself; its weights are not read."""
     header = read_header(path, NETWORK_SCHEMA, _HINT)
     if header.get("domain") != domain:
         raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
     with reading(path, _HINT):
-        record = NetworkRecord(
-            backbone=header["backbone"],
-            weights=json.loads(header["weights"]),
-            preprocessing=Preprocessing(**json.loads(header["preprocessing"])),
-            fine_tuning=json.loads(header["fine_tuning"]),
-            seen=Seen.of_header(header),
-        )
+        values = json.loads(header["record"])
+        values["preprocessing"] = Preprocessing(**values["preprocessing"])
+        values["seen"] = Seen(tuple(values["seen"]["classes"]), values["seen"]["complete"])
+        record = NetworkRecord(**values)
     check_name(record.backbone)
     return record
 
@@ -142,20 +126,12 @@ def load_network(path: Path, domain: Domain) -> FeatureNetwork:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a backbone is fine-tuned.
+    """How a backbone is fine-tuned."""
 
-    Attributes:
-        epochs: one draws as many pictures as the domain has for training.
-        seed: of new layers, batches and dropout.
-        batch_size: pictures per step.
-        learning_rate: of the first step; it falls linearly to 0.
-        momentum: of SGD.
-    """
-
-    epochs: int
-    seed: int = 0
+    epochs: int  # one draws as many pictures as the domain has for training
+    seed: int = 0  # of new layers, batches and dropout
     batch_size: int = 64
-    learning_rate: float = 0.01
+    learning_rate: float = 0.01  # of the first step; it falls linearly to 0
     momentum: float = 0.9
 
 
@@ -202,11 +178,7 @@ class _Tuner:
         return np.array(drawn, np.int64)
 
     def learn(self, inputs: Tensor, targets: Tensor, total: int) -> None:
-        """Take one of `total` steps of SGD.
-
-        Raises:
-            IiaeError: the loss is not finite.
-        """
+        """Take one of `total` steps of SGD; a loss that is not finite is an error."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * (1.0 - self.step / total)
         self._seed(self.step)
@@ -260,24 +232,11 @@ def fine_tune(
 ) -> float:
     """Fine-tune a network, in place, to tell the classes of its pictures; it ends in eval mode.
 
-    Unreadable pictures are left out of their batch (extraction names them).
-
-    Args:
-        network: with a feature layer of its own.
-        paths: training pictures of one domain.
-        labels: their classes.
-        domain: x or y; seeds differ.
-        settings: of the optimiser.
-        inputs: how pictures become the network's input, and where it computes.
-        checkpoint: file that is written after every epoch, and resumed from where it exists.
-        stop: asked after every step.
+    Unreadable pictures are left out of their batch (extraction names them). The checkpoint is
+    written after every epoch and where the work should stop, and resumed from where it exists.
 
     Returns:
         Accuracy on the pictures drawn in the last epoch, while it was learnt.
-
-    Raises:
-        IiaeError: no readable picture, or the loss is not finite.
-        Interrupted: the work should stop; the checkpoint is written.
     """
     targets = np.unique(np.array(labels), return_inverse=True)[1]
     steps = math.ceil(len(paths) / settings.batch_size)

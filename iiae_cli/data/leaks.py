@@ -27,15 +27,10 @@ def class_list_hash(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """Classes that some weights were trained on.
-
-    Attributes:
-        classes: those known of, sorted.
-        complete: whether there are no others; features and weights of unknown origin are not.
-    """
+    """Classes that some weights were trained on, sorted."""
 
     classes: tuple[str, ...] = ()
-    complete: bool = True
+    complete: bool = True  # there are no others; not known of features and weights of others
 
     def and_also(self, classes: Iterable[str]) -> Seen:
         """The same after training on more classes."""
@@ -58,11 +53,7 @@ class Seen:
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Seen:
-        """From what `to_json` returned; unknown where nothing is said.
-
-        Raises:
-            ValueError: `classes_seen` is no list of names.
-        """
+        """From what `to_json` returned; unknown where nothing is said."""
         classes = values.get("classes_seen")
         if classes is None:
             return UNKNOWN
@@ -72,21 +63,13 @@ class Seen:
 
     @classmethod
     def of_header(cls, header: Mapping[str, str]) -> Seen:
-        """From the header of a weights file, whose values are JSON.
-
-        Raises:
-            ValueError: the header is damaged.
-        """
+        """From the header of a weights file, whose values are JSON."""
         keys = ("classes_seen", "classes_seen_complete")
         return cls.of_json({key: json.loads(header[key]) for key in keys if key in header})
 
     @classmethod
     def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
-        """From a data file's attribute `backbone`.
-
-        Raises:
-            IiaeError: the attribute is damaged.
-        """
+        """From a data file's attribute `backbone`; a damaged one is an error."""
         try:
             return cls.of_json(json.loads(attributes.get("backbone", "{}")))
         except (ValueError, AttributeError, RecursionError) as error:
@@ -101,14 +84,7 @@ UNKNOWN = Seen(complete=False)
 
 
 def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
-    """Refuse weights or features that have seen a test class, unless `allow`.
-
-    Args:
-        seen: what they were trained on.
-        test_classes: of the data set.
-        what: the weights or features, for the error.
-        allow: whether `--allow-leak` was given.
-    """
+    """Refuse `what`, weights or features, where it has seen a test class, unless `allow`."""
     found = seen.among(test_classes)
     if found and not allow:
         raise IiaeError(

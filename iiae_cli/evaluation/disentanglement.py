@@ -31,7 +31,7 @@ from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
 from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.evaluation.translation import Subject
-from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
@@ -55,17 +55,11 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What the caller may choose, and how rows belong together.
+    """What the caller may choose, and how rows belong together."""
 
-    Attributes:
-        rows: that probes see at most.
-        shared: factors that both domains hold, beside those whose names say so.
-        by_class: rows belong together by their labels alone, so that there are no pairs' factors.
-    """
-
-    rows: int = PROBE_ROWS
-    shared: Sequence[str] = ()
-    by_class: bool = False
+    rows: int = PROBE_ROWS  # that probes see at most
+    shared: Sequence[str] = ()  # factors of both domains, beside those whose names say so
+    by_class: bool = False  # rows have labels and no partners, so that pairs' factors mean nothing
 
 
 def measure_disentanglement(
@@ -77,12 +71,8 @@ def measure_disentanglement(
 ) -> tuple[Figures, Figures]:
     """The figures, and what a reader must know of how they were made.
 
-    Args:
-        subject: the model and the measured rows.
-        objective: whose terms the bounds are.
-        train: reads the training split, for probes that the measured rows are too few for.
-        options: of the probes.
-        metric: distance between latents.
+    `train` reads the training split, for probes that the measured rows are too few for; the bounds
+    are terms of the `objective`.
 
     Raises:
         IiaeError: a factor that does not exist, or latents that are not finite.
@@ -215,15 +205,10 @@ def _entry(by_mean: ProbeScore | None, by_sample: ProbeScore | None) -> Figures:
 
 @dataclass(frozen=True)
 class LatentUsage:
-    """One latent of one domain, dimension by dimension, over a split.
+    """One latent of one domain, dimension by dimension (D,), over a split."""
 
-    Attributes:
-        kl: (D,) mean KL(q ‖ N(0, 1)) in nats.
-        variance: (D,) of the posterior means over the rows.
-    """
-
-    kl: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    kl: NDArray[np.float64]  # mean KL(q ‖ N(0, 1)) in nats
+    variance: NDArray[np.float64]  # of the posterior means over the rows
 
     @property
     def active(self) -> int:
@@ -314,7 +299,7 @@ def bound_figures(subject: Subject, objective: Objective) -> Figures:
 def warnings_of(
     latents: dict[str, Figures], probes: dict[str, Figures], learning: int
 ) -> list[str]:
-    """Collapsed latents, and probes of too few rows: `learning` for each, or its control is loud."""
+    """Collapsed latents, and probes that learn from too few rows or whose control is loud."""
     lines = []
     for name, latent in latents.items():
         title, dimensions = name.replace("_", " "), latent["dimensions"]

@@ -27,21 +27,13 @@ MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their numb
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor of N rows.
-
-    Attributes:
-        name: in the data file.
-        owner: which latents should hold it; None if unknown.
-        values: (N, D) float64 of a quantity, (N,) codes from 0 of classes.
-        known: (N,) whether a row has a value.
-        classes: their number; 0 for a quantity.
-    """
+    """A factor of N rows: a quantity, or classes by code."""
 
     name: str
-    owner: Owner | None
-    values: NDArray[Any]
-    known: NDArray[np.bool_]
-    classes: int = 0
+    owner: Owner | None  # which latents should hold it, if known
+    values: NDArray[Any]  # (N, D) float64, or codes from 0 (N,)
+    known: NDArray[np.bool_]  # (N,) whether a row has a value
+    classes: int = 0  # 0 for a quantity
 
 
 def owner_of(name: str, shared: Collection[str] = ()) -> Owner | None:
@@ -70,18 +62,11 @@ def read_factor(
     owner: Owner | None = None,
     least: int = 1,
 ) -> Factor:
-    """A factor of M measured rows and L rows to learn from, in this order.
+    """A factor of measured rows (M, …), then of rows to learn from (L, …).
 
     Text, truth values and up to `MAX_CODES` distinct whole numbers are classes; empty text is
     unknown, and so is a class that fewer than `least` measured rows have. Anything else is a
-    quantity; NaN and infinity are unknown.
-
-    Args:
-        name: of the factor.
-        measured: (M, …).
-        learning: (L, …); unknown throughout if it is unlike `measured`.
-        owner: whose it is.
-        least: rows of a class below which it is left out.
+    quantity; NaN and infinity are unknown, and `learning` throughout if it is unlike `measured`.
     """
     if _is_classes(name, measured):
         texts = _texts(measured)

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import PairOrder, to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
-from iiae_cli.model import Domain
+from iiae_cli.model import DOMAINS, Domain
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 JUDGE_STEPS = 1500
@@ -63,23 +64,14 @@ class _Network(nn.Module):
 
 @dataclass
 class Judge:
-    """What reads one domain's pictures.
-
-    Attributes:
-        network: trained.
-        classes: that it tells apart, in the order of its scores.
-        factors: columns of the factors it reads, by name.
-        low: smallest value of each column in training (F,).
-        span: largest minus smallest (F,); read factors are fractions of it.
-        side: pictures whose longer side exceeds it are shrunk to it.
-    """
+    """What reads one domain's pictures."""
 
     network: nn.Module
-    classes: list[str]
-    factors: dict[str, slice]
-    low: Array
-    span: Array
-    side: int
+    classes: list[str]  # in the order of its scores
+    factors: dict[str, slice]  # columns of the factors it reads
+    low: Array  # smallest value of each column in training (F,)
+    span: Array  # largest minus smallest (F,); read factors are fractions of it
+    side: int  # longer pictures are shrunk to it
 
     def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
         """Classes by name (N,) and factors (N, F) of pictures (B, C, H, W) in [−1, 1]."""
@@ -150,6 +142,24 @@ def train_judge(
             optimizer.step()
             progress(step + 1)
     return Judge(network.eval(), classes, factors, low, span, side)
+
+
+def train_judges(subject: Subject, train: Split, size: tuple[int, int]) -> dict[Domain, Judge]:
+    """Train a judge of each domain on the subject's device, with a progress bar."""
+    judges: dict[Domain, Judge] = {}
+    device, seed = subject.trained.device, subject.seed
+    for domain in DOMAINS:
+        with console.progress(f"judge of {domain}", JUDGE_STEPS) as bar:
+            judges[domain] = train_judge(
+                train,
+                domain,
+                size=size,
+                seed=seed,
+                steps=JUDGE_STEPS,
+                device=device,
+                progress=bar.update,
+            )
+    return judges
 
 
 def judged_translations(

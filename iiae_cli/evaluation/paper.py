@@ -30,31 +30,18 @@ _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by tabl
 
 @dataclass(frozen=True)
 class Published:
-    """One number of the paper.
-
-    Attributes:
-        table: its number.
-        method: as the paper names it.
-        data_set: as `prepare` names it.
-        direction: as the paper writes it.
-        figure: what was measured, for people.
-        key: of the counterpart among `evaluate`'s figures.
-        value: fraction in [0, 1], or LPIPS.
-        spread: what the paper puts behind ±, if anything.
-        split: of the data that it was measured on.
-        queries: how many, 0 where unknown; a paired set's gallery has as many items.
-    """
+    """One number of the paper; table, method, direction and figure as the paper names them."""
 
     table: int
     method: str
-    data_set: str
+    data_set: str  # as `prepare` names it
     direction: str
     figure: str
-    key: str
-    value: float
-    spread: float | None = None
+    key: str  # of the counterpart among `evaluate`'s figures
+    value: float  # fraction in [0, 1], or LPIPS
+    spread: float | None = None  # what the paper puts behind ±
     split: str = "test"
-    queries: int = 0
+    queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
 
 
 @dataclass(frozen=True)

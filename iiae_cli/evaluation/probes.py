@@ -47,21 +47,15 @@ Ints: TypeAlias = NDArray[np.int64]
 class ProbeScore:
     """How well a factor is read: cross-validated R² of a quantity, balanced accuracy of classes.
 
-    Attributes:
-        linear: score of the linear probe.
-        nonlinear: score of the non-linear one.
-        control: of the linear probe on shuffled values; it belongs near `chance`.
-        control_nonlinear: likewise of the non-linear one.
-        chance: 0 for a quantity, 1 / classes.
-        rows: tested on.
+    Controls are the same probes' scores on shuffled values; they belong near `chance`.
     """
 
     linear: float
     nonlinear: float
     control: float
     control_nonlinear: float
-    chance: float
-    rows: int
+    chance: float  # 0 for a quantity, 1 / classes
+    rows: int  # tested on
 
     @property
     def above_control(self) -> float:
@@ -74,12 +68,9 @@ class ProbeScore:
 
 
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
-    """The fold of every row, groups undivided, then `learning` rows of `LEARN_ONLY`: (M + L,).
+    """The fold of every row, then `learning` rows of `LEARN_ONLY`: (M + L,).
 
-    Args:
-        groups: (M,) what must not be on both sides of a test, by number.
-        learning: L.
-        seed: of the division.
+    Rows of one group (M,), by number, are in one fold: a group is never on both sides of a test.
     """
     names, members = np.unique(groups, return_inverse=True)
     fold_of_group = np.random.default_rng(seed).permutation(len(names)) % FOLDS
@@ -89,16 +80,10 @@ def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
 def probe(
     latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0
 ) -> dict[str, ProbeScore | None]:
-    """Scores of every factor by name; None where there is nothing to be read.
+    """Scores of every factor of latents (N, S) by name; None if there is nothing to be read.
 
     That is: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or
-    a class of a single group of rows.
-
-    Args:
-        latents: (N, S).
-        factors: of these N rows.
-        folds: (N,) of `draw_folds`.
-        seed: of shuffling, bumps and held-out quarters.
+    a class of a single group of rows. `folds` (N,) are those of `draw_folds`.
 
     Raises:
         IiaeError: latents that are not finite.
@@ -132,14 +117,9 @@ def ridge_predictions(
 ) -> Floats:
     """Ridge regression of many columns, each penalty chosen by leave-one-out error: (A, T).
 
-    The same as scikit-learn's `RidgeCV(alpha_per_target=True)`, three to ten times as fast, since
-    one eigenbasis serves all columns and penalties.
-
-    Args:
-        known: (N, S) rows to learn from.
-        columns: (N, T) their values.
-        asked: (A, S) rows to predict.
-        penalties: to choose among, all positive.
+    The same as scikit-learn's `RidgeCV(alpha_per_target=True)`, three to four times as fast, since
+    one eigenbasis serves all columns and penalties. Learns from rows `known` (N, S) with values
+    `columns` (N, T) and predicts the rows `asked` (A, S).
     """
     centre, mean = known.mean(axis=0), columns.mean(axis=0)
     inputs, targets = known - centre, columns - mean

@@ -13,7 +13,7 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.metrics import median_rank, recall_at_k
 from iiae_cli.evaluation.zero_shot import rank_by_class
-from iiae_cli.inference.retrieval import Metric, partner_ranks
+from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from iiae_cli.evaluation.metrics import recall_at_k
 from iiae_cli.evaluation.protocols import direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
-from iiae_cli.inference.retrieval import Metric, partner_ranks
+from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import inference
 from iiae_cli.model import DOMAINS, Domain
 

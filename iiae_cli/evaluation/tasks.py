@@ -10,6 +10,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile, Split
 from iiae_cli.data.leaks import Seen, class_list_hash, refuse_leak
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs.weights import LoadedModel
 
 Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
@@ -35,6 +36,16 @@ def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> lis
             "measure retrieval by class: iiae evaluate --task zero-shot",
         )
     return [asked]
+
+
+def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) -> Metric:
+    """The distance between latents: the given one, else the model's; zero-shot takes cosine."""
+    if "zero-shot" not in tasks:
+        return asked or loaded.metric
+    if asked == "euclidean":
+        message = "zero-shot retrieval compares by cosine, not --metric euclidean"
+        raise IiaeError(message, "leave --metric out")
+    return "cosine"
 
 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
@@ -67,20 +78,31 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     return split
 
 
-def pair_protocol(split: Split, pictures: bool) -> dict[str, Any]:
-    """What was compared in paired retrieval and translation."""
-    return {
-        "pairs": len(split.x),
-        "relevance": "the true pair only",
-        "l1_scale": "pixels in [-1, 1]" if pictures else "features",
-        "baseline": "z-scored grey pixels at 32x32, correlation" if pictures else "raw features",
-    }
+def check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[Task]) -> None:
+    """Refuse --judge if there is nothing for it to read."""
+    if "translation" not in tasks:
+        raise IiaeError("--judge reads translations, and none are made", "add --task translation")
+    if loaded.size is None:
+        message = "--judge reads pictures, and this model translates features"
+        raise IiaeError(message, "leave --judge out")
+    if split.x.labels is None or split.y.labels is None:
+        raise IiaeError(f"{file.path} has no labels to train a judge by", "leave --judge out")
 
 
-def class_protocol(
-    file: DataFile, split: Split, loaded: LoadedModel, allow_leak: bool
+def protocol_of(
+    file: DataFile, split: Split, loaded: LoadedModel, tasks: list[Task], allow_leak: bool
 ) -> dict[str, Any]:
-    """What a reader must know before comparing a zero-shot figure; warns of what makes it none."""
+    """What a reader must know before comparing figures; warns of what is not zero-shot."""
+    if "zero-shot" not in tasks:
+        pictures = loaded.size is not None
+        return {
+            "pairs": len(split.x),
+            "relevance": "the true pair only",
+            "l1_scale": "pixels in [-1, 1]" if pictures else "features",
+            "baseline": (
+                "z-scored grey pixels at 32x32, correlation" if pictures else "raw features"
+            ),
+        }
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
     attributes = file.info.attributes
     backbone = Seen.of_data_file(attributes)

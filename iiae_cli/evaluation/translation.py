@@ -59,21 +59,13 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model on the rows of a split.
-
-    Attributes:
-        trained: the model.
-        pairs: latents of the rows.
-        split: the rows, aligned unless they are paired by class.
-        seed: of every draw.
-        batch_size: rows at once.
-    """
+    """What is measured: a model on the rows of a split."""
 
     trained: TrainedModel
-    pairs: EncodedPairs
-    split: Split
-    seed: int = 0
-    batch_size: int = 256
+    pairs: EncodedPairs  # latents of the rows
+    split: Split  # aligned rows, unless they are paired by class
+    seed: int = 0  # of every draw
+    batch_size: int = 256  # rows at once
 
     def parts(self) -> Iterator[slice]:
         """The rows of each batch."""
@@ -81,7 +73,7 @@ class Subject:
             yield slice(start, start + self.batch_size)
 
     def samples(self, count: int) -> list[NDArray[np.float32]]:
-        """Draws from the prior, `count` times (N, E); none for a model without exclusive latents."""
+        """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
         exclusive_dim = self.trained.network.exclusive_dim
         if not count or not exclusive_dim:
             return []
@@ -91,12 +83,7 @@ class Subject:
     def translated(
         self, way: tuple[Domain, Domain], exclusive: NDArray[np.float32] | None
     ) -> Iterator[Tensor]:
-        """Batches of every row's shared mean decoded in the other domain.
-
-        Args:
-            way: from which domain to which.
-            exclusive: (N, E) latents of the latter; None for a model without them.
-        """
+        """Batches of the rows decoded in the other domain, with its exclusive latents (N, E)."""
         network, device = self.trained.network, self.trained.device
         shared = torch.from_numpy(self.pairs.of(way[0]).mean("shared"))
         for part in self.parts():

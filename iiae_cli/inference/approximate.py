@@ -1,12 +1,12 @@
-"""An approximate index for galleries that many queries search: faiss' IVF-flat, kept beside its cache (z.h5, z.faiss).
+"""An approximate index for galleries that many queries search: faiss' IVF-flat, kept beside its cache.
 
-The gallery is divided into lists around centroids, and a query looks into the few lists whose centroids are nearest.
-The index file holds the division alone, centroids and every row's list, as plain checked arrays: faiss' own format is
-read by code that trusts it. The vectors come from the cache itself, so that a file made for other latents, damaged or
-hostile can make the search miss neighbours, which is measured, but neither invent one nor crash it. What is found is
-measured and ordered exactly, as everywhere (`ties.py`). Memory: the gallery in float32, once.
+The gallery is divided into lists around centroids, and a query looks into the few lists whose
+centroids are nearest. The index file (z.h5, z.faiss) holds the division alone, centroids and every
+row's list, as plain checked arrays; the vectors come from the cache. A file made for other latents, or
+damaged, is made again. What is found is measured and ordered exactly, and compared with the exact
+neighbours of a sample of the queries. Memory: the gallery in float32, twice.
 
-IVF was chosen over HNSW by measurement (200,000 × 64): built in a thirteenth of the time, no slower at equal recall.
+Shapes: Q queries, G gallery rows, S dimensions, L lists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,29 +23,22 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
 from iiae_cli.common.tensors import read_tensors, save_tensors
-from iiae_cli.inference.faiss_search import import_faiss
-from iiae_cli.inference.retrieval import Rows, chunks, nearest, within
-from iiae_cli.inference.ties import Floats, Ints, Metric
+from iiae_cli.inference.neighbours import (
+    Floats,
+    Ints,
+    Metric,
+    Rows,
+    checked_slices,
+    measured_first,
+    nearest,
+)
+from iiae_cli.inference.products import import_faiss, unit_rows
 
-SCHEMA = "iiae.index/1"
+SCHEMA = "iiae.index/2"
 RECALL = 0.95  # of the exact neighbours that the sample's queries must find
 SAMPLE = 100
 _SPARE = 16  # neighbours asked for beyond k, to be ordered exactly
-_TRAINING_ROWS = 64  # per list
-_REMEDY = "remove it; it is made again"
-
-
-@dataclass(frozen=True)
-class Division:
-    """A gallery in lists.
-
-    Attributes:
-        centroids: (L, S) float32.
-        list_of: (G,) the list of every row.
-    """
-
-    centroids: NDArray[np.float32]
-    list_of: Ints
+Division: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]  # centroids (L, S), list (G,)
 
 
 @dataclass(frozen=True)
@@ -53,12 +46,12 @@ class Approximate:
     """What an approximate search found, and how good it is.
 
     Attributes:
-        rows: (Q, K) of the gallery.
-        distances: (Q, K), exact.
-        recall: part of the exact neighbours that was found for the sample's queries.
-        sample: how many queries that was measured on.
+        rows: (Q, k) of the gallery.
+        distances: (Q, k), exact.
+        recall: fraction of the exact neighbours found for the sample's queries.
+        sample: number of queries that recall was measured on.
         probes: lists looked into per query.
-        lists: that there are.
+        lists: number of lists.
         built: whether the index was made just now.
     """
 
@@ -74,59 +67,61 @@ class Approximate:
 def search(
     queries: NDArray[Any], gallery: Rows, k: int, *, metric: Metric, path: Path, fingerprint: str
 ) -> Approximate:
-    """About the k nearest gallery rows of every query; looks into more lists until a sample finds `RECALL`.
+    """Searches more and more lists until the sample's queries find `RECALL` of their neighbours.
 
     Args:
         queries: (Q, S).
         gallery: (G, S).
-        k: how many; at most G.
+        k: how many neighbours; at most G.
         metric: distance.
-        path: the index file; read where it belongs to this gallery, else written.
+        path: the index file; read if it belongs to this gallery, else written.
         fingerprint: of the model that encoded the gallery.
 
     Raises:
-        IiaeError: faiss is not installed; values that are not finite; the file cannot be written.
+        IiaeError: faiss is not installed, a value is not finite, or the file cannot be written.
     """
-    faiss = import_faiss()
     k = min(k, gallery.shape[0])
-    vectors, digest = _vectors(queries, gallery, metric)
+    rows = np.concatenate([part for _, part in checked_slices(gallery)])
+    digest = hashlib.blake2b(rows.data, digest_size=16).hexdigest()
     header = {"schema": SCHEMA, "fingerprint": fingerprint, "metric": metric, "rows": digest}
-    division = read_division(path, header, vectors.shape)
+    vectors = _directions(rows, metric)
+    division = _read(path, header, vectors.shape)
     built = division is None
     if division is None:
-        division = divide(vectors, metric)
-        _write(path, header, division)
-    index = _index(faiss, vectors, division, metric)
-    del vectors
-    looked = _prepared(queries, gallery, metric)
-    asked = min(k + _SPARE, gallery.shape[0])
+        division = _divide(vectors, metric)
+        tensors = [torch.from_numpy(values) for values in division]
+        content = {**header, "content": _digest(tensors)}
+        with writing(path) as temporary:
+            save_tensors(
+                dict(zip(("centroids", "lists"), tensors, strict=True)), temporary, content
+            )
+    index, lists = _index(vectors, division, metric), len(division[0])
+    looked, asked = _directions(queries, metric), min(k + _SPARE, len(rows))
     few = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(np.int64))
-    wanted, _ = nearest(queries[few], gallery, k, metric=metric)
-    probes = min(8, len(division.centroids))
-    while True:
-        index.nprobe = probes
-        recall = _recall(index.search(looked[few], asked)[1], wanted)
-        if recall >= RECALL or probes == len(division.centroids):
-            break
-        probes = min(2 * probes, len(division.centroids))
-    found = index.search(looked, asked)[1]
-    # A query whose lists hold fewer than k rows looks into all of them.
-    short = np.flatnonzero((found >= 0).sum(axis=1) < k)
+    wanted, _ = nearest(queries[few], rows, k, metric=metric)
+    recall, index.nprobe = 0.0, 4
+    while recall < RECALL and index.nprobe < lists:
+        index.nprobe = min(2 * index.nprobe, lists)
+        found = index.search(looked[few], asked)[1]
+        hits = sum(len(np.intersect1d(*pair)) for pair in zip(found, wanted, strict=True))
+        recall = hits / max(1, wanted.size)
+    probes, found = index.nprobe, index.search(looked, asked)[1]
+    # A query whose lists hold too few rows looks into all of them.
+    short = np.flatnonzero((found < 0).any(axis=1))
     if len(short):
-        index.nprobe = len(division.centroids)
+        index.nprobe = lists
         found[short] = index.search(looked[short], asked)[1]
-    rows, distances = within(queries, gallery, found, k, metric=metric)
-    return Approximate(rows, distances, recall, len(few), probes, len(division.centroids), built)
+    near, distances = measured_first(queries, rows, found, k, metric)
+    return Approximate(near, distances, recall, len(few), probes, lists, built)
 
 
-def divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
-    """√G lists around centroids that k-means finds from a sample of the rows (seed 0)."""
-    faiss = import_faiss()
+def _divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
+    """Returns √G lists around centroids that k-means finds from a sample of the rows (seed 0)."""
     lists = max(1, min(round(len(vectors) ** 0.5), len(vectors) // 39))
-    chosen = np.random.default_rng(0).choice(
-        len(vectors), min(len(vectors), lists * _TRAINING_ROWS), replace=False
+    sample = np.random.default_rng(0).choice(
+        len(vectors), min(len(vectors), 64 * lists), replace=False
     )
-    means = faiss.Kmeans(
+    means = import_faiss().Kmeans(
         vectors.shape[1],
         lists,
         niter=10,
@@ -134,104 +129,52 @@ def divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
         spherical=metric == "cosine",
         min_points_per_centroid=1,
     )
-    means.train(vectors[np.sort(chosen)])
-    return Division(means.centroids, means.index.search(vectors, 1)[1][:, 0])
+    means.train(vectors[np.sort(sample)])
+    return means.centroids, means.index.search(vectors, 1)[1][:, 0].astype(np.int32)
 
 
-def read_division(path: Path, header: dict[str, str], shape: tuple[int, ...]) -> Division | None:
-    """The division in a file; None where there is none, or it is damaged or belongs to other rows.
-
-    Args:
-        path: the file.
-        header: what its header must say.
-        shape: (G, S) of the gallery.
-    """
-    if not path.exists():
-        return None
+def _read(path: Path, header: dict[str, str], shape: tuple[int, ...]) -> Division | None:
+    """Returns the division in a file; None if it is missing, damaged, or belongs to other rows."""
     try:
-        found, tensors = read_tensors(path, SCHEMA, _REMEDY)
-    except IiaeError:
-        return None
-    centroids, list_of = tensors.get("centroids"), tensors.get("list_of")
-    if centroids is None or list_of is None:
-        return None
-    if {**found, **header, "content": _content(centroids, list_of)} != found:
+        found, tensors = read_tensors(path, SCHEMA, "remove it; it is made again")
+        centroids, lists = tensors["centroids"], tensors["lists"]
+    except (IiaeError, OSError, KeyError):
         return None
     sound = (
-        centroids.dtype == torch.float32
-        and list_of.dtype == torch.int32
+        found == {**found, **header, "content": _digest([centroids, lists])}
+        and (centroids.dtype, lists.dtype) == (torch.float32, torch.int32)
         and centroids.ndim == 2
         and centroids.shape[1] == shape[1]
-        and len(centroids) > 0
-        and list_of.shape == (shape[0],)
+        and lists.shape == (shape[0],)
         and bool(torch.isfinite(centroids).all())
-        and bool(((list_of >= 0) & (list_of < len(centroids))).all())
+        and bool(((lists >= 0) & (lists < len(centroids))).all())
     )
     # Copies: the tensors are a view of the file, which another program may cut short.
-    return Division(centroids.numpy().copy(), list_of.numpy().astype(np.int64)) if sound else None
+    return (centroids.numpy().copy(), lists.numpy().copy()) if sound else None
 
 
-def _write(path: Path, header: dict[str, str], division: Division) -> None:
-    centroids = torch.from_numpy(division.centroids)
-    list_of = torch.from_numpy(division.list_of.astype(np.int32))
-    content = {**header, "content": _content(centroids, list_of)}
-    with writing(path) as temporary:
-        save_tensors({"centroids": centroids, "list_of": list_of}, temporary, content)
-
-
-def _content(*tensors: torch.Tensor) -> str:
+def _digest(tensors: list[torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _vectors(
-    queries: NDArray[Any], gallery: Rows, metric: Metric
-) -> tuple[NDArray[np.float32], str]:
-    """The gallery as faiss compares it, and a digest of its rows as stored."""
-    vectors = np.empty(gallery.shape, np.float32)
-    digest = hashlib.blake2b(digest_size=16)
-    for chunk in chunks(queries, gallery, metric):
-        digest.update(np.ascontiguousarray(chunk.rows).data)
-        vectors[chunk.start : chunk.start + len(chunk.rows)] = _moved(
-            chunk.rows, chunk.frame.centre, metric
-        )
-    return vectors, digest.hexdigest()
+def _directions(rows: NDArray[Any], metric: Metric) -> NDArray[np.float32]:
+    """Returns rows in float32 as faiss compares them: at unit length for cosine."""
+    values = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+    return values.numpy() if metric == "euclidean" else unit_rows(values, 0)[:, :-2].numpy()
 
 
-def _prepared(queries: NDArray[Any], gallery: Rows, metric: Metric) -> NDArray[np.float32]:
-    chunk = next(chunks(queries, gallery, metric))
-    return _moved(queries, chunk.frame.centre, metric)
-
-
-def _moved(rows: NDArray[Any], centre: Floats, metric: Metric) -> NDArray[np.float32]:
-    if metric == "euclidean":
-        moved: NDArray[np.float32] = (rows - centre).astype(np.float32)
-        return moved
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    unit: NDArray[np.float32] = (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
-    return unit
-
-
-def _index(faiss: Any, vectors: NDArray[np.float32], division: Division, metric: Metric) -> Any:
-    width = vectors.shape[1]
+def _index(vectors: NDArray[np.float32], division: Division, metric: Metric) -> Any:
+    faiss = import_faiss()
     kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
-    centroids = faiss.IndexFlat(width, kind)
-    centroids.add(division.centroids)
-    index = faiss.IndexIVFFlat(centroids, width, len(division.centroids), kind)
+    quantizer = faiss.IndexFlat(vectors.shape[1], kind)
+    quantizer.add(division[0])
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], len(division[0]), kind)
     index.is_trained = True
-    numbers = np.arange(len(vectors))
-    index.add_core(
-        len(vectors),
-        faiss.swig_ptr(vectors),
-        faiss.swig_ptr(numbers),
-        faiss.swig_ptr(division.list_of),
-    )
+    vectors, numbers = np.ascontiguousarray(vectors), np.arange(len(vectors))
+    lists = division[1].astype(np.int64)
+    pointers = (faiss.swig_ptr(values) for values in (vectors, numbers, lists))
+    index.add_core(len(vectors), *pointers)
     return index
-
-
-def _recall(found: Ints, wanted: Ints) -> float:
-    """Part of the exact neighbours (Q, K) that are among those found."""
-    hits = sum(len(np.intersect1d(*pair)) for pair in zip(found, wanted, strict=True))
-    return hits / max(1, wanted.size)

@@ -32,7 +32,6 @@ from iiae_cli.data.hdf5 import (
     open_hdf5,
     read_array,
     read_texts,
-    refuse_endless,
     text_attribute,
     write_texts,
 )
@@ -199,7 +198,6 @@ def is_latent_cache(path: Path) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for
             return False
-        refuse_endless(path)
         with h5py.File(path, "r") as file:
             return text_attribute(file, "schema", "none") == SCHEMA
     except DAMAGED:

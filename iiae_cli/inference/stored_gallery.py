@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.hdf5 import DAMAGED, check_schema, dataset, open_hdf5, text_column
+from iiae_cli.common.files import reading
+from iiae_cli.data.hdf5 import DAMAGED, check_schema, dataset, text_column
 from iiae_cli.inference.latents import ARRAYS, REMEDY, SCHEMA, read_attributes
 from iiae_cli.inference.trained import LatentKind
 from iiae_cli.model import Domain
@@ -135,7 +136,9 @@ def open_gallery(path: Path) -> Iterator[StoredGallery]:
     Raises:
         IiaeError: missing, damaged, or of another schema.
     """
-    with open_hdf5(path, REMEDY) as file:
+    with reading(path, REMEDY):
+        file = h5py.File(path, "r", locking=False)
+    with file:
         check_schema(file, path, SCHEMA, REMEDY)
         yield StoredGallery(path, file)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import BlockLog
+from iiae_cli.data.block_log import BlockLog
 from iiae_cli.inference.inputs import Inputs, Read
 from iiae_cli.inference.latents import LatentFormat
 from iiae_cli.inference.trained import Encoded, TrainedModel

@@ -16,7 +16,7 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs
 from iiae_cli.evaluation.tables import Table
 from iiae_cli.evaluation.zero_shot import rank_by_class
-from iiae_cli.inference.retrieval import Metric, nearest, partner_ranks
+from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
 from iiae_cli.model import Domain
 from iiae_cli.report.page import Direction, Examples, Item, thumbnail_uri
 from iiae_cli.report.plots import Chart, lying_bars

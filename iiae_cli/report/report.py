@@ -17,7 +17,7 @@ from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.paper import PaperRow
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
-from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.report import sections
 from iiae_cli.report.examples import class_directions, paired_directions

@@ -20,7 +20,7 @@ from iiae_cli.evaluation.protocols import (
     retrieval_figures,
 )
 from iiae_cli.evaluation.translation import Subject, translation_figures
-from iiae_cli.inference.retrieval import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
 DEAD_LATENT_NATS = 3.0

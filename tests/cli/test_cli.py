@@ -219,7 +219,7 @@ def test_a_truncated_data_file_is_refused(iiae: Program, trained: Trained) -> No
     outcome = iiae("train", "--preset", "digits-cdcb", "--data", "half.h5", "--run", "run")
     error, hint = outcome.error()
     assert outcome.code == 2
-    assert "half.h5 is truncated" in error and "iiae prepare" in hint
+    assert "half.h5 is damaged" in error and "iiae prepare" in hint
     assert not Path("run").exists()
 
 
@@ -242,7 +242,7 @@ def test_weights_that_are_damaged_or_of_another_schema_are_refused(
 
 def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:
     with h5py.File("features.h5", "w") as file:
-        file.attrs["schema"] = "iiae.data/1"
+        file.attrs["schema"] = "iiae.data/2"
         for split in ("train", "valid", "test"):
             for domain in "xy":
                 file[f"{split}/{domain}"] = np.zeros((4, 8), np.float32)

@@ -33,7 +33,7 @@ def content(path: str | Path) -> dict[str, object]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run that was never trained, and digits: nothing here asks how good the latents are."""
     from iiae_cli.cli.prepare_run import run
-    from iiae_cli.data.sources.registry import PrepareOptions
+    from iiae_cli.data.sources.plan import PrepareOptions
 
     folder = tmp_path_factory.mktemp("untrained")
     run(

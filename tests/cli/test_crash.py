@@ -29,7 +29,7 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import iiae_cli.cli.encode_run, iiae_cli.cli.prepare_shards, iiae_cli.data.sources.extraction
+import iiae_cli.cli.encode_run, iiae_cli.cli.prepare_run, iiae_cli.data.sources.extraction
 from iiae_cli.cli import app as cli
 print("ready", flush=True)
 for line in sys.stdin:

@@ -1,10 +1,9 @@
-"""`iiae prepare --shard` and `--merge` end to end: a job array, resuming, what was skipped, and what is refused."""
+"""`iiae prepare --shard` and `--merge` end to end: a job array, resuming, and what is refused."""
 
 from __future__ import annotations
 
 import os
 import signal
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,14 @@ from class_sources import NETWORK, class_folders, make_quick
 from helpers import Program
 from PIL import Image
 
-from iiae_cli.data.sources import extraction, work
-from iiae_cli.data.sources import registry as prepare
+from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.data.sources import extraction, plan
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     make_quick(monkeypatch)
-    monkeypatch.setattr(work, "BLOCK_ITEMS", 2)
-    monkeypatch.setattr(prepare, "embedded_digits", cache(prepare.embedded_digits))
+    monkeypatch.setattr(plan, "BLOCK_FILES", 2)
 
 
 @pytest.fixture
@@ -37,43 +35,32 @@ def pairs(tmp_path: Path) -> Path:
     return Path("mine")
 
 
-@pytest.fixture
-def classes(tmp_path: Path) -> tuple[object, ...]:
-    """A call that extracts features."""
-    for part, names in (("train", ("ant", "bee")), ("test", ("cow",))):
-        for domain in "xy":
-            class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
-    network = (
-        "--backbone",
-        NETWORK,
-        "--backbone-weights",
-        "none",
-        "--batch-size",
-        2,
-        "--device",
-        "cpu",
-    )
-    return "prepare", "classes", "classes", *network
-
-
 def task(monkeypatch: pytest.MonkeyPatch, number: int, count: int, lowest: int = 0) -> None:
     """Be a task of a SLURM job array."""
     for name, value in (("ID", number), ("COUNT", count), ("MIN", lowest)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
+def assert_same(left: str, right: str) -> None:
+    """Two data files hold the same values."""
+    for name in SPLITS:
+        one, other = (DataFile(Path(path)).split(name) for path in (left, right))
+        for domain in ("x", "y"):
+            np.testing.assert_array_equal(one.side(domain).rows, other.side(domain).rows)
+            assert one.side(domain).ids == other.side(domain).ids
+            assert one.side(domain).labels == other.side(domain).labels
+
+
 def test_a_job_array_and_its_merge_equal_one_call(
-    iiae: Program, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    iiae: Program, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "whole").mkdir()
     base = ("prepare", "pairs", pairs, "--seed", 2)
-    assert iiae(*base, "-o", "d.h5").code == 3
-    Path("d.h5").rename("whole/d.h5")
+    assert iiae(*base, "-o", "whole.h5").code == 3
     codes = []
     for number in range(1, 5):
         task(monkeypatch, number, 4, lowest=1)
         outcome = iiae(*base, "--shard", "auto", "-o", "d-{shard}.h5", "--resume")
-        assert f"shard {number - 1}/4: " in outcome.err and outcome.out.startswith("part\trows\n")
+        assert outcome.out.startswith("part\trows\n")
         codes.append(outcome.code)
     assert sorted(codes) == [0, 0, 0, 3]
     again = iiae(*base, "--shard", "auto", "-o", "d-{shard}.h5", "--resume", "--json")
@@ -82,82 +69,43 @@ def test_a_job_array_and_its_merge_equal_one_call(
     outcome = iiae("prepare", *paths[::-1], "--merge", "-o", "d.h5", "--json")
     assert outcome.code == 3 and len(outcome.json["skipped"]) == 1 and "y/3.png" in outcome.err
     assert outcome.json["splits"] == {"train": 6, "valid": 1, "test": 1}
-    assert Path("d.h5").read_bytes() == (tmp_path / "whole" / "d.h5").read_bytes()
+    assert_same("d.h5", "whole.h5")
+    commands = [DataFile(Path(p)).info.attributes["command"] for p in ("d.h5", "whole.h5")]
+    assert commands[0] == commands[1].replace("whole.h5", "d.h5")
     # To every later call it is the file of one call.
     assert "complete already" in iiae(*base, "-o", "d.h5", "--resume").err
-    before = Path("d.h5").stat()
     outcome = iiae("prepare", "pairs", *paths, "--merge", "-o", "d.h5", "--resume")
-    assert outcome.code == 3 and "complete already" in outcome.err and Path("d.h5").stat() == before
-    assert "d.h5 exists already" in iiae("prepare", *paths, "--merge", "-o", "d.h5").error()[0]
-    assert (
-        iiae("prepare", *paths, "--merge", "-o", "d.h5", "--overwrite", "--pictures", "p").code == 3
-    )
+    assert outcome.code == 3 and "complete already" in outcome.err
+    merge = ("prepare", *paths, "--merge", "-o", "d.h5")
+    assert "d.h5 exists already" in iiae(*merge).error()[0]
+    assert iiae(*merge, "--overwrite", "--pictures", "p").code == 3
     assert len(list(Path("p").rglob("*.png"))) == 16
-    assert iiae("prepare", "digits-cdcb", "--limit", 3, "-o", "other.h5").code == 0
-    assert (
-        "of other shards"
-        in iiae("prepare", *paths, "--merge", "-o", "other.h5", "--resume").error()[0]
-    )
 
 
-def test_the_default_places_are_the_sets(iiae: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(2):
-        task(monkeypatch, number, 2)
-        assert iiae("prepare", "digits-edge", "--limit", 5, "--shard", "auto").code == 0
-    shards = [f"data/digits-edge-{number}-of-2.h5" for number in range(2)]
-    assert iiae("prepare", *shards, "--merge").out == "split\tpairs\ntrain\t5\nvalid\t0\ntest\t5\n"
-    merged = Path("data/digits-edge.h5").read_bytes()
-    assert iiae("prepare", "digits-edge", "--limit", 5, "--overwrite").code == 0
-    assert Path("data/digits-edge.h5").read_bytes() == merged
-
-
-@pytest.mark.parametrize("named", [("-o", "{}"), ("-o{}",), ("--output={}",), ("--output", "./{}")])
-def test_the_command_is_told_as_one_call_would(iiae: Program, named: tuple[str, ...]) -> None:
-    base = ("prepare", "digits-cdcb", "--limit", 3)
-    for index in ("0/2", "1/2"):
-        words = [word.format("d-{shard}.h5") for word in named]
-        assert (
-            iiae(
-                *base,
-                *words,
-                "--shard" if index == "0/2" else f"--shard={index}",
-                *[index][: index == "0/2"],
-            ).code
-            == 0
-        )
-    assert iiae("prepare", "d-0-of-2.h5", "d-1-of-2.h5", "--merge", "-o", "d.h5").code == 0
-    merged = Path("d.h5").read_bytes()
-    words = [word.format("d.h5").replace("./", "") for word in named]
-    assert iiae(*base, *words, "--overwrite").code == 0
-    assert Path("d.h5").read_bytes() == merged
-
-
-def test_shards_come_from_standard_input(
+def test_shards_of_a_set_without_files_to_read(
     iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for index in range(2):
-        assert (
-            iiae(
-                "prepare",
-                "digits-cdcb",
-                "--limit",
-                3,
-                "--shard",
-                f"{index}/2",
-                "-o",
-                "d-{shard}.h5",
-            ).code
-            == 0
-        )
-    (tmp_path / "list").write_text("d-1-of-2.h5\nd-0-of-2.h5\n")
+    base = ("prepare", "digits-edge", "--limit", 5)
+    for number in range(2):
+        task(monkeypatch, number, 2)
+        assert iiae(*base, "--shard", "auto").code == 0
+    (tmp_path / "list").write_text("data/digits-edge-1-of-2.h5\ndata/digits-edge-0-of-2.h5\n")
     with (tmp_path / "list").open() as file:
         monkeypatch.setattr("sys.stdin", file)
-        assert iiae("prepare", "-", "--merge", "-o", "d.h5").code == 0
+        outcome = iiae("prepare", "-", "--merge")
+    assert outcome.out == "split\tpairs\ntrain\t5\nvalid\t0\ntest\t5\n"
+    assert iiae(*base, "-o", "whole.h5").code == 0
+    assert_same("data/digits-edge.h5", "whole.h5")
 
 
 def test_a_signal_leaves_features_that_resume_takes_up(
-    iiae: Program, classes: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+    iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    for part, names in (("train", ("ant", "bee")), ("test", ("cow",))):
+        for domain in "xy":
+            class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
+    network = ("--backbone", NETWORK, "--backbone-weights", "none", "--device", "cpu")
+    classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
     compute, computed = extraction._features, []
 
     def stop(network, inputs, paths):  # type: ignore[no-untyped-def]
@@ -172,16 +120,21 @@ def test_a_signal_leaves_features_that_resume_takes_up(
     assert outcome.code == 75 and "--resume" in outcome.err and not Path("f-1-of-2.h5").exists()
     assert "holds interrupted work" in iiae(*classes, *part).error()[0] and len(computed) == 1
     assert iiae(*classes, *part, "--resume").code == 0
+    missing = iiae("prepare", "f-1-of-2.h5", "--merge", "-o", "f.h5").error()
+    assert "shard 0/2 is missing" in missing[0] and "--shard 0/2 --resume" in missing[1]
     assert iiae(*classes, "--shard", "0/2", "-o", "f-{shard}.h5").code == 0
-    outcome = iiae("prepare", "f-0-of-2.h5", "f-1-of-2.h5", "--merge", "-o", "f.h5")
+    shards = ("prepare", "f-0-of-2.h5", "f-1-of-2.h5", "--merge", "-o", "f.h5")
+    outcome = iiae(*shards)
     assert outcome.code == 0 and outcome.out.startswith("split\tx\ty\tclasses\ntrain\t6\t6\t2\n")
-    merged = Path("f.h5").read_bytes()
-    assert iiae(*classes, "-o", "f.h5", "--overwrite").code == 0
-    assert Path("f.h5").read_bytes() == merged
-    assert (
-        "another shard, by other options"
-        in iiae(*classes, "--no-normalise", *part, "--resume").error()[0]
-    )
+    assert iiae(*classes, "-o", "whole.h5").code == 0
+    assert_same("f.h5", "whole.h5")
+    other = iiae(*classes, "--no-normalise", *part, "--resume").error()
+    assert "made by other options" in other[0]
+    class_folders(tmp_path / "classes" / "test" / "x", {"cow": 4})
+    error, hint = iiae(*shards, "--overwrite").error()
+    assert "content of the source" in error and "make all shards again" in hint
+    tuned = iiae(*classes, "--fine-tune-epochs", 1, "--shard", "0/2", "-o", "t.h5").error()
+    assert "fine-tuning looks at all training pictures" in tuned[0]
 
 
 @pytest.mark.parametrize(
@@ -238,10 +191,12 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_shards_of_another_set_than_named_are_refused(iiae: Program) -> None:
+    for name in ("cdcb", "edge"):
+        part = ("--limit", 3, "--shard", f"{int(name == 'edge')}/2", "-o", f"{name}.h5")
+        assert iiae("prepare", f"digits-{name}", *part).code == 0
+    assert "another data set" in iiae("prepare", "cdcb.h5", "edge.h5", "--merge").error()[0]
     assert iiae("prepare", "digits-cdcb", "--limit", 3, "--shard", "0/1", "-o", "d.h5").code == 0
-    assert (
-        "is a shard of digits-cdcb, not of cars"
-        in iiae("prepare", "cars", "d.h5", "--merge", "-o", "z.h5").error()[0]
-    )
+    named = iiae("prepare", "cars", "d.h5", "--merge", "-o", "z.h5").error()
+    assert "is a shard of digits-cdcb, not of cars" in named[0]
     error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "d.h5").error()
     assert "d.h5 is one shard of a data set" in error and "--merge" in hint

@@ -119,7 +119,7 @@ def test_a_state_dict_is_loaded_without_its_classifier(tmp_path, wrapped):
         ({"classes_seen": json.dumps(["cat", "ant"])}, Seen(("ant", "cat"))),
         ({}, UNKNOWN),
         ({"classes_seen": "3"}, "is damaged"),
-        ({"schema": "iiae.backbone/1"}, "one domain alone"),
+        ({"schema": "iiae.backbone/2"}, "one domain alone"),
     ],
 )
 def test_safetensors_say_which_classes_they_saw(tmp_path, header, seen):

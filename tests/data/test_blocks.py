@@ -1,137 +1,193 @@
-"""The append-only file of blocks: round trips, kills at every byte, damage, full disks."""
+"""Blocks of a job: kept through kills and signals, owned by one process, divided into parts and joined."""
 
-import errno
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refusal
+from hypothesis import given
+from hypothesis import strategies as st
 
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.blocks import BlockLog
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.blocks"
-
-
-def some_blocks(count=3):
-    draw = np.random.default_rng(0)
-    return [
-        (
-            {
-                "rows": draw.normal(size=(number + 1, 2)).astype("f4"),
-                "half": draw.normal(size=number).astype("f2"),
-                "pixels": draw.integers(0, 256, (2, 3, 3), np.uint8),
-                "none": np.empty((0, 4), np.int64),
-            },
-            [f"é {number}", "tab\tand\nline"][:number],
-        )
-        for number in range(count)
-    ]
-
-
-def write(path, blocks):
-    with BlockLog(path) as log:
-        for arrays, lines in blocks:
-            log.append(arrays, lines)
-
-
-def assert_same(path, blocks):
-    with BlockLog(path) as log:
-        assert len(log) == len(blocks)
-        for found, (arrays, lines) in zip(log, blocks, strict=True):
-            assert found.lines == lines and list(found.arrays) == list(arrays)
-            for name, values in arrays.items():
-                assert found.arrays[name].dtype == values.dtype
-                np.testing.assert_array_equal(found.arrays[name], values)
-
-
-def test_blocks_come_back_in_order_and_by_number(path):
-    blocks = some_blocks()
-    write(path, blocks)
-    assert_same(path, blocks)
-    with BlockLog(path) as log:
-        np.testing.assert_array_equal(log.read(2).arrays["rows"], blocks[2][0]["rows"])
-
-
-def test_a_file_cut_at_any_byte_keeps_its_whole_blocks_and_goes_on(path):
-    blocks = some_blocks()
-    write(path, blocks)
-    content = path.read_bytes()
-    ends = [0]
-    for number in range(1, 4):
-        path.unlink()
-        write(path, blocks[:number])
-        ends.append(path.stat().st_size)
-    assert ends[-1] == len(content)
-    for length in [*range(0, len(content), 7), len(content) - 1]:
-        path.write_bytes(content[:length])
-        whole = sum(end <= length for end in ends[1:])
-        assert_same(path, blocks[:whole])
-        assert path.stat().st_size == ends[whole]
-        write(path, blocks[whole:])
-        assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("tail", [b"\0" * 500, b"iiaeblk1" + b"\xff" * 40, b"garbage"])
-def test_what_is_no_block_is_cut_off(path, tail):
-    blocks = some_blocks(1)
-    write(path, blocks)
-    with path.open("ab") as file:
-        file.write(tail)
-    assert_same(path, blocks)
-
-
-def test_a_flipped_bit_ends_the_blocks(path):
-    blocks = some_blocks()
-    write(path, blocks)
-    content = bytearray(path.read_bytes())
-    write(path.with_name("one"), blocks[:1])
-    content[path.with_name("one").stat().st_size + 60] ^= 1
-    path.write_bytes(content)
-    assert_same(path, blocks[:1])
-
-
-def test_arrays_may_be_strided_or_memory_maps(path):
-    wide = np.arange(12).reshape(3, 4)
-    write(path, [({"every other": wide[:, ::2], "turned": wide.T}, [])])
-    assert_same(path, [({"every other": wide[:, ::2].copy(), "turned": wide.T.copy()}, [])])
-
-
-def test_a_full_disk_is_a_users_error_and_keeps_what_was_there(path, monkeypatch):
-    blocks = some_blocks()
-    write(path, blocks[:1])
-    with BlockLog(path) as log:
-
-        class Full:
-            def __getattr__(self, name):
-                return getattr(file, name)
-
-            def write(self, data):
-                file.write(bytes(data)[:3])
-                raise OSError(errno.ENOSPC, "full")
-
-        file = log._file
-        monkeypatch.setattr(log, "_file", Full())
-        with pytest.raises(IiaeError, match="no space left"):
-            log.append(*blocks[1])
-        file.flush()
-    assert_same(path, blocks[:1])
-
-
-def test_a_place_that_cannot_be_written_is_a_users_error(tmp_path):
-    with pytest.raises(IiaeError, match="cannot write"):
-        BlockLog(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "header", [b"{", b"[]", b'{"arrays": [["a", "|O", [1]]], "lines": []}', b'{"arrays": 3}']
+from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.data.blocks import (
+    Arrays,
+    Part,
+    block_store,
+    discard,
+    partial_of,
+    read_parts,
+    write_part,
 )
-def test_a_block_of_another_program_is_refused_and_nothing_is_unpickled(path, header):
-    import struct
-    import zlib
 
-    payload = struct.pack("<I", len(header)) + header + b"\0" * 8
-    path.write_bytes(struct.pack("<8sQI", b"iiaeblk1", len(payload), zlib.crc32(payload)) + payload)
-    with BlockLog(path) as log, pytest.raises(IiaeError, match="is damaged"):
-        log.read(0)
+JOB = {"seed": 1}
+
+
+def block(number: int) -> Arrays:
+    texts = np.array([f"é {number}", "b\udcff"][: number % 3], np.str_)
+    return {"rows": np.arange(number * 6).reshape(-1, 2, 3), "reasons": texts}
+
+
+def assert_block(arrays: Arrays, number: int) -> None:
+    assert set(arrays) == {"rows", "reasons"}
+    for name, wanted in block(number).items():
+        np.testing.assert_array_equal(arrays[name], wanted)
+
+
+def interrupted(output: Path, numbers: range, job: dict[str, Any] = JOB) -> None:
+    with pytest.raises(Interrupted), block_store(output, job) as store:
+        for number in numbers:
+            store.append(number, block(number))
+        raise Interrupted(75, "")
+
+
+def write_parts(folder: Path, count: int, total: int, job: dict[str, Any] = JOB) -> list[Path]:
+    paths = []
+    for index in range(count):
+        part, path = Part(index, count), folder / f"p-{index}-of-{count}.h5"
+        with block_store(path, job) as store:
+            for number in part.of(total):
+                store.append(number, block(number))
+            write_part(path, store, part, total, {"index": index})
+        paths.append(path)
+    return paths
+
+
+def test_a_resumed_job_makes_what_is_missing(tmp_path: Path) -> None:
+    output = tmp_path / "z.h5"
+    interrupted(output, range(3))
+    with block_store(output, JOB, resume=True) as store:
+        assert store.missing(range(5)) == [3, 4] and len(store) == 3
+        for number in (4, 3):
+            store.append(number, block(number))
+        for number in range(5):
+            assert_block(store.read(number), number)
+    assert not partial_of(output).exists()
+
+
+def test_a_kill_in_the_middle_of_a_block_costs_that_block(tmp_path: Path) -> None:
+    output = tmp_path / "z.h5"
+    interrupted(output, range(3))
+    log = partial_of(output) / "blocks"
+    content = log.read_bytes()
+    for length in range(0, len(content), 97):
+        log.write_bytes(content[:length])
+        with pytest.raises(Interrupted), block_store(output, JOB, resume=True) as store:
+            there = len(store)
+            assert store.missing(range(3)) == list(range(there, 3))
+            for number in range(there):
+                assert_block(store.read(number), number)
+            (store.folder / "kept").touch()
+            raise Interrupted(75, "")
+    flipped = bytearray(content)
+    flipped[-1] ^= 1  # a machine that died
+    log.write_bytes(flipped)
+    with block_store(output, JOB, resume=True) as store:
+        assert len(store) == 2
+
+
+def test_work_that_is_there_asks_for_resume_or_overwrite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "z.h5"
+    interrupted(output, range(2))
+    with pytest.raises(IiaeError, match="holds interrupted work"), block_store(output, JOB):
+        pass
+    with pytest.raises(Interrupted), block_store(output, {"seed": 2}, resume=True) as store:
+        assert len(store) == 0
+        store.append(0, block(0))
+        raise Interrupted(75, "")
+    assert "was begun with another seed: starting afresh" in capsys.readouterr().err
+    with block_store(output, {"seed": 2}, overwrite=True) as store:
+        assert len(store) == 0
+
+
+def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path: Path) -> None:
+    output = tmp_path / "z.h5"
+    with pytest.raises(IiaeError), block_store(output, JOB) as store:
+        store.append(0, block(0))
+        raise IiaeError("no", "way")
+    assert not partial_of(output).exists()
+    with pytest.raises(IiaeError), block_store(output, JOB) as store:
+        store.append(0, block(0))
+        raise IiaeError("full", "free some space") from OSError()
+    assert partial_of(output).exists()
+    discard(output)
+    assert not partial_of(output).exists()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "z.h5"
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from iiae_cli.data.blocks import block_store\n"
+        f"with block_store(Path({str(output)!r}), {{}}):\n"
+        "    print('in', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        with (
+            pytest.raises(IiaeError, match="in use by another process"),
+            block_store(output, {}, overwrite=True),
+        ):
+            pass
+        other.kill()
+        other.wait()
+    with block_store(output, {}, overwrite=True):
+        pass
+
+
+def test_a_folder_of_someone_elses_is_left_alone(tmp_path: Path) -> None:
+    folder = partial_of(tmp_path / "z.h5")
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(IiaeError, match="is in the way"),
+        block_store(tmp_path / "z.h5", JOB, overwrite=True),
+    ):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+@given(st.integers(1, 40), st.integers(0, 200))
+def test_parts_cover_all_blocks_once_and_evenly(count: int, total: int) -> None:
+    runs = [Part(index, count).of(total) for index in range(count)]
+    assert [number for run in runs for number in run] == list(range(total))
+    assert max(map(len, runs)) - min(map(len, runs)) <= 1
+
+
+@pytest.mark.parametrize("total", [0, 2, 7])
+def test_parts_in_any_order_hold_every_block_in_order(tmp_path: Path, total: int) -> None:
+    parts = read_parts(write_parts(tmp_path, 3, total)[::-1], "iiae encode …")
+    assert [part.about["index"] for part in parts] == [0, 1, 2] and parts[0].job == JOB
+    arrays = [one for part in parts for one in part.blocks()]
+    assert len(arrays) == total
+    for number, one in enumerate(arrays):
+        assert_block(one, number)
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    own = write_parts(folders[0], 3, 7)
+    fewer, foreign = write_parts(folders[1], 2, 7), write_parts(folders[2], 3, 7, {"seed": 9})
+
+    def why(*paths: Path) -> tuple[str, str]:
+        error = refusal(read_parts, paths, "iiae encode …")
+        return error.message, error.hint
+
+    message, hint = why(own[0])
+    assert message == "shards 1/3, 2/3 are missing"
+    assert hint == "make the rest: iiae encode … --shard 1/3 --resume"
+    assert "shard 1/3 is given twice" in why(own[1], own[0], own[1])[0]
+    assert "is shard 1/2" in why(own[0], fewer[1])[0]
+    assert "was made with another seed than" in why(*own[:2], foreign[2])[0]
+    own[1].write_bytes(own[1].read_bytes()[:-2000])
+    assert "is damaged" in why(*own)[0]
+    own[1].write_text("no")
+    assert "is damaged" in why(*own)[0] and "--shard" in why(*own)[1]

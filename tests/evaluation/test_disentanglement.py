@@ -1,4 +1,4 @@
-"""Disentanglement on latents made by hand; swaps and bounds against direct computation; the command."""
+"""Disentanglement on latents made by hand, swaps and bounds by direct computation, the command."""
 
 from dataclasses import replace
 

@@ -129,3 +129,15 @@ def test_large_pictures_are_shrunk_and_a_missing_label_is_a_users_error():
     with pytest.raises(IiaeError, match="no labels") as caught:
         train_judge(large, "x", size=(SIDE, SIDE), steps=1)
     assert caught.value.hint == "leave --judge out"
+
+
+def test_the_command_judges_translations(iiae, trained, monkeypatch):
+    monkeypatch.setattr("iiae_cli.evaluation.judge.JUDGE_STEPS", 2)  # 1500 take half a minute
+    base = ("evaluate", "--run", trained.run, "--judge", "--lpips", "none")
+    outcome = iiae(*base, "--task", "translation", "--samples", 1, "--json")
+    assert outcome.code == 0, outcome.err
+    judged = outcome.json["judged"]["x_to_y"]
+    assert set(judged) == {"class", "y_color"} and judged["class"]["n"] == 300
+    assert outcome.json["protocol"]["judge_steps"] == 2
+    refused = iiae(*base)
+    assert refused.code == 2 and "none are made" in refused.error()[0]

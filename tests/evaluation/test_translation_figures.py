@@ -1,4 +1,4 @@
-"""L1, SSIM and what a split's translations come to, against slow oracles and cases worked by hand."""
+"""L1, SSIM and what a split's translations come to, against oracles and cases worked by hand."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ from PIL import Image
 from iiae_cli.builders import build_model
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.config.presets import preset_layers, resolve
-from iiae_cli.data.blocks import BlockLog
+from iiae_cli.data.block_log import BlockLog
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.inference.inputs import ArrayInputs, PictureInputs
 from iiae_cli.inference.latents import LatentFormat

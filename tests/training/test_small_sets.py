@@ -41,10 +41,12 @@ TINY = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 training and 60 test pairs of outlined digits."""
-    from iiae_cli.data.datafile import write_data_file
-    from iiae_cli.data.sources.registry import PrepareOptions, build
+    from helpers import built
 
-    splits = build("digits-edge", PrepareOptions()).splits
+    from iiae_cli.data.datafile import write_data_file
+    from iiae_cli.data.sources.plan import PrepareOptions
+
+    splits = built("digits-edge", PrepareOptions()).splits
     small = {
         "train": splits["train"].take_pairs(np.arange(240)),
         "test": splits["test"].take_pairs(np.arange(60)),

@@ -8,6 +8,7 @@ stored once and pairs are indices. Arrays are filled car by car: the whole set, 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -18,9 +19,8 @@ from scipy.io import loadmat
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.hdf5 import dataset
-from iiae_cli.data.late_rows import unfold
 from iiae_cli.data.pictures import PictureError, resize_pictures
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work, file_reading
+from iiae_cli.data.sources.plan import Plan, Prepared, ReadRows, Work, file_reading
 
 YAWS, PITCHES, SIDE = 24, 4, 128
 SHAPE = (SIDE, SIDE, 3, YAWS, PITCHES)
@@ -30,15 +30,15 @@ PATTERN = "car_*_mesh.mat"
 
 
 def read_cars(
-    folder: Path, *, image_size: int | None, limit: int | None, work: Work = NOTHING_KEPT
-) -> tuple[dict[str, Split], list[str]]:
-    """Splits train and test, and a line for every car left out.
+    folder: Path, *, image_size: int | None, limit: int | None, attributes: dict[str, str]
+) -> Plan:
+    """Plan splits train and test.
 
     Args:
         folder: with the .mat files, or any folder above.
         image_size: side of the stored pictures; None: 128.
         limit: at most so many pairs per split; 92 are one car's.
-        work: keeps what is read.
+        attributes: of the data file.
 
     Returns:
         Splits with 4 rows of x, 92 rows of y and 92 pairs per car. The label of both domains is the car; the factors
@@ -50,36 +50,37 @@ def read_cars(
     skipped: list[str] = []
     cars = _cars(folder, skipped)
     size = image_size or SIDE
+    most = None if limit is None else -(-limit // PAIRS_PER_CAR)
     mine = {
-        name: [(number, path) for number, path in cars if number in ids]
+        name: [(number, path) for number, path in cars if number in ids][:most]
         for name, ids in IDS.items()
     }
-    found = work.read(
-        [
-            file_reading(
-                name,
-                [path for _, path in some],
-                lambda path: _views(path, size),
-                ((PITCHES, size, size, 3), (PAIRS_PER_CAR, size, size, 3)),
-                size=1,
-                enough=len(some) if limit is None else -(-limit // PAIRS_PER_CAR),
+    readings = [
+        file_reading(
+            name,
+            [path for _, path in some],
+            lambda path: _views(path, size),
+            ((PITCHES, size, size, 3), (PAIRS_PER_CAR, size, size, 3)),
+            size=1,
+        )
+        for name, some in mine.items()
+    ]
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits: dict[str, Split] = {}
+        for name, some in mine.items():
+            skipped.extend(map(str, rows[name].errors))
+            x, y = (views.reshape(-1, *views.shape[2:]) for views in rows[name].rows)
+            split = _split_of(name, [some[place][0] for place in rows[name].places], x, y)
+            if split.pair_count:
+                splits[name] = split if limit is None else _first_pairs(split, limit)
+        if not splits:
+            raise IiaeError(
+                f"{folder} holds no readable car", f"the first that was left out: {skipped[0]}"
             )
-            for name, some in mine.items()
-        ]
-    )
-    splits: dict[str, Split] = {}
-    for name, some in mine.items():
-        skipped += [str(error) for error in found[name].errors]
-        split = _split_of(
-            name, [some[place][0] for place in found[name].places], *map(unfold, found[name].rows)
-        )
-        if split.pair_count:
-            splits[name] = split if limit is None else _first_pairs(split, limit)
-    if not splits:
-        raise IiaeError(
-            f"{folder} holds no readable car", f"the first that was left out: {skipped[0]}"
-        )
-    return splits, skipped
+        return Prepared(splits, attributes, skipped)
+
+    return Plan(assemble, readings)
 
 
 def _cars(folder: Path, skipped: list[str]) -> list[tuple[int, Path]]:

@@ -7,19 +7,22 @@ than colour, so that raw pixels no longer solve the retrieval.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 
 UInt8Array: TypeAlias = NDArray[np.uint8]
 Recipe: TypeAlias = Callable[
     [UInt8Array, np.random.Generator], tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]
 ]
 
+TEST_DIGITS = 300
 THRESHOLD = 102  # a grey value above it belongs to the digit
 
 
@@ -102,3 +105,48 @@ def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
     digits = load_digits()
     grey = resize_pictures(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
     return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def coloured_splits(
+    grey: Mapping[str, tuple[UInt8Array, NDArray[np.int64]]],
+    recipe: Recipe,
+    seed: int,
+    size: int | None = None,
+) -> dict[str, Split]:
+    """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made.
+
+    Args:
+        grey: pictures (N, H, W) and labels (N,) per split.
+        recipe: draws colours from one stream, split after split.
+        seed: of the stream.
+        size: None: as they are.
+    """
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for split, (pictures, labels) in grey.items():
+        x, y, colours = recipe(pictures, rng)
+        if size is not None:
+            x, y = resize_pictures(x, size), resize_pictures(y, size)
+        ids = [f"{split}/{number:05d}" for number in range(1, len(pictures) + 1)]
+        names = [str(label) for label in labels]
+        factors: dict[str, NDArray[Any]] = {**colours, "class": labels}
+        splits[split] = Split(Side(x, ids, names), Side(y, list(ids), list(names)), factors)
+    return splits
+
+
+def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
+    """scikit-learn's digits: 1,497 train and 300 test pairs, stratified and seeded; none to spare for valid."""
+    from sklearn.model_selection import train_test_split
+
+    grey, labels = embedded_digits(options.image_size or 32)
+    divided: list[NDArray[np.int64]] = train_test_split(
+        np.arange(len(grey)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
+    )
+    parts = {
+        split: (grey[rows[: options.limit]], labels[rows[: options.limit]])
+        for split, rows in zip(("train", "test"), divided, strict=True)
+    }
+    attributes = {"source": "scikit-learn's bundled digits"}
+    return Plan(
+        lambda rows, work: Prepared(coloured_splits(parts, recipe, options.seed), attributes)
+    )

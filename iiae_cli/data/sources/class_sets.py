@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +20,7 @@ from iiae_cli.data.datafile import SPLITS, Split
 from iiae_cli.data.leaks import Seen, class_list_hash, normalise_class, refuse_leak
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS, GIVEN, ClassDivision
-from iiae_cli.data.sources.work import Work, row_reading
+from iiae_cli.data.sources.plan import Prepared
 from iiae_cli.model import DOMAINS, Domain
 
 
@@ -34,21 +33,6 @@ class Picture(NamedTuple):
 
 
 Pictures: TypeAlias = dict[Domain, list[Picture]]
-
-
-@dataclass
-class ClassSet:
-    """What a builder of such a set gives.
-
-    Attributes:
-        splits: by name, labels always there, `pairs` None.
-        attributes: of the data file.
-        skipped: a line for every picture or class left out.
-    """
-
-    splits: dict[str, Split]
-    attributes: dict[str, str]
-    skipped: list[str] = field(default_factory=list)
 
 
 def class_pictures(folder: Path, root: Path, *, normalise: bool = False) -> list[Picture]:
@@ -150,16 +134,6 @@ def divide_pictures(pictures: Pictures, division: ClassDivision) -> dict[str, Pi
     }
 
 
-def rows_through(splits: dict[str, Split], work: Work) -> None:
-    """Give features that are there already the way that all rows go, which may lead to parts and back."""
-    names = [(name, domain) for name in splits for domain in DOMAINS]
-    found = work.read(
-        [row_reading(f"{name}/{domain}", splits[name].side(domain).rows) for name, domain in names]
-    )
-    for name, domain in names:
-        splits[name].side(domain).rows = found[f"{name}/{domain}"].rows[0]
-
-
 def classes_of(split: Split | None) -> list[str]:
     """The sorted classes of a split."""
     return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
@@ -174,7 +148,7 @@ def finish(
     what: str,
     allow_leak: bool,
     skipped: list[str],
-) -> ClassSet:
+) -> Prepared:
     """Leave out classes of one domain, check for a leak, and say it all in attributes.
 
     Args:
@@ -219,4 +193,4 @@ def finish(
     leak = seen.leak(test)
     if leak is not None:  # absent: unknown
         attributes["leak"] = json.dumps(leak, ensure_ascii=False)
-    return ClassSet(splits, attributes, skipped)
+    return Prepared(splits, attributes, skipped)

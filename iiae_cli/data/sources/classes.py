@@ -11,9 +11,7 @@ from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import SPLITS, sha256_of
-from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.sources.class_sets import (
-    ClassSet,
     Pictures,
     class_pictures,
     divide_pictures,
@@ -21,7 +19,6 @@ from iiae_cli.data.sources.class_sets import (
     keep_common,
     limit_pictures,
     limit_split,
-    rows_through,
 )
 from iiae_cli.data.sources.class_splits import GIVEN, split_unseen
 from iiae_cli.data.sources.given_features import (
@@ -30,20 +27,19 @@ from iiae_cli.data.sources.given_features import (
     read_seen,
     source_files,
 )
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 from iiae_cli.model import DOMAINS
 
 
 def read_classes(
     source: Path,
     *,
-    options: FeatureOptions,
+    options: PrepareOptions,
     seed: int,
     limit: int | None,
     download: bool,
     workers: int,
-    work: Work = NOTHING_KEPT,
-) -> ClassSet:
+) -> Plan:
     """Features of the user's own classes.
 
     Args:
@@ -53,11 +49,9 @@ def read_classes(
         limit: at most so many rows of each domain and split, evenly over classes.
         download: whether the backbone's weights may be fetched.
         workers: decoding threads.
-        work: keeps what is computed.
 
     Raises:
         IiaeError: another layout, features that are damaged, or as `picture_features`.
-        Interrupted: a signal came.
     """
     if options.class_split is not None:
         raise IiaeError(
@@ -71,7 +65,7 @@ def read_classes(
         )
     features = find_features(source)
     if features is not None:
-        return _read_given(features, options, limit, work)
+        return Plan(lambda rows, work: _read_given(features, options, limit))
     if not source.is_dir():
         raise IiaeError(
             f"{source} is neither a folder nor an .npz of features",
@@ -88,17 +82,13 @@ def read_classes(
         )
     divided = {name: limit_pictures(pictures, limit) for name, pictures in divided.items()}
 
-    from iiae_cli.data.sources.extraction import picture_features  # imports torch
+    from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    return picture_features(
+    return plan_features(
         divided,
+        options,
         split_name=split_name,
-        options=options,
         epochs=0,
-        seed=seed,
-        download=download,
-        workers=workers,
-        work=work,
         skipped=skipped,
     )
 
@@ -115,7 +105,7 @@ def find_features(source: Path) -> Path | None:
 
 
 def _divided(
-    source: Path, options: FeatureOptions, seed: int, skipped: list[str]
+    source: Path, options: PrepareOptions, seed: int, skipped: list[str]
 ) -> tuple[dict[str, Pictures], str]:
     """Pictures by split and domain, and the division's name."""
     named = {split: source / split for split in SPLITS if (source / split).is_dir()}
@@ -159,14 +149,13 @@ def _pictures(folder: Path, root: Path, skipped: list[str]) -> Pictures:
     return kept
 
 
-def _read_given(source: Path, options: FeatureOptions, limit: int | None, work: Work) -> ClassSet:
+def _read_given(source: Path, options: PrepareOptions, limit: int | None) -> Prepared:
     if options.wants_backbone or options.unseen_classes is not None:
         raise IiaeError(
             f"{source} holds features that are divided already",
             "leave --backbone… and --unseen-classes out",
         )
     splits = {name: limit_split(split, limit) for name, split in read_features(source).items()}
-    rows_through(splits, work)
     widths = {domain: splits["train"].side(domain).rows.shape[1] for domain in DOMAINS}
     found = finish(
         splits,

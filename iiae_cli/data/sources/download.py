@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import NoReturn, TypeAlias
 
 from iiae_cli import __version__
 from iiae_cli.common import console
@@ -25,29 +26,21 @@ from iiae_cli.common.files import reading, write_errors
 from iiae_cli.data.datafile import sha256_of
 
 MARKER = ".iiae-archive.json"
+Select: TypeAlias = Callable[[str], bool]  # whether the entry of a name is wanted
 _GIB = 2**30
 _PER_ENTRY = 512  # bytes that an entry counts beside its content, so that their number is bounded
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive.
-
-    Attributes:
-        file: its name.
-        urls: mirrors, tried in order.
-        md5: as recorded by others; None: no checksum is known.
-        max_bytes: of the archive; several times its size, against endless answers.
-        max_unpacked: bytes of all files that it unpacks to.
-        select: whether the entry of a name is wanted; None: all are.
-    """
+    """A published archive, its mirrors in the order of asking, and bounds of several times its size."""
 
     file: str
     urls: tuple[str, ...]
-    md5: str | None = None
+    md5: str | None = None  # as recorded by others; None: no checksum is known
     max_bytes: int = 2 * _GIB
     max_unpacked: int = 8 * _GIB
-    select: Callable[[str], bool] | None = None
+    select: Select | None = None
 
 
 def _is_car(name: str) -> bool:
@@ -107,7 +100,7 @@ def archive_of(
         downloads: where archives are kept and unpacked.
 
     Returns:
-        The folder, and the attributes `source` and, for an archive, `source_sha256`.
+        The folder, and the data file's attributes `source` and, for an archive, `source_sha256`.
     """
     archive = ARCHIVES.get(name)
     if source is None and download and archive is not None:
@@ -142,40 +135,29 @@ def _stem(name: str) -> str:
 
 
 class _Bar:
-    """The progress bar that pooch reports to, in MiB; it also bounds the size."""
+    """What pooch reports to: a progress bar in MiB, which also bounds the size."""
 
     def __init__(self, name: str, max_bytes: int, stack: ExitStack) -> None:
         self._name, self._max_bytes, self._stack = name, max_bytes, stack
         self._progress: console.Progress | None = None
-        self._done = self._total = 0
-
-    @property
-    def total(self) -> int:
-        """Bytes of the file; 0 where the server does not say."""
-        return self._total
-
-    @total.setter
-    def total(self, size: int) -> None:
-        self._total = size
-        self._progress = self._stack.enter_context(
-            console.progress(f"downloading {self._name}", max(1, size >> 20), "MiB")
-        )
-        self.update(0)
+        self.total = self._done = 0
 
     def update(self, size: int) -> None:
         """Count more bytes."""
         self._done += size
-        if max(self._done, self._total) > self._max_bytes:
+        if max(self._done, self.total) > self._max_bytes:
             raise ValueError(f"is larger than the {self._max_bytes} bytes expected at most")
-        if self._progress is not None:
-            self._progress.update(self._done >> 20)
+        if self._progress is None:
+            bar = console.progress(f"downloading {self._name}", max(1, self.total >> 20), "MiB")
+            self._progress = self._stack.enter_context(bar)
+        self._progress.update(self._done >> 20)
 
     def reset(self) -> None:
-        """Start the count again, as pooch does before its last report."""
+        """Count again, as pooch does before its last report."""
         self._done = 0
 
     def close(self) -> None:
-        """The bar closes with the stack that it was made with."""
+        """The stack closes the bar."""
 
 
 def fetch(archive: Archive, path: Path) -> str:
@@ -185,9 +167,6 @@ def fetch(archive: Archive, path: Path) -> str:
 
     Returns:
         The mirror, or the file's name where nothing was fetched.
-
-    Raises:
-        IiaeError: no mirror has the file, or the disk is full.
     """
     import pooch
     from requests.exceptions import RequestException
@@ -216,19 +195,11 @@ def fetch(archive: Archive, path: Path) -> str:
     )
 
 
-def unpack(
-    archive: Path, target: Path, *, max_bytes: int, select: Callable[[str], bool] | None = None
-) -> str:
+def unpack(archive: Path, target: Path, *, max_bytes: int, select: Select | None = None) -> str:
     """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
 
     Everything goes to a temporary folder beside the target, which is renamed in at the end with a
     marker that names the archive. So a target is whole, and unpacking it again is no work.
-
-    Args:
-        archive: the file; its content decides what it is, not its name.
-        target: the folder to make.
-        max_bytes: of all files that are wanted.
-        select: whether the entry of a name is wanted; None: all are.
 
     Returns:
         The archive's SHA-256.
@@ -236,13 +207,13 @@ def unpack(
     Raises:
         IiaeError: a damaged, hostile or oversized archive, or a target that is something else.
     """
-    sha256 = sha256_of(archive)
-    if target.exists() or target.is_symlink():
-        _check_target(target, sha256)
-        return sha256
-    console.say(f"unpacking {archive}")
     hint = f"delete {archive} and fetch it again, or unpack it yourself and name the folder"
     with reading(archive, hint), write_errors(target):
+        sha256 = sha256_of(archive)
+        if target.exists() or target.is_symlink():
+            _check_target(target, sha256)
+            return sha256
+        console.say(f"unpacking {archive}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
             folder = Path(holder, "unpacked")
@@ -279,33 +250,27 @@ def _check_target(target: Path, sha256: str) -> None:
 class _Budget:
     """Decides entry by entry what is unpacked, and refuses an archive that means harm."""
 
-    def __init__(self, archive: Path, max_bytes: int, select: Callable[[str], bool] | None) -> None:
+    def __init__(self, archive: Path, max_bytes: int, select: Select | None) -> None:
         self._archive, self._max_bytes, self._select = archive, max_bytes, select
         self._left = max_bytes
 
     def takes(self, name: str, size: int, plain: bool) -> bool:
-        """Whether an entry is wanted.
-
-        Args:
-            name: of the entry.
-            size: in bytes, as declared; neither library unpacks more.
-            plain: whether it is a plain file or folder: no link, no device.
-        """
+        """Whether an entry of so many declared bytes is wanted; only `plain` files and folders are."""
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\\" in name or ":" in name.split("/")[0]:
-            raise self._refusal(f"has an entry that leaves its folder: {name!r}")
+            self._refuse(f"has an entry that leaves its folder: {name!r}")
         if self._select is not None and not self._select("/".join(parts)):
             return False
         if not plain:
-            raise self._refusal(f"has an entry that is no plain file or folder: {name!r}")
+            self._refuse(f"has an entry that is no plain file or folder: {name!r}")
         self._left -= size + _PER_ENTRY
         if self._left < 0:
-            raise self._refusal(f"unpacks to more than the {self._max_bytes} bytes expected")
+            self._refuse(f"unpacks to more than the {self._max_bytes} bytes expected")
         return True
 
-    def _refusal(self, reason: str) -> IiaeError:
+    def _refuse(self, reason: str) -> NoReturn:
         hint = "check where it comes from; unpack what you trust yourself and name the folder"
-        return IiaeError(f"{self._archive} {reason}", hint)
+        raise IiaeError(f"{self._archive} {reason}", hint)
 
 
 def _unzip(archive: Path, folder: Path, budget: _Budget) -> None:

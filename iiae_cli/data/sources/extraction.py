@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,7 +33,6 @@ from iiae_cli.data.backbone import (
     find_weights,
 )
 from iiae_cli.data.datafile import Side, Split, sha256_of
-from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,
@@ -46,15 +43,23 @@ from iiae_cli.data.finetune import (
     save_network,
 )
 from iiae_cli.data.leaks import Seen, refuse_leak
-from iiae_cli.data.sources.class_sets import ClassSet, Picture, Pictures, finish
-from iiae_cli.data.sources.work import ReadBlock, Reading, Work
+from iiae_cli.data.sources.class_sets import Picture, Pictures, finish
+from iiae_cli.data.sources.plan import (
+    Made,
+    Plan,
+    Prepared,
+    PrepareOptions,
+    Reading,
+    ReadRows,
+    Work,
+)
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_BACKBONE = "vgg16"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Extraction:
     """How pictures become features.
 
     Attributes:
@@ -106,29 +111,27 @@ def _versions() -> dict[str, str]:
 
 
 def plan_extraction(
-    options: FeatureOptions, train_classes: Iterable[str], *, epochs: int, seed: int, download: bool
-) -> Plan:
+    options: PrepareOptions, train_classes: Iterable[str], epochs: int
+) -> Extraction:
     """Decide how pictures become features.
 
     Args:
         options: what the user said.
         train_classes: that fine-tuning will see.
         epochs: of fine-tuning where the user did not say.
-        seed: of everything drawn.
-        download: whether published weights may be fetched.
 
     Raises:
         IiaeError: weights that are missing or damaged, or options that exclude each other.
     """
     given = options.backbone_weights
     if given is not None and given != "none" and Path(given).is_dir():
-        return _plan_of_kept(Path(given), options, seed)
+        return _plan_of_kept(Path(given), options)
     name = options.backbone or DEFAULT_BACKBONE
-    weights = find_weights(name, given, download=download)
+    weights = find_weights(name, given, download=options.download)
     if weights.kind == "random":
         console.warn(f"{name} has random weights: for trying things out, not for figures")
     wanted = epochs if options.fine_tune_epochs is None else options.fine_tune_epochs
-    tuning = FineTuning(wanted, seed) if wanted else None
+    tuning = FineTuning(wanted, options.seed) if wanted else None
     if tuning is None and options.save_backbone is not None:
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
@@ -136,10 +139,10 @@ def plan_extraction(
     seen = weights.seen if tuning is None else weights.seen.and_also(train_classes)
     preprocessing = _preprocessing(options, Preprocessing())
     origin = f"the backbone {given or name}"
-    return Plan(name, weights, None, tuning, preprocessing, seen, seed, origin)
+    return Extraction(name, weights, None, tuning, preprocessing, seen, options.seed, origin)
 
 
-def _plan_of_kept(folder: Path, options: FeatureOptions, seed: int) -> Plan:
+def _plan_of_kept(folder: Path, options: PrepareOptions) -> Extraction:
     """Use networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
     if (x.backbone, x.preprocessing) != (y.backbone, y.preprocessing):
@@ -164,12 +167,19 @@ def _plan_of_kept(folder: Path, options: FeatureOptions, seed: int) -> Plan:
             "the data file says both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
-    return Plan(
-        x.backbone, None, folder, None, preprocessing, seen, seed, f"the backbone in {folder}"
+    return Extraction(
+        x.backbone,
+        None,
+        folder,
+        None,
+        preprocessing,
+        seen,
+        options.seed,
+        f"the backbone in {folder}",
     )
 
 
-def _preprocessing(options: FeatureOptions, default: Preprocessing) -> Preprocessing:
+def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
     invert, normalise = options.invert_sketches, options.normalise
     return Preprocessing(
         default.invert_sketches if invert is None else invert,
@@ -178,36 +188,37 @@ def _preprocessing(options: FeatureOptions, default: Preprocessing) -> Preproces
 
 
 class Networks:
-    """A plan carried out: one domain's network at a time in memory.
+    """An extraction carried out: one domain's network at a time in memory.
 
     Args:
         plan: what to do.
         inputs: how pictures become the networks' input.
-        folder: that keeps the networks that are fine-tuned here.
+        train: pictures to fine-tune on.
     """
 
-    def __init__(self, plan: Plan, inputs: Inputs, folder: Path) -> None:
-        self.plan, self.inputs = plan, inputs
-        self.folder = plan.kept or folder
+    def __init__(self, plan: Extraction, inputs: Inputs, train: Pictures) -> None:
+        self.plan, self.inputs, self.train = plan, inputs, train
         self._ready: dict[Domain | None, nn.Module] = {}
 
-    def file(self, domain: Domain) -> Path:
-        """Where the fine-tuned network of a domain lies."""
-        return self.folder / f"{domain}.safetensors"
+    def file(self, domain: Domain, work: Work) -> Path:
+        """The fine-tuned network of a domain, which is made where it is missing."""
+        name = f"{domain}.safetensors"
+        if self.plan.kept is not None:
+            return self.plan.kept / name
+        if not (work.folder / name).exists():
+            self._tune(domain, work.folder / name, work)
+        return work.folder / name
 
-    def tune(self, domain: Domain, pictures: Pictures, work: Work) -> None:
-        """Fine-tune a domain's network, unless the folder already has it."""
-        if self.file(domain).exists():
-            return
-        plan = self.plan
+    def _tune(self, domain: Domain, path: Path, work: Work) -> None:
+        plan, pictures = self.plan, self.train[domain]
         assert plan.tuning is not None and plan.weights is not None
-        checkpoint = self.folder / f"{domain}-fine-tuning.safetensors"
+        checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         body, width = build_backbone(plan.backbone, plan.weights, plan.seed)
         network = FeatureNetwork(body, width, seed=plan.seed)
         accuracy = fine_tune(
             network,
-            [picture.path for picture in pictures[domain]],
-            [picture.label for picture in pictures[domain]],
+            [picture.path for picture in pictures],
+            [picture.label for picture in pictures],
             domain=domain,
             settings=plan.tuning,
             inputs=self.inputs,
@@ -221,53 +232,53 @@ class Networks:
             fine_tuning={**asdict(plan.tuning), "accuracy": accuracy},
             seen=plan.seen,
         )
-        save_network(self.file(domain), network, domain, record)
+        save_network(path, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def get(self, domain: Domain) -> nn.Module:
+    def get(self, domain: Domain, work: Work) -> nn.Module:
         """A domain's network; without fine-tuning both domains share one."""
         plan = self.plan
         key = None if plan.kept is None and plan.tuning is None else domain
         if key not in self._ready:
             if key is not None:
-                network: nn.Module = load_network(self.file(domain), domain)
+                network: nn.Module = load_network(self.file(domain, work), domain)
             else:
                 assert plan.weights is not None
                 network, _ = build_backbone(plan.backbone, plan.weights, plan.seed)
             self._ready = {key: network.to(self.inputs.device).eval()}
         return self._ready[key]
 
-    def reading(self, domain: Domain, split: str, pictures: Pictures, batch_size: int) -> Reading:
+    def reading(self, domain: Domain, name: str, pictures: Pictures, batch_size: int) -> Reading:
         """The features of a split's pictures of one domain, a batch for a block."""
-        paths = [picture.path for picture in pictures[domain]]
-        device = self.inputs.device
 
-        def make(ranges: Sequence[range]) -> Iterator[ReadBlock]:
-            batches = [paths[block.start : block.stop] for block in ranges]
-            inputs = self.inputs.of(batches, domain)
-            for block, batch, (rows, ready, errors) in zip(ranges, batches, inputs, strict=True):
-                found: tuple[NDArray[np.float32], ...] = ()
+        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
+            network = self.get(domain, work)
+            inputs = self.inputs.of(blocks, domain)
+            for block, (rows, ready, errors) in zip(blocks, inputs, strict=True):
+                made: list[Made] = [()] * len(block)
+                for error in errors:
+                    made[block.index(error.path)] = error
                 if len(rows):
-                    found = (_features(self.get(domain), ready, [batch[row] for row in rows]),)
-                yield ReadBlock(rows + block.start, found, errors)
+                    values = _features(network, ready, [block[row] for row in rows])
+                    for row, features in zip(rows, values, strict=True):
+                        made[row] = (features,)
+                yield made
 
         return Reading(
-            f"{split}/{domain}",
-            len(paths),
+            f"{name}/{domain}",
+            [picture.path for picture in pictures[domain]],
             make,
             ((0,),),
             batch_size,
-            files=paths,
             verb="extracting features of",
             maker=self.plan.identity(),
-            machine=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         )
 
-    def record(self, width: int) -> dict[str, Any]:
+    def record(self, width: int, work: Work) -> dict[str, Any]:
         """How features of a width came about, for the data file."""
         plan, tuned = self.plan, None
         if plan.kept is not None or plan.tuning is not None:
-            x, y = (read_record(self.file(domain), domain) for domain in DOMAINS)
+            x, y = (read_record(self.file(domain, work), domain) for domain in DOMAINS)
             tuned = {
                 **x.fine_tuning,
                 "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
@@ -288,11 +299,11 @@ class Networks:
             "versions": _versions(),
         }
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, folder: Path, work: Work) -> None:
         """Copy the fine-tuned networks to a folder of the user's."""
         for domain in DOMAINS:
-            with writing(folder / self.file(domain).name) as temporary:
-                shutil.copyfile(self.file(domain), temporary)
+            with writing(folder / f"{domain}.safetensors") as temporary:
+                shutil.copyfile(self.file(domain, work), temporary)
 
 
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
@@ -314,82 +325,71 @@ def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDAr
     return values
 
 
-def picture_features(
+def plan_features(
     divided: dict[str, Pictures],
+    options: PrepareOptions,
     *,
     split_name: str,
-    options: FeatureOptions,
     epochs: int,
-    seed: int,
-    download: bool,
-    workers: int,
-    work: Work,
     skipped: list[str],
-) -> ClassSet:
-    """Extract the features of all pictures, and describe them.
+) -> Plan:
+    """Plan the features of all pictures, and what the data file says of them.
 
     Args:
         divided: pictures by split and domain.
-        split_name: of the division of classes.
         options: backbone, weights, fine-tuning, device.
+        split_name: of the division of classes.
         epochs: of fine-tuning where the options do not say.
-        seed: of new layers, batches, dropout, random weights.
-        download: whether published weights may be fetched.
-        workers: decoding threads.
-        work: keeps networks and features.
         skipped: lines of what was left out so far.
 
     Raises:
-        IiaeError: weights that are missing or do not fit, a leak, no readable picture.
-        Interrupted: the work should stop; its folder holds what is done.
+        IiaeError: weights that are missing or do not fit, or a leak.
     """
-    train = {picture.label for picture in divided["train"]["x"]}
-    test = {picture.label for picture in divided.get("test", {}).get("x", [])}
-    plan = plan_extraction(options, train, epochs=epochs, seed=seed, download=download)
-    refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
-    if plan.tuning is not None and not work.whole:
-        raise IiaeError(
-            "fine-tuning looks at all training pictures, of which a shard has a part",
-            "fine-tune in one call with --save-backbone DIR, and give every shard "
-            "--backbone-weights DIR; or pass --fine-tune-epochs 0",
-        )
-    inputs = Inputs(plan.preprocessing, torch.device(options.device), workers)
-    with ExitStack() as stack:
-        folder = work.folder or Path(stack.enter_context(TemporaryDirectory()))
-        networks = Networks(plan, inputs, folder)
-        if plan.tuning is not None:
-            for domain in DOMAINS:
-                networks.tune(domain, divided["train"], work)
-        # One domain after the other, as each may have a network of its own.
-        found = work.read(
-            [
-                networks.reading(domain, name, divided[name], options.batch_size)
-                for domain in DOMAINS
-                for name in divided
-            ]
-        )
-        sides = {}
-        for domain in DOMAINS:
-            for name, pictures in divided.items():
-                block = found[f"{name}/{domain}"]
-                skipped += map(str, block.errors)
-                sides[name, domain] = _side(f"{name}/{domain}", block, pictures[domain])
-        splits = {name: Split(sides[name, "x"], sides[name, "y"]) for name in divided}
-        if options.save_backbone is not None:
-            networks.keep(options.save_backbone)
-        backbone = networks.record(splits["train"].x.rows.shape[1])
-    return finish(
-        splits,
-        split_name=split_name,
-        backbone=backbone,
-        seen=plan.seen,
-        what=plan.origin,
-        allow_leak=options.allow_leak,
-        skipped=skipped,
+    train, test = (
+        {picture.label for picture in divided.get(name, {"x": []})["x"]}
+        for name in ("train", "test")
     )
+    plan = plan_extraction(options, train, epochs)
+    refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
+    inputs = Inputs(plan.preprocessing, torch.device(options.device), options.workers)
+    networks = Networks(plan, inputs, divided["train"])
+    # One domain after the other, as each may have a network of its own.
+    readings = [
+        networks.reading(domain, name, divided[name], options.batch_size)
+        for domain in DOMAINS
+        for name in divided
+    ]
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        lost = [str(error) for reading in readings for error in rows[reading.name].errors]
+        splits = {}
+        for name, pictures in divided.items():
+            x, y = (
+                _side(f"{name}/{domain}", rows[f"{name}/{domain}"], pictures[domain])
+                for domain in DOMAINS
+            )
+            splits[name] = Split(x, y)
+        if options.save_backbone is not None:
+            networks.keep(options.save_backbone, work)
+        return finish(
+            splits,
+            split_name=split_name,
+            backbone=networks.record(splits["train"].x.rows.shape[1], work),
+            seen=plan.seen,
+            what=plan.origin,
+            allow_leak=options.allow_leak,
+            skipped=[*skipped, *lost],
+        )
+
+    whole = IiaeError(
+        "fine-tuning looks at all training pictures, of which a shard has a part",
+        "fine-tune in one call with --save-backbone DIR, and give every shard "
+        "--backbone-weights DIR; or pass --fine-tune-epochs 0",
+    )
+    return Plan(assemble, readings, whole if plan.tuning is not None else None)
 
 
-def _side(name: str, found: ReadBlock, pictures: Sequence[Picture]) -> Side:
+def _side(name: str, found: ReadRows, pictures: Sequence[Picture]) -> Side:
     if pictures and not len(found.places):
         raise IiaeError(
             f"no picture of {name} can be read", f"check {pictures[0].path} and the others"

@@ -10,10 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split
 from iiae_cli.data.pictures import SUFFIXES, natural_key, pictures_in
-from iiae_cli.data.sources.pairing import Pair, divide, read_splits, split_folders
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.data.sources.pairing import Pair, divide, plan_pairs, split_folders
+from iiae_cli.data.sources.plan import Plan
 
 
 def read_pairs(
@@ -24,9 +23,8 @@ def read_pairs(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
-    work: Work = NOTHING_KEPT,
-) -> tuple[dict[str, Split], list[str]]:
-    """Splits of a folder of pairs, and a line for every picture left out.
+) -> Plan:
+    """Plan the splits of a folder of pairs.
 
     Args:
         source: in one of the layouts of this module.
@@ -35,7 +33,6 @@ def read_pairs(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
-        work: keeps what is read.
 
     Raises:
         IiaeError: no such folder, another layout, or no pair of equal names.
@@ -56,10 +53,14 @@ def read_pairs(
             "give partners equal stems",
         )
     pairs = {split: found[:limit] for split, found in pairs.items()}
-    splits = read_splits(
-        pairs, source=source, image_size=image_size, workers=workers, skipped=skipped, work=work
+    return plan_pairs(
+        pairs,
+        source=source,
+        image_size=image_size,
+        workers=workers,
+        skipped=skipped,
+        attributes={"source": str(source)},
     )
-    return splits, skipped
 
 
 def _match(folder: Path, skipped: list[str]) -> list[Pair]:

@@ -12,12 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.paths import data_folder
+from iiae_cli.data.datafile import sha256_of
+from iiae_cli.data.sources.cdcb import Recipe, coloured_splits
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
+from iiae_cli.data.sources.side_by_side import read_side_by_side
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
+TRAIN_IDX = 50_000
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
 MOST_AXES = 8
 
@@ -62,3 +69,90 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         )
     values: NDArray[Any] = np.frombuffer(data, np.uint8).reshape(shape)
     return values
+
+
+def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
+    """An IDX set: 50,000 train pairs, the training digits left over as valid, all test digits as test.
+
+    A folder of the published side-by-side pictures is taken as it is.
+
+    Raises:
+        IiaeError: files are missing, damaged, or do not fit.
+    """
+    folder = _source(title, options)
+    if find_idx(folder, FILES["train"][0]) is None and any(
+        (folder / split).is_dir() for split in ("train", "test")
+    ):
+        return read_side_by_side(
+            folder, image_size=options.image_size, limit=options.limit, workers=options.workers
+        )
+    arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
+    used: list[Path] = []
+    for split, names in FILES.items():
+        paths = [path for name in names if (path := find_idx(folder, name)) is not None]
+        if len(paths) < len(names):
+            missing = next(name for name in names if find_idx(folder, name) is None)
+            raise IiaeError(
+                f"{folder} holds no {missing}[.gz]",
+                f"name the folder with {title}'s four IDX files, or pass --download",
+            )
+        pictures, classes = map(read_idx, paths)
+        if pictures.ndim != 3 or len(pictures) != len(classes):
+            raise IiaeError(
+                f"{folder} has {pictures.shape} pictures, {classes.shape} labels",
+                "fetch the files again",
+            )
+        used += paths
+        arrays[split] = (pictures, classes.astype(np.int64))
+    pictures, labels = arrays["train"]
+    parts = {
+        "train": (pictures[:TRAIN_IDX], labels[:TRAIN_IDX]),
+        "valid": (pictures[TRAIN_IDX:], labels[TRAIN_IDX:]),
+        "test": arrays["test"],
+    }
+    limited = {
+        split: (grey[: options.limit], digits[: options.limit])
+        for split, (grey, digits) in parts.items()
+    }
+    attributes = {"source": title, "source_sha256": sha256_of(*used)}
+    return Plan(
+        lambda rows, work: Prepared(
+            coloured_splits(limited, recipe, options.seed, options.image_size), attributes
+        )
+    )
+
+
+def _source(title: str, options: PrepareOptions) -> Path:
+    if options.source is not None:
+        if not options.source.is_dir():
+            raise IiaeError(
+                f"folder {options.source} does not exist",
+                f"name the folder with {title}'s IDX files",
+            )
+        return options.source
+    if title == "Fashion-MNIST" and DEBIAN_FASHION.is_dir():
+        return DEBIAN_FASHION
+    if options.download:
+        return _download(title)
+    raise IiaeError(
+        f"the source of {title} was not named",
+        "name the folder with its IDX files (iiae prepare … SOURCE), "
+        f"or pass --download to fetch {title}",
+    )
+
+
+def _download(title: str) -> Path:
+    """Fetch an IDX set by torchvision into the data folder; it verifies checksums and tries its mirrors."""
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    root = data_folder() / "downloads"
+    kind = FashionMNIST if title == "Fashion-MNIST" else MNIST
+    try:
+        for train in (True, False):
+            kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise IiaeError(
+            f"{title} could not be downloaded: {error}",
+            "fetch its four IDX files elsewhere and name their folder",
+        ) from error
+    return root / str(kind.__name__) / "raw"

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import SPLITS, Split
-from iiae_cli.data.sources.pairing import Pair, divide, read_splits
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.data.datafile import SPLITS, sha256_of
+from iiae_cli.data.sources.pairing import Pair, divide, plan_pairs
+from iiae_cli.data.sources.plan import Plan
 
 SUFFIXES = (".csv", ".tsv")
 LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
@@ -40,9 +40,8 @@ def read_manifest(
     seed: int,
     limit: int | None = None,
     workers: int = 1,
-    work: Work = NOTHING_KEPT,
-) -> tuple[dict[str, Split], list[str]]:
-    """Splits of a manifest's pairs, and a line for every row or picture left out.
+) -> Plan:
+    """Plan the splits of a manifest's pairs.
 
     Args:
         manifest: the file.
@@ -51,7 +50,6 @@ def read_manifest(
         seed: of that division.
         limit: at most so many pairs per split.
         workers: decoding threads.
-        work: keeps what is read.
 
     Raises:
         IiaeError: missing, no such table, a column is missing, or no row can be used.
@@ -71,16 +69,15 @@ def read_manifest(
     pairs = {split: found[:limit] for split, found in pairs.items()}
     recurring = any(_recurs(found) for found in pairs.values())
     pairs = {split: _named(found, manifest.parent, recurring) for split, found in pairs.items()}
-    splits = read_splits(
+    return plan_pairs(
         pairs,
         source=manifest,
         image_size=image_size,
         workers=workers,
         skipped=skipped,
         recurring=recurring,
-        work=work,
+        attributes={"source": str(manifest), "source_sha256": sha256_of(manifest)},
     )
-    return splits, skipped
 
 
 def pictures_of(manifest: Path) -> list[Path]:

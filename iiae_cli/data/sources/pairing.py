@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
-from iiae_cli.data.sources.work import NOTHING_KEPT, ReadBlock, Work, file_reading
+from iiae_cli.data.sources.plan import Plan, Prepared, ReadRows, Work, file_reading
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_SIZE = 256  # where pictures differ in size
@@ -75,7 +75,7 @@ def common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def read_splits(
+def plan_pairs(
     pairs: dict[str, list[Pair]],
     *,
     source: Path,
@@ -83,9 +83,9 @@ def read_splits(
     workers: int,
     skipped: list[str],
     recurring: bool = False,
-    work: Work = NOTHING_KEPT,
-) -> dict[str, Split]:
-    """Decode pairs into splits.
+    attributes: Mapping[str, str],
+) -> Plan:
+    """Plan to decode pairs into splits.
 
     Args:
         pairs: per split.
@@ -94,7 +94,7 @@ def read_splits(
         workers: decoding threads.
         skipped: gets a line for every unreadable picture, which is left out with its partners.
         recurring: whether pictures stand in several pairs; each is then stored once, and pairs are indices.
-        work: keeps what is read.
+        attributes: of the data file.
 
     Raises:
         IiaeError: no pair can be read.
@@ -110,31 +110,32 @@ def read_splits(
         for name, found in pairs.items()
         for domain in DOMAINS
     }
-    rows = work.read(
-        [
-            file_reading(
-                name,
-                list(files),
-                lambda path: (decode(path, 3, size),),
-                ((*size, 3),),
-                workers=workers,
+    readings = [
+        file_reading(
+            name,
+            list(files),
+            lambda path: (decode(path, 3, size),),
+            ((*size, 3),),
+            workers=workers,
+        )
+        for name, files in partners.items()
+    ]
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits: dict[str, Split] = {}
+        for name, found in pairs.items():
+            both = [f"{name}/{domain}" for domain in DOMAINS]
+            x, y = (
+                _Pictures(list(partners[one]), rows[one], partners[one], skipped) for one in both
             )
-            for name, files in partners.items()
-        ]
-    )
-    splits: dict[str, Split] = {}
-    for name, found in pairs.items():
-        both = [f"{name}/{domain}" for domain in DOMAINS]
-        # What was read is let go of, as a split may hold copies.
-        x, y = (
-            _Pictures(list(partners[one]), rows.pop(one), partners[one], skipped) for one in both
-        )
-        splits[name] = _split_of(name, found, x, y, recurring)
-    if not any(split.pair_count for split in splits.values()):
-        raise IiaeError(
-            f"{source} holds no readable pair", f"the first that was left out: {skipped[0]}"
-        )
-    return splits
+            splits[name] = _split_of(name, found, x, y, recurring)
+        if not any(split.pair_count for split in splits.values()):
+            raise IiaeError(
+                f"{source} holds no readable pair", f"the first that was left out: {skipped[0]}"
+            )
+        return Prepared(splits, dict(attributes), skipped)
+
+    return Plan(assemble, readings)
 
 
 def _partners(pairs: list[Pair], domain: Domain) -> dict[Path, list[Path]]:
@@ -157,7 +158,7 @@ class _Pictures:
     def __init__(
         self,
         paths: list[Path],
-        found: ReadBlock,
+        found: ReadRows,
         partners: dict[Path, list[Path]],
         skipped: list[str],
     ) -> None:

@@ -6,6 +6,7 @@ given to divide them by.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +18,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import PictureError, decode, pictures_in, shrink_or_enlarge
 from iiae_cli.data.sources.pairing import DEFAULT_SIZE, common_size, divide, split_folders
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work, file_reading
+from iiae_cli.data.sources.plan import Plan, Prepared, ReadRows, Work, file_reading
 
 Picture: TypeAlias = NDArray[np.uint8]
 
@@ -31,9 +32,8 @@ def read_side_by_side(
     fractions: tuple[float, float] | None = None,
     seed: int = 0,
     need_test: bool = False,
-    work: Work = NOTHING_KEPT,
-) -> tuple[dict[str, Split], list[str]]:
-    """Splits of a folder of side-by-side pictures, and a line for every picture left out.
+) -> Plan:
+    """Plan the splits of a folder of side-by-side pictures.
 
     Args:
         source: the folder.
@@ -43,7 +43,6 @@ def read_side_by_side(
         fractions: of pairs for `valid` and `test` where the folder has no splits; None: it must have them.
         seed: of that division.
         need_test: whether `val` is the test split where there is no other, as in Maps' archive.
-        work: keeps what is read.
 
     Raises:
         IiaeError: the halves are in folders of their own, or there is no readable picture.
@@ -65,33 +64,35 @@ def read_side_by_side(
         found = divide(_by_stem(source, skipped), fractions, seed)
     found = {split: files[:limit] for split, files in found.items()}
     size = (image_size, image_size) if image_size is not None else _common_half(found)
-    rows = work.read(
-        [
-            file_reading(
-                split,
-                [path for _, path in files],
-                lambda path: _halves(path, size),
-                ((*size, 3),) * 2,
-                workers=workers,
-            )
-            for split, files in found.items()
-        ]
-    )
-    splits: dict[str, Split] = {}
-    for split, files in found.items():
-        x, y = rows[split].rows
-        skipped += map(str, rows[split].errors)
-        if len(x):
-            ids = [f"{split}/{files[place][0]}" for place in rows[split].places]
-            splits[split] = Split(Side(x, ids), Side(y, list(ids)))
-    if not splits:
-        raise IiaeError(
-            f"{source} holds no readable side-by-side pictures",
-            f"the first that was left out: {skipped[0]}"
-            if skipped
-            else "put them in train/ and test/",
+    readings = [
+        file_reading(
+            split,
+            [path for _, path in files],
+            lambda path: _halves(path, size),
+            ((*size, 3),) * 2,
+            workers=workers,
         )
-    return splits, skipped
+        for split, files in found.items()
+    ]
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits: dict[str, Split] = {}
+        for split, files in found.items():
+            x, y = rows[split].rows
+            skipped.extend(map(str, rows[split].errors))
+            if len(x):
+                ids = [f"{split}/{files[place][0]}" for place in rows[split].places]
+                splits[split] = Split(Side(x, ids), Side(y, list(ids)))
+        if not splits:
+            raise IiaeError(
+                f"{source} holds no readable side-by-side pictures",
+                f"the first that was left out: {skipped[0]}"
+                if skipped
+                else "put them in train/ and test/",
+            )
+        return Prepared(splits, {"source": str(source)}, skipped)
+
+    return Plan(assemble, readings)
 
 
 def _by_stem(folder: Path, skipped: list[str]) -> list[tuple[str, Path]]:

@@ -14,10 +14,8 @@ from pathlib import Path
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split, sha256_of
-from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.leaks import UNKNOWN, normalise_class
 from iiae_cli.data.sources.class_sets import (
-    ClassSet,
     Pictures,
     class_pictures,
     classes_of,
@@ -26,7 +24,6 @@ from iiae_cli.data.sources.class_sets import (
     keep_common,
     limit_pictures,
     limit_split,
-    rows_through,
 )
 from iiae_cli.data.sources.class_splits import (
     CLASS_SPLITS,
@@ -37,7 +34,7 @@ from iiae_cli.data.sources.class_splits import (
     split_unseen,
 )
 from iiae_cli.data.sources.given_features import has_features, read_features, source_files
-from iiae_cli.data.sources.work import NOTHING_KEPT, Work
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 from iiae_cli.model import Domain
 
 RELEASED = {"sempcyc-25": "split1", "eccv18-21": "split2"}
@@ -114,13 +111,12 @@ def find_released(source: Path, class_split: str) -> Path | None:
 def read_sketchy(
     source: Path,
     *,
-    options: FeatureOptions,
+    options: PrepareOptions,
     seed: int,
     limit: int | None,
     download: bool,
     workers: int,
-    work: Work = NOTHING_KEPT,
-) -> ClassSet:
+) -> Plan:
     """Sketchy's features: the released ones where SOURCE holds them, else from its pictures.
 
     Args:
@@ -130,11 +126,9 @@ def read_sketchy(
         limit: at most so many rows of each domain and split, evenly over classes.
         download: whether the backbone's weights may be fetched.
         workers: decoding threads.
-        work: keeps what is computed.
 
     Raises:
         IiaeError: another layout, a class of the split is missing, or as `picture_features`.
-        Interrupted: a signal came.
     """
     if options.class_split is not None and options.unseen_classes is not None:
         raise IiaeError("--split and --unseen-classes exclude each other", "give one of them")
@@ -148,7 +142,8 @@ def read_sketchy(
     if not options.wants_backbone and options.unseen_classes is None:
         released = find_released(source, class_split)
         if released is not None:
-            return _read_released(released, class_split, options, limit, work)
+            folder = released
+            return Plan(lambda rows, work: _read_released(folder, class_split, options, limit))
     found = find_pictures_of(source)
     if found is None:
         raise IiaeError(
@@ -172,29 +167,24 @@ def read_sketchy(
         for name, pictures in divide_pictures(found, division).items()
     }
 
-    from iiae_cli.data.sources.extraction import picture_features  # imports torch
+    from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    return picture_features(
+    return plan_features(
         divided,
+        options,
         split_name=division.name,
-        options=options,
         epochs=EPOCHS,
-        seed=seed,
-        download=download,
-        workers=workers,
-        work=work,
         skipped=skipped,
     )
 
 
 def _read_released(
-    folder: Path, class_split: str, options: FeatureOptions, limit: int | None, work: Work
-) -> ClassSet:
+    folder: Path, class_split: str, options: PrepareOptions, limit: int | None
+) -> Prepared:
     splits = {
         name: limit_split(_normalised(split), limit)
         for name, split in read_features(folder).items()
     }
-    rows_through(splits, work)
     test = set(classes_of(splits.get("test")))
     if options.class_split is None:  # a folder named outright may be either split
         class_split = next(

@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers import assembled
 from scipy.io import savemat
 
 from iiae_cli.common.errors import IiaeError
@@ -63,7 +64,9 @@ def archive(tmp_path_factory):
 
 
 def read(folder, **options):
-    return read_cars(folder, **{"image_size": None, "limit": None, **options})
+    settings = {"image_size": None, "limit": None, "attributes": {}, **options}
+    prepared = assembled(read_cars(folder, **settings))
+    return prepared.splits, prepared.skipped
 
 
 @pytest.fixture(scope="module")
@@ -229,14 +232,12 @@ def test_a_file_without_im_says_so(tmp_path):
     assert why(tmp_path / "a.mat") == "holds no variable im"
 
 
-def test_damaged_cars_are_named_and_the_limit_is_still_met(tmp_path):
+def test_damaged_cars_are_named_and_left_out(tmp_path):
     for number in (3, 4, 9):
         save_v5(file_of(tmp_path, number), im_of(number))
     file_of(tmp_path, 3).write_bytes(b"broken")
-    splits, skipped = read(tmp_path, limit=92)
+    splits, skipped = read(tmp_path)
     assert skipped == [f"{file_of(tmp_path, 3)}: is not a readable MATLAB file"]
-    assert set(splits["train"].x.labels) == {"car_004"} and splits["train"].pair_count == 92
-    splits, _ = read(tmp_path)
     assert (
         splits["train"].x.rows.shape[0] == 8
         and splits["train"].y.rows.shape[0] == splits["train"].pair_count == 184
@@ -271,17 +272,17 @@ def test_the_program_prepares_cars_and_says_what_it_left_out(iiae, archive, tmp_
     file_of(source, 2).unlink()
     file_of(source, 2).write_bytes(b"broken")
     done = iiae(
-        "prepare", "cars", source, "--image-size", 16, "--limit", 30, "-o", "cars.h5", "--json"
+        "prepare", "cars", source, "--image-size", 16, "--limit", 100, "-o", "cars.h5", "--json"
     )
     assert done.code == 3 and "car_002_mesh.mat: is not a readable MATLAB file" in done.err
     assert (
-        done.json["splits"] == {"train": 30, "valid": 0, "test": 30}
+        done.json["splits"] == {"train": 92, "valid": 0, "test": 100}
         and len(done.json["skipped"]) == 1
     )
     file = DataFile(tmp_path / "cars.h5")
-    assert file.info.pair_counts == {"train": 30, "valid": 0, "test": 30}
+    assert file.info.pair_counts == {"train": 92, "valid": 0, "test": 100}
     test = file.split("test")
-    assert (len(test.x), len(test.y), test.pair_count) == (4, 30, 30)
+    assert (len(test.x), len(test.y), test.pair_count) == (8, 100, 100)
     assert test.pairs.dtype == np.int64 and file.split("valid").pairs.shape == (0, 2)
     assert file.info.attributes["source"] == str(source)
 

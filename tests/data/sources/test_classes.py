@@ -6,27 +6,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
-from helpers import Program, StopAt
+from helpers import Program, StopAt, built
 
 from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.data.blocks import partial_of
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.leaks import class_list_hash
 from iiae_cli.data.sources import extraction
-from iiae_cli.data.sources.registry import PrepareOptions, build, prepare_file
-from iiae_cli.data.workspace import partial_of
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.preparation import prepare_file
 
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none"}
 
 
 def options(source, **features):
-    limit = features.pop("limit", None)
-    return PrepareOptions(source=source, limit=limit, features=FeatureOptions(**features))
+    return PrepareOptions(source=source, **features)
 
 
 def refusal(*arguments, **keywords):
     with pytest.raises(IiaeError) as caught:
-        build("classes", options(*arguments, **keywords))
+        built("classes", options(*arguments, **keywords))
     assert caught.value.hint
     return caught.value
 
@@ -55,7 +54,7 @@ def divided(tmp_path):
 
 
 def test_divided_pictures_become_features(divided):
-    prepared = build("classes", options(divided, **RANDOM))
+    prepared = built("classes", options(divided, **RANDOM))
     train, test = prepared.splits["train"], prepared.splits["test"]
     assert (train.x.rows.shape, train.y.rows.shape) == (
         (7, 1024),
@@ -88,7 +87,7 @@ def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
     for domain in "xy":
         class_folders(tmp_path / domain, dict.fromkeys(("ant", "bee", "cow", "dog"), 2))
     (tmp_path / "unseen.txt").write_text("dog\nant\n")
-    prepared = build(
+    prepared = built(
         "classes", options(tmp_path, **RANDOM, unseen_classes=str(tmp_path / "unseen.txt"))
     )
     assert (
@@ -96,7 +95,7 @@ def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
         and prepared.attributes["split_name"] == "given"
     )
     assert sorted(set(prepared.splits["train"].y.labels)) == ["bee", "cow"]
-    drawn = build("classes", options(tmp_path, **RANDOM, unseen_classes="1"))
+    drawn = built("classes", options(tmp_path, **RANDOM, unseen_classes="1"))
     assert (
         drawn.attributes["split_name"] == "unseen-1-seed0" and len(told(drawn, "test_classes")) == 1
     )
@@ -106,7 +105,7 @@ def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
 def test_a_valid_split_by_either_name(divided):
     for domain in "xy":
         class_folders(divided / "val" / domain, {"bee": 1})
-    assert build("classes", options(divided, **RANDOM)).splits["valid"].x.labels == ["bee"]
+    assert built("classes", options(divided, **RANDOM)).splits["valid"].x.labels == ["bee"]
 
 
 def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(divided):
@@ -116,7 +115,7 @@ def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(di
     class_folders(divided / "train" / "x", {"gnu": 1})
     (broken,) = class_folders(divided / "train" / "y", {"gnu": 1})
     broken.write_bytes(b"broken")
-    prepared = build("classes", options(divided, **RANDOM))
+    prepared = built("classes", options(divided, **RANDOM))
     assert [line.split(":")[0] for line in prepared.skipped] == [
         f"class elk of {divided / 'train'}",
         f"class fox of {divided / 'test'}",
@@ -133,7 +132,7 @@ def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(di
 
 
 def test_a_limit_leaves_every_class_some(divided):
-    prepared = build("classes", options(divided, limit=3, **RANDOM))
+    prepared = built("classes", options(divided, limit=3, **RANDOM))
     train = prepared.splits["train"]
     assert train.x.ids == ["train/x/ant/0.png", "train/x/ant/1.png", "train/x/bee/0.png"]
     assert train.y.labels == ["ant", "ant", "bee"] and len(prepared.splits["test"].y) == 3
@@ -161,7 +160,7 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
 
 def test_feature_options_are_refused_elsewhere():
     with pytest.raises(IiaeError, match="digits-cdcb takes no --split"):
-        build("digits-cdcb", options(None, unseen_classes="3"))
+        built("digits-cdcb", options(None, unseen_classes="3"))
 
 
 # ---- features as given
@@ -171,7 +170,7 @@ def test_given_features_are_taken_as_they_are(tmp_path):
     arrays = feature_arrays({"train": ["ant", "bee"], "test": ["cow"]})
     for source in (tmp_path, tmp_path / "split1"):
         save_arrays(source, arrays)
-        prepared = build("classes", options(tmp_path))
+        prepared = built("classes", options(tmp_path))
         np.testing.assert_array_equal(
             prepared.splits["train"].x.rows, arrays["train_sketch_features"]
         )
@@ -193,7 +192,7 @@ def test_a_class_that_one_domain_lacks_is_left_out_of_given_features(tmp_path):
     }
     np.savez(tmp_path / "mine.npz", **arrays)
     for source in (tmp_path, tmp_path / "mine.npz"):
-        prepared = build("classes", options(source))
+        prepared = built("classes", options(source))
         assert prepared.skipped == ["class dog of test: only in x, its 3 rows are left out"]
         assert told(prepared, "test_classes") == ["cow"] and set(
             prepared.splits["test"].x.labels
@@ -207,9 +206,9 @@ def test_given_features_that_saw_a_test_class_are_refused(tmp_path):
     save_arrays(tmp_path, feature_arrays({"train": ["ant"], "test": ["cow", "dog"]}))
     (tmp_path / "classes_seen.txt").write_text("ant\ndog\n")
     assert "1 of the test classes: dog" in refusal(tmp_path).message
-    assert told(build("classes", options(tmp_path, allow_leak=True)), "leak") == ["dog"]
+    assert told(built("classes", options(tmp_path, allow_leak=True)), "leak") == ["dog"]
     (tmp_path / "classes_seen.txt").write_text("ant\n")
-    assert told(build("classes", options(tmp_path)), "leak") == []
+    assert told(built("classes", options(tmp_path)), "leak") == []
 
 
 # ---- fine-tuning and leaks
@@ -224,7 +223,7 @@ def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch
         return original(network, paths, labels, **keywords)
 
     monkeypatch.setattr(extraction, "fine_tune", spy)
-    prepared = build(
+    prepared = built(
         "classes", options(divided, **RANDOM, fine_tune_epochs=1, save_backbone=tmp_path / "kept")
     )
     assert {domain: classes for domain, (_, classes) in shown.items()} == {
@@ -244,7 +243,7 @@ def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch
     assert (prepared.splits["train"].x.rows < 0).any()
 
     # The kept networks give the same features, and are refused where a class that they saw is a test class.
-    again = build("classes", options(divided, backbone_weights=str(tmp_path / "kept")))
+    again = built("classes", options(divided, backbone_weights=str(tmp_path / "kept")))
     np.testing.assert_array_equal(again.splits["test"].x.rows, prepared.splits["test"].x.rows)
     assert told(again, "backbone")["classes_seen"] == ["ant", "bee"]
     assert told(again, "backbone")["fine_tuning"]["accuracy"] == backbone["fine_tuning"]["accuracy"]
@@ -253,13 +252,13 @@ def test_fine_tuning_sees_training_pictures_alone(divided, tmp_path, monkeypatch
     leaking = {"backbone_weights": str(tmp_path / "kept")}
     error = refusal(divided, **leaking)
     assert "1 of the test classes: bee" in error.message and "--allow-leak" in error.hint
-    assert told(build("classes", options(divided, **leaking, allow_leak=True)), "leak") == ["bee"]
+    assert told(built("classes", options(divided, **leaking, allow_leak=True)), "leak") == ["bee"]
     # Fine-tuning on a class that is tested too is a leak as well.
     assert "1 of the test classes: bee" in refusal(divided, **RANDOM, fine_tune_epochs=1).message
 
 
 def test_kept_networks_exclude_other_options(divided, tmp_path):
-    build(
+    built(
         "classes", options(divided, **RANDOM, fine_tune_epochs=1, save_backbone=tmp_path / "kept")
     )
     kept = {"backbone_weights": str(tmp_path / "kept")}
@@ -273,25 +272,25 @@ def test_kept_networks_exclude_other_options(divided, tmp_path):
 
 
 def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys):
-    plain = build("classes", options(divided, **RANDOM))
-    inverted = build("classes", options(divided, **RANDOM, invert_sketches=True))
-    raw = build("classes", options(divided, **RANDOM, normalise=False))
+    plain = built("classes", options(divided, **RANDOM))
+    inverted = built("classes", options(divided, **RANDOM, invert_sketches=True))
+    raw = built("classes", options(divided, **RANDOM, normalise=False))
     assert told(inverted, "backbone")["preprocessing"]["invert_sketches"] is True
     assert told(raw, "backbone")["preprocessing"]["normalise"] is False
     assert not np.allclose(plain.splits["test"].x.rows, inverted.splits["test"].x.rows)
     np.testing.assert_array_equal(plain.splits["test"].y.rows, inverted.splits["test"].y.rows)
     assert not np.allclose(plain.splits["test"].y.rows, raw.splits["test"].y.rows)
     tuned = {"fine_tune_epochs": 1, "save_backbone": tmp_path / "kept", "invert_sketches": True}
-    build("classes", options(divided, **RANDOM, **tuned))
+    built("classes", options(divided, **RANDOM, **tuned))
     kept = {"backbone_weights": str(tmp_path / "kept")}
     assert (
-        told(build("classes", options(divided, **kept)), "backbone")["preprocessing"][
+        told(built("classes", options(divided, **kept)), "backbone")["preprocessing"][
             "invert_sketches"
         ]
         is True
     )
     capsys.readouterr()
-    other = told(build("classes", options(divided, **kept, invert_sketches=False)), "backbone")
+    other = told(built("classes", options(divided, **kept, invert_sketches=False)), "backbone")
     assert "prepared in another way" in capsys.readouterr().err
     assert other["preprocessing"]["invert_sketches"] is False
     assert other["fine_tuning"]["preprocessing"]["invert_sketches"] is True
@@ -327,7 +326,7 @@ def test_an_interrupted_preparation_ends_in_equal_values(
         prepare("part.h5")
     assert "--resume" in caught.value.hint
     interrupt(resume=True)
-    assert "was begun with another preprocessing: starting afresh" in capsys.readouterr().err
+    assert "was begun with another normalise, readings: starting afresh" in capsys.readouterr().err
     computed = []
     features_of = extraction._features
     monkeypatch.setattr(
@@ -410,7 +409,7 @@ def test_a_signal_leaves_work_that_resume_takes_up(
         patch.setattr(extraction, "_features", stop)
         outcome = iiae(*command)
     assert outcome.code == 75 and "--resume" in outcome.err and not Path("mine.h5").exists()
-    assert Path("mine.h5.partial/train-y.blocks").stat().st_size
+    assert Path("mine.h5.partial/blocks").stat().st_size
     assert "--resume" in iiae(*command).error()[1]
     assert iiae(*command, "--resume").code == 0
     assert Path("mine.h5").exists() and not Path("mine.h5.partial").exists()

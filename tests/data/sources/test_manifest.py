@@ -4,12 +4,13 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from helpers import assembled, built
 from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile, sha256_of, write_data_file
 from iiae_cli.data.sources.manifest import read_manifest
-from iiae_cli.data.sources.registry import PrepareOptions, build
+from iiae_cli.data.sources.plan import PrepareOptions
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def pairs(*stems):
 
 
 def read(manifest, **options):
-    return read_manifest(
-        manifest, **{"image_size": None, "fractions": (0.0, 0.0), "seed": 0, **options}
-    )
+    settings = {"image_size": None, "fractions": (0.0, 0.0), "seed": 0, **options}
+    prepared = assembled(read_manifest(manifest, **settings))
+    return prepared.splits, prepared.skipped
 
 
 def values(split):
@@ -238,11 +239,11 @@ def test_what_is_no_table_is_refused(folder):
 
 def test_a_table_is_told_from_a_folder_by_its_name(folder):
     manifest = table(folder, "x,y", *pairs("a"), name="MINE.CSV")
-    attributes = build("pairs", PrepareOptions(source=manifest)).attributes
+    attributes = built("pairs", PrepareOptions(source=manifest)).attributes
     assert attributes == {"source": str(manifest), "source_sha256": sha256_of(manifest)}
     (folder / "x").rename(folder / "mine.csv")  # a folder of that name is a folder
     with pytest.raises(IiaeError, match="has no folder x/"):
-        build("pairs", PrepareOptions(source=folder / "mine.csv"))
+        built("pairs", PrepareOptions(source=folder / "mine.csv"))
 
 
 def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
@@ -301,7 +302,7 @@ def test_factors_survive_the_data_file(folder, tmp_path):
     source = table(
         folder, "x,y,y_pen,x_angle", "x/a.png,y/a.bmp,übung,1.5", "x/b.png,y/b.bmp,chalk,2"
     )
-    prepared = build("pairs", PrepareOptions(source=source, fractions=(0.0, 0.0)))
+    prepared = built("pairs", PrepareOptions(source=source, fractions=(0.0, 0.0)))
     write_data_file(tmp_path / "mine.h5", "mine", prepared.splits, {})
     found = DataFile(tmp_path / "mine.h5").split("train").factors
     assert found["y_pen"].tolist() == ["übung", "chalk"]

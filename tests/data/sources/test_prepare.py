@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from helpers import built
 from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile, sha256_of
-from iiae_cli.data.sources import registry as prepare
+from iiae_cli.data.sources import cdcb, idx
 from iiae_cli.data.sources.cdcb import (
     colour_pair,
     embedded_digits,
@@ -18,7 +19,9 @@ from iiae_cli.data.sources.cdcb import (
     sketch_pair,
 )
 from iiae_cli.data.sources.idx import find_idx, read_idx
-from iiae_cli.data.sources.registry import BUILDERS, PrepareOptions, build, prepare_file
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.preparation import prepare_file
+from iiae_cli.data.sources.registry import BUILDERS
 
 GREY = np.array([[[0, 50, 102], [103, 200, 255]]], np.uint8)
 
@@ -148,7 +151,7 @@ def test_grey_pictures_are_enlarged_bicubically():
 
 @pytest.fixture(scope="module")
 def digits():
-    return build("digits-cdcb", PrepareOptions(seed=0)).splits
+    return built("digits-cdcb", PrepareOptions(seed=0)).splits
 
 
 def test_the_embedded_digits_are_all_there(digits):
@@ -205,8 +208,8 @@ def test_the_division_is_stratified(digits):
 
 
 def test_the_seed_decides_colours_and_division(digits):
-    again = build("digits-cdcb", PrepareOptions(seed=0)).splits
-    other = build("digits-cdcb", PrepareOptions(seed=1)).splits
+    again = built("digits-cdcb", PrepareOptions(seed=0)).splits
+    other = built("digits-cdcb", PrepareOptions(seed=1)).splits
     for name in ("train", "test"):
         np.testing.assert_array_equal(again[name].x.rows, digits[name].x.rows)
         np.testing.assert_array_equal(again[name].y.rows, digits[name].y.rows)
@@ -218,7 +221,7 @@ def test_the_seed_decides_colours_and_division(digits):
 
 
 def test_the_edge_variant_shares_x_and_outlines_y(digits):
-    edge = build("digits-edge", PrepareOptions(seed=0, limit=20)).splits
+    edge = built("digits-edge", PrepareOptions(seed=0, limit=20)).splits
     for name in ("train", "test"):
         assert len(edge[name].x) == 20
         assert edge[name].x.labels == digits[name].x.labels[:20]
@@ -232,7 +235,7 @@ def test_the_edge_variant_shares_x_and_outlines_y(digits):
 
 
 def test_limit_and_image_size_apply_to_the_embedded_digits():
-    splits = build("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
+    splits = built("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
     assert {name: split.x.rows.shape for name, split in splits.items()} == {
         "train": (7, 16, 16, 3),
         "test": (7, 16, 16, 3),
@@ -276,12 +279,12 @@ def idx_source(folder, *, suffix="", train=8, test=4, size=28):
 
 
 def build_from(name, source, **options):
-    return build(name, PrepareOptions(source=source, **options))
+    return built(name, PrepareOptions(source=source, **options))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(prepare, "TRAIN_IDX", 5)
+    monkeypatch.setattr(idx, "TRAIN_IDX", 5)
     train, train_labels, test, test_labels = idx_source(tmp_path, suffix=suffix)
     splits = build_from("mnist-cdcb", tmp_path).splits
     wanted = {
@@ -308,7 +311,7 @@ def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffi
 
 
 def test_fifty_thousand_train_pairs_are_the_papers():
-    assert prepare.TRAIN_IDX == 50_000 and prepare.TEST_DIGITS == 300
+    assert idx.TRAIN_IDX == 50_000 and cdcb.TEST_DIGITS == 300
 
 
 def test_the_source_is_named_by_its_checksum(tmp_path):
@@ -322,7 +325,7 @@ def test_the_source_is_named_by_its_checksum(tmp_path):
 
 
 def test_limit_seed_and_image_size_apply_to_idx_sets(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "TRAIN_IDX", 5)
+    monkeypatch.setattr(idx, "TRAIN_IDX", 5)
     idx_source(tmp_path)
     splits = build_from("mnist-cdcb", tmp_path, limit=2, image_size=20).splits
     assert [split.x.rows.shape for split in splits.values()] == [(2, 20, 20, 3)] * 3
@@ -410,17 +413,17 @@ def test_a_missing_idx_file_is_named(tmp_path):
 
 
 def test_an_idx_source_must_be_named_and_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "DEBIAN_FASHION", tmp_path / "none")
+    monkeypatch.setattr(idx, "DEBIAN_FASHION", tmp_path / "none")
     for name in ("mnist-cdcb", "fashion-cdcb"):
-        assert "was not named" in refusal(build, name, PrepareOptions())
+        assert "was not named" in refusal(built, name, PrepareOptions())
     assert "does not exist" in refusal(build_from, "mnist-cdcb", tmp_path / "none")
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path, monkeypatch):
     idx_source(tmp_path)
-    monkeypatch.setattr(prepare, "DEBIAN_FASHION", tmp_path)
-    assert build("fashion-cdcb", PrepareOptions()).splits["test"].x.rows.shape == (4, 28, 28, 3)
-    assert "was not named" in refusal(build, "mnist-cdcb", PrepareOptions())
+    monkeypatch.setattr(idx, "DEBIAN_FASHION", tmp_path)
+    assert built("fashion-cdcb", PrepareOptions()).splits["test"].x.rows.shape == (4, 28, 28, 3)
+    assert "was not named" in refusal(built, "mnist-cdcb", PrepareOptions())
 
 
 # ---- the published pictures, side by side
@@ -620,7 +623,7 @@ def test_threads_change_nothing(tmp_path):
 
 def test_folders_of_another_layout_are_refused(tmp_path):
     assert "does not exist" in refusal(build_from, "pairs", tmp_path / "none")
-    assert "was not named" in refusal(build, "pairs", PrepareOptions())
+    assert "was not named" in refusal(built, "pairs", PrepareOptions())
     (tmp_path / "x").mkdir()
     assert refusal(build_from, "pairs", tmp_path) == f"{tmp_path} has no folder y/"
     (tmp_path / "y").mkdir()
@@ -638,7 +641,7 @@ def test_folders_of_another_layout_are_refused(tmp_path):
 
 def test_an_unknown_set_is_refused_with_those_there_are():
     with pytest.raises(IiaeError) as caught:
-        build("mnist", PrepareOptions())
+        built("mnist", PrepareOptions())
     assert caught.value.message == "unknown data set 'mnist'"
     assert all(name in caught.value.hint for name in BUILDERS)
 
@@ -650,7 +653,7 @@ def test_an_unknown_set_is_refused_with_those_there_are():
 def test_a_file_or_folder_in_the_place_of_a_set_is_told_where_it_belongs(tmp_path, name, told):
     (tmp_path / "mine-0-of-2.h5").touch()
     with pytest.raises(IiaeError) as caught:
-        build(str(tmp_path / name), PrepareOptions())
+        built(str(tmp_path / name), PrepareOptions())
     assert caught.value.message == f"unknown data set '{tmp_path / name}'"
     assert told.format(tmp_path / name) in caught.value.hint
 

@@ -4,12 +4,13 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from helpers import built
 from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.pictures import shrink_or_enlarge
-from iiae_cli.data.sources.registry import PrepareOptions, build
+from iiae_cli.data.sources.plan import PrepareOptions
 
 
 def picture(folder, stem, value, size=(8, 16), suffix=".png"):
@@ -23,7 +24,7 @@ def picture(folder, stem, value, size=(8, 16), suffix=".png"):
 
 
 def prepared(name, source, **options):
-    return build(name, PrepareOptions(source=source, **options))
+    return built(name, PrepareOptions(source=source, **options))
 
 
 def of(name, source, **options):

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
-from helpers import Program
+from helpers import Program, built
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.feature_options import FeatureOptions
 from iiae_cli.data.leaks import class_list_hash
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS
-from iiae_cli.data.sources.registry import PrepareOptions, build
+from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.sketchy import find_pictures_of
 
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none", "fine_tune_epochs": 0}
@@ -43,10 +42,7 @@ def archive(root, *, below="", tx=TX, classes=ALL):
 
 
 def make(source, **features):
-    limit = features.pop("limit", None)
-    return build(
-        "sketchy", PrepareOptions(source=source, limit=limit, features=FeatureOptions(**features))
-    )
+    return built("sketchy", PrepareOptions(source=source, **features))
 
 
 def refusal(*arguments, **keywords):
@@ -108,11 +104,11 @@ def test_a_named_split_is_made_and_named(tmp_path, name):
 def test_the_papers_split_and_recipe_are_the_default(tmp_path, monkeypatch):
     asked = {}
 
-    def spy(divided, **keywords):
+    def spy(divided, options, **keywords):
         asked.update(keywords, divided=divided)
         raise IiaeError("stop", "here")
 
-    monkeypatch.setattr(extraction, "picture_features", spy)
+    monkeypatch.setattr(extraction, "plan_features", spy)
     assert refusal(archive(tmp_path)).message == "stop"
     assert asked["split_name"] == "sempcyc-25" and asked["epochs"] == 10
     assert {one.label for one in asked["divided"]["test"]["y"]} == set(UNSEEN["sempcyc-25"])
@@ -146,7 +142,7 @@ def test_an_incomplete_archive_is_refused_with_what_it_lacks(tmp_path):
     error = refusal(tmp_path / "empty")
     assert "not laid out as Sketchy" in error.message and "extended_photo/CLASS" in error.hint
     with pytest.raises(IiaeError, match="was not named"):
-        build("sketchy", PrepareOptions())
+        built("sketchy", PrepareOptions())
 
 
 def test_a_test_class_without_a_readable_picture_makes_the_split_another(tmp_path, capsys):

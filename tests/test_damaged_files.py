@@ -1,0 +1,404 @@
+"""Damaged and hostile files: an exit code and two lines; no traceback, no hang, no code run, nothing written elsewhere.
+
+Every kind of file that a command reads starts from a good small one, is damaged, and is read again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from class_sources import feature_arrays
+from helpers import Outcome, call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+
+from iiae_cli.common.tensors import read_tensors, save_tensors
+from iiae_cli.data.datafile import Side, Split, write_data_file
+from iiae_cli.runs.directory import CHECKPOINT_SCHEMA
+from iiae_cli.runs.weights import MODEL_SCHEMA
+
+SECONDS = 30
+MEMORY = 3 << 30
+RNG = np.random.default_rng(0)
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
+
+PRESET = """
+model: {kind: image, widths: [4, 4], decoder_widths: [4, 4], shared: 4, exclusive: 2, dropout: 0}
+training: {steps: 2, batch_size: 4, checkpoint_every: 1, log_every: 2, samples: 1}
+"""
+FEATURES = """
+model: {kind: features, feature_width: 8, exclusive_hidden: [8], shared_hidden: 8, joint_hidden: 8,
+        decoder_hidden: 8, shared: 4, exclusive: 2}
+training: {steps: 2, batch_size: 4}
+objective: {reconstruction: l2}
+"""
+
+
+# ---- good files
+
+
+def split(count: int, *shape: int) -> Split:
+    """Random pictures, or features of four classes."""
+    ids = [f"some/{number:03d}" for number in range(count)]
+    labels = [f"class {number % 4}" for number in range(count)]
+    rows = RNG.integers(0, 256, (2, count, *shape))
+    x, y = rows.astype(np.uint8) if len(shape) > 1 else rows.astype(np.float32) / 64
+    factors = {"x_colour": x[:, 0, 0]} if len(shape) > 1 else {}
+    return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
+
+
+def picture(size: tuple[int, int] = (32, 16), kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def archives(folder: Path) -> None:
+    """facades.tar.gz and facades.zip, of pictures side by side."""
+    for name in ("train", "val", "test"):
+        path = folder / "sides" / "facades" / name / "1.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(picture())
+    shutil.make_archive(str(folder / "facades"), "gztar", folder / "sides")
+    shutil.make_archive(str(folder / "facades"), "zip", folder / "sides")
+
+
+def good(*arguments: object) -> None:
+    outcome = call(*arguments)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a good file of every kind, and the runs that they are read with."""
+    folder = tmp_path_factory.mktemp("sound")
+    before = Path.cwd()
+    os.chdir(folder)
+    Path("p.yaml").write_text(PRESET)
+    Path("f.yaml").write_text(FEATURES)
+    pictures = {"train": split(12, 16, 16, 3), "test": split(8, 16, 16, 3)}
+    write_data_file(Path("p.h5"), "p", pictures, {})
+    features = {"train": split(16, 6), "test": split(8, 6)}
+    write_data_file(Path("f.h5"), "f", features, {"alignment": "class", "backbone": "{}"})
+    good("train", "--preset", "p.yaml", "--data", "p.h5", "--run", "run")
+    good("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "features")
+    good("encode", "p.h5", "--domain", "x", "--run", "run", "-o", "x.h5")
+    shutil.copy("run/model.safetensors", "model.safetensors")
+    checkpoints = sorted(Path("run/checkpoints").glob("*.safetensors"))
+    shutil.copytree("run", "stopped", symlinks=True)
+    Path("stopped/checkpoints", checkpoints[-1].name).unlink()
+    shutil.copy(checkpoints[0], "checkpoint.safetensors")
+    Path("a.png").write_bytes(picture((16, 16)))
+    Path("a.jpg").write_bytes(picture((16, 16), "JPEG"))
+    np.save("a.npy", RNG.normal(size=(5, 6)).astype(np.float32))
+    np.savez("a.npz", **feature_arrays({"train": ["ant", "bee"], "test": ["cat"]}))
+    shape = (128, 128, 3, 24, 4)
+    savemat("car_001_mesh.mat", {"im": np.zeros(shape, np.uint8)}, do_compression=True)
+    archives(folder)
+    row = f"{folder / 'a.png'},{folder / 'a.jpg'},train,ant,3"
+    Path("pairs.csv").write_text(f"x,y,split,label,x_size\n{row}\n")
+    yield folder
+    os.chdir(before)
+
+
+# ---- damage
+
+
+@dataclass
+class Canary:
+    """Unpickling it makes a file."""
+
+    path: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(self.path),)
+
+
+def damaged_bytes(draw: Draw, content: bytes) -> bytes:
+    """Content cut, overwritten in one place or several, repeated, or replaced."""
+    at = draw(st.integers(0, max(0, len(content) - 1)))
+    how = draw(st.sampled_from(["cut", "flip", "head", "zeros", "twice", "pickle", "noise"]))
+    if how == "cut":
+        return content[:at]
+    if how in ("flip", "head"):  # a header is where damage matters most
+        damaged = bytearray(content)
+        places = st.integers(0, min(len(content), 512 if how == "head" else len(content)) - 1)
+        for place in draw(st.lists(places, min_size=1, max_size=8)):
+            damaged[place] ^= draw(st.integers(1, 255))
+        return bytes(damaged)
+    if how == "zeros":
+        return content[:at] + bytes(min(64, len(content) - at)) + content[at + 64 :]
+    if how == "twice":
+        return content[:at] + content
+    return pickle.dumps(Canary("canary")) if how == "pickle" else draw(st.binary(max_size=200))
+
+
+VALUES = [
+    np.float64("nan"),
+    -1,
+    "",
+    "\udcff".encode("utf-8", "surrogateescape"),
+    "x" * 5000,
+    np.zeros((0, 3), np.float32),
+    np.full((7, 3), np.inf, np.float32),
+    np.zeros(8, [("a", "i4"), ("b", "S3")]),
+    np.array(["a", "b"] * 4, h5py.string_dtype()),
+    np.arange(4000, dtype=">i8"),
+    h5py.Empty("f4"),
+]
+
+
+def damage_structure(draw: Draw, path: Path) -> None:
+    """Replace an item or an attribute of an HDF5 file by something else."""
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        name = draw(st.sampled_from(sorted(names)))
+        value = draw(st.sampled_from(range(len(VALUES))))
+        how = draw(st.sampled_from(["delete", "group", "value", "link", "soft", "huge", "attr"]))
+        if how == "attr":
+            holder = draw(st.sampled_from([file, file[name]]))
+            keys = [*holder.attrs, "schema"]
+            holder.attrs[draw(st.sampled_from(sorted(keys)))] = VALUES[value]
+            return
+        shape = getattr(file[name], "shape", ())
+        del file[name]
+        if how == "group":
+            file.create_group(name)
+        elif how == "value":
+            file[name] = VALUES[value]
+        elif how == "link":
+            file[name] = h5py.ExternalLink(str(path.parent / "secret.h5"), "/rows")
+        elif how == "soft":
+            file[name] = h5py.SoftLink(f"/{name}")
+        elif how == "huge":  # declared, not stored
+            file.create_dataset(name, (2**40, *shape[1:]), "u1", chunks=True)
+
+
+def damage_header(draw: Draw, path: Path, schema: str) -> None:
+    """Replace a value in the header of weights, with a checksum that fits."""
+    header, tensors = read_tensors(path, schema, "")
+    key = draw(st.sampled_from(sorted(header)))
+    header[key] = draw(st.sampled_from(["", "null", "{}", "[1]", '{"x": 1}', "9" * 400, "\0"]))
+    header.pop("checksum", None)
+    if draw(st.booleans()):
+        tensors.pop(draw(st.sampled_from(sorted(tensors))))
+    save_tensors(tensors, path, header)
+
+
+# ---- what reads which file
+
+
+def with_file(run: Path, path: Path, name: str) -> str:
+    """A copy of a run with the damaged file in place of its own."""
+    shutil.copytree(run, "out/run", symlinks=True)
+    shutil.copy(path, next(Path("out/run").glob(name)))
+    return "out/run"
+
+
+Command = Callable[[Path, Path], list[object]]
+
+# The file of `sound` that is damaged, and the commands that read it in an otherwise empty folder.
+READERS: dict[str, list[Command]] = {
+    "p.h5": [
+        lambda sound, path: ["evaluate", "--run", sound / "run", "--data", path, "--lpips", "none"],
+        lambda sound, path: [
+            "encode",
+            path,
+            "--domain",
+            "x",
+            "--run",
+            sound / "run",
+            "-o",
+            "out/z.h5",
+        ],
+        lambda sound, path: [
+            "train",
+            "--preset",
+            sound / "p.yaml",
+            "--data",
+            path,
+            "--run",
+            "out/r",
+        ],
+        lambda sound, path: [
+            "translate",
+            path,
+            "--from",
+            "x",
+            "--run",
+            sound / "run",
+            "-o",
+            "out/t",
+        ],
+    ],
+    "f.h5": [
+        lambda sound, path: ["evaluate", "--run", sound / "features", "--data", path],
+        lambda sound, path: [
+            "train",
+            "--preset",
+            sound / "f.yaml",
+            "--data",
+            path,
+            "--run",
+            "out/r",
+        ],
+    ],
+    "x.h5": [
+        lambda sound, path: ["retrieve", path, "--index", sound / "run/gallery.h5"],
+        lambda sound, path: ["retrieve", sound / "x.h5", "--index", path, "--latents", "exclusive"],
+        lambda sound, path: ["encode", path, "--merge", "-o", "out/z.h5"],
+    ],
+    "model.safetensors": [
+        lambda sound, path: [
+            *("encode", sound / "a.png", "--domain", "x", "-o", "out/z.h5"),
+            *("--run", with_file(sound / "run", path, "model.safetensors")),
+        ],
+    ],
+    "checkpoint.safetensors": [
+        lambda sound, path: [
+            *("train", "--preset", sound / "p.yaml", "--data", sound / "p.h5", "--resume"),
+            *("--run", with_file(sound / "stopped", path, "checkpoints/*.safetensors")),
+        ],
+    ],
+    "a.png": [
+        lambda sound, path: [
+            "encode",
+            path,
+            "--domain",
+            "x",
+            "--run",
+            sound / "run",
+            "-o",
+            "out/z.h5",
+        ],
+    ],
+    "a.jpg": [
+        lambda sound, path: ["retrieve", path, "--run", sound / "run", "--montage", "out/m.png"],
+    ],
+    "a.npy": [
+        lambda sound, path: [
+            *("encode", path, "--domain", "x", "--run", sound / "features", "-o", "out/z.h5"),
+        ],
+    ],
+    "a.npz": [lambda sound, path: ["prepare", "classes", path, "-o", "out/d.h5"]],
+    "car_001_mesh.mat": [
+        lambda sound, path: [
+            *("prepare", "cars", path.parent, "-o", "out/d.h5", "--image-size", 16),
+            *("--limit", 1),
+        ],
+    ],
+    "facades.tar.gz": [lambda sound, path: ["prepare", "facades", path, "-o", "out/d.h5"]],
+    "facades.zip": [lambda sound, path: ["prepare", "facades", path, "-o", "out/d.h5"]],
+    "p.yaml": [
+        lambda sound, path: ["train", "--preset", path, "--print-config"],
+        lambda sound, path: [
+            "train",
+            "--preset",
+            "digits-cdcb",
+            "--config",
+            path,
+            "--print-config",
+        ],
+    ],
+    "pairs.csv": [lambda sound, path: ["prepare", "pairs", path, "-o", "out/d.h5"]],
+}
+
+
+@contextmanager
+def bounds() -> Iterator[None]:
+    """No more than so much time and memory."""
+
+    def too_long(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took more than {SECONDS} s")
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = signal.signal(signal.SIGALRM, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        signal.signal(signal.SIGALRM, before)
+
+
+def listing(folder: Path) -> set[Path]:
+    """Files and folders but those that the command may write."""
+    return {path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "out"}
+
+
+def assert_answered(outcome: Outcome) -> None:
+    assert outcome.code in (0, 2, 3), outcome.err
+    if outcome.code == 2:
+        outcome.error()
+    assert "Traceback" not in outcome.err
+
+
+def read_damaged(sound: Path, name: str, command: Command, damage: Callable[[Path], None]) -> None:
+    """Damage a copy of a good file and run a command on it in a folder of its own."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            path = Path("in", name)
+            path.parent.mkdir()
+            Path("out").mkdir()
+            shutil.copy(sound / name, path)
+            damage(path)
+            files = listing(Path(folder))
+            with bounds():
+                outcome = call(*command(sound, path))
+            assert_answered(outcome)
+            assert listing(Path(folder)) == files
+            return outcome
+        finally:
+            os.chdir(before)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_answered(
+    sound: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IIAE_DATA", "out/data")
+
+    @settings(max_examples=20)
+    @given(st.data())
+    def answered(data: st.DataObject) -> None:
+        def damage(path: Path) -> None:
+            if path.suffix == ".h5" and data.draw(st.integers(0, 2)):
+                damage_structure(data.draw, path)
+            elif path.suffix == ".safetensors" and data.draw(st.booleans()):
+                schema = MODEL_SCHEMA if name.startswith("model") else CHECKPOINT_SCHEMA
+                damage_header(data.draw, path, schema)
+            else:
+                path.write_bytes(damaged_bytes(data.draw, path.read_bytes()))
+
+        read_damaged(sound, name, data.draw(st.sampled_from(READERS[name])), damage)
+
+    for command in READERS[name]:
+        outcome = read_damaged(sound, name, command, lambda path: None)
+        assert outcome.code == 0, outcome.err  # whole, it is read
+    answered()
