@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.area import resize_by_area, sizes_divide
+from iiae_cli.data.resize import resize_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it would run.
@@ -44,7 +44,6 @@ _UNREADABLE = (
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 Read = TypeVar("Read")
 
 
@@ -79,7 +78,7 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
     except _UNREADABLE as error:
         raise PictureError(path, "is not a readable picture") from error
     if size is not None and image.size != (size[1], size[0]):
-        image = shrink_or_enlarge(image, size)
+        image = resize_picture(image, size)
     array = np.asarray(image)
     return array if array.ndim == 3 else array[..., None]
 
@@ -126,23 +125,6 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(_MODES[channels])
 
 
-def shrink_or_enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image` (8 bits a channel) at `size` = (H, W): by exact area where that is fewer pixels, else bicubic."""
-    if size[0] * size[1] > image.width * image.height:
-        return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    if sizes_divide((image.height, image.width), size):
-        return image.resize((size[1], size[0]), Image.Resampling.BOX)
-    if (
-        image.mode in _PREMULTIPLIED
-    ):  # a transparent pixel's hidden colour must not bleed into its neighbours
-        return shrink_or_enlarge(image.convert(_PREMULTIPLIED[image.mode]), size).convert(
-            image.mode
-        )
-    return Image.frombytes(
-        image.mode, (size[1], size[0]), resize_by_area(np.asarray(image), size).tobytes()
-    )
-
-
 def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """(N, H, W) or (N, H, W, C) to `size` × `size`: bicubic where that enlarges, by area where it shrinks."""
     if pictures.shape[1:3] == (size, size):
@@ -150,7 +132,7 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
     if not len(pictures):
         return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
     return np.stack(
-        [np.asarray(shrink_or_enlarge(Image.fromarray(one), (size, size))) for one in pictures]
+        [np.asarray(resize_picture(Image.fromarray(one), (size, size))) for one in pictures]
     )
 
 

@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.batches import PairOrder, to_inputs
+from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
+from iiae_cli.data.orders import PairOrder
 from iiae_cli.evaluation.protocols import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.model import DOMAINS, Domain

@@ -19,8 +19,8 @@ from iiae_cli.data.pictures import (
     natural_key,
     picture_size_of,
     pictures_in,
-    shrink_or_enlarge,
 )
+from iiae_cli.data.resize import resize_picture
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -166,7 +166,7 @@ def test_enlarging_is_bicubic(path):
 def test_the_same_size_is_left_alone(path):
     array = noise((5, 7, 3))
     np.testing.assert_array_equal(decode(saved(path, array), 3, (5, 7)), array)
-    assert shrink_or_enlarge(Image.fromarray(array), (3, 2)).size == (2, 3)
+    assert resize_picture(Image.fromarray(array), (3, 2)).size == (2, 3)
 
 
 def test_transparency_meets_white_before_resizing(path):

@@ -16,7 +16,8 @@ from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.pictures import PictureError, decode, pictures_in, shrink_or_enlarge
+from iiae_cli.data.pictures import PictureError, decode, pictures_in
+from iiae_cli.data.resize import resize_picture
 from iiae_cli.data.sources.pairing import DEFAULT_SIZE, common_size, divide, split_folders
 from iiae_cli.data.sources.plan import Plan, Prepared, ReadRows, Work, file_reading
 
@@ -123,4 +124,4 @@ def _halves(path: Path, size: tuple[int, int]) -> tuple[Picture, Picture]:
 def _at(half: Picture, size: tuple[int, int]) -> Picture:
     if half.shape[:2] == size:
         return half.copy()  # a view would keep the whole picture in memory
-    return np.asarray(shrink_or_enlarge(Image.fromarray(half), size))
+    return np.asarray(resize_picture(Image.fromarray(half), size))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.pictures import shrink_or_enlarge
+from iiae_cli.data.resize import resize_picture
 from iiae_cli.data.sources.plan import PrepareOptions
 
 
@@ -100,7 +100,7 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
     halves = original[:, :600], original[:, 600:]
     split, native = of("maps", tmp_path)["train"], of("maps", tmp_path, image_size=600)["train"]
     for domain, half in zip("xy", halves, strict=True):
-        expected = np.asarray(shrink_or_enlarge(Image.fromarray(half), (256, 256)))
+        expected = np.asarray(resize_picture(Image.fromarray(half), (256, 256)))
         np.testing.assert_array_equal(split.side(domain).rows[0], expected)
         np.testing.assert_array_equal(native.side(domain).rows[0], half)
 
