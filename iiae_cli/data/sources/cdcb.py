@@ -1,8 +1,8 @@
-"""Digits (or garments) with a coloured background in x and a coloured foreground in y, and their edge variants.
+"""Digits (or garments) with a coloured ground in x and a coloured digit in y, and edge variants.
 
-MNIST-CDCB was published as 100 samples without its generator; the recipe below is read off those samples (data set
-page in `docs/data.md`). `colour_pair` is the published recipe; the two edge recipes make the domains differ in more
-than colour, so that raw pixels no longer solve the retrieval.
+MNIST-CDCB was published as 100 samples without its generator; the recipe below is read off those
+samples (`docs/data.md`). `colour_pair` is the published recipe; the two edge recipes make the
+domains differ in more than colour, so that raw pixels no longer solve the retrieval.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Recipe: TypeAlias = Callable[
     [UInt8Array, np.random.Generator], tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]
 ]
 
-TEST_DIGITS = 300
 THRESHOLD = 102  # a grey value above it belongs to the digit
+TEST_DIGITS = 300
 
 
 def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
@@ -48,8 +48,8 @@ def colour_pair(
         rng: draws both colours of every pair, uniform over RGB and independent.
 
     Returns:
-        x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3). Grey below the threshold stays in
-        y, grey above it stays in x, as in the published samples.
+        x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3). Grey below the
+        threshold stays in y, grey above it stays in x, as in the published samples.
     """
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
     digit, mask = grey[..., None], grey > THRESHOLD
@@ -61,7 +61,7 @@ def colour_pair(
 def outline_pair(
     grey: UInt8Array, rng: np.random.Generator
 ) -> tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]:
-    """x as in `colour_pair`; y is the digit's outline, one pixel around it, in a random colour on black."""
+    """x as in `colour_pair`; y is the digit's outline, one pixel around it, coloured on black."""
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
     mask = grey > THRESHOLD
     x = _paint(mask, grey[..., None], _grounds(background))
@@ -72,7 +72,7 @@ def outline_pair(
 def sketch_pair(
     grey: UInt8Array, rng: np.random.Generator
 ) -> tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]:
-    """x is the garment's edge map, dark lines on white (a "sketch"); y is the garment on a random-coloured ground."""
+    """x is the garment's edge map, dark on white; y is the garment on a random-coloured ground."""
     ground = _colours(len(grey), rng)
     horizontal, vertical = np.gradient(grey.astype(np.float32), axis=(2, 1))
     strength = np.clip(2.0 * np.hypot(horizontal, vertical), 0, 255).astype(np.uint8)
@@ -87,18 +87,18 @@ def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Grow (N, H, W) masks by one pixel in the eight directions."""
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     height, width = mask.shape[1:]
+    shifts = ((row, column) for row in range(3) for column in range(3))
     grown = np.zeros_like(mask)
-    for row in range(3):
-        for column in range(3):
-            grown |= padded[:, row : row + height, column : column + width]
+    for row, column in shifts:
+        grown |= padded[:, row : row + height, column : column + width]
     return grown
 
 
 def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
-    """scikit-learn's bundled 8×8 digits as bilevel pictures: (1797, size, size) uint8, 0 or 255, and labels (1797,).
+    """scikit-learn's 8×8 digits as bilevel pictures (1797, size, size), 0 or 255, and labels (1797,).
 
-    They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks. Enlarged bicubically
-    and cut at the recipe's threshold they are bilevel again.
+    They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks.
+    Enlarged bicubically and cut at the recipe's threshold they are bilevel again.
     """
     from sklearn.datasets import load_digits
 
@@ -113,38 +113,40 @@ def coloured_splits(
     seed: int,
     size: int | None = None,
 ) -> dict[str, Split]:
-    """Pairs of grey pictures by a recipe, coloured first and resized to `size` after, as MNIST-CDCB was made.
+    """Pairs of grey pictures, coloured first and resized after, as MNIST-CDCB was made.
 
     Args:
         grey: pictures (N, H, W) and labels (N,) per split.
         recipe: draws colours from one stream, split after split.
         seed: of the stream.
-        size: None: as they are.
+        size: side of the pictures; None: their own.
     """
     rng = np.random.default_rng(seed)
     splits = {}
     for split, (pictures, labels) in grey.items():
-        x, y, colours = recipe(pictures, rng)
-        if size is not None:
-            x, y = resize_pictures(x, size), resize_pictures(y, size)
+        *domains, colours = recipe(pictures, rng)
         ids = [f"{split}/{number:05d}" for number in range(1, len(pictures) + 1)]
-        names = [str(label) for label in labels]
+        x, y = (
+            Side(rows if size is None else resize_pictures(rows, size), ids, list(map(str, labels)))
+            for rows in domains
+        )
         factors: dict[str, NDArray[Any]] = {**colours, "class": labels}
-        splits[split] = Split(Side(x, ids, names), Side(y, list(ids), list(names)), factors)
+        splits[split] = Split(x, y, factors)
     return splits
 
 
 def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
-    """scikit-learn's digits: 1,497 train and 300 test pairs, stratified and seeded; none to spare for valid."""
+    """Plan scikit-learn's digits: 1,497 train and 300 test pairs, stratified; none for valid."""
     from sklearn.model_selection import train_test_split
 
     grey, labels = embedded_digits(options.image_size or 32)
     divided: list[NDArray[np.int64]] = train_test_split(
         np.arange(len(grey)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
     )
+    limited = [rows[: options.limit] for rows in divided]
     parts = {
-        split: (grey[rows[: options.limit]], labels[rows[: options.limit]])
-        for split, rows in zip(("train", "test"), divided, strict=True)
+        split: (grey[rows], labels[rows])
+        for split, rows in zip(("train", "test"), limited, strict=True)
     }
     attributes = {"source": "scikit-learn's bundled digits"}
     return Plan(

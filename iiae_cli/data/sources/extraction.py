@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from iiae_cli.data.finetune import (
     save_network,
 )
 from iiae_cli.data.leaks import Seen, refuse_leak
-from iiae_cli.data.sources.class_sets import Picture, Pictures, finish
+from iiae_cli.data.sources.classes import classes_of, finish
 from iiae_cli.data.sources.plan import (
     Made,
     Plan,
@@ -193,10 +193,10 @@ class Networks:
     Args:
         plan: what to do.
         inputs: how pictures become the networks' input.
-        train: pictures to fine-tune on.
+        train: files to fine-tune on.
     """
 
-    def __init__(self, plan: Extraction, inputs: Inputs, train: Pictures) -> None:
+    def __init__(self, plan: Extraction, inputs: Inputs, train: Split) -> None:
         self.plan, self.inputs, self.train = plan, inputs, train
         self._ready: dict[Domain | None, nn.Module] = {}
 
@@ -210,15 +210,15 @@ class Networks:
         return work.folder / name
 
     def _tune(self, domain: Domain, path: Path, work: Work) -> None:
-        plan, pictures = self.plan, self.train[domain]
+        plan, side = self.plan, self.train.side(domain)
         assert plan.tuning is not None and plan.weights is not None
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         body, width = build_backbone(plan.backbone, plan.weights, plan.seed)
         network = FeatureNetwork(body, width, seed=plan.seed)
         accuracy = fine_tune(
             network,
-            [picture.path for picture in pictures],
-            [picture.label for picture in pictures],
+            side.rows.tolist(),
+            side.labels or [],
             domain=domain,
             settings=plan.tuning,
             inputs=self.inputs,
@@ -248,8 +248,8 @@ class Networks:
             self._ready = {key: network.to(self.inputs.device).eval()}
         return self._ready[key]
 
-    def reading(self, domain: Domain, name: str, pictures: Pictures, batch_size: int) -> Reading:
-        """The features of a split's pictures of one domain, a batch for a block."""
+    def reading(self, domain: Domain, name: str, files: Sequence[Path], size: int) -> Reading:
+        """The features of pictures of one domain, `size` in a batch, which is a block."""
 
         def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
             network = self.get(domain, work)
@@ -265,11 +265,11 @@ class Networks:
                 yield made
 
         return Reading(
-            f"{name}/{domain}",
-            [picture.path for picture in pictures[domain]],
+            name,
+            files,
             make,
             ((0,),),
-            batch_size,
+            size,
             verb="extracting features of",
             maker=self.plan.identity(),
         )
@@ -326,17 +326,17 @@ def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDAr
 
 
 def plan_features(
-    divided: dict[str, Pictures],
+    divided: dict[str, Split],
     options: PrepareOptions,
     *,
     split_name: str,
     epochs: int,
     skipped: list[str],
 ) -> Plan:
-    """Plan the features of all pictures, and what the data file says of them.
+    """Plan the features of pictures, and what the data file says of them.
 
     Args:
-        divided: pictures by split and domain.
+        divided: splits whose rows are picture files.
         options: backbone, weights, fine-tuning, device.
         split_name: of the division of classes.
         epochs: of fine-tuning where the options do not say.
@@ -345,27 +345,26 @@ def plan_features(
     Raises:
         IiaeError: weights that are missing or do not fit, or a leak.
     """
-    train, test = (
-        {picture.label for picture in divided.get(name, {"x": []})["x"]}
-        for name in ("train", "test")
-    )
+    train, test = (classes_of(divided.get(name)) for name in ("train", "test"))
     plan = plan_extraction(options, train, epochs)
     refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
     inputs = Inputs(plan.preprocessing, torch.device(options.device), options.workers)
     networks = Networks(plan, inputs, divided["train"])
     # One domain after the other, as each may have a network of its own.
     readings = [
-        networks.reading(domain, name, divided[name], options.batch_size)
+        networks.reading(
+            domain, f"{name}/{domain}", split.side(domain).rows.tolist(), options.batch_size
+        )
         for domain in DOMAINS
-        for name in divided
+        for name, split in divided.items()
     ]
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         lost = [str(error) for reading in readings for error in rows[reading.name].errors]
         splits = {}
-        for name, pictures in divided.items():
+        for name, split in divided.items():
             x, y = (
-                _side(f"{name}/{domain}", rows[f"{name}/{domain}"], pictures[domain])
+                _read_side(f"{name}/{domain}", split.side(domain), rows[f"{name}/{domain}"])
                 for domain in DOMAINS
             )
             splits[name] = Split(x, y)
@@ -389,14 +388,9 @@ def plan_features(
     return Plan(assemble, readings, whole if plan.tuning is not None else None)
 
 
-def _side(name: str, found: ReadRows, pictures: Sequence[Picture]) -> Side:
-    if pictures and not len(found.places):
+def _read_side(name: str, files: Side, found: ReadRows) -> Side:
+    if len(files) and not len(found.places):
         raise IiaeError(
-            f"no picture of {name} can be read", f"check {pictures[0].path} and the others"
+            f"no picture of {name} can be read", f"check {files.rows[0]} and the others"
         )
-    there = [pictures[place] for place in found.places]
-    return Side(
-        found.rows[0],
-        [picture.id for picture in there],
-        [picture.label for picture in there],
-    )
+    return replace(files.take(found.places), rows=found.rows[0])

@@ -1,128 +1,81 @@
-"""IDX files (MNIST, Fashion-MNIST), plain or gzipped."""
+"""Sets in IDX files, plain or gzipped: MNIST and Fashion-MNIST, coloured by a recipe of `cdcb`."""
 
 from __future__ import annotations
 
 import gzip
 import math
-import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading
 from iiae_cli.common.paths import data_folder
 from iiae_cli.data.datafile import sha256_of
 from iiae_cli.data.sources.cdcb import Recipe, coloured_splits
+from iiae_cli.data.sources.pairs import plan_halves
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
-from iiae_cli.data.sources.side_by_side import read_side_by_side
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-
 TRAIN_IDX = 50_000
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
-MOST_AXES = 8
-
-
-def find_idx(folder: Path, name: str) -> Path | None:
-    """The IDX file of a name in a folder, or in torchvision's `SET/raw` below it; plain before gzipped."""
-    places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
-    candidates = [place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes.
-
-    Raises:
-        IiaeError: not such a file, or truncated.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            head = file.read(4)
-            if len(head) < 4 or head[:3] != b"\x00\x00\x08":
-                raise IiaeError(
-                    f"{path} is not an IDX file of bytes",
-                    "name the folder with MNIST's four original files",
-                )
-            axes = file.read(4 * head[3])
-            shape = tuple(int.from_bytes(axes[at : at + 4], "big") for at in range(0, len(axes), 4))
-            count = math.prod(shape)
-            if len(axes) < 4 * head[3]:
-                raise IiaeError(
-                    f"{path} is truncated: {len(axes) + 4} bytes of its header",
-                    "fetch the file again",
-                )
-            if count > MOST_BYTES or len(shape) > MOST_AXES:
-                raise IiaeError(f"{path} says that it holds {shape} bytes", "fetch the file again")
-            data = file.read(count + 1)  # no more than it says comes out of a .gz
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
-        raise IiaeError(f"{path} cannot be read: {error}", "fetch the file again") from error
-    if len(data) != count:
-        raise IiaeError(
-            f"{path} is truncated: {len(data)} bytes of {shape}", "fetch the file again"
-        )
-    values: NDArray[Any] = np.frombuffer(data, np.uint8).reshape(shape)
-    return values
+_MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
 
 
 def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
-    """An IDX set: 50,000 train pairs, the training digits left over as valid, all test digits as test.
+    """Plan an IDX set: 50,000 train pairs, the training digits left over as valid, all of test.
 
     A folder of the published side-by-side pictures is taken as it is.
 
-    Raises:
-        IiaeError: files are missing, damaged, or do not fit.
+    Args:
+        title: of the set.
+        recipe: colours its pictures.
+        options: source, seed, size and limit.
     """
-    folder = _source(title, options)
-    if find_idx(folder, FILES["train"][0]) is None and any(
-        (folder / split).is_dir() for split in ("train", "test")
-    ):
-        return read_side_by_side(
-            folder, image_size=options.image_size, limit=options.limit, workers=options.workers
-        )
-    arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
-    used: list[Path] = []
+    folder = _folder(title, options)
+    paths = {split: [find_idx(folder, name) for name in names] for split, names in FILES.items()}
+    if paths["train"][0] is None and any((folder / split).is_dir() for split in FILES):
+        return plan_halves(replace(options, source=folder), divided=True)
+    arrays, used = {}, []
     for split, names in FILES.items():
-        paths = [path for name in names if (path := find_idx(folder, name)) is not None]
-        if len(paths) < len(names):
-            missing = next(name for name in names if find_idx(folder, name) is None)
+        present = [path for path in paths[split] if path is not None]
+        if len(present) < len(names):
+            missing = names[paths[split].index(None)]
             raise IiaeError(
                 f"{folder} holds no {missing}[.gz]",
                 f"name the folder with {title}'s four IDX files, or pass --download",
             )
-        pictures, classes = map(read_idx, paths)
-        if pictures.ndim != 3 or len(pictures) != len(classes):
+        pictures, labels = map(read_idx, present)
+        if pictures.ndim != 3 or len(pictures) != len(labels):
             raise IiaeError(
-                f"{folder} has {pictures.shape} pictures, {classes.shape} labels",
+                f"{folder} has {pictures.shape} pictures, {labels.shape} labels",
                 "fetch the files again",
             )
-        used += paths
-        arrays[split] = (pictures, classes.astype(np.int64))
-    pictures, labels = arrays["train"]
-    parts = {
-        "train": (pictures[:TRAIN_IDX], labels[:TRAIN_IDX]),
-        "valid": (pictures[TRAIN_IDX:], labels[TRAIN_IDX:]),
-        "test": arrays["test"],
+        used += present
+        arrays[split] = (pictures, labels.astype(np.int64))
+    rows = {
+        "train": ("train", slice(TRAIN_IDX)),
+        "valid": ("train", slice(TRAIN_IDX, None)),
+        "test": ("test", slice(None)),
     }
-    limited = {
-        split: (grey[: options.limit], digits[: options.limit])
-        for split, (grey, digits) in parts.items()
+    grey = {
+        name: (arrays[part][0][some][: options.limit], arrays[part][1][some][: options.limit])
+        for name, (part, some) in rows.items()
     }
     attributes = {"source": title, "source_sha256": sha256_of(*used)}
     return Plan(
         lambda rows, work: Prepared(
-            coloured_splits(limited, recipe, options.seed, options.image_size), attributes
+            coloured_splits(grey, recipe, options.seed, options.image_size), attributes
         )
     )
 
 
-def _source(title: str, options: PrepareOptions) -> Path:
+def _folder(title: str, options: PrepareOptions) -> Path:
     if options.source is not None:
         if not options.source.is_dir():
             raise IiaeError(
@@ -142,7 +95,7 @@ def _source(title: str, options: PrepareOptions) -> Path:
 
 
 def _download(title: str) -> Path:
-    """Fetch an IDX set by torchvision into the data folder; it verifies checksums and tries its mirrors."""
+    """Fetch an IDX set by torchvision, which verifies checksums and tries its mirrors."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     root = data_folder() / "downloads"
@@ -156,3 +109,34 @@ def _download(title: str) -> Path:
             "fetch its four IDX files elsewhere and name their folder",
         ) from error
     return root / str(kind.__name__) / "raw"
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """The IDX file of a name in a folder, or in torchvision's `SET/raw` below it; plain first."""
+    places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
+    candidates = [place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes.
+
+    Raises:
+        IiaeError: no such file, or truncated.
+    """
+    hint = "name the folder with MNIST's four original files, or fetch them again"
+    with reading(path, hint), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+            raise ValueError("it is not an IDX file of bytes")
+        extents = file.read(4 * head[3])
+        if len(extents) < 4 * head[3]:
+            raise ValueError("its header is truncated")
+        shape = tuple(np.frombuffer(extents, ">u4").tolist())
+        count = math.prod(shape)
+        if count > _MOST_BYTES:
+            raise ValueError(f"it claims to hold {shape} bytes")
+        data = file.read(count + 1)  # no more than it claims comes out of a .gz
+        if len(data) != count:
+            raise ValueError(f"it is truncated: {len(data)} bytes of {shape}")
+        return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,10 +1,10 @@
-"""Your own pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with the columns `x,y[,split][,label]`, and any
-number of columns `x_…`, `y_…` and `shared_…`: generative factors of a pair, which domain x, y or both hold.
+"""Pairs from a manifest: a CSV file (or `.tsv`, tab-separated) with columns `x,y[,split][,label]`.
 
-Paths are absolute, or relative to the manifest's folder. Without a column `split` pairs are divided by seeded
-fractions. A label is the class of both pictures. A picture may recur in many pairs; it is then stored once. A factor is
-a number where all its cells are, else text; an empty cell is unknown. Training has no use for factors: `evaluate` looks
-for them in the latents.
+Any number of columns `x_…`, `y_…` and `shared_…` are generative factors of a pair, which domain x,
+y or both hold. Paths are absolute, or relative to the manifest's folder. Without a column `split`
+pairs are divided by seeded fractions. A label is the class of both pictures. A picture may recur in
+many pairs; it is then stored once. A factor is a number where all its cells are, else text; an
+empty cell is unknown. Training has no use for factors: `evaluate` looks for them in the latents.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading
 from iiae_cli.data.datafile import SPLITS, sha256_of
-from iiae_cli.data.sources.pairing import Pair, divide, plan_pairs
-from iiae_cli.data.sources.plan import Plan
+from iiae_cli.data.sources.pairs import Pair, divide, plan_pairs
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
+from iiae_cli.model import DOMAINS
 
 SUFFIXES = (".csv", ".tsv")
-LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
-_WHOLE = re.compile(r"[+-]?\d{1,18}")  # what 64 bits hold
 FACTORS = ("x_", "y_", "shared_")
+_LAYOUT = "its first line should be x,y[,split][,label] (separated by tabs in a .tsv)"
+_HINT = "name a table in UTF-8 with the columns x,y[,split][,label]"
+_WHOLE = re.compile(r"[+-]?\d{1,18}")  # what 64 bits hold
 
 
 def is_manifest(path: Path) -> bool:
@@ -32,52 +35,34 @@ def is_manifest(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
-def read_manifest(
-    manifest: Path,
-    *,
-    image_size: int | None,
-    fractions: tuple[float, float],
-    seed: int,
-    limit: int | None = None,
-    workers: int = 1,
-) -> Plan:
-    """Plan the splits of a manifest's pairs.
-
-    Args:
-        manifest: the file.
-        image_size: side that every picture is resized to; None: the pictures' own where all agree, else 256.
-        fractions: of pairs for `valid` and `test` where there is no column `split`.
-        seed: of that division.
-        limit: at most so many pairs per split.
-        workers: decoding threads.
-
-    Raises:
-        IiaeError: missing, no such table, a column is missing, or no row can be used.
-    """
-    skipped: list[str] = []
+def plan_manifest(options: PrepareOptions) -> Plan:
+    """Plan the pairs of a manifest, `options.source`."""
+    manifest, skipped = options.source, list[str]()
+    assert manifest is not None
     rows = list(_rows(manifest, skipped))
     if not rows:
-        raise IiaeError(
-            f"{manifest} names no pair",
-            f"the first row that was left out: {skipped[0]}" if skipped else LAYOUT,
-        )
-    rows = _with_numbers(rows)
-    if all(split is None for split, _ in rows):
-        pairs = divide([pair for _, pair in rows], fractions, seed)
+        first = f"the first row that was left out: {skipped[0]}" if skipped else _LAYOUT
+        raise IiaeError(f"{manifest} names no pair", first)
+    pairs = _with_numbers([pair for _, pair in rows])
+    splits = [split for split, _ in rows]
+    if not any(splits):
+        divided = divide(pairs, options.fractions, options.seed)
     else:
-        pairs = {split: [pair for given, pair in rows if given == split] for split in SPLITS}
-    pairs = {split: found[:limit] for split, found in pairs.items()}
-    recurring = any(_recurs(found) for found in pairs.values())
-    pairs = {split: _named(found, manifest.parent, recurring) for split, found in pairs.items()}
-    return plan_pairs(
-        pairs,
-        source=manifest,
-        image_size=image_size,
-        workers=workers,
-        skipped=skipped,
-        recurring=recurring,
-        attributes={"source": str(manifest), "source_sha256": sha256_of(manifest)},
-    )
+        divided = {
+            name: [pair for split, pair in zip(splits, pairs, strict=True) if split == name]
+            for name in SPLITS
+        }
+    limited = {
+        name: _named(found[: options.limit], manifest.parent) for name, found in divided.items()
+    }
+    plan = plan_pairs(limited, options, skipped)
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        prepared = plan.assemble(rows, work)
+        prepared.attributes["source_sha256"] = sha256_of(manifest)
+        return prepared
+
+    return replace(plan, assemble=assemble)
 
 
 def pictures_of(manifest: Path) -> list[Path]:
@@ -86,140 +71,104 @@ def pictures_of(manifest: Path) -> list[Path]:
         pairs = [pair for _, pair in _rows(manifest, [])]
     except IiaeError:
         return []
-    return list(dict.fromkeys(path for pair in pairs for path in (pair.x, pair.y)))
+    return list(dict.fromkeys(path for pair in pairs for path in pair.files.values()))
 
 
-def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str | None, Pair]]:
-    """(split if given, pair) of every row that can be used, its pictures not yet looked at; the others are noted."""
-    seen: dict[tuple[Path, Path], int] = {}
+def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str, Pair]]:
+    """(split, or nothing; pair) of every usable row, its pictures unread; the others are noted."""
+    lines: dict[tuple[Path, ...], int] = {}
     labels: dict[Path, str] = {}
     for line, row in _table(manifest, skipped):
-        x, y = manifest.parent / row["x"], manifest.parent / row["y"]
-        split, label = row.get("split"), row.get("label")
+        files = {domain: manifest.parent / row[domain] for domain in DOMAINS}
+        key, label = tuple(files.values()), row.get("label")
+        split = {"val": "valid"}.get(text := row.get("split", "").lower(), text)
+        empty = [name for name, text in row.items() if not text and not name.startswith(FACTORS)]
+        others = {labels.get(path, label) for path in key} - {label}
+        trouble = None
+        if empty:
+            trouble = f"{' and '.join(empty)} empty"
+        elif split and split not in SPLITS:
+            trouble = f"unknown split '{row['split']}' (splits: {', '.join(SPLITS)})"
+        elif key in lines:
+            trouble = f"the same pair as in line {lines[key]}"
+        elif others:
+            other = min(text for text in others if text is not None)
+            trouble = f"label '{label}', but '{other}' above for the same picture"
+        if trouble is not None:
+            skipped.append(f"{manifest}:{line}: {trouble}")
+            continue
+        lines[key] = line
+        if label is not None:
+            labels.update(dict.fromkeys(key, label))
         factors = {
-            name.replace("/", "-"): value for name, value in row.items() if name.startswith(FACTORS)
+            name.replace("/", "-"): text for name, text in row.items() if name.startswith(FACTORS)
         }
-        if empty := [
-            name for name, value in row.items() if not value and not name.startswith(FACTORS)
-        ]:
-            skipped.append(f"{manifest}:{line}: {' and '.join(empty)} empty")
-        elif split is not None and _split(split) is None:
-            skipped.append(
-                f"{manifest}:{line}: unknown split '{split}' (splits: {', '.join(SPLITS)})"
-            )
-        elif (x, y) in seen:
-            skipped.append(f"{manifest}:{line}: the same pair as in line {seen[x, y]}")
-        elif label is not None and (
-            other := {labels.get(x, label), labels.get(y, label)} - {label}
-        ):
-            skipped.append(
-                f"{manifest}:{line}: label '{label}', but '{min(other)}' above for the same picture"
-            )
-        else:
-            seen[x, y] = line
-            if label is not None:
-                labels[x] = labels[y] = label
-            yield (
-                None if split is None else _split(split),
-                Pair(x, y, row["x"], row["y"], label, factors),
-            )
-
-
-def _with_numbers(rows: list[tuple[str | None, Pair]]) -> list[tuple[str | None, Pair]]:
-    """The same rows, their factors numbers where every cell of the column is one, or empty, or else text."""
-    columns = {
-        name: numbers
-        for name in rows[0][1].factors
-        if (numbers := _numbers([str(pair.factors[name]) for _, pair in rows])) is not None
-    }
-    return [
-        (
-            split,
-            replace(
-                pair,
-                factors={**pair.factors, **{name: found[row] for name, found in columns.items()}},
-            ),
-        )
-        for row, (split, pair) in enumerate(rows)
-    ]
-
-
-def _numbers(texts: list[str]) -> list[int] | list[float] | None:
-    """Whole numbers where all are, numbers (NaN for an empty text) where all others are, None for anything else."""
-    if all(_WHOLE.fullmatch(text) for text in texts):
-        return [int(text) for text in texts]
-    try:
-        numbers = [float(text) if text else math.nan for text in texts]
-    except ValueError:
-        return None
-    return numbers if any(texts) else None
-
-
-def _split(text: str) -> str | None:
-    name = "valid" if text.lower() == "val" else text.lower()
-    return name if name in SPLITS else None
+        yield split, Pair(files, {}, label, factors)
 
 
 def _table(manifest: Path, skipped: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, values by column) of every row, for the columns that are known; a cell that is missing is empty.
+    """(line, values by column) of every row, for known columns; a cell that is missing is empty.
 
-    Rows with more cells than columns are noted: an unquoted comma in a path shifts all that follow.
+    Rows with more cells than columns are noted: an unquoted comma in a path shifts what follows.
     """
-    tabs = manifest.suffix.lower() == ".tsv"
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, delimiter="\t" if tabs else ",", restval="", strict=True)
-            table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
-            for column in ("x", "y"):
-                if columns.count(column) != 1:
-                    count = "no" if column not in columns else "more than one"
-                    raise IiaeError(f"{manifest} has {count} column '{column}'", LAYOUT)
-            known = [
-                name
-                for name in columns
-                if name in ("x", "y", "split", "label") or name.startswith(FACTORS)
-            ]
-            for row in table:
-                if table.restkey in row:
-                    skipped.append(f"{manifest}:{table.line_num}: more cells than columns")
-                    continue
+    delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
+    with reading(manifest, _HINT), manifest.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
+        table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
+        for column in DOMAINS:
+            if columns.count(column) != 1:
+                count = "no" if column not in columns else "more than one"
+                raise IiaeError(f"{manifest} has {count} column '{column}'", _LAYOUT)
+        known = [
+            name
+            for name in columns
+            if name in ("x", "y", "split", "label") or name.startswith(FACTORS)
+        ]
+        for row in table:
+            if table.restkey in row:
+                skipped.append(f"{manifest}:{table.line_num}: more cells than columns")
+            else:
                 yield table.line_num, {column: row[column].strip() for column in known}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (
-            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        )
-        raise IiaeError(
-            f"{manifest} {reason}", "name a table in UTF-8 with the columns x,y[,split][,label]"
-        ) from error
 
 
-def _recurs(pairs: list[Pair]) -> bool:
-    return len({pair.x for pair in pairs}) < len(pairs) or len({pair.y for pair in pairs}) < len(
-        pairs
-    )
-
-
-def _named(pairs: list[Pair], folder: Path, recurring: bool) -> list[Pair]:
-    """Pairs with names from their paths: those of x for both where every picture has one partner."""
-    names_x = _names([pair.x for pair in pairs], folder)
-    names_y = _names([pair.y for pair in pairs], folder)
+def _with_numbers(pairs: list[Pair]) -> list[Pair]:
+    """The same pairs, factors as numbers where every cell of the column is one, or empty."""
+    columns = {
+        name: _numbers([str(pair.factors[name]) for pair in pairs]) for name in pairs[0].factors
+    }
     return [
-        replace(
-            pair, x_name=names_x[pair.x], y_name=names_y[pair.y] if recurring else names_x[pair.x]
-        )
+        replace(pair, factors={name: values[row] for name, values in columns.items()})
+        for row, pair in enumerate(pairs)
+    ]
+
+
+def _numbers(texts: list[str]) -> list[int] | list[float] | list[str]:
+    """Whole numbers where all are; numbers, NaN for an empty text, where all others are; or texts."""
+    if all(_WHOLE.fullmatch(text) for text in texts):
+        return [int(text) for text in texts]
+    try:
+        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
+    except ValueError:
+        return texts
+
+
+def _named(pairs: list[Pair], folder: Path) -> list[Pair]:
+    """Pairs with names from their paths."""
+    names = {domain: _names([pair.files[domain] for pair in pairs], folder) for domain in DOMAINS}
+    return [
+        replace(pair, names={domain: names[domain][pair.files[domain]] for domain in DOMAINS})
         for pair in pairs
     ]
 
 
 def _names(paths: list[Path], folder: Path) -> dict[Path, str]:
-    """A name of every path: unique, without its suffix, and without what would lead out of a folder."""
+    """A name of every path: unique, without its suffix, and without what leads out of a folder."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in dict.fromkeys(paths):
         inner = path.relative_to(folder) if path.is_relative_to(folder) else path
-        plain = name = "/".join(
-            part for part in (inner.parent / inner.stem).parts if part not in (inner.anchor, "..")
-        )
+        inner = inner.parent / inner.stem
+        plain = name = "/".join(part for part in inner.parts if part not in (inner.anchor, ".."))
         number = 1
         while name in taken:
             number += 1

@@ -10,16 +10,15 @@ from typing import TypeAlias
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.paths import data_folder
-from iiae_cli.data.sources.cars import read_cars
+from iiae_cli.data.sources.cars import plan_cars
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, sketch_pair
-from iiae_cli.data.sources.classes import read_classes
+from iiae_cli.data.sources.classes import plan_classes
 from iiae_cli.data.sources.download import ARCHIVES, BY_HAND, archive_of, find_folder
-from iiae_cli.data.sources.folders import read_pairs
 from iiae_cli.data.sources.idx import plan_idx
-from iiae_cli.data.sources.manifest import is_manifest, read_manifest
+from iiae_cli.data.sources.manifest import is_manifest, plan_manifest
+from iiae_cli.data.sources.pairs import plan_folders, plan_halves
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
-from iiae_cli.data.sources.side_by_side import read_side_by_side
-from iiae_cli.data.sources.sketchy import read_sketchy
+from iiae_cli.data.sources.sketchy import plan_sketchy
 
 # Maps' halves are 600 a side: 2,194 pairs are 4.7 GB, and the paper's pipeline reads them at 256 by area anyway.
 HALF_SIZE = 256
@@ -28,24 +27,13 @@ ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z")
 Builder: TypeAlias = Callable[[PrepareOptions], Plan]
 
 
-def _cars(options: PrepareOptions) -> Plan:
-    folder, attributes = _source_folder("cars", options)
-    return read_cars(
-        folder, image_size=options.image_size, limit=options.limit, attributes=attributes
-    )
-
-
 def _halves(name: str, options: PrepareOptions) -> Plan:
-    """A set of side-by-side pictures in its archive's layout; `val` is Maps' test split."""
+    """Facades or Maps: side-by-side pictures in their archive's layout; `val` is Maps' test split."""
     folder, attributes = _source_folder(name, options)
-    plan = read_side_by_side(
-        find_folder(folder, "train") or folder,
-        image_size=options.image_size or HALF_SIZE,
-        limit=options.limit,
-        workers=options.workers,
-        need_test=True,
-    )
-    return _described(plan, attributes)
+    place = find_folder(folder, "train") or folder
+    size = options.image_size or HALF_SIZE
+    options = replace(options, source=place, image_size=size)
+    return _described(plan_halves(options, need_test=True, divided=True), attributes)
 
 
 def _pairs(options: PrepareOptions) -> Plan:
@@ -54,26 +42,14 @@ def _pairs(options: PrepareOptions) -> Plan:
         raise IiaeError(
             "the source of your pairs was not named", "iiae prepare pairs SOURCE -o FILE.h5"
         )
-    if options.side_by_side and not source.is_dir():
+    if not options.side_by_side:
+        return plan_manifest(options) if is_manifest(source) else plan_folders(options)
+    if not source.is_dir():
         raise IiaeError(f"{source} is no folder of side-by-side pictures", "name their folder")
-    read: Callable[..., Plan] = (
-        read_side_by_side
-        if options.side_by_side
-        else read_manifest
-        if is_manifest(source)
-        else read_pairs
-    )
-    return read(
-        source,
-        image_size=options.image_size,
-        fractions=options.fractions,
-        seed=options.seed,
-        limit=options.limit,
-        workers=options.workers,
-    )
+    return plan_halves(options)
 
 
-def _class_set(name: str, read: Callable[..., Plan], options: PrepareOptions) -> Plan:
+def _class_set(name: str, plan: Builder, options: PrepareOptions) -> Plan:
     """A set of classes, whose rows are features."""
     source, attributes = options.source, {"source": str(options.source)}
     if source is None or (source.is_file() and source.suffix in ARCHIVE_SUFFIXES):
@@ -82,15 +58,7 @@ def _class_set(name: str, read: Callable[..., Plan], options: PrepareOptions) ->
         raise IiaeError(
             "--image-size does not apply: this set is stored as features", "leave --image-size out"
         )
-    plan = read(
-        source,
-        options=options,
-        seed=options.seed,
-        limit=options.limit,
-        download=options.download,
-        workers=options.workers,
-    )
-    return _described(plan, attributes)
+    return _described(plan(replace(options, source=source)), attributes)
 
 
 def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
@@ -115,12 +83,12 @@ BUILDERS: dict[str, Builder] = {
     "mnist-cdcb": partial(plan_idx, "MNIST", colour_pair),
     "fashion-cdcb": partial(plan_idx, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(plan_idx, "Fashion-MNIST", sketch_pair),
-    "cars": _cars,
+    "cars": plan_cars,
     "facades": partial(_halves, "facades"),
     "maps": partial(_halves, "maps"),
     "pairs": _pairs,
-    "sketchy": partial(_class_set, "sketchy", read_sketchy),
-    "classes": partial(_class_set, "classes", read_classes),
+    "sketchy": partial(_class_set, "sketchy", plan_sketchy),
+    "classes": partial(_class_set, "classes", plan_classes),
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
 CLASS_SETS = ("sketchy", "classes")

@@ -4,12 +4,11 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from helpers import assembled, built
+from helpers import assembled, refusal
 from PIL import Image
 
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DataFile, sha256_of, write_data_file
-from iiae_cli.data.sources.manifest import read_manifest
+from iiae_cli.data.datafile import DataFile, sha256_of
+from iiae_cli.data.sources.manifest import plan_manifest
 from iiae_cli.data.sources.plan import PrepareOptions
 
 
@@ -30,133 +29,109 @@ def table(folder, *lines, name="mine.csv", encoding="utf-8", end="\n"):
     return path
 
 
-def pairs(*stems):
-    return [f"x/{stem[0]}.png,y/{stem[-1]}.bmp" for stem in stems]
+def pairs(*stems, end=""):
+    return [f"x/{stem[0]}.png,y/{stem[-1]}.bmp{end}" for stem in stems]
 
 
 def read(manifest, **options):
-    settings = {"image_size": None, "fractions": (0.0, 0.0), "seed": 0, **options}
-    prepared = assembled(read_manifest(manifest, **settings))
-    return prepared.splits, prepared.skipped
+    options = {"fractions": (0.0, 0.0), **options}
+    return assembled(plan_manifest(PrepareOptions(source=manifest, **options)))
 
 
 def values(split):
     """x and y value of every pair."""
-    found = split.pair_rows(np.arange(split.pair_count))
-    return [tuple(int(one[row, 0, 0, 0]) for one in found) for row in range(split.pair_count)]
-
-
-def refusal(manifest, **options):
-    with pytest.raises(IiaeError) as caught:
-        read(manifest, **options)
-    return caught.value.message, caught.value.hint
+    x, y = split.pair_rows(np.arange(split.pair_count))
+    return list(zip(x[:, 0, 0, 0].tolist(), y[:, 0, 0, 0].tolist(), strict=True))
 
 
 # ---- what is read
 
 
 def test_rows_with_splits_and_labels(folder):
-    ends = ("train,cat", "train,dog", "val,cat", "Test,dog")
-    lines = [f"{row},{end}" for row, end in zip(pairs(*"bacd"), ends, strict=True)]
-    splits, skipped = read(table(folder, "x,y,split,label", *lines))
-    assert skipped == [] and {name: values(split) for name, split in splits.items()} == {
+    ends = (",train,cat", ",train,dog", ",val,cat", ",Test,dog")
+    lines = [pairs(stem, end=end)[0] for stem, end in zip("bacd", ends, strict=True)]
+    manifest = table(folder, "x,y,split,label", *lines)
+    made = read(manifest)
+    assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(manifest)
+    assert {name: values(split) for name, split in made.splits.items()} == {
         "train": [(20, 21), (10, 11)],
         "valid": [(30, 31)],
         "test": [(40, 41)],
     }
-    train = splits["train"]
+    train = made.splits["train"]
     assert train.x.rows.shape == train.y.rows.shape == (2, 6, 8, 3) and train.pairs is None
     assert train.x.ids == train.y.ids == ["train/x/b", "train/x/a"]
     assert train.x.labels == train.y.labels == ["cat", "dog"]
 
 
-def test_columns_stand_in_any_order_and_others_are_passed_over(folder):
-    lines = ["note, Y ,x", "hm,y/a.bmp,x/b.png", '"a, b",y/c.bmp, x/c.png']
-    splits, skipped = read(table(folder, *lines))
-    assert skipped == [] and values(splits["train"]) == [(20, 11), (30, 31)]
-    assert splits["train"].x.labels is None
+@pytest.mark.parametrize(
+    ("name", "lines", "file"),
+    [
+        ("a.csv", ["note, Y ,x", "hm,y/a.bmp,x/a.png", '"a, b",y/b.bmp, x/b.png'], {}),
+        ("a.csv", ["x,y", *pairs(*"ab")], {"encoding": "utf-8-sig", "end": "\r\n"}),
+        ("a.csv", ["x,y", *pairs(*"ab")], {"end": "\n\n"}),
+        ("a.tsv", ["x\ty\tlabel", "x/a.png\ty/a.bmp\tcat, big", "x/b.png\ty/b.bmp\tdog"], {}),
+    ],
+)
+def test_columns_in_any_order_and_tables_of_other_programs(folder, name, lines, file):
+    made = read(table(folder, *lines, name=name, **file))
+    assert made.skipped == [] and values(made.splits["train"]) == [(10, 11), (20, 21)]
+    wanted = ["cat, big", "dog"] if name.endswith("tsv") else None
+    assert made.splits["train"].y.labels == wanted
 
 
-@pytest.mark.parametrize("encoding, end", [("utf-8-sig", "\r\n"), ("utf-8", "\n\n")])
-def test_tables_of_other_programs(folder, encoding, end):
-    splits, _ = read(table(folder, "x,y", *pairs(*"ab"), encoding=encoding, end=end))
-    assert values(splits["train"]) == [(10, 11), (20, 21)]
-
-
-def test_tabs_separate_in_a_tsv(folder):
-    lines = ["x\ty\tlabel", "x/a.png\ty/a.bmp\tcat, big"]
-    splits, _ = read(table(folder, *lines, name="mine.tsv"))
-    assert splits["train"].y.labels == ["cat, big"]
-
-
-def test_paths_are_absolute_or_relative_to_the_table(folder, tmp_path_factory, monkeypatch):
+def test_paths_are_absolute_or_relative_to_the_table_and_ids_unique(
+    folder, tmp_path_factory, monkeypatch
+):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
-    Image.fromarray(np.full((6, 8, 3), 99, np.uint8)).save(elsewhere / "z.png")
-    lines = [f"{elsewhere / 'z.png'},y/a.bmp", f"../{folder.name}/x/b.png,{folder / 'y' / 'b.bmp'}"]
-    splits, _ = read(table(folder, "x,y", *lines))
-    assert values(splits["train"]) == [(99, 11), (20, 21)]
-    first, second = splits["train"].x.ids
-    assert (
-        first == f"train{elsewhere}/z" and second == f"train/{folder.name}/x/b"
-    )  # no id leads out of a folder
-
-
-def test_ids_are_unique_where_stems_are_not(folder):
-    Image.open(folder / "x" / "a.png").save(folder / "x" / "a.bmp")
-    splits, _ = read(table(folder, "x,y", "x/a.png,y/a.bmp", "x/a.bmp,y/b.bmp"))
-    assert splits["train"].x.ids == splits["train"].y.ids == ["train/x/a", "train/x/a-2"]
+    Image.open(folder / "x" / "f.png").save(elsewhere / "z.png")
+    Image.open(folder / "x" / "b.png").save(folder / "x" / "b.bmp")
+    lines = [
+        f"{elsewhere / 'z.png'},y/a.bmp",
+        f"../{folder.name}/x/b.png,{folder / 'y' / 'b.bmp'}",
+        f"../{folder.name}/x/b.bmp,y/c.bmp",
+    ]
+    train = read(table(folder, "x,y", *lines)).splits["train"]
+    assert values(train) == [(60, 11), (20, 21), (20, 31)]
+    inside = f"train/{folder.name}/x/b"  # no id leads out of a folder
+    assert train.x.ids == [f"train{elsewhere}/z", inside, f"{inside}-2"]
 
 
 def test_without_splits_pairs_are_divided_by_seeded_fractions(folder):
     manifest = table(folder, "x,y", *pairs(*"abcdef"))
-    counts = []
+    drawn = []
     for seed in (0, 0, 1, 2, 3):
-        splits, _ = read(manifest, fractions=(1 / 6, 1 / 3), seed=seed)
-        assert {name: split.pair_count for name, split in splits.items()} == {
-            "train": 3,
-            "valid": 1,
-            "test": 2,
-        }
-        assert sorted(chain.from_iterable(values(split) for split in splits.values())) == [
-            (10 * n, 10 * n + 1) for n in range(1, 7)
-        ]
-        counts.append(tuple(splits["test"].x.ids))
-    assert counts[0] == counts[1] and len(set(counts)) > 1
-
-
-def test_limit_image_size_and_threads(folder):
-    manifest = table(folder, "x,y", *pairs(*"abcdef"))
-    splits, _ = read(manifest, limit=2, image_size=4)
-    assert splits["train"].x.rows.shape == (2, 4, 4, 3)
-    one, three = (read(manifest, workers=workers)[0]["train"] for workers in (1, 3))
-    np.testing.assert_array_equal(one.y.rows, three.y.rows)
+        splits = read(manifest, fractions=(1 / 6, 1 / 3), seed=seed).splits
+        counts = {name: split.pair_count for name, split in splits.items()}
+        assert counts == {"train": 3, "valid": 1, "test": 2}
+        everything = sorted(chain.from_iterable(map(values, splits.values())))
+        assert everything == [(10 * n, 10 * n + 1) for n in range(1, 7)]
+        drawn.append(tuple(splits["test"].x.ids))
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+    limited = read(manifest, limit=2, image_size=16, workers=3).splits["train"]
+    assert limited.x.rows.shape == (2, 16, 16, 3) and limited.y.rows[1, 0, 0, 0] == 21
 
 
 # ---- recurring pictures
 
 
 def test_a_recurring_picture_is_stored_once(folder):
-    lines = [f"{row},train" for row in pairs("ab", "cd", "cb", "ad")] + [
-        f"{row},test" for row in pairs("ef")
-    ]
-    splits, skipped = read(table(folder, "x,y,split", *lines))
-    train, test = splits["train"], splits["test"]
-    assert skipped == [] and values(train) == [(10, 21), (30, 41), (30, 21), (10, 41)]
+    lines = pairs("ab", "cd", "cb", "ad", end=",train") + pairs("ef", end=",test")
+    made = read(table(folder, "x,y,split", *lines))
+    train, test = made.splits["train"], made.splits["test"]
+    assert made.skipped == [] and values(train) == [(10, 21), (30, 41), (30, 21), (10, 41)]
     assert train.x.ids == ["train/x/a", "train/x/c"] and train.y.ids == ["train/y/b", "train/y/d"]
     assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
     assert test.pairs.tolist() == [[0, 0]] and test.y.ids == ["test/y/f"]
 
 
 def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
-    (folder / "x" / "a.png").write_bytes(b"broken")
-    splits, skipped = read(
-        table(folder, "x,y,label", *[f"{row},cat" for row in pairs("aa", "ab", "cb", "dc")])
-    )
-    train = splits["train"]
-    assert skipped == [
-        f"{folder / 'x' / 'a.png'}: is not a readable picture (left out with its 2 pairs)"
-    ]
+    path = folder / "x" / "a.png"
+    path.write_bytes(b"broken")
+    made = read(table(folder, "x,y,label", *pairs("aa", "ab", "cb", "dc", end=",cat")))
+    train = made.splits["train"]
+    assert made.skipped == [f"{path}: is not a readable picture (left out with its 2 pairs)"]
     assert values(train) == [(30, 21), (40, 31)] and train.pairs.tolist() == [[0, 0], [1, 1]]
     assert train.y.ids == ["train/y/b", "train/y/c"]  # y/a.bmp has no partner left
     assert train.x.labels == train.y.labels == ["cat", "cat"]
@@ -177,101 +152,39 @@ def test_rows_that_cannot_be_used_are_named(folder):
         "x/a.png,y/f.bmp,train,dog",
         "x/e.png,y/e.bmp,train,big, cat",
         "x/f.png,y/f.bmp,train,dog",
+        "x/none.png,y/d.bmp,train,dog",
     )
-    splits, skipped = read(manifest)
-    assert list(splits) == ["train"] and values(splits["train"]) == [(10, 11), (60, 61)]
-    assert skipped == [
+    made = read(manifest)
+    assert list(made.splits) == ["train"] and values(made.splits["train"]) == [(10, 11), (60, 61)]
+    missing = f"{folder / 'x' / 'none.png'}: does not exist"
+    assert made.skipped == [
         f"{manifest}:3: y empty",
         f"{manifest}:4: split and label empty",
         f"{manifest}:5: unknown split 'training' (splits: train, valid, test)",
         f"{manifest}:6: the same pair as in line 2",
         f"{manifest}:7: label 'dog', but 'cat' above for the same picture",
         f"{manifest}:8: more cells than columns",
+        f"{missing} (left out with its partner {folder / 'y' / 'd.bmp'})",
     ]
 
 
-def test_missing_and_unreadable_pictures_are_named_with_their_partners(folder):
-    (folder / "y" / "b.bmp").write_bytes(b"broken")
-    splits, skipped = read(table(folder, "x,y", "x/none.png,y/a.bmp", *pairs("b", "c")))
-    assert values(splits["train"]) == [(30, 31)] and splits["train"].pairs is None
-    assert skipped == [
-        f"{folder / 'x' / 'none.png'}: does not exist (left out with its partner {folder / 'y' / 'a.bmp'})",
-        f"{folder / 'y' / 'b.bmp'}: is not a readable picture (left out with its partner {folder / 'x' / 'b.png'})",
-    ]
-
-
-# ---- what is refused
-
-
-def test_a_table_without_its_columns_is_refused(folder):
-    for lines, said in (
-        (["x,z", "a,b"], "no column 'y'"),
-        (["x;y", "a;b"], "no column 'x'"),
-        (["x/a.png,y/a.bmp"], "no column 'x'"),
-        (["x,y,x", "a,b,c"], "more than one column 'x'"),
-        ([], "no column 'x'"),
-    ):
-        manifest = table(folder, *lines)
-        message, hint = refusal(manifest)
-        assert message == f"{manifest} has {said}" and "x,y[,split][,label]" in hint
-
-
-def test_a_table_without_a_usable_pair_is_refused(folder):
-    assert "names no pair" in refusal(table(folder, "x,y"))[0]
-    message, hint = refusal(table(folder, "x,y", "x/a.png,"))
-    assert "names no pair" in message and "mine.csv:2: y empty" in hint
-    message, hint = refusal(table(folder, "x,y", "none.png,y/a.bmp"))
-    assert (
-        message == f"{folder / 'mine.csv'} holds no readable pair"
-        and "none.png: does not exist" in hint
-    )
-
-
-def test_what_is_no_table_is_refused(folder):
-    assert refusal(folder / "none.csv")[0] == f"{folder / 'none.csv'} does not exist"
-    for content in (b"x,y\n\xff\xfe,b\n", b'x,y\n"a,b\n'):
-        (folder / "mine.csv").write_bytes(content)
-        assert "cannot be read" in refusal(folder / "mine.csv")[0]
-
-
-# ---- the builder and the program
-
-
-def test_a_table_is_told_from_a_folder_by_its_name(folder):
-    manifest = table(folder, "x,y", *pairs("a"), name="MINE.CSV")
-    attributes = built("pairs", PrepareOptions(source=manifest)).attributes
-    assert attributes == {"source": str(manifest), "source_sha256": sha256_of(manifest)}
-    (folder / "x").rename(folder / "mine.csv")  # a folder of that name is a folder
-    with pytest.raises(IiaeError, match="has no folder x/"):
-        built("pairs", PrepareOptions(source=folder / "mine.csv"))
-
-
-def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
-    table(
-        folder,
-        "x,y,split,label",
-        *[f"{row},train,cat" for row in pairs("aa", "ab")],
-        "x/c.png,,train,cat",
-    )
-    done = iiae("prepare", "pairs", "mine.csv", "-o", "mine.h5", "--json")
-    assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 0}
-    assert (
-        done.json["skipped"] == ["mine.csv:4: y empty"]
-        and "warning: skipped mine.csv:4: y empty" in done.err
-    )
-    train = DataFile(folder / "mine.h5").split("train")
-    assert train.pairs.tolist() == [[0, 0], [0, 1]] and train.y.labels == ["cat", "cat"]
-    error, hint = iiae("prepare", "pairs", "none.csv", "-o", "other.h5").error()
-    assert error == "error: none.csv does not exist" and "x,y[,split][,label]" in hint
-
-
-def test_pictures_of_a_table_without_recurrence_need_no_manifest(iiae, folder):
-    table(folder, "x,y,split", *[f"{row},train" for row in pairs(*"ab")])
-    assert iiae("prepare", "pairs", "mine.csv", "-o", "mine.h5", "--pictures", "out").code == 0
-    assert not (folder / "out" / "pairs.csv").exists()
-    assert iiae("prepare", "pairs", "out", "-o", "again.h5").code == 0
-    again = DataFile(folder / "again.h5").split("train")
-    assert values(again) == [(10, 11), (20, 21)]
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["x,z", "a,b"], "has no column 'y'"),
+        (["x,y,x", "a,b,c"], "has more than one column 'x'"),
+        ([], "has no column 'x'"),
+        (["x,y"], "names no pair"),
+        (["x,y", "x/none.png,y/a.bmp"], "holds no readable pair"),
+        (["x,y", '"x/a.png,y/a.bmp'], "is damaged: unexpected end of data"),
+        (["x,y", "\udcff,y"], "is damaged: 'utf-8' codec"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(folder, lines, said):
+    manifest = folder / "mine.csv"
+    manifest.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    assert said in refusal(read, manifest).message
+    assert refusal(read, folder / "none.csv").message.endswith("none.csv does not exist")
 
 
 # ---- factors
@@ -279,37 +192,33 @@ def test_pictures_of_a_table_without_recurrence_need_no_manifest(iiae, folder):
 
 def test_columns_of_factors_are_kept_with_their_pairs(folder):
     lines = [
-        "x,y,split,x_angle,y_Pen,shared_shape,x_view,note",
-        "x/a.png,y/a.bmp,train,0.5,ink,round,3,hm",
-        "x/b.png,y/b.bmp,test,,,square,1,hm",
-        "x/c.png,y/missing.bmp,train,7,chalk,round,2,hm",
-        "x/d.png,y/d.bmp,train,-2e1,chalk,,4,hm",
+        "x,y,split,x_angle,y_Pen,shared_a/b,x_view,x_none,note",
+        "x/a.png,y/a.bmp,train,0.5,ink,round,3,,hm",
+        "x/b.png,y/b.bmp,test,,,square,1,,hm",
+        "x/c.png,y/missing.bmp,train,7,chalk,round,2,,hm",
+        "x/d.png,y/d.bmp,train,-2e1,chalk,,4,,hm",
     ]
-    splits, skipped = read(table(folder, *lines))
-    assert len(skipped) == 1 and "missing.bmp" in skipped[0]
+    splits = read(table(folder, *lines)).splits
     train, test = splits["train"].factors, splits["test"].factors
-    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_shape", "x_view"}
-    np.testing.assert_array_equal(
-        train["x_angle"], [0.5, -20.0]
-    )  # the unreadable pair is gone, with its factors
+    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_a-b", "x_view", "x_none"}
+    np.testing.assert_array_equal(train["x_angle"], [0.5, -20.0])  # the third row is left out
     assert np.isnan(test["x_angle"]).all()
     assert train["y_pen"].tolist() == ["ink", "chalk"] and test["y_pen"].tolist() == [""]
-    assert train["shared_shape"].tolist() == ["round", ""]
+    assert train["shared_a-b"].tolist() == ["round", ""]
     assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
+    assert train["x_none"].tolist() == ["", ""]
 
 
-def test_factors_survive_the_data_file(folder, tmp_path):
-    source = table(
-        folder, "x,y,y_pen,x_angle", "x/a.png,y/a.bmp,übung,1.5", "x/b.png,y/b.bmp,chalk,2"
-    )
-    prepared = built("pairs", PrepareOptions(source=source, fractions=(0.0, 0.0)))
-    write_data_file(tmp_path / "mine.h5", "mine", prepared.splits, {})
-    found = DataFile(tmp_path / "mine.h5").split("train").factors
-    assert found["y_pen"].tolist() == ["übung", "chalk"]
-    np.testing.assert_array_equal(found["x_angle"], [1.5, 2.0])
+# ---- the program
 
 
-def test_a_column_without_values_and_one_with_a_slash(folder):
-    splits, _ = read(table(folder, "x,y,x_none,y_a/b", *[f"{one},,1" for one in pairs(*"ab")]))
-    assert splits["train"].factors["x_none"].tolist() == ["", ""]
-    assert splits["train"].factors["y_a-b"].tolist() == [1, 1]
+def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
+    lines = [*pairs("aa", "ab", end=",train,ink"), "x/c.png,,train,chalk"]
+    table(folder, "x,y,split,y_pen", *lines)
+    done = iiae("prepare", "pairs", "mine.csv", "-o", "mine.h5", "--json")
+    assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 0}
+    assert done.json["skipped"] == ["mine.csv:4: y empty"]
+    assert "warning: skipped mine.csv:4: y empty" in done.err
+    train = DataFile(folder / "mine.h5").split("train")
+    assert train.pairs.tolist() == [[0, 0], [0, 1]]
+    assert train.factors["y_pen"].tolist() == ["ink", "ink"]

@@ -384,9 +384,9 @@ def test_a_truncated_gzip_is_refused(tmp_path):
     idx_source(tmp_path, suffix=".gz")
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:200])
-    assert f"{path} cannot be read" in refusal(build_from, "mnist-cdcb", tmp_path)
+    assert f"{path} is damaged" in refusal(build_from, "mnist-cdcb", tmp_path)
     path.write_bytes(b"no gzip at all")
-    assert f"{path} cannot be read" in refusal(build_from, "mnist-cdcb", tmp_path)
+    assert f"{path} is damaged" in refusal(build_from, "mnist-cdcb", tmp_path)
 
 
 def test_a_file_that_is_no_idx_is_refused(tmp_path):
@@ -394,7 +394,10 @@ def test_a_file_that_is_no_idx_is_refused(tmp_path):
     path = tmp_path / "train-labels-idx1-ubyte"
     for content in (b"", b"<html>not found</html>", b"\x00\x00\x0d\x01\x00\x00\x00\x00"):
         path.write_bytes(content)
-        assert refusal(build_from, "mnist-cdcb", tmp_path) == f"{path} is not an IDX file of bytes"
+        assert (
+            refusal(build_from, "mnist-cdcb", tmp_path)
+            == f"{path} is damaged: it is not an IDX file of bytes"
+        )
 
 
 def test_pictures_and_labels_must_be_as_many(tmp_path):

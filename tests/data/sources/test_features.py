@@ -1,0 +1,127 @@
+"""Features that already exist: the released layout, labels instead of paths, `.npz`, and damage."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from class_sources import feature_arrays, save_arrays
+from helpers import refusal
+
+from iiae_cli.data.leaks import UNKNOWN, Seen
+from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
+
+CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
+
+
+@pytest.fixture
+def arrays():
+    return feature_arrays(CLASSES)
+
+
+def test_the_released_layout(tmp_path, arrays):
+    splits = read_features(save_arrays(tmp_path, arrays))
+    assert list(splits) == ["train", "test"]
+    assert has_features(tmp_path) and len(source_files(tmp_path)) == 8
+    train = splits["train"]
+    np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
+    np.testing.assert_array_equal(splits["test"].y.rows, arrays["test_image_features"])
+    assert train.x.labels == ["ant"] * 3 + ["bee"] * 3
+    assert train.y.labels == ["ant"] * 4 + ["bee"] * 4
+    assert train.x.ids[3] == "data/sketch/bee/0.png" and train.pairs is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda paths: np.char.encode(paths, "utf-8"),
+        lambda paths: np.char.replace(paths, "/", "\\"),
+        lambda paths: paths[:, None],
+    ],
+    ids=["bytes", "backslashes", "column"],
+)
+def test_paths_of_other_kinds(tmp_path, arrays, change):
+    arrays |= {name: change(values) for name, values in arrays.items() if name.endswith("paths")}
+    assert read_features(save_arrays(tmp_path, arrays))["test"].x.labels == ["cow"] * 3
+
+
+def test_labels_instead_of_paths_in_a_folder_or_an_npz(tmp_path, arrays):
+    for name in [name for name in arrays if name.endswith("paths")]:
+        count = len(arrays.pop(name))
+        arrays[name.replace("paths", "labels")] = np.arange(count) % 3
+    source = tmp_path / "features.npz"
+    np.savez(source, **arrays, more=np.array([{}], object))
+    splits = read_features(source)
+    assert splits["train"].x.labels == ["0", "1", "2", "0", "1", "2"]
+    assert splits["train"].x.ids[1] == "train_sketch/000001"
+    same = read_features(save_arrays(tmp_path / "folder", arrays))
+    np.testing.assert_array_equal(same["test"].y.rows, splits["test"].y.rows)
+    assert source_files(source) == [source]
+
+
+def test_widths_of_the_domains_may_differ_and_a_path_that_recurs_is_numbered(tmp_path, arrays):
+    for split in CLASSES:
+        values = arrays[f"{split}_image_features"]
+        arrays[f"{split}_image_features"] = values[:, :4].astype(np.float64)
+    arrays["test_sketch_paths"][:] = "a/cow/1.png"
+    splits = read_features(save_arrays(tmp_path, arrays))
+    rows = splits["train"].y.rows
+    assert splits["train"].x.rows.shape[1] == 6 and (rows.shape[1], rows.dtype) == (4, np.float32)
+    assert splits["test"].x.ids == ["a/cow/1.png#0", "a/cow/1.png#1", "a/cow/1.png#2"]
+
+
+def test_classes_seen_may_lie_beside(tmp_path, arrays):
+    assert read_seen(save_arrays(tmp_path, arrays)) == UNKNOWN
+    (tmp_path / "classes_seen.txt").write_text("bee\n\nant\n")
+    assert read_seen(tmp_path) == Seen(("ant", "bee")) == read_seen(tmp_path / "features.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("train_sketch_features", np.ones((6, 6, 1)), "float64 (6, 6, 1), not numbers"),
+        ("train_sketch_features", np.array([["a"]] * 6), "not numbers"),
+        ("train_sketch_features", np.full((6, 6), 1e300), "not finite, first in row 0"),
+        ("test_image_features", np.ones((4, 5)), "of image in"),
+        ("test_sketch_paths", np.array(["a/cow/1"] * 2), "2 texts for 3 rows"),
+        ("test_sketch_labels", np.array(["cow"] * 2), "2 texts for 3 rows"),
+        ("test_sketch_paths", np.array(["alone.png"] * 3), "a path without a class: 'alone.png'"),
+        ("test_sketch_paths", np.ones(3), "not texts"),
+        ("train_image_features", None, "no train_image_features"),
+        ("test_sketch_paths", None, "neither test_sketch_paths nor test_sketch_labels"),
+    ],
+)
+def test_arrays_that_do_not_fit_or_are_missing_are_refused(tmp_path, arrays, name, values, said):
+    changed = {**arrays, name: values}
+    kept = {key: array for key, array in changed.items() if array is not None}
+    assert said in refusal(read_features, save_arrays(tmp_path, kept)).message
+
+
+def test_pickled_arrays_are_refused_without_being_read_and_the_hint_converts_them(tmp_path, arrays):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    arrays |= {"test_sketch_paths": np.array([Bomb()] * 3, dtype=object)}
+    np.savez(tmp_path / "bad.npz", **arrays)
+    for source in (save_arrays(tmp_path / "bad", arrays), tmp_path / "bad.npz"):
+        assert "is damaged: " in refusal(read_features, source).message
+    values = arrays["test_image_features"]
+    pickled = {
+        "test_sketch_paths": np.array(["a/cow/1.png"] * 3, dtype=object),
+        "test_image_features": np.array(values.tolist(), dtype=object),
+    }
+    folder = save_arrays(tmp_path / "good", {**arrays, **pickled})
+    for _ in pickled:
+        hint = refusal(read_features, folder).hint
+        subprocess.run([sys.executable, "-c", hint.split('python -c "')[1].rstrip('"')], check=True)
+    np.testing.assert_array_equal(read_features(folder)["test"].y.rows, values)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\x93NUMPY\x01\x00v\x00{'descr': "])
+def test_damaged_files_are_refused(tmp_path, arrays, content):
+    folder = save_arrays(tmp_path / "a", arrays)
+    for path in (folder / "test_sketch_paths.npy", tmp_path / "b.npz"):
+        path.write_bytes(content)
+        source = path if path.suffix == ".npz" else folder
+        assert f"{path} is damaged" in refusal(read_features, source).message
