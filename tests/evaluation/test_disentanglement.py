@@ -134,11 +134,10 @@ def test_controls_are_at_chance(known):
 def test_a_factor_of_nobody_has_no_verdict(known):
     pairs, probes, latents = known
     assert all(factors["mood"]["belongs"] is None for factors in probes.values())
-    without = {
-        latent: {name: factor for name, factor in factors.items() if name != "mood"}
-        for latent, factors in probes.items()
+    loud = {
+        latent: {**f, "mood": {**f["x_color"], "belongs": None}} for latent, f in probes.items()
     }
-    assert latent_figures(pairs, without) == latents
+    assert latent_figures(pairs, loud) == latents
 
 
 def test_the_short_form_has_the_linear_reading_of_own_factors(known):
@@ -149,18 +148,10 @@ def test_the_short_form_has_the_linear_reading_of_own_factors(known):
     assert short["x_color"]["shared_mean"] == {"r2": linear}
 
 
-@pytest.mark.parametrize(
-    "owner, expected",
-    [
-        ("shared", [True, False, False]),
-        ("x", [False, True, False]),
-        ("y", [False, False, True]),
-        (None, [None] * 3),
-    ],
-)
-def test_what_belongs_where(owner, expected):
-    latents = (("shared", "x"), ("exclusive", "x"), ("exclusive", "y"))
-    assert [belongs(owner, *latent) for latent in latents] == expected
+@pytest.mark.parametrize("owner, where", [("shared", "shared"), ("x", "x"), ("y", "y")])
+def test_what_belongs_where(owner, where):
+    latents = {"shared": ("shared", "x"), "x": ("exclusive", "x"), "y": ("exclusive", "y")}
+    assert [name for name, latent in latents.items() if belongs(owner, *latent)] == [where]
 
 
 def test_usage_is_the_divergence_of_each_dimension(known):

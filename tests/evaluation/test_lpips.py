@@ -98,16 +98,16 @@ def test_equal_pictures_have_no_distance_and_order_does_not_matter(alex):
     torch.testing.assert_close(alex(a[:1], b[:1]), alex(a, b)[:1])
 
 
-@pytest.mark.parametrize("channels, shown", [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2])])
-def test_pictures_may_have_any_number_of_channels(alex, channels, shown):
-    a, b = pictures(channels), pictures(channels, seed=1)
-    torch.testing.assert_close(alex(a, b), alex(a[:, shown], b[:, shown]))
-
-
-@pytest.mark.parametrize("height, width, factor", [(31, 40, 1), (30, 40, 2), (15, 40, 3)])
-def test_pictures_too_small_for_the_network_are_enlarged(alex, height, width, factor):
-    a, b = pictures(3, height, width), pictures(3, height, width, seed=1)
-    large = [functional.interpolate(one, scale_factor=factor, mode="bilinear") for one in (a, b)]
+@pytest.mark.parametrize(
+    "channels, shown, side, factor",
+    [(1, [0, 0, 0], 32, 1), (2, [0, 0, 0], 31, 1), (4, [0, 1, 2], 30, 2), (3, [0, 1, 2], 15, 3)],
+)
+def test_grey_is_repeated_and_small_pictures_are_enlarged(alex, channels, shown, side, factor):
+    a, b = (pictures(channels, side, 40, seed) for seed in (0, 1))
+    large = [
+        functional.interpolate(batch[:, shown], scale_factor=factor, mode="bilinear")
+        for batch in (a, b)
+    ]
     torch.testing.assert_close(alex(a, b), alex(*large))
 
 

@@ -1,6 +1,5 @@
 """The paper's tables: transcribed whole, in the right direction, and beside a run's figures."""
 
-from collections import Counter
 from typing import get_args
 
 import pytest
@@ -46,25 +45,19 @@ def test_recalls_are_the_papers(table):
 
 
 @pytest.mark.parametrize(
-    "table, figures",
+    "table, printed",
     [
-        (3, "SAE .216 .293 FRWGAN .127 .169 ZSIH .258 .342 CAAE .196 .284"),
-        (3, "SEM-PCYC .349 .463 LCALE .476 .583 IIAE .573 .659"),
+        (3, "SAE .216 .293 FRWGAN .127 .169 ZSIH .258 .342 CAAE .196 .284 "
+            "SEM-PCYC .349 .463 LCALE .476 .583 IIAE .573 .659"),
         (6, "II .517 .605 II-MI .534 .616 ELBO+λII .516 .595 ELBO+λ(II-MI) .573 .659"),
         (4, "pix2pix .24987 .21524 CdDN .23517 .19295 IIAE .21478 .15277"),
     ],
-)
-def test_zero_shot_ablation_and_lpips_are_the_papers(table, figures):
-    names = figures.split()
-    for method, *values in zip(names[::3], names[1::3], names[2::3], strict=True):
-        rows = [row for row in PUBLISHED if (row.table, row.method) == (table, method)]
-        assert [row.value for row in rows] == [float(value) for value in values]
-
-
-def test_the_tables_are_whole():
-    assert Counter(row.table for row in PUBLISHED) == {2: 32, 3: 14, 4: 6, 5: 9, 6: 8}
-    spreads = [row.spread for row in PUBLISHED if row.table == 4 and row.method == "IIAE"]
-    assert spreads == [0.00844, 0.00774]
+)  # fmt: skip
+def test_zero_shot_ablation_and_lpips_are_the_papers(table, printed):
+    words = iter(printed.split())
+    expected = [(name, float(value)) for name in words for value in (next(words), next(words))]
+    rows = [row for row in PUBLISHED if row.table == table]
+    assert [(row.method, row.value) for row in rows] == expected
 
 
 @pytest.mark.parametrize(

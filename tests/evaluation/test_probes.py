@@ -54,17 +54,10 @@ def test_a_leak_is_found_however_small_its_variance():
     assert read(np.hstack([loud, quiet]), factor).linear > 0.99
 
 
-def test_several_columns_are_averaged():
-    factor, latents = normal(5, ROWS, 2), normal(6, ROWS, 4)
-    latents[:, 0] = factor[:, 0]
+def test_columns_are_averaged_and_what_never_varies_is_left_out():
+    factor, latents = normal(5, ROWS, 3), normal(6, ROWS, 4)
+    latents[:, 0], factor[:, 2] = factor[:, 0], 7.0
     assert read(latents, factor).linear == pytest.approx(0.5, abs=0.02)
-    factor[:, 1] = 7.0  # what never varies has no R², and is left out of the mean
-    assert read(latents, factor).linear > 0.99
-
-
-def test_no_leak_is_no_leak():
-    score = read(normal(7, ROWS, 10), normal(8, ROWS, 3))
-    assert score.linear < 0.01 and score.nonlinear < 0.01 and score.above_control < 0.02
 
 
 def test_a_leak_in_quadrant_is_found_by_the_nonlinear_probe_alone():
@@ -94,13 +87,6 @@ def test_classes_without_a_trace_read_at_chance(count):
     figures = [score.linear, score.nonlinear, score.control, score.control_nonlinear]
     assert figures == pytest.approx([1 / count] * 4, abs=margin)
     assert score.chance == pytest.approx(1 / count) and score.above_control < 0.1
-
-
-def test_classes_far_apart_read_perfectly_and_only_they():
-    codes = np.random.default_rng(13).integers(0, 4, ROWS)
-    score = read(8 * normal(14, 4, 5)[codes] + normal(15, ROWS, 5), codes)
-    assert min(score.linear, score.nonlinear) > 0.99 and score.above_control > 0.98
-    assert score.control < 0.35
 
 
 def test_accuracy_is_balanced():
