@@ -19,7 +19,9 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.weights import place
-from iiae_cli.training.loop import TrainState, fit
+from iiae_cli.training.distributed import Share, World
+from iiae_cli.training.loop import Networks, Schedule, TrainState, fit
+from iiae_cli.training.loop import compiled as compile_networks
 
 NATIVE = {
     "digits-cdcb": 32,
@@ -125,24 +127,14 @@ def own_steps(
     model = place(build_model(work.config, work.info), device)
     optimizer = build_optimizer(work.config, model)
     objective, state, far = build_objective(work.config), TrainState(), 1 << 30
+    networks = Networks(model, bf16)
+    step = compile_networks(networks, graphs=device.type == "cuda") if compiled else networks
+    share = Share(World(), len(batch_at(0)[0]))
 
     def steps(count: int) -> None:
-        fit(
-            model=model,
-            objective=objective,
-            optimizer=optimizer,
-            learning_rate=lambda step: work.config.optimizer.lr,
-            batch_at=batch_at,
-            state=state,
-            total_steps=state.step + count,
-            seed=0,
-            events=_Silent(),
-            log_every=far,
-            validate_every=far,
-            checkpoint_every=far,
-            bf16=bf16,
-            compile_step=compiled,
-        )
+        rate = work.config.optimizer.lr
+        schedule = Schedule(state.step + count, far, far, far, lambda step: rate)
+        fit(step, objective, optimizer, batch_at, state, schedule, _Silent(), share)
 
     return steps
 

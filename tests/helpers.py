@@ -27,7 +27,7 @@ from iiae_cli.data.sources.registry import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
-from iiae_cli.training.session import Session
+from iiae_cli.training.trainer import Trainer
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
 SMALL = (
@@ -113,13 +113,14 @@ def untrained_run(folder: Path) -> Path:
     from iiae_cli.config.presets import preset_layers, resolve
     from iiae_cli.data.datafile import DataInfo
     from iiae_cli.runs.directory import RunDir
+    from iiae_cli.runs.weights import save_weights
 
     torch.manual_seed(0)
     run = RunDir(folder)
     config = resolve(preset_layers("digits-cdcb")).config
     info = DataInfo("digits-cdcb", (32, 32, 3), (32, 32, 3), {}, {})
     run.create(config)
-    run.save_model(build_model(config, info), config, info, {"preset": "digits-cdcb"})
+    save_weights(run.model_file, build_model(config, info), config, info, {"preset": "digits-cdcb"})
     return folder
 
 
@@ -127,13 +128,12 @@ def untrained_run(folder: Path) -> Path:
 def stopping_at(step: int) -> Iterator[None]:
     """Trainings in this process are interrupted, as by a signal, once so many steps are done."""
 
-    def stop(session: Session) -> bool:
-        if session.steps_done >= step and session._stop is not None:
-            session._stop.request(75)
-        return session.steps_done >= step
+    def progress(trainer: Trainer, done: int) -> None:
+        if trainer.steps_done >= step:
+            trainer.stop.request(75)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "should_stop", stop)
+        patch.setattr(Trainer, "progress", progress)
         yield
 
 

@@ -3,16 +3,15 @@
 Run as a script, it imports everything once and computes on one thread, so that a child starts in milliseconds and no
 thread is lost by forking. It reads one JSON object a line: `arguments`, `folder`, and optionally `at`, the moment (from
 1), and `act`, what happens there. Moments are what touches the folder: opening for writing, making, renaming and
-removing files, syncing, appending, the writing of tensors (once before and once when half of it is written); and every
-step.
+removing files, syncing; and every step.
 
     kill            the process is gone, as by kill -9
     TERM, INT …     the signal arrives
     ENOSPC, EACCES  the operating system refuses with that error
 
-It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted. With `ranks` it
-forks so many children, as torchrun would start them, lets the act happen to the one that `rank` names (0 if none), and
-`codes` and `errs` are lists.
+It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted. With `after`, the
+act happens so many seconds later instead. With `ranks` it forks so many children, as torchrun would start them, lets
+the act happen to the one that `rank` names (0 if none), and `codes` and `errs` are lists.
 """
 
 from __future__ import annotations
@@ -27,40 +26,29 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 # Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
-TINY = [
-    *(
-        "--set",
-        "model.widths=[4,8]",
-        "--set",
-        "model.decoder_widths=[8,4]",
-        "--set",
-        "model.dropout=0.3",
-    ),
-    *(
-        "--set",
-        "training.samples=1",
-        "--set",
-        "training.validate_every=4",
-        "--set",
-        "training.log_every=3",
-    ),
+TINY = (
+    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"),
+    *("--set", "model.dropout=0.3", "--set", "training.samples=1"),
+    *("--set", "training.validate_every=4", "--set", "training.log_every=3"),
     *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
-]
+)
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink")
+_reports = (
+    -1
+)  # the file in which a child tells how many moments there were, and when the chosen one was
 
 
 class Moments:
     """Counts moments in the child, and acts at one of them."""
 
     def __init__(self, folder: str, at: int, act: str) -> None:
-        self.folder = os.path.realpath(folder)
-        self.at = at
-        self.act = act
+        self.folder, self.at, self.act = os.path.realpath(folder), at, act
         self.count = 0
 
     def audit(self, event: str, details: tuple[Any, ...]) -> None:
@@ -77,129 +65,96 @@ class Moments:
         self.count += 1
         if self.count != self.at:
             return
-        report(self, time.monotonic())
+        report(self.count, time.monotonic())
         if self.act == "kill":
             os._exit(137)
-        if self.act in ("ENOSPC", "EACCES"):
-            if fallible:
-                code = getattr(errno, self.act)
-                raise OSError(code, os.strerror(code))
-            return
-        os.kill(os.getpid(), getattr(signal, f"SIG{self.act}"))
+        if self.act not in ("ENOSPC", "EACCES"):
+            os.kill(os.getpid(), getattr(signal, f"SIG{self.act}"))
+        elif fallible:
+            code = getattr(errno, self.act)
+            raise OSError(code, os.strerror(code))
 
     def install(self) -> None:
         """Watch this process."""
-        from iiae_cli.common import tensors
-        from iiae_cli.training.session import Session
+        from iiae_cli.training.trainer import Trainer
 
         sys.addaudithook(self.audit)
-        sync, write, save, progress = os.fsync, os.write, tensors.save_file, Session.progress
+        sync, progress = os.fsync, Trainer.progress
 
         def fsync(handle: int) -> None:
             self.moment()
             sync(handle)
 
-        def append(handle: int, content: bytes) -> int:
-            self.moment()
-            return write(handle, content)
-
-        def save_half(values: Any, path: Path, metadata: Any) -> None:
-            self.moment()
-            save(values, path, metadata)
-            size = path.stat().st_size
-            content = path.read_bytes()
-            os.truncate(path, size // 2)
-            self.moment()
-            path.write_bytes(content)
-
-        def step(session: Session, done: int) -> None:
-            progress(session, done)
+        def step(trainer: Trainer, done: int) -> None:
+            progress(trainer, done)
             self.moment(fallible=False)
 
-        os.fsync, os.write, tensors.save_file, Session.progress = fsync, append, save_half, step  # type: ignore[assignment, method-assign]
+        os.fsync, Trainer.progress = fsync, step  # type: ignore[assignment, method-assign]
 
 
-_reports: int = -1
-
-
-def report(moments: Moments, when: float) -> None:
-    """Tell the server how many moments there were and when the chosen one was."""
-    os.pwrite(_reports, json.dumps([moments.count, when]).encode().ljust(64), 0)
+def report(count: int, when: float) -> None:
+    """Tell the server."""
+    os.pwrite(_reports, json.dumps([count, when]).encode().ljust(64), 0)
 
 
 def run_child(job: dict[str, Any], err: Path) -> None:
     """Run one job; does not return."""
     from iiae_cli.__main__ import main
 
-    handle = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    out, null = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, os.O_RDWR)
+    for target, source in ((0, null), (1, null), (2, out)):
+        os.dup2(source, target)
     os.chdir(job["folder"])
     sys.argv = ["iiae", *job["arguments"]]
     moments = Moments(job.get("watch", job["folder"]), job.get("at", 0), job.get("act", ""))
     moments.install()
-    code = 1
+    code = 0
     try:
         main()
-        code = 0
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-    if (moments.count < moments.at or not moments.at) and os.environ.get("RANK", "0") == str(
-        job.get("rank", 0)
-    ):
-        report(moments, 0.0)
+        code = 1
+    chosen = os.environ.get("RANK", "0") == str(job.get("rank", 0))
+    if chosen and (moments.count < moments.at or not moments.at):
+        report(moments.count, 0.0)
     sys.stderr.flush()
     os._exit(code)
 
 
-def run_here(job: dict[str, Any]) -> None:
-    """Run a job in the server itself, so that its children find everything imported that is imported on the way."""
+def run_here(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in the server itself, so that its children find imported what is imported on the way."""
     from iiae_cli.cli import app as cli
 
     os.chdir(job["folder"])
     sys.argv = ["iiae", *job["arguments"]]
+    silent = io.StringIO()
     with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(silent),
+        contextlib.redirect_stderr(silent),
         contextlib.suppress(SystemExit),
     ):
         cli.main()
+    return {}
 
 
-def serve() -> None:
-    """Answer jobs until standard input ends."""
+def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Run a job in children and say how they ended."""
     global _reports
-    scratch = Path(sys.argv[1])
-    for line in sys.stdin:
-        job = json.loads(line)
-        if job.get("warm"):
-            run_here(job)
-            print("{}", flush=True)
-            continue
-        _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        children = fork_children(job, scratch)
-        chosen = children[job.get("rank", 0)]
-        if "after" in job:
-            time.sleep(job["after"])
-            os.kill(chosen, getattr(signal, f"SIG{job['act']}"))
-            os.pwrite(_reports, json.dumps([0, time.monotonic()]).encode().ljust(64), 0)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        ended = time.monotonic()
-        count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
-        os.close(_reports)
-        errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
-        answer = {
-            "code": codes[0],
-            "err": errs[0],
-            "seconds": ended - when if when else 0.0,
-            "moments": count,
-        }
-        print(json.dumps({**answer, "codes": codes, "errs": errs}), flush=True)
+    _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    children = fork_children(job, scratch)
+    if "after" in job:
+        time.sleep(job["after"])
+        os.kill(children[job.get("rank", 0)], getattr(signal, f"SIG{job['act']}"))
+        report(0, time.monotonic())
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    ended = time.monotonic()
+    count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
+    os.close(_reports)
+    errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
+    told = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0}
+    return {**told, "moments": count, "codes": codes, "errs": errs}
 
 
 def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
@@ -221,6 +176,14 @@ def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
     return children
 
 
+def serve() -> None:
+    """Answer jobs until standard input ends."""
+    scratch = Path(sys.argv[1])
+    for line in sys.stdin:
+        job = json.loads(line)
+        print(json.dumps(run_here(job) if job.get("warm") else answer(job, scratch)), flush=True)
+
+
 class Server:
     """The server's other end.
 
@@ -230,39 +193,24 @@ class Server:
 
     def __init__(self, scratch: Path) -> None:
         command = [sys.executable, __file__, str(scratch)]
-        root = Path(__file__).parent.parent
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("IIAE_")
-        }
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("IIAE_")}
+        kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=kept)
 
     def run(self, folder: Path, *arguments: object, **job: Any) -> dict[str, Any]:
         """Run the program once."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        job |= {"folder": str(folder), "arguments": [str(one) for one in arguments]}
+        job |= {"folder": str(folder), "arguments": [str(word) for word in arguments]}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert isinstance(answer, dict)
-        return answer
+        told: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return told
 
     def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
-        """Train the smallest model on the data set that lies in the folder."""
-        arguments = (
-            "train",
-            "--preset",
-            "digits-cdcb",
-            "--data",
-            "d.h5",
-            "--run",
-            run,
-            *TINY,
-            *more,
-        )
-        return self.run(folder, *arguments, watch=str(run), **job)
+        """Train the smallest model on the data set d.h5 that lies in the folder."""
+        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, *TINY)
+        return self.run(folder, *arguments, *more, watch=str(run), **job)
 
     def close(self) -> None:
         """End the server."""

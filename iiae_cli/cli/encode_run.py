@@ -33,8 +33,8 @@ from iiae_cli.inference.shards import (
 from iiae_cli.inference.streaming import Encoder, batch_size_for, encode_stream
 from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import Domain
-from iiae_cli.runs.directory import RunDir, load_model
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import LoadedModel, load_model
 
 _KINDS: dict[str, tuple[LatentKind, ...]] = {
     "shared": ("shared",),

@@ -217,7 +217,8 @@ def _run(options: Options) -> Result:
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
     from iiae_cli.report.report import Measured, write_report
-    from iiae_cli.runs.directory import RunDir, load_model
+    from iiae_cli.runs.directory import RunDir
+    from iiae_cli.runs.weights import load_model
 
     gates = parse_gates(options.fail_under or (), options.fail_over or ())
     if options.report is not None:

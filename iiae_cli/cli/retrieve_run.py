@@ -22,7 +22,8 @@ from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_ga
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.montage import draw_montage
-from iiae_cli.runs.directory import RunDir, load_model
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import load_model
 
 MONTAGE_ROWS = 32
 

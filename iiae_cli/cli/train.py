@@ -1,21 +1,30 @@
-"""`iiae train`: train a model and leave a run directory; `train_run` does the work and imports what is heavy."""
+"""`iiae train`: train a model and leave a run directory."""
 
 from __future__ import annotations
 
-import os
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from iiae_cli.cli.options import (
+    INPUT,
+    OUTPUT,
+    RUNNING,
     JsonFlag,
     OverwriteFlag,
     finish,
     seconds_of,
 )
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.signals import PREEMPT_SIGNAL, stop_on_signals
+
+if TYPE_CHECKING:
+    from iiae_cli.config.presets import Resolved
 
 
 def command(
@@ -29,9 +38,6 @@ def command(
             "--run", "--run-dir", help="Run directory [runs/PRESET-seedN]; torchrun garbles --run."
         ),
     ] = None,
-    config: Annotated[
-        list[Path] | None, typer.Option(help="YAML file on top of the preset; repeatable.")
-    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable."),
@@ -40,43 +46,60 @@ def command(
         int | None, typer.Option(min=1, help="Passes over the training pairs.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    time_limit: Annotated[
-        str | None, typer.Option(help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")
-    ] = None,
-    preempt_signal: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Save and stop at this signal, as at TERM (exit 75)."),
-    ] = "USR2",
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where the run stands, or start it.")
+    ] = False,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML file on top of the preset; repeatable.", rich_help_panel=INPUT),
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config", help="Show every value and its source; stop.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    as_json: JsonFlag = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING)
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
-        typer.Option(help="Arithmetic of the networks [auto]."),
+        typer.Option(help="Arithmetic of the networks [auto].", rich_help_panel=RUNNING),
     ] = None,
     compile_: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile [auto].")
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Use torch.compile [auto].", rich_help_panel=RUNNING
+        ),
     ] = None,
     deterministic: Annotated[
         bool | None,
         typer.Option(
-            "--deterministic/--no-deterministic", help="Deterministic algorithms on GPUs."
+            "--deterministic/--no-deterministic",
+            help="Deterministic algorithms on GPUs.",
+            rich_help_panel=RUNNING,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue where the run stands, or start it.")
-    ] = False,
-    overwrite: OverwriteFlag = False,
-    stage: Annotated[
-        bool | None,
-        typer.Option("--stage/--no-stage", help="Read a copy of the data in $TMPDIR [IIAE_STAGE]."),
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).", rich_help_panel=RUNNING
+        ),
     ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show every value and its source; stop.")
-    ] = False,
-    as_json: JsonFlag = False,
+    preempt_signal: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Save and stop at this signal, as at TERM (exit 75).",
+            rich_help_panel=RUNNING,
+        ),
+    ] = PREEMPT_SIGNAL,
 ) -> None:
     """Train a model and leave a run directory.
 
@@ -110,40 +133,71 @@ def command(
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config
     """
-    from iiae_cli.common.signals import stop_on_signals
-
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
-    deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
-    given = {
-        "training.epochs": epochs,
-        "training.steps": steps,
-        "training.batch_size": batch_size,
-        "training.seed": seed,
-        "training.device": device,
-        "training.precision": precision,
-        "training.compile": compile_,
-        "training.deterministic": deterministic,
+    values = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "compile": compile_,
+        "deterministic": deterministic,
     }
+    deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     with stop_on_signals(preempt_signal) as stop:
-        from iiae_cli.cli import train_run  # imports torch, for seconds
-        from iiae_cli.data.staging import Staging
-
-        options = train_run.TrainOptions(
-            preset=preset,
-            data=data,
-            run=run,
-            config_files=config or [],
-            options={key: value for key, value in given.items() if value is not None},
-            assignments=assignments or [],
-            resume=resume,
-            overwrite=overwrite,
-            staging=Staging.from_option(stage, os.environ.get("IIAE_STAGE", "")),
-        )
+        resolved = _resolve(preset, config or [], values, assignments or [])
         if print_config:
-            train_run.show_config(train_run.resolve_config(options), as_json=as_json)
+            _show_config(resolved, as_json)
             return
-        with options.staging:
-            result = train_run.run(options, stop, deadline)
-    if result is not None:
-        finish(result, as_json)
+        from iiae_cli.training import session  # imports torch, for seconds
+
+        stop.check()
+        name, chosen = Path(preset).stem, resolved.config
+        options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
+        result = session.train(options, stop)
+        if result is not None:
+            finish(result, as_json)
+
+
+def _resolve(
+    preset: str, files: list[Path], values: Mapping[str, object], assignments: list[str]
+) -> Resolved:
+    """Merge preset < --config < environment < options < --set.
+
+    Raises:
+        IiaeError: unknown preset or keys, bad values.
+    """
+    from iiae_cli.config import presets
+
+    given = {f"training.{key}": value for key, value in values.items() if value is not None}
+    resolved = presets.resolve(
+        [
+            *presets.preset_layers(preset),
+            *(presets.Layer(str(path), presets.flatten(presets.read_yaml(path))) for path in files),
+            presets.environment_layer(),
+            presets.Layer("option", given),
+            presets.set_layer(assignments),
+        ]
+    )
+    for key, value, source in resolved.rows():
+        if source != "default":
+            console.detail(f"{key} = {json.dumps(value)} ({source})")
+    return resolved
+
+
+def _show_config(resolved: Resolved, as_json: bool) -> None:
+    """Print every value and where it came from."""
+    from iiae_cli.config.presets import key_help
+
+    if as_json:
+        values = {key: {"value": value, "source": source} for key, value, source in resolved.rows()}
+        console.print_json({"schema": "iiae.config/1", "values": values})
+        return
+    meanings = key_help()
+    rows = [
+        (key, value if isinstance(value, str) else json.dumps(value), source, meanings.get(key, ""))
+        for key, value, source in resolved.rows()
+    ]
+    console.print_table(["key", "value", "source", "meaning"], rows)

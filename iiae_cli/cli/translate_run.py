@@ -23,8 +23,8 @@ from iiae_cli.inference.outputs import plan_files, write_pictures
 from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.grids import Picture, TranslationGrid
-from iiae_cli.runs.directory import RunDir, load_model
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import LoadedModel, load_model
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32

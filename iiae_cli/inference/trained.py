@@ -23,8 +23,8 @@ from iiae_cli.builders import choose_device
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs.directory import RunDir, load_model
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import LoadedModel, load_model
 
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]

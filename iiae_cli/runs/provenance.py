@@ -19,21 +19,15 @@ def run_versions() -> dict[str, str]:
 
 
 def run_origin(command: list[str]) -> dict[str, Any]:
-    """Where a run comes from: versions, git commit of the working folder, host, processor, command."""
-    git = (
-        subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if which("git") is not None
-        else None
-    )
+    """Versions, git commit of the working folder, host, processor and command of a run."""
+    commit = ""
+    if which("git") is not None:
+        git = ["git", "rev-parse", "HEAD"]
+        ended = subprocess.run(git, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        commit = ended.stdout.strip() if ended.returncode == 0 else ""
     return {
         "versions": run_versions(),
-        "git": git.stdout.strip() if git is not None and git.returncode == 0 else None,
+        "git": commit or None,
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "command": command,

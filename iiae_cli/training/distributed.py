@@ -1,48 +1,47 @@
-"""What torchrun and srun add: ranks that train one model, each on its slice of every batch; little else knows of ranks.
+"""Several processes (ranks) that train one model, each on its slice of every batch, as torchrun and srun start them.
 
-The number of ranks changes nothing but speed. Every rank draws the noise and the dropout masks of the whole batch and
-takes its own rows of them; batch norm reads the whole batch (`synchronised`) or each rank's own slice (`local`); losses
-and gradients are weighted by rows and summed. So a run may go on with more ranks or fewer than it began with.
+DistributedDataParallel sums the gradients. Batch norm reads the whole batch on GPUs (SyncBatchNorm, unless
+`training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout and augmentation are seeded by rank.
 
-Gradients are summed in one flat buffer after the backward pass, loss terms and running statistics with them. The models
-are small, so overlapping communication with the backward pass (DistributedDataParallel) would gain little, and a plain
-sum leaves the model's names, the optimiser and checkpoints as they are.
-
-What ranks say to one another beside gradients (stop, resume at that step) goes over gloo, whatever the device: it must
-neither wait for the GPU nor be taken for dead while rank 0 validates, and it notices at once that a rank has gone.
+What ranks tell each other beside gradients (stop, resume at that step) goes over gloo on the CPU: it neither waits for
+a GPU nor times out while rank 0 validates.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.model.gaussian import Part
-from iiae_cli.training.distributed_layers import peers, replace_layers, total_of, whole_of
+from iiae_cli.common.signals import Stop
+
+Value = TypeVar("Value")
 
 MEETING = timedelta(minutes=10)  # for all ranks to appear, and for one sum of gradients
 PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
+_SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a rank that is gone
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is; the default is one process alone, for which everything here does nothing.
+    """This process among those that train together; alone by default, where everything here does nothing.
 
     Attributes:
         rank: of this process; rank 0 writes files and speaks.
         size: how many train together.
         local_rank: among those on this machine: which GPU to take.
-        address: where they meet, as an URL for `init_process_group`.
+        address: where they meet, a URL for `init_process_group`.
     """
 
     rank: int = 0
@@ -56,90 +55,100 @@ class World:
         return self.rank == 0
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This rank's device, where `chosen` is the one that the configuration means.
+        """This rank's device, where `chosen` is the configured one.
 
         Raises:
             IiaeError: the ranks of a machine would share a GPU, or the device has no communication.
         """
         if self.size == 1 or chosen.type == "cpu":
             return chosen
-        if chosen.type != "cuda":
+        if chosen.type != "cuda" or chosen.index is not None:
             raise IiaeError(
                 f"{self.size} ranks cannot train on {chosen}",
-                "choose --device cuda or --device cpu",
-            )
-        if chosen.index is not None:
-            raise IiaeError(
-                f"--device {chosen} names one GPU for {self.size} ranks",
-                "pass --device cuda: each rank takes its own",
+                "pass --device cuda, where each rank takes its own GPU, or --device cpu",
             )
         count = torch.cuda.device_count()
-        index = (
-            0 if count == 1 and "SLURM_STEP_ID" in os.environ else self.local_rank
-        )  # srun may show each its own
+        alone = count == 1 and "SLURM_STEP_ID" in os.environ  # srun may show each task its own
+        index = 0 if alone else self.local_rank
         if index >= count:
             raise IiaeError(
-                f"rank {self.rank} is number {self.local_rank} on its machine, which has {count} GPUs",
+                f"rank {self.rank} is number {self.local_rank} on a machine that has {count} GPUs",
                 "start as many processes per machine as it has GPUs, or pass --device cpu",
             )
         return torch.device("cuda", index)
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def joined(self, device: torch.device, stop: Stop) -> Iterator[None]:
         """Meet the other ranks, and leave them at the end.
 
         Raises:
-            IiaeError: they do not appear.
+            IiaeError: they do not appear, or one is lost.
+            Interrupted: a signal came before they appeared.
         """
         if self.size == 1:
             yield
             return
+        try:
+            self._meet(device, stop)
+            yield
+            dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            if not any(sign in reason.lower() for sign in _SIGNS):
+                raise
+            raise IiaeError(
+                f"another rank has ended or did not appear: {reason[:200]}",
+                "see what the other ranks said; then run again with --resume",
+            ) from error
+
+    def _meet(self, device: torch.device, stop: Stop) -> None:
+        """Join the process group in a thread, so that a signal ends the wait."""
+        failures: list[Exception] = []
+
+        def join() -> None:
+            try:
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo",
+                    init_method=self.address,
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=MEETING,
+                )
+                _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            except Exception as error:
+                failures.append(error)
+
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with peers(f"the {self.size} ranks did not meet"):
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                init_method=self.address,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=MEETING,
-            )
-            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield
-        dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+        thread = threading.Thread(target=join, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            stop.check()
+        if failures:
+            raise failures[0]
 
     def agree(self, number: int) -> int:
         """The largest of all ranks' numbers."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
-        with peers():
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=_Control.group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=_Control.group)
         return int(largest)
 
-    def share(self, value: Any) -> Any:
-        """Rank 0's value for all: anything that JSON holds. The others wait for it."""
+    def share(self, value: Value) -> Value:
+        """Rank 0's value on all ranks; the others wait for it."""
         if self.size == 1:
             return value
-        content = json.dumps(value).encode() if self.first else b""
-        size = torch.tensor(len(content))
-        with peers():
-            dist.broadcast(size, 0, group=_Control.group)
-            message = torch.zeros(int(size), dtype=torch.uint8)
-            if self.first:
-                message = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            dist.broadcast(message, 0, group=_Control.group)
-        return json.loads(bytes(message.tolist()))
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=_Control.group, device=torch.device("cpu"))
+        return values[0]
 
-    def same_weights(self, model: nn.Module) -> None:
-        """Give every rank rank 0's weights: seeds agree, but closed-form starts differ between processors."""
-        if self.size == 1:
-            return
-        with peers(), torch.no_grad():
-            for values in model.state_dict().values():
-                dense = values.contiguous()
-                dist.broadcast(dense, 0)
-                values.copy_(dense)
+    def seed(self, seed: int) -> int:
+        """The seed of this rank's noise; rank 0's is the seed itself."""
+        if self.first:
+            return seed
+        return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
 class _Control:
@@ -149,113 +158,102 @@ class _Control:
 def find_world(environment: Mapping[str, str]) -> World:
     """The world that a launcher's environment describes.
 
-    torchrun's variables count first. Those of an srun step with several tasks count only where MASTER_ADDR is set
-    too: a person who runs several independent trainings in one step does not set it.
+    torchrun's variables count first. Those of an srun step with several tasks count only with MASTER_ADDR, which a
+    person who runs several independent trainings in one step does not set.
 
     Raises:
-        IiaeError: the variables are incomplete or no numbers.
+        IiaeError: the variables are incomplete, or not numbers.
     """
     try:
         if int(environment.get("WORLD_SIZE", "1")) > 1:
-            missing = [
-                name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
-            ]
-            if missing:
-                raise IiaeError(
-                    f"WORLD_SIZE is set, but not {missing[0]}",
-                    "start with torchrun, or unset WORLD_SIZE",
-                )
+            address, _ = environment["MASTER_ADDR"], environment["MASTER_PORT"]
             rank = int(environment["RANK"])
-            return World(
-                rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", str(rank)))
-            )
+            local = int(environment.get("LOCAL_RANK", str(rank)))
+            return World(rank, int(environment["WORLD_SIZE"]), local)
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
-            port = environment.get("MASTER_PORT") or str(
-                20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-            )
-            address = f"tcp://{environment['MASTER_ADDR']}:{int(port)}"
-            return World(
-                int(environment["SLURM_PROCID"]), tasks, int(environment["SLURM_LOCALID"]), address
-            )
+            job = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
+            address = f"{environment['MASTER_ADDR']}:{int(environment.get('MASTER_PORT', job))}"
+            rank, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
+            return World(rank, tasks, local, f"tcp://{address}")
     except (KeyError, ValueError) as error:
         raise IiaeError(
             f"the launcher's variables are incomplete: {error}",
-            "start with torchrun, or with srun and MASTER_ADDR set",
+            "start with torchrun, or with srun and MASTER_ADDR set; or unset WORLD_SIZE",
         ) from error
     return World()
 
 
-class Ranks:
-    """One rank's part of every batch, and how it becomes the whole's gradient.
+class Share:
+    """One rank's slice of every batch, and what makes its losses and gradients the whole batch's.
 
     Args:
-        world: of several ranks.
-        model: its batch norms and dropouts are replaced by ones that know of the whole batch; names stay.
-        batch_size: rows of the whole batch. Where it cannot be divided evenly, the first ranks take one row more.
-        norm: batch norm reads the whole batch (`synchronised`) or the rank's own rows (`local`).
+        world: of one rank or several.
+        batch_size: rows of the whole batch; where it cannot be divided evenly, some ranks take one row more.
 
     Attributes:
-        part: this rank's rows within the batch.
-        rows: the same as a slice.
+        rows: this rank's rows within the batch.
         weight: the fraction of rows that are this rank's.
 
     Raises:
         IiaeError: too few rows for so many ranks.
     """
 
-    def __init__(
-        self,
-        world: World,
-        model: nn.Module,
-        batch_size: int,
-        norm: Literal["synchronised", "local"],
-    ) -> None:
-        least = 1 if norm == "synchronised" else 2  # a slice of one row has no variance of its own
-        if batch_size < least * world.size:
+    def __init__(self, world: World, batch_size: int) -> None:
+        if batch_size < 2 * world.size and world.size > 1:  # batch norm needs two rows
             raise IiaeError(
-                f"a batch of {batch_size} pairs is too small for {world.size} ranks, each needs {least}",
+                f"a batch of {batch_size} pairs is too small for {world.size} ranks",
                 "start fewer processes, or raise --batch-size",
             )
-        bounds = [round(batch_size * rank / world.size) for rank in (world.rank, world.rank + 1)]
-        self.rows = slice(*bounds)
-        self.part = Part(bounds[0], batch_size)
-        self.weight = (bounds[1] - bounds[0]) / batch_size
-        self._model = model
-        replace_layers(model, self.part, synchronised=norm == "synchronised")
-        self._statistics: list[Tensor] = []
-        if norm == "local":
-            norms = [
-                one for one in model.modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)
-            ]
-            self._statistics = [
-                one
-                for norm in norms
-                for one in (norm.running_mean, norm.running_var)
-                if one is not None
-            ]
+        first, last = (
+            round(batch_size * rank / world.size) for rank in (world.rank, world.rank + 1)
+        )
+        self.rows = slice(first, last)
+        self.weight = (last - first) / batch_size
+        self._world, self._batch_size = world, batch_size
 
-    def whole(self, rows: Tensor) -> Tensor:
-        """The whole batch's rows of this rank's; a loss over them, weighted as others are, has the whole's gradient."""
-        whole: Tensor = whole_of(rows, self.part)
+    def gather(self, rows: Tensor) -> Tensor:
+        """This rank's rows (B, …) to the whole batch's (N, …), differentiable."""
+        if self._world.size == 1:
+            return rows
+        whole: Tensor = _Whole.apply(rows, self.rows, self._batch_size)
         return whole
 
-    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sum every rank's gradients in place, average local running statistics; returns the whole batch's terms.
+    def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
+        """The networks with gradients averaged over ranks; `local` leaves batch norm to each rank's slice."""
+        if self._world.size == 1:
+            return networks
+        if device.type == "cuda" and not local:
+            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(networks)
 
-        Args:
-            terms: means over this rank's rows, whose loss was weighted by `weight` before the backward pass.
-        """
-        gradients = [one.grad for one in self._model.parameters() if one.grad is not None]
-        values = torch.stack([value.detach() for value in terms.values()])
-        with torch.no_grad():
-            for one in self._statistics:
-                one.mul_(self.weight)
-            pieces = [*gradients, *self._statistics, values * self.weight]
-            flat = torch.cat([piece.reshape(-1) for piece in pieces])
-            total_of(flat)
-            for piece, total in zip(
-                pieces, torch.split(flat, [piece.numel() for piece in pieces]), strict=True
-            ):
-                piece.copy_(total.view(piece.shape))
-        return dict(zip(terms, pieces[-1], strict=True))
+    def scaled(self, loss: Tensor) -> Tensor:
+        """This rank's loss, such that the ranks' average gradient is the whole batch's."""
+        return loss if self._world.size == 1 else loss * (self.weight * self._world.size)
+
+    def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every rank's means over its rows to means over the whole batch."""
+        if self._world.size == 1 or not terms:
+            return dict(terms)
+        total = torch.stack([value.detach().double().cpu() for value in terms.values()])
+        total *= self.weight
+        dist.all_reduce(total, group=_Control.group)
+        return {name: total[i].to(value) for i, (name, value) in enumerate(terms.items())}
+
+
+class _Whole(torch.autograd.Function):
+    """This rank's rows (B, …) to the whole batch's (N, …); backwards, what all ranks want of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, mine: slice, batch_size: int) -> Tensor:
+        ctx.mine = mine
+        whole = rows.new_zeros((batch_size, *rows.shape[1:]))
+        whole[mine] = rows
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        return whole[ctx.mine], None, None

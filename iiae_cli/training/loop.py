@@ -1,27 +1,27 @@
-"""The training loop: steps, annealing, learning rate, log averages; everything else leaves through `Events`.
+"""The training loop: steps, learning rate, log averages; everything else leaves through `Events`.
 
-Nothing in a step depends on anything but weights, optimiser state, seed and step number: the order of pairs, the noise
-of the reparameterisation and dropout's masks are re-seeded from (seed, step). A run that was stopped and resumed
-therefore ends in the same weights, on CPU bit for bit, as one that was not.
+A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs, the noise of the
+reparameterisation and dropout are re-seeded from (seed, step). A run that was stopped and resumed therefore ends in the
+same weights as one that was not, on CPU bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iiae_cli.model.gaussian import Part
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
+from iiae_cli.training.distributed import Share
 
 
 class Events(Protocol):
-    """What the loop tells its owner. `step` counts optimiser steps done."""
+    """What the loop asks of its owner. `step` counts optimiser steps done."""
 
     def progress(self, step: int) -> None:
         """After every step; must not wait for the device."""
@@ -30,23 +30,13 @@ class Events(Protocol):
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
     def validate(self, step: int) -> bool:
-        """When validation is due; the loop is in training mode before and after. False: a stop broke it off."""
+        """When validation is due; the model is in training mode before and after. False: it was interrupted."""
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""
 
     def should_stop(self) -> bool:
-        """Asked after every step and validation; when true, the loop saves and returns."""
-
-
-class Share(Protocol):
-    """Where several processes train on one batch: this one's part (distributed.py)."""
-
-    part: Part
-    weight: float
-
-    def combine(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Between backward pass and optimiser: gradients become the whole batch's, like the terms returned."""
+        """Asked after every step and validation; if true, the loop saves and returns."""
 
 
 @dataclass
@@ -66,42 +56,87 @@ class TrainState:
     ended: bool = False
 
 
-def fit(
-    *,
-    model: IIAE,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
-    batch_at: Callable[[int], tuple[Tensor, Tensor]],
-    state: TrainState,
-    total_steps: int,
-    seed: int,
-    events: Events,
-    log_every: int,
-    validate_every: int,
-    checkpoint_every: int,
-    bf16: bool = False,
-    compile_step: bool = False,
-    share: Share | None = None,
-) -> bool:
-    """Train from `state.step` to `total_steps`.
+@dataclass(frozen=True)
+class Schedule:
+    """When training does what, in steps.
+
+    Attributes:
+        steps: in all.
+        log_every: between log lines.
+        validate_every: between validations; the last step always validates.
+        checkpoint_every: between checkpoints; the last step always saves one.
+        learning_rate: of optimiser step 0, 1, ….
+        seed: of noise and dropout.
+    """
+
+    steps: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    learning_rate: Callable[[int], float]
+    seed: int = 0
+
+
+class Networks(nn.Module):
+    """One pass through a model.
 
     Args:
-        model: updated in place, like `optimizer` and `state`.
+        model: that is trained.
+        bf16: autocast the networks to bfloat16; KLs and losses stay float32.
+    """
+
+    def __init__(self, model: IIAE, bf16: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._bf16 = bf16
+        self._device = next(model.parameters()).device.type
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        """Posteriors and reconstructions of a batch of x (B, …) and y (B, …)."""
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._bf16):
+            passed: tuple[Posteriors, Reconstructions] = self.model(x, y)
+            return passed
+
+
+Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
+
+
+def compiled(networks: nn.Module, *, graphs: bool) -> Step:
+    """Networks compiled by torch.compile.
+
+    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU. The
+    objective stays outside: it depends on the step number, and each new number would compile again.
+    """
+    run: Step = torch.compile(networks, mode="reduce-overhead" if graphs else None)
+
+    def step(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return run(x, y)
+
+    return step if graphs else run
+
+
+def fit(
+    networks: Step,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch_at: Callable[[int], tuple[Tensor, Tensor]],
+    state: TrainState,
+    schedule: Schedule,
+    events: Events,
+    share: Share,
+) -> bool:
+    """Train from `state.step` to the schedule's end.
+
+    Args:
+        networks: `Networks` in training mode, wrapped or compiled; their weights are updated in place.
         objective: the loss.
         optimizer: its learning rate is set before every step.
-        learning_rate: of optimiser step 0, 1, ….
-        batch_at: x (B, …) and y (B, …) of step 0, 1, …, on the model's device.
-        state: where to start.
-        total_steps: where to end.
-        seed: of noise and dropout.
+        batch_at: x (B, …) and y (B, …) of step 0, 1, …, on the networks' device.
+        state: where to start; updated in place.
+        schedule: when what is done.
         events: receives everything that leaves the loop.
-        log_every: steps between log lines.
-        validate_every: steps between validations; the last step always validates.
-        checkpoint_every: steps between checkpoints; the last step always saves one.
-        bf16: autocast the networks to bfloat16; KLs and losses stay float32.
-        compile_step: compile the networks with torch.compile.
-        share: this process's part of every batch, which `batch_at` gives; None: all of it.
+        share: this process's part of every batch, which `batch_at` returns.
 
     Returns:
         Whether the end was reached, or `state.ended` set, rather than a stop asked for.
@@ -114,57 +149,36 @@ def fit(
         if state.owed and not stop:
             state.owed = not events.validate(done)
             stop = events.should_stop()
-        end = done == total_steps or state.ended
-        if stop or end or done % checkpoint_every == 0:
+        end = done == schedule.steps or state.ended
+        if stop or end or done % schedule.checkpoint_every == 0:
             events.checkpoint(done)
         return not stop or (end and not state.owed)
 
-    part = None if share is None else share.part
-    device_type = next(model.parameters()).device.type
-
-    def networks(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16):
-            return model.forward(x, y, part)
-
-    # The objective stays outside: it depends on the step number, and each new number would compile again.
-    # CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU.
-    graphs = compile_step and device_type == "cuda"
-    run_networks = (
-        torch.compile(networks, mode="reduce-overhead" if graphs else None)
-        if compile_step
-        else networks
-    )
-    model.train()
     if state.owed and not settle():
         return False
-    while state.step < total_steps and not state.ended:
+    while state.step < schedule.steps and not state.ended:
         step = state.step
         x, y = batch_at(step)
-        seed_step(seed, step)
+        seed_step(schedule.seed, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        if graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        posteriors, reconstructions = run_networks(x, y)
+            group["lr"] = schedule.learning_rate(step)
+        posteriors, reconstructions = networks(x, y)
         terms = objective(posteriors, reconstructions, step)
         optimizer.zero_grad(set_to_none=True)
-        (terms["loss"] if share is None else share.weight * terms["loss"]).backward()  # type: ignore[no-untyped-call]
-        if share is not None:
-            terms = share.combine(terms)
+        share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         for name, value in terms.items():
-            detached = value.detach()
-            state.running[name] = (
-                state.running[name] + detached if name in state.running else detached
-            )
+            value = value.detach()
+            state.running[name] = state.running[name] + value if name in state.running else value
         state.step = done = step + 1
-        last = done == total_steps
+        last = done == schedule.steps
         events.progress(done)
-        if done % log_every == 0 or last:
-            count = log_every if done % log_every == 0 else done % log_every
-            events.log(done, {name: float(state.running[name]) / count for name in terms})
+        if done % schedule.log_every == 0 or last:
+            running = share.mean(state.running)
+            count = done % schedule.log_every or schedule.log_every
+            events.log(done, {name: float(running[name]) / count for name in terms})
             state.running = {}
-        state.owed = done % validate_every == 0 or last
+        state.owed = done % schedule.validate_every == 0 or last
         if not settle():
             return False
     return True
@@ -187,7 +201,7 @@ def optimizer_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str
 def restore_optimizer(
     model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave; each tensor takes its parameter's device and memory format.
+    """Restore the state that `optimizer_tensors` returned, on each parameter's device and in its memory format.
 
     Raises:
         KeyError: a parameter that learns is missing from `tensors`.

@@ -1,475 +1,316 @@
-"""One training run from start, or from a checkpoint, to its end: the loop's events turned into files and lines."""
+"""A training run from the command's values to a finished run directory: start or resume, fit, finish."""
 
 from __future__ import annotations
 
-import math
+import os
+import shlex
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL.Image import Image
-from pydantic import TypeAdapter, ValidationError
 
-from iiae_cli.builders import (
-    build_augmentation,
-    build_model,
-    build_objective,
-    build_optimizer,
-    build_schedule,
-    picture_size,
-)
+from iiae_cli.builders import choose_device
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import write_errors, writing
+from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.paths import data_file
 from iiae_cli.common.signals import Stop
+from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
-from iiae_cli.extensions.linear_paths import hold_linear_paths
-from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.model.objective import kl_annealing
-from iiae_cli.report.samples import first_pairs, sample_grid
-from iiae_cli.runs.directory import Checkpoint, RunDir
-from iiae_cli.runs.weights import place
-from iiae_cli.training.closed_form import fit_erasure, take_statistics
+from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.preparation import prepare_file
+from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
+from iiae_cli.inference.latents import LatentCache, write_latents
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.provenance import run_origin
+from iiae_cli.runs.weights import load_model
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.distributed import Ranks, World
-from iiae_cli.training.facts import loss_facts, memory_text
-from iiae_cli.training.feed import Feed, Pair
-from iiae_cli.training.loop import TrainState, fit, optimizer_tensors, restore_optimizer
-from iiae_cli.training.validation import (
-    ClassValidation,
-    Selection,
-    Validation,
-    baseline_map,
-    baseline_recall,
-    validate,
-    validate_classes,
-)
+from iiae_cli.training.distributed import World, find_world
+from iiae_cli.training.precision import choose_speed, set_gpu_arithmetic
+from iiae_cli.training.trainer import InterruptibleModel, Trainer
+
+FINISHED = "finished"  # the state in run.json when everything is written
+
+# Values that change how fast a run goes but not where it ends; a resumed run may change them.
+_MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "description")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `iiae train` was told.
+
+    Attributes:
+        preset: name of the preset, without folder and suffix.
+        config: the merged configuration.
+        data: data file, or the folder it lies in; None: where the set of the configuration lies.
+        run: run directory; None: runs/PRESET-seedN.
+        resume: continue where the run stands, or start it.
+        overwrite: replace an existing run.
+        deadline: `time.monotonic()` at which to stop, but not before the first step, so that every call gets on.
+    """
+
+    preset: str
+    config: Config
+    data: Path | None = None
+    run: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    deadline: float | None = None
 
 
 @dataclass
-class Progress:
-    """What a session remembers across checkpoints.
+class TrainResult:
+    """How a run ended.
 
     Attributes:
-        kept_step: step of the kept weights; None while nothing is kept.
-        best: the selection's score of them.
-        kept: their validation figures.
-        warnings: of the last validation.
-        kept_warnings: of the kept weights' validation.
-        refit_steps: how many steps the second training takes; None until it begins.
-        held: whether it holds the shared means where they began.
-        stale: validations since the score last rose.
-        owed: whether the validation due at the checkpoint's step was not done any more.
+        run: its directory.
+        steps: done in all.
+        kept_step: of the kept weights.
+        validation: their figures, if there was a validation.
+        warnings: what a person should know of the model.
+        seconds: of this call's training.
+        fingerprint: of the kept weights.
     """
 
-    kept_step: int | None = None
-    best: float | None = None
-    kept: dict[str, Any] | None = None
-    warnings: list[str] = field(default_factory=list)
-    kept_warnings: list[str] = field(default_factory=list)
-    refit_steps: int | None = None
-    held: bool = False
-    stale: int = 0
-    owed: bool = False
+    run: Path
+    steps: int
+    kept_step: int | None
+    validation: dict[str, Any] | None
+    warnings: list[str]
+    seconds: float
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {"schema": "iiae.train/1", **vars(self), "run": str(self.run)}
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+        rows: list[tuple[str, object]] = [
+            ("run", self.run),
+            ("steps", self.steps),
+            ("kept step", self.kept_step),
+        ]
+        for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
+            figures = (self.validation or {}).get(key, ())
+            for direction, figure in zip(("x→y", "y→x"), figures, strict=False):
+                rows.append((f"validation {name} {direction}", figure))
+        rows += [("seconds", round(self.seconds, 1)), ("fingerprint", self.fingerprint)]
+        console.print_table(["", str(self.run)], rows, header=False)
 
 
-class Session:
-    """Everything of one run; implements the loop's `Events`.
+def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
+    """Train, or continue training, one run.
 
-    With `selection.refit` a run trains twice: first beside held-out rows, which tell for how many steps, then on all
-    rows. The second training's steps are numbered on from the first's in files (`offset`), and from zero for the
-    schedule, the order of rows and the noise.
+    Returns:
+        How the run ended; None on all ranks but the first.
+
+    Raises:
+        IiaeError: configuration, data or run directory do not allow it.
+        Interrupted: a signal or the time limit came; everything is saved.
     """
+    world, training = find_world(os.environ), options.config.training
+    if not world.first:
+        console.set_verbosity(-1)
+    device = world.device(choose_device(training.device))
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    if training.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
+    with world.joined(device, stop), run.locked() if world.first else nullcontext():
+        path = world.share(_data_path(options.data, options.config) if world.first else Path())
+        resuming = world.share(_claim(run, options) if world.first else False)
+        trainer = _start(options, run, path, resuming, device, world, stop)
+        stop.deadline = options.deadline
+        return _finish(trainer, options.resume)
 
-    def __init__(
-        self,
-        config: Config,
-        data: TrainingData,
-        run: RunDir,
-        device: torch.device,
-        origin: dict[str, Any],
-        preset: str,
-        world: World | None = None,
-    ) -> None:
-        self.config = config
-        self.data = data
-        self.run = run
-        self.device = device
-        self.origin = origin
-        self.preset = preset
-        self.world = world or World()
-        training = config.training
-        self.size = picture_size(config, data.info)
-        self.augmentation = build_augmentation(config)
-        if self.augmentation.active and self.size is None:
+
+def _data_path(option: Path | None, config: Config) -> Path:
+    """The data file; an embedded set that is missing is prepared on the fly."""
+    name, path = config.data.set, data_file(option, config.data.set)
+    if path.exists():
+        return path
+    if name not in EMBEDDED or option is not None:
+        raise IiaeError(
+            f"data file {path} does not exist", f"make it: {how_to_prepare(name, path)}"
+        )
+    console.say(f"preparing the embedded data set {name} in {path}")
+    prepare_file(name, path, PrepareOptions(), command=shlex.join(sys.argv))
+    return path
+
+
+def _claim(run: RunDir, options: TrainOptions) -> bool:
+    """Whether the run directory holds a run to resume.
+
+    Raises:
+        IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another configuration.
+    """
+    if not run.exists():
+        if not run.is_free() and not options.overwrite:
             raise IiaeError(
-                "augmentation is for pictures, the data set holds features", "leave augment.* at 0"
+                f"{run.path} exists and is no run", "choose another --run, or pass --overwrite"
             )
-        self._build()
-        per_epoch = self.order.steps_per_epoch
-        self.total_steps = (
-            training.steps if training.steps is not None else (training.epochs or 1) * per_epoch
-        )
-        self.validate_every = training.validate_every or per_epoch
-        self.checkpoint_every = training.checkpoint_every or self.validate_every
-        self.offset = 0
-        self.saved_step = 0  # the newest checkpoint's
-        self.learning_rate = build_schedule(config, self.total_steps)
-        self.state = TrainState()
-        self.memory = Progress()
-        self.selection = Selection(
-            config.selection.rule, config.selection.first_epoch, config.selection.patience
-        )
-        if data.validation is None and self.selection.rule != "last":
-            console.say("no pairs to validate on: the final weights will be kept")
-            self.selection = Selection("last")
-        self.baseline = None
-        if data.validation is not None and self.world.first:
-            self.baseline = (
-                baseline_map(data.train, data.validation)
-                if data.by_class
-                else baseline_recall(data.validation, config.evaluation.metric)
-            )
-        self._grid_pairs = (
-            None if data.by_class else first_pairs(data.validation or data.train, training.samples)
-        )
-        self._bar: console.Progress | None = None
-        self._writer: Any = None
-        self._stop = Stop()
-        self._clock = (time.monotonic(), 0)
-
-    def _build(self) -> None:
-        """A new model from the seed, what it takes from the training rows, its optimiser and the order of rows."""
-        torch.manual_seed(self.config.training.seed)
-        model = build_model(self.config, self.data.info)
-        take_statistics(model, self.data, self.config)
-        if self.config.training.precision == "fp64":
-            model.double()
-        self.model = place(model, self.device)
-        self.world.same_weights(self.model)
-        self.order = self.data.order(self.config.training.batch_size, self.config.training.seed)
-        self._ranks: Ranks | None = None
-        if self.world.size > 1:
-            self._ranks = Ranks(
-                self.world, self.model, self.order.batch_size, self.config.training.batch_norm
-            )
-        self.optimizer = build_optimizer(self.config, self.model)
-
-    def _enter_refit(self, steps: int, held: bool) -> None:
-        """Begin the second training."""
-        self.memory.refit_steps, self.memory.held = steps, held
-        self.memory.warnings = self.memory.kept_warnings  # nothing validates from here on
-        self.data.use_all()
-        self._build()
-        if held:
-            hold_linear_paths(self.model)
-        self.state, self.offset = TrainState(), self.total_steps
-        self.selection, self.baseline = Selection("last"), None
-        self._clock = (time.monotonic(), 0)
-
-    def resume(self) -> bool:
-        """Take up the newest checkpoint; False where there is none."""
-        checkpoint = self.run.latest_checkpoint() if self.world.first else None
-        step = self.world.share(None if checkpoint is None else checkpoint.step)
-        if step is None:
+        return False
+    if not options.resume:
+        if options.overwrite:
             return False
-        if checkpoint is None:
-            checkpoint = self.run.load_checkpoint(self.run.checkpoint_file(step))
-        self.memory = self._progress_of(checkpoint.progress)
-        self.selection.best, self.selection.stale = self.memory.best, self.memory.stale
-        if self.memory.refit_steps is not None:
-            self._enter_refit(self.memory.refit_steps, self.memory.held)
-        try:
-            self.model.load_state_dict(checkpoint.model)
-            restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
-        except (RuntimeError, KeyError) as error:
+        raise IiaeError(
+            f"run {run.path} exists already",
+            "continue it with --resume, replace it with --overwrite, or choose another --run",
+        )
+    before, now = flatten(run.read_config().to_dict()), flatten(options.config.to_dict())
+    for key, value in now.items():
+        if key not in _MAY_CHANGE and value != "auto" and before.get(key) != value:
             raise IiaeError(
-                f"the checkpoint in {self.run.path} does not fit this configuration",
-                "start afresh with --overwrite",
-            ) from error
-        running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
-        self.saved_step = checkpoint.step
-        self.state = TrainState(
-            checkpoint.step - self.offset, running, self.memory.owed, self.selection.exhausted
-        )
-        if self.world.first:
-            self.run.prune_checkpoints()
-            self.run.truncate_metrics(checkpoint.step, validated=not self.memory.owed)
-        return True
+                f"{run.path} was started with {key}={before.get(key)}, not {value}",
+                "resume with the same options, or choose another --run",
+            )
+    return True
 
-    def _progress_of(self, record: dict[str, Any]) -> Progress:
-        """What a checkpoint says was remembered.
 
-        Raises:
-            IiaeError: of another kind than this version writes.
-        """
-        try:
-            Progress(**record)  # knows every name
-            return TypeAdapter(Progress).validate_python(record)
-        except (TypeError, ValidationError) as error:
+def _start(
+    options: TrainOptions,
+    run: RunDir,
+    path: Path,
+    resuming: bool,
+    device: torch.device,
+    world: World,
+    stop: Stop,
+) -> Trainer:
+    """The trainer of a new run, or of one taken up where it stands."""
+    data = TrainingData(DataFile(path), options.config)
+    console.say(data.summary())
+    before = run.read_config() if resuming and world.first else None
+    chosen, reasons = world.share(
+        choose_speed(options.config, data.info, device, before) if world.first else ({}, "")
+    )
+    training = options.config.training.model_copy(update=chosen)
+    config = options.config.model_copy(update={"training": training})
+    console.say(reasons)
+    if device.type == "cuda":
+        set_gpu_arithmetic(training.precision)
+    details = {"preset": options.preset, "data": str(path.absolute())}
+    trainer = Trainer(config, data, run, device, details, world, stop)
+    if resuming and trainer.resume():
+        if not trainer.finished:
+            console.say(f"resuming {run.path} at step {trainer.steps_done}")
+    elif world.first:
+        if resuming and run.read_info().get("state") == FINISHED:
             raise IiaeError(
-                f"the checkpoint in {self.run.path} remembers something else: {str(error).splitlines()[0]}",
-                "start afresh with --overwrite",
-            ) from error
-
-    @property
-    def steps_done(self) -> int:
-        """Of both trainings."""
-        return self.offset + self.state.step
-
-    @property
-    def finished(self) -> bool:
-        """Whether every step and the last validation is done."""
-        if self.state.owed:
-            return False
-        if self.memory.refit_steps is not None:
-            return self.state.step >= self.memory.refit_steps
-        return (self.state.step >= self.total_steps or self.state.ended) and not self._wants_refit
-
-    @property
-    def _wants_refit(self) -> bool:
-        kept = self.memory.kept_step
-        wanted = (
-            self.config.selection.refit and self.memory.refit_steps is None and kept is not None
-        )
-        return wanted and (self.data.holds_out or kept == 0)
-
-    def train(self, stop: Stop) -> bool:
-        """Run to the end, or to the first step after `stop` asks for it; True at the end."""
-        self._stop = stop
-        self._clock = (time.monotonic(), self.state.step)
-        with write_errors(self.run.path):  # TensorBoard's files are not written by this package
-            if self.world.first:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(
-                    str(self.run.tensorboard_folder), purge_step=self.steps_done
-                )
-            try:
-                ended = self._train()
-            finally:
-                if self._writer is not None:
-                    self._writer.close()
-        if self.memory.kept_step is None:
-            if self.world.first:
-                if ended:
-                    console.warn(
-                        f"no validation satisfied selection.rule={self.selection.rule}: the final weights are kept"
-                    )
-                fit_erasure(self.trained, self.data, self.config.erasure)
-                self._keep(None)
-            if not ended:
-                self.memory.kept_step = None  # a stand-in until resumed training keeps something
-        return ended
-
-    def _train(self) -> bool:
-        ended = True
-        if self.memory.refit_steps is None:
-            if self.state.step == 0 and self.config.selection.from_start:
-                if self.world.first:
-                    self._validate_start()
-                self._same_memory()
-            if self.data.validation is not None or not self._wants_refit:
-                ended = self._fit("training", self.total_steps, self.validate_every)
-        if ended and self._wants_refit:
-            kept = self.memory.kept_step
-            self._enter_refit(kept or self.total_steps, held=kept == 0)
-            means = ", the shared means held where they began" if kept == 0 else ""
-            console.say(f"training again on all rows, {self.memory.refit_steps} steps{means}")
-            self.checkpoint(0)
-        if ended and self.memory.refit_steps is not None:
-            ended = self._fit("training again", self.memory.refit_steps, self.memory.refit_steps)
-        return ended
-
-    def _same_memory(self) -> None:
-        """Let every rank know what rank 0 has decided."""
-        self.memory = Progress(**self.world.share(vars(self.memory)))
-
-    def _fit(self, label: str, steps: int, validate_every: int) -> bool:
-        training = self.config.training
-        items = (self.order.batch_size, "pairs")
-        objective = build_objective(self.config)
-        if self._ranks is not None:
-            objective = build_objective(self.config, self._ranks.whole)
-        with self._feed() as feed, console.progress(label, steps, items=items) as self._bar:
-            self._bar.start_at(self.state.step)
-            ended = fit(
-                model=self.model,
-                objective=objective,
-                optimizer=self.optimizer,
-                learning_rate=self.learning_rate,
-                batch_at=self._augmented(feed),
-                state=self.state,
-                total_steps=steps,
-                seed=training.seed,
-                events=self,
-                log_every=training.log_every,
-                validate_every=validate_every,
-                checkpoint_every=self.checkpoint_every,
-                bf16=training.precision == "bf16",
-                compile_step=training.compile is True,
-                share=self._ranks,
+                f"{run.path} was trained to its end, but its checkpoints are gone",
+                "evaluate it as it is, or replace it with --overwrite",
             )
-        self._same_memory()
-        return ended
+        if resuming:
+            console.say(f"{run.path} holds no checkpoint yet: starting from step 0")
+        run.create(config)
+    if options.run is None and world.first:
+        run.link_latest()
+    return trainer
 
-    def _feed(self) -> Feed:
-        order, part = self.order, slice(None) if self._ranks is None else self._ranks.rows
-        return Feed(self.data, lambda step: order.indices(step)[part], self.size, self.device)
 
-    def _augmented(self, feed: Feed) -> Callable[[int], Pair]:
-        if not self.augmentation.active:
-            return feed
-        seed, part = self.config.training.seed, None if self._ranks is None else self._ranks.part
-        return lambda step: self.augmentation(*feed(step), seed, step, part)
+def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
+    """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
+    run, world, stop = trainer.run, trainer.world, trainer.stop
+    before = run.read_info() if world.first else {}
+    whole = before.get("state") == FINISHED and run.gallery_file.exists()
+    if world.share(trainer.finished and whole):
+        console.say(f"{run.path} is finished already, at step {trainer.steps_done}: nothing to do")
+        return _result(trainer, before["seconds"]) if world.first else None
+    _announce(trainer)
+    started = time.monotonic()
+    record = {
+        **run_origin(sys.argv),
+        **trainer.details,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+    }
+    if world.size > 1:
+        record["ranks"] = world.size
+    if world.first:
+        run.write_info({**record, "state": "running"})
+    ended = trainer.finished or trainer.train()
+    record["seconds"] = round(time.monotonic() - started, 3)
+    if world.first:
+        ended = ended and _write_gallery(trainer)
+        memory = trainer.memory
+        record |= {"steps": trainer.steps_done, "kept_step": memory.kept_step}
+        record |= {"warnings": memory.warnings, "state": FINISHED if ended else "interrupted"}
+        run.write_info(record)
+    if not world.share(ended):
+        raise Interrupted(world.agree(stop.exit_code or 0), _how_to_continue(trainer, resuming))
+    if not world.first:
+        return None
+    for warning in trainer.memory.warnings:
+        console.warn(warning)
+    return _result(trainer, record["seconds"])
 
-    # Events of the loop
 
-    def progress(self, step: int) -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bar.update(step)
+def _announce(trainer: Trainer) -> None:
+    device, model, world = trainer.device, trainer.model, trainer.world
+    parameters = sum(values.numel() for values in model.parameters())
+    latent = " x ".join(map(str, model.shared_shape))
+    ranks = f"{world.size} ranks, this one on " if world.size > 1 else ""
+    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    console.say(
+        f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
+        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs on {ranks}{device}{threads} "
+        f"into {trainer.run.path}"
+    )
+    if trainer.baseline is not None:
+        name = "mAP@all" if trainer.data.by_class else "Recall@1"
+        forward, back = trainer.baseline
+        console.say(f"training-free baseline on validation: {name} {forward:.3f} / {back:.3f}")
 
-    def log(self, step: int, terms: dict[str, float]) -> None:
-        """Write averages to metrics.jsonl and TensorBoard; refuse to go on with a loss that is not finite."""
-        if not self.world.first:
-            return
-        if not math.isfinite(terms["loss"]):
-            raise IiaeError(
-                f"the loss is {terms['loss']} at step {step}",
-                "lower optimizer.lr; the newest checkpoint is whole, --resume continues from it",
-            )
-        now = time.monotonic()
-        started, first = self._clock
-        record = {
-            "kind": "train",
-            "step": self.offset + step,
-            "epoch": step / self.order.steps_per_epoch,
-            **terms,
-            "annealing": kl_annealing(step, self.config.objective.annealing_steps),
-            "lr": self.learning_rate(step - 1),
-            "pairs_per_s": (step - first) * self.order.batch_size / max(1e-9, now - started),
-        }
-        self.run.append_metrics(record)
-        for name, value in record.items():
-            if isinstance(value, float):
-                self._writer.add_scalar(f"train/{name}", value, self.offset + step)
-        if self._bar is not None:
-            self._bar.facts |= loss_facts(terms) | {"memory": memory_text(self.device)}
 
-    def validate(self, step: int) -> bool:
-        """Measure, decide whether to keep the weights, draw the sample grid; False where a stop broke it off.
+def _write_gallery(trainer: Trainer) -> bool:
+    """Encode the test split's domain y (the training split's if there is no test); False if a stop broke it off."""
+    file, run = trainer.data.file, trainer.run
+    loaded = load_model(run, trainer.device)
+    name = "test" if file.info.counts["test"] else "train"
+    side = file.split(name).y
+    kept = InterruptibleModel(loaded.model, loaded.size, trainer.device, trainer.stop)
+    try:
+        encoded = kept.encode(side.rows, "y")
+    except Interrupted:
+        return False
+    cache = LatentCache(
+        encoded=encoded,
+        ids=side.ids,
+        labels=side.labels,
+        domain="y",
+        fingerprint=loaded.fingerprint,
+        shared_shape=loaded.model.shared_shape,
+        preset=loaded.details.get("preset", ""),
+        metric=loaded.metric,
+        source={"data": str(file.path.absolute()), "split": name},
+    )
+    write_latents(run.gallery_file, cache)
+    console.say(f"gallery of {len(cache)} {name} pictures of y: {run.gallery_file}")
+    return True
 
-        Nothing is written before everything is measured, so that what is broken off leaves no trace.
-        """
-        done = bool(self.world.share(self._validated(step) if self.world.first else None))
-        self.state.ended = bool(self.world.share(self.selection.exhausted))
-        return done
 
-    def _validated(self, step: int) -> bool:
-        validation, grid = self._measure(), self._draw_samples()
-        self._log_validation(step, validation)
-        if self.selection.accepts(validation, step / self.order.steps_per_epoch):
-            self._keep(validation)
-        if self.selection.exhausted:
-            console.say(
-                f"step {step}: no better score in {self.selection.stale} validations: training ends here"
-            )
-        if grid is not None:
-            with writing(
-                self.run.samples_folder / f"step-{self.offset + step:08d}.png"
-            ) as temporary:
-                grid.save(temporary, format="PNG")
-            self._writer.add_image(
-                "samples", np.asarray(grid), self.offset + step, dataformats="HWC"
-            )
-        return True
+def _how_to_continue(trainer: Trainer, resuming: bool) -> str:
+    if not trainer.world.first:
+        return ""
+    command = shlex.join(["iiae", *sys.argv[1:]]) + ("" if resuming else " --resume")
+    return f"saved at step {trainer.saved_step} in {trainer.run.path}; continue: {command}"
 
-    def _validate_start(self) -> None:
-        """Keep the weights before the first step, for the time being or, where nothing can tell, for good."""
-        validation = self._measure()
-        self._log_validation(0, validation)
-        if validation is None:
-            self.memory.kept_step = 0
-        elif self.selection.rule != "last":
-            self._keep(validation)
-            self.selection.start(validation, self.config.selection.least_gain)
 
-    @property
-    def trained(self) -> TrainedModel:
-        """The model as it stands, for measuring."""
-        return TrainedModel(self.model, self.size, self.device)
-
-    def _measure(self) -> Validation | ClassValidation | None:
-        fit_erasure(self.trained, self.data, self.config.erasure)
-        held_out = self.data.validation
-        if held_out is None:
-            return None
-        if self.data.by_class:
-            return validate_classes(self.trained, held_out)
-        metric = self.config.evaluation.metric
-        return validate(self.trained, held_out, metric=metric)
-
-    def checkpoint(self, step: int) -> None:
-        """Save everything that continuing needs; every rank has the same, so one writes it."""
-        self.memory.best, self.memory.stale = self.selection.best, self.selection.stale
-        self.memory.owed = self.state.owed
-        checkpoint = Checkpoint(
-            step=self.offset + step,
-            model=dict(self.model.state_dict()),
-            optimizer=optimizer_tensors(self.model, self.optimizer),
-            running=self.state.running,
-            progress=vars(self.memory),
-        )
-        if self.world.first:
-            self.run.save_checkpoint(checkpoint)
-        self.saved_step = checkpoint.step
-
-    def should_stop(self) -> bool:
-        """Whether a signal or the time limit asks to stop, on any rank."""
-        code = self.world.agree(self._stop.exit_code or 0)
-        if code:
-            self._stop.request(code)
-        return bool(code)
-
-    def _log_validation(self, step: int, validation: Validation | ClassValidation | None) -> None:
-        if validation is None:
-            return
-        self.memory.warnings = validation.warnings(self.baseline)
-        self.run.append_metrics(
-            {"kind": "validation", "step": step, **validation.record(), "baseline": self.baseline}
-        )
-        for name, value in validation.scalars().items():
-            self._writer.add_scalar(f"validation/{name}", value, step)
-        if self._bar is not None:
-            self._bar.facts |= validation.facts()
-        console.say(f"step {step}: validation {validation.summary()}")
-
-    def _keep(self, validation: Validation | ClassValidation | None) -> None:
-        self.memory.kept_step = self.state.step
-        if validation is not None:
-            self.memory.kept, self.memory.kept_warnings = validation.record(), self.memory.warnings
-        details = {
-            "preset": self.preset,
-            "step": self.state.step,
-            "epoch": self.state.step / self.order.steps_per_epoch,
-            "validation": self.memory.kept,
-            "data": self.origin.get("data"),
-            "refit": self.memory.refit_steps is not None,
-            "held": self.memory.held,
-            "train_classes": self.data.classes if self.data.by_class else None,
-        }
-        self.run.save_model(self.model, self.config, self.data.info, details)
-
-    def _draw_samples(self) -> Image | None:
-        if (
-            not self.model.generative
-            or self.size is None
-            or not self._grid_pairs
-            or not self._grid_pairs.pair_count
-        ):
-            return None
-        return sample_grid(self.trained, self._grid_pairs, seed=self.config.training.seed)
+def _result(trainer: Trainer, seconds: float) -> TrainResult:
+    memory, run = trainer.memory, trainer.run
+    fingerprint = load_model(run, trainer.device).fingerprint
+    return TrainResult(
+        run.path,
+        trainer.steps_done,
+        memory.kept_step,
+        memory.kept,
+        memory.warnings,
+        seconds,
+        fingerprint,
+    )

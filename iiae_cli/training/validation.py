@@ -1,17 +1,18 @@
 """Validation on held-out rows, which weights are kept, and what to warn of.
 
 Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by class by mAP@all of
-held-out classes. Both kinds of validation answer the same questions: score, scalars, facts, summary, warnings.
+held-out classes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.protocols import (
+    EncodedPairs,
     baseline_figures,
     class_baselines,
     class_retrieval,
@@ -21,226 +22,162 @@ from iiae_cli.evaluation.protocols import (
 )
 from iiae_cli.evaluation.translation import Subject, translation_figures
 from iiae_cli.inference.neighbours import Metric
-from iiae_cli.inference.trained import Encoded, TrainedModel
+from iiae_cli.inference.trained import LatentKind, TrainedModel
 
 DEAD_LATENT_NATS = 3.0
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
+Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures of one validation; every pair of values is (x→y, y→x) or (x, y).
+    """Figures of one validation.
 
     Attributes:
-        shared_recall: Recall@1 by shared means.
-        exclusive_hits: queries whose partner is first by exclusive means; None without exclusive latents.
-        exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None likewise.
-        guided_l1: error of guided translation; None of a dual encoder, which has no decoders.
-        pairs: how many pairs were compared.
-        metric: which distance between shared means they were compared by.
+        shared: Recall@1 by shared means; mAP@all, cosine, where rows are paired by class.
+        exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without exclusive latents.
+        counts: how much was compared: `pairs`, or `classes` and `rows` of x and y.
+        exclusive_hits: queries whose partner is first by exclusive means; None by class and without them.
+        guided_l1: error of guided translation; None by class and without decoders.
+        metric: distance between shared means.
     """
 
-    shared_recall: tuple[float, float]
-    exclusive_hits: tuple[int, int] | None
-    exclusive_kl: tuple[float, float] | None
-    guided_l1: tuple[float, float] | None
-    pairs: int
+    shared: Both
+    exclusive_kl: Both | None
+    counts: dict[str, Any]
+    exclusive_hits: tuple[int, int] | None = None
+    guided_l1: Both | None = None
     metric: Metric = "euclidean"
 
-    def record(self) -> dict[str, Any]:
-        """As plain values for metrics.jsonl."""
-        return asdict(self)
+    @property
+    def by_class(self) -> bool:
+        """Whether rows are paired by class."""
+        return "classes" in self.counts
+
+    @property
+    def name(self) -> str:
+        """What `shared` measures."""
+        return "mAP@all" if self.by_class else "Recall@1"
 
     @property
     def score(self) -> float:
-        """What the selection compares: the sum of both directions' shared Recall@1."""
-        return sum(self.shared_recall)
+        """What the selection compares: the sum of both directions."""
+        return sum(self.shared)
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for metrics.jsonl."""
+        kl = {"exclusive_kl": self.exclusive_kl}
+        if self.by_class:
+            return {"shared_map": self.shared, **kl, **self.counts}
+        hits = {"exclusive_hits": self.exclusive_hits}
+        rest = {"guided_l1": self.guided_l1, **self.counts, "metric": self.metric}
+        return {"shared_recall": self.shared, **hits, **kl, **rest}
 
     def scalars(self) -> dict[str, float]:
         """For TensorBoard."""
-        names = ("recall_x_to_y", "recall_y_to_x", "l1_x_to_y", "l1_y_to_x")
-        scalars = dict(zip(names, (*self.shared_recall, *(self.guided_l1 or ())), strict=False))
-        return scalars | _kl_scalars(self.exclusive_kl)
-
-    def facts(self) -> dict[str, str]:
-        """For the live display."""
-        return {"Recall@1": f"{self.shared_recall[0]:.3f} / {self.shared_recall[1]:.3f}"}
+        name = "map" if self.by_class else "recall"
+        scalars: dict[str, float] = {}
+        for key, both in ((name, self.shared), ("l1", self.guided_l1)):
+            if both is not None:
+                scalars |= {f"{key}_x_to_y": both[0], f"{key}_y_to_x": both[1]}
+        for domain, nats in zip("xy", self.exclusive_kl or (), strict=False):
+            scalars[f"kl_exclusive_{domain}"] = nats
+        return scalars
 
     def summary(self) -> str:
         """One line for people."""
-        forward, back = self.shared_recall
-        translated = (
-            "" if self.guided_l1 is None else ", guided L1 {:.3f} / {:.3f}".format(*self.guided_l1)
-        )
-        return f"Recall@1 {forward:.3f} / {back:.3f} of {self.pairs}{translated}{_kl_summary(self.exclusive_kl)}"
+        of = f"{self.counts['classes']} classes" if self.by_class else str(self.counts["pairs"])
+        text = f"{self.name} {_pair(self.shared)} of {of}"
+        if self.guided_l1 is not None:
+            text += f", guided L1 {_pair(self.guided_l1)}"
+        nats = zip("xy", self.exclusive_kl or (), strict=False)
+        return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
 
-    def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
+    def facts(self) -> dict[str, str]:
+        """For the live display."""
+        return {self.name: _pair(self.shared)}
+
+    def warnings(self, baseline: Both | None) -> list[str]:
         """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
 
-        Recall counts as below where the difference is more than two standard errors of so many pairs.
+        Recall counts as below if the difference is more than two standard errors of so many pairs.
         """
-        warnings = _dead_latents(self.exclusive_kl)
-        for direction, recall, raw in zip(
-            _ARROWS, self.shared_recall, baseline or (), strict=False
+        warnings = [
+            f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
+            "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
+            "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
+            for domain, value in zip("xy", self.exclusive_kl or (), strict=False)
+            if value < DEAD_LATENT_NATS
+        ]
+        advice = "Train longer, or try a larger objective.reconstruction_weight"
+        if self.by_class:
+            advice = (
+                "A model of features stays collapsed for long where objective.reconstruction_weight is small: "
+                "train longer, raise it a hundredfold, or use --preset features"
+            )
+        for direction, figure, raw in zip(
+            ("x→y", "y→x"), self.shared, baseline or (), strict=False
         ):
-            noise = (recall * (1.0 - recall) / self.pairs) ** 0.5
-            if recall + 2.0 * noise < raw:
+            noise = (
+                0.0 if self.by_class else math.sqrt(figure * (1 - figure) / self.counts["pairs"])
+            )
+            if figure + 2.0 * noise < raw:
                 warnings.append(
-                    f"shared retrieval {direction} is below the training-free baseline on validation: Recall@1 "
-                    f"{recall:.3f} against {raw:.3f}. Train longer, or try a larger objective.reconstruction_weight"
+                    f"shared retrieval {direction} is below the training-free baseline on validation: {self.name} "
+                    f"{figure:.3f} against {raw:.3f}. {advice}"
                 )
         return warnings
 
 
-@dataclass(frozen=True)
-class ClassValidation:
-    """Figures of one validation on held-out classes; every pair of values is (x→y, y→x) or (x, y).
-
-    Attributes:
-        shared_map: mAP@all by shared means, cosine.
-        exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without exclusive latents.
-        classes: how many were compared.
-        rows: of x and of y.
-    """
-
-    shared_map: tuple[float, float]
-    exclusive_kl: tuple[float, float] | None
-    classes: int
-    rows: tuple[int, int]
-
-    def record(self) -> dict[str, Any]:
-        """As plain values for metrics.jsonl."""
-        return asdict(self)
-
-    @property
-    def score(self) -> float:
-        """What the selection compares: the sum of both directions' shared mAP@all."""
-        return sum(self.shared_map)
-
-    def scalars(self) -> dict[str, float]:
-        """For TensorBoard."""
-        scalars = {"map_x_to_y": self.shared_map[0], "map_y_to_x": self.shared_map[1]}
-        return scalars | _kl_scalars(self.exclusive_kl)
-
-    def facts(self) -> dict[str, str]:
-        """For the live display."""
-        return {"mAP@all": f"{self.shared_map[0]:.3f} / {self.shared_map[1]:.3f}"}
-
-    def summary(self) -> str:
-        """One line for people."""
-        forward, back = self.shared_map
-        return f"mAP@all {forward:.3f} / {back:.3f} of {self.classes} classes{_kl_summary(self.exclusive_kl)}"
-
-    def warnings(self, baseline: tuple[float, float] | None) -> list[str]:
-        """As `Validation.warnings`; the baseline is the raw features' mAP@all, centred on the training mean."""
-        warnings = _dead_latents(self.exclusive_kl)
-        for direction, figure, raw in zip(_ARROWS, self.shared_map, baseline or (), strict=False):
-            if figure < raw:
-                warnings.append(
-                    f"shared retrieval {direction} is below the training-free baseline on validation: mAP@all "
-                    f"{figure:.3f} against {raw:.3f} of the centred features. A model of features stays collapsed for "
-                    "long where objective.reconstruction_weight is small: train longer, raise it a hundredfold, or use "
-                    "--preset features"
-                )
-        return warnings
+def _pair(both: Both) -> str:
+    return "{:.3f} / {:.3f}".format(*both)
 
 
-_ARROWS = ("x→y", "y→x")
-
-
-def _kl_scalars(nats: tuple[float, float] | None) -> dict[str, float]:
-    return {
-        f"kl_exclusive_{domain}": value for domain, value in zip("xy", nats or (), strict=False)
-    }
-
-
-def _kl_summary(nats: tuple[float, float] | None) -> str:
-    return "".join(
-        f", KL(z^{domain}) {value:.1f}" for domain, value in zip("xy", nats or (), strict=False)
-    )
-
-
-def _dead_latents(nats: tuple[float, float] | None) -> list[str]:
-    return [
-        f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
-        "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
-        "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
-        for domain, value in zip("xy", nats or (), strict=False)
-        if value < DEAD_LATENT_NATS
-    ]
+def _both(figures: dict[str, Any], key: str) -> Both:
+    x_to_y, y_to_x = (figures[direction][key] for direction in ("x_to_y", "y_to_x"))
+    return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
 
 
 def validate(
-    trained: TrainedModel,
-    split: Split,
-    *,
-    metric: Metric | Literal["auto"],
-    batch_size: int = 256,
+    trained: TrainedModel, split: Split, *, metric: Metric | Literal["auto"], by_class: bool = False
 ) -> Validation:
-    """Measure a model on aligned held-out pairs; `auto` is the distance with the higher recall, Euclidean of equals."""
-    pairs = encode_pairs(trained, split, batch_size=batch_size)
-    metrics = METRICS if metric == "auto" else (metric,)
-    recalls = {one: _recalls(pairs.x, pairs.y, one) for one in metrics}
-    best = max(recalls, key=lambda one: recalls[one][0] + recalls[one][1])
-    guided = None
-    if trained.network.generative:
-        translation = translation_figures(Subject(trained, pairs, split, batch_size=batch_size))
-        guided = (_number(translation["x_to_y"]["l1"]), _number(translation["y_to_x"]["l1"]))
-    hits = None
-    kl = exclusive_kl(pairs)
-    if kl:
-        exclusive = retrieval_figures(pairs.x.mean("exclusive"), pairs.y.mean("exclusive"), best)
-        hits = (
-            round(exclusive["x_to_y"]["recall@1"] * len(split.x)),
-            round(exclusive["y_to_x"]["recall@1"] * len(split.x)),
-        )
-    return Validation(
-        shared_recall=recalls[best],
-        exclusive_hits=hits,
-        exclusive_kl=(kl["x"], kl["y"]) if kl else None,
-        guided_l1=guided,
-        pairs=len(split.x),
-        metric=best,
-    )
+    """Measure a model on held-out rows, aligned pairs unless they are paired `by_class`.
 
-
-def _recalls(x: Encoded, y: Encoded, metric: Metric) -> tuple[float, float]:
-    figures = retrieval_figures(x.mean("shared"), y.mean("shared"), metric)
-    return figures["x_to_y"]["recall@1"], figures["y_to_x"]["recall@1"]
-
-
-def _number(figure: float | None) -> float:
-    return math.nan if figure is None else figure
-
-
-def validate_classes(trained: TrainedModel, split: Split) -> ClassValidation:
-    """Measure a model on rows of held-out classes."""
+    The metric `auto` is the distance with the higher recall, Euclidean of equals; by class it is always cosine.
+    """
     pairs = encode_pairs(trained, split)
-    labels_x, labels_y = split.x.labels or [], split.y.labels or []
-    figures = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
     kl = exclusive_kl(pairs)
-    return ClassValidation(
-        shared_map=(figures["x_to_y"]["map@all"], figures["y_to_x"]["map@all"]),
-        exclusive_kl=(kl["x"], kl["y"]) if kl else None,
-        classes=len({*labels_x} & {*labels_y}),
-        rows=(len(split.x), len(split.y)),
-    )
+    nats = (kl["x"], kl["y"]) if kl else None
+    if by_class:
+        labels_x, labels_y = split.x.labels or [], split.y.labels or []
+        ranked = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
+        counts = {"classes": len({*labels_x} & {*labels_y}), "rows": (len(split.x), len(split.y))}
+        return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
+    metrics = METRICS if metric == "auto" else (metric,)
+    recalls = {metric: _recall(pairs, "shared", metric) for metric in metrics}
+    best = max(recalls, key=lambda metric: sum(recalls[metric]))
+    count, hits, guided = len(split.x), None, None
+    if kl:
+        x_to_y, y_to_x = _recall(pairs, "exclusive", best)
+        hits = round(x_to_y * count), round(y_to_x * count)
+    if trained.network.generative:
+        guided = _both(translation_figures(Subject(trained, pairs, split)), "l1")
+    return Validation(recalls[best], nats, {"pairs": count}, hits, guided, best)
 
 
-def baseline_map(train: Split, split: Split) -> tuple[float, float] | None:
-    """mAP@all of the raw rows, centred on the training mean; None where the domains' widths differ."""
-    figures = class_baselines(train, split)
-    if "centred" not in figures:
-        return None
-    return figures["centred"]["x_to_y"]["map@all"], figures["centred"]["y_to_x"]["map@all"]
+def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
+    return _both(retrieval_figures(pairs.x.mean(kind), pairs.y.mean(kind), metric), "recall@1")
 
 
-def baseline_recall(split: Split, metric: Metric | Literal["auto"]) -> tuple[float, float] | None:
-    """Recall@1 of the training-free baseline on the same pairs; None where the domains' widths differ."""
+def baseline(
+    train: Split, split: Split, *, metric: Metric | Literal["auto"], by_class: bool
+) -> Both | None:
+    """What `validate` measures, of the training-free baseline; None if the domains' widths differ."""
+    if by_class:
+        centred = class_baselines(train, split).get("centred")
+        return None if centred is None else _both(centred, "map@all")
     figures = baseline_figures(split, "cosine" if metric == "auto" else metric)
-    if figures is None:
-        return None
-    return figures["x_to_y"]["recall@1"], figures["y_to_x"]["recall@1"]
+    return None if figures is None else _both(figures, "recall@1")
 
 
 @dataclass
@@ -248,9 +185,8 @@ class Selection:
     """Decides which weights are kept.
 
     Args:
-        rule: `recall`: highest sum of both directions' shared Recall@1 (mAP@all where rows are paired by class), the
-            later of equals. `paper`: the same among validations with at most one exclusive hit per direction. `last`:
-            always the newest.
+        rule: `recall`: the highest score, the later of equals. `paper`: the same among validations with at most one
+            exclusive hit per direction. `last`: always the newest.
         first_epoch: epochs that must be complete before weights may be kept.
         patience: validations in a row without a better score that are enough; 0: any number may follow.
         best: what the next score must reach.
@@ -268,12 +204,12 @@ class Selection:
         """Whether patience is."""
         return 0 < self.patience <= self.stale
 
-    def start(self, validation: Validation | ClassValidation, least_gain: float) -> None:
+    def start(self, validation: Validation, least_gain: float) -> None:
         """Keep the weights before the first step, unless a later score exceeds theirs by a fraction of it."""
         self.best = validation.score * (1.0 + least_gain)
 
-    def accepts(self, validation: Validation | ClassValidation | None, epochs_done: float) -> bool:
-        """Whether the weights just validated are to be kept; remembers their score when they are.
+    def accepts(self, validation: Validation | None, epochs_done: float) -> bool:
+        """Whether the weights just validated are to be kept; if so, their score is remembered.
 
         `validation` may be None only under `last`.
         """
@@ -282,8 +218,7 @@ class Selection:
         assert validation is not None
         if epochs_done < self.first_epoch:
             return False
-        hits = getattr(validation, "exclusive_hits", None)
-        if self.rule == "paper" and hits is not None and max(hits) > 1:
+        if self.rule == "paper" and max(validation.exclusive_hits or (0,)) > 1:
             return False
         score = validation.score
         self.stale = 0 if self.best is None or score > self.best else self.stale + 1

@@ -185,37 +185,3 @@ def test_a_shard_of_unreadable_pictures_is_a_part_and_not_an_error(
     ] == [3, 0]
     merged = iiae("encode", "p0-of-2.h5", "p1-of-2.h5", "--merge", "-o", "z.h5", "--json")
     assert merged.code == 3 and merged.json["rows"] == 2 and len(merged.json["skipped"]) == 2
-
-
-def test_training_from_a_staged_copy_is_training(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import tempfile
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    small = (
-        "--set",
-        "model.widths=[16,32]",
-        "--set",
-        "model.decoder_widths=[64,32]",
-        "--set",
-        "training.samples=0",
-    )
-    base = (
-        "train",
-        "--preset",
-        "digits-cdcb",
-        "--data",
-        trained.data,
-        "--steps",
-        "2",
-        *small,
-        "--json",
-    )
-    monkeypatch.setenv("IIAE_STAGE", "1")
-    outcome = iiae(*base, "--run", "staged")
-    assert f"staging {trained.data}" in outcome.err
-    assert not list(tmp_path.glob("iiae-stage-*/*"))
-    plain = iiae(*base, "--run", "plain", "--no-stage")
-    assert "staging" not in plain.err and outcome.json["fingerprint"] == plain.json["fingerprint"]
-    assert content("staged/gallery.h5") == content("plain/gallery.h5")

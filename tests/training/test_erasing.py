@@ -24,7 +24,8 @@ from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs.directory import RunDir, load_model
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import load_model
 from iiae_cli.training.closed_form import fit_erasure
 from iiae_cli.training.data import TrainingData
 

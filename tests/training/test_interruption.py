@@ -1,4 +1,4 @@
-"""Training that is killed, stopped or refused by the operating system at any moment, and taken up again.
+"""Training that is killed, stopped or refused by the operating system at any moment, and resumed.
 
 The few moments that are tried by default are spread over a run; `pytest -m exhaustive` tries every one.
 """
@@ -21,14 +21,14 @@ import pytest
 import torch
 from helpers import Nursery
 from moments import TINY
+from safetensors import safe_open
 
-from iiae_cli.common.tensors import read_tensors
-from iiae_cli.config.presets import read_yaml
-from iiae_cli.config.schema import Config
-from iiae_cli.runs.directory import RunDir, load_model
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import load_model
 
 STEPS = 8
 SOON = 5.0  # seconds from a signal to the end of the process
+EXHAUSTIVE = [False, pytest.param(True, marks=pytest.mark.exhaustive)]
 
 
 @dataclass
@@ -43,6 +43,12 @@ class Trials:
     def train(self, run: Path, *more: str, **job: Any) -> dict[str, Any]:
         return self.nursery.train(str(run), "--steps", STEPS, *more, **job)
 
+    def finish(self, run: Path) -> None:
+        """Resume a run to its end, and find the same files there."""
+        resumed = self.train(run, "--resume")
+        assert resumed["code"] == 0, (run, resumed["err"])
+        assert_equal_runs(self.whole, run)
+
 
 @pytest.fixture(scope="module")
 def trials(nursery: Nursery) -> Trials:
@@ -54,64 +60,56 @@ def trials(nursery: Nursery) -> Trials:
 
 
 def metrics_of(run: Path) -> list[list[tuple[str, Any]]]:
-    """Every line's keys and values in their order but for wall-clock fields; a line that is no JSON is an error."""
+    """Every line's keys and values but for wall-clock fields; a line that is not JSON is an error."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [[(key, value) for key, value in line.items() if key != "pairs_per_s"] for line in lines]
 
 
 def outputs(run: Path) -> list[str]:
     """Every file but TensorBoard's, and but the older checkpoint: a stop leaves one where it came."""
-    older = sorted((run / "checkpoints").iterdir())[0]
+    older = min((run / "checkpoints").iterdir())
     paths = [path for path in run.rglob("*") if "tfevents" not in path.name and path != older]
     return sorted(str(path.relative_to(run)) for path in paths)
 
 
+def tensors_of(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Every output equal, value for value, and nothing left over."""
-    names = [outputs(run) for run in (one, other)]
-    assert names[0] == names[1]
+    names = outputs(one)
+    assert names == outputs(other)
     assert len(list((other / "checkpoints").iterdir())) == 2
     assert metrics_of(one) == metrics_of(other)
-    for name in names[0]:
+    for name in names:
         if name.endswith(".safetensors"):
-            (first, a), (second, b) = (
-                read_tensors(
-                    run / name, f"iiae.{'model' if '/' not in name else 'checkpoint'}/1", ""
-                )
-                for run in (one, other)
-            )
-            del (
-                first["checksum"],
-                second["checksum"],
-            )  # the order of a header's entries is left to chance
+            (first, a), (second, b) = (tensors_of(run / name) for run in (one, other))
             assert first == second and a.keys() == b.keys()
             assert all(torch.equal(a[key], b[key]) for key in a), name
         elif name.endswith((".png", ".yaml")):
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
     with h5py.File(one / "gallery.h5") as a, h5py.File(other / "gallery.h5") as b:
-        assert {key: np.asarray(a.attrs[key]).tolist() for key in a.attrs} == {
-            key: np.asarray(b.attrs[key]).tolist() for key in b.attrs
-        }
         for key in ("shared/mean", "exclusive/mean", "ids"):
             assert np.array_equal(a[key][()], b[key][()])
-    assert json.loads((one / "run.json").read_text())["state"] == "finished"
+        assert a.attrs["fingerprint"] == b.attrs["fingerprint"]
+    assert RunDir(other).read_info()["state"] == "finished"
 
 
 def assert_whole(run: Path) -> None:
-    """What a reader finds now is whole: every file that has its name can be read."""
+    """Every file that has its name can be read."""
     directory = RunDir(run)
-    if directory.config_file.exists():
-        Config.model_validate(read_yaml(directory.config_file))
+    if directory.exists():
+        directory.read_config()
     if directory.model_file.exists():
         load_model(directory)
-    for path in directory.checkpoint_folder.glob("step-*"):
-        directory.load_checkpoint(path)
+    for path in directory.checkpoints.files():
+        directory.checkpoints.load(int(path.stem[5:]))
     if directory.metrics_file.exists():
-        text = directory.metrics_file.read_text()
-        assert text.endswith("\n") or not text
         metrics_of(run)
     if directory.info_file.exists():
-        json.loads(directory.info_file.read_text())
+        assert directory.read_info()
     if directory.gallery_file.exists():
         with h5py.File(directory.gallery_file) as file:
             assert len(file["ids"]) == len(file["shared/mean"])
@@ -125,9 +123,6 @@ def spread(trials: Trials, count: int, exhaustive: bool) -> list[int]:
     return sorted({round(1 + index * (last - 1) / (count - 1)) for index in range(count)})
 
 
-EXHAUSTIVE = [False, pytest.param(True, marks=pytest.mark.exhaustive)]
-
-
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
 def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(
     trials: Trials, exhaustive: bool
@@ -136,70 +131,52 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(
         run = trials.folder / f"killed-{moment}-{exhaustive}"
         assert trials.train(run, at=moment, act="kill")["code"] == 137
         assert_whole(run)
-        resumed = trials.train(run, "--resume")
-        assert resumed["code"] == 0, (moment, resumed["err"])
-        assert_equal_runs(trials.whole, run)
+        trials.finish(run)
 
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
 def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(
     trials: Trials, exhaustive: bool
 ) -> None:
-    acts = ("TERM", "USR2", "INT")
-    slowest = 0.0
     for index, moment in enumerate(spread(trials, 5, exhaustive)):
-        act = acts[index % len(acts)]
+        act = ("TERM", "USR2", "INT")[index % 3]
         run = trials.folder / f"stopped-{moment}-{exhaustive}"
         stopped = trials.train(run, "--resume", at=moment, act=act)
-        slowest = max(slowest, stopped["seconds"])
-        finished = (run / "run.json").exists() and json.loads((run / "run.json").read_text())[
-            "state"
-        ] == "finished"
-        assert stopped["code"] == (0 if finished else 130 if act == "INT" else 75), (
-            moment,
-            stopped["err"],
-        )
+        assert stopped["seconds"] < SOON
+        finished = RunDir(run).read_info().get("state") == "finished"
+        expected = 0 if finished else 130 if act == "INT" else 75
+        assert stopped["code"] == expected, (moment, stopped["err"])
         assert_whole(run)
-        resumed = trials.train(run, "--resume")
-        assert resumed["code"] == 0, (moment, resumed["err"])
-        assert_equal_runs(trials.whole, run)
-    assert slowest < SOON
+        trials.finish(run)
 
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
-@pytest.mark.parametrize("act", ["ENOSPC", "EACCES"])
+@pytest.mark.parametrize(
+    ("act", "words"), [("ENOSPC", "no space left"), ("EACCES", "no permission")]
+)
 def test_a_refused_write_is_a_users_error_and_loses_nothing(
-    trials: Trials, act: str, exhaustive: bool
+    trials: Trials, act: str, words: str, exhaustive: bool
 ) -> None:
     for moment in spread(trials, 4, exhaustive):
         run = trials.folder / f"{act}-{moment}-{exhaustive}"
         refused = trials.train(run, at=moment, act=act)
         assert_whole(run)
-        if refused["code"] != 0:  # steps, removals and syncing a folder cannot be refused
+        if refused["code"] != 0:  # steps, locks, removals and syncing a folder cannot be refused
             assert refused["code"] == 2, (moment, refused["err"])
-            lines = refused["err"].splitlines()
-            assert sum(line.startswith("error: ") for line in lines) == 1, (moment, refused["err"])
-            assert (
-                sum(line.startswith("hint: ") for line in lines) == 1
-                and "Traceback" not in refused["err"]
-            )
-            assert ("no space left" if act == "ENOSPC" else "no permission") in refused["err"]
-        resumed = trials.train(run, "--resume")
-        assert resumed["code"] == 0, (moment, resumed["err"])
-        assert_equal_runs(trials.whole, run)
+            starts = [line.split(" ")[0] for line in refused["err"].splitlines()]
+            assert starts.count("error:") == starts.count("hint:") == 1, refused["err"]
+            assert words in refused["err"] and "Traceback" not in refused["err"]
+        trials.finish(run)
 
 
 def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials: Trials) -> None:
-    run = trials.folder / "often"
-    codes = []
+    run, codes = trials.folder / "often", []
     for act, part in (("kill", 0.3), ("TERM", 0.2), ("kill", 0.25), ("USR2", 0.3)):
-        codes.append(
-            trials.train(run, "--resume", at=max(1, round(part * trials.moments)), act=act)["code"]
-        )
+        moment = max(1, round(part * trials.moments))
+        codes.append(trials.train(run, "--resume", at=moment, act=act)["code"])
         assert_whole(run)
     assert codes == [137, 75, 137, 75]
-    assert trials.train(run, "--resume")["code"] == 0
-    assert_equal_runs(trials.whole, run)
+    trials.finish(run)
 
 
 def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
@@ -215,22 +192,19 @@ def test_killed_and_stopped_at_random_times(trials: Trials) -> None:
     start = time.monotonic()
     assert trials.train(trials.folder / "timed")["code"] == 0
     length = time.monotonic() - start
-    draw = random.Random(0)
-    slowest = 0.0
+    draw, slowest = random.Random(0), 0.0
     for index in range(60):
         act = "KILL" if index < 40 else "TERM"
         run = trials.folder / f"random-{act}-{index}"
         stopped = trials.train(run, "--resume", after=draw.uniform(0.1, length), act=act)
         ended = run.exists() and RunDir(run).read_info().get("state") == "finished"
-        assert stopped["code"] in ((0, -9) if act == "KILL" else (0,) if ended else (75,)), stopped[
-            "err"
-        ]
+        expected = (0, -9) if act == "KILL" else (0,) if ended else (75,)
+        assert stopped["code"] in expected, stopped["err"]
         if act == "TERM" and not ended:
             slowest = max(slowest, stopped["seconds"])
         if run.exists():
             assert_whole(run)
-        assert trials.train(run, "--resume")["code"] == 0
-        assert_equal_runs(trials.whole, run)
+        trials.finish(run)
     print(f"a run takes {length:.1f} s; exit after SIGTERM in {slowest:.2f} s at most")
     assert slowest < SOON
 
@@ -246,20 +220,10 @@ def catches(pid: int, number: signal.Signals) -> bool:
 def test_a_signal_while_the_program_starts_ends_it_soon(
     trials: Trials, tmp_path: Path, seconds: float
 ) -> None:
-    arguments = [
-        "--data",
-        str(trials.folder / "d.h5"),
-        "--run",
-        "run",
-        *TINY,
-        "--steps",
-        "100000",
-        "--resume",
-    ]
-    command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *arguments]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
+    command += ["--data", str(trials.folder / "d.h5"), "--run", "run", "--steps", "100000"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=pipe, text=True)
     while not catches(process.pid, signal.SIGTERM):
         time.sleep(0.01)
     time.sleep(seconds)

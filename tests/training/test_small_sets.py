@@ -12,30 +12,12 @@ import torch
 from helpers import Outcome, Program, stopping_at
 from safetensors.torch import load_file
 
-from iiae_cli.builders import build_model
-from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.training.validation import Selection, Validation, validate
-
-TINY = [
-    *(
-        "--set",
-        "model.widths=[4,8]",
-        "--set",
-        "model.decoder_widths=[8,4]",
-        "--set",
-        "training.samples=1",
-    ),
+TINY = (
+    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--batch-size", 16),
     *("--set", "model.flat_hidden=8", "--set", "model.flat_width=8", "--set", "model.shared=16"),
-    *(
-        "--set",
-        "training.validate_every=4",
-        "--set",
-        "training.log_every=2",
-        "--set",
-        "training.checkpoint_every=3",
-    ),
-]
+    *("--set", "training.validate_every=4", "--set", "training.log_every=2"),
+    *("--set", "training.checkpoint_every=3", "--set", "training.samples=1"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     iiae: Program, data: Path, run: str, *more: object, preset: str = "pairs-plus", steps: int = 12
 ) -> Outcome:
-    return iiae(
-        *(
-            "train",
-            "--preset",
-            preset,
-            "--data",
-            data,
-            "--run",
-            run,
-            "--steps",
-            steps,
-            "--batch-size",
-            16,
-        ),
-        *(*TINY, *more),
-    )
+    named = ("--preset", preset, "--data", data, "--run", run, "--steps", steps)
+    return iiae("train", *named, *TINY, *more)
 
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
@@ -134,17 +102,11 @@ def test_the_elbo_baseline_goes_all_the_way(iiae: Program, data: Path) -> None:
     assert measured.code == 0 and measured.json["protocol"]["objective"] == "elbo"
 
 
-AUGMENTED = [
-    *(
-        "--set",
-        "augment.geometric=0.5",
-        "--set",
-        "augment.misalign=0.2",
-        "--set",
-        "augment.photometric=0.5",
-    ),
-    *("--set", "augment.flip=0.5", "--set", "augment.grey=0.2", "--set", "augment.erase=0.3"),
-]
+AUGMENTED = (
+    *("--set", "augment.geometric=0.5", "--set", "augment.misalign=0.2"),
+    *("--set", "augment.photometric=0.5", "--set", "augment.flip=0.5"),
+    *("--set", "augment.grey=0.2", "--set", "augment.erase=0.3"),
+)
 
 
 def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
@@ -197,39 +159,6 @@ def test_early_stopping_may_be_followed_by_training_on_all_pairs(iiae: Program, 
     )
     trained = train(iiae, data, "run", *more, steps=400)
     assert trained.code == 0 and "training again on all rows" in trained.err, trained.err
-
-
-def test_patience_counts_validations_since_the_score_last_rose() -> None:
-    selection = Selection("recall", patience=2)
-    seen = []
-    for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
-        selection.accepts(Validation((score, score), None, None, None, 10), 1.0)
-        seen.append((selection.stale, selection.exhausted))
-    assert seen == [(0, False), (0, False), (1, False), (0, False), (1, False), (2, True)]
-
-
-def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
-    from iiae_cli.data.datafile import DataFile
-    from iiae_cli.runs.weights import LoadedModel
-
-    file = DataFile(data)
-    config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config
-    torch.manual_seed(0)
-    model = build_model(config, file.info)
-    split = file.split("test")
-    trained = TrainedModel(model, (32, 32))
-    either = {metric: validate(trained, split, metric=metric) for metric in ("euclidean", "cosine")}
-    auto = validate(trained, split, metric="auto")
-    assert auto == max(either.values(), key=lambda one: one.score)
-    for metric in ("euclidean", "cosine"):
-        loaded = LoadedModel(
-            model, config, file.info, (32, 32), "", {"validation": {"metric": metric}}
-        )
-        assert loaded.metric == metric
-    assert (
-        LoadedModel(model, config, file.info, (32, 32), "", {"validation": None}).metric
-        == "euclidean"
-    )
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:

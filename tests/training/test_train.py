@@ -1,4 +1,4 @@
-"""Training: exact resume, signals, selection, warnings, what a run refuses."""
+"""Training on pairs: exact resume, signals, what is kept, what a run refuses."""
 
 from __future__ import annotations
 
@@ -15,48 +15,28 @@ import torch
 from helpers import Outcome, Program, Trained, stopping_at
 from safetensors.torch import load_file
 
+from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.training.data import hold_out
-from iiae_cli.training.loop import seed_step
-from iiae_cli.training.validation import Selection, Validation
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
-TINY = [
-    *(
-        "--set",
-        "model.widths=[4,8]",
-        "--set",
-        "model.decoder_widths=[8,4]",
-        "--set",
-        "model.dropout=0.3",
-    ),
-    *(
-        "--set",
-        "training.samples=1",
-        "--set",
-        "training.validate_every=8",
-        "--set",
-        "training.log_every=5",
-    ),
+TINY = (
+    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"),
+    *("--set", "model.dropout=0.3", "--set", "training.samples=1"),
+    *("--set", "training.validate_every=8", "--set", "training.log_every=5"),
     *("--set", "training.checkpoint_every=6"),
-]
+)
+# Wide enough for the gradients that bfloat16 computes in a way of its own.
+WIDE = ("--set", "model.widths=[16,16]", "--set", "model.decoder_widths=[16,16]")
+OTHERWISE = {
+    "fp32": ("--precision", "fp32"),
+    "bf16": ("--precision", "bf16", *WIDE),
+    "penalty": ("--precision", "fp32", "--set", "objective.independence=30"),
+}
 
 
 def train(iiae: Program, trained: Trained, run: str, *more: object, steps: int = 20) -> Outcome:
-    return iiae(
-        *(
-            "train",
-            "--preset",
-            "digits-cdcb",
-            "--data",
-            trained.data,
-            "--run",
-            run,
-            "--steps",
-            steps,
-            *TINY,
-            *more,
-        )
-    )
+    named = ("--preset", "digits-cdcb", "--data", trained.data, "--run", run)
+    return iiae("train", *named, "--steps", steps, *TINY, *more)
 
 
 def metrics_of(run: str) -> list[dict[str, Any]]:
@@ -69,24 +49,13 @@ def same_tensors(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-# Wide enough for the gradients that bfloat16 computes in a way of its own.
-WIDE = ("--set", "model.widths=[16,16]", "--set", "model.decoder_widths=[16,16]")
-OTHERWISE = {
-    "fp32": ("--precision", "fp32"),
-    "bf16": ("--precision", "bf16", *WIDE),
-    "penalty": ("--precision", "fp32", "--set", "objective.independence=30"),
-}
-
-
 @pytest.mark.parametrize(
-    ("stop_after", "how"),
-    [(1, "fp32"), (6, "fp32"), (7, "fp32"), (13, "fp32"), (7, "bf16"), (7, "penalty")],
+    ("stop_after", "how"), [(1, "fp32"), (6, "fp32"), (13, "fp32"), (7, "bf16"), (7, "penalty")]
 )
 def test_resumed_training_ends_in_the_same_weights(
     iiae: Program, trained: Trained, stop_after: int, how: str
 ) -> None:
     assert train(iiae, trained, "whole", *OTHERWISE[how]).code == 0
-
     with stopping_at(stop_after):
         stopped = train(iiae, trained, "parts", *OTHERWISE[how])
     assert stopped.code == 75
@@ -94,20 +63,19 @@ def test_resumed_training_ends_in_the_same_weights(
     assert iiae("evaluate", "--run", "parts", "--data", trained.data).code == 0
     resumed = train(iiae, trained, "parts", "--resume", *OTHERWISE[how])
     assert resumed.code == 0 and f"at step {stop_after}" in resumed.err
-    last = "checkpoints/step-00000020.safetensors"
-    assert same_tensors(Path("whole") / last, Path("parts") / last)
-    assert same_tensors(Path("whole/model.safetensors"), Path("parts/model.safetensors"))
+    for name in ("checkpoints/step-00000020.safetensors", "model.safetensors"):
+        assert same_tensors(Path("whole") / name, Path("parts") / name)
     assert metrics_of("whole") == metrics_of("parts")
     assert len(list(Path("parts/checkpoints").iterdir())) == 2
 
 
-def test_resume_starts_what_is_not_there_and_finishes_what_is_finished(
+def test_resume_starts_a_missing_run_and_leaves_a_finished_one(
     iiae: Program, trained: Trained
 ) -> None:
     assert train(iiae, trained, "run", "--resume", steps=4).code == 0
     weights = Path("run/model.safetensors").read_bytes()
     again = train(iiae, trained, "run", "--resume", "--json", steps=4)
-    assert again.code == 0 and again.json["steps"] == 4
+    assert again.code == 0 and again.json["steps"] == 4 and "finished already" in again.err
     assert Path("run/model.safetensors").read_bytes() == weights
 
 
@@ -116,14 +84,10 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(
 ) -> None:
     train(iiae, trained, "run", steps=4)
     before = Path("run/model.safetensors").read_bytes()
-    outcome = train(iiae, trained, "run", steps=4)
-    assert (
-        outcome.code == 2
-        and "--resume" in outcome.error()[1]
-        and "--overwrite" in outcome.error()[1]
-    )
-    outcome = train(iiae, trained, "run", "--resume", "--set", "objective.lambda=7", steps=4)
-    assert outcome.code == 2 and "objective.lambda=5" in outcome.error()[0]
+    hint = train(iiae, trained, "run", steps=4).error()[1]
+    assert "--resume" in hint and "--overwrite" in hint
+    refused = train(iiae, trained, "run", "--resume", "--set", "objective.lambda=7", steps=4)
+    assert refused.code == 2 and "objective.lambda=5" in refused.error()[0]
     assert Path("run/model.safetensors").read_bytes() == before
     assert train(iiae, trained, "run", "--overwrite", "--seed", 1, steps=4).code == 0
     assert Path("run/model.safetensors").read_bytes() != before
@@ -138,17 +102,8 @@ def test_same_seed_same_weights_other_seed_other_weights(iiae: Program, trained:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR2", 75), ("SIGINT", 130)])
 def test_a_signal_saves_and_stops(trained: Trained, tmp_path: Path, name: str, code: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "iiae_cli",
-        "train",
-        "--preset",
-        "digits-cdcb",
-        "--data",
-        str(trained.data),
-    ]
-    command += ["--run", "run", "--steps", "1000000", *TINY]
+    command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
+    command += ["--data", str(trained.data), "--run", "run", "--steps", "1000000"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -169,32 +124,14 @@ def test_the_time_limit_stops_like_a_signal(iiae: Program, trained: Trained) -> 
 
 def test_default_run_name_and_latest_link(iiae: Program, trained: Trained) -> None:
     small = ("train", "--preset", "digits-cdcb", "--data", trained.data, "--steps", 2, *TINY)
-    assert iiae(*small, "--seed", 3).code == 0
-    assert Path("runs/latest").resolve() == Path("runs/digits-cdcb-seed3").resolve()
-    assert iiae(*small, "--seed", 4).code == 0
-    assert Path("runs/latest").resolve() == Path("runs/digits-cdcb-seed4").resolve()
+    for seed in (3, 4):
+        assert iiae(*small, "--seed", seed).code == 0
+        assert Path("runs/latest").resolve() == Path(f"runs/digits-cdcb-seed{seed}").resolve()
 
 
 def test_the_embedded_set_is_prepared_on_the_fly(iiae: Program) -> None:
     assert iiae("train", "--preset", "digits-edge", "--steps", 2, *TINY).code == 0
     assert Path("data/digits-edge.h5").exists()
-
-
-def test_compile_compiles_the_networks_once_and_changes_no_weight(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert train(iiae, trained, "eager", steps=3).code == 0
-    compiled = []
-
-    def record(function: Any, mode: str | None) -> Any:
-        assert mode is None
-        compiled.append(function)
-        return function
-
-    monkeypatch.setattr(torch, "compile", record)
-    assert train(iiae, trained, "compiled", "--compile", steps=3).code == 0
-    assert len(compiled) == 1
-    assert same_tensors(Path("eager/model.safetensors"), Path("compiled/model.safetensors"))
 
 
 def test_bf16_autocasts_the_networks_and_keeps_weights_in_fp32(
@@ -208,82 +145,56 @@ def test_bf16_autocasts_the_networks_and_keeps_weights_in_fp32(
     assert all(torch.allclose(half[name].float(), full[name].float(), atol=0.05) for name in full)
 
 
+def test_compile_compiles_the_networks_once_and_changes_no_weight(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(iiae, trained, "eager", steps=3).code == 0
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda what, mode: compiled.append(what) or what)
+    assert train(iiae, trained, "compiled", "--compile", steps=3).code == 0
+    assert len(compiled) == 1
+    assert same_tensors(Path("eager/model.safetensors"), Path("compiled/model.safetensors"))
+
+
 def test_epochs_follow_from_the_data(iiae: Program, trained: Trained) -> None:
-    outcome = iiae(
-        *(
-            "train",
-            "--preset",
-            "digits-cdcb",
-            "--data",
-            trained.data,
-            "--epochs",
-            2,
-            "--batch-size",
-            400,
-            *TINY,
-            "--json",
-        )
-    )
+    named = ("--preset", "digits-cdcb", "--data", trained.data)
+    outcome = iiae("train", *named, "--epochs", 2, "--batch-size", 400, *TINY, "--json")
     assert outcome.json["steps"] == 2 * (1347 // 400)
 
 
-def test_pictures_of_another_size_and_the_flat_model_train(iiae: Program) -> None:
+def test_pictures_of_another_size_and_every_objective_train(iiae: Program) -> None:
     iiae("prepare", "digits-cdcb", "--image-size", 20, "--limit", 40, "-o", "small.h5")
-    base = (
-        "train",
-        "--data",
-        "small.h5",
-        "--steps",
-        2,
-        "--batch-size",
-        4,
-        "--set",
-        "training.samples=1",
-    )
-    own = iiae(*base, "--preset", "digits-cdcb", "--run", "own", "--set", "model.stages=null")
+    base = ("train", "--preset", "digits-cdcb", "--data", "small.h5", "--steps", 2)
+    base += ("--batch-size", 4, "--set", "training.samples=1")
+    own = iiae(*base, "--run", "own", "--set", "model.stages=null")
     assert own.code == 0 and "shared latent 32 x 5 x 5" in own.err
-    flat = iiae(
-        *base,
-        "--preset",
-        "digits-cdcb",
-        "--run",
-        "flat",
-        "--set",
-        "model.kind=flat",
-        "--set",
-        "model.shared=16",
-    )
+    flat = iiae(*base, "--run", "flat", "--set", "model.kind=flat", "--set", "model.shared=16")
     assert flat.code == 0 and "shared latent 16," in flat.err
     for kind in ("ii", "ii-mi", "elbo+ii"):
-        outcome = iiae(
-            *base, "--preset", "digits-cdcb", "--run", kind, "--set", f"objective.kind={kind}"
-        )
+        outcome = iiae(*base, "--run", kind, "--set", f"objective.kind={kind}")
         assert outcome.code == 0, outcome.err
         assert iiae("evaluate", "--run", kind, "--data", "small.h5", "--task", "all").code == 0
     assert iiae("translate", "small.h5", "--from", "x", "--run", "ii", "--grid", "g.png").code == 0
-    refused = iiae(
-        "encode", "small.h5", "--domain", "x", "--run", "ii", "--latents", "exclusive", "-o", "z.h5"
-    )
+    exclusive = ("--run", "ii", "--latents", "exclusive", "-o", "z.h5")
+    refused = iiae("encode", "small.h5", "--domain", "x", *exclusive)
     assert refused.code == 2 and "exclusive" in refused.error()[0]
 
 
 def test_features_train_encode_and_evaluate(iiae: Program) -> None:
-    from iiae_cli.data.datafile import Side, Split, write_data_file
-
     rng = np.random.default_rng(0)
     splits = {}
     for name, count in (("train", 64), ("test", 20)):
         common = rng.standard_normal((count, 6))
-        x, y = (
-            np.concatenate([common, rng.standard_normal((count, 4))], axis=1).astype(np.float32)
-            for _ in range(2)
-        )
-        ids = [f"{name}/{i}" for i in range(count)]
-        splits[name] = Split(Side(x, ids), Side(y, ids))
+        ids = [f"{name}/{row}" for row in range(count)]
+        sides = [
+            Side(np.hstack([common, rng.standard_normal((count, 4))]).astype(np.float32), ids)
+            for _ in "xy"
+        ]
+        splits[name] = Split(*sides)
     write_data_file(Path("f.h5"), "mine", splits, {})
     Path("f.yaml").write_text(
-        "extends: digits-cdcb\nmodel: {kind: features, shared: 4, exclusive: 3}\nobjective: {reconstruction: l2}\n"
-        "training: {steps: 4, batch_size: 16}\n"
+        "extends: digits-cdcb\nmodel: {kind: features, shared: 4, exclusive: 3}\n"
+        "objective: {reconstruction: l2}\ntraining: {steps: 4, batch_size: 16}\n"
     )
     assert iiae("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "run").code == 0
     assert iiae("evaluate", "--run", "run", "--task", "all", "--json").json["retrieval"]["baseline"]
@@ -293,56 +204,10 @@ def test_features_train_encode_and_evaluate(iiae: Program) -> None:
     assert refused.code == 2 and "features" in refused.error()[0]
 
 
-def validation(
-    recall: tuple[float, float], hits: tuple[int, int] = (0, 0), kl: tuple[float, float] = (9, 9)
-) -> Validation:
-    return Validation(recall, hits, kl, (0.1, 0.1), 100)
-
-
-def test_selection_by_recall_keeps_the_best_and_the_later_of_equals() -> None:
-    selection = Selection("recall")
-    scores = [(0.5, 0.5), (0.9, 0.8), (0.8, 0.8), (0.8, 0.9), (0.7, 0.9)]
-    assert [selection.accepts(validation(score), 1.0) for score in scores] == [
-        True,
-        True,
-        False,
-        True,
-        False,
-    ]
-
-
-def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() -> None:
-    selection = Selection("paper", first_epoch=6)
-    assert not selection.accepts(validation((1.0, 1.0)), 5.9)
-    assert not selection.accepts(validation((1.0, 1.0), hits=(0, 2)), 6.0)
-    assert selection.accepts(validation((0.5, 0.5), hits=(1, 1)), 6.0)
-    assert not selection.accepts(validation((0.5, 0.4), hits=(0, 0)), 7.0)
-
-
-def test_selection_last_keeps_everything() -> None:
-    selection = Selection("last", first_epoch=99)
-    assert selection.accepts(None, 0.0)
-
-
-def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
-    assert validation((0.9, 0.9)).warnings((0.5, 0.5)) == []
-    dying = validation((0.9, 0.9), kl=(9.0, 2.9)).warnings((0.5, 0.5))
-    assert len(dying) == 1 and "exclusive latent of y" in dying[0] and "2.9" in dying[0]
-    below = validation((0.4, 0.9)).warnings((0.5, 0.5))
-    assert len(below) == 1 and "x→y" in below[0] and "baseline" in below[0]
-    assert validation((0.99, 0.99)).warnings((1.0, 1.0)) == []  # one miss in a hundred is noise
-
-
 def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> None:
-    crushed = (
-        "--set",
-        "objective.reconstruction_weight=0.001",
-        "--set",
-        "objective.annealing_steps=0",
-    )
-    outcome = train(
-        iiae, trained, "run", *crushed, "--set", "optimizer.lr=0.02", "--json", steps=60
-    )
+    crushed = ("--set", "objective.reconstruction_weight=0.001", "--set", "optimizer.lr=0.02")
+    crushed += ("--set", "objective.annealing_steps=0", "--json")
+    outcome = train(iiae, trained, "run", *crushed, steps=60)
     assert any("exclusive latent of y" in warning for warning in outcome.json["warnings"])
     assert "warning: the exclusive latent of" in outcome.err
 
@@ -354,25 +219,12 @@ def test_held_out_pairs_are_seeded_disjoint_and_complete() -> None:
     assert (hold_out(1497, 0.1, fewest=2)[1] == held).all()
 
 
-def test_noise_of_a_step_depends_on_seed_and_step_alone() -> None:
-    def draw(seed: int, step: int) -> torch.Tensor:
-        seed_step(seed, step)
-        return torch.randn(8)
-
-    assert torch.equal(draw(0, 5), draw(0, 5))
-    assert not torch.equal(draw(0, 5), draw(0, 6))
-    assert not torch.equal(draw(0, 5), draw(1, 5))
-
-
 def test_a_loss_that_is_not_finite_stops_training(iiae: Program, trained: Trained) -> None:
     outcome = train(iiae, trained, "run", "--set", "optimizer.lr=1e30")
     assert outcome.code == 2
     assert "loss is" in outcome.error()[0] and "optimizer.lr" in outcome.error()[1]
 
 
-def test_too_few_pairs_for_a_batch(iiae: Program, trained: Trained) -> None:
-    outcome = train(iiae, trained, "run", "--batch-size", 5000)
-    assert (
-        outcome.code == 2 and "5000" in outcome.error()[0] and "--batch-size" in outcome.error()[1]
-    )
-    assert not Path("run").exists()
+def test_too_few_pairs_for_a_batch_leave_no_run(iiae: Program, trained: Trained) -> None:
+    message, hint = train(iiae, trained, "run", "--batch-size", 5000).error()
+    assert "5000" in message and "--batch-size" in hint and not Path("run").exists()

@@ -16,32 +16,14 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.data.leaks import class_list_hash
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.validation import ClassValidation, Selection
+from iiae_cli.training.validation import Selection
 
-SMALL = [
-    "--set",
-    "model.feature_width=16",
-    "--set",
-    "model.exclusive_hidden=[16,8]",
-    "--set",
-    "model.shared_hidden=8",
-]
-SMALL += [
-    "--set",
-    "model.shared=6",
-    "--set",
-    "model.exclusive=4",
-    "--set",
-    "model.decoder_hidden=8",
-]
-EVERY = [
-    "--set",
-    "training.validate_every=5",
-    "--set",
-    "training.checkpoint_every=7",
-    "--set",
-    "training.log_every=4",
-]
+SMALL = (
+    *("--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]"),
+    *("--set", "model.shared_hidden=8", "--set", "model.shared=6", "--set", "model.exclusive=4"),
+    *("--set", "model.decoder_hidden=8", "--set", "training.validate_every=5"),
+    *("--set", "training.checkpoint_every=7", "--set", "training.log_every=4"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +53,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     iiae: Program, data: Path, run: str, *more: object, preset: str = "features", steps: int = 20
 ) -> Outcome:
-    arguments = (
-        "train",
-        "--preset",
-        preset,
-        "--data",
-        data,
-        "--run",
-        run,
-        "--steps",
-        steps,
-        *SMALL,
-        *EVERY,
-    )
-    return iiae(*arguments, *more)
+    named = ("--preset", preset, "--data", data, "--run", run, "--steps", steps)
+    return iiae("train", *named, *SMALL, *more)
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -125,23 +95,6 @@ def test_nothing_is_held_out_on_request(data: Path) -> None:
     assert (
         everything.validation is None and len(everything.classes) == 8 and not everything.holds_out
     )
-
-
-def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
-    def scored(value: float) -> ClassValidation:
-        return ClassValidation((value, value), None, 4, (10, 10))
-
-    selection = Selection("recall")
-    selection.start(scored(0.40), 0.1)
-    assert [
-        selection.accepts(scored(score), 1.0) for score in (0.43, 0.4399, 0.45, 0.44, 0.46)
-    ] == [
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]
 
 
 # ---- runs

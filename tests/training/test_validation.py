@@ -1,0 +1,96 @@
+"""Which weights are kept, when training ends early, and what a person is warned of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Trained
+
+from iiae_cli.builders import build_model
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.data.datafile import DataFile
+from iiae_cli.inference.trained import TrainedModel
+from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.training.validation import Selection, Validation, validate
+
+
+def validation(
+    x: float, y: float, hits: tuple[int, int] = (0, 0), kl: tuple[float, float] = (9, 9)
+) -> Validation:
+    return Validation((x, y), kl, {"pairs": 100}, hits, (0.1, 0.1))
+
+
+def kept(selection: Selection, scores: list[float]) -> list[bool]:
+    return [selection.accepts(validation(score, score), 1.0) for score in scores]
+
+
+def test_selection_by_recall_keeps_the_best_and_the_later_of_equals() -> None:
+    expected = [True, True, False, True, False]
+    assert kept(Selection("recall"), [0.5, 0.8, 0.7, 0.8, 0.75]) == expected
+
+
+def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
+    selection = Selection("recall")
+    selection.start(validation(0.40, 0.40), 0.1)
+    expected = [False, False, True, False, True]
+    assert kept(selection, [0.43, 0.4399, 0.45, 0.44, 0.46]) == expected
+
+
+def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() -> None:
+    selection = Selection("paper", first_epoch=6)
+    assert not selection.accepts(validation(1.0, 1.0), 5.9)
+    assert not selection.accepts(validation(1.0, 1.0, hits=(0, 2)), 6.0)
+    assert selection.accepts(validation(0.5, 0.5, hits=(1, 1)), 6.0)
+    assert not selection.accepts(validation(0.5, 0.4), 7.0)
+
+
+def test_selection_last_keeps_everything() -> None:
+    assert Selection("last", first_epoch=99).accepts(None, 0.0)
+
+
+def test_patience_counts_validations_since_the_score_last_rose() -> None:
+    selection = Selection("recall", patience=2)
+    stale = []
+    for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
+        kept(selection, [score])
+        stale.append((selection.stale, selection.exhausted))
+    assert stale == [(0, False), (0, False), (1, False), (0, False), (1, False), (2, True)]
+
+
+def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
+    assert validation(0.9, 0.9).warnings((0.5, 0.5)) == []
+    (dying,) = validation(0.9, 0.9, kl=(9.0, 2.9)).warnings((0.5, 0.5))
+    assert "exclusive latent of y" in dying and "2.9" in dying
+    (below,) = validation(0.4, 0.9).warnings((0.5, 0.5))
+    assert "x→y" in below and "baseline" in below
+    assert validation(0.99, 0.99).warnings((1.0, 1.0)) == []  # one miss in a hundred is noise
+
+
+def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
+    by_class = Validation((0.40, 0.39), None, {"classes": 4, "rows": (10, 10)})
+    (below,) = by_class.warnings((0.3, 0.395))
+    assert "y→x" in below and "mAP@all 0.390" in below and "--preset features" in below
+    assert by_class.record()["shared_map"] == (0.40, 0.39)
+
+
+@pytest.fixture(scope="module")
+def data(trained: Trained) -> Path:
+    return trained.data
+
+
+def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
+    file = DataFile(data)
+    config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config
+    torch.manual_seed(0)
+    model = build_model(config, file.info)
+    split, trained = file.split("test"), TrainedModel(model, (32, 32))
+    euclidean, cosine = (
+        validate(trained, split, metric=metric) for metric in ("euclidean", "cosine")
+    )
+    best = max((euclidean, cosine), key=lambda either: either.score)
+    assert validate(trained, split, metric="auto") == best
+    for metric, kept in (("euclidean", None), ("euclidean", euclidean), ("cosine", cosine)):
+        details = {"validation": None if kept is None else kept.record()}
+        assert LoadedModel(model, config, file.info, (32, 32), "", details).metric == metric
