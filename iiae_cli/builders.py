@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,26 +88,22 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     Raises:
         IiaeError: model kind and data do not fit each other.
     """
-    model, erasure, kind = config.model, config.erasure, config.objective.kind
-    networks = _networks(config, info)
+    networks, kind = _networks(config, info), config.objective.kind
     widths: dict[Domain, int] = {"x": info.shape_x[-1], "y": info.shape_y[-1]}
-    standardise = config.data.standardise != "none" and info.is_features
-    erase_shared, residual = erasure.shared != "none", erasure.exclusive != "none"
+    extensions = {
+        "standardise": config.data.standardise != "none" and info.is_features,
+        "erase_shared": config.erasure.shared != "none",
+        "residual": config.erasure.exclusive != "none",
+    }
     if kind == "infonce":
-        return DualEncoder(networks, widths, standardise=standardise, erase_shared=erase_shared)
-    exclusive_dim = 0 if kind == "ii" else model.exclusive
-    shared_decoders = kind == "elbo+ii"
-    if not (standardise or erase_shared or residual):
-        return IIAE(networks, widths, exclusive_dim=exclusive_dim, shared_decoders=shared_decoders)
-    return ExtendedIIAE(
-        networks,
-        widths,
-        exclusive_dim=exclusive_dim,
-        shared_decoders=shared_decoders,
-        standardise=standardise,
-        erase_shared=erase_shared,
-        residual=residual,
-    )
+        return DualEncoder(networks, widths, **extensions)
+    options: dict[str, Any] = {
+        "exclusive_dim": 0 if kind == "ii" else config.model.exclusive,
+        "shared_decoders": kind == "elbo+ii",
+    }
+    if any(extensions.values()):
+        return ExtendedIIAE(networks, widths, **options, **extensions)
+    return IIAE(networks, widths, **options)
 
 
 def _networks(config: Config, info: DataInfo) -> Networks:
@@ -154,10 +151,8 @@ def build_objective(
 ) -> Objective:
     """The loss of a configuration.
 
-    Args:
-        config: read are `objective` and nothing else.
-        gather: makes the whole batch's rows of one process's, if several share a batch; what
-            compares rows with each other needs it.
+    If several processes share a batch, `gather` makes the whole batch's rows of one process's, for
+    terms that compare rows with each other.
     """
     section = config.objective
     if section.kind == "infonce":

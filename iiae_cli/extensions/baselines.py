@@ -26,16 +26,9 @@ class DualEncoder(ExtendedIIAE):
     generative = False
 
     def __init__(
-        self,
-        networks: Networks,
-        widths: Mapping[Domain, int],
-        *,
-        standardise: bool = False,
-        erase_shared: bool = False,
+        self, networks: Networks, widths: Mapping[Domain, int], **extensions: bool
     ) -> None:
-        super().__init__(
-            networks, widths, exclusive_dim=0, standardise=standardise, erase_shared=erase_shared
-        )
+        super().__init__(networks, widths, exclusive_dim=0, **extensions)
         del self.joint_shared  # nothing trains it
 
     def forward(

@@ -39,8 +39,7 @@ class LinearErasure(nn.Module):
     """mean ↦ centre + left · rightᵀ(mean − centre); the identity while its rank is 0.
 
     Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a rounding
-    error. Buffers are saved with the weights; the data decide their rank, so they take the shape of
-    what is loaded.
+    error. Buffers are saved with the weights; the data decide their rank.
     """
 
     centre: Tensor
@@ -55,17 +54,13 @@ class LinearErasure(nn.Module):
 
     def set(self, centre: Tensor, left: Tensor, right: Tensor) -> None:
         """Takes a map: centre (S,), left and right (S, r)."""
-        device = self.centre.device
-        self.centre = centre.float().to(device)
-        self.left, self.right = left.float().to(device), right.float().to(device)
-
-    def reset(self) -> None:
-        """Becomes the identity again."""
-        self.centre = torch.zeros_like(self.centre)
-        self.make_room(0)
+        self.make_room(left.shape[1])
+        self.centre.copy_(centre)
+        self.left.copy_(left)
+        self.right.copy_(right)
 
     def make_room(self, rank: int) -> None:
-        """Takes the shape of a map of this rank, at most S, whose values are loaded afterwards."""
+        """Takes the shape of a map of this rank, at most S; rank 0 is the identity."""
         width = len(self.centre)
         self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
 
@@ -84,10 +79,7 @@ class LinearErasure(nn.Module):
 
 
 class SharedPart(nn.Module):
-    """f(z^s): what a shared mean predicts of an exclusive one, weight · (mean − centre).
-
-    It is zero until `set` is called.
-    """
+    """f(z^s): what a shared mean predicts of an exclusive one; zero until weight is set."""
 
     centre: Tensor
     weight: Tensor
@@ -97,18 +89,8 @@ class SharedPart(nn.Module):
         self.register_buffer("centre", torch.zeros(shared))
         self.register_buffer("weight", torch.zeros(exclusive, shared))
 
-    def set(self, centre: Tensor, weight: Tensor) -> None:
-        """Takes a regression: centre (S,), weight (E, S)."""
-        self.centre.copy_(centre)
-        self.weight.copy_(weight)
-
-    def reset(self) -> None:
-        """Becomes zero again."""
-        self.centre.zero_()
-        self.weight.zero_()
-
     def forward(self, shared: Tensor) -> Tensor:
-        """Returns (B, E) of shared means (B, S…)."""
+        """Returns (B, E) of shared means (B, S…): weight · (mean − centre)."""
         predicted: Tensor = (shared.flatten(1) - self.centre) @ self.weight.T
         return predicted
 
@@ -117,17 +99,13 @@ class SharedPart(nn.Module):
 class Basis:
     """Directions of a shared mean, strongest first; coordinates are (mean − centre) · right.
 
-    Attributes:
-        centre: (S,) average mean.
-        left: (S, k) from coordinates back to means.
-        right: (S, k) from means to coordinates, in which the posterior's noise has unit variance.
-        snr: (k,) variance of each coordinate, that is, its signal-to-noise ratio.
+    The posterior's noise has unit variance in coordinates.
     """
 
-    centre: Tensor
-    left: Tensor
-    right: Tensor
-    snr: Tensor
+    centre: Tensor  # (S,) average mean
+    left: Tensor  # (S, k) from coordinates back to means
+    right: Tensor  # (S, k) from means to coordinates
+    snr: Tensor  # (k,) variance of each coordinate: its signal-to-noise ratio
 
     def coordinates(self, mean: Tensor) -> Tensor:
         """Returns (N, k) float64 of means (N, S)."""
@@ -137,13 +115,8 @@ class Basis:
 def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
     """The directions in which means vary at least `least_snr` times as much as samples scatter.
 
-    They are uncorrelated over the rows and orthogonal in the noise's metric, so the projection on them,
-    left · rightᵀ, is the principal-component projection of means whose noise was made isotropic.
-
-    Args:
-        mean: (N, S).
-        noise: (S,) the posterior's variance, average over the rows.
-        least_snr: 0 keeps every direction in which means vary at all.
+    The projection on them, left · rightᵀ, is the principal-component projection of means (N, S) whose
+    noise, of average variance (S,), was made isotropic.
     """
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
@@ -232,18 +205,11 @@ def shared_regression(
 ) -> Tensor:
     """Weights (E, S) of f: what shared means predict of exclusive ones.
 
-    The instrumental-variable estimate, the partner's shared mean being the instrument, in coordinates
-    whose noise is one: covariance of the partner's coordinates with z, over their covariance with this
-    domain's own coordinates plus `ridge`. The latter is made symmetric and not negative, as the
-    covariance of one latent is. With `ridge` 1 and the mean as its own instrument this is the
-    regression of z on *samples* of the shared posterior.
-
-    Args:
-        exclusive: (N, E) exclusive means.
-        basis: of this domain's shared means.
-        mean: (N, S) this domain's shared means.
-        partner: (N, S) the other domain's, row by row; `mean` itself if rows have no partner.
-        ridge: > 0, in units of the posterior's noise.
+    The instrumental-variable estimate in coordinates whose noise is one, the partner's shared mean (N, S)
+    being the instrument: its covariance with z, over its covariance with this domain's mean (N, S) plus
+    `ridge`. The latter is made symmetric and not negative, as the covariance of one latent is. With
+    `ridge` 1 and the mean as its own instrument this is the regression of z on *samples* of the
+    shared posterior.
     """
     own, other = basis.coordinates(mean), basis.coordinates(partner)
     other = other - other.mean(dim=0)
@@ -286,7 +252,8 @@ def fit_maps(
     if shared_part is not None and exclusive is not None:
         instrument = mean if partner is None else partner
         weight = shared_regression(exclusive, basis, mean, instrument, ridge)
-        shared_part.set(basis.centre, weight)
+        shared_part.centre.copy_(basis.centre)
+        shared_part.weight.copy_(weight)
         exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
     if erase is not None:
         if least_correlation is not None and exclusive is not None:

@@ -66,13 +66,12 @@ class ExtendedIIAE(IIAE):
     train, work without it. Nothing changes until the statistics and maps are fitted.
 
     Args:
-        networks: as IIAE's, like `widths`, `exclusive_dim` and `shared_decoders`.
+        networks: as IIAE's, like `widths` and `options`.
         widths: channels or features of each domain.
-        exclusive_dim: E.
-        shared_decoders: whether there are decoders p(·|z^s).
         standardise: whether features are standardised.
         erase_shared: whether `encode_shared` erases from means.
         residual: whether exclusive means are z^x − f(z^s), to which `decode` adds f(z^s) again.
+        options: IIAE's.
     """
 
     def __init__(
@@ -80,15 +79,13 @@ class ExtendedIIAE(IIAE):
         networks: Networks,
         widths: Mapping[Domain, int],
         *,
-        exclusive_dim: int,
-        shared_decoders: bool = False,
         standardise: bool = False,
         erase_shared: bool = False,
         residual: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            networks, widths, exclusive_dim=exclusive_dim, shared_decoders=shared_decoders
-        )
+        super().__init__(networks, widths, **options)
+        residual = residual and self.exclusive_dim > 0
         shared_dim = math.prod(self.shared_shape)
 
         def both(make: Callable[[Domain], nn.Module], wanted: bool) -> nn.ModuleDict:
@@ -96,9 +93,7 @@ class ExtendedIIAE(IIAE):
 
         self.standardise = both(lambda domain: Standardise(widths[domain]), standardise)
         self.erase_shared = both(lambda _: LinearErasure(shared_dim), erase_shared)
-        self.shared_part = both(
-            lambda _: SharedPart(shared_dim, exclusive_dim), residual and exclusive_dim > 0
-        )
+        self.shared_part = both(lambda _: SharedPart(shared_dim, self.exclusive_dim), residual)
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
         """Returns inputs (B, …) of a domain as its networks read them."""

@@ -4,6 +4,10 @@
 * `FlatNetworks` (the Cars networks): the same grid, flattened, the shared latent a vector (S,);
 * `FeatureNetworks`: linear layers on vectors.
 
+Each makes the same four kinds for a domain's `width`, its channels or features: `exclusive` q(z^x|x);
+`features` FE, which r and q read; `shared`, r(z^s|·) of one domain's or q(z^s|x,y) of two domains' FE
+outputs; `decoder` p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0.
+
 Shapes: B batch, C channels, H W height and width, F features, S shared and E exclusive latent, n
 domains (1 or 2). A head returns means and log-variances: twice the latent on dimension 1.
 """
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 from torch import nn
 
@@ -27,26 +31,6 @@ from iiae_cli.model.layers import (
     linear_trunk,
     vector_head,
 )
-
-
-class Networks(Protocol):
-    """Makes the networks of one kind of data; `width` is a domain's channels, or its features."""
-
-    @property
-    def shared_shape(self) -> tuple[int, ...]:
-        """Shape of one shared latent: (C, H, W) or (D,)."""
-
-    def exclusive(self, width: int, exclusive_dim: int) -> nn.Module:
-        """q(z^x|x), from inputs to heads (B, 2E)."""
-
-    def features(self, width: int) -> nn.Module:
-        """FE, read by both r and the joint encoder."""
-
-    def shared(self, *widths: int) -> nn.Module:
-        """r(z^s|·) of one width or q(z^s|x,y) of two, from joined FE outputs to heads (B, 2S…)."""
-
-    def decoder(self, width: int, exclusive_dim: int) -> nn.Module:
-        """p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0."""
 
 
 @dataclass(frozen=True)
@@ -199,3 +183,6 @@ class FeatureNetworks:
     def decoder(self, width: int, exclusive_dim: int) -> nn.Module:
         """(B, S) and (B, E) → (B, F)."""
         return FeatureDecoder(self.shared_dim + exclusive_dim, self.decoder_hidden, width)
+
+
+Networks: TypeAlias = ImageNetworks | FeatureNetworks

@@ -77,8 +77,10 @@ def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
     if not erasure.any or not isinstance(model, ExtendedIIAE):
         return
     for module in model.modules():
-        if isinstance(module, LinearErasure | SharedPart):
-            module.reset()
+        if isinstance(module, LinearErasure):
+            module.make_room(0)
+        elif isinstance(module, SharedPart):
+            module.weight.zero_()
     encoded = {domain: trained.encode(rows, domain) for domain, rows in _rows(data, erasure)}
     for domain in DOMAINS:
         own, partner = encoded[domain], encoded[other_domain(domain)]
