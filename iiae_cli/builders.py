@@ -1,4 +1,4 @@
-"""Configuration to objects: the sole reader of model, objective, augmentation and optimiser sections.
+"""Configuration to objects: the sole reader of model, objective and optimiser sections.
 
 It stands above `data/` (it reads a data file's shapes) and below everything that runs.
 """
@@ -33,7 +33,7 @@ SMALLEST_PICTURE = 16
 
 
 def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
-    """(H, W) that pictures are resized to: `data.image_size`, else the data file's own; None for features.
+    """(H, W) that pictures are resized to; None for features.
 
     Raises:
         IiaeError: the domains differ in size and none was chosen, or pictures are too small.
@@ -57,7 +57,7 @@ def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
 
 
 def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
-    """Halvings from picture to latent grid: `model.stages`, else as many as widths and a 4×4 grid allow.
+    """Halvings from picture to latent grid: `model.stages`, else as many as a 4×4 grid allows.
 
     Raises:
         IiaeError: more stages asked for than widths or pixels.

@@ -1,12 +1,14 @@
-"""Augmentation of picture pairs, on the batch and its device: a function of (seed, step), so resuming changes nothing.
+"""Augmentation of picture pairs: a function of (seed, step), so resuming changes nothing.
 
-What is drawn once for both pictures of a pair stays shared; what is drawn for each becomes exclusive by construction.
-Geometry (turn, zoom, shift, flip) is therefore drawn once, so that partners still lie on each other; `misalign` adds a
-little of its own to each, for pairs whose pictures do not lie on each other anyway. Light, contrast, tint, greyness and
-erased rectangles are drawn for each. Parameters come from the CPU's generator whatever the device.
+What is drawn once for both pictures of a pair stays shared; what is drawn for each becomes
+exclusive by construction. Geometry (turn, zoom, shift, flip) is therefore drawn once, so that
+partners still lie on each other; `misalign` adds a little of its own to each, for pairs whose
+pictures do not lie on each other anyway. Light, contrast, tint, greyness and erased rectangles are
+drawn for each. Parameters come from the CPU's generator whatever the device.
 
-Every strength is 0 by default; 1 means: turns up to 15°, zoom by up to 15 %, shifts up to 12 % of the side; contrast by
-up to 50 %, light up to 0.3, each channel up to 20 % and 0.15 beside (pixels in [−1, 1]).
+Every strength is 0 by default; 1 means: turns up to 15°, zoom by up to 15 %, shifts up to 12 % of
+the side; contrast by up to 50 %, light up to 0.3, each channel up to 20 % and 0.15 beside (pixels
+in [−1, 1]).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ ERASED = (0.06, 0.25)  # half sides of an erased rectangle, of the picture's sid
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a batch of pairs.
+    """Changes a batch of pairs.
 
     Args:
         geometric: strength of turn, zoom and shift, the same for both pictures of a pair.
@@ -51,21 +53,21 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether anything is done at all."""
+        """Whether anything changes."""
         return any(vars(self).values())
 
     def __call__(
         self, x: Tensor, y: Tensor, seed: int, step: int, part: Part | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Both pictures of every pair, (B, C, H, W) in [−1, 1], changed as (seed, step) decide.
+        """Changes both pictures of every pair, (B, C, H, W) in [−1, 1], as (seed, step) decide.
 
-        With `part`, pictures are these rows of a whole batch, and are changed as they would be in it.
+        With `part`, pictures are these rows of a whole batch and change as they would in it.
         """
         state = np.random.SeedSequence((seed, 1, step)).generate_state(1, np.uint64)[0]
         draw = _Draw(int(state), len(x), part)
         if self.geometric or self.flip or self.misalign:
             both = _affine(self.geometric, self.flip, draw)
-            x, y = (_warp(one, self._misaligned(both, draw)) for one in (x, y))
+            x, y = (_warp(rows, self._misaligned(both, draw)) for rows in (x, y))
         return self._recolour(x, draw), self._recolour(y, draw)
 
     def _misaligned(self, both: Tensor, draw: _Draw) -> Tensor:
@@ -92,7 +94,7 @@ class Augmentation:
 
 
 class _Draw:
-    """Random numbers for every row of a batch, drawn for the whole one where it is a part of one."""
+    """Random numbers for the rows of a batch, drawn for the whole batch that they are a part of."""
 
     def __init__(self, seed: int, count: int, part: Part | None) -> None:
         first, self._whole = (0, count) if part is None else (part.first, part.whole)
@@ -109,7 +111,7 @@ class _Draw:
 
 
 def _affine(strength: float, flip: float, draw: _Draw) -> Tensor:
-    """Maps (B, 3, 3) from a changed picture's coordinates, [−1, 1] both ways, to those it is read from."""
+    """Maps (B, 3, 3) from coordinates in changed pictures, in [−1, 1], to those that they read."""
     angle = strength * TURN * draw.signed()
     scale = torch.exp(strength * ZOOM * draw.signed())
     mirror = torch.where(draw.unit() < flip, -1.0, 1.0)

@@ -13,8 +13,8 @@ from iiae_cli.model.iiae import Posteriors, Reconstructions
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
 
-# The limit λ → 0 of Eq. 12, not divided by it. Retrieval and translation need r, so it is fitted to q
-# by a small weight: Adam steps by a gradient's direction, whatever its size, so r learns at full
+# The limit λ → 0 of Eq. 12, not divided by it. Retrieval and translation need r, so it is fitted to
+# q by a small weight: Adam steps by a gradient's direction, whatever its size, so r learns at full
 # pace, while q and the features feel a thousandth of the pull.
 ELBO_FIT = 1e-3
 ELBO = Weights(1.0, ELBO_FIT, shared_prior_kl=1.0, exclusive_kl=1.0)

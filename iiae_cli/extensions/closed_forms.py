@@ -1,10 +1,10 @@
 """Where linear paths begin: closed forms fitted to training rows.
 
-* `canonical_maps` for pictures: two linear maps, one per domain, onto the directions in which partners
-  agree most (regularised canonical correlation; Hotelling, 1936). Each direction is weighed by a power
-  of its correlation, as one in which partners hardly agree only adds noise to distances. It takes
-  seconds, and for a thousand pairs finds better maps than minutes of gradient descent
-  (docs/small-sets.md).
+* `canonical_maps` for pictures: two linear maps, one per domain, onto the directions in which
+  partners agree most (regularised canonical correlation; Hotelling, 1936). Each direction is
+  weighed by a power of its correlation, as one in which partners hardly agree only adds noise to
+  distances. It takes seconds, and for a thousand pairs finds better maps than minutes of gradient
+  descent (docs/small-sets.md).
 * `two_covariance_map` for features: one linear map in whose image classes vary isotropically.
 
 Shapes: N and M rows of x and y, F and G their features, S outputs.
@@ -84,8 +84,8 @@ def two_covariance_map(
 ) -> Floats:
     """Returns weights (S, F): the S widest directions after isotropic within-class variation.
 
-    In the linear-Gaussian model x = V z^s + W z^x + noise, of which an IIAE is the non-linear kin, the
-    shared posterior mean weighs down what varies within a class. That is estimated around each
+    In the linear-Gaussian model x = V z^s + W z^x + noise, of which an IIAE is the non-linear kin,
+    the shared posterior mean weighs down what varies within a class. That is estimated around each
     class's mean, in which both domains count alike, so that the gap between the domains is part of
     it; few rows estimate it badly, hence the shrinkage. Outputs have unit variance on average.
 

@@ -1,10 +1,10 @@
 """The contrastive term on shared means: each picture should find its own partner in the batch.
 
-InfoNCE (van den Oord et al., 2018) in both directions: with cosine similarities s_ij of the means of
-r^x(z^s|x_i) and r^y(z^s|y_j), divided by a temperature τ, it is the mean of −log softmax_j(s_ij/τ) at
-j = i and the same over i. It bounds from below what both single-domain encoders' means have in
-common, ln B − loss ≤ I(r^x; r^y), so it asks for the same as the paper's II, by comparison instead of
-reconstruction.
+InfoNCE (van den Oord et al., 2018) in both directions: with cosine similarities s_ij of the means
+of r^x(z^s|x_i) and r^y(z^s|y_j), divided by a temperature τ, it is the mean of −log
+softmax_j(s_ij/τ) at j = i and the same over i. It bounds from below what both single-domain
+encoders' means have in common, ln B − loss ≤ I(r^x; r^y), so it asks for the same as the paper's
+II, by comparison instead of reconstruction.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ there is capacity to spare, z^x holds the class too. This measures the dependenc
 partner's picture has the same content and none of this domain's manner, so whatever z^x has in
 common with r^y(z^s|y) is content.
 
-Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone, whatever
-the form of the dependence, and has nothing to tune; the bias-corrected form (Székely & Rizzo, 2014) is
-zero on average for independent ones in small batches as well. The exclusive means are whitened first
-("affinely invariant", Dueck et al., 2014), so that no direction is overlooked because it varies little.
+Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone,
+whatever the form of the dependence, and has nothing to tune; the bias-corrected form (Székely &
+Rizzo, 2014) is zero on average for independent ones in small batches as well. The exclusive means
+are whitened first ("affinely invariant", Dueck et al., 2014), so that no direction is overlooked
+because it varies little.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def whitened(values: Tensor) -> Tensor:
 
 
 def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Bias-corrected squared distance correlation (Székely & Rizzo, 2014) of rows (B, D) and (B, C), B ≥ 4."""
+    """Bias-corrected squared distance correlation of rows (B, D) and (B, C), B ≥ 4."""
     a, b = _centred_distances(a), _centred_distances(b)
     scale = (a.square().sum() * b.square().sum()).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
     return (a * b).sum() / scale

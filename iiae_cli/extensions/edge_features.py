@@ -1,11 +1,11 @@
-"""A fixed description of small pictures: coarse colours, and edges by direction. Nothing is learned.
+"""A fixed description of small pictures: coarse colours, and edges by direction.
 
 Sets of a thousand pairs are too small to learn edge detectors from, and what partners drawn by two
-hands have in common is mostly where which edges run. A histogram of gradient directions in 8×8 cells
-(Dalal and Triggs, 2005) beside the cells' colours says that in some 700 numbers, from which
+hands have in common is mostly where which edges run. A histogram of gradient directions in 8×8
+cells (Dalal and Triggs, 2005) beside the cells' colours says that in some 700 numbers, from which
 `model.linear_path=canonical` reads the shared vector linearly. A shared map is read from a map of
-descriptions, each of its cells from those around it. The sign of a contrast does not count: a dark line
-on white and a white one on dark look the same.
+descriptions, each of its cells from those around it. The sign of a contrast does not count: a dark
+line on white and a white one on dark look the same.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) -> Tensor:
     """Edges by direction in cells: pictures (B, C, H, W) in [−1, 1] → (B, directions, *cells).
 
-    Each cell's strengths are divided by those of the 3×3 cells around it, as lines may be faint or bold.
+    Each cell's strengths are divided by those of the 3×3 cells around it: lines may be faint.
     """
     edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
     strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
@@ -60,7 +60,7 @@ def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) ->
 
 
 class PictureDescription(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → (B, F), F = 64 · (8 + C): edges and colours of 8×8 cells."""
+    """Pictures (B, C, H, W) in [−1, 1] → (B, 64·(8 + C)): edges and colours of 8×8 cells."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,9 +77,9 @@ class PictureDescription(nn.Module):
 
 
 class PictureMap(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → (B, F, *grid), F = 16 + C: cells' colours, quarters' edges.
+    """Pictures (B, C, H, W) in [−1, 1] → (B, 16 + C, *grid): colours of cells, edges of quarters.
 
-    Quarters are finer than the cells of `PictureDescription`, with four directions instead of eight.
+    Quarters are finer than `PictureDescription`'s cells, with four directions instead of eight.
 
     Args:
         channels: C.

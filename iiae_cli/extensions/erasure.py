@@ -1,21 +1,22 @@
 """What is taken out of posterior *means* after training, so that each latent says only its own.
 
-Retrieval and translation use means, which carry faint traces that no sample carries: the noise of the
-posterior drowns them, so the bound does not pay for removing them, but a probe reads them. Three linear
-steps in closed form take them out; none of them reads a label, and none touches the weights.
+Retrieval and translation use means, which carry faint traces that no sample carries: the noise of
+the posterior drowns them, so the bound does not pay for removing them, but a probe reads them.
+Three linear steps in closed form take them out; none of them reads a label, and none touches the
+weights.
 
-* **Channel** (`channel_basis`): a mean's component along a direction says at most ½ log(1 + SNR) nats,
-  where SNR is its variance over the posterior's. Directions whose SNR is below a threshold say next to
-  nothing by the model's own account and are set to their average: reverse water-filling for a Gaussian
-  channel.
-* **LEACE** (`leace`; Belrose et al., NeurIPS 2023): the least change, in every norm at once, after which
-  no linear map reads a concept. The concept is the model's own exclusive mean, and it is erased where
-  it predicts what the two shared means of a pair disagree in.
-* **Residual** (`shared_regression`): z' = z − f(z^s), what remains of an exclusive mean after subtracting
-  what the shared latent predicts of it. The decoder adds f(z^s) back, so this is a change of
-  coordinates: reconstructions stay as they are. f is fitted with the *partner's* shared mean as the
-  instrument: that cannot know this domain's exclusive factors, so whatever of them leaks into this
-  domain's shared mean is not mistaken for shared.
+* **Channel** (`channel_basis`): a mean's component along a direction says at most ½ log(1 + SNR)
+  nats, where SNR is its variance over the posterior's. Directions whose SNR is below a threshold
+  say next to nothing by the model's own account and are set to their average: reverse water-filling
+  for a Gaussian channel.
+* **LEACE** (`leace`; Belrose et al., NeurIPS 2023): the least change, in every norm at once, after
+  which no linear map reads a concept. The concept is the model's own exclusive mean, and it is
+  erased where it predicts what the two shared means of a pair disagree in.
+* **Residual** (`shared_regression`): z' = z − f(z^s), what remains of an exclusive mean after
+  subtracting what the shared latent predicts of it. The decoder adds f(z^s) back, so this is a
+  change of coordinates: reconstructions stay as they are. f is fitted with the *partner's* shared
+  mean as the instrument: that cannot know this domain's exclusive factors, so whatever of them
+  leaks into this domain's shared mean is not mistaken for shared.
 
 Shapes: N rows, S shared (flattened), E exclusive, k directions kept, r rank. Fits are in float64,
 buffers in float32.
@@ -38,8 +39,8 @@ SMALLEST_VARIANCE = 1e-10  # of the largest: directions below it are taken for r
 class LinearErasure(nn.Module):
     """mean ↦ centre + left · rightᵀ(mean − centre); the identity while its rank is 0.
 
-    Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a rounding
-    error. Buffers are saved with the weights; the data decide their rank.
+    Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a
+    rounding error. Buffers are saved with the weights; the data decide their rank.
     """
 
     centre: Tensor
@@ -115,8 +116,8 @@ class Basis:
 def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
     """The directions in which means vary at least `least_snr` times as much as samples scatter.
 
-    The projection on them, left · rightᵀ, is the principal-component projection of means (N, S) whose
-    noise, of average variance (S,), was made isotropic.
+    The projection on them, left · rightᵀ, is the principal-component projection of means (N, S)
+    whose noise, of average variance (S,), was made isotropic.
     """
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
@@ -205,11 +206,11 @@ def shared_regression(
 ) -> Tensor:
     """Weights (E, S) of f: what shared means predict of exclusive ones.
 
-    The instrumental-variable estimate in coordinates whose noise is one, the partner's shared mean (N, S)
-    being the instrument: its covariance with z, over its covariance with this domain's mean (N, S) plus
-    `ridge`. The latter is made symmetric and not negative, as the covariance of one latent is. With
-    `ridge` 1 and the mean as its own instrument this is the regression of z on *samples* of the
-    shared posterior.
+    The instrumental-variable estimate in coordinates whose noise is one, the partner's shared mean
+    (N, S) being the instrument: its covariance with z, over its covariance with this domain's mean
+    (N, S) plus `ridge`. The latter is made symmetric and not negative, as the covariance of one
+    latent is. With `ridge` 1 and the mean as its own instrument this is the regression of z on
+    *samples* of the shared posterior.
     """
     own, other = basis.coordinates(mean), basis.coordinates(partner)
     other = other - other.mean(dim=0)
@@ -239,8 +240,8 @@ def fit_maps(
         shared_part: f of the residual; None: exclusive means stay as they are.
         shared: r(z^s|·) (N, S).
         exclusive: (N, E) means; None for a model without them.
-        partner: (N, S) the other domain's shared means. Rows that are paired by class have none: their
-            own means are the instrument, and LEACE is plain.
+        partner: (N, S) the other domain's shared means. Rows that are paired by class have none:
+            their own means are the instrument, and LEACE is plain.
         least_snr: of the channel; 0 without it.
         least_correlation: of LEACE; None without it.
         ridge: of the residual's regression.

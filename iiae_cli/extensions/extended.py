@@ -1,4 +1,4 @@
-"""The paper's model with what a configuration adds around it: standardised features, erased means."""
+"""The paper's model with standardised features and erased means around it."""
 
 from __future__ import annotations
 

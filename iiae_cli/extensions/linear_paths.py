@@ -1,8 +1,8 @@
 """Linear paths: each shared mean gains a linear map of its input, begun at a closed form.
 
 A network that has seen few classes, or few pairs, keeps what tells these apart and loses what would
-tell others apart. A linear path that begins at a closed form (`closed_forms.py`) has that already, and
-training continues from there. Features are mapped themselves, pictures by a fixed description
+tell others apart. A linear path that begins at a closed form (`closed_forms.py`) has that already,
+and training continues from there. Features are mapped themselves, pictures by a fixed description
 (`edge_features.py`).
 
 Shapes: B batch, W features that FE returns, F numbers that stand beside them, S shared latent.

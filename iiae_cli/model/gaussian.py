@@ -1,7 +1,7 @@
 """Diagonal Gaussians as values: a mean and a log-variance that travel together.
 
-The log-variance is clamped from above at log 10⁴ (released code) when the value is made, so sampling and every KL
-see the same clamped figure.
+The log-variance is clamped from above at log 10⁴ (released code) when the value is made, so
+sampling and every KL see the same clamped figure.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ MAX_LOGVAR = 9.21035  # log(10⁴): variances stay at or below 10⁴
 
 
 def full(values: Tensor) -> Tensor:
-    """In float32, or as they are where they are float64."""
+    """Returns values in float32, or as they are if they are float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which rows of a whole batch a batch is, where several processes share one: from `first` on, of `whole`."""
+    """The rows of a shared batch that one process has: from `first` on, of `whole` rows."""
 
     first: int
     whole: int
@@ -29,29 +29,22 @@ class Part:
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """N(mean, diag(exp(logvar))) over every dimension after the first.
+    """N(mean, diag(exp(logvar))) over every dimension after the first."""
 
-    Args:
-        mean: (B, …) float.
-        logvar: (B, …) float, clamped from above at `MAX_LOGVAR`. Made by `from_heads`.
-    """
-
-    mean: Tensor
-    logvar: Tensor
+    mean: Tensor  # (B, …)
+    logvar: Tensor  # (B, …), at most `MAX_LOGVAR`
 
     @classmethod
     def from_heads(cls, heads: Tensor) -> DiagonalGaussian:
-        """Split a head's output (B, 2·D, …) into mean and log-variance halves (B, D, …).
-
-        The split is taken in float32 at least, so that KLs are exact under mixed precision.
-        """
+        """Splits heads (B, 2·D, …) into means and log-variances (B, D, …), in float32 at least."""
         mean, logvar = full(heads).chunk(2, dim=1)
         return cls(mean, logvar.clamp(max=MAX_LOGVAR))
 
     def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
         """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I).
 
-        With `part`, ε is drawn for the whole batch, so that a row's noise does not depend on who computes it.
+        With `part`, ε is drawn for the whole batch, so that a row's noise does not depend on who
+        computes it.
         """
         rows = len(self.mean)
         shape = self.mean.shape if part is None else (part.whole, *self.mean.shape[1:])

@@ -131,7 +131,7 @@ class IIAE(nn.Module):
     def sample(
         posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None
     ) -> Latents:
-        """z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y); `part` as `DiagonalGaussian.sample`'s."""
+        """Draws z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y); `part` as in DiagonalGaussian."""
         assert posteriors.joint_shared is not None
         exclusive = {
             domain: posterior.sample(generator, part)

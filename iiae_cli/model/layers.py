@@ -3,8 +3,8 @@
 Pictures whose sides are no multiple of 2^stages are extended by edge replication on entry and
 cropped on exit, so that any size works; at the paper's 256×256 both steps do nothing.
 
-Shapes: B batch, C channels, H W height and width, F features, S shared and E exclusive latent. A head
-returns means and log-variances in one tensor: twice the latent on dimension 1.
+Shapes: B batch, C channels, H W height and width, F features, S shared and E exclusive latent. A
+head returns means and log-variances in one tensor: twice the latent on dimension 1.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 * `FlatNetworks` (the Cars networks): the same grid, flattened, the shared latent a vector (S,);
 * `FeatureNetworks`: linear layers on vectors.
 
-Each makes the same four kinds for a domain's `width`, its channels or features: `exclusive` q(z^x|x);
-`features` FE, which r and q read; `shared`, r(z^s|·) of one domain's or q(z^s|x,y) of two domains' FE
-outputs; `decoder` p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0.
+Each makes the same four kinds for a domain's `width`, its channels or features: `exclusive`
+q(z^x|x); `features` FE, which r and q read; `shared`, r(z^s|·) of one domain's or q(z^s|x,y) of two
+domains' FE outputs; `decoder` p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0.
 
 Shapes: B batch, C channels, H W height and width, F features, S shared and E exclusive latent, n
 domains (1 or 2). A head returns means and log-variances: twice the latent on dimension 1.

@@ -6,10 +6,10 @@ The full objective, maximised (`elbo+ii-mi`, the paper's method):
           −   KL(q(z^s|x,y)‖p(z^s))
           − λ · { KL(q(z^s|x,y)‖r^x(z^s|x)) + KL(q(z^s|x,y)‖r^y(z^s|y)) }
 
-Two facts come from the released code: KLs against the *prior* are annealed by 1 − exp(−step/τ) while
-those against r are not, and where λ appears the whole objective is divided by it (under Adam that
-changes no more than the effect of epsilon). The loss here is the negative of that scaled bound, so
-logged terms compare with the authors'.
+Two facts come from the released code: KLs against the *prior* are annealed by 1 − exp(−step/τ)
+while those against r are not, and where λ appears the whole objective is divided by it (under Adam
+that changes no more than the effect of epsilon). The loss here is the negative of that scaled
+bound, so logged terms compare with the authors'.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def bound_weights(kind: BoundKind, lam: float) -> Weights:
     * `elbo+ii-mi`: the full objective (Eq. 12), divided by λ.
     * `elbo+ii`: ELBO + λ·II, divided by λ; II reconstructs from z^s alone, by its own decoders.
     * `ii-mi`: Eq. 25, without λ.
-    * `ii`: Eq. 22, without λ; decoders see z^s only, there are neither exclusive latents nor prior KLs.
+    * `ii`: Eq. 22, without λ; decoders see z^s only, there are neither exclusive latents nor prior
+      KLs.
     """
     if kind == "elbo+ii-mi":
         return Weights((1 + lam) / lam, 1.0, 1 / lam, (1 + lam) / lam)
@@ -172,5 +173,5 @@ def _exclusive_kl(posteriors: Posteriors, _: Reconstructions) -> ByDomain:
 
 
 def kl_annealing(step: int, steps: float) -> float:
-    """Weight of the prior KLs at optimiser step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
+    """Weight of the prior KLs at step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
     return 1.0 if steps <= 0 else 1.0 - math.exp(-step / steps)

@@ -1,4 +1,4 @@
-"""Augmentation: a function of (seed, step); shared geometry, own colours; each part against what it says it does."""
+"""Augmentation: a function of (seed, step); shared geometry, own colours."""
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ from iiae_cli.extensions.closed_forms import canonical_maps, thin_svd, two_covar
 
 
 def pairs(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(shared (N, 3), x (N, 12), y (N, 9)): both see the shared part through their own mixing, noise and offset."""
+    """Shared (N, 3), x (N, 12) and y (N, 9), which mix the shared part and add noise."""
     rng = np.random.default_rng(seed)
     shared = rng.standard_normal((count, 3))
     seen = []

@@ -9,7 +9,7 @@ from iiae_cli.extensions.contrastive import contrastive_term, info_nce
 
 
 def slow_info_nce(x, y, temperature):
-    """The mean over both directions of −log softmax of the partner's cosine / τ, one query at a time."""
+    """Mean over both directions of −log softmax of the partner's cosine / τ, by query."""
 
     def cosine(a, b):
         a, b = a.flatten().tolist(), b.flatten().tolist()

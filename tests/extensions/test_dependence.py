@@ -1,4 +1,4 @@
-"""Distance correlation against its definition, and what the penalty on exclusive means sees and moves."""
+"""Distance correlation against its definition; what the penalty sees and moves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from iiae_cli.model.gaussian import DiagonalGaussian
 
 
 def slow_distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """U-centred distances and their inner products, entry by entry (Székely & Rizzo, 2014, definitions 2 and 3)."""
+    """Entry by entry (Székely & Rizzo, 2014, definitions 2 and 3)."""
 
     def centred(values: np.ndarray) -> np.ndarray:
         n = len(values)

@@ -1,4 +1,4 @@
-"""The closed-form erasure against theory: what it must remove, what it must leave, and how little it may change."""
+"""Erasure against theory: what it must remove and leave, and how little it may change."""
 
 import math
 
@@ -24,7 +24,7 @@ def noise(*shape, seed=0):
 
 
 def r2(values, target):
-    """In-sample R² of least squares with an intercept, per column of the target; rounding errors tell nothing."""
+    """In-sample R² of least squares with an intercept, per column of the target."""
     design = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
     fitted = design @ torch.linalg.lstsq(design, target, rcond=1e-6, driver="gelsd").solution
     return 1 - (target - fitted).square().sum(dim=0) / (target - target.mean(dim=0)).square().sum(
@@ -58,7 +58,7 @@ def test_after_leace_no_linear_map_reads_the_concept():
 
 @pytest.mark.parametrize("metric", range(3))
 def test_leace_changes_as_little_as_any_affine_map_may_in_every_norm(metric):
-    """Oracle: the constrained least-squares problem, solved as one linear system by its Lagrange multipliers."""
+    """Oracle: constrained least squares, solved as one linear system with multipliers."""
     values, concept = leaky(seed=10)
     centred, told = values - values.mean(dim=0), concept - concept.mean(dim=0)
     covariance, cross = centred.T @ centred / N, centred.T @ told / N
@@ -118,7 +118,7 @@ def test_leace_with_a_partner_erases_what_only_one_domain_says():
 
 
 def channel_case(strength=(30.0, 5.0, 0.01), width=5, rows=N):
-    """Means of known SNR along random directions of anisotropic noise; (means, noise, directions)."""
+    """Means of known SNR along random directions; (means, noise, scores)."""
     scale = torch.tensor([0.2, 0.5, 1.0, 0.7, 0.4], dtype=torch.float64)
     axes = torch.linalg.qr(noise(width, width, seed=1)).Q[:, : len(strength)]
     scores = noise(rows, len(strength), seed=2) - 0.0
@@ -168,7 +168,7 @@ def test_channel_and_leace_together_drop_and_erase():
 
 
 def instrument_case():
-    """Shared means of x and y, a trace of x's own factor in x's; x's exclusive mean with shape in it."""
+    """Shared means, x's with a trace of its own factor; x's exclusive mean with shape in it."""
     shared, factor = noise(N, 4, seed=1), noise(N, 3, seed=2)
     x = shared + 0.1 * noise(N, 4, seed=3)
     x[:, 3] = 0.02 * shared[:, 3] + 0.3 * factor[:, 0]
@@ -201,7 +201,8 @@ def test_with_its_own_mean_as_instrument_and_ridge_one_it_regresses_on_samples()
     samples = means.repeat(repeats, 1) + variance.sqrt() * noise(N * repeats, 5, seed=9)
     samples = torch.cat([samples, torch.ones(len(samples), 1, dtype=torch.float64)], dim=1)
     fitted = torch.linalg.lstsq(samples, target.repeat(repeats, 1)).solution[:5].T
-    # Equal where means vary; the other directions are noise, of which the regression learns nothing.
+    # Equal where means vary; the other directions are noise, of which the regression learns
+    # nothing.
     basis = channel_basis(means, variance, 0.0)
     torch.testing.assert_close(weight @ basis.left, fitted @ basis.left, rtol=0.02, atol=0.02)
 
@@ -229,7 +230,7 @@ def test_the_rank_travels_with_the_weights():
     other.load_state_dict(erase.state_dict())
     means = noise(5, 4).float()
     assert torch.equal(other(means), erase(means)) and not torch.equal(erase(means), means)
-    erase.reset()
+    erase.make_room(0)
     assert torch.equal(erase(means), means)
 
 
@@ -242,7 +243,5 @@ def test_an_erasure_of_another_width_is_refused():
 def test_a_shared_part_is_zero_until_set():
     part = SharedPart(4, 2)
     assert not part(torch.ones(3, 4)).any()
-    part.set(torch.zeros(4), torch.ones(2, 4))
+    part.weight.fill_(1.0)
     assert torch.equal(part(torch.ones(3, 2, 2)), torch.full((3, 2), 4.0))
-    part.reset()
-    assert not part(torch.ones(3, 4)).any()

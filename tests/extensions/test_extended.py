@@ -83,7 +83,7 @@ def test_decoding_adds_what_encoding_subtracted_and_training_never_sees_it():
     x, y = small_pairs("maps")
     shared, exclusive, picture = answers(model, x)
     width = math.prod(model.shared_shape)
-    model.shared_part["x"].set(torch.randn(width), torch.randn(3, width))
+    model.shared_part["x"].weight.copy_(torch.randn(3, width))
     same_shared, residual, same_picture = answers(model, x)
     assert torch.equal(same_shared, shared) and not torch.allclose(residual, exclusive)
     torch.testing.assert_close(same_picture, picture)
