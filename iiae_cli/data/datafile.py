@@ -20,16 +20,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, writing
+from iiae_cli.common.files import writing
 from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
     check_schema,
@@ -46,139 +45,14 @@ from iiae_cli.data.hdf5 import (
     text_attributes,
     write_texts,
 )
+from iiae_cli.data.splits import SPLITS, DataInfo, Rows, Side, Split, SplitName
 from iiae_cli.model import DOMAINS, Domain
 
-SCHEMA = "iiae.data/2"
-SPLITS = ("train", "valid", "test")
-SplitName: TypeAlias = Literal["train", "valid", "test"]
-Rows: TypeAlias = NDArray[Any]
+__all__ = ["SPLITS", "DataFile", "DataInfo", "Rows", "Side", "Split", "SplitName"]
 
+SCHEMA = "iiae.data/2"
 _CHECKED = 65_536  # rows of features looked at together
 _HINT = "make it again: iiae prepare NAME … --overwrite"
-
-
-@dataclass
-class Side:
-    """One domain of a split.
-
-    Attributes:
-        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map: index them with slices
-            or ascending integers.
-        ids: a name for every row, unique in the split; partners of a paired set share theirs.
-        labels: the class of every row, where known.
-    """
-
-    rows: Rows
-    ids: list[str]
-    labels: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, indices: NDArray[np.int64]) -> Side:
-        """These rows alone, in this order."""
-        return Side(
-            self.rows[indices],
-            [self.ids[row] for row in indices],
-            None if self.labels is None else [self.labels[row] for row in indices],
-        )
-
-
-@dataclass
-class Split:
-    """The two sides of a split, and which of their rows belong together.
-
-    Attributes:
-        x: pictures or features of domain x, their ids and labels.
-        y: the same of domain y.
-        factors: generative factors by name, one entry per pair, (M, …).
-        pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
-    """
-
-    x: Side
-    y: Side
-    factors: dict[str, Rows] = field(default_factory=dict)
-    pairs: NDArray[np.int64] | None = None
-
-    def side(self, domain: Domain) -> Side:
-        """The side of one domain."""
-        return self.x if domain == "x" else self.y
-
-    @property
-    def pair_count(self) -> int:
-        """Number of pairs M."""
-        return len(self.x) if self.pairs is None else len(self.pairs)
-
-    def pair_rows(self, indices: NDArray[np.int64]) -> tuple[Rows, Rows]:
-        """x and y rows of pairs (B,), each (B, …)."""
-        rows_x, rows_y = self._rows_of(indices)
-        return self.x.rows[rows_x], self.y.rows[rows_y]
-
-    def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
-        """The split of these rows alone, in this order, without factors and pairs."""
-        return Split(self.x.take(rows_x), self.y.take(rows_y))
-
-    def take_pairs(self, indices: NDArray[np.int64]) -> Split:
-        """The split of these pairs alone, in this order; its rows are aligned."""
-        taken = self.take(*self._rows_of(indices))
-        taken.factors = {name: values[indices] for name, values in self.factors.items()}
-        return taken
-
-    def _rows_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.pairs is None:
-            return indices, indices
-        return self.pairs[indices, 0], self.pairs[indices, 1]
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What a model needs to know of a data file.
-
-    Attributes:
-        name: of the data set.
-        shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
-        counts: rows of x per split.
-        attributes: everything the file says of its making.
-        by_class: whether x and y belong together by class rather than one by one.
-        pair_counts: pairs per split, other than `counts` where pictures recur.
-    """
-
-    name: str
-    shape_x: tuple[int, ...]
-    shape_y: tuple[int, ...]
-    counts: dict[str, int]
-    attributes: dict[str, str]
-    by_class: bool = False
-    pair_counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def is_features(self) -> bool:
-        """Whether rows are feature vectors rather than pictures."""
-        return len(self.shape_x) == 1
-
-
-class StoredRows:
-    """Rows of one side in a data file, read by slices; nothing else of the file is touched.
-
-    Args:
-        path: the file, kept open.
-        name: of the array.
-    """
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        with reading(path, _HINT):
-            self._data: h5py.Dataset = h5py.File(path, "r", locking=False)[name]
-        self.shape: tuple[int, ...] = tuple(self._data.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Rows:
-        with reading(self._path, _HINT):
-            values: Rows = self._data[rows]
-            _refuse_not_finite(values, self._data.name)
-            return values
 
 
 def write_data_file(
@@ -308,17 +182,15 @@ class DataFile:
                     )
         return split
 
-    def domain_rows(
-        self, name: str, domain: Domain
-    ) -> tuple[StoredRows, list[str], list[str] | None]:
-        """Rows, ids and labels (where known) of one domain of a split; the rows are read as they are used.
+    def domain_rows(self, name: str, domain: Domain) -> tuple[Rows, list[str], list[str] | None]:
+        """Rows, ids and labels (where known) of one domain of a split; the rows are mapped where they can be.
 
         Raises:
             IiaeError: as `split`.
         """
         with self._opened(name) as group:
             ids, labels = _texts(group, domain)
-        return StoredRows(self._place, f"{name}/{domain}"), ids, labels
+            return _read_or_map(group, domain, self._place, most=0), ids, labels
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[h5py.Group]:
@@ -389,25 +261,21 @@ def _factor(factors: h5py.Group, name: str) -> Rows:
     return read_array(factors, name)
 
 
-def _read_or_map(group: h5py.Group, name: str, path: Path) -> Rows:
-    """The array in memory, or a read-only map where it takes more than half of the free memory."""
+def _read_or_map(group: h5py.Group, name: str, path: Path, most: int | None = None) -> Rows:
+    """The array in memory, or a read-only map where it takes more than `most` bytes [half of the free memory]."""
     data = dataset(group, name)
     if data is None:
         raise ValueError(f"{name} is missing")
     offset = data.id.get_offset()
-    if data.nbytes > free_memory() // 2 and offset is not None:
+    if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
         values: Rows = np.memmap(path, data.dtype, "r", offset, data.shape)
     else:
         refuse_beyond_memory(data)
         values = data[()]
-    _refuse_not_finite(values, data.name)
-    return values
-
-
-def _refuse_not_finite(values: Rows, name: str) -> None:
     for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
         if not np.isfinite(values[start : start + _CHECKED]).all():
-            raise ValueError(f"{name} holds values that are not finite")
+            raise ValueError(f"{data.name} holds values that are not finite")
+    return values
 
 
 def sha256_of(*paths: Path) -> str:

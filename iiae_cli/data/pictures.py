@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,20 +27,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it would run.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
-# What Pillow was seen to raise on damaged files, and could: its readers pass on what they stumble over.
-_UNREADABLE = (
-    *(
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ),
-    *(ArithmeticError, RuntimeError, AssertionError, struct.error),
-)
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -67,73 +53,17 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
     Args:
         path: the file.
         channels: 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
-        size: (H, W) to resize to: by area where that shrinks, bicubic where it enlarges. None: as it is.
+        size: (H, W) to resize to; None: as it is.
 
     Raises:
         PictureError: missing, unreadable, truncated, or far too large.
     """
-    try:
-        with open_picture(path) as opened:
-            image = _plain(ImageOps.exif_transpose(opened), channels)
-    except _UNREADABLE as error:
-        raise PictureError(path, "is not a readable picture") from error
+    with _opened(path) as opened:
+        image = _plain(ImageOps.exif_transpose(opened), channels)
     if size is not None and image.size != (size[1], size[0]):
         image = resize_picture(image, size)
     array = np.asarray(image)
     return array if array.ndim == 3 else array[..., None]
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture file whose header is read, its pixels not yet.
-
-    Raises:
-        PictureError: missing, no picture, or far too large.
-    """
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            raise PictureError(
-                path, "is not a readable picture" if path.exists() else "does not exist"
-            )
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise PictureError(path, "has too many pixels") from error
-    except _UNREADABLE as error:
-        raise PictureError(path, "is not a readable picture") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise PictureError(path, "has too many pixels")
-    return image
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """8 bits per channel in the mode of `channels`, transparency on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        top = (
-            1.0
-            if image.mode == "F" and values.max(initial=0) <= 1
-            else 255.0
-            if image.mode == "F"
-            else 65535.0
-        )
-        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
-    if image.has_transparency_data and channels not in (2, 4):
-        coloured = image.convert("RGBA")
-        image = Image.alpha_composite(
-            Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured
-        )
-    return image.convert(_MODES[channels])
-
-
-def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, H, W, C) to `size` × `size`: bicubic where that enlarges, by area where it shrinks."""
-    if pictures.shape[1:3] == (size, size):
-        return pictures
-    if not len(pictures):
-        return np.empty((0, size, size, *pictures.shape[3:]), np.uint8)
-    return np.stack(
-        [np.asarray(resize_picture(Image.fromarray(one), (size, size))) for one in pictures]
-    )
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:
@@ -142,25 +72,57 @@ def picture_size_of(path: Path) -> tuple[int, int]:
     Raises:
         PictureError: unreadable.
     """
+    with _opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read; whatever Pillow raises inside is a PictureError."""
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
+        reason = "is not a readable picture" if os.path.lexists(path) else "does not exist"
+        raise PictureError(path, reason)
     try:
-        with open_picture(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except _UNREADABLE as error:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(path, "has too many pixels")
+            yield image
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, "has too many pixels") from error
+    except Exception as error:  # its readers pass on whatever they stumble over
         raise PictureError(path, "is not a readable picture") from error
 
 
-def decode_all(
-    paths: Sequence[Path], channels: int, size: tuple[int, int] | None, workers: int = 1
-) -> Iterator[NDArray[np.uint8] | PictureError]:
-    """Each path's picture, or the error it gave, in the order of `paths`; `workers` threads decode ahead."""
-    return read_all(paths, lambda path: decode(path, channels, size), workers)
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """8 bits per channel in the mode of `channels`, transparency on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        unit = image.mode == "F" and values.max(initial=0) <= 1
+        top = 1.0 if unit else 255.0 if image.mode == "F" else 65535.0
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.has_transparency_data and channels not in (2, 4):
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(_MODES[channels])
+
+
+def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, H, W, C) to `size` × `size`."""
+    if pictures.shape[1:3] == (size, size):
+        return pictures
+    resized = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
+    for row, picture in enumerate(pictures):
+        resized[row] = resize_picture(Image.fromarray(picture), (size, size))
+    return resized
 
 
 def read_all(
     paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1
 ) -> Iterator[Read | PictureError]:
-    """What `read` makes of each path, or the error it gave, in the order of `paths`; `workers` threads read ahead."""
+    """What `read` makes of each path, or the error it raised, in order; `workers` threads read ahead."""
 
     def attempt(path: Path) -> Read | PictureError:
         try:
@@ -180,13 +142,15 @@ def read_all(
 def decode_batches(
     batches: Iterable[Sequence[Path]], channels: int, size: tuple[int, int], workers: int = 1
 ) -> Iterator[list[NDArray[np.uint8] | PictureError]]:
-    """`decode_all` of each batch; one batch is decoded ahead while the caller computes with the one before."""
+    """Each batch's pictures or errors; one batch is decoded ahead while the caller computes."""
+
+    def decoded(paths: Sequence[Path]) -> list[NDArray[np.uint8] | PictureError]:
+        return list(read_all(paths, lambda path: decode(path, channels, size), workers))
+
     with ThreadPoolExecutor(1) as pool:
         coming = None
         for paths in batches:
-            following = pool.submit(
-                lambda some: list(decode_all(some, channels, size, workers)), paths
-            )
+            following = pool.submit(decoded, paths)
             if coming is not None:
                 yield coming.result()
             coming = following
@@ -197,10 +161,10 @@ def decode_batches(
 def readable(
     decoded: Sequence[NDArray[np.uint8] | PictureError],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[PictureError]]:
-    """Which of decoded pictures of one size are there (M,), their stack (M, H, W, C), and the errors of the others."""
-    rows = [row for row, one in enumerate(decoded) if not isinstance(one, PictureError)]
-    pictures = [one for one in decoded if not isinstance(one, PictureError)]
-    errors = [one for one in decoded if isinstance(one, PictureError)]
+    """Rows of the pictures that could be decoded (M,), their stack (M, H, W, C), and the others' errors."""
+    rows = [row for row, item in enumerate(decoded) if not isinstance(item, PictureError)]
+    pictures = [item for item in decoded if not isinstance(item, PictureError)]
+    errors = [item for item in decoded if isinstance(item, PictureError)]
     stack = np.stack(pictures) if pictures else np.empty((0, 0, 0, 0), np.uint8)
     return np.array(rows, np.int64), stack, errors
 

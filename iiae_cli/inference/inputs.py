@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import fingerprint_of_file
 from iiae_cli.data.arrays import BROKEN, map_npy
-from iiae_cli.data.datafile import DataFile, StoredRows, is_hdf5
+from iiae_cli.data.datafile import DataFile, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.model import Domain
 
 Block: TypeAlias = tuple[NDArray[Any], list[str], list[str] | None]
-RowSource: TypeAlias = NDArray[Any] | StoredRows
+RowSource: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.pictures import (
     PictureError,
     decode,
-    decode_all,
     expand_inputs,
     find_pictures,
     natural_key,
     picture_size_of,
     pictures_in,
+    read_all,
 )
 from iiae_cli.data.resize import resize_picture
 
@@ -228,7 +228,7 @@ def test_decoding_many_keeps_order_and_puts_errors_in_place(tmp_path, workers):
         paths.append(tmp_path / f"{number}.bmp")
         if number % 50 != 7:
             saved(paths[-1], np.full((2, 3, 3), number, np.uint8))
-    decoded = list(decode_all(paths, 1, (1, 1), workers))
+    decoded = list(read_all(paths, lambda path: decode(path, 1, (1, 1)), workers))
     assert len(decoded) == 200
     for number, one in enumerate(decoded):
         if number % 50 == 7:
