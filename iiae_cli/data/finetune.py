@@ -48,7 +48,7 @@ _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone → linear `width`, seeded: pictures (B, 3, 224, 224) to signed features (B, width)."""
+    """Backbone → seeded linear layer: pictures (B, 3, 224, 224) to signed features (B, width)."""
 
     def __init__(
         self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0

@@ -1,4 +1,4 @@
-"""Backbones: the feature layer of every family, weights from files and from the cache, preprocessing."""
+"""Backbones: the feature layer of every family, weights, preprocessing, and leaks."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Fine-tuning learns, draws classes evenly, resumes exactly, and keeps its networks with what they saw."""
+"""Fine-tuning learns, draws classes evenly, resumes exactly, and keeps its networks."""
 
 from collections import Counter
 

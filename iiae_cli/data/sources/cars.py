@@ -132,7 +132,7 @@ def _first_pairs(split: Split, limit: int) -> Split:
 
 
 def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The frontal (4, size, size, 3) and turned views (92, size, size, 3) of a car, by yaw first."""
+    """The frontal (4, size, size, 3) and turned views (92, …) of a car, by yaw first."""
     views = read_mat(path).transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3)
     views = resize_pictures(views, size)
     return views[:PITCHES], views[PITCHES:]

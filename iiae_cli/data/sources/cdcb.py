@@ -95,7 +95,7 @@ def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
-    """scikit-learn's 8×8 digits as bilevel pictures (1797, size, size), 0 or 255, and labels (1797,).
+    """scikit-learn's digits as bilevel pictures (1797, size, size), 0 or 255, and labels (1797,).
 
     They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks.
     Enlarged bicubically and cut at the recipe's threshold they are bilevel again.

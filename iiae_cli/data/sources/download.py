@@ -33,7 +33,7 @@ _PER_ENTRY = 512  # bytes that an entry counts beside its content, so that their
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive, its mirrors in the order of asking, and bounds of several times its size."""
+    """A published archive, its mirrors in order, and bounds of several times its size."""
 
     file: str
     urls: tuple[str, ...]
@@ -255,7 +255,7 @@ class _Budget:
         self._left = max_bytes
 
     def takes(self, name: str, size: int, plain: bool) -> bool:
-        """Whether an entry of so many declared bytes is wanted; only `plain` files and folders are."""
+        """Whether an entry of `size` declared bytes, a `plain` file or folder or not, is wanted."""
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\\" in name or ":" in name.split("/")[0]:
             self._refuse(f"has an entry that leaves its folder: {name!r}")

@@ -1,8 +1,7 @@
-"""From pictures of classes to feature vectors: which network, its fine-tuning, and extraction.
+"""From pictures of classes to feature vectors: which networks, their fine-tuning, and extraction.
 
 Everything is decided before any work, so that a leak is refused at once. Only training pictures are
-ever shown to fine-tuning. Extraction divides the list of pictures into batches by itself, so that
-one that is resumed, or shared by processes, ends in the values of an undivided one.
+ever shown to fine-tuning. A batch of pictures is a block of the plan.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,8 @@ from torch import Tensor, nn
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
-from iiae_cli.data.backbone import (
-    INPUT_SIZE,
-    Inputs,
-    Preprocessing,
-    Weights,
-    build_backbone,
-    find_weights,
-)
+from iiae_cli.data import backbone as backbones
+from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, find_weights
 from iiae_cli.data.datafile import Side, Split, sha256_of
 from iiae_cli.data.finetune import (
     FeatureNetwork,
@@ -58,31 +51,93 @@ from iiae_cli.model import DOMAINS, Domain
 DEFAULT_BACKBONE = "vgg16"
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """How pictures become features.
+@dataclass
+class Networks:
+    """How pictures become features; one domain's network at a time is in memory."""
 
-    Attributes:
-        backbone: torchvision's name.
-        weights: to begin with; None where fine-tuned networks are used.
-        kept: folder of networks that an earlier call fine-tuned.
-        tuning: None: no fine-tuning.
-        preprocessing: of pictures.
-        seen: classes that the networks will have been trained on.
-        seed: of new layers, batches, dropout, random weights.
-        origin: the backbone, for an error.
-    """
-
+    options: PrepareOptions
+    train: Split  # files to fine-tune on
     backbone: str
-    weights: Weights | None
-    kept: Path | None
+    weights: Weights | None  # to begin with; None: those in `kept`
+    kept: Path | None  # folder of networks that an earlier call fine-tuned
     tuning: FineTuning | None
     preprocessing: Preprocessing
-    seen: Seen
-    seed: int
-    origin: str
+    seen: Seen  # classes that the networks will have been trained on
+    origin: str  # the backbone, for an error
+    _ready: dict[Domain | None, nn.Module] = field(default_factory=dict)
 
-    def described(self) -> dict[str, Any]:
+    @property
+    def inputs(self) -> Inputs:
+        """How pictures become the networks' input."""
+        device = torch.device(self.options.device)
+        return Inputs(self.preprocessing, device, self.options.workers)
+
+    def file(self, domain: Domain, work: Work) -> Path:
+        """The fine-tuned network of a domain, which is made where it is missing."""
+        folder = self.kept or work.folder
+        path = folder / f"{domain}.safetensors"
+        if self.kept is None and not path.exists():
+            self._tune(domain, path, work)
+        return path
+
+    def _tune(self, domain: Domain, path: Path, work: Work) -> None:
+        assert self.tuning is not None and self.weights is not None
+        checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
+        body, width = build_backbone(self.backbone, self.weights, self.options.seed)
+        network = FeatureNetwork(body, width, seed=self.options.seed)
+        side = self.train.side(domain)
+        accuracy = fine_tune(
+            network,
+            side.rows.tolist(),
+            side.labels or [],
+            domain=domain,
+            settings=self.tuning,
+            inputs=self.inputs,
+            checkpoint=checkpoint,
+            stop=work.stop,
+        )
+        record = NetworkRecord(
+            backbone=self.backbone,
+            weights=self.weights.to_json(),
+            preprocessing=self.preprocessing,
+            fine_tuning={**asdict(self.tuning), "accuracy": accuracy},
+            seen=self.seen,
+        )
+        save_network(path, network, domain, record)
+        checkpoint.unlink(missing_ok=True)
+
+    def get(self, domain: Domain, work: Work) -> nn.Module:
+        """A domain's network; without fine-tuning both domains share one."""
+        key = None if self.kept is None and self.tuning is None else domain
+        if key not in self._ready:
+            if key is not None:
+                network: nn.Module = load_network(self.file(domain, work), domain)
+            else:
+                assert self.weights is not None
+                network, _ = build_backbone(self.backbone, self.weights, self.options.seed)
+            self._ready = {key: network.to(self.options.device).eval()}
+        return self._ready[key]
+
+    def reading(self, name: str, files: Sequence[Path], domain: Domain) -> Reading:
+        """The features of pictures of a domain, a batch for a block."""
+
+        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
+            network = self.get(domain, work)
+            inputs = self.inputs.of(blocks, domain)
+            for block, (rows, ready, errors) in zip(blocks, inputs, strict=True):
+                made: list[Made] = [()] * len(block)
+                for error in errors:
+                    made[block.index(error.path)] = error
+                if len(rows):
+                    values = _features(network, ready, [block[row] for row in rows])
+                    for row, features in zip(rows, values, strict=True):
+                        made[row] = (features,)
+                yield made
+
+        size, verb = self.options.batch_size, "extracting features of"
+        return Reading(name, files, make, ((0,),), size, verb, self._identity())
+
+    def _described(self) -> dict[str, Any]:
         """Weights as the data file describes them."""
         if self.weights is not None:
             return self.weights.to_json()
@@ -94,38 +149,59 @@ class Extraction:
             "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
         }
 
-    def identity(self) -> str:
+    def _identity(self) -> str:
         """16 hex digits over everything that the features of a picture depend on."""
-        values = [
-            self.backbone,
-            self.described(),
-            self.seed,
-            asdict(self.preprocessing),
-            _versions(),
-        ]
+        preprocessing = asdict(self.preprocessing)
+        values = [self.backbone, self._described(), self.options.seed, preprocessing, _versions()]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def record(self, width: int, work: Work) -> dict[str, Any]:
+        """How features of a width came about, for the data file."""
+        tuned = None
+        if self.kept is not None or self.tuning is not None:
+            x, y = (read_record(self.file(domain, work), domain) for domain in DOMAINS)
+            tuned = {
+                **x.fine_tuning,
+                "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
+                "preprocessing": asdict(x.preprocessing),
+                "from": x.weights,
+            }
+        return {
+            "name": self.backbone,
+            **self._described(),
+            "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
+            "width": width,
+            "preprocessing": {
+                "size": list(backbones.INPUT_SIZE),
+                "resize": "area where that shrinks, bicubic where it enlarges",
+                **asdict(self.preprocessing),
+            },
+            "fine_tuning": tuned,
+            "versions": _versions(),
+        }
+
+    def keep(self, folder: Path, work: Work) -> None:
+        """Copy the fine-tuned networks to a folder of the user's."""
+        for domain in DOMAINS:
+            with writing(folder / f"{domain}.safetensors") as temporary:
+                shutil.copyfile(self.file(domain, work), temporary)
 
 
 def _versions() -> dict[str, str]:
     return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
-def plan_extraction(
-    options: PrepareOptions, train_classes: Iterable[str], epochs: int
-) -> Extraction:
+def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Networks:
     """Decide how pictures become features.
 
     Args:
         options: what the user said.
-        train_classes: that fine-tuning will see.
+        train: files that fine-tuning will see.
         epochs: of fine-tuning where the user did not say.
-
-    Raises:
-        IiaeError: weights that are missing or damaged, or options that exclude each other.
     """
     given = options.backbone_weights
-    if given is not None and given != "none" and Path(given).is_dir():
-        return _plan_of_kept(Path(given), options)
+    if given not in (None, "none") and Path(str(given)).is_dir():
+        return _kept_networks(Path(str(given)), options, train)
     name = options.backbone or DEFAULT_BACKBONE
     weights = find_weights(name, given, download=options.download)
     if weights.kind == "random":
@@ -136,13 +212,13 @@ def plan_extraction(
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
-    seen = weights.seen if tuning is None else weights.seen.and_also(train_classes)
+    seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
     preprocessing = _preprocessing(options, Preprocessing())
     origin = f"the backbone {given or name}"
-    return Extraction(name, weights, None, tuning, preprocessing, seen, options.seed, origin)
+    return Networks(options, train, name, weights, None, tuning, preprocessing, seen, origin)
 
 
-def _plan_of_kept(folder: Path, options: PrepareOptions) -> Extraction:
+def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Networks:
     """Use networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
     if (x.backbone, x.preprocessing) != (y.backbone, y.preprocessing):
@@ -167,16 +243,8 @@ def _plan_of_kept(folder: Path, options: PrepareOptions) -> Extraction:
             "the data file says both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
-    return Extraction(
-        x.backbone,
-        None,
-        folder,
-        None,
-        preprocessing,
-        seen,
-        options.seed,
-        f"the backbone in {folder}",
-    )
+    origin = f"the backbone in {folder}"
+    return Networks(options, train, x.backbone, None, folder, None, preprocessing, seen, origin)
 
 
 def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
@@ -187,131 +255,8 @@ def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preproces
     )
 
 
-class Networks:
-    """An extraction carried out: one domain's network at a time in memory.
-
-    Args:
-        plan: what to do.
-        inputs: how pictures become the networks' input.
-        train: files to fine-tune on.
-    """
-
-    def __init__(self, plan: Extraction, inputs: Inputs, train: Split) -> None:
-        self.plan, self.inputs, self.train = plan, inputs, train
-        self._ready: dict[Domain | None, nn.Module] = {}
-
-    def file(self, domain: Domain, work: Work) -> Path:
-        """The fine-tuned network of a domain, which is made where it is missing."""
-        name = f"{domain}.safetensors"
-        if self.plan.kept is not None:
-            return self.plan.kept / name
-        if not (work.folder / name).exists():
-            self._tune(domain, work.folder / name, work)
-        return work.folder / name
-
-    def _tune(self, domain: Domain, path: Path, work: Work) -> None:
-        plan, side = self.plan, self.train.side(domain)
-        assert plan.tuning is not None and plan.weights is not None
-        checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
-        body, width = build_backbone(plan.backbone, plan.weights, plan.seed)
-        network = FeatureNetwork(body, width, seed=plan.seed)
-        accuracy = fine_tune(
-            network,
-            side.rows.tolist(),
-            side.labels or [],
-            domain=domain,
-            settings=plan.tuning,
-            inputs=self.inputs,
-            checkpoint=checkpoint,
-            stop=work.stop,
-        )
-        record = NetworkRecord(
-            backbone=plan.backbone,
-            weights=plan.weights.to_json(),
-            preprocessing=plan.preprocessing,
-            fine_tuning={**asdict(plan.tuning), "accuracy": accuracy},
-            seen=plan.seen,
-        )
-        save_network(path, network, domain, record)
-        checkpoint.unlink(missing_ok=True)
-
-    def get(self, domain: Domain, work: Work) -> nn.Module:
-        """A domain's network; without fine-tuning both domains share one."""
-        plan = self.plan
-        key = None if plan.kept is None and plan.tuning is None else domain
-        if key not in self._ready:
-            if key is not None:
-                network: nn.Module = load_network(self.file(domain, work), domain)
-            else:
-                assert plan.weights is not None
-                network, _ = build_backbone(plan.backbone, plan.weights, plan.seed)
-            self._ready = {key: network.to(self.inputs.device).eval()}
-        return self._ready[key]
-
-    def reading(self, domain: Domain, name: str, files: Sequence[Path], size: int) -> Reading:
-        """The features of pictures of one domain, `size` in a batch, which is a block."""
-
-        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            network = self.get(domain, work)
-            inputs = self.inputs.of(blocks, domain)
-            for block, (rows, ready, errors) in zip(blocks, inputs, strict=True):
-                made: list[Made] = [()] * len(block)
-                for error in errors:
-                    made[block.index(error.path)] = error
-                if len(rows):
-                    values = _features(network, ready, [block[row] for row in rows])
-                    for row, features in zip(rows, values, strict=True):
-                        made[row] = (features,)
-                yield made
-
-        return Reading(
-            name,
-            files,
-            make,
-            ((0,),),
-            size,
-            verb="extracting features of",
-            maker=self.plan.identity(),
-        )
-
-    def record(self, width: int, work: Work) -> dict[str, Any]:
-        """How features of a width came about, for the data file."""
-        plan, tuned = self.plan, None
-        if plan.kept is not None or plan.tuning is not None:
-            x, y = (read_record(self.file(domain, work), domain) for domain in DOMAINS)
-            tuned = {
-                **x.fine_tuning,
-                "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
-                "preprocessing": asdict(x.preprocessing),
-                "from": x.weights,
-            }
-        return {
-            "name": plan.backbone,
-            **plan.described(),
-            "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
-            "width": width,
-            "preprocessing": {
-                "size": list(INPUT_SIZE),
-                "resize": "area where that shrinks, bicubic where it enlarges",
-                **asdict(plan.preprocessing),
-            },
-            "fine_tuning": tuned,
-            "versions": _versions(),
-        }
-
-    def keep(self, folder: Path, work: Work) -> None:
-        """Copy the fine-tuned networks to a folder of the user's."""
-        for domain in DOMAINS:
-            with writing(folder / f"{domain}.safetensors") as temporary:
-                shutil.copyfile(self.file(domain, work), temporary)
-
-
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Features (B, D) of a batch of the pictures `paths`.
-
-    Raises:
-        IiaeError: one is not finite.
-    """
+    """Features (B, D) of a batch of the pictures `paths`; values that are not finite are an error."""
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
@@ -326,12 +271,12 @@ def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDAr
 
 
 def plan_features(
-    divided: dict[str, Split],
+    divided: Mapping[str, Split],
     options: PrepareOptions,
     *,
     split_name: str,
     epochs: int,
-    skipped: list[str],
+    skipped: Sequence[str],
 ) -> Plan:
     """Plan the features of pictures, and what the data file says of them.
 
@@ -341,41 +286,33 @@ def plan_features(
         split_name: of the division of classes.
         epochs: of fine-tuning where the options do not say.
         skipped: lines of what was left out so far.
-
-    Raises:
-        IiaeError: weights that are missing or do not fit, or a leak.
     """
-    train, test = (classes_of(divided.get(name)) for name in ("train", "test"))
-    plan = plan_extraction(options, train, epochs)
-    refuse_leak(plan.seen, test, plan.origin, options.allow_leak)
-    inputs = Inputs(plan.preprocessing, torch.device(options.device), options.workers)
-    networks = Networks(plan, inputs, divided["train"])
+    networks = choose_networks(options, divided["train"], epochs)
+    test = classes_of(divided.get("test"))
+    refuse_leak(networks.seen, test, networks.origin, options.allow_leak)
     # One domain after the other, as each may have a network of its own.
-    readings = [
-        networks.reading(
-            domain, f"{name}/{domain}", split.side(domain).rows.tolist(), options.batch_size
+    readings = {
+        (name, domain): networks.reading(
+            f"{name}/{domain}", split.side(domain).rows.tolist(), domain
         )
         for domain in DOMAINS
         for name, split in divided.items()
-    ]
+    }
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        lost = [str(error) for reading in readings for error in rows[reading.name].errors]
-        splits = {}
-        for name, split in divided.items():
-            x, y = (
-                _read_side(f"{name}/{domain}", split.side(domain), rows[f"{name}/{domain}"])
-                for domain in DOMAINS
-            )
-            splits[name] = Split(x, y)
+        lost = [str(error) for name in rows for error in rows[name].errors]
+        sides = {
+            (name, domain): _read_side(reading, divided[name].side(domain), rows[reading.name])
+            for (name, domain), reading in readings.items()
+        }
         if options.save_backbone is not None:
             networks.keep(options.save_backbone, work)
         return finish(
-            splits,
+            {name: Split(sides[name, "x"], sides[name, "y"]) for name in divided},
             split_name=split_name,
-            backbone=networks.record(splits["train"].x.rows.shape[1], work),
-            seen=plan.seen,
-            what=plan.origin,
+            backbone=networks.record(sides["train", "x"].rows.shape[1], work),
+            seen=networks.seen,
+            what=networks.origin,
             allow_leak=options.allow_leak,
             skipped=[*skipped, *lost],
         )
@@ -385,12 +322,13 @@ def plan_features(
         "fine-tune in one call with --save-backbone DIR, and give every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    return Plan(assemble, readings, whole if plan.tuning is not None else None)
+    divisible = networks.tuning is None
+    return Plan(assemble, list(readings.values()), None if divisible else whole)
 
 
-def _read_side(name: str, files: Side, found: ReadRows) -> Side:
+def _read_side(reading: Reading, files: Side, found: ReadRows) -> Side:
     if len(files) and not len(found.places):
         raise IiaeError(
-            f"no picture of {name} can be read", f"check {files.rows[0]} and the others"
+            f"no picture of {reading.name} can be read", f"check {files.rows[0]} and the others"
         )
     return replace(files.take(found.places), rows=found.rows[0])

@@ -143,7 +143,7 @@ def _with_numbers(pairs: list[Pair]) -> list[Pair]:
 
 
 def _numbers(texts: list[str]) -> list[int] | list[float] | list[str]:
-    """Whole numbers where all are; numbers, NaN for an empty text, where all others are; or texts."""
+    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
     if all(_WHOLE.fullmatch(text) for text in texts):
         return [int(text) for text in texts]
     try:

@@ -1,4 +1,4 @@
-"""Pairs of pictures: from folders, or side by side in one picture; `manifest` finds them in a table.
+"""Pairs of pictures: from folders, or side by side in one picture; `manifest` reads tables.
 
     SOURCE/{train,valid,test}/{x,y}/NAME.ext    partners have equal stems; subfolders are part of it
     SOURCE/{x,y}/NAME.ext                       the same, divided by seeded fractions
@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,19 +47,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two picture files that belong together.
-
-    Attributes:
-        files: by domain.
-        names: the rest of their ids, `SPLIT/NAME`.
-        label: class of both, where known.
-        factors: generative factors, the same names in every pair: numbers, or text.
-    """
+    """Two picture files that belong together."""
 
     files: Mapping[Domain, Path]
-    names: Mapping[Domain, str]
-    label: str | None = None
-    factors: Mapping[str, float | str] = field(default_factory=dict)
+    names: Mapping[Domain, str]  # the rest of their ids, `SPLIT/NAME`
+    label: str | None = None  # class of both, where known
+    factors: Mapping[str, float | str] = field(default_factory=dict)  # the same in every pair
 
 
 def split_folders(source: Path) -> dict[str, Path]:
@@ -83,17 +77,16 @@ def divide(
     return {name: [items[i] for i in sorted(parts[name])] for name in SPLITS}
 
 
-def stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int] | None:
-    """(H, W) of the stored pictures where --image-size says it, or all agree, else None."""
+def stored_size(options: PrepareOptions, paths: Iterable[Path], halves: int = 1) -> tuple[int, int]:
+    """(H, W) of the stored pictures: --image-size, else their own where all agree, else 256."""
     if options.image_size is not None:
         return options.image_size, options.image_size
     sizes = set()
     for path in paths:
-        try:
+        with suppress(PictureError):  # named when it is decoded
             sizes.add(picture_size_of(path))
-        except PictureError:
-            continue  # named when it is decoded
-    return sizes.pop() if len(sizes) == 1 else None
+    height, width = sizes.pop() if len(sizes) == 1 else (DEFAULT_SIZE, halves * DEFAULT_SIZE)
+    return height, width // halves
 
 
 # ---- pairs of files
@@ -175,7 +168,7 @@ def plan_pairs(
     limited = {name: found[: options.limit] for name, found in pairs.items() if found}
     every = [pair for found in limited.values() for pair in found]
     paths = {path for pair in every for path in pair.files.values()}
-    size = stored_size(options, paths) or (DEFAULT_SIZE, DEFAULT_SIZE)
+    size = stored_size(options, paths)
     files = {
         (name, domain): list(dict.fromkeys(pair.files[domain] for pair in found))
         for name, found in limited.items()
@@ -229,15 +222,7 @@ def _split_of(
     arrays: Mapping[Domain, NDArray[np.uint8]],
     recurring: bool,
 ) -> Split:
-    """The split of the pairs whose pictures both could be read.
-
-    Args:
-        name: of the split.
-        pairs: all of them.
-        kept: rows of the readable pictures in `arrays`.
-        arrays: pictures (N, H, W, 3).
-        recurring: whether pictures stand in several pairs.
-    """
+    """The split of the pairs whose pictures both are `kept`: rows of `arrays`, (N, H, W, 3)."""
     whole = [
         pair for pair in pairs if all(pair.files[domain] in kept[domain] for domain in DOMAINS)
     ]
@@ -283,7 +268,7 @@ def plan_halves(options: PrepareOptions, *, need_test: bool = False, divided: bo
         need_test: whether `val` is the test split where there is no other, as in Maps' archive.
         divided: whether the source must have splits of its own.
     """
-    source = options.source
+    source, skipped = options.source, list[str]()
     assert source is not None
     folders = split_folders(source)
     if need_test and "test" not in folders and "valid" in folders:
@@ -293,16 +278,11 @@ def plan_halves(options: PrepareOptions, *, need_test: bool = False, divided: bo
             raise IiaeError(
                 f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
             )
-    skipped: list[str] = []
     found = {split: by_stem(folder, skipped) for split, folder in folders.items()}
     if not folders and not divided:
         found = divide(by_stem(source, skipped), options.fractions, options.seed)
     found = {split: files[: options.limit] for split, files in found.items()}
-    size = stored_size(options, (path for files in found.values() for _, path in files))
-    if size is None:
-        size = (DEFAULT_SIZE, DEFAULT_SIZE)
-    elif options.image_size is None:
-        size = (size[0], size[1] // 2)
+    size = stored_size(options, [path for files in found.values() for _, path in files], halves=2)
     readings = [
         file_reading(
             split,
@@ -323,9 +303,7 @@ def plan_halves(options: PrepareOptions, *, need_test: bool = False, divided: bo
                 x, y = rows[split].rows
                 splits[split] = Split(Side(x, ids), Side(y, list(ids)))
         if not splits:
-            first = (
-                f"the first that was left out: {lost[0]}" if lost else "put them in train/, test/"
-            )
+            first = f"the first that was left out: {lost[0]}" if lost else "put them in train/ …"
             raise IiaeError(f"{source} holds no readable side-by-side pictures", first)
         return Prepared(splits, {"source": str(source)}, lost)
 

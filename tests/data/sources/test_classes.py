@@ -1,4 +1,4 @@
-"""Your own classes: layouts, unseen classes, extraction, leaks, resuming; the program end to end."""
+"""Your own classes: layouts, unseen classes, extraction, leaks, resuming; the program."""
 
 import json
 from pathlib import Path
