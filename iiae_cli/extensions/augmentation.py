@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iiae_cli.model.gaussian import Part
-
 TURN = math.pi / 12
 ZOOM = 0.15
 SHIFT = 0.24  # of half a side
@@ -56,15 +54,10 @@ class Augmentation:
         """Whether anything changes."""
         return any(vars(self).values())
 
-    def __call__(
-        self, x: Tensor, y: Tensor, seed: int, step: int, part: Part | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Changes both pictures of every pair, (B, C, H, W) in [−1, 1], as (seed, step) decide.
-
-        With `part`, pictures are these rows of a whole batch and change as they would in it.
-        """
+    def __call__(self, x: Tensor, y: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Changes both pictures of every pair, (B, C, H, W) in [−1, 1], as (seed, step) decide."""
         state = np.random.SeedSequence((seed, 1, step)).generate_state(1, np.uint64)[0]
-        draw = _Draw(int(state), len(x), part)
+        draw = _Draw(int(state), len(x))
         if self.geometric or self.flip or self.misalign:
             both = _affine(self.geometric, self.flip, draw)
             x, y = (_warp(rows, self._misaligned(both, draw)) for rows in (x, y))
@@ -94,16 +87,15 @@ class Augmentation:
 
 
 class _Draw:
-    """Random numbers for the rows of a batch, drawn for the whole batch that they are a part of."""
+    """Random numbers for the rows of a batch."""
 
-    def __init__(self, seed: int, count: int, part: Part | None) -> None:
-        first, self._whole = (0, count) if part is None else (part.first, part.whole)
-        self._rows = slice(first, first + count)
+    def __init__(self, seed: int, rows: int) -> None:
+        self._rows = rows
         self._generator = torch.Generator().manual_seed(seed)
 
     def unit(self, *shape: int) -> Tensor:
         """(B, *shape) in [0, 1)."""
-        return torch.rand((self._whole, *shape), generator=self._generator)[self._rows]
+        return torch.rand((self._rows, *shape), generator=self._generator)
 
     def signed(self, *shape: int) -> Tensor:
         """(B, *shape) in [−1, 1)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iiae_cli.extensions.extended import ExtendedIIAE
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.gaussian import DiagonalGaussian, Part
+from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.iiae import Posteriors, Reconstructions
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
@@ -31,9 +31,7 @@ class DualEncoder(ExtendedIIAE):
         super().__init__(networks, widths, exclusive_dim=0, **extensions)
         del self.joint_shared  # nothing trains it
 
-    def forward(
-        self, x: Tensor, y: Tensor, part: Part | None = None
-    ) -> tuple[Posteriors, Reconstructions]:
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
         return self.infer(x, y), Reconstructions({})
 

@@ -20,14 +20,6 @@ def full(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of a shared batch that one process has: from `first` on, of `whole` rows."""
-
-    first: int
-    whole: int
-
-
-@dataclass(frozen=True)
 class DiagonalGaussian:
     """N(mean, diag(exp(logvar))) over every dimension after the first."""
 
@@ -40,19 +32,11 @@ class DiagonalGaussian:
         mean, logvar = full(heads).chunk(2, dim=1)
         return cls(mean, logvar.clamp(max=MAX_LOGVAR))
 
-    def sample(self, generator: torch.Generator | None = None, part: Part | None = None) -> Tensor:
-        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I).
-
-        With `part`, ε is drawn for the whole batch, so that a row's noise does not depend on who
-        computes it.
-        """
-        rows = len(self.mean)
-        shape = self.mean.shape if part is None else (part.whole, *self.mean.shape[1:])
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I)."""
         noise = torch.randn(
-            shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator
+            self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator
         )
-        if part is not None:
-            noise = noise[part.first : part.first + rows]
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.gaussian import DiagonalGaussian, Part
+from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.layers import init_paper_weights
 from iiae_cli.model.networks import Networks
 
@@ -96,12 +96,10 @@ class IIAE(nn.Module):
         """Of parameters, and so of what the networks read."""
         return next(self.parameters()).dtype
 
-    def forward(
-        self, x: Tensor, y: Tensor, part: Part | None = None
-    ) -> tuple[Posteriors, Reconstructions]:
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
         posteriors = self.infer(x, y)
-        return posteriors, self.generate(self.sample(posteriors, part=part))
+        return posteriors, self.generate(self.sample(posteriors))
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
         """Returns inputs (B, …) of a domain as its networks read them."""
@@ -128,16 +126,14 @@ class IIAE(nn.Module):
         )
 
     @staticmethod
-    def sample(
-        posteriors: Posteriors, generator: torch.Generator | None = None, part: Part | None = None
-    ) -> Latents:
-        """Draws z^x ~ q(z^x|x), z^y ~ q(z^y|y), z^s ~ q(z^s|x,y); `part` as in DiagonalGaussian."""
+    def sample(posteriors: Posteriors, generator: torch.Generator | None = None) -> Latents:
+        """Draws z^x ~ q(z^x|x), z^y ~ q(z^y|y) and z^s ~ q(z^s|x,y)."""
         assert posteriors.joint_shared is not None
         exclusive = {
-            domain: posterior.sample(generator, part)
+            domain: posterior.sample(generator)
             for domain, posterior in posteriors.exclusive.items()
         }
-        return Latents(exclusive, posteriors.joint_shared.sample(generator, part))
+        return Latents(exclusive, posteriors.joint_shared.sample(generator))
 
     def generate(self, latents: Latents) -> Reconstructions:
         """Decodes a batch of latents into both domains, in the units of `Posteriors.inputs`."""

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from iiae_cli.extensions.augmentation import CAST, CONTRAST, LIGHT, SHIFT, TINT, Augmentation
-from iiae_cli.model.gaussian import Part
 
 PARTS = {
     "geometric": 1.0,
@@ -44,14 +43,6 @@ def test_every_part_changes_pictures_as_seed_and_step_say(part: str) -> None:
     for changed, given in zip(first, (x, y), strict=True):
         assert changed.shape == given.shape and not torch.equal(changed, given)
         assert changed.min() >= -1 and changed.max() <= 1
-
-
-def test_a_part_of_a_batch_is_changed_as_in_the_whole() -> None:
-    x, y = smooth(seed=1), smooth(seed=2)
-    whole = Augmentation(**PARTS)(x, y, 3, 7)
-    part = Augmentation(**PARTS)(x[3:6], y[3:6], 3, 7, Part(3, len(x)))
-    for one, other in zip(whole, part, strict=True):
-        torch.testing.assert_close(one[3:6], other)
 
 
 def test_the_global_generator_is_neither_read_nor_moved() -> None:

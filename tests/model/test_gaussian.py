@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from iiae_cli.model.gaussian import DiagonalGaussian, Part, kl_between, kl_to_prior
+from iiae_cli.model.gaussian import DiagonalGaussian, kl_between, kl_to_prior
 
 SHAPES = [(5, 7), (3, 4, 2, 6)]
 
@@ -81,10 +81,3 @@ def test_samples_have_the_mean_and_deviation_of_the_gaussian():
     torch.testing.assert_close(sample.mean(0), mean, rtol=0, atol=0.06)
     torch.testing.assert_close(sample.std(0), deviation, rtol=0.03, atol=0)
     assert abs(float(torch.corrcoef(sample.T)[0, 1])) < 0.03
-
-
-def test_the_rows_of_a_part_have_the_noise_that_they_have_in_the_whole_batch():
-    q = gaussian((6, 5), 10)
-    part = DiagonalGaussian(q.mean[2:4], q.logvar[2:4]).sample(seeded(1), Part(2, 6))
-    assert torch.equal(q.sample(seeded(1))[2:4], part)
-    assert not torch.equal(q.sample(seeded(2))[2:4], part)
