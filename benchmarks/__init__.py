@@ -1,1 +1,1 @@
-"""How fast the program is, beside straightforward ways of doing the same; run from the checkout's root."""
+"""The program's speed beside straightforward ways of doing the same; run from the checkout."""

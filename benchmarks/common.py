@@ -1,7 +1,7 @@
-"""What all benchmarks share: competitors timed in turns, ratios with their spread, the machine's peak, one JSON object.
+"""What benchmarks share: competitors timed in turns, ratios and their spread, the machine's peak.
 
-Times are ratios' raw material: a busy machine changes them, the ratio of two that ran in turns much less. CPU seconds
-of the process are printed beside wall seconds for the same reason.
+Times are ratios' raw material: a busy machine changes them, the ratio of two that ran in turns much
+less. CPU seconds of the process are printed beside wall seconds for the same reason.
 """
 
 from __future__ import annotations

@@ -71,9 +71,8 @@ def main() -> None:
         return
     for name, one in result["milliseconds_per_picture"].items():
         print(f"{name}\t{one['cpu']:.3f} ms per picture\t{1e3 / one['cpu']:.1f} pictures/s")
-    print(
-        f"encode runs at {rate['median']:.2f} of the bare forward's rate ({rate['least']:.2f}-{rate['most']:.2f})"
-    )
+    spread = f"{rate['least']:.2f}-{rate['most']:.2f}"
+    print(f"encode runs at {rate['median']:.2f} of the bare forward's rate ({spread})")
 
 
 if __name__ == "__main__":

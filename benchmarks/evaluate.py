@@ -3,9 +3,9 @@
     python -m benchmarks.evaluate                    # 14,421 × 14,626 × 64, 25 classes
     python -m benchmarks.evaluate --scale 0.1 --threads 2
 
-The competitors rank in chunks: `numpy.argsort` stable, as ties in gallery order need it; numpy's default one, which
-AVX-512 makes several times faster and which orders ties at will; and that one query by query, which the processor's
-cache likes better.
+The competitors rank in chunks: `numpy.argsort` stable, as ties in gallery order need it; numpy's
+default one, which AVX-512 makes several times faster and which orders ties at will; and that one
+query by query, which the processor's cache likes better.
 """
 
 from __future__ import annotations

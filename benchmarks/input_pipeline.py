@@ -3,7 +3,8 @@
     python -m benchmarks.input_pipeline
     python -m benchmarks.input_pipeline --preset mnist-cdcb-32 --steps 20
 
-The step runs on one preloaded batch; the feed of `iiae train` is timed beside it on a file of random pictures.
+The step runs on one preloaded batch; the feed of `iiae train` is timed beside it on a file of
+random pictures.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def main() -> None:
         report(result)
         return
     print(
-        f"{options.preset}, batch {work.batch_size}, {precision}: input {work.batch_size / best:.0f} pairs/s, "
-        f"{1000 * best:.1f} ms a batch at best"
+        f"{options.preset}, batch {work.batch_size}, {precision}: "
+        f"input {work.batch_size / best:.0f} pairs/s, {1000 * best:.1f} ms a batch at best"
     )
     for clock, one in added.items():
         least, median, most = (100 * one[key] for key in ("least", "median", "most"))

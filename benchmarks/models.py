@@ -1,4 +1,4 @@
-"""The models of the presets, and two ways to train one: a plain PyTorch loop, and this package's own parts."""
+"""The presets' models, and two ways to train them: a plain PyTorch loop, and this package."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def workload(preset: str, batch_size: int | None, assignments: list[str]) -> Wor
 
 
 def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Callable[[], None]:
-    """A straightforward loop's step: NCHW, every parameter learns, Adam as it comes, the loss read every step."""
+    """A plain loop's step: NCHW, every parameter learns, default Adam, the loss read every step."""
     torch.manual_seed(0)
     model = build_model(work.config, work.info).to(device).train()
     for parameter in model.parameters():
@@ -140,7 +140,7 @@ def own_steps(
 
 
 def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> float:
-    """Floating-point operations of one training step's products and convolutions, forward and backward."""
+    """Floating-point operations of a training step's products and convolutions, both ways."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
@@ -150,7 +150,7 @@ def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> flo
 
 
 def convolution_peak(device: torch.device, seconds: float = 1.0) -> float:
-    """float32 convolutions, channels-last, in GFLOP per CPU second (wall second on a GPU): the best of many."""
+    """float32 channels-last convolutions in GFLOP per CPU second (wall on a GPU), best of many."""
     x = torch.rand(8, 64, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
     weight = torch.rand(128, 64, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
     on_gpu = device.type == "cuda"

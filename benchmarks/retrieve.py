@@ -1,10 +1,11 @@
-"""Nearest neighbours, side by side: `nearest` by each backend against faiss' flat index, and partners' ranks.
+"""Nearest neighbours: `nearest` by each backend beside faiss' flat index; partners' ranks.
 
     python -m benchmarks.retrieve                    # 7,500 × 70,000 × 64, cosine, k = 100
     python -m benchmarks.retrieve --long             # 10,000 × 10,000 × 8,192, Euclidean, k = 1
     python -m benchmarks.retrieve --scale 0.1 --threads 2 --backends torch faiss sklearn
 
-faiss' flat index is timed with all that a search from raw latents takes: unit rows for cosine, adding, searching.
+faiss' flat index is timed with all that a search from raw latents takes: unit rows for cosine,
+adding, searching.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""A training step of a preset's model, side by side with a plain PyTorch loop of the same model and batch.
+"""A training step of a preset's model beside a plain PyTorch loop of the same model and batch.
 
-    python -m benchmarks.train_step                              # the paper's 256x256 model, batch 8, one thread
+    python -m benchmarks.train_step                     # the paper's 256x256 model, one thread
     python -m benchmarks.train_step --preset mnist-cdcb-32 --threads 2 --steps 10 --repetitions 20
     python -m benchmarks.train_step --preset mnist-cdcb --device cuda --batch-size 256
 
-Competitors: `plain` (NCHW, fp32, Adam as it comes, the loss read every step), `fp32` and, where the device has a matrix
-unit for it, `bf16` (`training.loop.fit` as `iiae train` calls it). Memory is measured in processes of their own.
+Competitors: `plain` (NCHW, fp32, Adam as it comes, the loss read every step), `fp32` and, where the
+device has a matrix unit for it, `bf16` (`training.loop.fit` as `iiae train` calls it). Memory is
+measured in processes of their own.
 """
 
 from __future__ import annotations
@@ -163,15 +164,17 @@ def main() -> None:
         report(result)
         return
     print(
-        f"{result['preset']}, batch {result['batch_size']}, {result['threads']} threads, {result['clock']} seconds"
+        f"{result['preset']}, batch {result['batch_size']}, {result['threads']} threads, "
+        f"{result['clock']} seconds"
     )
     for name, one in result["competitors"].items():
+        taken, ratio_to_plain = one["seconds_per_step"], one["time_of_plain"]["median"]
         cells = [
             name,
-            f"{one['seconds_per_step']['least']:.4f} s (median {one['seconds_per_step']['median']:.4f})",
+            f"{taken['least']:.4f} s (median {taken['median']:.4f})",
             f"{one['pairs_per_second']:.1f} pairs/s",
             f"{one['of_fp32_peak']:.2f} of fp32 peak",
-            f"{one['time_of_plain']['median']:.2f} of plain ({one['least_time_of_plains_least']:.2f} of leasts)",
+            f"{ratio_to_plain:.2f} of plain ({one['least_time_of_plains_least']:.2f} of leasts)",
             "" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 1e9:.2f} GB",
         ]
         print("\t".join(cells).rstrip())

@@ -108,7 +108,7 @@ class Trained:
 
 
 def untrained_run(folder: Path) -> Path:
-    """A run with the first weights of the embedded digits' networks, for what asks nothing of their quality."""
+    """A run of the embedded digits' networks with their first weights."""
     from iiae_cli.builders import build_model
     from iiae_cli.config.presets import preset_layers, resolve
     from iiae_cli.data.datafile import DataInfo

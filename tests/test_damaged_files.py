@@ -1,4 +1,5 @@
-"""Damaged and hostile files: an exit code and two lines; no traceback, no hang, no code run, nothing written elsewhere.
+"""Damaged and hostile files: an exit code and two lines; no traceback, no hang, no code run,
+nothing written elsewhere.
 
 Every kind of file that a command reads starts from a good small one, is damaged, and is read again.
 """

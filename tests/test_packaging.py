@@ -1,4 +1,4 @@
-"""What a wheel holds, and that presets are found in a checkout and in an installed package alike."""
+"""The wheel's content; presets are found in a checkout and in an installed package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = (
         "import iiae_cli.config.presets as c; "
-        "print(c.preset_folder()); print(*c.preset_names()); print(len(c.preset_layers('digits-edge')))"
+        "print(c.preset_folder()); print(*c.preset_names()); "
+        "print(len(c.preset_layers('digits-edge')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

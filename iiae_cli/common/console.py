@@ -1,7 +1,7 @@
 """The only user of rich: results to stdout, everything else to stderr.
 
-A terminal gets tables, colours and progress bars; a pipe gets plain text, tables tab-separated, one progress line every
-few seconds. `NO_COLOR` is honoured (by rich).
+A terminal gets tables, colours and progress bars; a pipe gets plain text, tables tab-separated, one
+progress line every few seconds. `NO_COLOR` is honoured (by rich).
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def print_table(
     *,
     header: bool = True,
 ) -> None:
-    """Print a table on stdout: drawn on a terminal, tab-separated in a pipe (there with or without its header)."""
+    """Print a table on stdout: drawn on a terminal, tab-separated in a pipe.
+
+    `header=False` leaves the header out in a pipe.
+    """
     cells = [
         [f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
         for row in rows
@@ -146,7 +149,7 @@ class Progress:
             say(", ".join([f"{done}/{self.total} {self._unit}", self.pace(), *self.fact_texts()]))
 
     def pace(self) -> str:
-        """Items a second over the last half minute, pauses included, and the time left at that pace."""
+        """Items a second over the last half minute, and the time left at that pace."""
         started, first = self._marks[0]
         rate = (self.done - first) / max(1e-9, time.monotonic() - started)
         left = "?"

@@ -1,7 +1,7 @@
 """What a user can cause, and the exit codes.
 
-The core raises these; `cli/app.py` alone turns them into an `error:` line, a `hint:` line and an exit code.
-Any other exception is a bug and keeps its traceback (exit code 1).
+The core raises these; `cli/app.py` alone turns them into an `error:` line, a `hint:` line and an
+exit code. Any other exception is a bug and keeps its traceback (exit code 1).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _IMPOSSIBLE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def regular_file(path: Path, hint: str) -> None:
-    """Refuse a path that is missing or no regular file, such as a pipe, which a reader would wait for.
+    """Refuse a path that is missing or no regular file; a reader would wait for a pipe.
 
     Raises:
         IiaeError: nothing, a folder, a pipe or a device is there.
@@ -34,7 +34,7 @@ def regular_file(path: Path, hint: str) -> None:
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[None]:
-    """The one boundary around readers of files: whatever they raise on damaged content is a user error.
+    """The one boundary around readers: whatever they raise on a damaged file is a user's error.
 
     Raises:
         IiaeError: the path is no regular file, may not be read, or its content is damaged.
@@ -65,7 +65,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary file that becomes `path` where the block succeeds and is removed where it fails.
+    """Yield a temporary file that becomes `path` if the block succeeds, else is removed.
 
     Args:
         path: the file to make; an older one stays until the new one is complete.
@@ -140,7 +140,7 @@ def write_errors(path: Path) -> Iterator[None]:
             free = shutil.disk_usage(parent).free / 2**20
             raise IiaeError(
                 f"no space left while writing {path} ({free:.0f} MiB free); nothing was replaced",
-                "free some space or choose another path, then run again (with --resume if it exists)",
+                "free some space or choose another path, then run again (with --resume)",
             ) from error
         if code in _FORBIDDEN:
             raise IiaeError(

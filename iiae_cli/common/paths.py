@@ -15,7 +15,7 @@ def data_folder() -> Path:
 
 
 def data_file(option: Path | None, set_name: str) -> Path:
-    """The data file of a set: `--data` or `IIAE_DATA`, each a file or a folder that holds SET.h5, else data/SET.h5.
+    """The data file of a set: `--data`, else `IIAE_DATA`, else data/; a file, or FOLDER/SET.h5.
 
     Raises:
         IiaeError: neither a file nor a set was named.
@@ -43,7 +43,8 @@ def index_file(
 ) -> tuple[Path, str]:
     """The gallery and how it was chosen.
 
-    In this order: `--index`, `IIAE_INDEX`, the only latent cache in the current folder, RUN/gallery.h5.
+    In this order: `--index`, `IIAE_INDEX`, the only latent cache in the current folder,
+    RUN/gallery.h5.
 
     Args:
         option: `--index`.

@@ -1,7 +1,8 @@
 """Signals set a flag; work asks for it after every step and before every block.
 
-Nothing is raised from a signal handler, so no file is ever left half-written by one. Work that takes long asks often
-enough to end within about five seconds. Imports nothing heavy: the flag stands before torch is imported.
+Nothing is raised from a signal handler, so no file is ever left half-written by one. Work that
+takes long asks often enough to end within about five seconds. Imports nothing heavy: the flag
+stands before torch is imported.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int | None:
-        """130 after Ctrl-C, 75 after another signal or the deadline, None while work should go on."""
+        """130 after Ctrl-C, 75 after another signal or the deadline, None if work goes on."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return EXIT_INTERRUPTED if self._code is None and late else self._code
 
@@ -60,7 +61,8 @@ def signal_of(name: str) -> signal.Signals:
     """The signal of a name, with or without SIG.
 
     Raises:
-        IiaeError: no such signal, or one that a process cannot catch or that means something else here.
+        IiaeError: no such signal, or one that a process cannot catch or that means something else
+            here.
     """
     short = name.upper().removeprefix("SIG")
     if short not in _USABLE:
@@ -73,10 +75,11 @@ def signal_of(name: str) -> signal.Signals:
 
 @contextmanager
 def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
-    """SIGINT, SIGTERM and the preempt signal set the flag while inside; a second Ctrl-C ends the process at once.
+    """SIGINT, SIGTERM and the preempt signal set the flag while inside; a second Ctrl-C ends the
+    process at once.
 
-    The old handlers come back afterwards, unless the flag is set: then further signals are ignored, so that the process
-    ends with its own exit code.
+    The old handlers come back afterwards, unless the flag is set: then further signals are ignored,
+    so that the process ends with its own exit code.
 
     Raises:
         IiaeError: `preempt` names no signal to stop by.

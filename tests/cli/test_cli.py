@@ -27,14 +27,15 @@ COMMANDS = ("prepare", "train", "encode", "retrieve", "translate", "evaluate")
 def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
     code = (
         "import sys, iiae_cli.cli.app; "
-        "print([name for name in ('torch', 'h5py', 'sklearn', 'pydantic', 'numpy', 'click') if name in sys.modules])"
+        "heavy = {'torch', 'h5py', 'sklearn', 'pydantic', 'numpy', 'click'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_help_takes_a_fraction_of_what_importing_torch_takes() -> None:
-    """Processor time, which another process on the machine does not lengthen as it does the clock's."""
+    """In processor time, which other processes lengthen little."""
 
     def seconds(*command: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
