@@ -91,11 +91,7 @@ def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> N
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of `90`, `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`.
-
-    Raises:
-        IiaeError: `text` is none of these.
-    """
+    """Seconds of `90`, `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`."""
     clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d)", text)
     units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     match = clock or units
@@ -106,11 +102,7 @@ def seconds_of(text: str) -> float:
 
 
 def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(I, N) of `I/N` with 0 ≤ I < N, or of `auto` (also `slurm`): this task of a SLURM job array.
-
-    Raises:
-        IiaeError: `text` is none of these, or there is no job array.
-    """
+    """(I, N) of `I/N` with 0 ≤ I < N, or of `auto`/`slurm`: this task of a SLURM job array."""
     if text in ("auto", "slurm"):
         return _array_task(environment, text)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -145,11 +137,7 @@ def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
 
 
 def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:
-    """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort.
-
-    Raises:
-        IiaeError: `{shard}` without a shard, or all tasks of a job array would write one file.
-    """
+    """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort."""
     if "{shard}" in str(output):
         if shard is None:
             raise IiaeError(

@@ -21,11 +21,7 @@ _IMPOSSIBLE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def regular_file(path: Path, hint: str) -> None:
-    """Refuse a path that is missing or no regular file; a reader would wait for a pipe.
-
-    Raises:
-        IiaeError: nothing, a folder, a pipe or a device is there.
-    """
+    """Refuse a path that is missing or no regular file; a reader would wait for a pipe."""
     if not os.path.lexists(path):
         raise IiaeError(f"{path} does not exist", hint)
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
@@ -34,11 +30,7 @@ def regular_file(path: Path, hint: str) -> None:
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[None]:
-    """The one boundary around readers: whatever they raise on a damaged file is a user's error.
-
-    Raises:
-        IiaeError: the path is no regular file, may not be read, or its content is damaged.
-    """
+    """The one boundary around readers: whatever they raise on a damaged file is a user's error."""
     regular_file(path, hint)
     try:
         yield
@@ -52,11 +44,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file or folder unless `overwrite`.
-
-    Raises:
-        IiaeError: the path exists.
-    """
+    """Refuse to replace a file or folder unless `overwrite`."""
     if path.exists() and not overwrite:
         raise IiaeError(
             f"{path} exists already", "pass --overwrite to replace it, or choose another output"
@@ -71,9 +59,6 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
         path: the file to make; an older one stays until the new one is complete.
         sync: wait for the disk; False suits many small files that can be made again.
         folder: holds the temporary file, on the same file system; None: beside `path`.
-
-    Raises:
-        IiaeError: the disk is full, or the path cannot be written.
     """
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +80,7 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a whole line to a text file, or nothing.
-
-    Raises:
-        IiaeError: the disk is full, or the path cannot be written.
-    """
+    """Add a whole line to a text file, or nothing."""
     content = (line + "\n").encode()
     with write_errors(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
@@ -109,11 +90,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the file's content is on the disk.
-
-    Raises:
-        IiaeError: the disk is full.
-    """
+    """Wait until the file's content is on the disk."""
     with write_errors(path):
         _sync(path)
 
@@ -126,11 +103,7 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into user errors.
-
-    Raises:
-        IiaeError: no space, no permission, a read-only file system, an impossible path.
-    """
+    """Turn the operating system's refusals to write `path` into user errors."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -154,21 +127,9 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """16 hex digits from a file's size, its first and last MiB and 62 samples of 64 KiB between.
-
-    Cheaper than a checksum, and unlike a modification time equal for a copy on another machine.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    samples = [(size * part // 63, 1 << 16) for part in range(1, 63)]
+    """16 hex digits of a file's SHA-256."""
     with path.open("rb") as file:
-        for start, length in [(0, 1 << 20), *samples, (max(0, size - (1 << 20)), 1 << 20)]:
-            file.seek(start)
-            digest.update(file.read(length))
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _errno(error: OSError | RuntimeError) -> int | None:

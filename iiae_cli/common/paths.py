@@ -15,11 +15,7 @@ def data_folder() -> Path:
 
 
 def data_file(option: Path | None, set_name: str) -> Path:
-    """The data file of a set: `--data`, else `IIAE_DATA`, else data/; a file, or FOLDER/SET.h5.
-
-    Raises:
-        IiaeError: neither a file nor a set was named.
-    """
+    """The data file of a set: `--data`, else `IIAE_DATA`, else data/; a file, or FOLDER/SET.h5."""
     path = option or data_folder()
     if path.is_file() or (option is not None and not path.is_dir()):
         return path
@@ -50,9 +46,6 @@ def index_file(
         option: `--index`.
         run: `--run`.
         is_cache: returns whether an HDF5 file is a latent cache.
-
-    Raises:
-        IiaeError: none of them exists.
     """
     if option is not None:
         return option, "--index"

@@ -92,11 +92,7 @@ def key_help() -> dict[str, str]:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge layers, later ones winning, and validate.
-
-    Raises:
-        IiaeError: unknown keys or bad values, all of them named.
-    """
+    """Merge layers, later ones winning, and validate."""
     values, sources, unknown = _merge(layers)
     keys = list(key_help())
     problems = [
@@ -187,11 +183,7 @@ def preset_names() -> list[str]:
 
 
 def preset_layers(preset: str) -> list[Layer]:
-    """The layers of a preset, a name or a YAML file, with the presets that it extends first.
-
-    Raises:
-        IiaeError: no such preset or file, no valid YAML, or a preset that extends itself.
-    """
+    """The layers of a preset, a name or a YAML file, with the presets that it extends first."""
     layers: list[Layer] = []
     seen: list[Path] = []
     name: str | None = preset
@@ -228,11 +220,7 @@ def _preset_path(name: str, folder: Path) -> Path:
 
 
 def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        IiaeError: missing, unreadable, or no mapping of names.
-    """
+    """The mapping in a YAML file."""
     with reading(path, hint), path.open(encoding="utf-8") as file:
         content = load_yaml(file.read(MOST_CHARACTERS + 1), str(path))
     content = {} if content is None else content
@@ -259,11 +247,7 @@ def environment_layer(environment: Mapping[str, str] = os.environ) -> Layer:
 
 
 def set_layer(assignments: Iterable[str]) -> Layer:
-    """`--set KEY=VALUE` with dotted keys and YAML-typed values.
-
-    Raises:
-        IiaeError: an assignment without '=', or a value that is no YAML.
-    """
+    """`--set KEY=VALUE` with dotted keys and YAML-typed values."""
     layer = Layer("--set")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -294,11 +278,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The plain value of one YAML document, in time and memory that the text's length bounds.
-
-    Raises:
-        IiaeError: no YAML, a tag of an object, aliases that expand to far too many values.
-    """
+    """The plain value of one YAML document, in time and memory that the text's length bounds."""
     try:
         if len(text) > MOST_CHARACTERS:
             raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS} characters")

@@ -197,17 +197,10 @@ def test_a_readers_own_refusal_passes(path: Path) -> None:
     assert refusal(raising, reading(path, "make it"), error) is error
 
 
-def test_a_fingerprint_follows_size_and_content(path: Path) -> None:
-    seen = set()
-    for size in (0, 1, 1000, 3 << 20):
-        content = bytearray(os.urandom(1000) * (size // 1000 + 1))[:size]
-        path.write_bytes(content)
-        first = fingerprint_of_file(path)
-        os.utime(path, ns=(1, 1))
-        assert fingerprint_of_file(path) == first and len(first) == 16
-        seen.add(first)
-        for place in {0, size - 1} & set(range(size)):
-            content[place] ^= 1
-            path.write_bytes(content)
-            seen.add(fingerprint_of_file(path))
-    assert len(seen) == 1 + 2 + 3 + 3
+def test_a_fingerprint_follows_the_content_alone(path: Path) -> None:
+    path.write_bytes(b"content")
+    first = fingerprint_of_file(path)
+    os.utime(path, ns=(1, 1))
+    assert fingerprint_of_file(path) == first and len(first) == 16
+    path.write_bytes(b"contenT")
+    assert fingerprint_of_file(path) != first
