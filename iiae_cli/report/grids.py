@@ -177,8 +177,8 @@ class TranslationGrid:
     analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
 
     `names` say how each of K outputs is made: `sample 1`, `step 1`, a reference's file name, ….
-    `references` has a picture and an id, or None, for each of them; or is empty. A row is an input's
-    picture, its id and its K outputs.
+    `references` has a picture and an id, or None, for each of them; or is empty. A row is an
+    input's picture, its id and its K outputs.
     """
 
     source: Domain

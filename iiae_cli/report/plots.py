@@ -53,8 +53,8 @@ def line_chart(
 ) -> bytes:
     """Draws lines over whole numbers; points whose y is not finite are left out.
 
-    `levels` are named values to compare with. The scale `fraction` shows all of [0, 1], `log` leaves
-    out points at or below 0, `symlog` starts at 0 and is linear below 1.
+    `levels` are named values to compare with. The scale `fraction` shows all of [0, 1], `log`
+    leaves out points at or below 0, `symlog` starts at 0 and is linear below 1.
     """
     figure, axes = _figure()
     for number, line in enumerate(lines):
