@@ -7,7 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import torch
+from helpers import Trained
+
+from iiae_cli import load
 from iiae_cli.config.presets import preset_folder, preset_names
+from iiae_cli.data.datafile import DataFile
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,3 +50,11 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         " ".join(preset_names()),
         "2",
     ]
+
+
+def test_a_run_loads_from_python(trained: Trained) -> None:
+    model = load(trained.run, device="cpu")
+    rows = DataFile(trained.data).split("test").x.rows[:4]
+    assert model.encode(rows, "x").mean("exclusive").shape == (4, 8)
+    translated = model.translate(rows, "x", "y", torch.zeros(4, 1, 8))
+    assert translated.shape == (4, 1, 32, 32, 3)
