@@ -193,7 +193,7 @@ def command(
     given = dict(locals())
 
     from iiae_cli.cli.prepare_run import Call
-    from iiae_cli.data.blocks import Part
+    from iiae_cli.data.shards import Part
     from iiae_cli.data.sources.plan import PrepareOptions
 
     if valid_fraction + test_fraction >= 1:

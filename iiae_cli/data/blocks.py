@@ -4,11 +4,10 @@ A job is described by a JSON object of everything that decides its values, and i
 dictionary of arrays (numbers or text). While it runs, finished blocks lie in the folder `OUTPUT.partial/`:
 
     job.json    the job
-    lock        held by the process that works here; the system takes it back when the process dies
+    .lock       held by the process that works here; the system takes it back when the process dies
     blocks      one append-only file: per block a head (magic, number, length, CRC-32) and an uncompressed .npz
 
-A kill at any moment leaves at most a cut block at the end, which the next call drops. What `--shard` writes is a part
-(HDF5, schema `iiae.part/1`): its run of the blocks as /blocks/NUMBER/NAME, and the job as an attribute.
+A kill at any moment leaves at most a cut block at the end, which the next call drops.
 """
 
 from __future__ import annotations
@@ -19,32 +18,19 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import TEMPORARY, reading, write_errors, writing
-from iiae_cli.data.hdf5 import (
-    check_schema,
-    member,
-    new_hdf5,
-    open_hdf5,
-    read_array,
-    read_texts,
-    text_attribute,
-    write_texts,
-)
+from iiae_cli.common.files import TEMPORARY, reading, remove_temporaries, write_errors, writing
+from iiae_cli.common.locks import LOCK, locked
 
-PART_SCHEMA = "iiae.part/1"
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Job: TypeAlias = Mapping[str, Any]
 
@@ -52,8 +38,6 @@ _SCHEMA = "iiae.partial/2"
 _MAGIC = b"iiaeblk2"
 _HEAD = struct.Struct("<8sQQI")
 _SYNC_SECONDS = 10.0  # what a machine that dies loses at most; a killed process loses no block
-_NAMED = 8  # missing parts that an error names
-_REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
 
 
 class BlockStore:
@@ -162,7 +146,7 @@ def block_store(
                 f"{folder} holds interrupted work",
                 "continue it with --resume, or start over with --overwrite",
             )
-        differing = _differences(begun or job, job)
+        differing = differences(begun or job, job)
         if begun is not None and resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if begun is None or not resume or differing:
@@ -170,6 +154,7 @@ def block_store(
             with writing(folder / "job.json") as temporary:
                 content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
                 temporary.write_text(content + "\n", encoding="utf-8")
+        remove_temporaries(folder)
         store = BlockStore(folder, job)
         finished = False
         try:
@@ -194,36 +179,16 @@ def discard(output: Path) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock.
-
-    Raises:
-        IiaeError: another process holds it, or something else is in the way.
-    """
-    _begun(folder)  # nothing is put into a folder of someone else's
+    """Make the folder and hold its lock; one that is not the store's is refused."""
+    _begun(folder)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise IiaeError(
-            f"{folder} is in use by another process",
-            "wait for it, end it, or choose another output",
-        ) from None
-    except NotImplementedError:
-        pass  # a file system without locks: the user sees to it
-    try:
+    with locked(folder, "wait for it, end it, or choose another output"):
         yield
-    finally:
-        lock.release()
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """The job that was begun in a folder; None where none was.
-
-    Raises:
-        IiaeError: something else is in the way.
-    """
+    """The job that was begun in a folder; None where none was; anything else in its place is refused."""
     if not os.path.lexists(folder):
         return None
     try:
@@ -241,7 +206,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
 def _others(folder: Path) -> list[Path]:
     """What lies in a folder beside the store's own files; half-written files do not count."""
-    own = ("lock", "job.json", "blocks")
+    own = (LOCK, "job.json", "blocks")
     return [
         path
         for path in folder.iterdir()
@@ -251,169 +216,17 @@ def _others(folder: Path) -> list[Path]:
 
 def _empty(folder: Path) -> None:
     """Remove all work; the job goes last, so that a kill in between leaves a folder that is known again."""
-    paths = [path for path in folder.iterdir() if path.name != "lock"]
+    paths = [path for path in folder.iterdir() if path.name != LOCK]
     for path in sorted(paths, key=lambda path: path.name == "job.json"):
         path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
     _empty(folder)
-    (folder / "lock").unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
     folder.rmdir()
 
 
-def _differences(left: Job, right: Job) -> list[str]:
-    """Names of what differs between two jobs."""
+def differences(left: Job, right: Job) -> list[str]:
+    """The names of what differs between two jobs."""
     return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which part of how many.
-
-    Attributes:
-        index: from 0.
-        count: of parts.
-    """
-
-    index: int
-    count: int
-
-    @property
-    def name(self) -> str:
-        """`I/N`, as on the command line."""
-        return f"{self.index}/{self.count}"
-
-    def of(self, total: int) -> range:
-        """Its run of `total` blocks; runs follow one another and differ in length by one at most."""
-        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """A part's file, its blocks unread.
-
-    Attributes:
-        path: the file.
-        part: which part it holds.
-        total: number of blocks of the whole job.
-        job: everything that decides the values.
-        about: what else its maker says, such as the words of its command.
-    """
-
-    path: Path
-    part: Part
-    total: int
-    job: dict[str, Any]
-    about: dict[str, Any]
-
-    def blocks(self) -> Iterator[Arrays]:
-        """Its blocks in order.
-
-        Raises:
-            IiaeError: one is missing, or the file is damaged.
-        """
-        with open_hdf5(self.path, _REMEDY) as file:
-            for number in self.part.of(self.total):
-                yield _arrays(file["blocks"], str(number))
-
-
-def write_part(
-    path: Path,
-    store: BlockStore,
-    part: Part,
-    total: int,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a part's file, atomically, from the blocks of a store; one block is in memory at a time.
-
-    Args:
-        path: an existing file is replaced.
-        store: has every block of the part.
-        part: which one.
-        total: number of blocks of the whole job.
-        about: what else to say; parts may differ in it.
-    """
-    with writing(path, folder=store.folder) as temporary, new_hdf5(temporary) as file:
-        head = {"part": [part.index, part.count, total], "job": store.job, "about": about or {}}
-        file.attrs["schema"] = PART_SCHEMA
-        file.attrs.update({key: json.dumps(value) for key, value in head.items()})
-        blocks = file.create_group("blocks")
-        for number in part.of(total):
-            group = blocks.create_group(str(number))
-            for name, values in store.read(number).items():
-                if values.dtype.kind == "U":
-                    write_texts(group, name, values.tolist())
-                else:
-                    group.create_dataset(name, data=values)
-
-
-def part_of(path: Path) -> PartFile:
-    """A part's file, its blocks unread.
-
-    Raises:
-        IiaeError: missing, damaged, or no part.
-    """
-    with open_hdf5(path, _REMEDY) as file:
-        check_schema(file, path, PART_SCHEMA, _REMEDY)
-        head = {key: json.loads(text_attribute(file, key)) for key in ("part", "job", "about")}
-        index, count, total = map(int, head["part"])
-        if not 0 <= index < count or total < 0:
-            raise ValueError(f"there is no part {index} of {count}")
-        return PartFile(path, Part(index, count), total, dict(head["job"]), dict(head["about"]))
-
-
-def _arrays(blocks: h5py.Group, number: str) -> Arrays:
-    group = member(blocks, number)
-    if not isinstance(group, h5py.Group):
-        raise ValueError(f"block {number} is missing")
-    arrays: Arrays = {}
-    for name in group:
-        texts = h5py.check_string_dtype(group[name].dtype) is not None
-        arrays[name] = (
-            np.array(read_texts(group, name), np.str_) if texts else read_array(group, name)
-        )
-    return arrays
-
-
-def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
-    """All parts of one job, in order, their blocks unread.
-
-    Args:
-        paths: their files in any order.
-        again: how a missing part is made, up to the options: `iiae prepare …`.
-
-    Raises:
-        IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or missing.
-    """
-    parts = [part_of(path) for path in paths]
-    first = parts[0]
-    by_index: dict[int, PartFile] = {}
-    for one in parts:
-        differing = _differences(one.job, first.job)
-        if differing or one.total != first.total:
-            raise IiaeError(
-                f"{one.path} was made with another {', '.join(differing) or 'input'} "
-                f"than {first.path}",
-                "make all shards by the same command, source and version",
-            )
-        if one.part.count != first.part.count:
-            raise IiaeError(
-                f"{one.path} is shard {one.part.name}, {first.path} {first.part.name}",
-                "merge shards of one division",
-            )
-        other = by_index.setdefault(one.part.index, one)
-        if other is not one:
-            raise IiaeError(
-                f"shard {one.part.name} is given twice: {other.path}, {one.path}",
-                "name every shard once",
-            )
-    missing = [index for index in range(first.part.count) if index not in by_index]
-    if missing:
-        names = [f"{index}/{first.part.count}" for index in missing[:_NAMED]]
-        named = f"shard {names[0]} is" if len(missing) == 1 else f"shards {', '.join(names)} are"
-        more = f" (and {len(missing) - _NAMED} more)" if len(missing) > _NAMED else ""
-        raise IiaeError(
-            f"{named} missing{more}", f"make the rest: {again} --shard {names[0]} --resume"
-        )
-    return [by_index[index] for index in range(first.part.count)]

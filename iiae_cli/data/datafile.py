@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
-from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
@@ -45,6 +44,7 @@ from iiae_cli.data.hdf5 import (
     text_attributes,
     write_texts,
 )
+from iiae_cli.data.shards import PART_SCHEMA
 from iiae_cli.data.splits import SPLITS, DataInfo, Rows, Side, Split, SplitName
 from iiae_cli.model import DOMAINS, Domain
 

@@ -14,15 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.data.blocks import (
-    Arrays,
-    Part,
-    block_store,
-    discard,
-    partial_of,
-    read_parts,
-    write_part,
-)
+from iiae_cli.data.blocks import Arrays, block_store, discard, partial_of
+from iiae_cli.data.shards import Part, read_parts, write_part
 
 JOB = {"seed": 1}
 
@@ -131,7 +124,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
         with (
-            pytest.raises(IiaeError, match="in use by another process"),
+            pytest.raises(IiaeError, match="another process works in"),
             block_store(output, {}, overwrite=True),
         ):
             pass
