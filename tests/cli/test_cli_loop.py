@@ -112,20 +112,6 @@ def test_encode_pictures_equals_encoding_the_prepared_file(iiae: Program, traine
         assert pictures.attrs["fingerprint"] == prepared.attrs["fingerprint"]
 
 
-def test_encoded_shards_merge_to_the_whole(iiae: Program, trained: Trained) -> None:
-    base = ("encode", trained.data, "--domain", "x", "--run", trained.run)
-    iiae(*base, "-o", "whole.h5")
-    parts = [f"part{index}.h5" for index in range(3)]
-    for index, part in enumerate(parts):
-        assert iiae(*base, "--shard", f"{index}/3", "-o", part).code == 0
-    assert iiae("encode", *parts, "--merge", "-o", "merged.h5").code == 0
-    with h5py.File("whole.h5") as whole, h5py.File("merged.h5") as merged:
-        np.testing.assert_allclose(whole["shared/mean"][()], merged["shared/mean"][()], atol=1e-5)
-        assert list(whole["ids"]) == list(merged["ids"])
-    doubled = iiae("encode", "part0.h5", "part0.h5", "--merge", "-o", "twice.h5")
-    assert doubled.code == 2 and not Path("twice.h5").exists()
-
-
 def test_encode_chooses_latents_and_format(iiae: Program, trained: Trained) -> None:
     base = ("encode", trained.data, "--domain", "x", "--run", trained.run, "-o", "s.h5")
     iiae(*base, "--latents", "shared", "--dtype", "float16")
