@@ -176,12 +176,6 @@ def test_any_program_can_read_the_file_with_h5py_alone(path):
         assert np.issubdtype(train["pairs"].dtype, np.integer)
 
 
-def test_absent_labels_factors_and_pairs_are_left_out_of_the_file(path):
-    write(path, train=split_of(2))
-    with h5py.File(path, "r") as file:
-        assert set(file["train"]) == {"x", "y", "x_ids", "y_ids"}
-
-
 def test_a_file_written_by_another_program_is_read(path):
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.data/2"
@@ -225,15 +219,6 @@ def test_a_split_larger_than_half_the_free_memory_is_mapped(path, monkeypatch):
     with pytest.raises(ValueError):
         split.x.rows[0] = 0  # read-only: the file cannot be changed by accident
     assert file.split("valid").x.rows.shape == (0, 16, 20, 3)
-
-
-def test_a_compressed_array_cannot_be_mapped_and_is_read(path, monkeypatch):
-    file = write(path, test=split_of(3))
-    with h5py.File(path, "a") as opened:
-        del opened["test/x"]
-        opened["test"].create_dataset("x", data=pictures(5, 3), compression="gzip")
-    monkeypatch.setattr(datafile, "free_memory", lambda: 0)
-    np.testing.assert_array_equal(file.split("test").x.rows, pictures(5, 3))
 
 
 def test_rows_of_one_domain_are_read_as_they_are_used(path):
@@ -324,11 +309,6 @@ def test_a_damaged_byte_is_read_or_refused_and_nothing_else(place, value):
             DataFile(path).split("test")
 
 
-def test_an_unknown_split_is_refused_with_those_there_are(path):
-    error = refusal(write(path, train=split_of(2)).split, "dev")
-    assert "unknown split 'dev'" in error.message and error.hint == "splits: train, valid, test"
-
-
 # ---- writing
 
 
@@ -340,13 +320,6 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(path):
     with pytest.raises(AttributeError):
         write(path, train=broken)
     assert path.read_bytes() == before
-    assert [one.name for one in path.parent.iterdir()] == ["set.h5"]
-
-
-def test_writing_replaces_an_older_file_whole(path):
-    write(path, train=rich_split(9))
-    write(path, test=split_of(2))
-    assert DataFile(path).info.counts == {"train": 0, "valid": 0, "test": 2}
     assert [one.name for one in path.parent.iterdir()] == ["set.h5"]
 
 
