@@ -1,17 +1,19 @@
 """A server that runs the program in forked children and does something to them at a chosen moment.
 
-Run as a script, it imports everything once and computes on one thread, so that a child starts in milliseconds and no
-thread is lost by forking. It reads one JSON object a line: `arguments`, `folder`, and optionally `at`, the moment (from
-1), and `act`, what happens there. Moments are what touches the folder: opening for writing, making, renaming and
-removing files, syncing; and every step.
+Run as a script, it imports everything once and computes on one thread, so that a child starts in
+milliseconds and no thread is lost by forking. It reads one JSON object a line: `arguments`,
+`folder`, and optionally `at`, the moment (from 1), and `act`, what happens there. Moments are what
+touches the folder: opening for writing, making, renaming and removing files, syncing; and every
+step.
 
     kill            the process is gone, as by kill -9
     TERM, INT …     the signal arrives
     ENOSPC, EACCES  the operating system refuses with that error
 
-It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted. With `after`, the
-act happens so many seconds later instead. With `ranks` it forks so many children, as torchrun would start them, lets
-the act happen to the one that `rank` names (0 if none), and `codes` and `errs` are lists.
+It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted.
+With `after`, the act happens so many seconds later instead. With `ranks` it forks so many children,
+as torchrun would start them, lets the act happen to the one that `rank` names (0 if none), and
+`codes` and `errs` are lists.
 """
 
 from __future__ import annotations
@@ -124,7 +126,9 @@ def run_child(job: dict[str, Any], err: Path) -> None:
 
 
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in the server itself, so that its children find imported what is imported on the way."""
+    """Run a job in the server itself, so that its children find imported what is imported on the
+    way.
+    """
     from iiae_cli.cli import app as cli
 
     os.chdir(job["folder"])

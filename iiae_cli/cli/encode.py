@@ -1,4 +1,6 @@
-"""`iiae encode`: encode pictures into a latent cache; `encode_run` does the work and imports what is heavy."""
+"""`iiae encode`: encode pictures into a latent cache; `encode_run` does the work and imports what
+is heavy.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,8 @@ def command(
       iiae encode imgs/ --domain y -o z.h5
       iiae encode data/digits-cdcb.h5 --split test --domain x -o x.h5
       find photos -name '*.jpg' | iiae encode - --domain y -o z.h5
-      iiae encode imgs/ --domain y --shard 0/4 -o 'z-{shard}.h5'        writes z-0-of-4.h5
-      iiae encode imgs/ --domain y --shard auto -o 'z-{shard}.h5' --resume        in a SLURM job array
+      iiae encode imgs/ --domain y --shard 0/4 -o 'z-{shard}.h5'   (z-0-of-4.h5)
+      iiae encode imgs/ --domain y --shard auto -o 'z-{shard}.h5' --resume
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
     from iiae_cli.common.signals import stop_on_signals

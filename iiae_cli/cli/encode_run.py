@@ -1,4 +1,6 @@
-"""`iiae encode`: read → encode → write a latent cache, taking up what was begun; and merge the caches of shards."""
+"""`iiae encode`: read → encode → write a latent cache, taking up what was begun; and merge the
+caches of shards.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,8 @@ def run(inputs: Sequence[str], options: EncodeOptions, stop: Stop = NEVER) -> En
         stop: asked before every block.
 
     Raises:
-        IiaeError: no model, no input, an existing output, inputs of another shape, shards that do not fit.
+        IiaeError: no model, no input, an existing output, inputs of another shape, shards that do
+            not fit.
         Interrupted: a signal came; what is encoded is saved.
     """
     paths = expand_inputs(inputs, nul=options.nul)
@@ -274,7 +277,8 @@ def _difference(found: CacheFile, wanted: dict[str, Any]) -> str | None:
 def _finished(
     options: EncodeOptions, head: dict[str, Any], ids: Sequence[str] | None = None
 ) -> EncodeResult | None:
-    """With --resume, the output that is there already; what it left out is named again. None: it is to be made.
+    """With --resume, the output that is there already; what it left out is named again. None: it is
+    to be made.
 
     Raises:
         IiaeError: something else stands in its place and must not be overwritten.

@@ -1,4 +1,6 @@
-"""`iiae retrieve`: find the gallery's nearest pictures; `retrieve_run` does the work and imports what is heavy."""
+"""`iiae retrieve`: find the gallery's nearest pictures; `retrieve_run` does the work and imports
+what is heavy.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def command(
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Find the gallery's nearest pictures. In a pipe: query, rank, id, distance[, label], tab-separated.
+    """Find the gallery's nearest pictures. In a pipe: query, rank, id, distance[, label],
+    tab-separated.
 
     \b
     Examples:

@@ -59,7 +59,8 @@ class RetrieveResult:
         skipped: a line for every query left out.
         montage: the picture written, if any.
         backend: who searched.
-        approximate: where the search was one: `index`, `recall` on `sample` queries, `probes` of `lists`.
+        approximate: where the search was one: `index`, `recall` on `sample` queries, `probes` of
+            `lists`.
     """
 
     index: Path
@@ -140,7 +141,9 @@ def run(inputs: Sequence[str], options: RetrieveOptions) -> RetrieveResult:
 def _search(
     queries: NDArray[Any], gallery: StoredGallery, options: RetrieveOptions
 ) -> tuple[RetrieveResult, Ints, Floats]:
-    """Gallery rows (Q, K) and distances (Q, K) of every query's neighbours, and how they were found."""
+    """Gallery rows (Q, K) and distances (Q, K) of every query's neighbours, and how they were
+    found.
+    """
     metric: Metric = options.metric or ("cosine" if gallery.metric == "cosine" else "euclidean")
     means = gallery.means(options.latents)
     if queries.shape[1] != means.shape[1]:

@@ -114,15 +114,15 @@ def command(
       cars            likewise, with a vector as shared latent
       sketchy         the paper's networks on features, one pair of every class per step
       sketchy-tuned   beyond the paper: standardised features, linear paths, 800 steps
-      features        your own features paired by class: standardised, linear paths; beyond the paper
+      features        beyond the paper: your own features paired by class, linear paths
       pairs           your own pairs of pictures at 32x32, the paper's objective
       fashion-edges   edge map and garment, the paper's objective
-      pairs-plus, fashion-edges-plus         with a contrastive term; pairs-plus with linear paths too; beyond the paper
-      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what they should not tell; beyond the paper
+      pairs-plus, fashion-edges-plus         beyond the paper: with a contrastive term
+      digits-cdcb-plus, mnist-cdcb-32-plus   beyond the paper: means that leak less
 
-    Values are merged: preset < --config < IIAE_* environment < options < --set.
-    A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and ends
-    in the same weights as one that was never stopped.
+    Values are merged: preset < --config < IIAE_* environment < options < --set. A run that was
+    stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and
+    ends in the same weights as one that was never stopped.
 
     \b
     Examples:

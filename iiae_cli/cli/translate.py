@@ -1,4 +1,6 @@
-"""`iiae translate`: translate pictures to the other domain; `translate_run` does the work and imports what is heavy."""
+"""`iiae translate`: translate pictures to the other domain; `translate_run` does the work and
+imports what is heavy.
+"""
 
 from __future__ import annotations
 
@@ -65,16 +67,17 @@ def command(
 ) -> None:
     """Translate pictures to the other domain, or make visual analogies within one.
 
-    The shared latent comes from the input; the exclusive one is sampled, or taken from --reference pictures of the
-    output's domain, or from each input's partner. Asked for together, they stand side by side.
+    The shared latent comes from the input; the exclusive one is sampled, or taken from --reference
+    pictures of the output's domain, or from each input's partner. Asked for together, they stand
+    side by side.
 
     \b
     Examples:
-      iiae translate query.png --from x --grid grid.png
-      iiae translate imgs/ --from x --reference red.png -o out/
-      iiae translate query.png --from y --to y --reference red.png --grid analogy.png
-      iiae translate query.png --from x --reference red.png --reference blue.png --interpolate 7 --grid line.png
-      iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided --grid table1.png
+      iiae translate query.png --from x --grid grid.png iiae translate imgs/ --from x --reference
+      red.png -o out/ iiae translate query.png --from y --to y --reference red.png --grid
+      analogy.png iiae translate query.png --from x --reference red.png --reference blue.png
+      --interpolate 7 --grid line.png iiae translate data/digits-cdcb.h5 --from x --limit 8
+      --samples 3 --guided --grid table1.png
     """
     from iiae_cli.cli import translate_run
 

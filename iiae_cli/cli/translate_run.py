@@ -1,4 +1,6 @@
-"""`iiae translate`: shared latent of one picture, exclusive latent sampled or of a reference, decoded to a picture."""
+"""`iiae translate`: shared latent of one picture, exclusive latent sampled or of a reference,
+decoded to a picture.
+"""
 
 from __future__ import annotations
 
@@ -101,8 +103,8 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
     """Translate every input: block by block, so that any number of them fits into memory.
 
     Raises:
-        IiaeError: no model, nothing to write to, an analogy without a reference, a model without exclusive latents,
-            an interpolation without its two ends, an output that exists.
+        IiaeError: no model, nothing to write to, an analogy without a reference, a model without
+            exclusive latents, an interpolation without its two ends, an output that exists.
     """
     target = options.target or other_domain(options.source)
     _check(options, target)
@@ -113,7 +115,8 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
     if not loaded.model.generative:
         raise IiaeError(
-            f"a model of objective {loaded.config.objective.kind} translates nothing: it has no decoders",
+            f"a model of objective {loaded.config.objective.kind} translates nothing: "
+            "it has no decoders",
             "use a run of objective.kind=elbo+ii-mi",
         )
     if loaded.size is None:
@@ -198,7 +201,9 @@ def _check(options: TranslateOptions, target: Domain) -> None:
 
 
 def _columns(count: int, options: TranslateOptions) -> list[int]:
-    """Which outputs of an input the grid shows: the first ones, of an interpolation ones at equal distances."""
+    """Which outputs of an input the grid shows: the first ones, of an interpolation ones at equal
+    distances.
+    """
     if count <= GRID_COLUMNS:
         return list(range(count))
     if options.grid is not None:
@@ -235,14 +240,16 @@ def _partners(
 
 @dataclass
 class _Styles:
-    """Where an input's K outputs take their exclusive latents from: samples, then references, then its partner.
+    """Where an input's K outputs take their exclusive latents from: samples, then references, then
+    its partner.
 
     Attributes:
         names: (K,) of the outputs.
         samples: how many are sampled.
         means: (R, E) of references, or between two of them.
         partners: of all inputs, where they guide too.
-        pictures: (K,) the references at the model's size and their ids, None beside other outputs; empty: none.
+        pictures: (K,) the references at the model's size and their ids, None beside other outputs;
+            empty: none.
     """
 
     names: list[str]

@@ -1,4 +1,6 @@
-"""Safetensors files with a schema and a checksum in their header: tensors are loaded, never code."""
+"""Safetensors files with a schema and a checksum in their header: tensors are loaded, never
+code.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From stored rows to what the networks read, and back.
 
-Resizing and scaling happen here, once per batch, so that a data file keeps its native resolution: 60,000 pairs at
-256×256 would be 23 GB.
+Resizing and scaling happen here, once per batch, so that a data file keeps its native resolution:
+60,000 pairs at 256×256 would be 23 GB.
 """
 
 from __future__ import annotations

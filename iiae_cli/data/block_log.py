@@ -1,11 +1,13 @@
 """An append-only file of blocks of arrays, which a kill at any moment leaves usable.
 
-HDF5 files cannot be continued after a kill in the middle of a write; this can. Every block carries its length and its
-CRC-32. Opening the file reads it through once, front to back, and cuts off whatever follows the last whole block. One
-file takes all blocks of one piece of work, so that a shared file system never sees thousands of small ones.
+HDF5 files cannot be continued after a kill in the middle of a write; this can. Every block carries
+its length and its CRC-32. Opening the file reads it through once, front to back, and cuts off
+whatever follows the last whole block. One file takes all blocks of one piece of work, so that a
+shared file system never sees thousands of small ones.
 
-Layout of a block: magic (8 bytes), payload length (8), CRC-32 of the payload (4); the payload is the length of a JSON
-header (4), the header (names, dtypes and shapes of the arrays, and lines of text), then the arrays' bytes.
+Layout of a block: magic (8 bytes), payload length (8), CRC-32 of the payload (4); the payload is
+the length of a JSON header (4), the header (names, dtypes and shapes of the arrays, and lines of
+text), then the arrays' bytes.
 """
 
 from __future__ import annotations

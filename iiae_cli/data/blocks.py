@@ -1,11 +1,13 @@
 """Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
-A job is described by a JSON object of everything that decides its values, and its result by blocks 0 … N-1, each a
-dictionary of arrays (numbers or text). While it runs, finished blocks lie in the folder `OUTPUT.partial/`:
+A job is described by a JSON object of everything that decides its values, and its result by blocks
+0 … N-1, each a dictionary of arrays (numbers or text). While it runs, finished blocks lie in the
+folder `OUTPUT.partial/`:
 
     job.json    the job
     .lock       held by the process that works here; the system takes it back when the process dies
-    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and an uncompressed .npz
+    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and an
+                uncompressed .npz
 
 A kill at any moment leaves at most a cut block at the end, which the next call drops.
 """
@@ -125,17 +127,19 @@ def block_store(
 ) -> Iterator[BlockStore]:
     """Open the store of an output's blocks; it is removed when the block ends well.
 
-    It stays after an interruption, a bug or a full disk, and goes after any other user's error, which would only come
-    again.
+    It stays after an interruption, a bug or a full disk, and goes after any other user's error,
+    which would only come again.
 
     Args:
         output: the file that is made.
         job: everything that decides the values, as JSON.
-        resume: continue finished blocks of the same job; those of another job are dropped with a word.
+        resume: continue finished blocks of the same job; those of another job are dropped with a
+            word.
         overwrite: drop what is there.
 
     Raises:
-        IiaeError: work is there and neither is set, another process holds it, or the place cannot be written.
+        IiaeError: work is there and neither is set, another process holds it, or the place cannot
+            be written.
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
@@ -188,7 +192,9 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """The job that was begun in a folder; None where none was; anything else in its place is refused."""
+    """The job that was begun in a folder; None where none was; anything else in its place is
+    refused.
+    """
     if not os.path.lexists(folder):
         return None
     try:
@@ -215,7 +221,9 @@ def _others(folder: Path) -> list[Path]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all work; the job goes last, so that a kill in between leaves a folder that is known again."""
+    """Remove all work; the job goes last, so that a kill in between leaves a folder that is known
+    again.
+    """
     paths = [path for path in folder.iterdir() if path.name != LOCK]
     for path in sorted(paths, key=lambda path: path.name == "job.json"):
         path.unlink(missing_ok=True)

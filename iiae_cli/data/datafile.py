@@ -1,18 +1,20 @@
 """The prepared data file (HDF5, schema `iiae.data/2`): self-describing, readable with h5py alone.
 
-Per split `train`, `valid`, `test` (a set with nothing to spare for validation has an empty `valid`):
+Per split `train`, `valid`, `test` (a set with nothing to spare for validation has an empty
+`valid`):
 
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8 of fixed length, like all texts
     /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8, where known
+    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8
     /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
 
 and /skipped (K,) UTF-8, a line for every input that was left out.
 
-Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is `class`, they belong
-together by their labels alone, and the two domains may differ in length; a file whose domains differ in length and have
-labels is read so too. Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
+Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is
+`class`, they belong together by their labels alone, and the two domains may differ in length; a
+file whose domains differ in length and have labels is read so too. Arrays are stored contiguously,
+so that a split larger than memory can be mapped instead of read.
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ class DataFile:
         return split
 
     def domain_rows(self, name: str, domain: Domain) -> tuple[Rows, list[str], list[str] | None]:
-        """Rows, ids and labels (where known) of one domain of a split; the rows are mapped where they can be.
+        """Rows, ids and labels (where known) of one domain of a split; the rows are mapped where
+        they can be.
 
         Raises:
             IiaeError: as `split`.
@@ -262,7 +265,9 @@ def _factor(factors: h5py.Group, name: str) -> Rows:
 
 
 def _read_or_map(group: h5py.Group, name: str, path: Path, most: int | None = None) -> Rows:
-    """The array in memory, or a read-only map where it takes more than `most` bytes [half of the free memory]."""
+    """The array in memory, or a read-only map where it takes more than `most` bytes [half of the
+    free memory].
+    """
     data = dataset(group, name)
     if data is None:
         raise ValueError(f"{name} is missing")

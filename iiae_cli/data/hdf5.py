@@ -1,8 +1,9 @@
 """HDF5 files, written and read as numbers and UTF-8 texts of fixed length.
 
-The format lets a file name others (external links, external storage, virtual datasets) and declare arrays a million
-times larger than what it stores. Readers take hard links alone, and only what can come out of what is stored; what is
-refused here raises ValueError, which `open_hdf5` turns into a user's error like everything that h5py raises.
+The format lets a file name others (external links, external storage, virtual datasets) and declare
+arrays a million times larger than what it stores. Readers take hard links alone, and only what can
+come out of what is stored; what is refused here raises ValueError, which `open_hdf5` turns into a
+user's error like everything that h5py raises.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ _SMALL = 1 << 20  # bytes that need no proof
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file to fill; what cannot be finished is let go of.
 
-    HDF5 keeps a file whose last blocks it could not write, tries again when the program ends, and crashes there (seen
-    on a full disk). So the descriptor of such a file is pointed at the null device before it is closed: the file is
-    lost, as its maker knows from the error, and HDF5 is content.
+    HDF5 keeps a file whose last blocks it could not write, tries again when the program ends, and
+    crashes there (seen on a full disk). So the descriptor of such a file is pointed at the null
+    device before it is closed: the file is lost, as its maker knows from the error, and HDF5 is
+    content.
 
     Raises:
         OSError: the file cannot be written; likewise RuntimeError.
@@ -116,7 +118,8 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group, fit to be read; None where there is none of the name, which may be `GROUP/NAME`.
+    """A dataset of a group, fit to be read; None where there is none of the name, which may be
+    `GROUP/NAME`.
 
     Raises:
         ValueError: no dataset, or one that lies in another file, or whose rows are not there.

@@ -1,4 +1,6 @@
-"""Parts of one piece of work, done apart and joined again: which part is whose, and whether all are there."""
+"""Parts of one piece of work, done apart and joined again: which part is whose, and whether all are
+there.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, total: int) -> range:
-        """Its run of `total` units; the parts' runs follow one another, and differ in length by one at most."""
+        """Its run of `total` units; the parts' runs follow one another, and differ in length by one
+        at most.
+        """
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
 

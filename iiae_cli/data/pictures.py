@@ -1,7 +1,7 @@
 """Picture files: which ones there are, and how one becomes an array.
 
-Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated by EXIF. Files that cannot be read raise
-`PictureError`, so that a caller can name, count and skip them.
+Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated by EXIF. Files that
+cannot be read raise `PictureError`, so that a caller can name, count and skip them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.resize import resize_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-# Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it would run.
+# Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it
+# would run.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
@@ -122,7 +123,9 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
 def read_all(
     paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1
 ) -> Iterator[Read | PictureError]:
-    """What `read` makes of each path, or the error it raised, in order; `workers` threads read ahead."""
+    """What `read` makes of each path, or the error it raised, in order; `workers` threads read
+    ahead.
+    """
 
     def attempt(path: Path) -> Read | PictureError:
         try:
@@ -161,7 +164,9 @@ def decode_batches(
 def readable(
     decoded: Sequence[NDArray[np.uint8] | PictureError],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[PictureError]]:
-    """Rows of the pictures that could be decoded (M,), their stack (M, H, W, C), and the others' errors."""
+    """Rows of the pictures that could be decoded (M,), their stack (M, H, W, C), and the others'
+    errors.
+    """
     rows = [row for row, item in enumerate(decoded) if not isinstance(item, PictureError)]
     pictures = [item for item in decoded if not isinstance(item, PictureError)]
     errors = [item for item in decoded if isinstance(item, PictureError)]
@@ -210,7 +215,8 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
     """Picture files from files and folders (recursive), in the order given.
 
-    A file named outright is taken whatever its suffix, and may turn out missing or unreadable when it is decoded.
+    A file named outright is taken whatever its suffix, and may turn out missing or unreadable when
+    it is decoded.
 
     Raises:
         IiaeError: a folder holds no pictures, or the only input does not exist.

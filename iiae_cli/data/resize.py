@@ -1,7 +1,8 @@
 """Pictures of another size: bicubic where that makes more pixels, by area where it makes fewer.
 
-MNIST-CDCB was enlarged bicubically, and the paper's pipeline shrinks by area. Sides that shrink by whole factors are
-averaged exactly; others by a triangle of the same width. Values are whole, as those of a saved picture.
+MNIST-CDCB was enlarged bicubically, and the paper's pipeline shrinks by area. Sides that shrink by
+whole factors are averaged exactly; others by a triangle of the same width. Values are whole, as
+those of a saved picture.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parts of a job that several processes make (`--shard`), and their joining (`--merge`).
 
-A part is a run of the job's blocks, in an HDF5 file of schema `iiae.part/1`: /blocks/NUMBER/NAME, and as attributes
-(JSON) which part it is, the job, and what else its maker says.
+A part is a run of the job's blocks, in an HDF5 file of schema `iiae.part/1`: /blocks/NUMBER/NAME,
+and as attributes (JSON) which part it is, the job, and what else its maker says.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, total: int) -> range:
-        """Its run of `total` blocks; runs follow one another and differ in length by one at most."""
+        """Its run of `total` blocks; runs follow one another and differ in length by one at
+        most.
+        """
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
 
@@ -75,7 +77,8 @@ def write_part(
     total: int,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a part's file, atomically, from a store that has its blocks; one is in memory at a time.
+    """Write a part's file, atomically, from a store that has its blocks; one is in memory at a
+    time.
 
     Args:
         path: an existing file is replaced.
@@ -130,7 +133,8 @@ def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
         again: how a missing part is made, up to the options: `iiae prepare …`.
 
     Raises:
-        IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or missing.
+        IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or
+            missing.
     """
     parts = [part_of(path) for path in paths]
     first = parts[0]

@@ -20,8 +20,8 @@ class Side:
     """One domain of a split.
 
     Attributes:
-        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map: index them with slices
-            or ascending integers.
+        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map:
+            index them with slices or ascending integers.
         ids: a name for every row, unique in the split; partners of a paired set share theirs.
         labels: the class of every row, where known.
     """

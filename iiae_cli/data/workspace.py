@@ -1,8 +1,10 @@
-"""The folder beside an output that holds what is finished of it, so that interrupted work is taken up.
+"""The folder beside an output that holds what is finished of it, so that interrupted work is taken
+up.
 
-`OUTPUT.partial/` has a manifest of the settings that its content belongs to. One process at a time works in it, told by
-a lock that the system takes back when a process dies. The output is put together inside and renamed out, so that a kill
-leaves nothing beside the output but this folder. It goes when the output is there.
+`OUTPUT.partial/` has a manifest of the settings that its content belongs to. One process at a time
+works in it, told by a lock that the system takes back when a process dies. The output is put
+together inside and renamed out, so that a kill leaves nothing beside the output but this folder. It
+goes when the output is there.
 """
 
 from __future__ import annotations
@@ -33,19 +35,22 @@ def partial_of(output: Path) -> Path:
 def workspace(
     output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool = False
 ) -> Iterator[Path]:
-    """The folder to work in; what is in it belongs to these settings. It is removed when the block ends well.
+    """The folder to work in; what is in it belongs to these settings. It is removed when the block
+    ends well.
 
-    It stays after an interruption, a bug or a full disk, and goes after any other user's error, which would only come
-    again.
+    It stays after an interruption, a bug or a full disk, and goes after any other user's error,
+    which would only come again.
 
     Args:
         output: the file that is made.
         settings: everything that the result depends on, as JSON values.
-        resume: whether work that is there is taken up; work of other settings is dropped, and said why.
+        resume: whether work that is there is taken up; work of other settings is dropped, and said
+            why.
         overwrite: whether work that is there is dropped where `resume` is not set.
 
     Raises:
-        IiaeError: work is there and neither is set, another process has it, or the place cannot be written.
+        IiaeError: work is there and neither is set, another process has it, or the place cannot be
+            written.
     """
     folder = partial_of(output)
     _begun(folder)  # nothing is put into a folder of someone else's
@@ -69,7 +74,9 @@ def workspace(
 
 
 def discard(output: Path) -> None:
-    """Remove what a process left that was killed after its output was there and before its folder was gone."""
+    """Remove what a process left that was killed after its output was there and before its folder
+    was gone.
+    """
     folder = partial_of(output)
     if folder.is_dir():
         _begun(folder)
@@ -78,7 +85,9 @@ def discard(output: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """The manifest goes after all work, so that a kill in between leaves a folder that is known again."""
+    """The manifest goes after all work, so that a kill in between leaves a folder that is known
+    again.
+    """
     for path in sorted(
         folder.iterdir(), key=lambda path: (path.name == _LOCK, path.name == _MANIFEST)
     ):

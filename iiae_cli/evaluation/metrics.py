@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 
 def recall_at_k(ranks: NDArray[np.int64], k: int) -> float:
-    """Fraction of queries whose one partner ranks among the first k; ranks (Q,) count from 1 (paper, Table 2)."""
+    """Fraction of queries whose one partner ranks among the first k; ranks (Q,) count from 1
+    (paper, Table 2).
+    """
     return float(np.mean(ranks <= k))
 
 

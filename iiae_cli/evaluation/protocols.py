@@ -1,4 +1,6 @@
-"""The paper's measurements as code: paired retrieval (Tables 2, 5), zero-shot (Tables 3, 6), exclusive KL."""
+"""The paper's measurements as code: paired retrieval (Tables 2, 5), zero-shot (Tables 3, 6),
+exclusive KL.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def direction_name(source: Domain, target: Domain) -> str:
 def retrieval_figures(
     x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean"
 ) -> dict[str, dict[str, float]]:
-    """Recall@1/5/10 and median rank in both directions; only the true pair is a hit, all of y (x) is the gallery.
+    """Recall@1/5/10 and median rank in both directions; only the true pair is a hit, all of y (x)
+    is the gallery.
 
     Args:
         x: (N, S).
@@ -70,8 +73,8 @@ def retrieval_figures(
 def baseline_vectors(rows: NDArray[Any], side: int = 32) -> NDArray[np.float64]:
     """What the training-free baseline compares: (N, …) → (N, P).
 
-    Pictures: grey pixels at `side` × `side`, z-scored within each picture, so that distance ranks as correlation does.
-    Features: as they are.
+    Pictures: grey pixels at `side` × `side`, z-scored within each picture, so that distance ranks
+    as correlation does. Features: as they are.
     """
     if rows.ndim == 2:
         return rows.astype(np.float64)
@@ -91,7 +94,9 @@ def baseline_vectors(rows: NDArray[Any], side: int = 32) -> NDArray[np.float64]:
 
 
 def baseline_figures(split: Split, metric: Metric) -> dict[str, dict[str, float]] | None:
-    """`retrieval_figures` of the training-free baseline on aligned pairs; None where the domains' widths differ."""
+    """`retrieval_figures` of the training-free baseline on aligned pairs; None where the domains'
+    widths differ.
+    """
     x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
     if x.shape[1] != y.shape[1]:
         return None
@@ -101,10 +106,11 @@ def baseline_figures(split: Split, metric: Metric) -> dict[str, dict[str, float]
 def paired_retrieval(
     pairs: EncodedPairs, split: Split, metric: Metric = "euclidean"
 ) -> dict[str, Any]:
-    """Table 2's figures: by shared means, by exclusive means (its bracketed ablation), and the baseline's.
+    """Table 2's figures: by shared means, by exclusive means (its bracketed ablation), and the
+    baseline's.
 
-    The baseline needs equal widths in both domains and is left out otherwise; so is the exclusive ablation of a model
-    without exclusive latents.
+    The baseline needs equal widths in both domains and is left out otherwise; so is the exclusive
+    ablation of a model without exclusive latents.
     """
     figures: dict[str, Any] = {
         "shared": retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric),
@@ -122,7 +128,8 @@ def paired_retrieval(
 def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Table 3's figures in both directions: relevance by class, cosine, the other domain's whole split as gallery.
+    """Table 3's figures in both directions: relevance by class, cosine, the other domain's whole
+    split as gallery.
 
     Args:
         x: (N, S).
@@ -137,9 +144,11 @@ def class_retrieval(
 
 
 def class_baselines(train: Split, split: Split) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures that need no training: `raw` rows as they are, `centred` each domain on its mean over `train`.
+    """Figures that need no training: `raw` rows as they are, `centred` each domain on its mean over
+    `train`.
 
-    Empty where the domains' widths differ. Pictures are compared as `baseline_vectors` gives them, `raw` only.
+    Empty where the domains' widths differ. Pictures are compared as `baseline_vectors` gives them,
+    `raw` only.
     """
     x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
     labels = split.x.labels or [], split.y.labels or []
@@ -173,7 +182,9 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
 
 
 def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
-    """KL(q(z^x|x)‖p) in nats, mean over rows, per domain; below about 3 an exclusive latent says next to nothing."""
+    """KL(q(z^x|x)‖p) in nats, mean over rows, per domain; below about 3 an exclusive latent says
+    next to nothing.
+    """
     figures: dict[Domain, float] = {}
     for domain in DOMAINS:
         encoded = pairs.of(domain)

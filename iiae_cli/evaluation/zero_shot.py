@@ -1,11 +1,12 @@
 """Retrieval by class (paper, Table 3): a gallery item is relevant where it has the query's class.
 
-The whole ranking of every query counts, so memory is bounded by working through chunks of queries, and time by sorting
-plain 32-bit integers instead of positions: a cosine similarity rounded to 2⁻³⁰ (10⁻⁹), and in the lowest bit whether
-the item is relevant. What is sorted then *is* the pattern of relevant ranks. Where a relevant item stands within a
-rounding step of one that is not, which item comes first is open: such queries, a few in a hundred unless latents are
-equal, are ranked again by 64-bit keys, a similarity rounded to 2⁻⁴⁰ (10⁻¹²) above the gallery position. Those rank
-equal similarities in gallery order, also where a matrix product summed them in another order.
+The whole ranking of every query counts, so memory is bounded by working through chunks of queries,
+and time by sorting plain 32-bit integers instead of positions: a cosine similarity rounded to 2⁻³⁰
+(10⁻⁹), and in the lowest bit whether the item is relevant. What is sorted then *is* the pattern of
+relevant ranks. Where a relevant item stands within a rounding step of one that is not, which item
+comes first is open: such queries, a few in a hundred unless latents are equal, are ranked again by
+64-bit keys, a similarity rounded to 2⁻⁴⁰ (10⁻¹²) above the gallery position. Those rank equal
+similarities in gallery order, also where a matrix product summed them in another order.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ class Ranking:
     """Figures of every query that has a relevant item, in the queries' order.
 
     Attributes:
-        average_precision: (Q,) over the whole ranking: mean over *all* relevant items of the precision at their rank.
-        average_precision_at: (Q,) over the first `MAP_CUTOFF`: the sum of those precisions divided by
-            min(`MAP_CUTOFF`, relevant items in the gallery), the most that sum can be.
-        average_precision_released: (Q,) the same sum divided by `MAP_CUTOFF`, as the paper's released code does.
-        precision: (Q,) by cut-off K: relevant fraction of the first K (of all, where the gallery is smaller).
+        average_precision: (Q,) over the whole ranking: mean over *all* relevant items of the
+            precision at their rank.
+        average_precision_at: (Q,) over the first `MAP_CUTOFF`: the sum of those precisions divided
+            by min(`MAP_CUTOFF`, relevant items in the gallery), the most that sum can be.
+        average_precision_released: (Q,) the same sum divided by `MAP_CUTOFF`, as the paper's
+            released code does.
+        precision: (Q,) by cut-off K: relevant fraction of the first K (of all, where the gallery is
+            smaller).
         without_relevant: queries left out, because nothing in the gallery has their class.
     """
 
@@ -73,7 +77,8 @@ def rank_by_class(
     *,
     threads: int | None = None,
 ) -> Ranking:
-    """Rank the gallery for every query by cosine similarity; ties go to gallery order, a zero vector is at 0 from all.
+    """Rank the gallery for every query by cosine similarity; ties go to gallery order, a zero
+    vector is at 0 from all.
 
     Args:
         queries: (Q, S).
@@ -135,7 +140,9 @@ def _unit(rows: NDArray[Any], name: str) -> NDArray[np.float64]:
 
 
 class _Room(threading.local):
-    """Arrays that a thread uses for one chunk after another: the system's clearing of new ones takes long."""
+    """Arrays that a thread uses for one chunk after another: the system's clearing of new ones
+    takes long.
+    """
 
     def __init__(self, rows: int, size: int, places: np.dtype[Any]) -> None:
         together = min(rows, _TOGETHER)
@@ -146,7 +153,9 @@ class _Room(threading.local):
 
 
 class _Ranker:
-    """Ranks chunks of up to `rows` queries against a gallery, which it holds in order of classes."""
+    """Ranks chunks of up to `rows` queries against a gallery, which it holds in order of
+    classes.
+    """
 
     def __init__(
         self, shelf: NDArray[np.float64], codes: NDArray[np.int32], classes: int, rows: int
@@ -164,7 +173,9 @@ class _Ranker:
         self._room = _Room(rows, len(shelf), self._places.dtype)
 
     def by_short_keys(self, vectors: NDArray[np.float64], codes: NDArray[np.int32]) -> _Figures:
-        """`_sums` of queries (R, S) of classes (R,), and which are undecided: their ties are broken at will."""
+        """`_sums` of queries (R, S) of classes (R,), and which are undecided: their ties are broken
+        at will.
+        """
         everything, ranks, undecided = self._short_keys(vectors), [], []
         for start in range(0, len(codes), _TOGETHER):
             keys, own = everything[start : start + _TOGETHER], codes[start : start + _TOGETHER]
@@ -204,7 +215,9 @@ class _Ranker:
         return keys
 
     def _ranks(self, keys: NDArray[np.int32], codes: NDArray[np.int32]) -> list[NDArray[Any]]:
-        """Where each line's lowest bits are set, from 1. Sorting finds out faster than branching at every key."""
+        """Where each line's lowest bits are set, from 1. Sorting finds out faster than branching at
+        every key.
+        """
         marks = self._room.marks[: len(keys)]
         np.copyto(marks, keys, casting="unsafe")
         marks &= 1
@@ -214,9 +227,11 @@ class _Ranker:
 
 
 def _undecided(keys: NDArray[np.int32], steps: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """In which lines a relevant item stands beside one that is not, and within a rounding step of it.
+    """In which lines a relevant item stands beside one that is not, and within a rounding step of
+    it.
 
-    Sorted keys of two such items differ by 1 or 3: their lowest bits differ, and the others by one at most.
+    Sorted keys of two such items differ by 1 or 3: their lowest bits differ, and the others by one
+    at most.
 
     Args:
         keys: (R, G), sorted.
@@ -229,7 +244,8 @@ def _undecided(keys: NDArray[np.int32], steps: NDArray[np.int32]) -> NDArray[np.
 
 
 def _sums(each: list[NDArray[Any]], size: int) -> _Figures:
-    """Sums of precisions at relevant ranks, over the whole ranking and its first `MAP_CUTOFF`; precisions at K.
+    """Sums of precisions at relevant ranks, over the whole ranking and its first `MAP_CUTOFF`;
+    precisions at K.
 
     Args:
         each: ranks of every query's relevant items, ascending from 1.

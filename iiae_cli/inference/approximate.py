@@ -1,10 +1,11 @@
-"""An approximate index for galleries that many queries search: faiss' IVF-flat, kept beside its cache.
+"""An approximate index for galleries that many queries search: faiss' IVF-flat, kept beside its
+cache.
 
 The gallery is divided into lists around centroids, and a query looks into the few lists whose
 centroids are nearest. The index file (z.h5, z.faiss) holds the division alone, centroids and every
-row's list, as plain checked arrays; the vectors come from the cache. A file made for other latents, or
-damaged, is made again. What is found is measured and ordered exactly, and compared with the exact
-neighbours of a sample of the queries. Memory: the gallery in float32, twice.
+row's list, as plain checked arrays; the vectors come from the cache. A file made for other latents,
+or damaged, is made again. What is found is measured and ordered exactly, and compared with the
+exact neighbours of a sample of the queries. Memory: the gallery in float32, twice.
 
 Shapes: Q queries, G gallery rows, S dimensions, L lists.
 """

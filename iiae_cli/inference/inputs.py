@@ -1,7 +1,9 @@
-"""What a command is given to read: pictures, folders, a prepared file or feature arrays, as rows for a model.
+"""What a command is given to read: pictures, folders, a prepared file or feature arrays, as rows
+for a model.
 
-Rows are read by position, `read(start, stop)`, and nothing is remembered in between: a resumed or sharded encoding
-reads what an uninterrupted one would have, and memory does not grow with the number of rows.
+Rows are read by position, `read(start, stop)`, and nothing is remembered in between: a resumed or
+sharded encoding reads what an uninterrupted one would have, and memory does not grow with the
+number of rows.
 """
 
 from __future__ import annotations
@@ -69,14 +71,18 @@ class Inputs(ABC):
 
     @abstractmethod
     def state(self, start: int, stop: int) -> list[str]:
-        """For each of these inputs a text that changes when its content does: size and time, or a file's digest."""
+        """For each of these inputs a text that changes when its content does: size and time, or a
+        file's digest.
+        """
 
     @abstractmethod
     def part(self, bounds: slice) -> Inputs:
         """The rows within `bounds` alone."""
 
     def listing(self) -> str:
-        """16 hex digits over the ids and labels of all inputs in their order; shards of one list agree in it."""
+        """16 hex digits over the ids and labels of all inputs in their order; shards of one list
+        agree in it.
+        """
         digest = hashlib.sha256()
         for texts in (self.ids, self.labels or []):
             for text in texts:
@@ -85,7 +91,9 @@ class Inputs(ABC):
         return digest.hexdigest()[:16]
 
     def content(self, start: int, stop: int) -> str:
-        """16 hex digits over `state`: a sum over inputs, so that the sums of shards add up to that of the whole."""
+        """16 hex digits over `state`: a sum over inputs, so that the sums of shards add up to that
+        of the whole.
+        """
         total = 0
         for one, state in zip(self.ids[start:stop], self.state(start, stop), strict=True):
             text = f"{one}\0{state}".encode("utf-8", "surrogateescape")
@@ -93,7 +101,9 @@ class Inputs(ABC):
         return f"{total % 2**64:016x}"
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """(rows, ids, labels or None) of at most `size` rows; unreadable inputs are noted in `skipped`."""
+        """(rows, ids, labels or None) of at most `size` rows; unreadable inputs are noted in
+        `skipped`.
+        """
         for start in range(0, self.total, size):
             found = self.read(start, min(start + size, self.total))
             self.skipped += found.skipped

@@ -1,11 +1,12 @@
 """The latent cache (HDF5, schema `iiae.latents/1`): encoded pictures, self-describing.
 
-    /shared/mean (N, S) [/shared/logvar], /exclusive/mean (N, E) [/exclusive/logvar]
-    /ids (N) UTF-8, /labels (N) UTF-8 where known, /skipped (K) UTF-8: a line for every input that could not be read
+    /shared/mean (N, S) [/shared/logvar], /exclusive/mean (N, E) [/exclusive/logvar] /ids (N) UTF-8,
+    /labels (N) UTF-8 where known, /skipped (K) UTF-8: a line for every input that could not be read
 
-Attributes: schema, fingerprint (of the model's weights), domain, shared_shape, preset, metric, source (JSON: the files
-the rows came from, for montages), versions. Of `iiae encode` also: options (JSON), inputs (a digest of the whole list
-of inputs), inputs_content (a digest of what was in them), and in a shard's cache shard (JSON, see `Shard`).
+Attributes: schema, fingerprint (of the model's weights), domain, shared_shape, preset, metric,
+source (JSON: the files the rows came from, for montages), versions. Of `iiae encode` also: options
+(JSON), inputs (a digest of the whole list of inputs), inputs_content (a digest of what was in
+them), and in a shard's cache shard (JSON, see `Shard`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class LatentCache:
         shared_shape: shape of one shared latent.
         preset: of that model.
         metric: distance that the model's configuration compares shared means by.
-        source: where the rows came from: `{"data": FILE, "split": NAME}`, or `{"pictures": true}` when ids are paths.
+        source: where the rows came from: `{"data": FILE, "split": NAME}`, or `{"pictures": true}`
+            when ids are paths.
     """
 
     encoded: Encoded

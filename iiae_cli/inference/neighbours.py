@@ -6,15 +6,17 @@ proposal is no farther than the k-th neighbour, up to the rounding of a product,
 which rows belong to the first k: every distance of that query is then measured in float64. So all
 backends return the same neighbours.
 
-What is exact: neighbours and ranks follow float64 distances, each of them a function of its two rows
-alone. Distances that round to the same 40 bits (relative for Euclidean ones, absolute for cosine)
-tie, and ties stand in gallery order, so that collapsed latents have recall 1/N. What differs from an
-ideal ranking: distances closer than 2⁻⁴⁰ on two sides of a rounding step, and, with a probability
-below 10⁻⁹, a neighbour that float32 misplaces by more than √S times 8 units of its last place
-(Higham & Mary, 2019; the worst case is S units). Crowds that float32 cannot resolve cost time.
+What is exact: neighbours and ranks follow float64 distances, each of them a function of its two
+rows alone. Distances that round to the same 40 bits (relative for Euclidean ones, absolute for
+cosine) tie, and ties stand in gallery order, so that collapsed latents have recall 1/N. What
+differs from an ideal ranking: distances closer than 2⁻⁴⁰ on two sides of a rounding step, and, with
+a probability below 10⁻⁹, a neighbour that float32 misplaces by more than √S times 8 units of its
+last place (Higham & Mary, 2019; the worst case is S units). Crowds that float32 cannot resolve cost
+time.
 
-Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: one slice of the gallery
-as it is stored and as it is multiplied (in a crowd also in float64), and one block of products.
+Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: one slice of the
+gallery as it is stored and as it is multiplied (in a crowd also in float64), and one block of
+products.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def _search(
     approximate, near = propose(moved, asked)
     order = np.argsort(approximate, axis=1)
     approximate, near = (np.take_along_axis(a, order, 1) for a in (approximate, near))
-    # A true neighbour is at most one error farther than the k-th proposal seems, and seems one more.
+    # A true neighbour is at most one error farther than the k-th proposal seems, and seems one
+    # more.
     limit = approximate[:, k - 1] + 2 * frame.error(moved, approximate[:, k - 1])
     unsure = np.flatnonzero((approximate[:, -1] <= limit) & (asked < len(part)))
     close = approximate <= limit[:, None]
@@ -143,8 +146,8 @@ def _search(
 def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euclidean") -> Ints:
     """Returns the rank, from 1, of gallery row i among all rows for query i: (Q,).
 
-    Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier in
-    the gallery.
+    Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier
+    in the gallery.
 
     Args:
         queries: (Q, S).
@@ -188,7 +191,9 @@ def measured_first(
 
 
 def measure(queries: NDArray[Any], gallery: NDArray[Any], near: Ints, metric: Metric) -> Floats:
-    """Returns the distances (Q, K) between every query and its rows `near` (Q, K) of the gallery."""
+    """Returns the distances (Q, K) between every query and its rows `near` (Q, K) of the
+    gallery.
+    """
     distances = np.empty(near.shape)
     step = max(1, BATCH_VALUES // max(1, near.shape[1] * queries.shape[1]))
     for start in range(0, len(near), step):
@@ -199,7 +204,9 @@ def measure(queries: NDArray[Any], gallery: NDArray[Any], near: Ints, metric: Me
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> Floats:
-    """Returns (…, M, N) distances of rows (…, M, S) and (…, N, S), differences first, in float64."""
+    """Returns (…, M, N) distances of rows (…, M, S) and (…, N, S), differences first, in
+    float64.
+    """
     left, right = (torch.from_numpy(rows).double() for rows in (a, b))
     if metric == "cosine":
         left, right = unit_rows(left, 0), unit_rows(right, 1)
@@ -223,7 +230,9 @@ def _merged(known: Found, new: Found, k: int, metric: Metric) -> Found:
 
 
 def _smallest(keys: Ints, k: int) -> Ints:
-    """Returns the places (Q, k), ascending, of the k smallest keys (Q, G), of equal ones the first."""
+    """Returns the places (Q, k), ascending, of the k smallest keys (Q, G), of equal ones
+    the first.
+    """
     last = np.partition(keys, k - 1, axis=1)[:, k - 1 : k]
     below, equal = keys < last, keys == last
     keep = below | (equal & (np.cumsum(equal, axis=1) <= k - below.sum(axis=1, keepdims=True)))
@@ -234,7 +243,9 @@ def _smallest(keys: Ints, k: int) -> Ints:
 def _before(
     queries: NDArray[Any], rows: NDArray[Any], pairs: Ints, own: Ints, partner: Ints, metric: Metric
 ) -> Ints:
-    """Counts the rows of `pairs` (2, P) that stand before each query's partner, of key `own` (Q,)."""
+    """Counts the rows of `pairs` (2, P) that stand before each query's partner, of key
+    `own` (Q,).
+    """
     left, right = pairs
     if len(left) > 16 * len(queries):
         keys = _keys(_distances(queries, rows, metric), metric)[left, right]

@@ -1,4 +1,6 @@
-"""Single output pictures: every file is named, and every clash refused, before the first one is written."""
+"""Single output pictures: every file is named, and every clash refused, before the first one is
+written.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def plan_files(
     overwrite: bool,
     inputs: Sequence[str] = (),
 ) -> list[list[Path]]:
-    """Files `FOLDER/STEM-to-TARGET-NAME.png` for every id (N) and name (K), all different; makes the folder.
+    """Files `FOLDER/STEM-to-TARGET-NAME.png` for every id (N) and name (K), all different; makes
+    the folder.
 
     Args:
         folder: of the outputs.
@@ -63,7 +66,9 @@ class _Names:
         self._numbers: dict[str, int] = {}
 
     def free(self, stem: str, endings: Sequence[str]) -> list[str]:
-        """`stem` with every ending, numbered `stem-2`, `stem-3`, … where one of these names was given out."""
+        """`stem` with every ending, numbered `stem-2`, `stem-3`, … where one of these names was
+        given out.
+        """
         number = self._numbers.get(stem, 1)
         while True:
             names = [f"{stem if number == 1 else f'{stem}-{number}'}{ending}" for ending in endings]

@@ -45,7 +45,9 @@ def import_faiss() -> Any:
 
 
 class Frame:
-    """Moves rows to where float32 products are precise: amid the data, or to unit length for cosine."""
+    """Moves rows to where float32 products are precise: amid the data, or to unit length for
+    cosine.
+    """
 
     def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
         self.metric = metric
@@ -70,7 +72,9 @@ class Frame:
         return moved
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
-        """Bounds the rounding of squared distances between rows (Q, S) and what is so far from them."""
+        """Bounds the rounding of squared distances between rows (Q, S) and what is so far from
+        them.
+        """
         unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
         found: Floats = unit * (np.sqrt(squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
         return found + 1e-38  # below it float32 underflows
@@ -84,10 +88,11 @@ class Products:
         self._half = torch.linalg.vector_norm(gallery, dim=1).square_() / 2
 
     def blocks(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what a squared distance exceeds |q|² by.
+        """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what a squared distance exceeds |q|²
+        by.
 
-        C is a multiple of `_GROUP`: columns behind the last row are infinite. A block is overwritten
-        by the next one.
+        C is a multiple of `_GROUP`: columns behind the last row are infinite. A block is
+        overwritten by the next one.
         """
         padded = -(-len(self._gallery) // _GROUP) * _GROUP
         width = min(padded, -(-BLOCK_VALUES // (len(queries) * _GROUP)) * _GROUP)

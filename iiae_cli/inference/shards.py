@@ -1,8 +1,9 @@
 """Parts of one list of inputs, encoded apart and joined again.
 
-A shard is a run of whole batches, so that it computes what an undivided encoding would. Its cache says which part it
-is of which list; joining checks that all parts are there, once each, of one model, list and set of options, and copies
-them in the list's order, whatever the order they are named in.
+A shard is a run of whole batches, so that it computes what an undivided encoding would. Its cache
+says which part it is of which list; joining checks that all parts are there, once each, of one
+model, list and set of options, and copies them in the list's order, whatever the order they are
+named in.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Shard(Part):
 
 
 def shard_of_list(index: int, count: int, total: int, batch_size: int) -> Shard:
-    """The `index`-th, from 0, of `count` runs of whole batches; of single inputs where batches are too few.
+    """The `index`-th, from 0, of `count` runs of whole batches; of single inputs where batches are
+    too few.
 
     Raises:
         IiaeError: it would be empty.
@@ -193,7 +195,8 @@ def plan_merge(paths: Sequence[Path], dtype: str | None = None) -> Merge:
         dtype: of the arrays; None: the caches' own, float32 where they differ.
 
     Raises:
-        IiaeError: caches that do not belong together, shards that are missing or doubled, ids that occur twice.
+        IiaeError: caches that do not belong together, shards that are missing or doubled, ids that
+            occur twice.
     """
     parts = [describe(path) for path in paths]
     for part in parts[1:]:

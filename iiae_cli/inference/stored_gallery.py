@@ -1,4 +1,5 @@
-"""A latent cache as a gallery that stays on disk: rows are read in slices, names only of what is found.
+"""A latent cache as a gallery that stays on disk: rows are read in slices, names only of what is
+found.
 
 A gallery of a million pictures thus takes no million strings, and may be larger than memory.
 """

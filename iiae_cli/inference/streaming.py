@@ -1,10 +1,13 @@
-"""Encoding many rows at the pace of the forward pass: the next rows are read and the last latents written meanwhile.
+"""Encoding many rows at the pace of the forward pass: the next rows are read and the last latents
+written meanwhile.
 
-One thread reads ahead (and has its pictures decoded by others), the calling thread computes, one thread writes. Every
-stage holds a few batches, so that memory is the same for a thousand rows and for a million.
+One thread reads ahead (and has its pictures decoded by others), the calling thread computes, one
+thread writes. Every stage holds a few batches, so that memory is the same for a thousand rows and
+for a million.
 
-Every batch is filled up to one size. A network's layers may round differently for batches of different sizes, never, as
-measured, for one size and other neighbours; so resumed, sharded and uninterrupted encodings agree to the last bit.
+Every batch is filled up to one size. A network's layers may round differently for batches of
+different sizes, never, as measured, for one size and other neighbours; so resumed, sharded and
+uninterrupted encodings agree to the last bit.
 """
 
 from __future__ import annotations
@@ -65,9 +68,11 @@ class Encoder:
 
 
 def batch_size_for(shape: tuple[int, ...]) -> int:
-    """Rows at once that a core's caches like, by the shape of a row alone, so that all shards choose the same.
+    """Rows at once that a core's caches like, by the shape of a row alone, so that all shards
+    choose the same.
 
-    On a CPU the paper's 256×256 networks are fastest with few pictures at once; a GPU is not slowed down by 16.
+    On a CPU the paper's 256×256 networks are fastest with few pictures at once; a GPU is not slowed
+    down by 16.
     """
     if len(shape) == 1:
         return 256
@@ -83,7 +88,8 @@ def encode_stream(
     stop: Stop = NEVER,
     advance: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Encode inputs start…stop−1, one block of the log for every batch; blocks that are there are not made again.
+    """Encode inputs start…stop−1, one block of the log for every batch; blocks that are there are
+    not made again.
 
     Args:
         encoder: the model.
@@ -135,7 +141,9 @@ def encode_stream(
 
 
 def ahead(make: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """`make` of each item, in order, made by another thread at most `depth` ahead of what is used."""
+    """`make` of each item, in order, made by another thread at most `depth` ahead of what
+    is used.
+    """
     with ThreadPoolExecutor(1, "ahead") as pool:
         coming: deque[Future[Result]] = deque()
         try:

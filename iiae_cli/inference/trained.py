@@ -2,8 +2,8 @@
 
 Batch norm runs in inference mode, dropout is off, and latents are posterior means, not samples.
 
-Shapes: N rows, K exclusive latents per row, S shared and E exclusive dimensions; pictures (N, H, W, C)
-uint8 or features (N, F) float32.
+Shapes: N rows, K exclusive latents per row, S shared and E exclusive dimensions; pictures (N, H, W,
+C) uint8 or features (N, F) float32.
 """
 
 from __future__ import annotations
@@ -211,6 +211,8 @@ def prior_samples(
 
 
 def interpolated(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Returns latents (steps, E) at equal distances from `start` (E,) to `end` (E,), both included."""
+    """Returns latents (steps, E) at equal distances from `start` (E,) to `end` (E,), both
+    included.
+    """
     weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
     return torch.lerp(start, end, weights[:, None])

@@ -1,6 +1,8 @@
-"""Checkpoints: the two newest files of weights, optimiser, sums and step, each with a checksum of its content.
+"""Checkpoints: the two newest files of weights, optimiser, sums and step, each with a checksum of
+its content.
 
-Only tensors and JSON are read, never code. A damaged checkpoint is set aside and the one before it is taken.
+Only tensors and JSON are read, never code. A damaged checkpoint is set aside and the one before it
+is taken.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ class Checkpoints:
             return Checkpoint(step, **parts, progress=json.loads(header["progress"]))
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None; newer damaged ones are set aside with a warning.
+        """The newest checkpoint that can be read, or None; newer damaged ones are set aside with a
+        warning.
 
         Raises:
             IiaeError: none can be read.

@@ -54,7 +54,9 @@ class RunDir:
         return self.config_file.exists()
 
     def is_free(self) -> bool:
-        """Whether nothing is here, or no more than a killed process leaves that had begun to create the run."""
+        """Whether nothing is here, or no more than a killed process leaves that had begun to create
+        the run.
+        """
         with write_errors(self.path):
             return not self.path.exists() or all(
                 not any(path.iterdir())
@@ -65,10 +67,12 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder and keep other processes from writing here; killed ones' temporaries are removed.
+        """Create the folder and keep other processes from writing here; killed ones' temporaries
+        are removed.
 
         Raises:
-            IiaeError: another process writes here, or a part of the run is a link to somewhere else.
+            IiaeError: another process writes here, or a part of the run is a link to somewhere
+                else.
         """
         for path in self._folders:
             if path.is_symlink():
@@ -90,7 +94,8 @@ class RunDir:
     def create(self, config: Config) -> None:
         """Remove what an earlier run left, and write the configuration of a new one.
 
-        Checkpoints go first, newest first: if this is broken off, `--resume` finds the old run at an earlier step.
+        Checkpoints go first, newest first: if this is broken off, `--resume` finds the old run at
+        an earlier step.
         """
         with write_errors(self.path):
             self.checkpoints.clear()

@@ -21,13 +21,14 @@ FEWEST_CLASSES = 8  # with fewer no class is held out
 class TrainingData:
     """The training and validation rows of a data file, as the configuration divides them.
 
-    Sets that are paired one by one hold out pairs; sets that are paired by class hold out whole classes, so that
-    validation asks what zero-shot evaluation will ask.
+    Sets that are paired one by one hold out pairs; sets that are paired by class hold out whole
+    classes, so that validation asks what zero-shot evaluation will ask.
 
     Attributes:
         file: what the rows lie in.
         info: of it.
-        train: rows to train on (all of the split where pairs are held out; `order` leaves those out).
+        train: rows to train on (all of the split where pairs are held out; `order` leaves those
+            out).
         validation: aligned pairs, or rows of held-out classes; None where nothing is held out.
 
     Raises:
@@ -49,8 +50,10 @@ class TrainingData:
             and len(self.train.x) != len(self.train.y)
         ):
             raise IiaeError(
-                f"{file.path} is not paired: {len(self.train.x)} rows of x, {len(self.train.y)} of y in train",
-                "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes SOURCE)",
+                f"{file.path} is not paired: {len(self.train.x)} rows of x, "
+                f"{len(self.train.y)} of y in train",
+                "pair it one by one (iiae prepare pairs SOURCE) "
+                "or by class (iiae prepare classes SOURCE)",
             )
         self._all = self.train
         self._kept: Indices | None = None  # pairs to train on; None: all of them
@@ -135,7 +138,9 @@ class TrainingData:
         return indices[:, 0], indices[:, 1]
 
     def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
-        """All training rows of x and y with what they share: their classes, or each pair a class of its own."""
+        """All training rows of x and y with what they share: their classes, or each pair a class of
+        its own.
+        """
         if self.by_class:
             return self.train.x.rows, self.train.y.rows, *_labels(self.train)
         x, y = self.rows(np.arange(self.count))
@@ -151,12 +156,15 @@ class TrainingData:
                 f"{self.count} training pairs, {0 if held is None else len(held.x)} for validation"
             )
         else:
-            counts = f"{_sizes(self.train)} to train on, {'none' if held is None else _sizes(held)} for validation"
+            valid = "none" if held is None else _sizes(held)
+            counts = f"{_sizes(self.train)} to train on, {valid} for validation"
         return f"{self.info.name}: {counts}; x {shapes[0]}, y {shapes[1]}"
 
 
 def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tuple[Indices, Indices]:
-    """Divide 0…N−1 into (training, validation) indices, both ascending; at least `fewest` validate."""
+    """Divide 0…N−1 into (training, validation) indices, both ascending; at least `fewest`
+    validate.
+    """
     held = max(fewest, round(count * fraction))
     order = np.random.default_rng((seed, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])

@@ -1,10 +1,12 @@
-"""Several processes (ranks) that train one model, each on its slice of every batch, as torchrun and srun start them.
+"""Several processes (ranks) that train one model, each on its slice of every batch, as torchrun and
+srun start them.
 
-DistributedDataParallel sums the gradients. Batch norm reads the whole batch on GPUs (SyncBatchNorm, unless
-`training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout and augmentation are seeded by rank.
+DistributedDataParallel sums the gradients. Batch norm reads the whole batch on GPUs (SyncBatchNorm,
+unless `training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout and augmentation
+are seeded by rank.
 
-What ranks tell each other beside gradients (stop, resume at that step) goes over gloo on the CPU: it neither waits for
-a GPU nor times out while rank 0 validates.
+What ranks tell each other beside gradients (stop, resume at that step) goes over gloo on the CPU:
+it neither waits for a GPU nor times out while rank 0 validates.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a r
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; alone by default, where everything here does nothing.
+    """This process among those that train together; alone by default, where everything here does
+    nothing.
 
     Attributes:
         rank: of this process; rank 0 writes files and speaks.
@@ -91,7 +94,8 @@ class World:
         try:
             self._meet(device, stop)
             yield
-            dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+            # not after an error: it would wait for ranks that are gone
+            dist.destroy_process_group()
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             if not any(sign in reason.lower() for sign in _SIGNS):
@@ -158,8 +162,8 @@ class _Control:
 def find_world(environment: Mapping[str, str]) -> World:
     """The world that a launcher's environment describes.
 
-    torchrun's variables count first. Those of an srun step with several tasks count only with MASTER_ADDR, which a
-    person who runs several independent trainings in one step does not set.
+    torchrun's variables count first. Those of an srun step with several tasks count only with
+    MASTER_ADDR, which a person who runs several independent trainings in one step does not set.
 
     Raises:
         IiaeError: the variables are incomplete, or not numbers.
@@ -189,7 +193,8 @@ class Share:
 
     Args:
         world: of one rank or several.
-        batch_size: rows of the whole batch; where it cannot be divided evenly, some ranks take one row more.
+        batch_size: rows of the whole batch; where it cannot be divided evenly, some ranks take one
+            row more.
 
     Attributes:
         rows: this rank's rows within the batch.
@@ -220,11 +225,14 @@ class Share:
         return whole
 
     def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
-        """The networks with gradients averaged over ranks; `local` leaves batch norm to each rank's slice."""
+        """The networks with gradients averaged over ranks; `local` leaves batch norm to each rank's
+        slice.
+        """
         if self._world.size == 1:
             return networks
         if device.type == "cuda" and not local:
-            networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)  # type: ignore[no-untyped-call]
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            networks = convert(networks)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(networks)
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -242,7 +250,9 @@ class Share:
 
 
 class _Whole(torch.autograd.Function):
-    """This rank's rows (B, …) to the whole batch's (N, …); backwards, what all ranks want of this rank's rows."""
+    """This rank's rows (B, …) to the whole batch's (N, …); backwards, what all ranks want of this
+    rank's rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, mine: slice, batch_size: int) -> Tensor:

@@ -3,11 +3,13 @@
 Three ways, chosen by where things lie:
 
 * rows in memory, networks on the CPU: read when asked for, which is a copy of some kilobytes;
-* rows mapped from a file, or networks on a GPU: one thread reads the next step's rows (into pinned memory for a GPU)
+* rows mapped from a file, or networks on a GPU: one thread reads the next step's rows (into pinned
+memory for a GPU)
   while the current step computes;
 * everything fits on the GPU: rows go there once, as uint8, and a step sends row numbers.
 
-Scaling and resizing happen on the networks' device in every case, so all three give the same batches.
+Scaling and resizing happen on the networks' device in every case, so all three give the same
+batches.
 """
 
 from __future__ import annotations
@@ -103,7 +105,9 @@ class Feed:
         return from_stored(first, self._size), from_stored(second, self._size)
 
     def _read(self, step: int) -> Pair:
-        """What travels to the device: the rows as stored, or their numbers where the rows lie there."""
+        """What travels to the device: the rows as stored, or their numbers where the rows lie
+        there.
+        """
         indices = self._indices_at(step)
         found = (
             self._data.row_numbers(indices)

@@ -1,4 +1,6 @@
-"""What a training writes about itself while it runs: metrics.jsonl, TensorBoard, sample grids, the live display."""
+"""What a training writes about itself while it runs: metrics.jsonl, TensorBoard, sample grids, the
+live display.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _SHOWN = {
 
 
 class Journal:
-    """Writes into a run directory; entered on the first rank alone, it drops everything otherwise."""
+    """Writes into a run directory; entered on the first rank alone, it drops everything
+    otherwise.
+    """
 
     def __init__(self, run: RunDir, device: torch.device) -> None:
         self._run, self._device = run, device

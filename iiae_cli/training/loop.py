@@ -1,8 +1,8 @@
 """The training loop: steps, learning rate, log averages; everything else leaves through `Events`.
 
-A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs, the noise of the
-reparameterisation and dropout are re-seeded from (seed, step). A run that was stopped and resumed therefore ends in the
-same weights as one that was not, on CPU bit for bit.
+A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs,
+the noise of the reparameterisation and dropout are re-seeded from (seed, step). A run that was
+stopped and resumed therefore ends in the same weights as one that was not, on CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Events(Protocol):
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
     def validate(self, step: int) -> bool:
-        """When validation is due; the model is in training mode before and after. False: it was interrupted."""
+        """When validation is due; the model is in training mode before and after. False: it was
+        interrupted.
+        """
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""
@@ -104,8 +106,9 @@ Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
 def compiled(networks: nn.Module, *, graphs: bool) -> Step:
     """Networks compiled by torch.compile.
 
-    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off the CPU. The
-    objective stays outside: it depends on the step number, and each new number would compile again.
+    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off
+    the CPU. The objective stays outside: it depends on the step number, and each new number would
+    compile again.
     """
     run: Step = torch.compile(networks, mode="reduce-overhead" if graphs else None)
 
@@ -129,7 +132,8 @@ def fit(
     """Train from `state.step` to the schedule's end.
 
     Args:
-        networks: `Networks` in training mode, wrapped or compiled; their weights are updated in place.
+        networks: `Networks` in training mode, wrapped or compiled; their weights are updated in
+            place.
         objective: the loss.
         optimizer: its learning rate is set before every step.
         batch_at: x (B, …) and y (B, …) of step 0, 1, …, on the networks' device.
@@ -201,7 +205,8 @@ def optimizer_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str
 def restore_optimizer(
     model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Restore the state that `optimizer_tensors` returned, on each parameter's device and in its memory format.
+    """Restore the state that `optimizer_tensors` returned, on each parameter's device and in its
+    memory format.
 
     Raises:
         KeyError: a parameter that learns is missing from `tensors`.

@@ -1,8 +1,10 @@
-"""Which arithmetic a run uses and whether it is compiled, where the user leaves both to the program.
+"""Which arithmetic a run uses and whether it is compiled, where the user leaves both to the
+program.
 
-The choice follows from facts that stay the same from one call to the next (device, processor, size of the pictures,
-length of the run), never from a measurement: a run and its repetition must end in the same weights. What was chosen is
-written into the run's configuration, and a resumed run keeps it.
+The choice follows from facts that stay the same from one call to the next (device, processor, size
+of the pictures, length of the run), never from a measurement: a run and its repetition must end in
+the same weights. What was chosen is written into the run's configuration, and a resumed run keeps
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _AMPERE = (8, 0)
 def choose_speed(
     config: Config, info: DataInfo, device: torch.device, before: Config | None
 ) -> tuple[dict[str, Any], str]:
-    """What `precision` and `compile` of the configuration's training section become, and a line that says why.
+    """What `precision` and `compile` of the configuration's training section become, and a line
+    that says why.
 
     Args:
         config: may say `auto` in either.
@@ -95,7 +98,8 @@ def _choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
 def multiplies_bf16() -> bool:
     """Whether this CPU has a matrix unit for bfloat16 (AMX) that the system lets programs use.
 
-    Instructions for single vectors (AVX512-BF16) are not counted: without the matrix unit, casting eats what they save.
+    Instructions for single vectors (AVX512-BF16) are not counted: without the matrix unit, casting
+    eats what they save.
     """
     try:
         return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
@@ -112,7 +116,9 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def set_gpu_arithmetic(precision: str) -> None:
-    """Let GPUs round factors to TF32, or keep float32 whole: torch's own default is TF32 in convolutions."""
+    """Let GPUs round factors to TF32, or keep float32 whole: torch's own default is TF32 in
+    convolutions.
+    """
     rounded = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = rounded
     torch.backends.cudnn.allow_tf32 = rounded

@@ -1,4 +1,6 @@
-"""A training run from the command's values to a finished run directory: start or resume, fit, finish."""
+"""A training run from the command's values to a finished run directory: start or resume, fit,
+finish.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class TrainOptions:
         run: run directory; None: runs/PRESET-seedN.
         resume: continue where the run stands, or start it.
         overwrite: replace an existing run.
-        deadline: `time.monotonic()` at which to stop, but not before the first step, so that every call gets on.
+        deadline: `time.monotonic()` at which to stop, but not before the first step, so that every
+            call gets on.
     """
 
     preset: str
@@ -148,7 +151,8 @@ def _claim(run: RunDir, options: TrainOptions) -> bool:
     """Whether the run directory holds a run to resume.
 
     Raises:
-        IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another configuration.
+        IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another
+            configuration.
     """
     if not run.exists():
         if not run.is_free() and not options.overwrite:
@@ -259,8 +263,8 @@ def _announce(trainer: Trainer) -> None:
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
-        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs on {ranks}{device}{threads} "
-        f"into {trainer.run.path}"
+        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs "
+        f"on {ranks}{device}{threads} into {trainer.run.path}"
     )
     if trainer.baseline is not None:
         name = "mAP@all" if trainer.data.by_class else "Recall@1"
@@ -269,7 +273,9 @@ def _announce(trainer: Trainer) -> None:
 
 
 def _write_gallery(trainer: Trainer) -> bool:
-    """Encode the test split's domain y (the training split's if there is no test); False if a stop broke it off."""
+    """Encode the test split's domain y (the training split's if there is no test); False if a stop
+    broke it off.
+    """
     file, run = trainer.data.file, trainer.run
     loaded = load_model(run, trainer.device)
     name = "test" if file.info.counts["test"] else "train"

@@ -1,8 +1,8 @@
 """One model in training: built from configuration and rows, fitted, validated, kept and saved.
 
-With `selection.refit` a run trains twice: first beside held-out rows, which decide for how many steps, then on all
-rows. The second training's steps are numbered on from the first's in files (`offset`), and from zero for the schedule,
-the order of rows and the noise.
+With `selection.refit` a run trains twice: first beside held-out rows, which decide for how many
+steps, then on all rows. The second training's steps are numbered on from the first's in files
+(`offset`), and from zero for the schedule, the order of rows and the noise.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ class Trainer:
         self.journal = Journal(run, device)
 
     def _build(self) -> None:
-        """A new model from the seed, what it takes from the training rows, its optimiser and the order of rows."""
+        """A new model from the seed, what it takes from the training rows, its optimiser and the
+        order of rows.
+        """
         training = self.config.training
         torch.manual_seed(training.seed)
         model = builders.build_model(self.config, self.data.info)
@@ -307,9 +309,11 @@ class Trainer:
         self.journal.show_terms(terms)
 
     def validate(self, step: int) -> bool:
-        """Measure, decide whether to keep the weights, draw the sample grid; False if a stop broke it off.
+        """Measure, decide whether to keep the weights, draw the sample grid; False if a stop broke
+        it off.
 
-        Nothing is written before everything is measured, so that what is broken off leaves no trace.
+        Nothing is written before everything is measured, so that what is broken off leaves no
+        trace.
         """
         done = self.world.share(self._validated(step) if self.world.first else True)
         self.state.ended = self.world.share(self._enough)
@@ -356,7 +360,9 @@ class Trainer:
         console.say(f"step {step}: validation {validation.summary()}")
 
     def _keep_start(self, validation: Validation | None) -> None:
-        """Keep the weights before the first step, for the time being or, where nothing can tell, for good."""
+        """Keep the weights before the first step, for the time being or, where nothing can tell,
+        for good.
+        """
         if validation is None:
             self.memory.kept_step = 0
         elif self.selection.rule != "last":

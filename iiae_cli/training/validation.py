@@ -1,7 +1,7 @@
 """Validation on held-out rows, which weights are kept, and what to warn of.
 
-Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by class by mAP@all of
-held-out classes.
+Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by
+class by mAP@all of held-out classes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Validation:
         shared: Recall@1 by shared means; mAP@all, cosine, where rows are paired by class.
         exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without exclusive latents.
         counts: how much was compared: `pairs`, or `classes` and `rows` of x and y.
-        exclusive_hits: queries whose partner is first by exclusive means; None by class and without them.
+        exclusive_hits: queries whose partner is first by exclusive means; None by class and without
+            them.
         guided_l1: error of guided translation; None by class and without decoders.
         metric: distance between shared means.
     """
@@ -98,22 +99,25 @@ class Validation:
         return {self.name: _pair(self.shared)}
 
     def warnings(self, baseline: Both | None) -> list[str]:
-        """What a person should know of a trained model: a dead exclusive latent, retrieval below the baseline.
+        """What a person should know of a trained model: a dead exclusive latent, retrieval below
+        the baseline.
 
         Recall counts as below if the difference is more than two standard errors of so many pairs.
         """
         warnings = [
-            f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below {DEAD_LATENT_NATS:.0f}, says "
-            "next to nothing of its domain. Try objective.reconstruction=l2 where its pictures are mostly "
-            "background, a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
+            f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, "
+            f"below {DEAD_LATENT_NATS:.0f}, says next to nothing of its domain. "
+            "Try objective.reconstruction=l2 where its pictures are mostly background, "
+            "a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
             for domain, value in zip("xy", self.exclusive_kl or (), strict=False)
             if value < DEAD_LATENT_NATS
         ]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
         if self.by_class:
             advice = (
-                "A model of features stays collapsed for long where objective.reconstruction_weight is small: "
-                "train longer, raise it a hundredfold, or use --preset features"
+                "A model of features stays collapsed for long where "
+                "objective.reconstruction_weight is small: train longer, raise it a hundredfold, "
+                "or use --preset features"
             )
         for direction, figure, raw in zip(
             ("x→y", "y→x"), self.shared, baseline or (), strict=False
@@ -123,8 +127,8 @@ class Validation:
             )
             if figure + 2.0 * noise < raw:
                 warnings.append(
-                    f"shared retrieval {direction} is below the training-free baseline on validation: {self.name} "
-                    f"{figure:.3f} against {raw:.3f}. {advice}"
+                    f"shared retrieval {direction} is below the training-free baseline "
+                    f"on validation: {self.name} {figure:.3f} against {raw:.3f}. {advice}"
                 )
         return warnings
 
@@ -143,7 +147,8 @@ def validate(
 ) -> Validation:
     """Measure a model on held-out rows, aligned pairs unless they are paired `by_class`.
 
-    The metric `auto` is the distance with the higher recall, Euclidean of equals; by class it is always cosine.
+    The metric `auto` is the distance with the higher recall, Euclidean of equals; by class it is
+    always cosine.
     """
     pairs = encode_pairs(trained, split)
     kl = exclusive_kl(pairs)
@@ -172,7 +177,9 @@ def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
 def baseline(
     train: Split, split: Split, *, metric: Metric | Literal["auto"], by_class: bool
 ) -> Both | None:
-    """What `validate` measures, of the training-free baseline; None if the domains' widths differ."""
+    """What `validate` measures, of the training-free baseline; None if the domains' widths
+    differ.
+    """
     if by_class:
         centred = class_baselines(train, split).get("centred")
         return None if centred is None else _both(centred, "map@all")
@@ -185,10 +192,11 @@ class Selection:
     """Decides which weights are kept.
 
     Args:
-        rule: `recall`: the highest score, the later of equals. `paper`: the same among validations with at most one
-            exclusive hit per direction. `last`: always the newest.
+        rule: `recall`: the highest score, the later of equals. `paper`: the same among validations
+            with at most one exclusive hit per direction. `last`: always the newest.
         first_epoch: epochs that must be complete before weights may be kept.
-        patience: validations in a row without a better score that are enough; 0: any number may follow.
+        patience: validations in a row without a better score that are enough; 0: any number may
+            follow.
         best: what the next score must reach.
         stale: validations since the score last rose.
     """
@@ -205,7 +213,9 @@ class Selection:
         return 0 < self.patience <= self.stale
 
     def start(self, validation: Validation, least_gain: float) -> None:
-        """Keep the weights before the first step, unless a later score exceeds theirs by a fraction of it."""
+        """Keep the weights before the first step, unless a later score exceeds theirs by a fraction
+        of it.
+        """
         self.best = validation.score * (1.0 + least_gain)
 
     def accepts(self, validation: Validation | None, epochs_done: float) -> bool:

@@ -1,7 +1,9 @@
-"""kill -9, SIGTERM and full disks while `prepare` and `encode` work: --resume ends in what an undisturbed call writes.
+"""kill -9, SIGTERM and full disks while `prepare` and `encode` work: --resume ends in what an
+undisturbed call writes.
 
-IIAE_CRASHES=40 takes so many moments of each instead of three. One server process imports torch once and forks for each
-call, so that a call costs a tenth of a second and not the seconds that an import takes.
+IIAE_CRASHES=40 takes so many moments of each instead of three. One server process imports torch
+once and forks for each call, so that a call costs a tenth of a second and not the seconds that an
+import takes.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ class Calls:
         after: float | None = None,
         number: int = signal.SIGKILL,
     ) -> int:
-        """Exit code of a call, or minus the signal that ended it; signalled `after` seconds, if it still runs."""
+        """Exit code of a call, or minus the signal that ended it; signalled `after` seconds, if it
+        still runs.
+        """
         import json
 
         assert self._process.stdin is not None and self._process.stdout is not None

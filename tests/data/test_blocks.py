@@ -1,4 +1,6 @@
-"""Blocks of a job: kept through kills and signals, owned by one process, divided into parts and joined."""
+"""Blocks of a job: kept through kills and signals, owned by one process, divided into parts and
+joined.
+"""
 
 from __future__ import annotations
 

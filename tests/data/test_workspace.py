@@ -111,7 +111,8 @@ def test_a_folder_that_a_kill_left_before_its_manifest_is_taken(output):
 
 def test_one_process_at_a_time_and_a_dead_one_holds_nothing(output):
     code = (
-        "import sys, time; from pathlib import Path; from iiae_cli.data.workspace import workspace\n"
+        "import sys, time; from pathlib import Path\n"
+        "from iiae_cli.data.workspace import workspace\n"
         "with workspace(Path(sys.argv[1]), {}, resume=False) as folder:\n"
         "    (folder / 'work').write_text('done'); print('in', flush=True); time.sleep(60)"
     )

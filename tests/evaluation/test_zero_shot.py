@@ -15,7 +15,9 @@ from iiae_cli.evaluation.zero_shot import rank_by_class
 
 
 def oracle(queries, gallery, query_labels, gallery_labels):
-    """Average precision, the sum over the first 200 and precisions, one query and one item at a time."""
+    """Average precision, the sum over the first 200 and precisions, one query and one item at a
+    time.
+    """
     results = []
     for query, label in zip(queries.astype(np.float64), query_labels, strict=True):
         scores = []
@@ -81,7 +83,9 @@ def test_every_figure_equals_the_slow_ranking(seed, tied):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_short_keys_and_long_ones_rank_alike(seed, monkeypatch):
-    """Queries that 32 bits decide and queries that they do not: the same figures as by 64 bits throughout."""
+    """Queries that 32 bits decide and queries that they do not: the same figures as by 64 bits
+    throughout.
+    """
     rng = np.random.default_rng(seed)
     x, y, of_x, of_y = case(seed, False, gallery=1500)
     near = rng.integers(0, 1500, 300)
@@ -110,7 +114,9 @@ def watch(monkeypatch):
 
 @pytest.mark.parametrize("size", [200, 300, 70_000])
 def test_short_keys_alone_rank_galleries_of_every_width_of_place(size, monkeypatch):
-    """Places take 8, 16 or 32 bits; nothing is near a tie here, so long keys must change nothing."""
+    """Places take 8, 16 or 32 bits; nothing is near a tie here, so long keys must change
+    nothing.
+    """
     undecided = watch(monkeypatch)
     angles = np.random.default_rng(size).permutation(size) / size * np.pi
     labels = names(np.random.default_rng(1).integers(0, 7, size))
@@ -168,7 +174,9 @@ def test_a_case_worked_by_hand():
 
 
 def test_the_two_cut_maps_differ_by_what_they_divide_by():
-    """300 relevant items first: the cut sum is 200, so both say 1; with 50, one says 1 and the released 50/200."""
+    """300 relevant items first: the cut sum is 200, so both say 1; with 50, one says 1 and the
+    released 50/200.
+    """
     for relevant, cut, released in ((300, 1.0, 1.0), (50, 1.0, 0.25)):
         gallery = np.stack([np.ones(400), np.linspace(0, 1, 400)], axis=1)
         labels = ["a"] * relevant + ["b"] * (400 - relevant)
@@ -179,7 +187,9 @@ def test_the_two_cut_maps_differ_by_what_they_divide_by():
 
 
 def test_a_collapsed_model_is_at_the_mercy_of_gallery_order_and_no_better():
-    """All items equal: the ranking is the gallery's order, so a class that stands last has the worst figure."""
+    """All items equal: the ranking is the gallery's order, so a class that stands last has the
+    worst figure.
+    """
     labels = ["a"] * 10 + ["b"] * 10
     rank = rank_by_class(np.ones((2, 4)), np.ones((20, 4)), ["a", "b"], labels)
     expected_last = np.mean([(i + 1) / (10 + i + 1) for i in range(10)])
@@ -187,7 +197,9 @@ def test_a_collapsed_model_is_at_the_mercy_of_gallery_order_and_no_better():
 
 
 def test_equal_latents_tie_although_sums_round_differently():
-    """Copies of one item at positions that a blocked matrix product sums in different orders keep gallery order."""
+    """Copies of one item at positions that a blocked matrix product sums in different orders keep
+    gallery order.
+    """
     rng = np.random.default_rng(0)
     item = rng.standard_normal(64)
     gallery = np.concatenate(

@@ -1,4 +1,6 @@
-"""The approximate index: neighbours are measured exactly, and the file is checked before it is believed."""
+"""The approximate index: neighbours are measured exactly, and the file is checked before it is
+believed.
+"""
 
 from importlib.util import find_spec
 

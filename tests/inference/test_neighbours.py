@@ -1,4 +1,6 @@
-"""Nearest neighbours and partners' ranks against a slow oracle, with ties, duplicates and crowds."""
+"""Nearest neighbours and partners' ranks against a slow oracle, with ties, duplicates and
+crowds.
+"""
 
 import importlib.util
 

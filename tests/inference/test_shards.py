@@ -1,4 +1,6 @@
-"""Shards: how a list is divided, what a merge refuses, and that the joined cache is the undivided one."""
+"""Shards: how a list is divided, what a merge refuses, and that the joined cache is the undivided
+one.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Encoding by blocks: the values of encoding at once, whatever is sharded, skipped, interrupted or resumed."""
+"""Encoding by blocks: the values of encoding at once, whatever is sharded, skipped, interrupted or
+resumed.
+"""
 
 import threading
 import time

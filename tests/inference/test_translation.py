@@ -122,7 +122,9 @@ def test_one_row_may_have_more_latents_than_a_batch():
 
 
 def test_an_analogy_joins_the_querys_content_and_the_references_style():
-    """Within one domain: z^s of the query, exclusive mean of the reference, the same domain's decoder."""
+    """Within one domain: z^s of the query, exclusive mean of the reference, the same domain's
+    decoder.
+    """
     model = image_model()
     queries, references = pictures(seed=3), pictures(rows=2, seed=4)
     model.eval()

@@ -1,4 +1,6 @@
-"""Several ranks: the losses of one process that normalises each part by itself; what launchers say; lost ranks."""
+"""Several ranks: the losses of one process that normalises each part by itself; what launchers say;
+lost ranks.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
 SRUN |= {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
 CPU = torch.device("cpu")
 
-# Nine rows, so that two ranks have five and four, and double precision, so that only a mistake makes a difference.
+# Nine rows, so that two ranks have five and four, and double precision, so that only a mistake
+# makes a difference.
 BATCH, STEPS = 9, 12
 PLAIN = ["training.log_every=1", f"training.batch_size={BATCH}", "training.precision=fp64"]
 CONTRAST = ["objective.contrastive=100", "objective.independence=10", "augment.geometric=0.5"]
@@ -53,7 +56,9 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 
 
 def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float]]:
-    """The same training in one process that passes each rank's rows through the networks by themselves."""
+    """The same training in one process that passes each rank's rows through the networks by
+    themselves.
+    """
     tiny = [text for text in TINY if "=" in text]
     config = resolve([*preset_layers("digits-cdcb"), set_layer([*tiny, *assignments])]).config
     data = TrainingData(DataFile(data_file), config)

@@ -1,4 +1,6 @@
-"""Erasure in runs: fitted on training rows at every validation, kept with the weights, gone nowhere in training."""
+"""Erasure in runs: fitted on training rows at every validation, kept with the weights, gone nowhere
+in training.
+"""
 
 from __future__ import annotations
 

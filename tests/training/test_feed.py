@@ -1,4 +1,6 @@
-"""The same batches whichever way they come: read when asked for, ahead in a thread, or kept on the device."""
+"""The same batches whichever way they come: read when asked for, ahead in a thread, or kept on the
+device.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Training that is killed, stopped or refused by the operating system at any moment, and resumed.
 
-The few moments that are tried by default are spread over a run; `pytest -m exhaustive` tries every one.
+The few moments that are tried by default are spread over a run; `pytest -m exhaustive` tries every
+one.
 """
 
 from __future__ import annotations
@@ -60,13 +61,17 @@ def trials(nursery: Nursery) -> Trials:
 
 
 def metrics_of(run: Path) -> list[list[tuple[str, Any]]]:
-    """Every line's keys and values but for wall-clock fields; a line that is not JSON is an error."""
+    """Every line's keys and values but for wall-clock fields; a line that is not JSON is an
+    error.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [[(key, value) for key, value in line.items() if key != "pairs_per_s"] for line in lines]
 
 
 def outputs(run: Path) -> list[str]:
-    """Every file but TensorBoard's, and but the older checkpoint: a stop leaves one where it came."""
+    """Every file but TensorBoard's, and but the older checkpoint: a stop leaves one where
+    it came.
+    """
     older = min((run / "checkpoints").iterdir())
     paths = [path for path in run.rglob("*") if "tfevents" not in path.name and path != older]
     return sorted(str(path.relative_to(run)) for path in paths)
@@ -74,7 +79,8 @@ def outputs(run: Path) -> list[str]:
 
 def tensors_of(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
-        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        return file.metadata(), {name: file.get_tensor(name) for name in names}
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

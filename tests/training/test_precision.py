@@ -1,4 +1,6 @@
-"""What `auto` becomes: by device, processor, pictures and length, the same for a run that is resumed."""
+"""What `auto` becomes: by device, processor, pictures and length, the same for a run that is
+resumed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What small sets of pairs get beside the paper, end to end: baselines, augmentation, early stopping, linear paths."""
+"""What small sets of pairs get beside the paper, end to end: baselines, augmentation, early
+stopping, linear paths.
+"""
 
 from __future__ import annotations
 

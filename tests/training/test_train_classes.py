@@ -1,4 +1,6 @@
-"""Training and evaluating on rows paired by class: hold-out, selection, the second training, resume, leaks."""
+"""Training and evaluating on rows paired by class: hold-out, selection, the second training,
+resume, leaks.
+"""
 
 from __future__ import annotations
 

@@ -256,7 +256,9 @@ def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preproces
 
 
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Features (B, D) of a batch of the pictures `paths`; values that are not finite are an error."""
+    """Features (B, D) of a batch of the pictures `paths`; values that are not finite are an
+    error.
+    """
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),

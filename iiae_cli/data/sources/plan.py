@@ -1,8 +1,9 @@
 """What a builder of a data set returns: a plan of what to read, and how rows become splits.
 
-Reading is what takes long, so it is done in numbered blocks (`data/blocks.py`): a block of finished rows is kept before
-the next one begins, one that is kept is not made again, and several processes may make some each. What a block holds
-depends on its reading alone. Assembling is cheap and done anew by whoever writes the data file.
+Reading is what takes long, so it is done in numbered blocks (`data/blocks.py`): a block of finished
+rows is kept before the next one begins, one that is kept is not made again, and several processes
+may make some each. What a block holds depends on its reading alone. Assembling is cheap and done
+anew by whoever writes the data file.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Work:
     """Where a preparation works.
 
     Attributes:
-        folder: for files that a resumed call continues; it is removed when the data file is written.
+        folder: for files that a resumed call continues; it is removed when the data file is
+            written.
         stop: asked before every block.
     """
 
@@ -296,7 +298,9 @@ def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRow
 
 
 def _empty(path: Path, reading: Reading, values: Rows) -> Rows:
-    """An array for all items of a reading: in memory, or in a file where that would be too large."""
+    """An array for all items of a reading: in memory, or in a file where that would be too
+    large.
+    """
     shape = (len(reading.files), *values.shape[1:])
     if math.prod(shape) * values.itemsize > free_memory() // 2:
         return np.memmap(path, values.dtype, "w+", shape=shape)

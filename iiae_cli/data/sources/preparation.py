@@ -78,7 +78,8 @@ def prepare_part(
         path: the part's file; an existing one is replaced.
         options: of the builder.
         part: which one.
-        command: its words, `OUTPUT` in the place of the output: merging writes them to the data file.
+        command: its words, `OUTPUT` in the place of the output: merging writes them to the data
+            file.
         resume: continue what an interrupted call left.
         overwrite: drop what an interrupted call left.
         stop: asked before every block.
@@ -132,7 +133,8 @@ class Merge:
             stop: as in `prepare_file`.
 
         Raises:
-            IiaeError: the source is not what it was, a part is damaged, or the file cannot be written.
+            IiaeError: the source is not what it was, a part is damaged, or the file cannot be
+                written.
         """
         first = self.parts[0]
         try:
@@ -166,7 +168,8 @@ def plan_merge(paths: Sequence[Path]) -> Merge:
         paths: their files, in any order.
 
     Raises:
-        IiaeError: no part's file, parts of different preparations, or one that is doubled or missing.
+        IiaeError: no part's file, parts of different preparations, or one that is doubled or
+            missing.
     """
     return Merge(read_parts(paths, "iiae prepare …"))
 
@@ -213,7 +216,9 @@ def _write(
 
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
-    """Everything that decides a data file's arrays, as JSON; of files their sizes and times of change."""
+    """Everything that decides a data file's arrays, as JSON; of files their sizes and times of
+    change.
+    """
     source = options.source
     named = replace(
         options,
@@ -246,7 +251,9 @@ def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def state_of(source: Path) -> str:
-    """A digest over names, sizes and times of change: of a file, of all below a folder, or of a table's pictures."""
+    """A digest over names, sizes and times of change: of a file, of all below a folder, or of a
+    table's pictures.
+    """
     files: Iterable[Path] = [source]
     if source.is_dir():
         files = (

@@ -20,7 +20,8 @@ from iiae_cli.data.sources.pairs import plan_folders, plan_halves
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.data.sources.sketchy import plan_sketchy
 
-# Maps' halves are 600 a side: 2,194 pairs are 4.7 GB, and the paper's pipeline reads them at 256 by area anyway.
+# Maps' halves are 600 a side: 2,194 pairs are 4.7 GB, and the paper's pipeline reads them at 256 by
+# area anyway.
 HALF_SIZE = 256
 ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z")
 
@@ -28,7 +29,9 @@ Builder: TypeAlias = Callable[[PrepareOptions], Plan]
 
 
 def _halves(name: str, options: PrepareOptions) -> Plan:
-    """Facades or Maps: side-by-side pictures in their archive's layout; `val` is Maps' test split."""
+    """Facades or Maps: side-by-side pictures in their archive's layout; `val` is Maps' test
+    split.
+    """
     folder, attributes = _source_folder(name, options)
     place = find_folder(folder, "train") or folder
     size = options.image_size or HALF_SIZE
@@ -62,7 +65,9 @@ def _class_set(name: str, plan: Builder, options: PrepareOptions) -> Plan:
 
 
 def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """The folder with a set's files, from a folder, an archive or a download, and what to record of it."""
+    """The folder with a set's files, from a folder, an archive or a download, and what to record of
+    it.
+    """
     return archive_of(name, options.source, options.download, data_folder() / "downloads")
 
 
@@ -99,7 +104,8 @@ def build(name: str, options: PrepareOptions) -> Plan:
     """Plan a data set.
 
     Raises:
-        IiaeError: unknown set, an option that does not apply, or a source that is missing or damaged.
+        IiaeError: unknown set, an option that does not apply, or a source that is missing or
+            damaged.
     """
     if name not in BUILDERS:
         raise IiaeError(f"unknown data set '{name}'", _what_else(name))

@@ -1,4 +1,6 @@
-"""Data sets from their sources: recipes by hand, embedded digits, IDX files, side-by-side pictures, folders."""
+"""Data sets from their sources: recipes by hand, embedded digits, IDX files, side-by-side pictures,
+folders.
+"""
 
 import gzip
 import json
@@ -256,7 +258,9 @@ def idx_bytes(array):
 
 
 def idx_source(folder, *, suffix="", train=8, test=4, size=28):
-    """MNIST's four files in their original layout; returns train pictures and labels, test pictures and labels."""
+    """MNIST's four files in their original layout; returns train pictures and labels, test pictures
+    and labels.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = (
         rng(1).integers(0, 256, (train, size, size)).astype(np.uint8),
