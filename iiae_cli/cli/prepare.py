@@ -10,6 +10,7 @@ import typer
 
 from iiae_cli.cli.options import (
     INPUT,
+    RUNNING,
     DeviceOption,
     JsonFlag,
     OverwriteFlag,
@@ -24,7 +25,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.paths import data_folder
 from iiae_cli.common.signals import stop_on_signals
 
-PAIRS, FEATURES, ARRAYS = "Your own pairs", "Classes and features", "Job arrays"
+PAIRS, FEATURES = "Your own pairs", "Classes and features"
 
 
 def command(
@@ -150,7 +151,9 @@ def command(
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge", help="Join shards, named instead of NAME and SOURCE.", rich_help_panel=ARRAYS
+            "--merge",
+            help="Join shards, named instead of NAME and SOURCE.",
+            rich_help_panel=RUNNING,
         ),
     ] = False,
     resume: ResumeFlag = False,
@@ -170,12 +173,12 @@ def command(
       cars            frontal view (x), the same car turned (y), of the visual-analogy data
       facades         photo (x), label map (y): pix2pix's pictures in train/, val/ and test/
       maps            aerial photo (x), map (y): in train/ and val/, which is taken as test
-      pairs           your own: SOURCE/[SPLIT/]{x,y}/NAME.png, SPLIT one of train, valid, test;
-                      with --side-by-side SOURCE/[SPLIT/]NAME.png; or a table SOURCE.csv with
-                      the columns x,y[,split][,label] and factors x_…, y_…, shared_…
+      pairs           your own: SOURCE/[train|valid|test/]{x,y}/NAME.png; with
+                      --side-by-side SOURCE/[train|valid|test/]NAME.png; or a table
+                      SOURCE.csv with columns x,y[,split][,label] and factors
+                      x_…, y_…, shared_…
       sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
-      classes         your own: SOURCE/[SPLIT/]{x,y}/CLASS/NAME.png, SPLIT one of train, test;
-                      or features (.npy, .npz)
+      classes         your own: SOURCE/[train|test/]{x,y}/CLASS, or features (.npy, .npz)
 
     \b
     Examples:

@@ -1,6 +1,4 @@
-"""`iiae prepare`: a data set as one data file, a part of it (`--shard`), or all parts joined
-(`--merge`).
-"""
+"""What `iiae prepare` does: a whole data set, a part of it (`--shard`), or parts joined."""
 
 from __future__ import annotations
 
@@ -144,9 +142,7 @@ class Call:
         return Prepared(path, name, {}, about["skipped"], about["rows"], part.name)
 
     def merge(self, words: Sequence[str], download: bool) -> Prepared:
-        """Join shards; the set's name may stand before them, `-` reads their paths from standard
-        input.
-        """
+        """Join shards; the set's name may stand before them, `-` reads their paths."""
 
         name = words[0] if words[0] in BUILDERS and not Path(words[0]).exists() else None
         shards = words if name is None else words[1:]

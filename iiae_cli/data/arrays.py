@@ -12,8 +12,7 @@ BROKEN = (Exception,)  # NumPy's readers evaluate and unpack whatever they find
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """A `.npy` file as a read-only memory map: a header that says more than the file holds costs
-    nothing.
+    """A `.npy` file as a read-only memory map, which costs nothing that the file does not hold.
 
     Raises:
         FileNotFoundError: there is none.

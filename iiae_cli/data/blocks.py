@@ -6,8 +6,7 @@ folder `OUTPUT.partial/`:
 
     job.json    the job
     .lock       held by the process that works here; the system takes it back when the process dies
-    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and an
-                uncompressed .npz
+    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and a .npz
 
 A kill at any moment leaves at most a cut block at the end, which the next call drops.
 """
@@ -192,9 +191,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """The job that was begun in a folder; None where none was; anything else in its place is
-    refused.
-    """
+    """The job that was begun in a folder, if any; anything else in its place is refused."""
     if not os.path.lexists(folder):
         return None
     try:
@@ -221,9 +218,7 @@ def _others(folder: Path) -> list[Path]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all work; the job goes last, so that a kill in between leaves a folder that is known
-    again.
-    """
+    """Remove all work; the job goes last, so that a kill leaves a folder that is known again."""
     paths = [path for path in folder.iterdir() if path.name != LOCK]
     for path in sorted(paths, key=lambda path: path.name == "job.json"):
         path.unlink(missing_ok=True)

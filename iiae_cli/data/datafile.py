@@ -1,7 +1,6 @@
 """The prepared data file (HDF5, schema `iiae.data/2`): self-describing, readable with h5py alone.
 
-Per split `train`, `valid`, `test` (a set with nothing to spare for validation has an empty
-`valid`):
+Per split `train`, `valid`, `test` (`valid` may be empty):
 
     /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
     /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8 of fixed length, like all texts
@@ -185,8 +184,7 @@ class DataFile:
         return split
 
     def domain_rows(self, name: str, domain: Domain) -> tuple[Rows, list[str], list[str] | None]:
-        """Rows, ids and labels (where known) of one domain of a split; the rows are mapped where
-        they can be.
+        """Rows (mapped where they can be), ids and labels (where known) of one domain of a split.
 
         Raises:
             IiaeError: as `split`.
@@ -265,9 +263,7 @@ def _factor(factors: h5py.Group, name: str) -> Rows:
 
 
 def _read_or_map(group: h5py.Group, name: str, path: Path, most: int | None = None) -> Rows:
-    """The array in memory, or a read-only map where it takes more than `most` bytes [half of the
-    free memory].
-    """
+    """The array in memory, or a map where it takes more than `most` bytes [half of the free]."""
     data = dataset(group, name)
     if data is None:
         raise ValueError(f"{name} is missing")

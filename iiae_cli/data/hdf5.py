@@ -118,8 +118,7 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group, fit to be read; None where there is none of the name, which may be
-    `GROUP/NAME`.
+    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None where there is none.
 
     Raises:
         ValueError: no dataset, or one that lies in another file, or whose rows are not there.

@@ -1,6 +1,4 @@
-"""Which rows each training step sees: pure functions of seed and step, so that a resumed run sees
-the same.
-"""
+"""Which rows each training step sees: functions of seed and step, so that a run can resume."""
 
 from __future__ import annotations
 
@@ -11,8 +9,7 @@ from numpy.typing import NDArray
 
 
 class PairOrder:
-    """Which pairs a training step sees: a fresh permutation every epoch, as a pure function of seed
-    and step.
+    """Which pairs a training step sees: a fresh permutation every epoch.
 
     Nothing is remembered, so a resumed run sees what an uninterrupted one would have seen.
 
@@ -36,9 +33,7 @@ class PairOrder:
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Pairs (B,) of optimiser step 0, 1, …, ascending (memory-mapped splits read faster in
-        order).
-        """
+        """Pairs (B,) of optimiser step 0, 1, …, ascending (mapped rows read faster so)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.count)
@@ -48,8 +43,7 @@ class PairOrder:
 
 
 class ClassOrder:
-    """Which rows a step sees where x and y belong together by class: one random row of each domain
-    for every class.
+    """Which rows a step sees where x and y belong together by class: one of each for every class.
 
     A batch of as many pairs as there are classes holds every class once (the paper's sampler for
     Sketchy Extended); other batch sizes walk through one permutation of the classes after another.

@@ -123,9 +123,7 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
 def read_all(
     paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1
 ) -> Iterator[Read | PictureError]:
-    """What `read` makes of each path, or the error it raised, in order; `workers` threads read
-    ahead.
-    """
+    """What `read` makes of each path, or its error, in order; `workers` threads read ahead."""
 
     def attempt(path: Path) -> Read | PictureError:
         try:
@@ -164,9 +162,7 @@ def decode_batches(
 def readable(
     decoded: Sequence[NDArray[np.uint8] | PictureError],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[PictureError]]:
-    """Rows of the pictures that could be decoded (M,), their stack (M, H, W, C), and the others'
-    errors.
-    """
+    """Rows of the decoded pictures (M,), their stack (M, H, W, C), and the others' errors."""
     rows = [row for row, item in enumerate(decoded) if not isinstance(item, PictureError)]
     pictures = [item for item in decoded if not isinstance(item, PictureError)]
     errors = [item for item in decoded if isinstance(item, PictureError)]

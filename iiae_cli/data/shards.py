@@ -47,9 +47,7 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, total: int) -> range:
-        """Its run of `total` blocks; runs follow one another and differ in length by one at
-        most.
-        """
+        """Its run of `total` blocks; runs of all parts differ in length by one at most."""
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
 
@@ -77,8 +75,7 @@ def write_part(
     total: int,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a part's file, atomically, from a store that has its blocks; one is in memory at a
-    time.
+    """Write a part's file, atomically; one block is in memory at a time.
 
     Args:
         path: an existing file is replaced.

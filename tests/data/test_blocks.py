@@ -1,6 +1,4 @@
-"""Blocks of a job: kept through kills and signals, owned by one process, divided into parts and
-joined.
-"""
+"""Blocks of a job: kept through kills, owned by one process, divided and joined."""
 
 from __future__ import annotations
 

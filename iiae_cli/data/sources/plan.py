@@ -298,9 +298,7 @@ def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRow
 
 
 def _empty(path: Path, reading: Reading, values: Rows) -> Rows:
-    """An array for all items of a reading: in memory, or in a file where that would be too
-    large.
-    """
+    """An array for all items of a reading, in memory or in a file where it is too large."""
     shape = (len(reading.files), *values.shape[1:])
     if math.prod(shape) * values.itemsize > free_memory() // 2:
         return np.memmap(path, values.dtype, "w+", shape=shape)

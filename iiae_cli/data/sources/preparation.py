@@ -216,9 +216,7 @@ def _write(
 
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
-    """Everything that decides a data file's arrays, as JSON; of files their sizes and times of
-    change.
-    """
+    """Everything that decides a data file's arrays, as JSON."""
     source = options.source
     named = replace(
         options,
@@ -251,9 +249,7 @@ def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def state_of(source: Path) -> str:
-    """A digest over names, sizes and times of change: of a file, of all below a folder, or of a
-    table's pictures.
-    """
+    """A digest over names, sizes and times of change of a source's files."""
     files: Iterable[Path] = [source]
     if source.is_dir():
         files = (

@@ -29,9 +29,7 @@ Builder: TypeAlias = Callable[[PrepareOptions], Plan]
 
 
 def _halves(name: str, options: PrepareOptions) -> Plan:
-    """Facades or Maps: side-by-side pictures in their archive's layout; `val` is Maps' test
-    split.
-    """
+    """Facades or Maps: pictures in their archive's layout; `val` is Maps' test split."""
     folder, attributes = _source_folder(name, options)
     place = find_folder(folder, "train") or folder
     size = options.image_size or HALF_SIZE
@@ -65,9 +63,7 @@ def _class_set(name: str, plan: Builder, options: PrepareOptions) -> Plan:
 
 
 def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """The folder with a set's files, from a folder, an archive or a download, and what to record of
-    it.
-    """
+    """The folder with a set's files, and what to record of where it came from."""
     return archive_of(name, options.source, options.download, data_folder() / "downloads")
 
 

@@ -14,8 +14,7 @@ from iiae_cli.model import DOMAINS
 
 
 def save_pictures(file: DataFile, folder: Path, stop: Stop = NEVER) -> None:
-    """Write every picture as `FOLDER/SPLIT/x|y/NAME.png`, and `pairs.csv` where pictures recur in
-    many pairs.
+    """Write every picture as `FOLDER/SPLIT/x|y/NAME.png`, and `pairs.csv` where pictures recur.
 
     Raises:
         Interrupted: a signal came.
@@ -32,9 +31,7 @@ def save_pictures(file: DataFile, folder: Path, stop: Stop = NEVER) -> None:
 
 
 def _save_split(split: Split, folder: Path, name: str, stop: Stop) -> list[tuple[str, ...]]:
-    """Write the pictures of a split, whose ids are `SPLIT/NAME`; returns its rows of
-    `pairs.csv`.
-    """
+    """Write the pictures of a split; returns its rows of `pairs.csv`."""
     files: dict[str, list[str]] = {}
     for domain in DOMAINS:
         side = split.side(domain)
