@@ -28,6 +28,7 @@ from iiae_cli.common.paths import data_file, run_folder
 from iiae_cli.evaluation.gates import failed_gates, parse_gates
 from iiae_cli.evaluation.paper import PaperRow, paper_rows
 from iiae_cli.evaluation.tables import disentanglement_tables, figure_tables, paper_table
+from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
     from iiae_cli.data.datafile import DataFile
@@ -130,9 +131,8 @@ def command(
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.
 
     Rows paired by class are measured zero-shot (mAP, precision at K). Translation
-    has L1, SSIM and, if its networks' weights are there, LPIPS. Disentanglement:
-    which known factors can be read from each latent, whether swapped latents keep
-    what they should, and the bounds that training works on.
+    has L1, SSIM, LPIPS. Disentanglement: which factors each latent holds, whether
+    swapped latents keep what they should, the bounds that training works on.
 
     \b
     Examples:
@@ -228,8 +228,7 @@ def _run(options: Options) -> Result:
     step = loaded.details.get("step")
     console.say(f"model {loaded.fingerprint} of {folder} ({chosen}), kept at step {step}")
     file = _data_of(options, loaded)
-    asked: Task | None = options.task or ("all" if options.report else None)
-    chosen_tasks = tasks.choose_tasks(asked, file, loaded)
+    chosen_tasks = tasks.choose_tasks(options.task, options.report is not None, file, loaded)
     split = tasks.rows_of(file, options.split, chosen_tasks)
     if options.judge:
         tasks.check_judge(loaded, file, split, chosen_tasks)
@@ -314,8 +313,8 @@ def _translation(options: Options, file: DataFile, subject: Subject) -> tuple[Fi
     """L1, and of pictures SSIM and LPIPS as far as its weights are there; the judge's reading."""
     from iiae_cli.evaluation import judge, lpips, translation
 
-    measures, size = dict(translation.FEATURE_MEASURES), subject.trained.size
-    if size is not None:
+    measures = dict(translation.FEATURE_MEASURES)
+    if subject.trained.size is not None:
         nets = [net for net in lpips.BACKBONES if options.lpips in (net, "both")]
         weights = options.lpips_weights or ()
         perceptual, missing = lpips.lpips_measures(weights, subject.trained.device, nets)
@@ -325,8 +324,9 @@ def _translation(options: Options, file: DataFile, subject: Subject) -> tuple[Fi
     figures: Figures = {}
     figures["translation"] = translation.translation_figures(subject, measures, options.samples)
     protocol = {"samples": options.samples, "samples_seed": options.seed}
-    if options.judge and size is not None:
-        judges = judge.train_judges(subject, file.split("train"), size)
+    if options.judge:
+        train, seed = file.split("train"), options.seed
+        judges = {d: judge.train_judge(train, d, subject.trained, seed) for d in DOMAINS}
         figures["judged"] = judge.judged_translations(subject, judges, options.samples)
         protocol |= {"judge_steps": judge.JUDGE_STEPS, "judge_seed": options.seed}
     return figures, protocol

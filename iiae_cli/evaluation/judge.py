@@ -10,7 +10,7 @@ The judge is trained anew for every evaluation, from the training split of the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -23,12 +23,12 @@ from torch.nn import functional
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.data.orders import PairOrder
 from iiae_cli.evaluation.protocols import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.inference.trained import TrainedModel
+from iiae_cli.model import Domain
 
 JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 JUDGE_STEPS = 1500
@@ -90,19 +90,12 @@ class Judge:
 
 
 def train_judge(
-    train: Split,
-    domain: Domain,
-    *,
-    size: tuple[int, int],
-    seed: int = 0,
-    steps: int = JUDGE_STEPS,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int], None] = lambda step: None,
+    train: Split, domain: Domain, trained: TrainedModel, seed: int = 0, steps: int = JUDGE_STEPS
 ) -> Judge:
     """Train a judge of one domain's pictures on a training split with labels.
 
-    Numeric factors `DOMAIN_…` that every pair knows are learned as well. Pictures are resized to
-    `size` (H, W), the model's, first; `progress` is called with the number of steps done.
+    Numeric factors `DOMAIN_…` that every pair knows are learned as well. Size and device are those
+    of the `trained` model, whose translations it will read.
 
     Raises:
         IiaeError: the split has no labels.
@@ -112,7 +105,7 @@ def train_judge(
     rows, labels = train.side(domain).rows, train.side(domain).labels
     if not labels:
         raise IiaeError("the data file has no labels to train a judge by", "leave --judge out")
-    classes = sorted(set(labels))
+    classes, device = sorted(set(labels)), trained.device
     codes = torch.tensor([classes.index(label) for label in labels], device=device)
     factors, end = {}, 0
     for name, values in train.factors.items():
@@ -124,16 +117,16 @@ def train_judge(
     low = table.min(axis=0)
     span = np.where(np.ptp(table, axis=0) > 0, np.ptp(table, axis=0), np.float32(1))
     wanted = torch.from_numpy((table - low) / span).to(device)
-    side = min(JUDGE_SIDE, max(size))
+    side = min(JUDGE_SIDE, max(trained.inputs(rows[:1]).shape[-2:]))
     order = PairOrder(len(rows), min(JUDGE_BATCH, len(rows)), seed)
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
         torch.manual_seed(seed)
         network = _Network(rows.shape[-1], len(classes), end).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
             chosen = order.indices(step)
-            pictures = _shrunk(to_inputs(rows[chosen], size, device), side)
+            pictures = _shrunk(trained.inputs(rows[chosen]), side)
             scores, read = network(pictures)
             loss = functional.cross_entropy(scores, codes[chosen])
             if factors:
@@ -141,26 +134,8 @@ def train_judge(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            progress(step + 1)
+            bar.update(step + 1)
     return Judge(network.eval(), classes, factors, low, span, side)
-
-
-def train_judges(subject: Subject, train: Split, size: tuple[int, int]) -> dict[Domain, Judge]:
-    """Train a judge of each domain on the subject's device, with a progress bar."""
-    judges: dict[Domain, Judge] = {}
-    device, seed = subject.trained.device, subject.seed
-    for domain in DOMAINS:
-        with console.progress(f"judge of {domain}", JUDGE_STEPS) as bar:
-            judges[domain] = train_judge(
-                train,
-                domain,
-                size=size,
-                seed=seed,
-                steps=JUDGE_STEPS,
-                device=device,
-                progress=bar.update,
-            )
-    return judges
 
 
 def judged_translations(

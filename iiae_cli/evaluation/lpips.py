@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,18 +24,16 @@ from iiae_cli.common.tensors import read_state_dict
 LpipsNet = Literal["alex", "vgg"]
 
 
-@dataclass(frozen=True)
-class _Backbone:
+class _Backbone(NamedTuple):
     figure: str
-    title: str
     architecture: str  # torchvision's name
     file_name: str  # of torchvision's ImageNet weights in the hub cache
     least_side: int  # pixels, below which some layer has no output left
 
 
 BACKBONES: dict[LpipsNet, _Backbone] = {
-    "alex": _Backbone("lpips", "AlexNet", "alexnet", "alexnet-owt-7be5be79.pth", 31),
-    "vgg": _Backbone("lpips_vgg", "VGG16", "vgg16", "vgg16-397923af.pth", 16),
+    "alex": _Backbone("lpips", "alexnet", "alexnet-owt-7be5be79.pth", 31),
+    "vgg": _Backbone("lpips_vgg", "vgg16", "vgg16-397923af.pth", 16),
 }
 
 
@@ -87,17 +84,9 @@ def lpips_measures(
     Weights come from a given file, recognised by what it holds, else from torch's hub cache.
 
     Raises:
-        IiaeError: a given file is unreadable, holds neither network, or a network is given twice.
+        IiaeError: a given file is unreadable or holds neither network.
     """
-    given: dict[LpipsNet, dict[str, Tensor]] = {}
-    for path in files:
-        net, state = read_weights(path)
-        if net in given:
-            raise IiaeError(
-                f"{path} holds {BACKBONES[net].title} again",
-                "give --lpips-weights one file for each network",
-            )
-        given[net] = state
+    given = dict(read_weights(path) for path in files)
     measures: dict[str, Lpips] = {}
     missing: list[IiaeError] = []
     for net in nets:

@@ -16,8 +16,11 @@ from iiae_cli.runs.weights import LoadedModel
 Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 
 
-def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
+def choose_tasks(
+    asked: Task | None, report: bool, file: DataFile, loaded: LoadedModel
+) -> list[Task]:
     """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
+    asked = asked or ("all" if report else None)
     by_class, kind = file.info.by_class, loaded.config.objective.kind
     if not loaded.model.generative and asked in ("translation", "disentanglement"):
         raise IiaeError(

@@ -57,10 +57,13 @@ class Painter(nn.Module):
         return to_inputs(painted(shapes, colours), None)
 
 
+MODEL = TrainedModel(Painter(), (SIDE, SIDE))
+
+
 @pytest.fixture(scope="module")
 def judges():
     train = painted_split(400, 0)
-    return {domain: train_judge(train, domain, size=(SIDE, SIDE), steps=160) for domain in "xy"}
+    return {domain: train_judge(train, domain, MODEL, steps=160) for domain in "xy"}
 
 
 def judged(judges, loses="", samples=3):
@@ -104,7 +107,7 @@ def test_without_samples_nothing_is_said_of_them(judges):
 
 
 def weights(train, seed=0):
-    judge = train_judge(train, "y", size=(SIDE, SIDE), steps=3, seed=seed)
+    judge = train_judge(train, "y", MODEL, seed, steps=3)
     return torch.cat([values.flatten() for values in judge.network.state_dict().values()])
 
 
@@ -124,20 +127,20 @@ def test_rows_that_recur_in_pairs_keep_their_labels_and_factors():
 
 def test_large_pictures_are_shrunk_and_a_missing_label_is_a_users_error():
     large = painted_split(8, 0)
-    assert train_judge(large, "x", size=(200, 100), steps=1).side == 64
+    assert train_judge(large, "x", TrainedModel(Painter(), (200, 100)), steps=1).side == 64
     large.x.labels = None
     with pytest.raises(IiaeError, match="no labels") as caught:
-        train_judge(large, "x", size=(SIDE, SIDE), steps=1)
+        train_judge(large, "x", MODEL, steps=1)
     assert caught.value.hint == "leave --judge out"
 
 
 def test_the_command_judges_translations(iiae, trained, monkeypatch):
-    monkeypatch.setattr("iiae_cli.evaluation.judge.JUDGE_STEPS", 2)  # 1500 take half a minute
+    monkeypatch.setattr(train_judge, "__defaults__", (0, 2))  # 1500 take half a minute
     base = ("evaluate", "--run", trained.run, "--judge", "--lpips", "none")
     outcome = iiae(*base, "--task", "translation", "--samples", 1, "--json")
     assert outcome.code == 0, outcome.err
     judged = outcome.json["judged"]["x_to_y"]
     assert set(judged) == {"class", "y_color"} and judged["class"]["n"] == 300
-    assert outcome.json["protocol"]["judge_steps"] == 2
+    assert outcome.json["protocol"]["judge_steps"] == 1500
     refused = iiae(*base)
     assert refused.code == 2 and "none are made" in refused.error()[0]

@@ -173,8 +173,3 @@ def test_a_given_file_that_does_not_fit_is_an_error(tmp_path, capsys, name, mess
         lpips_measures([tmp_path / name])
     assert str(tmp_path) in caught.value.message and ".pth" in caught.value.hint
     assert "this must not run" not in capsys.readouterr().out
-
-
-def test_a_network_given_twice_is_an_error(files):
-    with pytest.raises(IiaeError, match="holds AlexNet again"):
-        lpips_measures([files["alex"], files["alex"]])
