@@ -111,13 +111,6 @@ def test_infer_is_composed_of_the_named_networks_and_agrees_with_single_encoders
         same(exclusive, model.encode_exclusive(domain, inputs))
 
 
-@every_family
-def test_in_evaluation_mode_a_row_does_not_depend_on_its_batch(family):
-    model, x, _ = settled(family)
-    whole, alone = model.encode_shared("x", x), model.encode_shared("x", x[1:2])
-    torch.testing.assert_close(whole.mean[1:2], alone.mean)
-
-
 def test_infer_runs_each_feature_extractor_once():
     model, calls = small_model("maps"), []
     for part in model.features.values():
