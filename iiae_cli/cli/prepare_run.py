@@ -18,7 +18,7 @@ from iiae_cli.common.signals import Stop
 from iiae_cli.data.blocks import discard
 from iiae_cli.data.datafile import SPLITS, DataFile
 from iiae_cli.data.pictures import expand_inputs
-from iiae_cli.data.shards import Part, part_of
+from iiae_cli.data.shards import Part, part_of, read_parts
 from iiae_cli.data.sources import preparation
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.registry import BUILDERS, CLASS_SETS
@@ -151,22 +151,20 @@ class Call:
                 "no shard was named",
                 "name them all: iiae prepare data-*-of-4.h5 --merge -o data.h5",
             )
-        merge = preparation.plan_merge([Path(path) for path in expand_inputs(shards)])
-        if name not in (None, merge.name):
-            raise IiaeError(
-                f"{merge.parts[0].path} is a shard of {merge.name}, not of {name}",
-                "leave the name out",
-            )
-        path = self.output or data_folder() / f"{merge.name}.h5"
-        settings = merge.settings_sha256
+        parts = read_parts([Path(path) for path in expand_inputs(shards)], "iiae prepare …")
+        first, own = parts[0], str(parts[0].job.get("data set"))
+        if own != (name or own) or own not in BUILDERS:
+            raise IiaeError(f"{first.path} is a shard of {own}, not of {name}", "merge one set")
+        path = self.output or data_folder() / f"{own}.h5"
+        settings = preparation.settings_sha256(first)
         if not self._complete(
             path, lambda: DataFile(path).info.attributes.get("settings_sha256") == settings
         ):
             if self.pictures is not None:
                 refuse_existing(self.pictures, self.overwrite or self.resume)
             with _how_to_go_on("run the same command again"):
-                merge.write(path, download=download, stop=self.stop)
-        return self._result(merge.name, path)
+                preparation.merge(parts, path, download=download, stop=self.stop)
+        return self._result(own, path)
 
     def _complete(self, path: Path, same: Callable[[], bool]) -> bool:
         """Whether the output is finished; one that is in the way is refused."""

@@ -7,16 +7,16 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, block_store
+from iiae_cli.data.blocks import Arrays, block_store, differences
 from iiae_cli.data.datafile import DataFile, versions, write_data_file
-from iiae_cli.data.shards import Part, PartFile, read_parts, write_part
+from iiae_cli.data.shards import Part, PartFile, write_part
 from iiae_cli.data.sources.manifest import is_manifest, pictures_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.registry import EMBEDDED, build
@@ -73,16 +73,9 @@ def prepare_part(
 ) -> None:
     """Make one part of a set's blocks, and write it to a file of its own.
 
-    Args:
-        name: of the set.
-        path: the part's file; an existing one is replaced.
-        options: of the builder.
+    Args, as of `prepare_file`, and:
         part: which one.
-        command: its words, `OUTPUT` in the place of the output: merging writes them to the data
-            file.
-        resume: continue what an interrupted call left.
-        overwrite: drop what an interrupted call left.
-        stop: asked before every block.
+        command: its words, `OUTPUT` in the place of the output: the data file will tell them.
 
     Raises:
         IiaeError: as `prepare_file`; or work that looks at all rows, such as fine-tuning.
@@ -95,83 +88,54 @@ def prepare_part(
         numbers = part.of(plan.total)
         plan.make(store, numbers, stop)
         rows, skipped = plan.summary(map(store.read, numbers), numbers)
-        about = {
-            "name": name,
-            "options": _told(options),
-            "command": list(command),
-            "rows": rows,
-            "skipped": skipped,
-        }
+        about = {"options": _told(options), "command": command, "rows": rows, "skipped": skipped}
         write_part(path, store, part, plan.total, about)
 
 
-@dataclass(frozen=True)
-class Merge:
-    """The parts of one preparation, all of them, in order; see `plan_merge`."""
+def merge(
+    parts: Sequence[PartFile], output: Path, *, download: bool = False, stop: Stop = NEVER
+) -> None:
+    """Write the data file of all parts of a preparation.
 
-    parts: Sequence[PartFile]
-
-    @property
-    def name(self) -> str:
-        """Of the data set."""
-        return str(self.parts[0].job["data set"])
-
-    @property
-    def settings_sha256(self) -> str:
-        """What the data file's attribute of this name will be."""
-        settings = {key: value for key, value in self.parts[0].job.items() if key != "readings"}
-        return digest_of(settings)
-
-    def write(self, output: Path, *, download: bool = False, stop: Stop = NEVER) -> list[str]:
-        """Write the data file; returns a line for every input that was left out.
-
-        The source is planned once more, so it has to be as it was; no picture is read again.
-
-        Args:
-            output: an existing file is replaced.
-            download: whether the backbone's weights may be fetched.
-            stop: as in `prepare_file`.
-
-        Raises:
-            IiaeError: the source is not what it was, a part is damaged, or the file cannot be
-                written.
-        """
-        first = self.parts[0]
-        try:
-            told = dict(first.about["options"])
-            source = None if told["source"] is None else Path(told["source"])
-            kept = {**told, "source": source, "fractions": tuple(told["fractions"])}
-            options = PrepareOptions(**kept, download=download)
-            words = [str(word).replace(OUTPUT, str(output)) for word in first.about["command"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise IiaeError(f"{first.path} is damaged", "make this shard again") from error
-        plan = build(self.name, options)
-        now = json.loads(json.dumps(_job(settings_of(self.name, options), plan)))
-        differing = sorted(key for key in {*now, *first.job} if now.get(key) != first.job.get(key))
-        if differing:
-            raise IiaeError(
-                f"{first.path} was made with another {', '.join(differing)} than there is now",
-                "merge in the folder where the shards were made, by the same version, "
-                "the source being as it was; or make all shards again",
-            )
-        about = {"command": shlex.join(words), "settings_sha256": self.settings_sha256}
-        with block_store(output, {"merge": True}, resume=True) as store:
-            blocks = chain.from_iterable(part.blocks() for part in self.parts)
-            work = Work(store.folder, stop)
-            return _write(self.name, output, plan, blocks, options, about, work)
-
-
-def plan_merge(paths: Sequence[Path]) -> Merge:
-    """Join parts.
+    The source is planned once more, so it has to be as it was; no picture is read again.
 
     Args:
-        paths: their files, in any order.
+        parts: in order.
+        output: an existing file is replaced.
+        download: whether the backbone's weights may be fetched.
+        stop: asked where work takes long.
 
     Raises:
-        IiaeError: no part's file, parts of different preparations, or one that is doubled or
-            missing.
+        IiaeError: the source is not what it was, a part is damaged, or the file cannot be written.
     """
-    return Merge(read_parts(paths, "iiae prepare …"))
+    first = parts[0]
+    try:
+        told = dict(first.about["options"])
+        source = None if told["source"] is None else Path(told["source"])
+        kept = {**told, "source": source, "fractions": tuple(told["fractions"])}
+        options = PrepareOptions(**kept, download=download)
+        words = [str(word).replace(OUTPUT, str(output)) for word in first.about["command"]]
+        name = str(first.job["data set"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise IiaeError(f"{first.path} is damaged", "make this shard again") from error
+    plan = build(name, options)
+    now = json.loads(json.dumps(_job(settings_of(name, options), plan)))
+    differing = differences(now, first.job)
+    if differing:
+        raise IiaeError(
+            f"{first.path} was made with another {', '.join(differing)} than there is now",
+            "merge in the folder where the shards were made, by the same version, "
+            "the source being as it was; or make all shards again",
+        )
+    about = {"command": shlex.join(words), "settings_sha256": settings_sha256(first)}
+    with block_store(output, {"merge": True}, resume=True) as store:
+        blocks = chain.from_iterable(part.blocks() for part in parts)
+        _write(name, output, plan, blocks, options, about, Work(store.folder, stop))
+
+
+def settings_sha256(part: PartFile) -> str:
+    """What the attribute of this name will be in the data file of a part."""
+    return digest_of({key: value for key, value in part.job.items() if key != "readings"})
 
 
 def is_prepared(name: str, path: Path, options: PrepareOptions) -> bool:
