@@ -200,7 +200,7 @@ def is_latent_cache(path: Path) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for
             return False
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return text_attribute(file, "schema", "none") == SCHEMA
     except DAMAGED:
         return False

@@ -146,7 +146,7 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     """
     try:
         if h5py.is_hdf5(path):  # v7.3, whose axes are in the reverse order
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 stored = dataset(file, "im")
                 im = None if stored is None else stored[()].T
         else:
