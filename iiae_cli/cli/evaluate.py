@@ -66,15 +66,10 @@ def command(
     ] = None,
     fail_over: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Exit 2 if a figure is above, whatever it is; repeatable."
-        ),
+        typer.Option(metavar="KEY=VALUE", help="Exit 2 if any figure is above; repeatable."),
     ] = None,
     allow_leak: Annotated[
-        bool,
-        typer.Option(
-            "--allow-leak", help="Measure although the backbone has seen test classes, and say so."
-        ),
+        bool, typer.Option("--allow-leak", help="Measure test classes that the backbone has seen.")
     ] = False,
     samples: Annotated[
         int, typer.Option(min=0, help="Sampled outputs per input.", rich_help_panel=TRANSLATION)
