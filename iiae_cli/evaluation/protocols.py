@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from iiae_cli.data.batches import to_inputs
@@ -18,6 +19,7 @@ from iiae_cli.evaluation.zero_shot import rank_by_class
 from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
 
 RECALL_CUTOFFS = (1, 5, 10)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
@@ -189,11 +191,7 @@ def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
     for domain in DOMAINS:
         encoded = pairs.of(domain)
         if encoded.exclusive_mean is not None and encoded.exclusive_logvar is not None:
-            mean, logvar = (
-                encoded.exclusive_mean.astype(np.float64),
-                encoded.exclusive_logvar.astype(np.float64),
-            )
-            figures[domain] = float(
-                0.5 * (np.exp(logvar) + mean**2 - 1.0 - logvar).sum(axis=1).mean()
-            )
+            halves = (encoded.exclusive_mean, encoded.exclusive_logvar)
+            posterior = DiagonalGaussian(*(torch.from_numpy(half).double() for half in halves))
+            figures[domain] = float(kl_to_prior(posterior).mean())
     return figures
