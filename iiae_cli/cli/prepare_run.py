@@ -153,8 +153,15 @@ class Call:
             )
         parts = read_parts([Path(path) for path in expand_inputs(shards)], "iiae prepare …")
         first, own = parts[0], str(parts[0].job.get("data set"))
-        if own != (name or own) or own not in BUILDERS:
-            raise IiaeError(f"{first.path} is a shard of {own}, not of {name}", "merge one set")
+        if own not in BUILDERS:
+            raise IiaeError(
+                f"{first.path} is no shard of a data set",
+                "join what iiae encode --shard wrote by iiae encode PART… --merge",
+            )
+        if name not in (None, own):
+            raise IiaeError(
+                f"{first.path} is a shard of {own}, not of {name}", "leave the name out"
+            )
         path = self.output or data_folder() / f"{own}.h5"
         settings = preparation.settings_sha256(first)
         if not self._complete(

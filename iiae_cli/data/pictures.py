@@ -178,14 +178,14 @@ def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
 
 def pictures_in(folder: Path) -> list[Path]:
     """Every picture file below a folder, hidden ones left out, in natural order."""
-    found = (
+    paths = (
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    return sorted(found, key=natural_key)
+    return sorted(paths, key=natural_key)
 
 
 def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
@@ -195,12 +195,12 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
         IiaeError: nothing was given.
     """
     paths: list[str] = []
-    for one in inputs:
-        if one == "-":
+    for word in inputs:
+        if word == "-":
             text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
             paths += [part for part in text.split("\0" if nul else "\n") if part]
         else:
-            paths.append(one)
+            paths.append(word)
     if not paths:
         raise IiaeError(
             "no input paths were given", "name pictures or folders, or pipe paths to '-'"
@@ -217,9 +217,9 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     Raises:
         IiaeError: a folder holds no pictures, or the only input does not exist.
     """
-    found: list[Path] = []
-    for one in inputs:
-        path = Path(one)
+    paths: list[Path] = []
+    for word in inputs:
+        path = Path(word)
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
             if not inside:
@@ -227,9 +227,9 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
                     f"folder {path} holds no pictures",
                     f"it should hold {', '.join(sorted(SUFFIXES))} files",
                 )
-            found += inside
+            paths += inside
         elif len(inputs) == 1 and not os.path.lexists(path):
             raise IiaeError(f"{path} does not exist", "check the path")
         else:
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths

@@ -136,23 +136,23 @@ def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
     parts = [part_of(path) for path in paths]
     first = parts[0]
     by_index: dict[int, PartFile] = {}
-    for one in parts:
-        differing = differences(one.job, first.job)
-        if differing or one.total != first.total:
+    for item in parts:
+        differing = differences(item.job, first.job)
+        if differing or item.total != first.total:
             raise IiaeError(
-                f"{one.path} was made with another {', '.join(differing) or 'input'} "
+                f"{item.path} was made with another {', '.join(differing) or 'input'} "
                 f"than {first.path}",
                 "make all shards by the same command, source and version",
             )
-        if one.part.count != first.part.count:
+        if item.part.count != first.part.count:
             raise IiaeError(
-                f"{one.path} is shard {one.part.name}, {first.path} {first.part.name}",
+                f"{item.path} is shard {item.part.name}, {first.path} {first.part.name}",
                 "merge shards of one division",
             )
-        other = by_index.setdefault(one.part.index, one)
-        if other is not one:
+        other = by_index.setdefault(item.part.index, item)
+        if other is not item:
             raise IiaeError(
-                f"shard {one.part.name} is given twice: {other.path}, {one.path}",
+                f"shard {item.part.name} is given twice: {other.path}, {item.path}",
                 "name every shard once",
             )
     missing = [index for index in range(first.part.count) if index not in by_index]

@@ -148,10 +148,10 @@ def is_prepared(name: str, path: Path, options: PrepareOptions) -> bool:
     return DataFile(path).info.attributes.get("settings_sha256") == digest
 
 
-def is_part_of(found: PartFile, name: str, options: PrepareOptions, part: Part) -> bool:
+def is_part_of(file: PartFile, name: str, options: PrepareOptions, part: Part) -> bool:
     """Whether a part's file is this part of a data set by these options."""
     settings = settings_of(name, options)
-    return found.part == part and all(found.job.get(k) == v for k, v in settings.items())
+    return file.part == part and all(file.job.get(k) == v for k, v in settings.items())
 
 
 def _write(
