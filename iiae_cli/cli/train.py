@@ -108,27 +108,26 @@ def command(
       digits-cdcb     embedded digits at 32x32, about a minute on a CPU
       digits-edge     the same with outlines as y: raw pixels do not solve it
       mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
-      mnist-cdcb      the paper's 256x256 networks and hyper-parameters; wants a GPU
-      facades         likewise
-      maps            likewise
-      cars            likewise, with a vector as shared latent
-      sketchy         the paper's networks on features, one pair of every class per step
-      sketchy-tuned   beyond the paper: standardised features, linear paths, 800 steps
-      features        beyond the paper: your own features paired by class, linear paths
-      pairs           your own pairs of pictures at 32x32, the paper's objective
       fashion-edges   edge map and garment, the paper's objective
-      pairs-plus, fashion-edges-plus         beyond the paper: with a contrastive term
-      digits-cdcb-plus, mnist-cdcb-32-plus   beyond the paper: means that leak less
+      pairs           your own pairs of pictures at 32x32, the paper's objective
+      sketchy         the paper's networks on features, a pair of every class a step
+      mnist-cdcb, facades, maps, cars   the paper's at 256x256; want a GPU
+    \b
+    Beyond the paper:
+      features        your own features paired by class: standardised, linear paths
+      sketchy-tuned   the same for sketchy, 800 steps
+      pairs-plus, fashion-edges-plus   a contrastive term; pairs-plus: linear paths
+      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what they should not tell
 
-    Values are merged: preset < --config < IIAE_* environment < options < --set. A run that was
-    stopped (exit 75, or 130 after Ctrl-C) is saved; the same command with --resume continues it and
-    ends in the same weights as one that was never stopped.
+    Values are merged: preset < --config < IIAE_* environment < options < --set.
+    A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command
+    with --resume continues it and ends in the same weights.
 
     \b
     Examples:
       iiae train --preset digits-cdcb
       iiae train --preset mnist-cdcb-32 --data data/mnist-cdcb.h5 --seed 1
-      iiae train --preset digits-edge --set objective.lambda=50 --set optimizer.lr=1e-3
+      iiae train --preset digits-edge --set objective.lambda=50
       iiae train --preset sketchy --set objective.kind=ii-mi
       iiae train --preset digits-cdcb --time-limit 2h --resume
       iiae train --preset digits-cdcb --print-config

@@ -32,7 +32,9 @@ class Stop:
 
     @property
     def exit_code(self) -> int | None:
-        """130 after Ctrl-C, 75 after another signal or the deadline, None if work goes on."""
+        """130 after Ctrl-C, 75 after another signal or the deadline, None while work should
+        go on.
+        """
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return EXIT_INTERRUPTED if self._code is None and late else self._code
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,56 +36,33 @@ class TrainingData:
     """
 
     def __init__(self, file: DataFile, config: Config) -> None:
-        self.file = file
-        self.info = file.info
-        self.by_class = file.info.by_class
-        self.train = file.split("train")
-        if self.train.pair_count == 0 or not len(self.train.y):
-            raise IiaeError(
-                f"{file.path} has no training rows", "prepare the set again, or name another file"
-            )
-        if (
-            not self.by_class
-            and self.train.pairs is None
-            and len(self.train.x) != len(self.train.y)
-        ):
-            raise IiaeError(
-                f"{file.path} is not paired: {len(self.train.x)} rows of x, "
-                f"{len(self.train.y)} of y in train",
-                "pair it one by one (iiae prepare pairs SOURCE) "
-                "or by class (iiae prepare classes SOURCE)",
-            )
-        self._all = self.train
+        self.file, self.info, self.by_class = file, file.info, file.info.by_class
+        self.train = self._all = file.split("train")
+        _refuse_unusable(self.train, file, by_class=self.by_class)
         self._kept: Indices | None = None  # pairs to train on; None: all of them
         self.validation: Split | None = None
         most, valid = config.selection.validation_pairs, file.split("valid")
-        if self.by_class:
-            self._hold_out_classes(config, valid)
-        elif config.selection.validate_on == "train":
-            self.validation = _some_pairs(self.train, np.arange(self.train.pair_count), most)
-        elif valid.pair_count:
-            self.validation = _some_pairs(valid, np.arange(valid.pair_count), most)
+        some = _some_rows if self.by_class else _some_pairs
+        if config.selection.validate_on == "train":
+            self.validation = some(self.train, most)
+        elif valid.pair_count and len(valid.y):
+            self.validation = some(valid, most)
+        elif config.data.holdout and self.by_class:
+            self._hold_out_classes(config.data.holdout, most)
         elif config.data.holdout and self.train.pair_count >= 4:
             self._kept, held = hold_out(self.train.pair_count, config.data.holdout, fewest=2)
-            self.validation = _some_pairs(self.train, held, most)
+            self.validation = self.train.take_pairs(held[_some(len(held), most)])
 
-    def _hold_out_classes(self, config: Config, valid: Split) -> None:
-        most = config.selection.validation_pairs
-        if config.selection.validate_on == "train":
-            self.validation = _some_rows(self.train, most)
-            return
-        if len(valid.x) and len(valid.y):
-            self.validation = _some_rows(valid, most)
-            return
+    def _hold_out_classes(self, fraction: float, most: int) -> None:
         labels_x, labels_y = _labels(self.train)
         classes = np.intersect1d(labels_x, labels_y)
-        if config.data.holdout and len(classes) >= FEWEST_CLASSES:
-            _, held = hold_out(len(classes), config.data.holdout, fewest=2)
-            in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
-            self.validation = _some_rows(
-                self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y)), most
-            )
-            self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+        if len(classes) < FEWEST_CLASSES:
+            return
+        _, held = hold_out(len(classes), fraction, fewest=2)
+        in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
+        away = self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
+        self.validation = _some_rows(away, most)
+        self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
 
     @property
     def count(self) -> int:
@@ -138,9 +115,7 @@ class TrainingData:
         return indices[:, 0], indices[:, 1]
 
     def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
-        """All training rows of x and y with what they share: their classes, or each pair a class of
-        its own.
-        """
+        """All training rows and what they share: their class, or each pair a class of its own."""
         if self.by_class:
             return self.train.x.rows, self.train.y.rows, *_labels(self.train)
         x, y = self.rows(np.arange(self.count))
@@ -149,25 +124,34 @@ class TrainingData:
 
     def summary(self) -> str:
         """One line that says what is learned from."""
-        shapes = [" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y)]
+        x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
         held = self.validation
-        if not self.by_class:
-            counts = (
-                f"{self.count} training pairs, {0 if held is None else len(held.x)} for validation"
-            )
+        if self.by_class:
+            kept = "none" if held is None else _sizes(held)
+            counts = f"{_sizes(self.train)} to train on, {kept} for validation"
         else:
-            valid = "none" if held is None else _sizes(held)
-            counts = f"{_sizes(self.train)} to train on, {valid} for validation"
-        return f"{self.info.name}: {counts}; x {shapes[0]}, y {shapes[1]}"
+            counts = f"{self.count} training pairs, {len(held.x) if held else 0} for validation"
+        return f"{self.info.name}: {counts}; x {x}, y {y}"
 
 
 def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tuple[Indices, Indices]:
-    """Divide 0…N−1 into (training, validation) indices, both ascending; at least `fewest`
-    validate.
-    """
+    """Divide 0…N−1 into ascending (training, validation) indices; at least `fewest` validate."""
     held = max(fewest, round(count * fraction))
     order = np.random.default_rng((seed, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _refuse_unusable(train: Split, file: DataFile, *, by_class: bool) -> None:
+    rows_x, rows_y = len(train.x), len(train.y)
+    if train.pair_count == 0 or not rows_y:
+        raise IiaeError(
+            f"{file.path} has no training rows", "prepare the set again, or name another file"
+        )
+    if not by_class and train.pairs is None and rows_x != rows_y:
+        raise IiaeError(
+            f"{file.path} is not paired: {rows_x} rows of x, {rows_y} of y in train",
+            "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes …)",
+        )
 
 
 def _labels(split: Split) -> tuple[list[str], list[str]]:
@@ -175,20 +159,19 @@ def _labels(split: Split) -> tuple[list[str], list[str]]:
 
 
 def _sizes(split: Split) -> str:
-    classes = len({*(split.x.labels or [])} & {*(split.y.labels or [])})
+    labels_x, labels_y = _labels(split)
+    classes = len({*labels_x} & {*labels_y})
     return f"{classes} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
 
 
 def _some(count: int, most: int) -> Indices:
-    return (
-        np.arange(count)
-        if count <= most
-        else np.sort(np.random.default_rng(0).permutation(count)[:most])
-    )
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-def _some_pairs(split: Split, candidates: NDArray[Any], most: int) -> Split:
-    return split.take_pairs(candidates[_some(len(candidates), most)])
+def _some_pairs(split: Split, most: int) -> Split:
+    return split.take_pairs(_some(split.pair_count, most))
 
 
 def _some_rows(split: Split, most: int) -> Split:

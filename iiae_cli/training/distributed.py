@@ -170,8 +170,11 @@ def find_world(environment: Mapping[str, str]) -> World:
     """
     try:
         if int(environment.get("WORLD_SIZE", "1")) > 1:
-            address, _ = environment["MASTER_ADDR"], environment["MASTER_PORT"]
-            rank = int(environment["RANK"])
+            rank, _, _ = (
+                int(environment["RANK"]),
+                environment["MASTER_ADDR"],
+                environment["MASTER_PORT"],
+            )
             local = int(environment.get("LOCAL_RANK", str(rank)))
             return World(rank, int(environment["WORLD_SIZE"]), local)
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))

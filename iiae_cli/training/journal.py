@@ -17,6 +17,7 @@ from PIL.Image import Image
 from iiae_cli.common import console
 from iiae_cli.common.files import write_errors, writing
 from iiae_cli.runs.directory import RunDir
+from iiae_cli.training.validation import Both, Validation
 
 _SHOWN = {
     "loss": ("loss",),
@@ -69,34 +70,32 @@ class Journal:
         started, first = self._clock
         return (step - first) * batch_size / max(1e-9, time.monotonic() - started)
 
-    def record(self, kind: str, record: dict[str, Any], scalars: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and its figures for TensorBoard."""
-        if self._writer is None:
-            return
-        self._run.append_metrics({"kind": kind, **record})
-        for name, value in scalars.items():
-            if isinstance(value, float):
-                self._writer.add_scalar(
-                    f"{'validation' if kind == 'validation' else 'train'}/{name}",
-                    value,
-                    record["step"],
-                )
+    def terms(self, step: int, figures: dict[str, float], terms: Mapping[str, float]) -> None:
+        """Averages of the loss terms and what belongs to them."""
+        self._write("train", {"step": step, **figures}, figures)
+        facts = {
+            name: " / ".join(f"{terms[key]:.4g}" for key in keys)
+            for name, keys in _SHOWN.items()
+            if all(key in terms for key in keys)
+        }
+        self._show(facts | {"memory": memory_text(self._device)})
 
-    def show(self, facts: Mapping[str, str]) -> None:
-        """Facts below the bar."""
+    def validation(self, step: int, validation: Validation, baseline: Both | None) -> None:
+        """Figures of a validation, and the training-free baseline's."""
+        record = {"step": step, **validation.record(), "baseline": baseline}
+        self._write("validation", record, validation.scalars())
+        self._show(validation.facts())
+        console.say(f"step {step}: validation {validation.summary()}")
+
+    def _write(self, kind: str, record: dict[str, Any], scalars: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            self._run.append_metrics({"kind": kind, **record})
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
+
+    def _show(self, facts: Mapping[str, str]) -> None:
         if self._bar is not None:
             self._bar.facts.update(facts)
-
-    def show_terms(self, terms: Mapping[str, float]) -> None:
-        """The objective's terms below the bar, x / y, in nats, and the memory held."""
-        self.show(
-            {
-                name: " / ".join(f"{terms[key]:.4g}" for key in keys)
-                for name, keys in _SHOWN.items()
-                if all(key in terms for key in keys)
-            }
-        )
-        self.show({"memory": memory_text(self._device)})
 
     def samples(self, grid: Image, step: int) -> None:
         """A sample grid as a file and for TensorBoard."""

@@ -205,21 +205,14 @@ def optimizer_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str
 def restore_optimizer(
     model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Restore the state that `optimizer_tensors` returned, on each parameter's device and in its
-    memory format.
+    """Restore what `optimizer_tensors` returned, in each parameter's device and memory format.
 
     Raises:
         KeyError: a parameter that learns is missing from `tensors`.
     """
-    if not tensors:
-        return  # saved before the first step
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        optimizer.state[parameter] = {
-            "step": tensors[f"{name}.step"].clone().to(parameter.device),
-            **{
-                key: torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
-                for key in ("exp_avg", "exp_avg_sq")
-            },
-        }
+    for name, parameter in model.named_parameters() if tensors else ():
+        if parameter.requires_grad:
+            state = {"step": tensors[f"{name}.step"].clone().to(parameter.device)}
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
+            optimizer.state[parameter] = state

@@ -1,10 +1,8 @@
-"""Which arithmetic a run uses and whether it is compiled, where the user leaves both to the
-program.
+"""Which arithmetic a run uses and whether it is compiled, where both are `auto`.
 
-The choice follows from facts that stay the same from one call to the next (device, processor, size
-of the pictures, length of the run), never from a measurement: a run and its repetition must end in
-the same weights. What was chosen is written into the run's configuration, and a resumed run keeps
-it.
+The choice follows from facts that stay the same from call to call (device, processor, picture size,
+length of the run), never from a measurement: a run and its repetition end in the same weights. It
+is recorded in the run's configuration, and a resumed run keeps it.
 """
 
 from __future__ import annotations
@@ -16,10 +14,8 @@ from typing import Any
 
 import torch
 
-from iiae_cli.builders import picture_size
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, Precision
-from iiae_cli.data.datafile import DataInfo
 
 # The smallest pictures on which bfloat16 was measured: it pays there, and recall stays as it is.
 BF16_PIXELS = 32 * 32
@@ -29,46 +25,39 @@ _AMPERE = (8, 0)
 
 
 def choose_speed(
-    config: Config, info: DataInfo, device: torch.device, before: Config | None
+    config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
 ) -> tuple[dict[str, Any], str]:
-    """What `precision` and `compile` of the configuration's training section become, and a line
-    that says why.
+    """What `precision` and `compile` of the training section become, and a line that says why.
 
     Args:
         config: may say `auto` in either.
-        info: of what is learned from.
+        size: (H, W) of pictures; None for features.
         device: that trains.
         before: configuration of the run that is resumed, whose choices hold; None for a new run.
 
     Raises:
-        IiaeError: compilation is asked for where there is no compiler.
+        IiaeError: compilation is asked for, and there is no compiler.
     """
-    training = config.training
-    precision, compiled = training.precision, training.compile
-    why_precision = why_compile = "as asked"
-    if precision == "auto" and before is not None and before.training.precision != "auto":
-        precision, why_precision = before.training.precision, "as the run began"
-    elif precision == "auto":
-        precision, why_precision = _choose_precision(config, info, device)
-    if compiled == "auto" and before is not None and before.training.compile != "auto":
-        compiled, why_compile = before.training.compile, "as the run began"
-    elif compiled == "auto":
-        compiled, why_compile = _choose_compile(config, device)
-    if compiled and not has_compiler(device):
-        raise IiaeError(
-            "torch.compile finds no C++ compiler here", "install g++, or pass --no-compile"
-        )
-    how = "compiled" if compiled else "not compiled"
-    return (
-        {"precision": precision, "compile": compiled},
-        f"precision {precision} ({why_precision}), {how} ({why_compile})",
-    )
+    chosen: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for key in ("precision", "compile"):
+        chosen[key], reasons[key] = getattr(config.training, key), "as asked"
+        earlier = "auto" if before is None else getattr(before.training, key)
+        if chosen[key] == "auto" and earlier != "auto":
+            chosen[key], reasons[key] = earlier, "as the run began"
+    if chosen["precision"] == "auto":
+        chosen["precision"], reasons["precision"] = _choose_precision(size, device)
+    if chosen["compile"] == "auto":
+        chosen["compile"], reasons["compile"] = _choose_compile(config.training.steps, device)
+    if chosen["compile"] and not has_compiler(device):
+        hint = "install g++, or pass --no-compile"
+        raise IiaeError("torch.compile finds no C++ compiler here", hint)
+    how = "compiled" if chosen["compile"] else "not compiled"
+    line = f"precision {chosen['precision']} ({reasons['precision']}), {how} ({reasons['compile']})"
+    return chosen, line
 
 
-def _choose_precision(
-    config: Config, info: DataInfo, device: torch.device
-) -> tuple[Precision, str]:
-    size = picture_size(config, info)
+def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tuple[Precision, str]:
     if size is None:
         return "fp32", "a model of features has no products worth rounding"
     if device.type == "cuda":
@@ -84,8 +73,7 @@ def _choose_precision(
     return "bf16", "the CPU has a bf16 matrix unit"
 
 
-def _choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
-    steps = config.training.steps
+def _choose_compile(steps: int | None, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, "it does not pay on a CPU" if device.type == "cpu" else f"on {device.type}"
     if steps is not None and steps < COMPILE_STEPS:
@@ -96,10 +84,9 @@ def _choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has a matrix unit for bfloat16 (AMX) that the system lets programs use.
+    """Whether this CPU has a matrix unit for bfloat16 (AMX) that programs may use.
 
-    Instructions for single vectors (AVX512-BF16) are not counted: without the matrix unit, casting
-    eats what they save.
+    Instructions for single vectors (AVX512-BF16) do not count: casting eats what they save.
     """
     try:
         return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
@@ -109,14 +96,13 @@ def multiplies_bf16() -> bool:
 
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile can work: it needs a C++ compiler, and Triton for a GPU."""
-    compiler = any(
-        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name
-    )
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    compiler = any(shutil.which(name) for name in names if name)
     return compiler and (device.type != "cuda" or find_spec("triton") is not None)
 
 
 def set_gpu_arithmetic(precision: str) -> None:
-    """Let GPUs round factors to TF32, or keep float32 whole: torch's own default is TF32 in
+    """Let GPUs round factors to TF32, or keep float32 whole; torch's default is TF32 in
     convolutions.
     """
     rounded = precision != "fp32"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from iiae_cli.builders import choose_device
+from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.paths import data_file
@@ -127,8 +127,8 @@ def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
     run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
     with world.joined(device, stop), run.locked() if world.first else nullcontext():
         path = world.share(_data_path(options.data, options.config) if world.first else Path())
-        resuming = world.share(_claim(run, options) if world.first else False)
-        trainer = _start(options, run, path, resuming, device, world, stop)
+        before = world.share(_claim(run, options) if world.first else None)
+        trainer = _start(options, run, path, before, device, world, stop)
         stop.deadline = options.deadline
         return _finish(trainer, options.resume)
 
@@ -147,8 +147,8 @@ def _data_path(option: Path | None, config: Config) -> Path:
     return path
 
 
-def _claim(run: RunDir, options: TrainOptions) -> bool:
-    """Whether the run directory holds a run to resume.
+def _claim(run: RunDir, options: TrainOptions) -> Config | None:
+    """The configuration of the run to resume; None for a new run.
 
     Raises:
         IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another
@@ -159,29 +159,30 @@ def _claim(run: RunDir, options: TrainOptions) -> bool:
             raise IiaeError(
                 f"{run.path} exists and is no run", "choose another --run, or pass --overwrite"
             )
-        return False
+        return None
     if not options.resume:
         if options.overwrite:
-            return False
+            return None
         raise IiaeError(
             f"run {run.path} exists already",
             "continue it with --resume, replace it with --overwrite, or choose another --run",
         )
-    before, now = flatten(run.read_config().to_dict()), flatten(options.config.to_dict())
-    for key, value in now.items():
+    config = run.read_config()
+    before = flatten(config.to_dict())
+    for key, value in flatten(options.config.to_dict()).items():
         if key not in _MAY_CHANGE and value != "auto" and before.get(key) != value:
             raise IiaeError(
                 f"{run.path} was started with {key}={before.get(key)}, not {value}",
                 "resume with the same options, or choose another --run",
             )
-    return True
+    return config
 
 
 def _start(
     options: TrainOptions,
     run: RunDir,
     path: Path,
-    resuming: bool,
+    before: Config | None,
     device: torch.device,
     world: World,
     stop: Stop,
@@ -189,9 +190,9 @@ def _start(
     """The trainer of a new run, or of one taken up where it stands."""
     data = TrainingData(DataFile(path), options.config)
     console.say(data.summary())
-    before = run.read_config() if resuming and world.first else None
+    size = picture_size(options.config, data.info)
     chosen, reasons = world.share(
-        choose_speed(options.config, data.info, device, before) if world.first else ({}, "")
+        choose_speed(options.config, size, device, before) if world.first else ({}, "")
     )
     training = options.config.training.model_copy(update=chosen)
     config = options.config.model_copy(update={"training": training})
@@ -200,16 +201,16 @@ def _start(
         set_gpu_arithmetic(training.precision)
     details = {"preset": options.preset, "data": str(path.absolute())}
     trainer = Trainer(config, data, run, device, details, world, stop)
-    if resuming and trainer.resume():
+    if before is not None and trainer.resume():
         if not trainer.finished:
             console.say(f"resuming {run.path} at step {trainer.steps_done}")
     elif world.first:
-        if resuming and run.read_info().get("state") == FINISHED:
+        if before is not None and run.read_info().get("state") == FINISHED:
             raise IiaeError(
                 f"{run.path} was trained to its end, but its checkpoints are gone",
                 "evaluate it as it is, or replace it with --overwrite",
             )
-        if resuming:
+        if before is not None:
             console.say(f"{run.path} holds no checkpoint yet: starting from step 0")
         run.create(config)
     if options.run is None and world.first:
@@ -242,7 +243,7 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
     record["seconds"] = round(time.monotonic() - started, 3)
     if world.first:
         ended = ended and _write_gallery(trainer)
-        memory = trainer.memory
+        memory = trainer.keeper.memory
         record |= {"steps": trainer.steps_done, "kept_step": memory.kept_step}
         record |= {"warnings": memory.warnings, "state": FINISHED if ended else "interrupted"}
         run.write_info(record)
@@ -250,7 +251,7 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
         raise Interrupted(world.agree(stop.exit_code or 0), _how_to_continue(trainer, resuming))
     if not world.first:
         return None
-    for warning in trainer.memory.warnings:
+    for warning in trainer.keeper.memory.warnings:
         console.warn(warning)
     return _result(trainer, record["seconds"])
 
@@ -261,14 +262,15 @@ def _announce(trainer: Trainer) -> None:
     latent = " x ".join(map(str, model.shared_shape))
     ranks = f"{world.size} ranks, this one on " if world.size > 1 else ""
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    size = trainer.order.batch_size
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
-        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs "
-        f"on {ranks}{device}{threads} into {trainer.run.path}"
+        f"{trainer.total_steps} steps of {size} pairs on {ranks}{device}{threads} "
+        f"into {trainer.run.path}"
     )
-    if trainer.baseline is not None:
+    if trainer.keeper.baseline is not None:
         name = "mAP@all" if trainer.data.by_class else "Recall@1"
-        forward, back = trainer.baseline
+        forward, back = trainer.keeper.baseline
         console.say(f"training-free baseline on validation: {name} {forward:.3f} / {back:.3f}")
 
 
@@ -309,7 +311,7 @@ def _how_to_continue(trainer: Trainer, resuming: bool) -> str:
 
 
 def _result(trainer: Trainer, seconds: float) -> TrainResult:
-    memory, run = trainer.memory, trainer.run
+    memory, run = trainer.keeper.memory, trainer.run
     fingerprint = load_model(run, trainer.device).fingerprint
     return TrainResult(
         run.path,

@@ -12,6 +12,7 @@ import torch
 import yaml
 from helpers import Program, Trained
 
+from iiae_cli.builders import picture_size
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.config.schema import Config
@@ -34,7 +35,8 @@ def info_of(side: int | None) -> DataInfo:
 def chosen(
     config: Config, device: torch.device, before: Config | None = None, side: int | None = 32
 ) -> Any:
-    return choose_speed(config, info_of(side), device, before)
+    pictures = None if side is None else picture_size(config, info_of(side))
+    return choose_speed(config, pictures, device, before)
 
 
 @pytest.fixture
