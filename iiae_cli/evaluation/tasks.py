@@ -52,7 +52,7 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 
 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
-    """What is measured on: rows with labels, or aligned pairs; neither is a user's error."""
+    """What is measured on: rows with labels, or aligned pairs; anything else is an error."""
     split = file.split(name)
     if split.pair_count == 0 or not len(split.y):
         have = [f"{other} ({count})" for other, count in file.info.counts.items() if count]
