@@ -182,6 +182,8 @@ def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
 
 def serve() -> None:
     """Answer jobs until standard input ends."""
+    import iiae_cli.training.trainer  # noqa: F401 - once, for all children
+
     scratch = Path(sys.argv[1])
     for line in sys.stdin:
         job = json.loads(line)

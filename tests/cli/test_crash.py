@@ -13,66 +13,26 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from helpers import untrained_run
+from moments import Server
 from PIL import Image
 
 MOMENTS = int(os.environ.get("IIAE_CRASHES", "3"))
 
-SERVER = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-import iiae_cli.cli.encode_run, iiae_cli.cli.prepare_run, iiae_cli.data.sources.extraction
-from iiae_cli.cli import app as cli
-print("ready", flush=True)
-for line in sys.stdin:
-    folder, arguments, log = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0); os.dup2(out, 1); os.dup2(out, 2)
-        sys.argv = ["iiae", *arguments]
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(); sys.stderr.flush()
-        os._exit(code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 class Calls:
-    """The server."""
+    """Calls of the program, each in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("IIAE_")
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-        )
-        self._log = folder / "log.txt"
-        assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
+    def __init__(self, scratch: Path) -> None:
+        self._server = Server(scratch)
+        self._err = ""
 
     def __call__(
         self,
@@ -81,39 +41,23 @@ class Calls:
         after: float | None = None,
         number: int = signal.SIGKILL,
     ) -> int:
-        """Exit code of a call, or minus the signal that ended it; signalled `after` seconds, if it
-        still runs.
-        """
-        import json
+        """Exit code of a call, or minus the signal that ended it, sent `after` seconds."""
+        job = {} if after is None else {"after": after, "act": signal.Signals(number).name[3:]}
+        done = self._server.run(folder, *arguments, **job)
+        self._err = done["err"]
+        return int(done["code"])
 
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(
-            json.dumps([str(folder), [*map(str, arguments)], str(self._log)]) + "\n"
-        )
-        self._process.stdin.flush()
-        child = int(self._process.stdout.readline())
-        if after is not None:
-            time.sleep(after)
-            with suppress(ProcessLookupError):  # it was faster
-                os.kill(child, number)
-        return int(self._process.stdout.readline())
+    def warm(self, folder: Path, *arguments: object) -> None:
+        """Let later calls find imported what this one imports."""
+        self._server.run(folder, *arguments, warm=True)
 
     def said(self) -> str:
         """What the last call wrote."""
-        return self._log.read_text()
+        return self._err
 
     def close(self) -> None:
         """End the server."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
-    server = Calls(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
+        self._server.close()
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +78,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return untrained_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def calls(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, run_folder: Path
+) -> Iterator[Calls]:
+    folder = tmp_path_factory.mktemp("server")
+    server = Calls(folder)
+    for command in (CLASSES, ENCODE):
+        given = class_source(folder / "classes") if command is CLASSES else source
+        server.warm(folder, *(word.format(source=given, run=run_folder) for word in command))
+        (folder / "out.h5").unlink(missing_ok=True)
+    yield server
+    server.close()
 
 
 def content(path: Path) -> dict[str, object]:
