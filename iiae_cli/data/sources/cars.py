@@ -86,14 +86,11 @@ def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
         files = [place / f"car_{int(number):03d}_mesh.mat" for number in listed] or files
     cars: dict[int, Path] = {}
     for path in files:
-        match = re.fullmatch(r"car_(\d+)_mesh\.mat", path.name)
-        number = int(match[1]) if match else 0
-        if not any(number in ids for ids in IDS.values()):
-            skipped.append(f"{path}: is not a car from 1 to 199")
-        elif not path.is_file():
-            skipped.append(f"{path}: is in list.txt but does not exist")
-        else:
+        number = int("".join(filter(str.isdecimal, path.stem)) or 0)
+        if any(number in ids for ids in IDS.values()):
             cars[number] = path
+        else:
+            skipped.append(f"{path}: is not a car from 1 to 199")
     return dict(sorted(cars.items()))
 
 
@@ -144,6 +141,8 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     Raises:
         PictureError: damaged, or of another shape.
     """
+    if not path.is_file():
+        raise PictureError(path, "does not exist")
     try:
         if h5py.is_hdf5(path):  # v7.3, whose axes are in the reverse order
             with h5py.File(path, "r", locking=False) as file:

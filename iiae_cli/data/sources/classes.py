@@ -40,11 +40,6 @@ def plan_classes(options: PrepareOptions) -> Plan:
             "--split names a list of Sketchy's classes",
             "name your own in a file: --unseen-classes FILE",
         )
-    if not source.exists():
-        raise IiaeError(
-            f"{source} does not exist",
-            "name a folder that holds train/x/CLASS, …, or x/CLASS and y/CLASS, or features",
-        )
     features = _find_features(source)
     if features is not None:
         if options.wants_backbone or options.unseen_classes is not None:
@@ -56,7 +51,7 @@ def plan_classes(options: PrepareOptions) -> Plan:
     if not source.is_dir():
         raise IiaeError(
             f"{source} is neither a folder nor an .npz of features",
-            "name a folder of pictures or features",
+            "name a folder that holds train/x/CLASS, …, or x/CLASS and y/CLASS, or features",
         )
     skipped: list[str] = []
     divided, split_name = _divided(source, options, skipped)
@@ -130,18 +125,12 @@ def _divided(
 
 
 def _pictures(folder: Path, root: Path, skipped: list[str]) -> Split:
-    sides = {domain: class_pictures(folder / domain, root=root) for domain in DOMAINS}
-    for domain, side in sides.items():
-        if not len(side):
-            raise IiaeError(
-                f"{folder / domain} holds no class with pictures",
-                "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
-            )
-    split = keep_common(Split(sides["x"], sides["y"]), str(folder), skipped)
+    x, y = (class_pictures(folder / domain, root=root) for domain in DOMAINS)
+    split = keep_common(Split(x, y), str(folder), skipped)
     if not len(split.x):
         raise IiaeError(
-            f"{folder} has no class that both x/ and y/ hold",
-            "name class folders alike in x/ and y/",
+            f"{folder} has no class with pictures in both x/ and y/",
+            "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
         )
     return split
 

@@ -41,8 +41,7 @@ def plan_manifest(options: PrepareOptions) -> Plan:
     assert manifest is not None
     rows = list(_rows(manifest, skipped))
     if not rows:
-        first = f"the first row that was left out: {skipped[0]}" if skipped else _LAYOUT
-        raise IiaeError(f"{manifest} names no pair", first)
+        raise IiaeError(f"{manifest} names no pair", skipped[0] if skipped else _LAYOUT)
     pairs = _with_numbers([pair for _, pair in rows])
     splits = [split for split, _ in rows]
     if not any(splits):

@@ -106,11 +106,6 @@ def plan_folders(options: PrepareOptions) -> Plan:
     pairs = {split: _match(folder, skipped) for split, folder in folders.items()}
     if not folders:
         pairs = divide(_match(source, skipped), options.fractions, options.seed)
-    if not any(pairs.values()):
-        raise IiaeError(
-            f"{source} holds no pair of pictures with equal names in x/ and y/",
-            "give partners equal stems",
-        )
     return plan_pairs(pairs, options, skipped)
 
 
@@ -199,10 +194,8 @@ def plan_pairs(
             arrays = {domain: part.rows[0] for domain, part in read.items()}
             splits[name] = _split_of(name, found, kept, arrays, recurring)
         if not any(split.pair_count for split in splits.values()):
-            raise IiaeError(
-                f"{options.source} holds no readable pair",
-                f"the first that was left out: {lost[0]}",
-            )
+            first = f"the first that was left out: {lost[0]}" if lost else "give them equal stems"
+            raise IiaeError(f"{options.source} holds no readable pair", first)
         return Prepared(splits, {"source": str(options.source)}, lost)
 
     return Plan(assemble, readings)

@@ -121,7 +121,7 @@ def test_the_list_decides_which_cars_there_are_and_others_are_named(tmp_path):
         "train": {"car_007"},
         "test": {"car_193"},
     }
-    assert made.skipped == [f"{file_of(tmp_path, 6)}: is in list.txt but does not exist"]
+    assert made.skipped == [f"{file_of(tmp_path, 6)}: does not exist"]
     (tmp_path / "list.txt").write_text("no number here\n")
     made = prepared(tmp_path, image_size=16)
     assert set(made.splits["train"].x.labels) == {"car_005", "car_007"}
