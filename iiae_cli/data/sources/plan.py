@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,9 +118,13 @@ class Reading:
     maker: str = ""
 
     @property
-    def starts(self) -> range:
-        """The first file of every block."""
-        return range(0, len(self.files), self.size)
+    def total(self) -> int:
+        """Number of blocks."""
+        return -(-len(self.files) // self.size)
+
+    def block(self, number: int) -> Sequence[Path]:
+        """The files of a block."""
+        return self.files[number * self.size : (number + 1) * self.size]
 
     def identity(self) -> list[Any]:
         """What its blocks depend on, as JSON: names of files, not their folders."""
@@ -170,7 +175,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Number of blocks."""
-        return sum(len(reading.starts) for reading in self.readings)
+        return sum(reading.total for reading in self.readings)
 
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
         """Make those of these blocks that the store does not have.
@@ -181,14 +186,14 @@ class Plan:
         """
         first = 0
         for reading in self.readings:
-            here = range(first, first + len(reading.starts))
+            here = range(first, first + reading.total)
             mine = range(max(here.start, numbers.start), min(here.stop, numbers.stop))
             _make(reading, first, mine, store, Work(store.folder, stop))
             first = here.stop
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """How many items of each reading these blocks hold, and a line for every unreadable one."""
-        owners = [reading for reading in self.readings for _ in reading.starts]
+        owners = [reading for reading in self.readings for _ in range(reading.total)]
         rows = {reading.name: 0 for reading in self.readings}
         skipped: list[str] = []
         for number, block in zip(numbers, blocks, strict=True):
@@ -237,24 +242,22 @@ def file_reading(
 
 
 def _make(reading: Reading, first: int, mine: range, store: BlockStore, work: Work) -> None:
+    """Make the missing blocks among `mine` of a reading whose first block is `first`."""
     missing = store.missing(mine)
     if not missing:
         return
-    blocks = [
-        reading.files[start : start + reading.size]
-        for start in (reading.starts[number - first] for number in missing)
-    ]
-    done = sum(min(reading.size, len(reading.files) - reading.starts[n - first]) for n in mine)
-    total, done = done, done - sum(map(len, blocks))
-    coming = reading.make(blocks, work)
+    files = {number: reading.block(number - first) for number in mine}
+    total = sum(map(len, files.values()))
+    done = total - sum(len(files[number]) for number in missing)
+    coming = reading.make([files[number] for number in missing], work)
     with console.progress(f"{reading.verb} {reading.name}", total, "items") as progress:
         if done:
             console.say(f"resuming {reading.name} at {done} of {total}")
         progress.start_at(done)
-        for number, files in zip(missing, blocks, strict=True):
+        for number in missing:
             work.stop.check(f"{done} of {total} items of {reading.name} are saved")
-            store.append(number, _packed(reading.starts[number - first], next(coming)))
-            done += len(files)
+            store.append(number, _packed((number - first) * reading.size, next(coming)))
+            done += len(files[number])
             progress.update(done)
 
 
@@ -276,7 +279,7 @@ def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRow
     arrays: list[Rows] = []
     places: list[int] = []
     errors: list[PictureError] = []
-    for _, block in zip(reading.starts, blocks, strict=False):
+    for block in islice(blocks, reading.total):
         rows = [block[f"rows{number}"] for number in range(len(block) - 3)]
         if rows and not arrays:
             arrays = [
