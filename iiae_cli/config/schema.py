@@ -216,8 +216,8 @@ class TrainingSection(Section):
     checkpoint_every: Count = 0
     """steps between checkpoints; 0: at every validation"""
     batch_norm: Literal["synchronised", "local"] = "synchronised"
-    """with several processes: statistics of the whole batch, as in one process, or of each
-    process's part"""
+    """with several GPUs: statistics of the whole batch, or of each process's part; processes on
+    CPUs always take their part"""
     samples: Count = 8
     """rows of the sample grid drawn at every validation"""
 

@@ -129,7 +129,7 @@ def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
         path = world.share(_data_path(options.data, options.config) if world.first else Path())
         before = world.share(_claim(run, options) if world.first else None)
         trainer = _start(options, run, path, before, device, world, stop)
-        stop.deadline = options.deadline
+        trainer.deadline = options.deadline
         return _finish(trainer, options.resume)
 
 

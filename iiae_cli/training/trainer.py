@@ -99,6 +99,7 @@ class Trainer:
         self.validate_every = training.validate_every or per_epoch
         self.offset = 0
         self.saved_step = 0  # the newest checkpoint's
+        self.deadline: float | None = None  # `time.monotonic()` at which to stop
         self.state = TrainState(owed=config.selection.from_start)
         self.journal = Journal(run, device)
         self.keeper = Keeper(config, data, run, details, self.journal, first=world.first)
@@ -225,7 +226,8 @@ class Trainer:
     # Events of the loop
 
     def progress(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar. The time limit counts from here on, so that every call gets on."""
+        self.stop.deadline = self.deadline
         self.journal.progress(step)
 
     def log(self, step: int, terms: dict[str, float]) -> None:

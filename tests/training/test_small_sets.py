@@ -137,6 +137,14 @@ def test_augmentation_changes_training_and_nothing_else(iiae: Program, data: Pat
     assert plain[1]["guided_l1"] != augmented[1]["guided_l1"]
 
 
+def test_a_time_limit_never_stops_before_the_first_step(iiae: Program, data: Path) -> None:
+    from_start = ("--set", "selection.from_start=true", "--time-limit", "0s")
+    stopped = train(iiae, data, "run", *from_start)
+    assert stopped.code == 75 and "saved at step 1 " in stopped.err
+    stopped = train(iiae, data, "run", *from_start, "--resume")
+    assert stopped.code == 75 and "saved at step 2 " in stopped.err
+
+
 def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> None:
     still = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
     stopped = train(iiae, data, "run", *still, "--json", steps=400)
