@@ -32,9 +32,7 @@ class Stop:
 
     @property
     def exit_code(self) -> int | None:
-        """130 after Ctrl-C, 75 after another signal or the deadline, None while work should
-        go on.
-        """
+        """130 after Ctrl-C, 75 after another signal or the deadline, else None."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return EXIT_INTERRUPTED if self._code is None and late else self._code
 
@@ -77,8 +75,7 @@ def signal_of(name: str) -> signal.Signals:
 
 @contextmanager
 def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
-    """SIGINT, SIGTERM and the preempt signal set the flag while inside; a second Ctrl-C ends the
-    process at once.
+    """Let signals set the flag while inside; a second Ctrl-C ends the process at once.
 
     The old handlers come back afterwards, unless the flag is set: then further signals are ignored,
     so that the process ends with its own exit code.

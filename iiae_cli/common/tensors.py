@@ -1,6 +1,4 @@
-"""Safetensors files with a schema and a checksum in their header: tensors are loaded, never
-code.
-"""
+"""Safetensors files with a schema and a checksum in their header."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Checkpoints: the two newest files of weights, optimiser, sums and step, each with a checksum of
-its content.
+"""The two newest checkpoints: weights, optimiser, sums and step, with a checksum.
 
 Only tensors and JSON are read, never code. A damaged checkpoint is set aside and the one before it
 is taken.
@@ -100,8 +99,7 @@ class Checkpoints:
             return Checkpoint(step, **parts, progress=json.loads(header["progress"]))
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None; newer damaged ones are set aside with a
-        warning.
+        """The newest checkpoint that can be read, or None; damaged ones are set aside.
 
         Raises:
             IiaeError: none can be read.

@@ -54,9 +54,7 @@ class RunDir:
         return self.config_file.exists()
 
     def is_free(self) -> bool:
-        """Whether nothing is here, or no more than a killed process leaves that had begun to create
-        the run.
-        """
+        """Whether nothing is here, or no more than a killed beginning of a run."""
         with write_errors(self.path):
             return not self.path.exists() or all(
                 not any(path.iterdir())
@@ -67,8 +65,7 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder and keep other processes from writing here; killed ones' temporaries
-        are removed.
+        """Create the folder, keep other processes out, and remove what killed ones left.
 
         Raises:
             IiaeError: another process writes here, or a part of the run is a link to somewhere

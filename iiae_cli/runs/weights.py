@@ -50,9 +50,7 @@ class LoadedModel:
 
     @property
     def metric(self) -> Literal["euclidean", "cosine"]:
-        """Distance between its shared means: the configured one, or the one that won on
-        validation.
-        """
+        """Distance between shared means: as configured, or what won on validation."""
         chosen = self.config.evaluation.metric
         if chosen != "auto":
             return chosen
@@ -155,9 +153,7 @@ def _stored(values: Tensor) -> Tensor:
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:
-    """The model on a device, its convolutions channels-last (pictures arrive that way, and it is
-    faster).
-    """
+    """The model on a device, its convolutions channels-last, as pictures arrive."""
     model.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)

@@ -1,5 +1,4 @@
-"""Several processes (ranks) that train one model, each on its slice of every batch, as torchrun and
-srun start them.
+"""Several processes (ranks) that train one model, each on its slice of every batch.
 
 DistributedDataParallel sums the gradients. Batch norm reads the whole batch on GPUs (SyncBatchNorm,
 unless `training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout and augmentation
@@ -37,8 +36,7 @@ _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a r
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; alone by default, where everything here does
-    nothing.
+    """This process among those that train together; one alone by default.
 
     Attributes:
         rank: of this process; rank 0 writes files and speaks.
@@ -228,9 +226,7 @@ class Share:
         return whole
 
     def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
-        """The networks with gradients averaged over ranks; `local` leaves batch norm to each rank's
-        slice.
-        """
+        """The networks with gradients averaged over ranks; `local`: batch norm by slices."""
         if self._world.size == 1:
             return networks
         if device.type == "cuda" and not local:
@@ -253,9 +249,7 @@ class Share:
 
 
 class _Whole(torch.autograd.Function):
-    """This rank's rows (B, …) to the whole batch's (N, …); backwards, what all ranks want of this
-    rank's rows.
-    """
+    """This rank's rows (B, …) to the whole batch's (N, …); backwards, the sum of gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, mine: slice, batch_size: int) -> Tensor:

@@ -1,6 +1,4 @@
-"""What a training writes about itself while it runs: metrics.jsonl, TensorBoard, sample grids, the
-live display.
-"""
+"""What a training tells while it runs: metrics.jsonl, TensorBoard, samples, the display."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ _SHOWN = {
 
 
 class Journal:
-    """Writes into a run directory; entered on the first rank alone, it drops everything
-    otherwise.
-    """
+    """Writes into a run directory on the first rank, and drops everything on others."""
 
     def __init__(self, run: RunDir, device: torch.device) -> None:
         self._run, self._device = run, device

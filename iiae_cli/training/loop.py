@@ -30,9 +30,7 @@ class Events(Protocol):
         """Every `log_every` steps: the loss terms' averages since the last time."""
 
     def validate(self, step: int) -> bool:
-        """When validation is due; the model is in training mode before and after. False: it was
-        interrupted.
-        """
+        """When validation is due; leaves training mode as it is. False: it was interrupted."""
 
     def checkpoint(self, step: int) -> None:
         """When everything should be saved."""

@@ -102,9 +102,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def set_gpu_arithmetic(precision: str) -> None:
-    """Let GPUs round factors to TF32, or keep float32 whole; torch's default is TF32 in
-    convolutions.
-    """
+    """Let GPUs round factors to TF32, unless the precision is fp32."""
     rounded = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = rounded
     torch.backends.cudnn.allow_tf32 = rounded

@@ -1,6 +1,4 @@
-"""A training run from the command's values to a finished run directory: start or resume, fit,
-finish.
-"""
+"""A training run from options to a finished run directory: start or resume, fit, finish."""
 
 from __future__ import annotations
 
@@ -275,9 +273,7 @@ def _announce(trainer: Trainer) -> None:
 
 
 def _write_gallery(trainer: Trainer) -> bool:
-    """Encode the test split's domain y (the training split's if there is no test); False if a stop
-    broke it off.
-    """
+    """Encode domain y of the test split, else the training split; False if interrupted."""
     file, run = trainer.data.file, trainer.run
     loaded = load_model(run, trainer.device)
     name = "test" if file.info.counts["test"] else "train"

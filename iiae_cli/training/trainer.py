@@ -105,9 +105,7 @@ class Trainer:
         self.keeper = Keeper(config, data, run, details, self.journal, first=world.first)
 
     def _build(self) -> None:
-        """A new model from the seed, what it takes from the training rows, its optimiser and the
-        order of rows.
-        """
+        """A new model from seed and training rows, its optimiser, and the order of rows."""
         training = self.config.training
         torch.manual_seed(training.seed)
         model = builders.build_model(self.config, self.data.info)

@@ -99,8 +99,7 @@ class Validation:
         return {self.name: _pair(self.shared)}
 
     def warnings(self, baseline: Both | None) -> list[str]:
-        """What a person should know of a trained model: a dead exclusive latent, retrieval below
-        the baseline.
+        """What to warn of: a dead exclusive latent, retrieval below the baseline.
 
         Recall counts as below if the difference is more than two standard errors of so many pairs.
         """
@@ -175,9 +174,7 @@ def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
 def baseline(
     train: Split, split: Split, *, metric: Metric | Literal["auto"], by_class: bool
 ) -> Both | None:
-    """What `validate` measures, of the training-free baseline; None if the domains' widths
-    differ.
-    """
+    """What `validate` measures, of the baseline; None if the domains' widths differ."""
     if by_class:
         centred = class_baselines(train, split).get("centred")
         return None if centred is None else _both(centred, "map@all")
@@ -211,9 +208,7 @@ class Selection:
         return 0 < self.patience <= self.stale
 
     def start(self, validation: Validation, least_gain: float) -> None:
-        """Keep the weights before the first step, unless a later score exceeds theirs by a fraction
-        of it.
-        """
+        """Keep the first weights, unless a later score exceeds theirs by a fraction."""
         self.best = validation.score * (1.0 + least_gain)
 
     def accepts(self, validation: Validation | None, epochs_done: float) -> bool:
