@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from iiae_cli.cli.options import (
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import PREEMPT_SIGNAL, stop_on_signals
+from iiae_cli.common.signals import PREEMPT_SIGNAL, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
     from iiae_cli.config.presets import Resolved
@@ -145,14 +146,15 @@ def command(
         "deterministic": deterministic,
     }
     deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
-    with stop_on_signals(preempt_signal) as stop:
-        resolved = _resolve(preset, config or [], values, assignments or [])
-        if print_config:
-            _show_config(resolved, as_json)
-            return
-        from iiae_cli.training import session  # imports torch, for seconds
+    resolved = _resolve(preset, config or [], values, assignments or [])
+    if print_config:
+        _show_config(resolved, as_json)
+        return
+    # Until torch is imported, for seconds, nothing has begun: __main__ ends the process at once.
+    signal.signal(signal_of(preempt_signal), signal.getsignal(signal.SIGTERM))
+    from iiae_cli.training import session
 
-        stop.check()
+    with stop_on_signals(preempt_signal) as stop:
         name, chosen = Path(preset).stem, resolved.config
         options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
         result = session.train(options, stop)
