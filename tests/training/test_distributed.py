@@ -97,7 +97,7 @@ def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float
         optimizer.zero_grad()
         mean["loss"].backward()
         optimizer.step()
-        logged.append({name: float(value) for name, value in mean.items()})
+        logged.append({name: float(value.detach()) for name, value in mean.items()})
     return logged
 
 
