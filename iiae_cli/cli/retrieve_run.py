@@ -16,9 +16,15 @@ from iiae_cli.common.files import refuse_existing, writing
 from iiae_cli.common.paths import index_file, run_folder
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.inference.inputs import open_inputs
-from iiae_cli.inference.latents import LatentCache, is_latent_cache, means_of, read_latents
+from iiae_cli.inference.latents import (
+    Gallery,
+    LatentCache,
+    StoredRows,
+    is_latent_cache,
+    means_of,
+    read_latents,
+)
 from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
-from iiae_cli.inference.stored_gallery import StoredGallery, StoredRows, open_gallery
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.montage import draw_montage
@@ -116,20 +122,20 @@ def run(inputs: Sequence[str], options: RetrieveOptions) -> RetrieveResult:
             f"--approximate is faiss' own, not --backend {options.backend}", "leave --backend out"
         )
     index_path, chosen = index_file(options.index, options.run, is_latent_cache)
-    with open_gallery(index_path) as gallery:
-        console.say(
-            f"gallery {index_path} ({chosen}): {len(gallery)} pictures of domain {gallery.domain}"
+    gallery = Gallery(index_path)
+    console.say(
+        f"gallery {index_path} ({chosen}): {len(gallery)} pictures of domain {gallery.head.domain}"
+    )
+    queries = _queries(paths, gallery.head.domain, options)
+    if queries.fingerprint != gallery.head.fingerprint:
+        raise IiaeError(
+            f"queries were encoded by model {queries.fingerprint}, the gallery {index_path} by "
+            f"{gallery.head.fingerprint}",
+            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
-        queries = _queries(paths, gallery.domain, options)
-        if queries.fingerprint != gallery.fingerprint:
-            raise IiaeError(
-                f"queries were encoded by model {queries.fingerprint}, the gallery {index_path} by "
-                f"{gallery.fingerprint}",
-                "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
-            )
-        query_means = means_of(queries.cache, options.latents, Path(paths[0]))
-        result, rows, distances = _search(query_means, gallery, options)
-        result.results = _results(queries.cache.ids, gallery, rows, distances)
+    query_means = means_of(queries.cache, options.latents, Path(paths[0]))
+    result, rows, distances = _search(query_means, gallery, options)
+    result.results = _results(queries.cache.ids, gallery, rows, distances)
     result.skipped, result.montage = queries.skipped, options.montage
     if options.montage is not None:
         _draw(options.montage, queries.cache, index_path, rows, distances)
@@ -139,12 +145,14 @@ def run(inputs: Sequence[str], options: RetrieveOptions) -> RetrieveResult:
 
 
 def _search(
-    queries: NDArray[Any], gallery: StoredGallery, options: RetrieveOptions
+    queries: NDArray[Any], gallery: Gallery, options: RetrieveOptions
 ) -> tuple[RetrieveResult, Ints, Floats]:
     """Gallery rows (Q, K) and distances (Q, K) of every query's neighbours, and how they were
     found.
     """
-    metric: Metric = options.metric or ("cosine" if gallery.metric == "cosine" else "euclidean")
+    metric: Metric = options.metric or (
+        "cosine" if gallery.head.metric == "cosine" else "euclidean"
+    )
     means = gallery.means(options.latents)
     if queries.shape[1] != means.shape[1]:
         raise IiaeError(
@@ -165,7 +173,7 @@ def _search(
 def _search_approximately(
     queries: NDArray[Any],
     means: StoredRows,
-    gallery: StoredGallery,
+    gallery: Gallery,
     options: RetrieveOptions,
     result: RetrieveResult,
 ) -> tuple[RetrieveResult, Ints, Floats]:
@@ -174,7 +182,12 @@ def _search_approximately(
     suffix = ".faiss" if options.latents == "shared" else f".{options.latents}.faiss"
     path = gallery.path.with_suffix(suffix)
     found = approximate.search(
-        queries, means, options.k, metric=result.metric, path=path, fingerprint=gallery.fingerprint
+        queries,
+        means,
+        options.k,
+        metric=result.metric,
+        path=path,
+        fingerprint=gallery.head.fingerprint,
     )
     recall = f"{found.recall:.3f} on {found.sample} of {len(queries)} queries"
     made = "made" if found.built else "read"
@@ -193,9 +206,10 @@ def _search_approximately(
 
 
 def _results(
-    ids: list[str], gallery: StoredGallery, rows: Ints, distances: Floats
+    ids: list[str], gallery: Gallery, rows: Ints, distances: Floats
 ) -> list[dict[str, Any]]:
-    names, labels = gallery.names(rows), gallery.labels(rows)
+    names = gallery.texts("ids", rows)
+    labels = gallery.texts("labels", rows) if gallery.labelled else {}
 
     def neighbour(rank: int, row: int, distance: float) -> dict[str, Any]:
         entry = {"rank": rank, "id": names[row], "distance": distance}

@@ -132,7 +132,7 @@ def run(inputs: Sequence[str], options: TranslateOptions) -> TranslateResult:
         paths, options.source, shapes[options.source], split=options.split, workers=options.workers
     )
     if options.limit is not None:
-        given = given.part(slice(0, options.limit))
+        given = given.first(options.limit)
     if options.grid is not None and given.total > GRID_ROWS:
         console.say(f"the grid shows the first {GRID_ROWS} of {given.total} inputs")
     references: Inputs | None = None
@@ -235,7 +235,7 @@ def _partners(
         raise IiaeError(
             f"rows of {paths[0]} have no partner of their own", "pass --reference PICTURE instead"
         )
-    return open_inputs(paths, target, shape, split=options.split).part(slice(0, given.total))
+    return open_inputs(paths, target, shape, split=options.split).first(given.total)
 
 
 @dataclass
@@ -368,7 +368,7 @@ def _exclusive(
     if styles.means is not None:
         parts.append(styles.means[None].expand(len(positions), -1, -1))
     if styles.partners is not None:
-        rows, _, _ = styles.partners.part(slice(first, first + count)).all_rows()
+        rows = styles.partners.read(first, first + count).rows
         parts.append(_exclusive_means(loaded, target, rows, device)[:, None])
     return torch.cat(parts, dim=1)
 

@@ -226,13 +226,3 @@ def free_memory() -> int:
     except OSError:
         pass  # not Linux
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-DAMAGED = (Exception,)  # until `inference` reads by `open_hdf5` alone
-
-
-@contextmanager
-def damage(path: Path, hint: str, where: str = "") -> Iterator[None]:
-    """The same as `reading`, until `inference` reads by `open_hdf5` alone."""
-    with reading(path, hint):
-        yield

@@ -1,12 +1,11 @@
-"""The latent cache (HDF5, schema `iiae.latents/1`): encoded pictures, self-describing.
+"""The latent cache (HDF5, schema `iiae.latents/2`): encoded pictures, self-describing.
 
-    /shared/mean (N, S) [/shared/logvar], /exclusive/mean (N, E) [/exclusive/logvar] /ids (N) UTF-8,
-    /labels (N) UTF-8 where known, /skipped (K) UTF-8: a line for every input that could not be read
+    /shared/mean (N, S) [/shared/logvar], /exclusive/mean (N, E) [/exclusive/logvar]
+    /ids (N) UTF-8, /labels (N) UTF-8 where known, /skipped (K) UTF-8: a line per unreadable input
 
 Attributes: schema, fingerprint (of the model's weights), domain, shared_shape, preset, metric,
-source (JSON: the files the rows came from, for montages), versions. Of `iiae encode` also: options
-(JSON), inputs (a digest of the whole list of inputs), inputs_content (a digest of what was in
-them), and in a shard's cache shard (JSON, see `Shard`).
+source (JSON: the files the rows came from, for montages), versions; from `iiae encode` also job
+(JSON: everything that decides the values).
 """
 
 from __future__ import annotations
@@ -23,23 +22,20 @@ from numpy.typing import NDArray
 
 from iiae_cli import __version__
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import writing
+from iiae_cli.common.files import reading, writing
 from iiae_cli.data.hdf5 import (
-    DAMAGED,
     check_schema,
-    damage,
-    member,
+    dataset,
     new_hdf5,
-    open_hdf5,
-    read_array,
     read_texts,
     text_attribute,
+    text_column,
     write_texts,
 )
 from iiae_cli.inference.trained import Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
 
-SCHEMA = "iiae.latents/1"
+SCHEMA = "iiae.latents/2"
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
@@ -57,8 +53,7 @@ class LatentCache:
         shared_shape: shape of one shared latent.
         preset: of that model.
         metric: distance that the model's configuration compares shared means by.
-        source: where the rows came from: `{"data": FILE, "split": NAME}`, or `{"pictures": true}`
-            when ids are paths.
+        source: `{"data": FILE, "split": NAME}`, or `{"pictures": true}` if ids are paths.
     """
 
     encoded: Encoded
@@ -75,22 +70,14 @@ class LatentCache:
         return len(self.ids)
 
     def head(self) -> dict[str, Any]:
-        """Attributes of the file."""
-        return {
-            "schema": SCHEMA,
-            "fingerprint": self.fingerprint,
-            "domain": self.domain,
-            "shared_shape": np.asarray(self.shared_shape, np.int64),
-            "preset": self.preset,
-            "metric": self.metric,
-            "source": json.dumps(self.source),
-            "versions": json.dumps({"iiae": __version__, "h5py": h5py.__version__}),
-        }
+        """Returns the file's attributes, as JSON."""
+        names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What of a model's posteriors a cache keeps.
+    """What a cache keeps of a model's posteriors.
 
     Attributes:
         kinds: of latents.
@@ -103,190 +90,212 @@ class LatentFormat:
     dtype: str = "float32"
 
     def stored(self, encoded: Encoded, name_of: Callable[[int], str]) -> dict[str, NDArray[Any]]:
-        """The arrays as they are written, by their names in `Encoded`.
+        """Returns the arrays as they are written, by their names in `Encoded`.
 
         Args:
-            encoded: of some rows.
-            name_of: the id of a row, for an error.
+            encoded: some rows.
+            name_of: returns the id of a row, for an error.
 
         Raises:
             IiaeError: a value is not finite, or beyond what `dtype` can hold.
         """
-        found: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for name in ARRAYS:
             kind, _, part = name.partition("_")
             values: NDArray[Any] | None = getattr(encoded, name)
             if values is None or kind not in self.kinds or not (self.logvar or part == "mean"):
                 continue
             with np.errstate(over="ignore"):
-                stored = values.astype(self.dtype)
-            bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-            if len(bad):
-                row = int(bad[0])
-                if np.isfinite(values[row]).all():
-                    raise IiaeError(
-                        f"{name} of {name_of(row)} holds values that {self.dtype} cannot hold",
-                        "pass --dtype float32",
-                    )
+                arrays[name] = values.astype(self.dtype, copy=False)
+            bad = np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1))
+            if len(bad) and np.isfinite(values[bad[0]]).all():
                 raise IiaeError(
-                    f"the latents of {name_of(row)} are not finite", "check this input and the run"
+                    f"{name} of {name_of(bad[0])} holds values that {self.dtype} cannot hold",
+                    "pass --dtype float32",
                 )
-            found[name] = stored
-        return found
+            if len(bad):
+                raise IiaeError(
+                    f"the latents of {name_of(bad[0])} are not finite",
+                    "check this input and the run",
+                )
+        return arrays
 
 
-def write_latents(
-    path: Path, cache: LatentCache, *, logvar: bool = False, dtype: str = "float32"
-) -> None:
-    """Write a cache, atomically.
-
-    Args:
-        path: an existing file is replaced.
-        cache: what to write.
-        logvar: whether log-variances are kept.
-        dtype: of the arrays, `float32` or `float16`.
-    """
-    arrays = LatentFormat(logvar=logvar, dtype=dtype).stored(
-        cache.encoded, lambda row: cache.ids[row]
-    )
-    widths = {name: (values.shape[1], values.dtype) for name, values in arrays.items()}
-    write_stream(path, cache.head(), widths, [arrays], ids=cache.ids, labels=cache.labels)
+def write_latents(path: Path, cache: LatentCache, form: LatentFormat | None = None) -> None:
+    """Write a cache, atomically; an existing file is replaced."""
+    arrays = (form or LatentFormat()).stored(cache.encoded, lambda row: cache.ids[row])
+    texts = {"ids": cache.ids, "labels": cache.labels}
+    write_stream(path, cache.head(), texts, [arrays])
 
 
 def write_stream(
     path: Path,
     head: Mapping[str, Any],
-    arrays: Mapping[str, tuple[int, np.dtype[Any]]],
+    texts: Mapping[str, Sequence[str] | None],
     blocks: Iterable[Mapping[str, NDArray[Any]]],
     *,
-    ids: Sequence[str],
-    labels: Sequence[str] | None,
-    skipped: Sequence[str] = (),
     folder: Path | None = None,
 ) -> None:
-    """Write a cache, atomically, of which one block is in memory at a time.
+    """Write a cache, atomically, with one block of it in memory at a time.
 
     Args:
         path: an existing file is replaced.
-        head: its attributes.
-        arrays: (width, dtype) by names as in `Encoded`.
-        blocks: rows of every array, in order; together as many as `ids`.
-        ids: (N,).
-        labels: (N,), where known.
-        skipped: lines of inputs left out.
+        head: attributes, as JSON.
+        texts: ids (N,), and labels (N,) and skipped (K,) if there are any.
+        blocks: rows of the arrays, in order.
         folder: for the temporary file; None: beside `path`.
     """
+    count, done = len(texts["ids"] or ()), 0
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
-        file.attrs.update(head)
-        targets = {
-            name: file.create_dataset(name.replace("_", "/"), (len(ids), width), dtype)
-            for name, (width, dtype) in arrays.items()
-        }
-        done = 0
+        file.attrs["schema"] = SCHEMA
+        file.attrs["versions"] = json.dumps({"iiae": __version__, "h5py": h5py.__version__})
+        for name, value in head.items():
+            file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
         for block in blocks:
-            count = len(next(iter(block.values())))
-            for name, target in targets.items():
-                target[done : done + count] = block[name]
-            done += count
-        if done != len(ids):
-            raise ValueError(f"{done} rows for {len(ids)} ids")
-        for name, texts in (("ids", ids), ("labels", labels), ("skipped", skipped or None)):
-            if texts is not None:
-                write_texts(file, name, texts)
+            for name, values in block.items():
+                place = name.replace("_", "/")
+                if place not in file:
+                    file.create_dataset(place, (count, values.shape[1]), values.dtype)
+                file[place][done : done + len(values)] = values
+            done += len(next(iter(block.values())))
+        for name, column in texts.items():
+            if column:
+                write_texts(file, name, column)
 
 
-def is_latent_cache(path: Path) -> bool:
-    """Whether a file is a readable HDF5 file of this schema."""
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return False
-        with h5py.File(path, "r", locking=False) as file:
-            return text_attribute(file, "schema", "none") == SCHEMA
-    except DAMAGED:
-        return False
+class StoredRows:
+    """Rows (N, S) of a cache, read in slices."""
+
+    def __init__(self, path: Path, data: h5py.Dataset) -> None:
+        self._path, self._data = path, data
+        self.shape: tuple[int, ...] = data.shape
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        with reading(self._path, REMEDY):
+            values: NDArray[Any] = self._data[rows]
+            if not np.isfinite(values).all():
+                raise ValueError(f"{self._data.name} holds values that are not finite")
+            return values
 
 
-def read_latents(path: Path) -> LatentCache:
-    """A whole cache.
+class Gallery:
+    """A latent cache that stays on disk: rows in slices, and names of what was found alone.
+
+    Attributes:
+        path: the file.
+        labelled: whether classes are known.
+        head: a cache without rows, as the file's attributes describe it.
 
     Raises:
-        IiaeError: missing, damaged, or of another schema.
+        IiaeError: the file is missing, damaged, or of another schema.
     """
-    with open_hdf5(path, REMEDY) as file:
-        check_schema(file, path, SCHEMA, REMEDY)
-        with damage(path, REMEDY):
-            arrays = {
-                f"{kind}_{part}": _latents(group, part)
-                for kind in ("shared", "exclusive")
-                if (group := member(file, kind)) is not None
-                for part in group
-            }
-            ids = read_texts(file, "ids")
-            if ids is None:
-                raise ValueError("it has no ids")
-            cache = LatentCache(
-                encoded=Encoded(**arrays),
-                ids=ids,
-                labels=read_texts(file, "labels"),
-                **read_attributes(file),
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path, REMEDY):
+            self._file = file = h5py.File(path, "r", locking=False)
+            check_schema(file, path, SCHEMA, REMEDY)
+            ids, labels = text_column(file, "ids"), text_column(file, "labels")
+            arrays = {name: dataset(file, name.replace("_", "/")) for name in ARRAYS}
+            self._arrays = {name: data for name, data in arrays.items() if data is not None}
+            if ids is None or not self._arrays:
+                raise ValueError("it has no ids or no latents")
+            for data in self._arrays.values():
+                if data.ndim != 2 or 0 in data.shape[1:] or data.dtype.kind != "f":
+                    raise ValueError(f"{data.name} holds no (N, S) numbers")
+            columns = (ids, labels, *self._arrays.values())
+            if {len(data) for data in columns if data is not None} != {len(ids)}:
+                raise ValueError("its arrays differ in length")
+            self.labelled = labels is not None
+            self.head = _head(file)
+            self._size = len(ids)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def means(self, kind: LatentKind) -> StoredRows:
+        """Returns the means (N, S) of one kind; raises IiaeError if the cache holds none."""
+        if f"{kind}_mean" not in self._arrays:
+            raise IiaeError(
+                f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both"
             )
-    lengths = {len(values) for values in arrays.values()} | {len(cache.ids)}
-    if (
-        len(lengths) != 1
-        or not arrays
-        or (cache.labels is not None and len(cache.labels) != len(cache))
-    ):
-        raise IiaeError(f"{path} is damaged: its arrays differ in length", REMEDY)
-    return cache
+        return StoredRows(self.path, self._arrays[f"{kind}_mean"])
+
+    def texts(self, column: str, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Returns `ids` or `labels` of some rows."""
+        wanted, texts = np.unique(rows), {}
+        with reading(self.path, REMEDY):
+            step = 2**16  # read as a block where many are wanted of it
+            for start in range(0, self._size, step):
+                here = wanted[(wanted >= start) & (wanted < start + step)]
+                if len(here):
+                    first = int(here[0])
+                    block = self._file[column][first : int(here[-1]) + 1]
+                    for row in here:
+                        texts[int(row)] = block[row - first].decode("utf-8", "surrogateescape")
+        return texts
+
+    def read(self) -> LatentCache:
+        """Returns the whole cache."""
+        cache = self.head
+        with np.errstate(over="ignore"):
+            rows = {name: StoredRows(self.path, data)[:] for name, data in self._arrays.items()}
+            arrays = {name: values.astype(np.float32) for name, values in rows.items()}
+        cache.encoded = Encoded(**arrays)
+        with reading(self.path, REMEDY):
+            cache.ids = read_texts(self._file, "ids") or []
+            cache.labels = read_texts(self._file, "labels")
+        return cache
+
+    def told(self) -> tuple[dict[str, Any], list[str]]:
+        """Returns the job that made the cache, and a line for every input left out."""
+        with reading(self.path, REMEDY):
+            job = json.loads(text_attribute(self._file, "job", "{}"))
+            return dict(job), read_texts(self._file, "skipped") or []
 
 
-def _latents(group: h5py.Group, part: str) -> NDArray[np.float32]:
-    """(N, D) finite numbers."""
-    with np.errstate(over="ignore"):
-        values = read_array(group, part).astype(np.float32)
-    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
-        raise ValueError(f"{group.name}/{part} holds no finite (N, D) numbers")
-    return values
-
-
-def _source(text: str) -> dict[str, Any]:
-    """A mapping of names to texts or true, as `LatentCache.source` says."""
-    source = json.loads(text)
+def _head(file: h5py.File) -> LatentCache:
+    domain = text_attribute(file, "domain")
+    source = json.loads(text_attribute(file, "source", "{}"))
+    if domain not in DOMAINS:
+        raise ValueError(f"domain {domain[:80]}")
     if not isinstance(source, dict) or not all(
         isinstance(value, str | bool) for value in source.values()
     ):
         raise ValueError("attribute source is no JSON object of texts")
-    return source
+    return LatentCache(
+        Encoded(),
+        [],
+        None,
+        domain,
+        text_attribute(file, "fingerprint"),
+        tuple(map(int, json.loads(text_attribute(file, "shared_shape")))),
+        text_attribute(file, "preset", ""),
+        text_attribute(file, "metric", "euclidean"),
+        source,
+    )
 
 
-def read_attributes(file: h5py.File) -> dict[str, Any]:
-    """What a cache's attributes say, by `LatentCache`'s names.
-
-    Raises:
-        KeyError: one that every cache has is missing.
-        ValueError: one has no such value.
-    """
-    domain = text_attribute(file, "domain")
-    if domain not in DOMAINS:
-        raise ValueError(f"domain {domain[:80]}")
-    return {
-        "domain": domain,
-        "fingerprint": text_attribute(file, "fingerprint"),
-        "shared_shape": tuple(int(n) for n in file.attrs["shared_shape"]),
-        "preset": text_attribute(file, "preset", ""),
-        "metric": text_attribute(file, "metric", "euclidean"),
-        "source": _source(text_attribute(file, "source", "{}")),
-    }
+def is_latent_cache(path: Path) -> bool:
+    """Returns whether a file is readable HDF5 of this schema."""
+    try:
+        with reading(path, REMEDY), h5py.File(path, "r", locking=False) as file:
+            return text_attribute(file, "schema", "none") == SCHEMA
+    except IiaeError:
+        return False
 
 
-def means_of(
-    cache: LatentCache, kind: LatentKind, path: Path
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Means of one kind.
+def read_latents(path: Path) -> LatentCache:
+    """Reads a whole cache.
 
     Raises:
-        IiaeError: the cache holds none of that kind.
+        IiaeError: missing, damaged, or of another schema.
     """
+    return Gallery(path).read()
+
+
+def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> NDArray[np.float32]:
+    """Returns the means of one kind; raises IiaeError if the cache of that path holds none."""
     try:
         return cache.encoded.mean(kind)
     except KeyError as error:

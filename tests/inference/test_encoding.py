@@ -1,0 +1,116 @@
+"""Encoding in blocks: what is read, resumed and divided has the values of one call."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import StopAt, small_image_model
+from PIL import Image
+
+from iiae_cli.common.errors import Interrupted
+from iiae_cli.data.blocks import Part, block_store
+from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks
+from iiae_cli.inference.inputs import open_inputs
+from iiae_cli.inference.latents import LatentFormat, read_latents
+from iiae_cli.inference.trained import TrainedModel
+
+SHAPE = (16, 16, 3)
+HEAD = {
+    "fingerprint": "f" * 16,
+    "domain": "x",
+    "shared_shape": [4, 4, 4],
+    "preset": "",
+    "metric": "euclidean",
+    "source": {"pictures": True},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """21 pictures, two of them broken."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(21):
+        path = tmp_path / "in" / f"{number:02d}.png"
+        Image.fromarray(draw.integers(0, 256, SHAPE, np.uint8)).save(path)
+        if number in (5, 9):
+            path.write_bytes(b"broken")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def job(folder):
+    torch.manual_seed(0)
+    inputs = open_inputs([str(folder)], "x", SHAPE, workers=2)
+    trained = TrainedModel(small_image_model().eval(), SHAPE[:2])
+    return EncodeJob(trained, "x", inputs, LatentFormat(logvar=True), 4, HEAD)
+
+
+def encoded(job, path, count=1):
+    """A cache made by `count` shards."""
+    for index in range(count):
+        with block_store(path, job.settings(), resume=True) as store:
+            numbers = Part(index, count).of(job.total)
+            job.make(store, numbers)
+            if index == count - 1:
+                missing = store.missing(range(job.total))
+                job.make(store, range(job.total)) if missing else None
+                write_blocks(
+                    path, job.settings(), lambda: map(store.read, range(job.total)), store.folder
+                )
+    return read_latents(path)
+
+
+def test_a_cache_holds_what_encoding_at_once_returns(job, folder, tmp_path):
+    cache = encoded(job, tmp_path / "z.h5")
+    paths = [path for path in sorted(folder.iterdir()) if path.stem not in ("05", "09")]
+    assert cache.ids == [str(path) for path in paths]
+    rows = np.stack([np.asarray(Image.open(path)) for path in paths])
+    direct = job.trained.encode(rows, "x")
+    for name, values in vars(direct).items():
+        np.testing.assert_allclose(getattr(cache.encoded, name), values, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_shards_have_the_values_of_one_call(job, tmp_path, count):
+    whole, parts = encoded(job, tmp_path / "a.h5"), encoded(job, tmp_path / "b.h5", count)
+    assert whole.ids == parts.ids
+    np.testing.assert_allclose(whole.encoded.shared_mean, parts.encoded.shared_mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_an_interrupted_encoding_continues_at_the_next_block(job, tmp_path, stop_at):
+    path = tmp_path / "z.h5"
+    with (
+        pytest.raises(Interrupted, match="inputs are saved"),
+        block_store(path, job.settings()) as store,
+    ):
+        job.make(store, range(job.total), stop=StopAt(stop_at))
+    with block_store(path, job.settings(), resume=True) as store:
+        assert 0 < len(store) < job.total
+        job.make(store, range(job.total))
+        write_blocks(path, job.settings(), lambda: map(store.read, range(job.total)), store.folder)
+    whole = encoded(job, tmp_path / "whole.h5")
+    np.testing.assert_array_equal(read_latents(path).encoded.shared_mean, whole.encoded.shared_mean)
+
+
+def test_a_changed_picture_changes_the_job(job, folder):
+    before = job.settings()
+    (folder / "03.png").write_bytes((folder / "04.png").read_bytes() + b" ")
+    after = job.settings()
+    assert {key for key in before if before[key] != after[key]} == {"content of the inputs"}
+
+
+def test_at_most_so_many_items_are_made_ahead():
+    made = []
+    coming = ahead(lambda item: made.append(item) or item, range(20), 2)
+    assert [next(coming) for _ in range(5)] == list(range(5)) and len(made) <= 8
+    coming.close()
+
+
+def test_an_error_of_the_reader_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda item: 1 / item, [1, 0], 2))
+
+
+def test_small_rows_come_in_larger_batches():
+    assert [batch_size_for(shape) for shape in ((7,), (32, 32), (256, 256))] == [256, 64, 16]
