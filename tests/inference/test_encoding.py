@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from helpers import StopAt, small_image_model
+from helpers import StopAt, small_model
 from PIL import Image
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.blocks import Part, block_store
+from iiae_cli.data.blocks import block_store
+from iiae_cli.data.shards import Part
 from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentFormat, read_latents
@@ -41,7 +42,7 @@ def folder(tmp_path):
 def job(folder):
     torch.manual_seed(0)
     inputs = open_inputs([str(folder)], "x", SHAPE, workers=2)
-    trained = TrainedModel(small_image_model().eval(), SHAPE[:2])
+    trained = TrainedModel(small_model("maps").eval(), SHAPE[:2])
     return EncodeJob(trained, "x", inputs, LatentFormat(logvar=True), 4, HEAD)
 
 
