@@ -104,6 +104,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     good("train", "--preset", "p.yaml", "--data", "p.h5", "--run", "run")
     good("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "features")
     good("encode", "p.h5", "--domain", "x", "--run", "run", "-o", "x.h5")
+    part = ("--shard", "0/1", "-o", "x-part.h5")
+    good("encode", "p.h5", "--domain", "x", "--run", "run", *part)
     shutil.copy("run/model.safetensors", "model.safetensors")
     checkpoints = sorted(Path("run/checkpoints").glob("*.safetensors"))
     shutil.copytree("run", "stopped", symlinks=True)
@@ -268,8 +270,8 @@ READERS: dict[str, list[Command]] = {
     "x.h5": [
         lambda sound, path: ["retrieve", path, "--index", sound / "run/gallery.h5"],
         lambda sound, path: ["retrieve", sound / "x.h5", "--index", path, "--latents", "exclusive"],
-        lambda sound, path: ["encode", path, "--merge", "-o", "out/z.h5"],
     ],
+    "x-part.h5": [lambda sound, path: ["encode", path, "--merge", "-o", "out/z.h5"]],
     "model.safetensors": [
         lambda sound, path: [
             *("encode", sound / "a.png", "--domain", "x", "-o", "out/z.h5"),

@@ -140,7 +140,7 @@ def write_stream(
 
     Args:
         path: an existing file is replaced.
-        head: attributes, as JSON.
+        head: attributes; all but texts and `shared_shape` are written as JSON.
         texts: ids (N,), and labels (N,) and skipped (K,) if there are any.
         blocks: rows of the arrays, in order.
         folder: for the temporary file; None: beside `path`.
@@ -150,7 +150,10 @@ def write_stream(
         file.attrs["schema"] = SCHEMA
         file.attrs["versions"] = json.dumps({"iiae": __version__, "h5py": h5py.__version__})
         for name, value in head.items():
-            file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
+            if name == "shared_shape":
+                file.attrs[name] = np.asarray(value, np.int64)
+            else:
+                file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
         for block in blocks:
             for name, values in block.items():
                 place = name.replace("_", "/")
@@ -269,7 +272,7 @@ def _head(file: h5py.File) -> LatentCache:
         None,
         domain,
         text_attribute(file, "fingerprint"),
-        tuple(map(int, json.loads(text_attribute(file, "shared_shape")))),
+        tuple(int(side) for side in file.attrs["shared_shape"]),
         text_attribute(file, "preset", ""),
         text_attribute(file, "metric", "euclidean"),
         source,

@@ -93,7 +93,7 @@ def test_any_program_can_read_the_cache_with_h5py_alone(path):
         assert [text.decode() for text in file["ids"]] == cache.ids
         assert file.attrs["schema"] == "iiae.latents/2"
         assert file.attrs["fingerprint"] == "abc123" and file.attrs["domain"] == "y"
-        assert json.loads(file.attrs["shared_shape"]) == [3, 2, 2]
+        assert file.attrs["shared_shape"].tolist() == [3, 2, 2]
         assert json.loads(file.attrs["source"]) == {"data": "/data/a.h5", "split": "test"}
         assert set(json.loads(file.attrs["versions"])) == {"iiae", "h5py"}
 
