@@ -201,7 +201,9 @@ def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     column = [_bytes_of(text) for text in texts]
     length = max(map(len, column), default=0) or 1
     dtype = h5py.string_dtype("utf-8", length)
-    group.create_dataset(name, data=np.array(column, dtype))
+    written = group.create_dataset(name, data=np.array(column, dtype))
+    # A full disk is noticed here, while the dataset is held, and not when it is let go of.
+    written.flush()
 
 
 def _bytes_of(text: str) -> bytes:

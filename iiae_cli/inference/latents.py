@@ -154,12 +154,14 @@ def write_stream(
                 file.attrs[name] = np.asarray(value, np.int64)
             else:
                 file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
+        # Held until the file is closed: a dataset that is let go of writes what it has buffered.
+        targets: dict[str, h5py.Dataset] = {}
         for block in blocks:
             for name, values in block.items():
-                place = name.replace("_", "/")
-                if place not in file:
-                    file.create_dataset(place, (count, values.shape[1]), values.dtype)
-                file[place][done : done + len(values)] = values
+                if name not in targets:
+                    shape = (count, values.shape[1])
+                    targets[name] = file.create_dataset(name.replace("_", "/"), shape, values.dtype)
+                targets[name][done : done + len(values)] = values
             done += len(next(iter(block.values())))
         for name, column in texts.items():
             if column:
