@@ -65,15 +65,7 @@ class Options:
 
 @dataclass
 class Translated:
-    """What was written.
-
-    Attributes:
-        source: domain of the inputs.
-        target: domain of the outputs.
-        results: per input its id and the files of its outputs.
-        grid: the grid's file, if any.
-        skipped: a line for every input or reference left out.
-    """
+    """What was written: per input its id and the files of its outputs, and the grid's file."""
 
     source: DomainName
     target: DomainName
@@ -180,18 +172,13 @@ def command(
 
 
 def translate(options: Options) -> Translated:
-    """Translate every input, block by block, so that any number of them fits into memory.
-
-    Raises:
-        IiaeError: no model, nothing to write to, an analogy without a reference, a model without
-            exclusive latents, an interpolation without its two ends, an output that exists.
-    """
+    """Translate every input, block by block, so that any number of them fits into memory."""
     from iiae_cli.builders import choose_device
     from iiae_cli.common.paths import run_folder
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.outputs import plan_files
-    from iiae_cli.inference.styles import Styles
+    from iiae_cli.inference.styles import Styles, partners_of
     from iiae_cli.inference.trained import TrainedModel
     from iiae_cli.report.grids import TranslationGrid
     from iiae_cli.runs.directory import RunDir
@@ -212,7 +199,9 @@ def translate(options: Options) -> Translated:
     if options.reference:
         shape = shapes[target]
         references = open_inputs(options.reference, target, shape, workers=options.workers)
-    partners = _partners(paths, given, shapes[target], options) if options.guided else None
+    partners = None
+    if options.guided:
+        partners = partners_of(paths, given.total, target, shapes[target], split=options.split)
     styles = Styles.of(
         TrainedModel.of(loaded),
         target,
@@ -251,62 +240,62 @@ def translate(options: Options) -> Translated:
 def _check(options: Options) -> None:
     """Refuse what cannot work before anything is loaded."""
     analogy = options.target == options.source
-    refusals = [
-        (
-            options.output is None and options.grid is None,
-            "nowhere to write to",
-            "pass -o DIR for single pictures, --grid grid.png for a grid, or both",
-        ),
-        (
-            analogy and not options.reference,
-            "a visual analogy within one domain needs a reference",
-            "pass --reference PICTURE, or --to the other domain",
-        ),
-        (
-            options.interpolate and not options.reference,
-            "an interpolation needs two references",
-            "pass --reference FIRST --reference LAST",
-        ),
-        (
-            options.interpolate and (options.samples or options.guided),
-            "an interpolation has no samples and no partners",
-            "leave --samples and --guided out",
-        ),
-        (
-            options.guided and analogy,
-            "--guided takes the partner's exclusive latent, which is the other domain's",
-            "leave --to out",
-        ),
-    ]
-    for refused, message, hint in refusals:
-        if refused:
-            raise IiaeError(message, hint)
+    _refuse(
+        options.output is None and options.grid is None,
+        "nowhere to write to",
+        "pass -o DIR for single pictures, --grid grid.png for a grid, or both",
+    )
+    _refuse(
+        analogy and not options.reference,
+        "a visual analogy within one domain needs a reference",
+        "pass --reference PICTURE, or --to the other domain",
+    )
+    _refuse(
+        bool(options.interpolate) and not options.reference,
+        "an interpolation needs two references",
+        "pass --reference FIRST --reference LAST",
+    )
+    _refuse(
+        bool(options.interpolate) and bool(options.samples or options.guided),
+        "an interpolation has no samples and no partners",
+        "leave --samples and --guided out",
+    )
+    _refuse(
+        options.guided and analogy,
+        "--guided takes the partner's exclusive latent, which is the other domain's",
+        "leave --to out",
+    )
     if options.grid is not None:
         refuse_existing(options.grid, options.overwrite)
 
 
 def _check_model(loaded: LoadedModel, options: Options) -> None:
     """Refuse a model that does not translate pictures."""
-    if not loaded.model.generative:
-        raise IiaeError(
-            f"a model of objective {loaded.config.objective.kind} translates nothing: "
-            "it has no decoders",
-            "use a run of objective.kind=elbo+ii-mi",
-        )
-    if loaded.size is None:
-        raise IiaeError(
-            "this model translates features, not pictures", "use a run that was trained on pictures"
-        )
-    if (options.reference or options.guided) and not loaded.model.exclusive_dim:
-        raise IiaeError(
-            "this model was trained without exclusive latents", "leave --reference and --guided out"
-        )
+    kind = loaded.config.objective.kind
+    _refuse(
+        not loaded.model.generative,
+        f"a model of objective {kind} translates nothing: it has no decoders",
+        "use a run of objective.kind=elbo+ii-mi",
+    )
+    _refuse(
+        loaded.size is None,
+        "this model translates features, not pictures",
+        "use a run that was trained on pictures",
+    )
+    _refuse(
+        bool(options.reference or options.guided) and not loaded.model.exclusive_dim,
+        "this model was trained without exclusive latents",
+        "leave --reference and --guided out",
+    )
+
+
+def _refuse(refused: bool, message: str, hint: str) -> None:
+    if refused:
+        raise IiaeError(message, hint)
 
 
 def _columns(count: int, options: Options) -> list[int]:
-    """Returns which outputs of an input the grid shows: the first ones; of an interpolation, ones
-    at equal distances.
-    """
+    """Returns which outputs the grid shows: the first; of an interpolation, at equal distances."""
     if count <= GRID_COLUMNS:
         return list(range(count))
     if options.grid is not None:
@@ -314,27 +303,6 @@ def _columns(count: int, options: Options) -> list[int]:
     if options.interpolate:
         return [round(column * (count - 1) / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
     return list(range(GRID_COLUMNS))
-
-
-def _partners(
-    paths: Sequence[str], given: Inputs, shape: tuple[int, ...], options: Options
-) -> Inputs:
-    """Returns the inputs' partners, row by row; refuses inputs without partners of their own."""
-    from iiae_cli.data.datafile import DataFile, is_hdf5
-    from iiae_cli.inference.inputs import open_inputs
-
-    path = Path(paths[0])
-    if not is_hdf5(path):
-        raise IiaeError(
-            "--guided needs partners, and pictures have none",
-            "give a prepared .h5, or --reference PICTURE",
-        )
-    file = DataFile(path)
-    if file.info.by_class or file.split(options.split).pairs is not None:
-        raise IiaeError(
-            f"rows of {path} have no partner of their own", "pass --reference PICTURE instead"
-        )
-    return open_inputs(paths, options.target, shape, split=options.split).first(given.total)
 
 
 def _translate(

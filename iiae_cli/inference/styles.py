@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.inference.inputs import Inputs
+from iiae_cli.data.datafile import DataFile, is_hdf5
+from iiae_cli.inference.inputs import Inputs, open_inputs
 from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
 from iiae_cli.model import Domain
 
@@ -113,3 +115,25 @@ class Styles:
             read = self.partners.read(first, first + count)
             parts.append(self._encoded(read.rows[places])[:, None])
         return torch.cat(parts, dim=1)
+
+
+def partners_of(
+    paths: Sequence[str], count: int, target: Domain, shape: tuple[int, ...], *, split: str
+) -> Inputs:
+    """Returns the partners of the first `count` inputs, row by row.
+
+    Raises:
+        IiaeError: the inputs are no prepared file, or one whose rows are not aligned.
+    """
+    path = Path(paths[0])
+    if not is_hdf5(path):
+        raise IiaeError(
+            "--guided needs partners, and pictures have none",
+            "give a prepared .h5, or --reference PICTURE",
+        )
+    file = DataFile(path)
+    if file.info.by_class or file.split(split).pairs is not None:
+        raise IiaeError(
+            f"rows of {path} have no partner of their own", "pass --reference PICTURE instead"
+        )
+    return open_inputs(paths, target, shape, split=split).first(count)
