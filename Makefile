@@ -21,6 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	@BIN=$(BIN) OUT=$(OUT) sh docs/demo.sh
 
+# One thread to a worker: two workers with two threads each wait for one another on two cores.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
