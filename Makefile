@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 
 # One thread to a worker: two workers with two threads each wait for one another on two cores.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
