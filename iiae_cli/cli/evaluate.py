@@ -211,7 +211,6 @@ def _run(options: Options) -> Result:
     from iiae_cli.evaluation.protocols import encode_pairs
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
-    from iiae_cli.report.report import Measured, write_report
     from iiae_cli.runs.directory import RunDir
     from iiae_cli.runs.weights import load_model
 
@@ -253,19 +252,18 @@ def _run(options: Options) -> Result:
     result = Result(figures, protocol, failed_gates(gates, figures))
     result.paper = rows if options.paper else None
     if options.report is not None:
+        from iiae_cli.report.page import Measured, write_report
+
         measured = Measured(
             run=RunDir(folder),
             loaded=loaded,
-            split=split,
+            subject=subject,
             by_class=file.info.by_class,
-            pairs=pairs,
-            metric=metric,
             figures=figures,
             protocol=protocol,
             paper=rows,
             command=["iiae", *sys.argv[1:]],
             samples=options.samples,
-            seed=options.seed,
         )
         result.report = write_report(measured, options.report)
     return result

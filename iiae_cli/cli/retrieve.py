@@ -298,7 +298,7 @@ def _results(
 
 def _draw(path: Path, queries: LatentCache, index: Path, rows: Ints, distances: Floats) -> None:
     from iiae_cli.inference.latents import read_latents
-    from iiae_cli.report.montage import draw_montage
+    from iiae_cli.report.retrieval import draw_montage
 
     shown = min(len(rows), MONTAGE_ROWS)
     if shown < len(rows):

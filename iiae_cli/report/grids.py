@@ -1,4 +1,4 @@
-"""Labelled grids of pictures, laid out as in the paper.
+"""Labelled grids of pictures in the paper's layouts, and the pictures that a model fills them with.
 
 Small pictures are enlarged by whole factors without smoothing: a 32-pixel digit stays crisp.
 """
@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from iiae_cli.model import Domain
+from iiae_cli.data.batches import to_inputs, to_pictures
+from iiae_cli.data.datafile import Rows, Split
+from iiae_cli.inference.trained import TrainedModel, prior_samples
+from iiae_cli.model import DOMAINS, Domain, other_domain
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, C)
 Colour: TypeAlias = tuple[int, int, int]
@@ -22,7 +27,6 @@ Colour: TypeAlias = tuple[int, int, int]
 TILE = 96  # pixels: the longer side of a tile, at least
 GAP = 6
 TEXT_HEIGHT = 16
-SWATCH = 10
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 30)
 RIGHT: Colour = (0, 140, 60)
@@ -36,20 +40,13 @@ class Tile:
     """A cell: a picture or None for a blank, lines of caption below it, a frame around it."""
 
     picture: Picture | None
-    caption: str = ""
+    caption: Sequence[str] = ()
     frame: Colour | None = None
-
-    @property
-    def lines(self) -> list[str]:
-        """The caption's lines."""
-        return self.caption.split("\n") if self.caption else []
 
 
 def to_rgb(picture: Picture) -> Picture:
     """Returns (H, W, 3): grey for one or two channels, without channels past the third."""
-    if picture.shape[2] < 3:
-        return np.repeat(picture[..., :1], 3, axis=2)
-    return picture[..., :3]
+    return np.repeat(picture[..., :1], 3, 2) if picture.shape[2] < 3 else picture[..., :3]
 
 
 def enlarge(picture: Picture) -> Image.Image:
@@ -64,18 +61,12 @@ def enlarge(picture: Picture) -> Image.Image:
 
 
 def draw_grid(
-    rows: Sequence[Sequence[Tile]],
-    headers: Sequence[str] = (),
-    gaps_after: Sequence[int] = (),
-    legend: Sequence[tuple[Colour, str]] = (),
+    rows: Sequence[Sequence[Tile]], headers: Sequence[str] = (), gaps_after: Sequence[int] = ()
 ) -> Image.Image:
-    """Draws a grid of tiles; every cell is at least `TILE` wide, so that texts have room.
+    """Draws rows of tiles, which may differ in length, under a header per column.
 
-    Args:
-        rows: tiles, row by row; rows may differ in length.
-        headers: one text per column.
-        gaps_after: columns after which a wider gap separates groups.
-        legend: what each colour of frame means, a line each below the grid.
+    Every cell is at least `TILE` wide, so that texts have room; a wider gap follows the columns
+    `gaps_after`.
     """
     images = [
         [None if tile.picture is None else enlarge(tile.picture) for tile in row] for row in rows
@@ -83,89 +74,51 @@ def draw_grid(
     sizes = [image.size for row in images for image in row if image is not None]
     width = max([TILE, *(size[0] for size in sizes)])
     height = max((size[1] for size in sizes), default=TILE)
-    framed = any(tile.frame for row in rows for tile in row)
 
-    left, lefts = GAP, []
-    for column in range(max(len(row) for row in rows)):
-        lefts.append(left)
-        # Frames of neighbours must not touch.
-        left += width + GAP * (4 if column in gaps_after else 2 if framed else 1)
-    top, tops = TEXT_HEIGHT + GAP if headers else GAP, []
-    for row in rows:
-        tops.append(top)
-        lines = max(len(tile.lines) for tile in row)
-        # The gap below a caption shows that it belongs to the tile above it.
-        top += height + GAP + TEXT_HEIGHT * lines + GAP * (lines > 0 and len(tops) < len(rows))
+    gap = 2 if any(tile.frame for row in rows for tile in row) else 1  # frames must not touch
+    columns = range(max(map(len, rows)))
+    steps = [width + GAP * (4 if column in gaps_after else gap) for column in columns]
+    lefts = [*accumulate(steps, initial=GAP)]
+    lines = [max(len(tile.caption) for tile in row) for row in rows]
+    # A wider gap below a caption shows that it belongs to the tile above it.
+    steps = [height + GAP + TEXT_HEIGHT * count + GAP * (count > 0) for count in lines]
+    tops = [*accumulate(steps, initial=TEXT_HEIGHT + GAP if headers else GAP)]
 
-    font = ImageFont.load_default(size=12)
-    widest = max((int(font.getlength(text)) for _, text in legend), default=0)
-    size = (max(left, widest + SWATCH + 3 * GAP + 1), top + (TEXT_HEIGHT + GAP) * len(legend))
-    canvas = Image.new("RGB", size, PAPER)
+    canvas = Image.new("RGB", (lefts[-1], tops[-1]), PAPER)
     draw = ImageDraw.Draw(canvas)
+    draw.font = ImageFont.load_default(size=12)
     for left, header in zip(lefts, headers, strict=False):
-        _write(draw, font, header, left, GAP // 2, width)
-    for top_of_row, row, shown in zip(tops, rows, images, strict=True):
+        _write(draw, header, left, GAP // 2, width)
+    for top, row, shown in zip(tops, rows, images, strict=False):
         for left, tile, image in zip(lefts, row, shown, strict=False):
-            _draw_tile(canvas, font, tile, image, (left, top_of_row, width, height))
-    for number, (colour, text) in enumerate(legend):
-        upper = top + (TEXT_HEIGHT + GAP) * number
-        draw.rectangle((GAP, upper + 2, GAP + SWATCH - 1, upper + SWATCH + 1), colour)
-        draw.text((2 * GAP + SWATCH, upper), text, INK, font=font)
+            _draw_tile(draw, tile, (left, top, width, height))
+            if image is not None:
+                middle = left + (width - image.width) // 2, top + (height - image.height) // 2
+                canvas.paste(image, middle)
     return canvas
 
 
-def _draw_tile(
-    canvas: Image.Image,
-    font: Any,
-    tile: Tile,
-    image: Image.Image | None,
-    box: tuple[int, int, int, int],
-) -> None:
-    """Draws a tile into (left, top, width, height); a grey box stands for a missing picture."""
+def _draw_tile(draw: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, int, int, int]) -> None:
+    """Draws what is around the picture; a grey box stands for one that a caption names in vain."""
     left, top, width, height = box
-    draw = ImageDraw.Draw(canvas)
     if tile.frame is not None:
         outer = (left - 3, top - 3, left + width + 2, top + height + 2)
         draw.rectangle(outer, outline=tile.frame, width=3)
-    if image is not None:
-        canvas.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
-    elif tile.frame is not None or tile.caption:
+    if tile.picture is None and tile.caption:
         draw.rectangle((left, top, left + width - 1, top + height - 1), MISSING)
-        _write(draw, font, "no picture", left, top + 3, width)
-    for number, line in enumerate(tile.lines):
-        _write(draw, font, line, left, top + height + 3 + TEXT_HEIGHT * number, width)
+        _write(draw, "no picture", left, top + 3, width)
+    for number, line in enumerate(tile.caption):
+        _write(draw, line, left, top + height + 3 + TEXT_HEIGHT * number, width)
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, font: Any, text: str, left: int, top: int, width: int
-) -> None:
+def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
     """Writes a line centred into `width` pixels; an ellipsis replaces the start of a long one."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     # A letter takes a pixel at least, and measuring takes time.
     text = text if len(text) <= width else f"…{text[-width:]}"
-    while len(text) > 1 and draw.textlength(text, font=font) > width:
+    while len(text) > 1 and draw.textlength(text) > width:
         text = "…" + text[2:]
-    draw.text((left + (width - draw.textlength(text, font=font)) / 2, top), text, INK, font=font)
-
-
-def table1_grid(
-    x: Sequence[Picture],
-    to_y: Sequence[Sequence[Picture]] | Picture,
-    y: Sequence[Picture],
-    to_x: Sequence[Sequence[Picture]] | Picture,
-) -> Image.Image:
-    """Draws the paper's Table 1: x | sampled y | guided y ‖ y | sampled x | guided x, a pair a row.
-
-    `to_y` and `to_x` hold for each of N pairs K sampled translations, then the guided one.
-    """
-    rows = [
-        [Tile(picture) for picture in (left, *outputs, right, *back)]
-        for left, outputs, right, back in zip(x, to_y, y, to_x, strict=True)
-    ]
-    samples = len(to_y[0]) - 1
-    numbered = [f"sample {number}" for number in range(1, samples + 1)]
-    headers = ["x", *numbered, "guided y", "y", *numbered, "guided x"]
-    return draw_grid(rows, headers, gaps_after=[samples + 1])
+    draw.text((left + (width - draw.textlength(text)) / 2, top), text, INK)
 
 
 @dataclass
@@ -175,17 +128,14 @@ class TranslationGrid:
     sampled, guided  input | output 1 | output 2 | …, references above their outputs     (Table 1)
     interpolation    input | step 1 | … | step N, the two references above its ends
     analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
-
-    `names` say how each of K outputs is made: `sample 1`, `step 1`, a reference's file name, ….
-    `references` has a picture and an id, or None, for each of them; or is empty. A row is an
-    input's picture, its id and its K outputs.
     """
 
     source: Domain
     target: Domain
-    names: Sequence[str]
-    references: Sequence[tuple[Picture, str] | None] = ()
+    names: Sequence[str]  # of the K outputs: `sample 1`, `step 1`, a reference's file name, …
+    references: Sequence[tuple[Picture, str] | None] = ()  # picture and id for each output, or none
     interpolated: bool = False
+    # An input's picture, its id and its K outputs.
     rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
 
     def add(self, picture: Picture, name: str, outputs: Sequence[Picture]) -> None:
@@ -194,19 +144,18 @@ class TranslationGrid:
 
     def draw(self) -> Image.Image:
         """Draws all rows added."""
-        references = [_named(*given) for given in self.references if given is not None]
-        each = len(references) == len(self.names) <= TRIPLES and not self.interpolated
-        if references and each and self.source == self.target:
-            return self._draw_triples(references)
+        above = [Tile(None) if item is None else _named(*item) for item in self.references]
+        few = 0 < len(above) <= TRIPLES and all(self.references) and not self.interpolated
+        if few and self.source == self.target:
+            return self._draw_triples(above)
         lines = [[_named(picture, name), *map(Tile, out)] for picture, name, out in self.rows]
         headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
-        if references:
-            above = [Tile(None) if given is None else _named(*given) for given in self.references]
-            for number, tile in enumerate(above, 1):
-                if tile.picture is not None and self.interpolated:
-                    tile.caption = f"reference {self.target}\n{tile.caption}"
-                elif tile.picture is not None:
-                    headers[number] = f"reference {self.target}"
+        for number, tile in enumerate(above, 1):
+            if tile.picture is not None and self.interpolated:
+                tile.caption = (f"reference {self.target}", *tile.caption)
+            elif tile.picture is not None:
+                headers[number] = f"reference {self.target}"
+        if above:
             lines.insert(0, [Tile(None), *above])
         return draw_grid(lines, headers, gaps_after=[0])
 
@@ -219,8 +168,75 @@ class TranslationGrid:
             lines.append(line)
         each = (f"reference {self.target}", f"output {self.target}")
         headers = [f"query {self.source}", *each * len(references)]
-        return draw_grid(lines, headers, gaps_after=list(range(2, 2 * len(references), 2)))
+        return draw_grid(lines, headers, gaps_after=range(2, 2 * len(references), 2))
 
 
 def _named(picture: Picture, name: str) -> Tile:
-    return Tile(picture, Path(name).stem)
+    return Tile(picture, (Path(name).stem,))
+
+
+# ---- what a model makes of a split
+
+
+def spread(length: int, count: int) -> NDArray[np.int64]:
+    """Returns at most `count` positions of `length`, evenly spread, ascending."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
+
+
+def first_pairs(split: Split, count: int) -> Split:
+    """Returns the first `count` pairs of a split, aligned."""
+    return split.take_pairs(np.arange(min(count, split.pair_count)))
+
+
+def _shown(rows: Rows, model: TrainedModel) -> list[Picture]:
+    """Returns stored rows as the model sees them."""
+    return list(to_pictures(to_inputs(rows, model.size)))
+
+
+def sample_grid(
+    model: TrainedModel, pairs: Split, *, samples: int = 3, seed: int = 0
+) -> Image.Image:
+    """Draws aligned pairs as the paper's Table 1, a pair a row.
+
+    x | sampled y | guided by the partner y ‖ y | sampled x | guided by the partner x
+    """
+    x, y = (_shown(pairs.side(domain).rows, model) for domain in DOMAINS)
+    to_y, to_x = (_translations(model, pairs, domain, samples, seed) for domain in DOMAINS)
+    rows = [
+        [Tile(picture) for picture in (left, *outputs, right, *back)]
+        for left, outputs, right, back in zip(x, to_y, y, to_x, strict=True)
+    ]
+    numbered = [f"sample {number}" for number in range(1, to_y.shape[1])]
+    headers = ["x", *numbered, "guided y", "y", *numbered, "guided x"]
+    return draw_grid(rows, headers, gaps_after=[len(numbered) + 1])
+
+
+def _translations(
+    model: TrainedModel, pairs: Split, source: Domain, samples: int, seed: int
+) -> NDArray[np.uint8]:
+    """Returns (N, samples + 1, H, W, C): sampled translations, then the partner-guided one."""
+    target, rows = other_domain(source), pairs.side(source).rows
+    if not model.network.exclusive_dim:
+        return model.translate(rows, source, target, None)
+    drawn = prior_samples(samples, len(rows), model.network.exclusive_dim, seed)
+    partners = model.encode(pairs.side(target).rows, target, shared=False)
+    guides = torch.from_numpy(partners.mean("exclusive"))
+    return model.translate(rows, source, target, torch.cat([drawn, guides[:, None]], dim=1))
+
+
+def analogy_grid(
+    model: TrainedModel, domain: Domain, queries: Rows, references: Rows
+) -> Image.Image:
+    """Draws visual analogies within a domain (Table 8): queries down the left, references on top.
+
+    Each crossing has the query's shared and the reference's exclusive latent, which the model must
+    have. Pictures are (N, H, W, C) uint8.
+    """
+    guides = model.encode(references, domain, shared=False).mean("exclusive")
+    exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)
+    outputs = model.translate(queries, domain, domain, exclusive)
+    pictures = zip(_shown(queries, model), outputs, strict=True)
+    lines = [[Tile(picture), *map(Tile, row)] for picture, row in pictures]
+    headers = ["input", *["reference"] * len(references)]
+    above = [Tile(None), *map(Tile, _shown(references, model))]
+    return draw_grid([above, *lines], headers, gaps_after=[0])

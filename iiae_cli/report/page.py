@@ -1,4 +1,4 @@
-"""The report's page: what its template shows, and the rendering by Jinja, which escapes by default.
+"""`evaluate --report DIR`: one self-contained page, rendered by Jinja, which escapes by default.
 
 Names of files, ids and classes are hostile input: they reach the templates as text, nothing is ever
 marked safe, and the page's own policy forbids scripts and every request.
@@ -8,70 +8,131 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import math
+import platform
+import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from iiae_cli.evaluation.tables import Table
+from iiae_cli import __version__
+from iiae_cli.common.files import writing
+from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
+from iiae_cli.evaluation.paper import PaperRow
+from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
+from iiae_cli.evaluation.translation import Subject
+from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
+from iiae_cli.report.retrieval import class_examples, paired_examples
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.provenance import run_versions
+from iiae_cli.runs.weights import LoadedModel
 
-CardLine: TypeAlias = tuple[Literal["good", "bad", "quiet"], str]  # tone and text
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
 @dataclass(frozen=True)
-class Card:
-    """A headline figure, and lines of comparison."""
+class Measured:
+    """A measurement and its subject, whose rows are aligned unless `by_class`."""
 
-    name: str
-    value: object
-    lines: Sequence[CardLine] = ()
-
-
-@dataclass(frozen=True)
-class Item:
-    """A row of the data: its id, its class and picture (a data URI) where known, and a note."""
-
-    identity: str
-    label: str | None
-    picture: str | None
-    alt: str
-    note: str = ""
-    tone: Literal["right", "wrong", ""] = ""
+    run: RunDir
+    loaded: LoadedModel
+    subject: Subject
+    by_class: bool
+    figures: dict[str, Any]  # as `evaluate --json` prints them
+    protocol: dict[str, Any]
+    paper: Sequence[PaperRow]
+    command: Sequence[str]
+    samples: int = 3
 
 
-@dataclass(frozen=True)
-class Examples:
-    """A table of queries: each row is a query, its partner where shown, and its neighbours."""
-
-    title: str
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Item]]
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One direction of retrieval."""
-
-    name: str
-    summary: str
-    examples: Sequence[Examples]
-    classes: Table | None = None
+def write_report(measured: Measured, folder: Path) -> Path:
+    """Writes FOLDER/index.html, replacing an older one; returns its path."""
+    path = folder / "index.html"
+    text = render(**_values(measured))
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A labelled grid of pictures, and what it shows."""
+def _values(measured: Measured) -> dict[str, object]:
+    """Gathers everything that the template shows."""
+    loaded, figures, protocol = measured.loaded, measured.figures, measured.protocol
+    split, pairs = measured.subject.split, measured.subject.pairs
+    info = measured.run.read_info()
+    if measured.by_class:
+        rows, charts = f"{len(split.x):,} × {len(split.y):,} rows", []
+        rule = "cosine distance; rows of the query's class are right."
+        examples, classes = class_examples(pairs, split)
+    else:
+        rows, classes = f"{len(split.x):,} pairs", []
+        rule = f"{protocol['metric']} distance; only its partner in the whole split is right."
+        examples, ranked = paired_examples(pairs, split, protocol["metric"])
+        charts = sections.recall_charts(ranked)
+    return {
+        "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
+        "subtitle": f"Split {protocol['split']}, {rows}; model {loaded.fingerprint}, "
+        f"kept at step {loaded.details.get('step')}, objective {loaded.config.objective.kind}",
+        "warnings": _warnings(info, protocol),
+        "cards": sections.headline_cards(figures, pairs),
+        "tables": figure_tables(figures),
+        "paper": paper_table(measured.paper) if measured.paper else None,
+        "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
+        "retrieval_note": f"Every row of one domain looks for its own in the other, {rule}",
+        "recall_charts": charts,
+        "examples": examples,
+        "classes": classes,
+        "grids": sections.translation_grids(
+            measured.subject, aligned=not measured.by_class, samples=measured.samples
+        ),
+        "disentanglement": sections.disentanglement_section(
+            figures.get("disentanglement", {}), protocol
+        ),
+        "usage": sections.usage_table(pairs),
+        "usage_charts": sections.usage_charts(pairs),
+        "active_variance": ACTIVE_VARIANCE,
+        "command": shlex.join(measured.command),
+        "trained_by": shlex.join(map(str, info.get("command", ()))),
+        "protocol": _mapping("Protocol", protocol),
+        "versions": _versions(info.get("versions", {})),
+        "facts": _mapping("Training", {key: info[key] for key in info if key not in _ELSEWHERE}),
+        "config": loaded.config.to_yaml(),
+        "version": __version__,
+    }
 
-    title: str
-    note: str
-    image: Image.Image
+
+_ELSEWHERE = ("versions", "command", "warnings")
+
+
+def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+    """Lists what training warned of, and what makes a figure less than it looks."""
+    warnings = [str(line) for line in info.get("warnings", ())]
+    if info.get("state") not in (None, "finished"):
+        warnings.append(f"training is {info['state']}, not finished")
+    for key, who in (
+        ("classes_seen_in_training", "the model"),
+        ("classes_seen_by_backbone", "the backbone"),
+    ):
+        if protocol.get(key):
+            warnings.append(f"not zero-shot: {who} has seen {len(protocol[key])} of these classes")
+    return warnings
+
+
+def _mapping(title: str, values: Mapping[str, Any]) -> Table:
+    rows = [(key.replace("_", " "), sections.cell(value)) for key, value in values.items()]
+    return Table(title, ["what", "value"], rows)
+
+
+def _versions(trained: Mapping[str, str]) -> Table:
+    now = run_versions() | {name: version(name) for name in ("numpy", "matplotlib", "jinja2")}
+    now["system"] = f"{platform.system()} {platform.machine()}"
+    rows = [(name, trained.get(name), now.get(name)) for name in {**now, **trained}]
+    return Table("Versions", ["what", "of training", "of this page"], rows)
 
 
 def render(**values: object) -> str:
@@ -84,25 +145,9 @@ def render(**values: object) -> str:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.filters |= {"cell": cell, "svg_uri": svg_uri, "png_uri": png_uri}
+    environment.filters |= {"cell": sections.cell, "svg_uri": svg_uri, "png_uri": png_uri}
+    environment.filters["thumbnail"] = thumbnail
     return environment.get_template("report.html").render(values)
-
-
-def cell(value: object) -> str:
-    """Formats a value for people: short numbers, a dash for nothing, JSON for collections."""
-    if value is None or value == "":
-        return "—"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        if value and abs(value) < 1e-3:
-            return f"{value:.2g}"
-        return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 100 else f"{value:.4g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _printable(value: object) -> object:
@@ -130,8 +175,8 @@ def png_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def thumbnail_uri(picture: Picture) -> str:
-    """Returns a data URI of a stored picture (H, W, C), shrunk where it is large."""
+def thumbnail(picture: Picture) -> Image.Image:
+    """Returns a stored picture (H, W, C), shrunk if it is large."""
     image = Image.fromarray(to_rgb(picture))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
-    return png_uri(image)
+    return image

@@ -9,7 +9,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.config.schema import Config
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.report.samples import first_pairs, sample_grid
+from iiae_cli.report.grids import first_pairs, sample_grid
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import save_weights
 from iiae_cli.training.closed_form import fit_erasure

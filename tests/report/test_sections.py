@@ -1,4 +1,4 @@
-"""Charts of training and of latents, and the plots they are drawn with."""
+"""Cards, curves and tables of the report."""
 
 import json
 
@@ -6,8 +6,37 @@ import numpy as np
 
 from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.inference.trained import Encoded
-from iiae_cli.report.plots import Line, line_chart, lying_bars
-from iiae_cli.report.sections import read_records, training_charts, usage_charts, usage_table
+from iiae_cli.report.plots import Line, line_charts
+from iiae_cli.report.sections import (
+    cell,
+    headline_cards,
+    read_records,
+    recall_charts,
+    training_charts,
+    usage_charts,
+    usage_table,
+)
+
+MEAN = np.array([[1, 0], [-1, 0]], np.float32)
+PAIRS = EncodedPairs(Encoded(MEAN, 0 * MEAN, MEAN, 0 * MEAN), Encoded(MEAN, 0 * MEAN))
+
+
+def test_cells_are_short():
+    values = (None, "", 0.99666, 1.0, 1234.5, 0.0000123, 12345, True, [1, "a"], float("nan"))
+    shown = ["—", "—", "0.9967", "1", "1,234.5", "1.2e-05", "12,345", "True"]
+    assert [cell(value) for value in values] == [*shown, '[1, "a"]', "nan"]
+
+
+def test_cards_compare_with_the_baseline():
+    ours = {"x_to_y": {"recall@1": 0.5, "n": 100}, "y_to_x": {"recall@1": 0.5, "n": 100}}
+    baseline = {"x_to_y": {"recall@1": 0.25}, "y_to_x": {"recall@1": 0.75}}
+    figures = {"retrieval": {"shared": ours, "baseline": baseline}}
+    forward, back, kl = headline_cards(figures, PAIRS)
+    assert forward.lines == [("good", "▲ above the training-free baseline 0.25")]
+    assert back.lines == [("bad", "▼ below the training-free baseline 0.75")]
+    assert kl.lines[0] == ("bad", "▼ below 3 nats: says next to nothing")
+    baseline["y_to_x"]["recall@1"] = 0.55
+    assert headline_cards(figures, PAIRS)[1].lines[0][0] == "quiet"  # within the sampling error
 
 
 def test_training_is_drawn_from_what_was_logged(tmp_path):
@@ -21,40 +50,41 @@ def test_training_is_drawn_from_what_was_logged(tmp_path):
     assert read_records(path) == records
     charts = training_charts(records)
     assert [chart.title for chart in charts] == [
-        "Loss and its terms",
+        "Loss and its terms (rec.: the weighted reconstruction error)",
         "Validation: Recall@1 by shared latents",
         "KL of the exclusive latents to the prior",
     ]
-    assert "x → y: from 0.5 to 0.5." in charts[1].text
-    assert "baseline y → x: 0.500" in charts[1].text
+    assert "x → y from 0.5 to 0.5;" in charts[1].text
+    assert "baseline y → x 0.5" in charts[1].text
 
 
 def test_a_run_without_records_has_no_charts(tmp_path):
     assert read_records(tmp_path / "none") == [] and training_charts([]) == []
 
 
+def test_recall_grows_with_the_neighbours_looked_at():
+    (chart,) = recall_charts({"x → y": np.array([1, 1, 4, 5]), "y → x": np.array([1, 2, 3, 4])})
+    assert "x → y from 0.5 to 0.75; y → x from 0.25 to 1." in chart.text
+
+
 def test_usage_by_hand():
-    mean = np.array([[1, 0], [-1, 0]], np.float32)
-    encoded = Encoded(mean, np.zeros_like(mean), mean, np.zeros_like(mean))
-    pairs = EncodedPairs(encoded, Encoded(mean, np.zeros_like(mean)))
-    assert usage_table(pairs).rows == [
+    assert usage_table(PAIRS).rows == [
         ("shared x", 2, 1, None),
         ("shared y", 2, 1, None),
         ("exclusive x", 2, 1, 0.5),
     ]
-    (chart,) = usage_charts(pairs)
-    assert chart.text == "Nats, largest first. exclusive x: 0.50, 0.00."
+    (chart,) = usage_charts(PAIRS)
+    assert "exclusive x from 0.5 to 0" in chart.text
 
 
 def test_plots_are_the_same_twice_and_need_no_font():
     lines = [Line("a", [(1, 5.0), (2, float("nan")), (3, -1.0)]), Line("b", [(1, 1.0)])]
-    first, second = (line_chart(lines, y_label="nats", scale="log") for _ in range(2))
+    (first,), (second,) = (line_charts("t", lines, y_label="n", scale="log") for _ in range(2))
     assert first == second
-    assert b"<svg" in first and b"<text" not in first
+    assert b"<svg" in first.svg and b"<text" not in first.svg
 
 
 def test_plots_accept_nothing_to_draw():
     nothing = [Line("nothing", [(1, float("inf"))])]
-    assert b"<svg" in line_chart(nothing, y_label="nats", scale="symlog")
-    assert b"<svg" in lying_bars(["1"], {"a": [0]}, x_label="n", y_label="rank")
-    assert b"<svg" in lying_bars(["1"], {"a": [-0.5]}, x_label="R²", chances=[0.0])
+    (chart,) = line_charts("t", nothing, y_label="nats", scale="symlog")
+    assert b"<svg" in chart.svg

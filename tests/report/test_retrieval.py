@@ -1,15 +1,19 @@
-"""Retrieval montages: who is right, how it is shown, and what is left open."""
+"""Queries and their neighbours: who is right, how it is shown, and what is left open."""
 
 import numpy as np
 import pytest
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
+from iiae_cli.evaluation.protocols import EncodedPairs
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
-from iiae_cli.report.montage import draw_montage, judgement
+from iiae_cli.report.retrieval import class_examples, draw_montage, judgement, paired_examples
 
 PARTNER, OTHER, SAME, DIFFERENT = "partner", "other", "same class", "other class"
+
+
+# ---- the montage
 
 
 def queries(*ids, labels=None, **more):
@@ -91,20 +95,57 @@ def count(image, colour):
     return int((to_rgb(np.asarray(image)) == colour).all(2).sum())
 
 
-def test_frames_follow_the_verdicts_and_the_legend_names_them():
+def test_frames_follow_the_verdicts():
     image = draw(queries("2"), gallery("1", "2", "3"), [1, 0, 2])
-    right, wrong = count(image, RIGHT), count(image, WRONG)
-    assert right < wrong < 2 * right  # one frame and two, and a swatch of each colour
+    assert count(image, WRONG) == 2 * count(image, RIGHT) > 0
 
 
 def test_where_nothing_is_known_nothing_is_framed():
     image = draw(queries("q"), gallery("1", "2"), [1, 0])
     assert count(image, RIGHT) == count(image, WRONG) == 0
     known = draw(queries("1"), gallery("1", "2"), [1, 0])
-    assert known.height > image.height  # the word and the legend
+    assert known.height > image.height  # the word
 
 
 def test_known_classes_are_named():
     plain = draw(queries("q"), gallery("1", "2"), [1, 0])
     labelled = draw(queries("q"), gallery("1", "2", labels=["7", "8"]), [1, 0])
     assert labelled.height > plain.height
+
+
+# ---- the report's tables
+
+
+def pairs_of(x, y):
+    return EncodedPairs(*(Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y)))
+
+
+def features_of(labels_x=None, labels_y=None):
+    ids = ["0", "1", "2"]
+    return Split(Side(np.zeros((3, 1)), ids, labels_x), Side(np.zeros((3, 1)), ids, labels_y))
+
+
+def test_successes_and_the_worst_failures_are_shown():
+    # x₀ and x₁ find their partners first; x₂'s lies behind both others, at rank 3.
+    pairs = pairs_of([[0], [10], [4]], [[1], [10], [-20]])
+    (hits, misses, *_), ranked = paired_examples(pairs, features_of(), "euclidean")
+    assert hits.title == "x → y: found at once" and ranked["x → y"].tolist() == [1, 1, 3]
+    assert [row[0].identity for row in hits.rows] == ["0", "1"]
+    assert misses.headers == ["query", "its partner", "rank 1", "rank 2", "rank 3"]
+    (row,) = misses.rows
+    assert [item.identity for item in row] == ["2", "2", "0", "1", "2"]
+    assert [item.right for item in row] == [None, None, False, False, True]
+    assert (row[0].note, row[4].note) == ("partner at rank 3", "✓ its partner, distance 24")
+
+
+def test_classes_are_listed_from_the_worst_and_shown_once():
+    pairs = pairs_of([[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]])
+    split = features_of(["a", "b", "nowhere"], ["a", "b", "b"])
+    (best, *others), (table, _) = class_examples(pairs, split)
+    # a: its one item is first, 1. b: its items are second and third, (1/2 + 2/3) / 2.
+    assert [(name, count) for name, _, count in table.rows] == [("b", 1), ("a", 1)]
+    assert [value for _, value, _ in table.rows] == pytest.approx([7 / 12, 1.0])
+    assert [row[0].identity for row in best.rows] == ["0", "1"]
+    assert [item.right for item in best.rows[1][1:]] == [False, True, True]
+    # Both classes are among the best, so there are no worst ones.
+    assert not any(shown.title.startswith("x → y") for shown in others)
