@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
-from iiae_cli.evaluation.zero_shot import rank_by_class
+from iiae_cli.evaluation.retrieval import rank_by_class
 
 CHUNK = 64
 

@@ -25,9 +25,13 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.paths import data_file, run_folder
-from iiae_cli.evaluation.gates import failed_gates, parse_gates
-from iiae_cli.evaluation.paper import PaperRow, paper_rows
-from iiae_cli.evaluation.tables import disentanglement_tables, figure_tables, paper_table
+from iiae_cli.evaluation.figures import (
+    disentanglement_tables,
+    failed_gates,
+    figure_tables,
+    parse_gates,
+)
+from iiae_cli.evaluation.paper import PaperRow, paper_rows, paper_table
 from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
@@ -208,7 +212,7 @@ class Result:
 def _run(options: Options) -> Result:
     from iiae_cli.builders import choose_device
     from iiae_cli.evaluation import tasks
-    from iiae_cli.evaluation.protocols import encode_pairs
+    from iiae_cli.evaluation.retrieval import encode_pairs
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
     from iiae_cli.runs.directory import RunDir
@@ -280,7 +284,7 @@ def _measure(
     """The figures of one task, and what a reader must know of them."""
     from iiae_cli.builders import build_objective
     from iiae_cli.evaluation.disentanglement import ProbeOptions, measure_disentanglement
-    from iiae_cli.evaluation.protocols import paired_retrieval, zero_shot
+    from iiae_cli.evaluation.retrieval import paired_retrieval, zero_shot
 
     if task == "retrieval":
         return {"retrieval": paired_retrieval(subject.pairs, subject.split, metric)}, {}

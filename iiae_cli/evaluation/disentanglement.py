@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.factors import Factor, check_names, columns_of, owner_of, read_factor
 from iiae_cli.evaluation.probes import FOLDS, ProbeScore, draw_folds, probe
-from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs, exclusive_kl
+from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs, exclusive_kl
 from iiae_cli.evaluation.swaps import swap_figures
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.neighbours import Metric

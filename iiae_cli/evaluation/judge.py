@@ -25,7 +25,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
 from iiae_cli.data.orders import PairOrder
-from iiae_cli.evaluation.protocols import DIRECTIONS, direction_name
+from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain

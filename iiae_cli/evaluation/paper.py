@@ -1,25 +1,22 @@
 """The paper's published figures (Hwang et al., NeurIPS 2020; Tables 2 to 6) beside a run's own.
 
-Every figure carries the dotted key of its counterpart among `evaluate`'s figures, so that setting
-them side by side is a look-up. Figures are fractions in [0, 1]; LPIPS as it is. What the paper
-leaves blank has no row.
+Every published figure carries the dotted key of its counterpart among `evaluate`'s. Figures are
+fractions in [0, 1]; LPIPS as it is. What the paper leaves blank has no row.
 
-Which domain is x follows the data sets here: CB of MNIST-CDCB, the aerial picture S of Maps, the
-photo F of Facades, the sketch of Sketchy. So CD→CB is y→x, and the paper's zero-shot figures,
-sketches looking for photos, are x→y.
-
-Table 4 was measured on the "bimodal" Cars, not on the 23 views of Tables 1 and 9, by "the updated
-version" of LPIPS and the protocol of CdDN; neither the network nor the number of samples is stated.
-Its rows stand beside the mean over samples by AlexNet, and say so.
+Domain x is CB of MNIST-CDCB, the aerial picture S of Maps, the photo F of Facades, the sketch of
+Sketchy. So CD→CB is y→x, and the paper's zero-shot figures, sketches looking for photos, are x→y.
+Table 4 was measured on "bimodal" Cars, not on the 23 views of Tables 1 and 9, by "the updated
+version" of LPIPS; neither the network nor the number of samples is stated. Its rows stand beside
+the mean over samples by AlexNet, and say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iiae_cli.evaluation.gates import dotted_figures
+from iiae_cli.evaluation.figures import Table, dotted_figures
 
 CLASS_SPLIT = "sempcyc-25"
 PICTURE_SIZE = (256, 256)
@@ -65,36 +62,26 @@ class PaperRow:
 
 
 _X_TO_Y = ("CB→CD", "S→M", "F→L", "X→Y")  # the other directions are y→x
-# Split and number of queries of a table's data set.
+# Split, number of queries and directions of a table's data set.
 _MEASURED = {
-    (2, "mnist-cdcb"): ("test", 10000),
-    (2, "maps"): ("test", 1098),
-    (2, "facades"): ("test", 106),
-    (5, "facades"): ("valid", 100),
+    (2, "mnist-cdcb"): ("test", 10000, ("CD→CB", "CB→CD")),
+    (2, "maps"): ("test", 1098, ("S→M", "M→S")),
+    (2, "facades"): ("test", 106, ("F→L", "L→F")),
+    (5, "facades"): ("valid", 100, ("F→L", "L→F")),
 }
-# Recall@1 in percent by shared and by exclusive latents.
-_RECALLS: tuple[tuple[int, str, str, str, float, float | None], ...] = (
-    (2, "mnist-cdcb", "CdDN", "CD→CB", 99.6, 0.0),
-    (2, "mnist-cdcb", "CdDN", "CB→CD", 99.6, 0.0),
-    (2, "mnist-cdcb", "IIAE", "CD→CB", 99.7, 0.01),
-    (2, "mnist-cdcb", "IIAE", "CB→CD", 99.7, 0.01),
-    (2, "maps", "DRIT", "S→M", 33.8, 0.09),
-    (2, "maps", "DRIT", "M→S", 37.3, 0.09),
-    (2, "maps", "CdDN", "S→M", 91.4, 0.18),
-    (2, "maps", "CdDN", "M→S", 96.9, 0.09),
-    (2, "maps", "IIAE", "S→M", 96.6, 0.09),
-    (2, "maps", "IIAE", "M→S", 97.3, 0.0),
-    (2, "facades", "DRIT", "F→L", 31.1, 0.94),
-    (2, "facades", "DRIT", "L→F", 44.3, 0.94),
-    (2, "facades", "CdDN", "F→L", 84.9, 0.94),
-    (2, "facades", "CdDN", "L→F", 89.6, 0.0),
-    (2, "facades", "IIAE", "F→L", 96.2, 0.94),
-    (2, "facades", "IIAE", "L→F", 99.1, 0.94),
-    (5, "facades", "BicycleGAN", "L→F", 45.0, None),
-    (5, "facades", "CdDN", "F→L", 95.0, 1.0),
-    (5, "facades", "CdDN", "L→F", 97.0, 1.0),
-    (5, "facades", "IIAE", "F→L", 100.0, 1.0),
-    (5, "facades", "IIAE", "L→F", 100.0, 0.0),
+# For each of the two directions, Recall@1 in percent by shared and by exclusive latents.
+_RECALLS: tuple[tuple[int, str, str, Sequence[float], Sequence[float]], ...] = (
+    (2, "mnist-cdcb", "CdDN", (99.6, 0.0), (99.6, 0.0)),
+    (2, "mnist-cdcb", "IIAE", (99.7, 0.01), (99.7, 0.01)),
+    (2, "maps", "DRIT", (33.8, 0.09), (37.3, 0.09)),
+    (2, "maps", "CdDN", (91.4, 0.18), (96.9, 0.09)),
+    (2, "maps", "IIAE", (96.6, 0.09), (97.3, 0.0)),
+    (2, "facades", "DRIT", (31.1, 0.94), (44.3, 0.94)),
+    (2, "facades", "CdDN", (84.9, 0.94), (89.6, 0.0)),
+    (2, "facades", "IIAE", (96.2, 0.94), (99.1, 0.94)),
+    (5, "facades", "BicycleGAN", (), (45.0,)),
+    (5, "facades", "CdDN", (95.0, 1.0), (97.0, 1.0)),
+    (5, "facades", "IIAE", (100.0, 1.0), (100.0, 0.0)),
 )
 # mAP@all and P@100.
 _ZERO_SHOT = (
@@ -110,41 +97,35 @@ _ZERO_SHOT = (
     (6, "ELBO+λII", 0.516, 0.595),
     (6, "ELBO+λ(II-MI)", 0.573, 0.659),
 )
-# LPIPS and its spread.
+# LPIPS and its spread, X→Y and Y→X.
 _LPIPS = (
-    ("pix2pix", "X→Y", 0.24987, 0.00780),
-    ("pix2pix", "Y→X", 0.21524, 0.00704),
-    ("CdDN", "X→Y", 0.23517, 0.00799),
-    ("CdDN", "Y→X", 0.19295, 0.00687),
-    ("IIAE", "X→Y", 0.21478, 0.00844),
-    ("IIAE", "Y→X", 0.15277, 0.00774),
+    ("pix2pix", (0.24987, 0.00780), (0.21524, 0.00704)),
+    ("CdDN", (0.23517, 0.00799), (0.19295, 0.00687)),
+    ("IIAE", (0.21478, 0.00844), (0.15277, 0.00774)),
 )
+
+
+def _published() -> Iterator[Published]:
+    for table, data_set, method, *recalls in _RECALLS:
+        split, queries, directions = _MEASURED[table, data_set]
+        for direction, percents in zip(directions, recalls, strict=True):
+            for latents, percent in zip(("shared", "exclusive"), percents, strict=False):
+                key = f"retrieval.{latents}.{_way(direction)}.recall@1"
+                names = (table, method, data_set, direction, f"Recall@1 {latents}", key)
+                yield Published(*names, round(percent / 100, 6), split=split, queries=queries)
+    for method, *distances in _LPIPS:
+        for direction, (value, spread) in zip(("X→Y", "Y→X"), distances, strict=True):
+            key = f"translation.{_way(direction)}.lpips_mean"
+            yield Published(4, method, "cars", direction, "LPIPS", key, value, spread)
+    for table, method, *values in _ZERO_SHOT:
+        figures = (("mAP@all", "map@all"), ("P@100", "precision@100"))
+        for (figure, name), value in zip(figures, values, strict=True):
+            names = (table, method, "sketchy", "sketch→photo", figure, f"zero_shot.x_to_y.{name}")
+            yield Published(*names, value, queries=14421)
 
 
 def _way(direction: str) -> str:
     return "x_to_y" if direction in _X_TO_Y else "y_to_x"
-
-
-def _published() -> Iterator[Published]:
-    for table, data_set, method, direction, *percents in _RECALLS:
-        split, queries = _MEASURED[table, data_set]
-        for latents, percent in zip(("shared", "exclusive"), percents, strict=True):
-            if percent is not None:
-                figure = f"Recall@1 {latents}"
-                key = f"retrieval.{latents}.{_way(direction)}.recall@1"
-                names = (table, method, data_set, direction, figure, key)
-                value = round(percent / 100, 6)
-                yield Published(*names, value, split=split, queries=queries)
-    for method, direction, value, spread in _LPIPS:
-        key = f"translation.{_way(direction)}.lpips_mean"
-        yield Published(4, method, "cars", direction, "LPIPS", key, value, spread)
-    for table, method, precision, at_100 in _ZERO_SHOT:
-        for figure, name, value in (
-            ("mAP@all", "map@all", precision),
-            ("P@100", "precision@100", at_100),
-        ):
-            names = (table, method, "sketchy", "sketch→photo", figure, f"zero_shot.x_to_y.{name}")
-            yield Published(*names, value, queries=14421)
 
 
 PUBLISHED = tuple(_published())
@@ -155,15 +136,11 @@ def paper_rows(
     protocol: Mapping[str, Any],
     picture_size: tuple[int, int] | None = None,
 ) -> list[PaperRow]:
-    """The paper's rows of the measured data set in the paper's order, a run's figures beside them.
+    """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
 
     Table 6 has a row for each objective; ours stands beside the one that the run was trained with.
-
-    Args:
-        figures: `evaluate`'s, nested.
-        protocol: `evaluate`'s: `data_set`, `split`, and as far as known `class_split` (of Sketchy's
-            classes), `metric`, `objective`, which is taken as the full one otherwise.
-        picture_size: (H, W) that the model works at; None for features or if unknown.
+    `protocol` holds `data_set`, `split` and, as far as known, `class_split`, `metric`, `objective`;
+    `picture_size` is (H, W) that the model works at.
     """
     ours = dotted_figures(figures)
     split, objective = protocol["split"], protocol.get("objective", _FULL_OBJECTIVE)
@@ -190,10 +167,9 @@ def _differences(
 ) -> list[str]:
     """How this run's set-up differs from a row's."""
     notes = []
-    class_split = protocol.get("class_split")
+    class_split = protocol.get("class_split") or "unknown"
     if row.data_set == "sketchy" and class_split != CLASS_SPLIT:
-        name = class_split or "unknown"
-        notes.append(f"not comparable: class split {name}, the paper's is {CLASS_SPLIT}")
+        notes.append(f"not comparable: class split {class_split}, the paper's is {CLASS_SPLIT}")
     if row.table == 4:
         notes.append(
             "the paper: bimodal Cars, LPIPS network and number of samples not stated; "
@@ -209,3 +185,17 @@ def _differences(
         name = OBJECTIVES.get(objective, objective)
         notes.append(f"this run's objective is the ablation {name}")
     return notes
+
+
+def paper_table(rows: Sequence[PaperRow]) -> Table:
+    """The paper's rows beside a run's."""
+    headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
+    cells = [
+        (
+            *(row.published.table, row.published.method, row.published.direction),
+            *(row.published.figure, row.published.value),
+            *("" if row.ours is None else row.ours, row.note),
+        )
+        for row in rows
+    ]
+    return Table("Beside the paper", headers, cells, 4)

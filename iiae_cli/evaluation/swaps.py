@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iiae_cli.evaluation.metrics import recall_at_k
-from iiae_cli.evaluation.protocols import direction_name
+from iiae_cli.evaluation.retrieval import direction_name, recall_at_k
 from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import inference

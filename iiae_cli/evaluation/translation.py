@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
+from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.inference.trained import TrainedModel, inference, prior_samples
 from iiae_cli.model import Domain
 

@@ -23,8 +23,8 @@ from PIL import Image
 from iiae_cli import __version__
 from iiae_cli.common.files import writing
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
-from iiae_cli.evaluation.paper import PaperRow
-from iiae_cli.evaluation.tables import Table, figure_tables, paper_table
+from iiae_cli.evaluation.figures import Table, figure_tables
+from iiae_cli.evaluation.paper import PaperRow, paper_table
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb

@@ -25,9 +25,8 @@ from PIL import Image
 
 from iiae_cli.data.datafile import DataFile, Side, Split
 from iiae_cli.data.pictures import PictureError, decode
-from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs
-from iiae_cli.evaluation.tables import Table
-from iiae_cli.evaluation.zero_shot import rank_by_class
+from iiae_cli.evaluation.figures import Table
+from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, rank_by_class
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
 from iiae_cli.model import Domain

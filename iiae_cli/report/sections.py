@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iiae_cli.evaluation.disentanglement import DYING_NATS, LatentUsage, latent_usage
-from iiae_cli.evaluation.protocols import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.evaluation.tables import (
+from iiae_cli.evaluation.figures import (
     Table,
     bound_table,
     latent_table,
     probe_table,
     swap_table,
 )
+from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import LatentKind
 from iiae_cli.model import DOMAINS, Domain

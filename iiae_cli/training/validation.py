@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.disentanglement import DYING_NATS
-from iiae_cli.evaluation.protocols import (
+from iiae_cli.evaluation.retrieval import (
     EncodedPairs,
     baseline_figures,
     class_baselines,

@@ -22,10 +22,10 @@ from iiae_cli.evaluation.disentanglement import (
     warnings_of,
 )
 from iiae_cli.evaluation.factors import owner_of, read_factor
+from iiae_cli.evaluation.figures import disentanglement_tables
 from iiae_cli.evaluation.probes import draw_folds
-from iiae_cli.evaluation.protocols import EncodedPairs, encode_pairs
+from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs
 from iiae_cli.evaluation.swaps import moved, swap_figures
-from iiae_cli.evaluation.tables import disentanglement_tables
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import IIAE

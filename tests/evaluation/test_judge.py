@@ -11,7 +11,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.judge import judged_translations, train_judge
-from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.retrieval import EncodedPairs
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 

@@ -17,7 +17,7 @@ from helpers import Program, Trained
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
-from iiae_cli.evaluation.tables import Table
+from iiae_cli.evaluation.figures import Table
 from iiae_cli.report.page import render
 from iiae_cli.report.sections import cell
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
-from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.retrieval import EncodedPairs
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb

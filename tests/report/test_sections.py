@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from iiae_cli.evaluation.protocols import EncodedPairs
+from iiae_cli.evaluation.retrieval import EncodedPairs
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.plots import Line, line_charts
 from iiae_cli.report.sections import (

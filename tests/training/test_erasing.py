@@ -24,7 +24,7 @@ from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.evaluation.protocols import encode_pairs, retrieval_figures
+from iiae_cli.evaluation.retrieval import encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import load_model

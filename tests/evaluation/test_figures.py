@@ -5,7 +5,7 @@ import math
 import pytest
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.evaluation.gates import dotted_figures, failed_gates, is_error, parse_gates
+from iiae_cli.evaluation.figures import dotted_figures, failed_gates, is_error, parse_gates
 
 FIGURES = {
     "retrieval": {"shared": {"x_to_y": {"recall@1": 0.9, "median_rank": 3.0, "n": 300}}},

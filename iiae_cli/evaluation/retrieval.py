@@ -1,0 +1,289 @@
+"""Retrieval as the paper measures it: by pair (Tables 2, 5) and by class (Tables 3, 6).
+
+By pair, only the true partner is a hit; by class, every gallery item of the query's class. Beside a
+model's latents stand baselines that need no training.
+
+Shapes: Q queries, G gallery items, N pairs of rows, S dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.batches import to_inputs
+from iiae_cli.data.datafile import Split
+from iiae_cli.inference.neighbours import Metric, partner_ranks
+from iiae_cli.inference.trained import Encoded, TrainedModel
+from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
+
+RECALL_CUTOFFS = (1, 5, 10)
+MAP_CUTOFF = 200
+PRECISION_CUTOFFS = (100, 200)
+DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
+CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
+_SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
+_BASELINE_SIDE = 32  # pixels
+
+Floats: TypeAlias = NDArray[np.float64]
+Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
+
+
+@dataclass
+class EncodedPairs:
+    """Latents of both domains; row i of x belongs to row i of y, unless paired by class."""
+
+    x: Encoded
+    y: Encoded
+
+    def of(self, domain: Domain) -> Encoded:
+        """One domain's latents."""
+        return self.x if domain == "x" else self.y
+
+
+def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
+    """Encode both domains of a split."""
+    x, y = (
+        trained.encode(split.side(domain).rows, domain, batch_size=batch_size) for domain in DOMAINS
+    )
+    return EncodedPairs(x, y)
+
+
+def direction_name(source: Domain, target: Domain) -> str:
+    """`x_to_y` or `y_to_x`."""
+    return f"{source}_to_{target}"
+
+
+# ---- by pair
+
+
+def recall_at_k(ranks: NDArray[np.int64], k: int) -> float:
+    """Fraction of queries whose partner is among the first k; ranks (Q,) count from 1."""
+    return float(np.mean(ranks <= k))
+
+
+def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean") -> Directions:
+    """Recall@1/5/10 and median rank in both directions; row i of y (N, S) is x's (N, S) row i's."""
+    figures: Directions = {}
+    for name, queries, gallery in (("x_to_y", x, y), ("y_to_x", y, x)):
+        ranks = partner_ranks(queries, gallery, metric=metric)
+        figures[name] = {
+            **{f"recall@{k}": recall_at_k(ranks, k) for k in RECALL_CUTOFFS},
+            "median_rank": float(np.median(ranks)),
+            "n": len(ranks),
+        }
+    return figures
+
+
+def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric) -> dict[str, Directions]:
+    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the `baseline`."""
+    figures = {"shared": retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric)}
+    if pairs.x.exclusive_mean is not None:
+        x, y = pairs.x.mean("exclusive"), pairs.y.mean("exclusive")
+        figures["exclusive"] = retrieval_figures(x, y, metric)
+    baseline = baseline_figures(split, metric)
+    return figures if baseline is None else {**figures, "baseline": baseline}
+
+
+def baseline_figures(split: Split, metric: Metric) -> Directions | None:
+    """`retrieval_figures` of aligned rows as they are; None if the domains' widths differ."""
+    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
+    if x.shape[1] != y.shape[1]:
+        return None
+    return retrieval_figures(x, y, "euclidean" if split.x.rows.ndim == 4 else metric)
+
+
+def baseline_vectors(rows: NDArray[Any]) -> Floats:
+    """What the training-free baseline compares: (N, …) → (N, P).
+
+    Features as they are; pictures as small grey ones, z-scored each, so that Euclidean distance
+    ranks as correlation does.
+    """
+    if rows.ndim == 2:
+        return rows.astype(np.float64)
+    blocks = [np.empty((0, _BASELINE_SIDE**2))]
+    for start in range(0, len(rows), 1024):
+        size = (_BASELINE_SIDE, _BASELINE_SIDE)
+        pictures = to_inputs(rows[start : start + 1024], size).double()
+        if pictures.shape[1] == 3:
+            weights = pictures.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+            grey = (pictures * weights).sum(dim=1)
+        else:
+            grey = pictures.mean(dim=1)
+        pixels = grey.flatten(1).numpy()
+        pixels = pixels - pixels.mean(axis=1, keepdims=True)
+        spread = pixels.std(axis=1, keepdims=True)
+        blocks.append(pixels / np.where(spread > 0, spread, 1.0))
+    return np.concatenate(blocks)
+
+
+# ---- by class
+
+
+@dataclass(frozen=True)
+class ClassRanking:
+    """Figures of every query that has a relevant item, in the queries' order.
+
+    * `map@all`: mean over all relevant items of the precision at their rank.
+    * `map@200`: the sum over those among the first 200, divided by the most that it can be;
+      `map@200_released`: divided by 200 always, as the paper's released code does.
+    * `precision@K`: relevant fraction of the first K, or of all if the gallery is smaller.
+    """
+
+    by_query: dict[str, Floats]
+    without_relevant: int  # queries left out: nothing in the gallery has their class
+
+    @property
+    def average_precision(self) -> Floats:
+        """Over the whole ranking (Q,)."""
+        return self.by_query["map@all"]
+
+    def figures(self) -> dict[str, float]:
+        """Means over queries, as `evaluate --json` names them."""
+        means = {name: float(values.mean()) for name, values in self.by_query.items()}
+        counts = {"n": len(self.average_precision), "without_relevant": self.without_relevant}
+        return {**means, **counts}
+
+
+def rank_by_class(
+    queries: NDArray[Any],
+    gallery: NDArray[Any],
+    query_labels: Sequence[str],
+    gallery_labels: Sequence[str],
+    *,
+    threads: int | None = None,
+) -> ClassRanking:
+    """Rank the gallery (G, S) for every query (Q, S) by cosine similarity.
+
+    Similarities equal to 10⁻¹² rank in gallery order; a zero vector is at 0 from all. Chunks of
+    queries bound the memory; `threads` rank them, by default one per usable core.
+
+    Raises:
+        IiaeError: latents that are not finite, or no query with a relevant item.
+    """
+    texts = np.asarray([*query_labels, *gallery_labels], dtype=np.str_)
+    codes = np.unique(texts, return_inverse=True)[1]
+    query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
+    kept = np.isin(query_codes, gallery_codes)
+    if not kept.any():
+        raise IiaeError(
+            "no query has an item of its class in the gallery", "check the labels of both domains"
+        )
+    vectors, query_codes = _unit(queries, "queries")[kept], query_codes[kept]
+    columns = np.ascontiguousarray(_unit(gallery, "the gallery").T)
+    size = len(gallery_codes)
+    # Integer keys: the rounded similarity, descending, then the gallery position, and in the lowest
+    # bit whether the item is relevant. So sorted keys are the pattern of relevant ranks.
+    low_bits = size.bit_length() + 1
+    scale = 2.0 ** min(_SIMILARITY_BITS, 62 - low_bits)
+    places = np.arange(size) << 1
+
+    def rank(part: slice) -> dict[str, Floats]:
+        keys = np.rint((vectors[part] * -scale) @ columns).astype(np.int64)
+        keys <<= low_bits
+        keys |= places
+        ranks = []
+        for line, code in zip(keys, query_codes[part], strict=True):
+            line |= gallery_codes == code
+            line.sort()
+            ranks.append(np.flatnonzero(line & 1) + 1)
+        return _class_figures(ranks, size)
+
+    step = max(1, CHUNK_BYTES // (8 * size))
+    parts = [slice(start, start + step) for start in range(0, len(vectors), step)]
+    # One thread a chunk: matrix products with threads of their own would wait for one another.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or _usable_cores()) as pool:
+        ranked = list(pool.map(rank, parts))
+    by_query = {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
+    return ClassRanking(by_query, int((~kept).sum()))
+
+
+def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, Floats]:
+    """Figures per query from the ranks of its relevant items among `size`, ascending from 1."""
+    counts, every = np.array([len(line) for line in ranks]), np.concatenate(ranks)
+    starts = np.cumsum(counts) - counts
+    precisions = (np.arange(1, len(every) + 1) - np.repeat(starts, counts)) / every
+    early = np.add.reduceat(precisions * (every <= MAP_CUTOFF), starts)
+    figures = {
+        "map@all": np.add.reduceat(precisions, starts) / counts,
+        f"map@{MAP_CUTOFF}": early / np.minimum(MAP_CUTOFF, counts),
+        f"map@{MAP_CUTOFF}_released": early / MAP_CUTOFF,
+    }
+    for k in PRECISION_CUTOFFS:
+        hits = np.add.reduceat(every <= k, starts, dtype=np.float64)
+        figures[f"precision@{k}"] = hits / min(k, size)
+    return figures
+
+
+def _unit(rows: NDArray[Any], name: str) -> Floats:
+    values = np.asarray(rows, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise IiaeError(f"latents of {name} are not all finite", "check the model and its inputs")
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norms > 0, norms, 1.0)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def class_retrieval(
+    x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
+) -> Directions:
+    """`rank_by_class` in both directions; the two domains may differ in length."""
+    return {
+        "x_to_y": rank_by_class(x, y, x_labels, y_labels).figures(),
+        "y_to_x": rank_by_class(y, x, y_labels, x_labels).figures(),
+    }
+
+
+def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
+    """`raw` rows as they are, features also `centred`: each domain on its mean over `train`.
+
+    Empty if the domains' widths differ.
+    """
+    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
+    labels = split.x.labels or [], split.y.labels or []
+    if x.shape[1] != y.shape[1]:
+        return {}
+    figures = {"raw": class_retrieval(x, y, *labels)}
+    if split.x.rows.ndim == 2 and len(train.x) and len(train.y):
+        means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x.rows, train.y.rows))
+        figures["centred"] = class_retrieval(x - next(means), y - next(means), *labels)
+    return figures
+
+
+def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
+    """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
+    labels = split.x.labels or [], split.y.labels or []
+    x, y = pairs.x, pairs.y
+    figures: dict[str, Any] = class_retrieval(x.mean("shared"), y.mean("shared"), *labels)
+    if x.exclusive_mean is not None:
+        exclusive = class_retrieval(x.mean("exclusive"), y.mean("exclusive"), *labels)
+        figures["exclusive"] = exclusive
+    baselines = class_baselines(train, split)
+    return {**figures, **{f"baseline_{name}": found for name, found in baselines.items()}}
+
+
+# ---- exclusive latents
+
+
+def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
+    """Mean KL(q(z^x|x)‖p) over rows in nats, by domain; below about 3 it says next to nothing."""
+    figures: dict[Domain, float] = {}
+    for domain in DOMAINS:
+        mean, logvar = pairs.of(domain).exclusive_mean, pairs.of(domain).exclusive_logvar
+        if mean is not None and logvar is not None:
+            halves = (torch.from_numpy(half).double() for half in (mean, logvar))
+            figures[domain] = float(kl_to_prior(DiagonalGaussian(*halves)).mean())
+    return figures

@@ -1,0 +1,370 @@
+"""Retrieval by pair and by class: worked by hand, against slow oracles, ties, bounded memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_model
+from torch.distributions import Normal, kl_divergence
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.batches import to_inputs
+from iiae_cli.data.datafile import Side, Split
+from iiae_cli.evaluation import retrieval
+from iiae_cli.evaluation.retrieval import (
+    EncodedPairs,
+    baseline_vectors,
+    class_baselines,
+    class_retrieval,
+    encode_pairs,
+    exclusive_kl,
+    paired_retrieval,
+    rank_by_class,
+    recall_at_k,
+    retrieval_figures,
+)
+from iiae_cli.inference.trained import Encoded, TrainedModel
+
+
+def random_pictures(seed, rows=12, shape=(32, 32, 3), low=0, high=256):
+    return np.random.default_rng(seed).integers(low, high, (rows, *shape)).astype(np.uint8)
+
+
+def split_of(x, y):
+    return Split(*(Side(rows, [f"test/{row}" for row in range(len(rows))]) for rows in (x, y)))
+
+
+def encoded(**arrays):
+    return Encoded(**{name: np.asarray(values, np.float32) for name, values in arrays.items()})
+
+
+# ---- by pair
+
+
+@pytest.mark.parametrize(
+    "k, hits", [(1, 2), (2, 3), (4, 3), (5, 4), (10, 6), (11, 7), (299, 7), (300, 8), (1000, 8)]
+)
+def test_recall_counts_partners_up_to_and_with_rank_k(k, hits):
+    assert recall_at_k(np.array([1, 1, 2, 5, 6, 10, 11, 300]), k) == hits / 8
+
+
+def test_retrieval_figures_by_hand():
+    x, y = np.array([[0.0], [3.0], [5.0]]), np.array([[1.0], [10.0], [2.0]])
+    figures = retrieval_figures(x, y)
+    # |x − y|: 0 → 1 10 2 (partner 1st); 3 → 2 7 1 (3rd); 5 → 4 5 3 (1st)
+    assert figures["x_to_y"] == {
+        "recall@1": pytest.approx(2 / 3),
+        "recall@5": 1.0,
+        "recall@10": 1.0,
+        "median_rank": 1.0,
+        "n": 3,
+    }
+    # 1 → 1 2 4 (1st); 10 → 10 7 5 (2nd); 2 → 2 1 3 (3rd)
+    assert figures["y_to_x"]["recall@1"] == pytest.approx(1 / 3)
+    assert figures["y_to_x"]["median_rank"] == 2.0
+    assert set(figures) == {"x_to_y", "y_to_x"}
+
+
+def test_collapsed_latents_are_at_chance_at_every_cut():
+    latents = np.full((12, 4), 0.1)
+    chance = {"recall@1": 1 / 12, "recall@5": 5 / 12, "recall@10": 10 / 12, "median_rank": 6.5}
+    for figures in retrieval_figures(latents, latents).values():
+        assert figures == pytest.approx({**chance, "n": 12})
+
+
+def test_retrieval_figures_use_the_metric():
+    x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    y = np.array([[90.0, 1.0], [0.1, 0.2]])
+    assert retrieval_figures(x, y, "cosine")["x_to_y"]["recall@1"] == 1.0
+    assert retrieval_figures(x, y, "euclidean")["x_to_y"]["recall@1"] == 0.5
+
+
+def test_shared_and_exclusive_means_are_measured_separately():
+    axis = np.eye(6)
+    x = encoded(shared_mean=axis, exclusive_mean=axis)
+    y = encoded(shared_mean=axis, exclusive_mean=np.roll(axis, 1, axis=0))
+    split = split_of(random_pictures(8, 6), random_pictures(9, 6))
+    figures = paired_retrieval(EncodedPairs(x, y), split, "euclidean")
+    assert figures["shared"]["x_to_y"]["recall@1"] == 1.0
+    assert figures["exclusive"]["x_to_y"]["recall@1"] == 0.0
+
+
+def test_exclusive_and_baseline_figures_are_left_out_if_there_are_none():
+    latents = encoded(shared_mean=np.eye(4))
+    x, y = np.ones((4, 5), np.float32), np.ones((4, 6), np.float32)
+    pairs = EncodedPairs(latents, latents)
+    assert set(paired_retrieval(pairs, split_of(x, y), "cosine")) == {"shared"}
+    assert set(paired_retrieval(pairs, split_of(x, x), "cosine")) == {"shared", "baseline"}
+
+
+def test_encode_pairs_encodes_each_domain_by_its_own_networks():
+    model = small_model("maps")
+    split = split_of(random_pictures(12, 5, (16, 16, 3)), random_pictures(13, 5, (16, 16, 1)))
+    pairs = encode_pairs(TrainedModel(model, (16, 16)), split, batch_size=2)
+    model.eval()
+    for domain in ("x", "y"):
+        inputs, found = to_inputs(split.side(domain).rows, None), pairs.of(domain)
+        with torch.no_grad():
+            shared = model.encode_shared(domain, inputs)
+            exclusive = model.encode_exclusive(domain, inputs)
+        np.testing.assert_allclose(found.shared_mean, shared.mean.flatten(1), atol=1e-5)
+        np.testing.assert_allclose(found.shared_logvar, shared.logvar.flatten(1), atol=1e-5)
+        np.testing.assert_allclose(found.exclusive_mean, exclusive.mean, atol=1e-5)
+        np.testing.assert_allclose(found.exclusive_logvar, exclusive.logvar, atol=1e-5)
+
+
+# ---- the training-free baseline
+
+
+def test_baseline_vectors_are_z_scored_grey_pixels():
+    rows = random_pictures(0, rows=3)
+    grey = rows @ np.array([0.299, 0.587, 0.114])
+    expected = (grey - grey.mean((1, 2), keepdims=True)) / grey.std((1, 2), keepdims=True)
+    np.testing.assert_allclose(baseline_vectors(rows), expected.reshape(3, -1), atol=1e-5)
+
+
+def test_baseline_vectors_ignore_brightness_contrast_and_channels():
+    rows, grey = random_pictures(1, high=100), random_pictures(2, shape=(32, 32, 1))
+    vectors = baseline_vectors(rows)
+    np.testing.assert_allclose(vectors, baseline_vectors(2 * rows + 30), atol=1e-5)
+    np.testing.assert_allclose(vectors, -baseline_vectors(255 - rows), atol=1e-5)
+    coloured = baseline_vectors(grey.repeat(3, axis=3))
+    np.testing.assert_allclose(baseline_vectors(grey), coloured, atol=1e-5)
+    rows[1:] = (37, 201, 90)
+    assert np.abs(baseline_vectors(rows)[1:]).max() < 1e-9
+
+
+def test_baseline_vectors_bring_every_size_to_one_and_keep_the_order():
+    rows = random_pictures(3, rows=1030, shape=(64, 64, 1))
+    blocks = rows[..., 0].reshape(1030, 32, 2, 32, 2).mean((2, 4))
+    small = np.rint(blocks).astype(np.uint8)[..., None]
+    few = [0, 1023, 1024, 1029]
+    np.testing.assert_allclose(baseline_vectors(rows)[few], baseline_vectors(small[few]), atol=0.05)
+    assert baseline_vectors(random_pictures(4, rows=2, shape=(8, 11, 3))).shape == (2, 1024)
+    assert baseline_vectors(rows[:0]).shape == (0, 1024)
+
+
+def test_baseline_vectors_of_features_are_the_features():
+    features = np.random.default_rng(6).normal(size=(5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(baseline_vectors(features), features.astype(np.float64))
+
+
+def test_the_baseline_finds_exact_copies_whatever_the_model_says():
+    pictures = random_pictures(7)
+    collapsed = encoded(shared_mean=np.ones((12, 4)), exclusive_mean=np.ones((12, 2)))
+    pairs, split = EncodedPairs(collapsed, collapsed), split_of(pictures, pictures.copy())
+    figures = paired_retrieval(pairs, split, "euclidean")
+    for way in ("x_to_y", "y_to_x"):
+        recalls = [figures[name][way]["recall@1"] for name in ("baseline", "shared", "exclusive")]
+        assert recalls == pytest.approx([1, 1 / 12, 1 / 12])
+
+
+def test_the_metric_applies_to_features_and_correlation_to_pictures():
+    latents = encoded(shared_mean=np.eye(2))
+    pairs, pictures = EncodedPairs(latents, latents), random_pictures(11, rows=2, high=100)
+    x = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    y = np.array([[90.0, 1.0], [0.1, 0.2]], np.float32)
+    for metric, recall in (("cosine", 1.0), ("euclidean", 0.5)):
+        features = paired_retrieval(pairs, split_of(x, y), metric)["baseline"]
+        dim = paired_retrieval(pairs, split_of(pictures, pictures // 2 + 100), metric)["baseline"]
+        assert features["x_to_y"]["recall@1"] == recall and dim["x_to_y"]["recall@1"] == 1.0
+
+
+# ---- by class
+
+
+def oracle(queries, gallery, query_labels, gallery_labels):
+    """The figures of every query, one item at a time, in the order of `ClassRanking`."""
+    results = []
+    for query, label in zip(queries.astype(np.float64), query_labels, strict=True):
+        scores = []
+        for item in gallery.astype(np.float64):
+            norms = np.linalg.norm(query) * np.linalg.norm(item)
+            scores.append(float(query @ item / norms) if norms else 0.0)
+        ranking = sorted(range(len(gallery)), key=lambda i: (-round(scores[i], 9), i))
+        relevant = [gallery_labels[i] == label for i in ranking]
+        if not any(relevant):
+            continue
+        precisions = [
+            sum(relevant[: i + 1]) / (i + 1) if hit else 0 for i, hit in enumerate(relevant)
+        ]
+        results.append(
+            (
+                sum(precisions) / sum(relevant),
+                sum(precisions[:200]) / min(200, sum(relevant)),
+                sum(precisions[:200]) / 200,
+                sum(relevant[:100]) / min(100, len(ranking)),
+                sum(relevant[:200]) / min(200, len(ranking)),
+            )
+        )
+    return np.array(results)
+
+
+def names(codes):
+    return [f"class {code}" for code in codes]
+
+
+def case(seed, tied=False, queries=23, gallery=411):
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((queries, 5)), rng.standard_normal((gallery, 5))
+    if tied:  # few distinct directions, whole groups of equal items, zero vectors
+        x, y = np.round(x), np.round(y)
+        x[0] = y[3] = y[4] = 0.0
+    of_x, of_y = rng.integers(0, 7, queries), rng.integers(0, 7, gallery)
+    return x.astype(np.float32), y.astype(np.float32), names(of_x), names(of_y)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("seed, gallery", [(0, 411), (1, 411), (2, 90)])
+def test_every_figure_equals_the_slow_ranking(seed, gallery, tied):
+    x, y, of_x, of_y = case(seed, tied, gallery=gallery)
+    x[:4] *= 1e20  # lengths do not matter
+    found = rank_by_class(x, y, of_x, of_y).by_query
+    assert list(found) == [
+        "map@all",
+        "map@200",
+        "map@200_released",
+        "precision@100",
+        "precision@200",
+    ]
+    expected = oracle(x, y, of_x, of_y)
+    np.testing.assert_allclose(np.stack(list(found.values()), 1), expected, rtol=0, atol=1e-12)
+
+
+def test_a_large_gallery_ranks_as_sorting_does():
+    size = 70_000
+    angles = np.random.default_rng(size).permutation(size) / size * np.pi
+    labels = names(np.random.default_rng(1).integers(0, 7, size))
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["class 3"], labels)
+    relevant = np.array(labels)[np.argsort(angles)] == "class 3"
+    expected = (np.cumsum(relevant) / np.arange(1, size + 1))[relevant].mean()
+    assert found.average_precision == pytest.approx([expected], abs=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_and_threads_change_nothing(threads, monkeypatch):
+    sides = case(5, tied=True)
+    whole = rank_by_class(*sides).figures()
+    monkeypatch.setattr(retrieval, "CHUNK_BYTES", 8 * len(sides[1]) * 4)
+    assert rank_by_class(*sides, threads=threads).figures() == whole
+
+
+def test_a_case_worked_by_hand():
+    # Ranking of the gallery for the query (1, 0): a b a b, so AP = (1/1 + 2/3) / 2.
+    gallery = np.array([[1.0, 0.0], [1.0, 0.2], [1.0, 0.4], [1.0, 0.6]])
+    figures = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["a"], ["a", "b", "a", "b"]).figures()
+    expected = {"map@all": 5 / 6, "map@200": 5 / 6, "map@200_released": 5 / 3 / 200}
+    expected |= {"precision@100": 0.5, "precision@200": 0.5, "n": 1, "without_relevant": 0}
+    assert figures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("relevant, cut, released", [(300, 1.0, 1.0), (50, 1.0, 0.25)])
+def test_the_two_cut_maps_differ_by_what_they_divide_by(relevant, cut, released):
+    """Relevant items come first: of 300 the sum over 200 is 200, of 50 it is 50."""
+    gallery = np.stack([np.ones(400), np.linspace(0, 1, 400)], axis=1)
+    labels = ["a"] * relevant + ["b"] * (400 - relevant)
+    figures = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["a"], labels).figures()
+    assert [figures["map@200"], figures["map@200_released"]] == pytest.approx([cut, released])
+
+
+def test_a_collapsed_model_ranks_in_gallery_order():
+    """The class that stands last has the worst figure."""
+    labels = ["a"] * 10 + ["b"] * 10
+    found = rank_by_class(np.ones((2, 4)), np.ones((20, 4)), ["a", "b"], labels)
+    last = np.mean([(i + 1) / (10 + i + 1) for i in range(10)])
+    assert found.average_precision == pytest.approx([1.0, last])
+
+
+def test_equal_latents_tie_although_sums_round_differently():
+    """Copies of an item keep gallery order wherever a blocked product summed them."""
+    rng = np.random.default_rng(0)
+    item = rng.standard_normal(64)
+    gallery = np.tile(item, (64, 1))
+    gallery[37] += rng.standard_normal(64) * 1e-3  # every copy is nearer
+    labels = ["a" if i % 3 == 0 else "b" for i in range(64)]
+    relevant = np.array([labels[i] == "a" for i in range(64) if i != 37] + [labels[37] == "a"])
+    expected = (np.cumsum(relevant) / np.arange(1, 65))[relevant].mean()
+    found = rank_by_class(item[None], gallery, ["a"], labels)
+    assert found.average_precision == pytest.approx([expected], abs=1e-12)
+
+
+def test_queries_without_a_relevant_item_are_left_out_and_counted():
+    x, y, of_x, of_y = case(3)
+    whole = rank_by_class(x, y, of_x, of_y).figures()
+    lonely = rank_by_class(np.concatenate([x, x[:2]]), y, [*of_x, "nowhere", "nowhere"], of_y)
+    assert lonely.figures() == {**whole, "without_relevant": 2}
+    with pytest.raises(IiaeError, match="no query has an item"):
+        rank_by_class(x, y, ["nowhere"] * len(x), of_y)
+
+
+def test_latents_that_are_not_finite_are_refused():
+    x, y, of_x, of_y = case(4)
+    y[7, 2] = np.nan
+    with pytest.raises(IiaeError, match="gallery are not all finite"):
+        rank_by_class(x, y, of_x, of_y)
+
+
+def test_memory_stays_far_below_the_whole_matrix_of_similarities():
+    x, y, of_x, of_y = case(0, queries=4000, gallery=4001)
+    tracemalloc.start()
+    rank_by_class(x, y, of_x, of_y, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000 * 4001 * 8 * 0.7  # three arrays of a chunk, against one of everything
+
+
+def features(seed, shift=5.0):
+    """80 rows of four classes, whose domains lie 2 · `shift` apart."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, 80)
+    centres = np.random.default_rng(9).standard_normal((4, 12))
+    noise = 0.8 * rng.standard_normal((2, 80, 12))
+    rows = [centres[codes] + noise[0] + shift, centres[codes] + noise[1] - shift]
+    ids = [str(row) for row in range(80)]
+    return Split(*(Side(values.astype(np.float32), ids, names(codes)) for values in rows))
+
+
+def test_directions_use_the_other_domain_as_gallery():
+    split = features(0, shift=0.0)
+    labels = split.x.labels, split.y.labels
+    figures = class_retrieval(split.x.rows, split.y.rows, *labels)
+    assert figures["x_to_y"] == rank_by_class(split.x.rows, split.y.rows, *labels).figures()
+    assert figures["y_to_x"] == rank_by_class(split.y.rows, split.x.rows, *labels).figures()
+    assert figures["x_to_y"] != figures["y_to_x"]
+
+
+def test_the_centred_baseline_subtracts_each_domains_training_mean():
+    train, test = features(1), features(2)
+    labels = test.x.labels, test.y.labels
+    x, y = (
+        test.side(domain).rows - train.side(domain).rows.mean(axis=0, dtype=np.float64)
+        for domain in ("x", "y")
+    )
+    found = class_baselines(train, test)
+    assert found["centred"] == class_retrieval(x, y, *labels)
+    assert found["raw"] == class_retrieval(test.x.rows, test.y.rows, *labels)
+    raw, centred = (found[name]["x_to_y"]["map@all"] for name in ("raw", "centred"))
+    assert centred > raw + 0.1  # the shift is what it mends
+
+
+def test_domains_of_different_width_have_no_baseline():
+    train, test = features(1), features(2)
+    for split in (train, test):
+        split.y.rows = split.y.rows[:, :7]
+    assert class_baselines(train, test) == {}
+
+
+# ---- exclusive latents
+
+
+def test_exclusive_kl_is_torchs():
+    draw = np.random.default_rng(17)
+    x = encoded(exclusive_mean=draw.normal(size=(9, 4)), exclusive_logvar=draw.normal(size=(9, 4)))
+    y = encoded(exclusive_mean=np.zeros((9, 4)), exclusive_logvar=np.zeros((9, 4)))
+    mean, logvar = torch.from_numpy(x.exclusive_mean), torch.from_numpy(x.exclusive_logvar)
+    divergence = kl_divergence(Normal(mean, torch.exp(logvar / 2)), Normal(0.0, 1.0))
+    figures = exclusive_kl(EncodedPairs(x, y))
+    assert figures == pytest.approx({"x": float(divergence.sum(1).mean()), "y": 0}, rel=1e-5)
+    assert exclusive_kl(EncodedPairs(Encoded(), Encoded())) == {}
