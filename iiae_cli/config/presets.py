@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,9 @@ from pydantic import ValidationError
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
-from iiae_cli.config.schema import Config, Section
+from iiae_cli.config.schema import Config
 
 MOST_PROBLEMS = 12  # reported at once
-MOST_CHARACTERS = 2**20  # of a YAML text
-MOST_VALUES = 10_000  # of a YAML text
 
 # Environment names beside the general form IIAE_SECTION__KEY.
 _SHORT_NAMES = {
@@ -77,46 +76,50 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def key_help() -> dict[str, str]:
     """One line of help for every dotted key of the configuration."""
-
-    def texts(section: type[Section], prefix: str = "") -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, info in section.model_fields.items():
-            kind = info.annotation
-            if isinstance(kind, type) and issubclass(kind, Section):
-                found |= texts(kind, f"{name}.")
-            else:
-                found[prefix + (info.alias or name)] = " ".join((info.description or "").split())
-        return found
-
-    return texts(Config)
+    texts = {}
+    for section, info in Config.model_fields.items():
+        fields = getattr(info.annotation, "model_fields", None)
+        for name, item in fields.items() if fields else [("", info)]:
+            key = f"{section}.{item.alias or name}" if name else section
+            texts[key] = " ".join((item.description or "").split())
+    return texts
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge layers, later ones winning, and validate."""
-    values, sources, unknown = _merge(layers)
+    """Merge layers, later ones winning, and validate.
+
+    Raises:
+        IiaeError: unknown keys, bad values, or not exactly one of steps and epochs.
+    """
+    given, unknown = _merge(layers)
+    sources = {key: source for key, (_, source) in given.items()}
     keys = list(key_help())
     problems = [
         f"unknown key '{key[:80]}' in {source}{_near(key, keys)}"
         for key, source in unknown[:MOST_PROBLEMS]
     ]
-    config = Config()
+    nested: dict[str, Any] = {}
+    for key, (value, _) in given.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    config, invalid = Config(), []
     try:
-        config = Config.model_validate(_nest(values))
+        config = Config.model_validate(nested)
     except ValidationError as error:
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"][:2])) or "config"
-            origin = f" in {sources[key]}" if key in sources else ""
-            given = "" if isinstance(item["input"], Mapping) else f", not {_short(item['input'])}"
-            problems.append(f"{key}{origin}: {item['msg'].removeprefix('Value error, ')}{given}")
-    lengths = sum(values.get(key) is not None for key in _EXCLUSIVE)
-    if lengths != 1:
+        invalid = error.errors()
+    for item in invalid:
+        key, value = ".".join(map(str, item["loc"][:2])), item["input"]
+        origin = f" in {sources[key]}" if key in sources else ""
+        shown = "" if isinstance(value, Mapping) else f", not {reprlib.repr(value)}"
+        problems.append(f"{key}{origin}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    lengths = [key for key in _EXCLUSIVE if given.get(key, (None,))[0] is not None]
+    if len(lengths) != 1:
         state = "set" if lengths else "unset"
         problems.append(f"training.steps and training.epochs are both {state}")
     if problems:
-        more = len(problems) - MOST_PROBLEMS + max(0, len(unknown) - MOST_PROBLEMS)
-        shown = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        more = "; and more" if max(len(problems), len(unknown)) > MOST_PROBLEMS else ""
         raise IiaeError(
-            "; ".join(shown),
+            "; ".join(problems[:MOST_PROBLEMS]) + more,
             "iiae train --preset NAME --print-config lists every key, its value and its source",
         )
     return Resolved(config, sources)
@@ -124,49 +127,29 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
 
 def _merge(
     layers: Iterable[Layer],
-) -> tuple[dict[str, Any], dict[str, str], list[tuple[str, str]]]:
-    """(value by dotted key, source by dotted key, unknown keys with their source)."""
+) -> tuple[dict[str, tuple[Any, str]], list[tuple[str, str]]]:
+    """(value, source) by dotted key, and (key, source) of unknown keys."""
     keys = key_help()
     sections = {key.rpartition(".")[0] for key in keys}
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    given: dict[str, tuple[Any, str]] = {}
     unknown: list[tuple[str, str]] = []
     for layer in layers:
+        for key, rival in _EXCLUSIVE.items():
+            if layer.values.get(key) is not None and rival not in layer.values:
+                given.pop(rival, None)
         for key, value in layer.values.items():
             if key in keys:
-                values[key], sources[key] = value, layer.source
-                rival = _EXCLUSIVE.get(key)
-                if rival is not None and value is not None and rival not in layer.values:
-                    values.pop(rival, None)
-                    sources.pop(rival, None)
+                given[key] = value, layer.source
             elif key not in sections or value not in (None, {}):  # an empty section is no mistake
                 unknown.append((key, layer.source))
-    return values, sources, unknown
-
-
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    return nested
-
-
-def _short(value: Any) -> str:
-    """A value for a message, cut if it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits
-        text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return given, unknown
 
 
 def _near(key: str, names: Iterable[str]) -> str:
     names = list(names)
     matches = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    if not matches:  # right name, wrong or missing section
-        last = key.rpartition(".")[2]
-        matches = [name for name in names if name.rpartition(".")[2] == last]
+    # Else the right name in a wrong or missing section.
+    matches += [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f", did you mean '{matches[0]}'?" if matches else ""
 
 
@@ -182,47 +165,42 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
-def preset_layers(preset: str) -> list[Layer]:
-    """The layers of a preset, a name or a YAML file, with the presets that it extends first."""
-    layers: list[Layer] = []
-    seen: list[Path] = []
-    name: str | None = preset
-    folder = Path()
-    while name is not None:
-        path = _preset_path(name, folder)
-        content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
-        if path.resolve() in seen:
-            raise IiaeError(
-                f"preset {preset} extends itself through {path.name}",
-                "break the chain of 'extends'",
-            )
-        seen.append(path.resolve())
-        name = content.pop("extends", None)
-        if name is not None and not isinstance(name, str):
-            raise IiaeError(
-                f"'extends' in {path} is not a name", "name one preset or one YAML file"
-            )
-        shipped = path.parent == preset_folder()
-        layers.insert(0, Layer(f"preset {path.stem}" if shipped else str(path), flatten(content)))
-        folder = path.parent
-    return layers
+def preset_layers(
+    preset: str, folder: Path = Path(), extending: tuple[Path, ...] = ()
+) -> list[Layer]:
+    """The layers of a preset, with the presets that it extends first.
+
+    `preset` is a name or a YAML file, relative to `folder`; the files `extending` led to it.
+    """
+    path = _preset_path(preset, folder)
+    if path.resolve() in extending:
+        raise IiaeError(
+            f"preset {extending[0]} extends itself through {path.name}",
+            "break the chain of 'extends'",
+        )
+    content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
+    parent = content.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise IiaeError(f"'extends' in {path} is not a name", "name one preset or one YAML file")
+    source = f"preset {path.stem}" if path.parent == preset_folder() else str(path)
+    layers = preset_layers(parent, path.parent, (*extending, path.resolve())) if parent else []
+    return [*layers, Layer(source, flatten(content))]
 
 
 def _preset_path(name: str, folder: Path) -> Path:
+    names = preset_names()
     if name.endswith((".yaml", ".yml")):
         return folder / name
-    names = preset_names()
     if name not in names:
-        raise IiaeError(
-            f"unknown preset '{name}'{_near(name, names)}", f"presets: {', '.join(names)}"
-        )
+        hint = f"presets: {', '.join(names)}"
+        raise IiaeError(f"unknown preset '{name}'{_near(name, names)}", hint)
     return preset_folder() / f"{name}.yaml"
 
 
 def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
     """The mapping in a YAML file."""
     with reading(path, hint), path.open(encoding="utf-8") as file:
-        content = load_yaml(file.read(MOST_CHARACTERS + 1), str(path))
+        content = load_yaml(file.read(), str(path))
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise IiaeError(
@@ -258,15 +236,17 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without surprises: a repeated key is an error, and `1e4` is a number as in YAML 1.2."""
+    """YAML without surprises: no repeated keys, no aliases, `1e4` is a number as in YAML 1.2."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few of them can stand for billions of values
+            raise yaml.YAMLError("aliases are not supported")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        keys = [key for key, _ in pairs if key.tag != "tag:yaml.org,2002:merge"]
-        names = [key.value for key in keys if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) < len(names):
-            twice = max(names, key=names.count)
-            raise yaml.YAMLError(f"key '{twice}' is given twice")
+            raise yaml.YAMLError(f"key '{max(names, key=names.count)}' occurs twice")
         return dict(super().construct_mapping(node, deep))
 
 
@@ -278,34 +258,12 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The plain value of one YAML document, in time and memory that the text's length bounds."""
+    """The plain value of one YAML document."""
     try:
-        if len(text) > MOST_CHARACTERS:
-            raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS} characters")
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_many(node)
-        return loader.construct_document(node)
+        return _Loader(text).get_single_data()
     except Exception as error:  # PyYAML raises many kinds, RecursionError among them
         reason = " ".join(str(error).split())[:300]
         raise IiaeError(
             f"{where} is not valid YAML: {reason}",
             "quote texts, write lists as [1, 2], compare with the files in presets/",
         ) from error
-
-
-def _refuse_many(root: yaml.Node) -> None:
-    """Count values, an alias as all that it stands for."""
-    count = 0
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise yaml.YAMLError(f"it stands for more than {MOST_VALUES} values")
-        if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value

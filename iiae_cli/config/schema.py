@@ -39,24 +39,22 @@ class DataSection(Section):
     set: str = ""
     """name of the data set; its file is DATA/NAME.h5 unless --data names a file"""
     image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = None
-    """side in pixels that pictures are resized to per batch; none: the data file's own size"""
+    """side in pixels that pictures are resized to per batch; none: the data file's own"""
     holdout: BelowOne = 0.1
-    """fraction of the training pairs (of the classes, if the set is paired by class) held out for
-    validation if the file has no valid split"""
+    """fraction of training pairs (or classes) for validation, if the file has no valid split"""
     standardise: Literal["none", "global", "each"] = "none"
-    """features: subtract the training mean, then divide by one scale for all dimensions (global) or
-    by each dimension's own (each); the statistics are saved with the weights. none: the paper"""
+    """features: centre, then divide by one scale (global) or each dimension's own (each)"""
 
 
 class AugmentSection(Section):
-    """Random changes of training pictures, batch by batch (beyond the paper); off if all are 0."""
+    """Random changes of training pictures (beyond the paper), see extensions/augmentation.py."""
 
     geometric: NonNegative = 0.0
     """turn, zoom and shift of both pictures of a pair alike; 1: up to 15 degrees, 15 %, 12 %"""
     flip: Fraction = 0.0
     """probability of mirroring both pictures of a pair, left to right"""
     misalign: NonNegative = 0.0
-    """turn, zoom and shift drawn for each picture, beside the pair's; in the same unit"""
+    """turn, zoom and shift drawn for each picture beside the pair's, in the same unit"""
     photometric: NonNegative = 0.0
     """contrast, light and tint, drawn for each picture; 1: contrast by up to 50 %"""
     grey: Fraction = 0.0
@@ -75,8 +73,7 @@ class ModelSection(Section):
     decoder_widths: Widths = [512, 256, 128, 64]
     """filters of the decoder's transposed convolutions but the last"""
     stages: AtLeastTwo | None = None
-    """halvings from picture to latent grid, the shared head's included; none: as many as the widths
-    allow while the grid stays at least 4x4. Fewer stages drop the deepest widths"""
+    """halvings from picture to latent grid; none: as many as widths and a 4x4 grid allow"""
     shared: PositiveInt = 128
     """channels of the shared map, or width of the shared vector"""
     exclusive: PositiveInt = 8
@@ -98,21 +95,16 @@ class ModelSection(Section):
     decoder_hidden: PositiveInt = 128
     """features: hidden width of the decoders"""
     linear_path: Literal["none", "random", "two-covariance", "canonical"] = "none"
-    """features: add a linear map of the features to each shared mean, begun at random or as the
-    closed form of the linear-Gaussian model of classes (two-covariance); image, flat: of the
-    pictures' edges and coarse colours, begun as their regularised canonical correlation
-    (canonical). none: the paper"""
+    """a linear map added to each shared mean. features: begun at random, or in closed form for
+    classes (two-covariance); pictures: of edges and colours, begun by correlation (canonical)"""
     linear_shrinkage: Positive = 3.0
-    """two-covariance: how many times its mean variance is added to the within-class covariance;
-    canonical: likewise to each domain's covariance"""
+    """two-covariance, canonical: how many mean variances are added to their covariances"""
 
     @model_validator(mode="after")
     def _same_depth(self) -> ModelSection:
         if len(self.widths) != len(self.decoder_widths):
-            raise ValueError(
-                f"widths has {len(self.widths)} entries and decoder_widths "
-                f"{len(self.decoder_widths)}; encoder and decoder need the same depth"
-            )
+            entries = f"{len(self.widths)} entries and decoder_widths {len(self.decoder_widths)}"
+            raise ValueError(f"widths has {entries}; encoder and decoder need the same depth")
         return self
 
 
@@ -120,8 +112,7 @@ class ObjectiveSection(Section):
     """The variational bound (paper, Eq. 12 and Table 6)."""
 
     kind: Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii", "elbo", "infonce"] = "elbo+ii-mi"
-    """elbo+ii-mi: the paper's objective; elbo+ii, ii-mi and ii: its ablations; elbo and infonce:
-    baselines to compare with (infonce: a dual encoder, which retrieves but translates nothing)"""
+    """elbo+ii-mi: the paper; elbo+ii, ii-mi, ii: its ablations; elbo, infonce: baselines"""
     lam: Positive = Field(5.0, alias="lambda")
     """weight of the information terms"""
     reconstruction: Literal["l1", "l2"] = "l1"
@@ -131,12 +122,11 @@ class ObjectiveSection(Section):
     annealing_steps: NonNegative = 25000.0
     """tau of the prior KLs' weight 1 - exp(-step/tau); 0: no annealing"""
     contrastive: NonNegative = 0.0
-    """weight of InfoNCE between the batch's shared means, beside the bound. 0: the paper"""
+    """weight of InfoNCE between the batch's shared means, beside the bound"""
     temperature: Positive = 0.1
     """contrastive and infonce: divides the cosines of shared means"""
     independence: NonNegative = 0.0
-    """weight of a penalty on what exclusive means tell of the content: their distance correlation
-    with the partner's shared mean. 0: the paper"""
+    """weight of the distance correlation of exclusive means and the partner's shared mean"""
 
     @model_validator(mode="after")
     def _something_to_penalise(self) -> ObjectiveSection:
@@ -149,11 +139,9 @@ class ErasureSection(Section):
     """What every validation removes from posterior means in closed form (beyond the paper)."""
 
     shared: Literal["none", "channel", "leace", "channel+leace"] = "none"
-    """of shared means; channel: directions in which they hardly exceed the posterior's noise;
-    leace: what linearly tells the exclusive means. none: the paper"""
+    """of shared means; channel: directions within the noise; leace: what shows exclusive means"""
     exclusive: Literal["none", "residual"] = "none"
-    """of exclusive means; residual: what the shared mean predicts of them, which decoding adds
-    again. none: the paper"""
+    """of exclusive means; residual: what the shared mean predicts, which decoding adds again"""
     least_snr: Positive = 0.1
     """channel: least variance of means, over the posterior's, of a direction that is kept"""
     least_correlation: Fraction = 0.2
@@ -162,11 +150,6 @@ class ErasureSection(Section):
     """residual: of its regression, in units of the shared posterior's noise"""
     rows: AtLeastTwo = 10000
     """at most so many training rows are read for it"""
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is erased."""
-        return self.shared != "none" or self.exclusive != "none"
 
 
 class OptimizerSection(Section):
@@ -200,9 +183,7 @@ class TrainingSection(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     precision: Precision = "auto"
-    """tf32: GPUs' rounded products; bf16: autocast, KLs stay in float32; auto: the fastest that
-    suits device and model (a run records which); fp64: to compare runs that add up in another
-    order"""
+    """tf32: GPUs' rounded products; bf16: autocast; fp64: to compare; auto: the fastest suitable"""
     compile: bool | Literal["auto"] = "auto"
     """compile the networks with torch.compile; auto: if the run is long enough to gain by it"""
     deterministic: bool = False
@@ -216,8 +197,7 @@ class TrainingSection(Section):
     checkpoint_every: Count = 0
     """steps between checkpoints; 0: at every validation"""
     batch_norm: Literal["synchronised", "local"] = "synchronised"
-    """with several GPUs: statistics of the whole batch, or of each process's part; processes on
-    CPUs always take their part"""
+    """several GPUs: statistics of the whole batch, or of each process's part, as on CPUs"""
     samples: Count = 8
     """rows of the sample grid drawn at every validation"""
 
@@ -226,13 +206,12 @@ class SelectionSection(Section):
     """Which weights are kept."""
 
     rule: Literal["recall", "paper", "last"] = "recall"
-    """recall: best sum of both directions' shared Recall@1 on validation, mAP@all if rows are
-    paired by class, later wins ties; paper: the same among those with at most one exclusive hit per
-    direction; last: the final weights"""
+    """recall: best sum of both directions' Recall@1 (mAP@all by class) on validation; paper: the
+    same among those with at most one exclusive hit per direction; last: the final weights"""
     validate_on: Literal["valid", "train"] = "valid"
     """valid: held-out pairs; train: copies of training pairs, as the released code does"""
     patience: Count = 0
-    """early stopping: end after so many validations in a row without a better score; 0: never"""
+    """end after so many validations in a row without a better score; 0: never"""
     validation_pairs: PositiveInt = 800
     """at most so many validation pairs"""
     first_epoch: Count = 0
@@ -242,16 +221,15 @@ class SelectionSection(Section):
     least_gain: NonNegative = 0.1
     """from_start: the fraction by which a later score must exceed the start's"""
     refit: bool = False
-    """then train once more, on the held-out rows too, for as many steps as the kept weights had; if
-    those are the start's, with the shared means held there"""
+    """then train on the held-out rows too, for as many steps as the kept weights had; if those
+    are the start's, with the shared means held there"""
 
 
 class EvaluationSection(Section):
     """How retrieval is measured."""
 
     metric: Literal["euclidean", "cosine", "auto"] = "euclidean"
-    """distance between shared means; auto: whichever has the higher Recall@1 on validation, saved
-    with the kept weights; euclidean if nothing is held out"""
+    """distance between shared means; auto: whichever has the higher Recall@1 on validation"""
 
 
 class Config(Section):

@@ -74,7 +74,7 @@ def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
 def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
     """Fits a model's erasure to its posteriors on the training rows, a function of both alone."""
     model = trained.network
-    if not erasure.any or not isinstance(model, ExtendedIIAE):
+    if erasure.shared == erasure.exclusive == "none" or not isinstance(model, ExtendedIIAE):
         return
     for module in model.modules():
         if isinstance(module, LinearErasure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -142,7 +141,7 @@ def test_all_errors_are_reported_at_once() -> None:
 def test_many_errors_and_long_values_are_cut() -> None:
     layers = [STEPS, Layer("file", {f"key{number}": 1 for number in range(3000)})]
     message = refusal(resolve, layers).message
-    assert "key0" in message and "and 2988 more" in message and len(message) < 2000
+    assert "key0" in message and message.endswith("and more") and len(message) < 2000
     assert len(refusal(with_set, f"data.set=[{'x,' * 999}]").message) < 300
 
 
@@ -296,7 +295,7 @@ def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_plain_values_are_what_pyyaml_makes_of_them() -> None:
-    text = "a: {b: [1, 2.5, yes, null, x, 2001-01-01], c: &x {d: 1}, e: *x}\nf: {<<: *x, d: 2}\n"
+    text = "a: {b: [1, 2.5, yes, null, x, 2001-01-01], c: {d: 1}}\n"
     assert load_yaml(text, "") == yaml.safe_load(text)
     assert load_yaml("", "") is None
 
@@ -308,24 +307,12 @@ def test_an_exponent_makes_a_number(text: str, value: object) -> None:
     assert load_yaml(text, "") == value
 
 
-@pytest.mark.parametrize("form", ["[{}]", "{{k: [{}]}}", "{{<<: [{}]}}"])
-def test_billion_laughs_are_refused_at_once(form: str) -> None:
-    lines = ["a0: &a0 {x: 1}"]
-    for number in range(1, 30):
-        names = ", ".join([f"*a{number - 1}"] * 10)
-        lines.append(f"a{number}: &a{number} {form.format(names)}")
-    started = time.process_time()
-    assert "10000 values" in refusal(load_yaml, "\n".join(lines), "x").message
-    assert time.process_time() - started < 2
-
-
 @pytest.mark.parametrize(
     "text",
     [
         "a: 1\na: 2",
-        "a: &a [*a]",
+        "a: &a [1]\nb: *a",
         "[" * 5000,
-        "x: '" + "a" * 2**20 + "'",
         "!!python/name:os.system x",
         "a: !!int ''",
         "a: 1\n---\nb: 2",
