@@ -1,6 +1,6 @@
 """Configuration to objects: the sole reader of model, objective and optimiser sections.
 
-It stands above `data/` (it reads a data file's shapes) and below everything that runs.
+What does not fit together raises IiaeError.
 """
 
 from __future__ import annotations
@@ -33,61 +33,43 @@ SMALLEST_PICTURE = 16
 
 
 def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
-    """(H, W) that pictures are resized to; None for features.
-
-    Raises:
-        IiaeError: the domains differ in size and none was chosen, or pictures are too small.
-    """
+    """(H, W) that pictures are resized to; None for features."""
     if info.is_features:
         return None
     if config.data.image_size is not None:
         return (config.data.image_size, config.data.image_size)
-    size, other = info.shape_x[:2], info.shape_y[:2]
-    if size != other:
+    (height, width, _), other = info.shape_x, info.shape_y
+    if other[:2] != (height, width):
         raise IiaeError(
-            f"pictures of x are {size[0]}x{size[1]} and those of y {other[0]}x{other[1]}",
+            f"pictures of x are {height}x{width} and those of y {other[0]}x{other[1]}",
             "choose one size for both: --set data.image_size=64",
         )
-    if min(size) < SMALLEST_PICTURE:
+    if min(height, width) < SMALLEST_PICTURE:
         raise IiaeError(
-            f"pictures of {size[0]}x{size[1]} are smaller than {SMALLEST_PICTURE} pixels",
+            f"pictures of {height}x{width} are smaller than {SMALLEST_PICTURE} pixels",
             "enlarge them per batch: --set data.image_size=32",
         )
-    return (size[0], size[1])
+    return (height, width)
 
 
 def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
-    """Halvings from picture to latent grid: `model.stages`, else as many as a 4×4 grid allows.
-
-    Raises:
-        IiaeError: more stages asked for than widths or pixels.
-    """
-    most = len(model.widths) + 1
-    if model.stages is not None:
-        if model.stages > most:
-            raise IiaeError(
-                f"model.stages={model.stages} needs {model.stages - 1} widths, "
-                f"but model.widths has {most - 1}",
-                "add entries to model.widths and model.decoder_widths",
-            )
-        if 2**model.stages > min(size):
-            raise IiaeError(
-                f"model.stages={model.stages} is too deep for pictures of {size[0]}x{size[1]}",
-                "leave model.stages unset: --set model.stages=null",
-            )
-        return model.stages
-    stages = most
-    while stages > 2 and min(grid_after(side, stages) for side in size) < SMALLEST_GRID:
-        stages -= 1
-    return stages
+    """Halvings from picture to latent grid: `model.stages`, else as many as a 4×4 grid allows."""
+    stages = len(model.widths) + 1
+    if model.stages is None:
+        while stages > 2 and min(grid_after(side, stages) for side in size) < SMALLEST_GRID:
+            stages -= 1
+        return stages
+    if model.stages > stages or 2**model.stages > min(size):
+        pictures = f"{stages - 1} widths and pictures of {size[0]}x{size[1]}"
+        raise IiaeError(
+            f"model.stages={model.stages} is too deep for {pictures}",
+            "leave model.stages unset: --set model.stages=null",
+        )
+    return model.stages
 
 
 def build_model(config: Config, info: DataInfo) -> IIAE:
-    """A configuration's model for data of these shapes, initialised from torch's random state.
-
-    Raises:
-        IiaeError: model kind and data do not fit each other.
-    """
+    """A configuration's model for data of these shapes, initialised from torch's random state."""
     networks, kind = _networks(config, info), config.objective.kind
     widths: dict[Domain, int] = {"x": info.shape_x[-1], "y": info.shape_y[-1]}
     extensions = {
@@ -121,7 +103,8 @@ def _networks(config: Config, info: DataInfo) -> Networks:
         )
     size = picture_size(config, info)
     if size is None:
-        return (FeatureNetworks if path == "none" else LinearPathFeatures)(
+        features = FeatureNetworks if path == "none" else LinearPathFeatures
+        return features(
             feature_width=model.feature_width,
             exclusive_hidden=model.exclusive_hidden,
             shared_hidden=model.shared_hidden,
@@ -130,20 +113,13 @@ def _networks(config: Config, info: DataInfo) -> Networks:
             shared_dim=model.shared,
         )
     kept = choose_stages(model, size) - 1
-    widths, decoder_widths = model.widths[:kept], model.decoder_widths[-kept:]
+    widths = model.widths[:kept], model.decoder_widths[-kept:]
     if model.kind == "image":
-        return (ImageNetworks if path == "none" else DescribedMaps)(
-            size, widths, decoder_widths, model.shared, model.dropout
-        )
-    return (FlatNetworks if path == "none" else DescribedFlat)(
-        size,
-        widths,
-        decoder_widths,
-        model.shared,
-        model.dropout,
-        hidden=model.flat_hidden,
-        flat_width=model.flat_width,
-    )
+        maps = ImageNetworks if path == "none" else DescribedMaps
+        return maps(size, *widths, model.shared, model.dropout)
+    flat = FlatNetworks if path == "none" else DescribedFlat
+    hidden, width = model.flat_hidden, model.flat_width
+    return flat(size, *widths, model.shared, model.dropout, hidden=hidden, flat_width=width)
 
 
 def build_objective(
@@ -164,12 +140,12 @@ def build_objective(
         reconstruction_weight=section.reconstruction_weight,
         annealing_steps=section.annealing_steps,
     )
-    extras = []
+    terms = [*objective.terms]
     if section.contrastive:
-        extras.append(contrastive_term(section.contrastive, section.temperature, gather))
+        terms.append(contrastive_term(section.contrastive, section.temperature, gather))
     if section.independence:
-        extras.append(dependence_term(section.independence, gather))
-    return replace(objective, terms=[*objective.terms, *extras])
+        terms.append(dependence_term(section.independence, gather))
+    return replace(objective, terms=terms)
 
 
 def build_augmentation(config: Config) -> Augmentation:
@@ -180,9 +156,8 @@ def build_augmentation(config: Config) -> Augmentation:
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:
     """Adam over every parameter; `build_schedule`'s function sets its rate before each step."""
     section = config.optimizer
-    return torch.optim.Adam(
-        model.parameters(), lr=section.lr, betas=(section.beta1, section.beta2), fused=True
-    )
+    betas = (section.beta1, section.beta2)
+    return torch.optim.Adam(model.parameters(), lr=section.lr, betas=betas, fused=True)
 
 
 def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
@@ -202,26 +177,19 @@ def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes a GPU if there is one.
-
-    Raises:
-        IiaeError: the device is unknown or missing.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    """The device of a name; `auto` takes a GPU if there is one."""
+    present = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    name = next(kind for kind in present if present[kind]) if name == "auto" else name
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) >= present.get(device.type, 0):
         raise IiaeError(
-            f"unknown device '{name}'", "choose auto, cpu, cuda, cuda:N or mps"
-        ) from error
-    present = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, False):
-        raise IiaeError(f"device '{name}' is missing", "choose --device auto or --device cpu")
+            f"device '{name}' is unknown or missing", "choose --device auto or --device cpu"
+        )
     return device
