@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from iiae_cli import __version__
 from iiae_cli.cli import encode, evaluate, prepare, retrieve, train, translate
-from iiae_cli.cli.options import GROUPS
+from iiae_cli.cli.options import GROUPS, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted
 
@@ -45,18 +45,17 @@ class _Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then options by group."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         sections |= {group: [] for group in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                panel = getattr(parameter, "rich_help_panel", None) or kind
-                sections.setdefault(panel, []).append(record)
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or kind
+            sections.setdefault(panel, []).append(record)
         for title, records in sections.items():
-            if records:
+            if any(records):
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(list(filter(None, records)))
 
 
 def _version(value: bool) -> None:
@@ -68,17 +67,13 @@ def _version(value: bool) -> None:
 @app.callback()
 def _global(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version and exit."
-        ),
+        bool, option("Print the version and exit.", "--version", callback=_version, is_eager=True)
     ] = False,
     verbose: Annotated[
-        bool,
-        typer.Option("-v", "--verbose", help="Say more on stderr: train's values and sources."),
+        bool, option("Say more on stderr: train's values and sources.", "-v", "--verbose")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Say only warnings and errors on stderr.")
+        bool, option("Say only warnings and errors on stderr.", "-q", "--quiet")
     ] = False,
 ) -> None:
     """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).
@@ -131,9 +126,8 @@ def _exit_code(call: Callable[[], object]) -> int:
         )
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(
-            text in str(error) for text in _NO_MEMORY
-        ):
+        short = isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+        if not short:
             raise
         console.fail(
             f"there is not enough memory: {error or 'Python could get no more'}",
@@ -148,9 +142,8 @@ def _exit_code(call: Callable[[], object]) -> int:
 def _calm_threads() -> None:
     """Let waiting OpenMP threads sleep early; must run before torch is imported.
 
-    By default they spin for milliseconds at every barrier, which takes the time of the last thread
-    if another process wants a core: a step of the 32×32 models took 2.3 s instead of 0.05 s on two
-    cores. Short spins cost about a tenth on an idle machine.
+    By default they spin at every barrier, and a step of the 32×32 models took 2.3 s instead of
+    0.05 s on two cores that another process used too. This costs a tenth on an idle machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -21,46 +21,38 @@ MetricName = Literal["euclidean", "cosine"]
 # Groups of options in the help, in this order, for `rich_help_panel`; others stand under "Options".
 GROUPS = INPUT, OUTPUT, RUNNING = "Input", "Output", "Running"
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT)
-]
-OverwriteFlag = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what exists.", rich_help_panel=OUTPUT)
-]
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run directory [IIAE_RUN, else runs/latest].")
-]
+
+def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """An option in a group of the help, under these names instead of its parameter's."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+JsonFlag = Annotated[bool, option("Print one JSON object on stdout.", "--json", panel=OUTPUT)]
+OverwriteFlag = Annotated[bool, option("Replace what exists.", "--overwrite", panel=OUTPUT)]
+RunOption = Annotated[Path | None, option("Run directory [IIAE_RUN, else runs/latest].", "--run")]
 SplitOption = Annotated[
-    SplitName,
-    typer.Option("--split", help="Split, where an input is a prepared .h5.", rich_help_panel=INPUT),
+    SplitName, option("Split, where an input is a prepared .h5.", "--split", panel=INPUT)
 ]
-NulFlag = Annotated[
-    bool,
-    typer.Option("-0", help="Paths on standard input are NUL-separated.", rich_help_panel=INPUT),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING),
-]
+NulFlag = Annotated[bool, option("Paths on standard input are NUL-separated.", "-0", panel=INPUT)]
+DeviceOption = Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", "--device", panel=RUNNING)]
 WorkersOption = Annotated[
-    int,
-    typer.Option("--workers", min=1, help="Threads that decode pictures.", rich_help_panel=RUNNING),
+    int, option("Threads that decode pictures.", "--workers", panel=RUNNING, min=1)
 ]
 ShardOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Only part I, from 0, of N; auto: this task of a job array.",
         "--shard",
+        panel=RUNNING,
         metavar="I/N|auto",
-        help="Only part I, from 0, of N; auto: this task of a job array.",
-        rich_help_panel=RUNNING,
     ),
 ]
 ResumeFlag = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Continue where the output stands, or start it; nothing where complete.",
         "--resume",
-        help="Continue where the output stands, or start it; nothing where complete.",
-        rich_help_panel=RUNNING,
+        panel=RUNNING,
     ),
 ]
 
@@ -103,31 +95,25 @@ def seconds_of(text: str) -> float:
 
 def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """(I, N) of `I/N` with 0 ≤ I < N, or of `auto`/`slurm`: this task of a SLURM job array."""
-    if text in ("auto", "slurm"):
-        return _array_task(environment, text)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
+    if match is not None and int(match[1]) < int(match[2]):
+        return int(match[1]), int(match[2])
+    if text not in ("auto", "slurm"):
         raise IiaeError(
             f"--shard {text} is not I/N with 0 <= I < N",
             "write --shard 0/4, 1/4, 2/4, 3/4, or auto in a job array",
         )
-    return int(match[1]), int(match[2])
-
-
-def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
-    """(position in the array from 0, number of tasks)."""
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
-    values = [environment.get(name, "") for name in names]
-    for name, value in zip(names, values, strict=True):
+    values = {"ID": "", "MIN": "", "COUNT": "", "STEP": "1"}
+    for name, default in values.items():
+        values[name] = value = environment.get(f"SLURM_ARRAY_TASK_{name}", default)
         if not value.isdecimal():
+            state = repr(value) if value else "not set"
             raise IiaeError(
-                f"--shard {text} needs a SLURM job array: "
-                f"{name} is {repr(value) if value else 'not set'}",
+                f"--shard {text} needs a SLURM job array: SLURM_ARRAY_TASK_{name} is {state}",
                 "submit with sbatch --array=0-15, or pass --shard I/N",
             )
-    task, count, lowest = map(int, values)
-    step = environment.get("SLURM_ARRAY_TASK_STEP", "1")
-    index, rest = divmod(task - lowest, int(step) if step.isdecimal() and int(step) else 1)
+    task, lowest, count, step = map(int, values.values())
+    index, rest = divmod(task - lowest, max(step, 1))
     if rest or not 0 <= index < count:
         raise IiaeError(
             f"SLURM_ARRAY_TASK_ID {task} has no place among {count} tasks from {lowest} on",
@@ -138,16 +124,16 @@ def _array_task(environment: Mapping[str, str], text: str) -> tuple[int, int]:
 
 def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:
     """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort."""
-    if "{shard}" in str(output):
-        if shard is None:
-            raise IiaeError(
-                f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
-            )
-        index, count = shard
-        return Path(str(output).replace("{shard}", f"{index:0{len(str(count - 1))}d}-of-{count}"))
-    if text in ("auto", "slurm"):
+    named = "{shard}" in str(output)
+    if named and shard is None:
+        raise IiaeError(
+            f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
+        )
+    if not named and text in ("auto", "slurm"):
         raise IiaeError(
             f"all tasks of the array would write {output}",
             "name it with {shard}: -o 'z-{shard}.h5'",
         )
-    return output
+    index, count = shard or (0, 1)
+    part = f"{index:0{len(str(count - 1))}d}-of-{count}"
+    return Path(str(output).replace("{shard}", part))
