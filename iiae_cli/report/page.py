@@ -29,8 +29,7 @@ from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
 from iiae_cli.report.retrieval import class_examples, paired_examples
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.provenance import run_versions
+from iiae_cli.runs.directory import RunDir, run_versions
 from iiae_cli.runs.weights import LoadedModel
 
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen

@@ -2,7 +2,7 @@
 
     config.yaml           the whole configuration
     model.safetensors     the kept weights (weights.py)
-    checkpoints/          what `--resume` continues from (checkpoints.py)
+    checkpoints/          the two newest states that `--resume` continues from
     metrics.jsonl         one JSON object per log line and validation
     gallery.h5            latents of the test split's domain y
     samples/*.png         sample grids
@@ -16,19 +16,38 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import which
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
+from iiae_cli import __version__
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import TEMPORARY, append_line, remove_temporaries, write_errors, writing
+from iiae_cli.common.files import (
+    TEMPORARY,
+    append_line,
+    reading,
+    remove_temporaries,
+    write_errors,
+    writing,
+)
 from iiae_cli.common.locks import LOCK, locked
+from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.config.presets import read_yaml
 from iiae_cli.config.schema import Config
-from iiae_cli.runs.checkpoints import Checkpoints
+
+CHECKPOINT_SCHEMA = "iiae.checkpoint/3"
+KEPT_CHECKPOINTS = 2
+HINT = "start afresh with --overwrite; the kept weights, model.safetensors, may still serve"
 
 
 class RunDir:
@@ -44,10 +63,7 @@ class RunDir:
         self.samples_folder = path / "samples"
         self.tensorboard_folder = path / "tensorboard"
         self.checkpoints = Checkpoints(path / "checkpoints")
-
-    @property
-    def _folders(self) -> tuple[Path, ...]:
-        return (self.checkpoints.folder, self.samples_folder, self.tensorboard_folder)
+        self._folders = (self.checkpoints.folder, self.samples_folder, self.tensorboard_folder)
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -57,20 +73,13 @@ class RunDir:
         """Whether nothing is here, or no more than a killed beginning of a run."""
         with write_errors(self.path):
             return not self.path.exists() or all(
-                not any(path.iterdir())
-                if path in self._folders
-                else path.name == LOCK or path.name.endswith(TEMPORARY)
-                for path in self.path.iterdir()
+                path in self._folders or path.name == LOCK or path.name.endswith(TEMPORARY)
+                for path in self.path.rglob("*")
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder, keep other processes out, and remove what killed ones left.
-
-        Raises:
-            IiaeError: another process writes here, or a part of the run is a link to somewhere
-                else.
-        """
+        """Create the folder, keep other processes out, and remove what killed ones left."""
         for path in self._folders:
             if path.is_symlink():
                 raise IiaeError(f"{path} is a link", "remove it, or choose another --run")
@@ -89,28 +98,20 @@ class RunDir:
                     self.path.rmdir()
 
     def create(self, config: Config) -> None:
-        """Remove what an earlier run left, and write the configuration of a new one.
-
-        Checkpoints go first, newest first: if this is broken off, `--resume` finds the old run at
-        an earlier step.
-        """
+        """Remove what an earlier run left, and write the configuration of a new one."""
+        # Newest checkpoints first: broken off, `--resume` finds the old run at an earlier step.
         with write_errors(self.path):
-            self.checkpoints.clear()
+            old = self.checkpoints.files()[::-1]
             for folder in self._folders:
                 folder.mkdir(parents=True, exist_ok=True)
-                for path in folder.iterdir():
-                    if not path.is_dir():  # the user's
-                        path.unlink()
-            for path in (self.model_file, self.metrics_file, self.gallery_file, self.info_file):
+                old += [path for path in folder.iterdir() if not path.is_dir()]
+            old += [self.model_file, self.metrics_file, self.gallery_file, self.info_file]
+            for path in old:
                 path.unlink(missing_ok=True)
         write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
-        """The run's configuration.
-
-        Raises:
-            IiaeError: missing or damaged.
-        """
+        """The run's configuration."""
         try:
             return Config.model_validate(read_yaml(self.config_file))
         except ValidationError as error:
@@ -119,12 +120,14 @@ class RunDir:
                 "train again with this version",
             ) from error
 
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        append_line(self.metrics_file, json.dumps(record))
+
     def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
         """Drop the lines that an interrupted run wrote after the checkpoint at `step`.
 
-        Args:
-            step: of the checkpoint.
-            validated: whether the checkpoint was written after the validation at its step.
+        Where it was not yet `validated`, its validation is done and written again.
         """
         if not self.metrics_file.exists():
             return
@@ -141,10 +144,6 @@ class RunDir:
         kept = [line for line in lines if belongs(line)]
         if kept != lines:
             write_text(self.metrics_file, "".join(kept))
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        append_line(self.metrics_file, json.dumps(record))
 
     def write_info(self, record: dict[str, Any]) -> None:
         """Write run.json."""
@@ -169,7 +168,103 @@ class RunDir:
             temporary.replace(link)
 
 
+@dataclass
+class Checkpoint:
+    """Everything that continuing needs: batches, noise and rate follow from seed and step."""
+
+    step: int  # optimiser steps done
+    model: dict[str, Tensor] = field(default_factory=dict)  # weights, batch-norm statistics
+    optimizer: dict[str, Tensor] = field(default_factory=dict)  # Adam's state by PARAMETER.FIELD
+    running: dict[str, Tensor] = field(default_factory=dict)  # loss terms since the last log line
+    progress: dict[str, Any] = field(default_factory=dict)  # what a run remembers, as JSON values
+
+
+class Checkpoints:
+    """The two newest checkpoints of a run, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self) -> list[Path]:
+        """Whole checkpoints' files, oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def path(self, step: int) -> Path:
+        """The file of the checkpoint at a step."""
+        return self.folder / f"step-{step:08d}.safetensors"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and drop all but the two newest."""
+        tensors = {
+            f"{part}/{name}": values.detach().cpu().contiguous()
+            for part in ("model", "optimizer", "running")
+            for name, values in getattr(checkpoint, part).items()
+        }
+        header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
+        header["progress"] = json.dumps(checkpoint.progress)
+        with writing(self.path(checkpoint.step)) as temporary:
+            save_tensors(tensors, temporary, header)
+        self.prune()
+
+    def prune(self) -> None:
+        """Drop all but the two newest."""
+        for old in self.files()[:-KEPT_CHECKPOINTS]:
+            with write_errors(old):
+                old.unlink(missing_ok=True)
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint at a step."""
+        path = self.path(step)
+        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
+        with reading(path, HINT):
+            for full_name, values in tensors.items():
+                part, name = full_name.split("/", 1)
+                parts[part][name] = values
+            return Checkpoint(step, **parts, progress=json.loads(header["progress"]))
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read, or None; damaged ones are set aside."""
+        damaged: dict[Path, str] = {}
+        for path in reversed(self.files()):
+            try:
+                checkpoint = self.load(int(path.stem.removeprefix("step-")))
+            except IiaeError as error:
+                damaged[path] = error.message
+                continue
+            for newer, reason in damaged.items():
+                aside = newer.with_name(f"{newer.name}.damaged")
+                console.warn(f"{reason}; it is set aside as {aside.name}, going back to {path}")
+                with write_errors(newer):
+                    newer.replace(aside)
+            return checkpoint
+        if damaged:
+            reasons = "; ".join(damaged.values())
+            raise IiaeError(f"no checkpoint can be read: {reasons}", HINT)
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def run_versions() -> dict[str, str]:
+    """Versions that decide a run's numbers."""
+    return {"iiae": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def run_origin(command: list[str]) -> dict[str, Any]:
+    """Versions, git commit of the working folder, host, processor and command of a run."""
+    commit = ""
+    if which("git") is not None:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = asked.stdout.strip() if asked.returncode == 0 else ""
+    return {
+        "versions": run_versions(),
+        "git": commit or None,
+        "host": platform.node(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "command": command,
+    }

@@ -19,10 +19,8 @@ from iiae_cli.common.files import reading, writing
 from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.erasure import LinearErasure
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.provenance import run_versions
+from iiae_cli.runs.directory import RunDir, run_versions
 
 MODEL_SCHEMA = "iiae.model/2"
 HINT = "train again with this version, or use the version that wrote it"
@@ -30,35 +28,22 @@ HINT = "train again with this version, or use the version that wrote it"
 
 @dataclass
 class LoadedModel:
-    """Kept weights, ready for inference.
+    """Kept weights, ready for inference."""
 
-    Attributes:
-        model: in evaluation mode, on the device asked for.
-        config: that it was trained with.
-        info: shapes of the data that it was trained on.
-        size: (H, W) its pictures are resized to; None for features.
-        fingerprint: of the weights; latent caches carry it.
-        details: step, epoch, validation figures, preset, data path.
-    """
-
-    model: IIAE
-    config: Config
-    info: DataInfo
-    size: tuple[int, int] | None
-    fingerprint: str
-    details: dict[str, Any]
+    model: IIAE  # in evaluation mode, on the device asked for
+    config: Config  # that it was trained with
+    info: DataInfo  # shapes of the data that it was trained on
+    size: tuple[int, int] | None  # (H, W) its pictures are resized to; None for features
+    fingerprint: str  # of the weights; latent caches carry it
+    details: dict[str, Any]  # step, epoch, validation figures, preset, data path
 
     @property
     def metric(self) -> Literal["euclidean", "cosine"]:
         """Distance between shared means: as configured, or what won on validation."""
         chosen = self.config.evaluation.metric
-        if chosen != "auto":
-            return chosen
-        return (
-            "cosine"
-            if (self.details.get("validation") or {}).get("metric") == "cosine"
-            else "euclidean"
-        )
+        validation: dict[str, Any] = self.details.get("validation") or {}
+        won: Literal["euclidean", "cosine"] = validation.get("metric", "euclidean")
+        return won if chosen == "auto" else chosen
 
 
 def fingerprint_of(state: dict[str, Tensor]) -> str:
@@ -69,8 +54,11 @@ def fingerprint_of(state: dict[str, Tensor]) -> str:
 def save_weights(
     path: Path, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]
 ) -> str:
-    """Write weights and a run's `details` atomically; returns their fingerprint."""
-    state = {name: _stored(values) for name, values in model.state_dict().items()}
+    """Write weights, in float32, and a run's `details` atomically; returns their fingerprint."""
+    state = {}
+    for name, values in model.state_dict().items():
+        kept = values.float() if values.dtype == torch.float64 else values
+        state[name] = kept.detach().cpu().contiguous()
     header = {
         "schema": MODEL_SCHEMA,
         "config": json.dumps(config.to_dict()),
@@ -84,18 +72,16 @@ def save_weights(
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """Weights that `save_weights` wrote, as a model in evaluation mode.
-
-    Raises:
-        IiaeError: missing, damaged, or of another schema.
-    """
+    """Weights that `save_weights` wrote, as a model in evaluation mode."""
     header, state = read_tensors(path, MODEL_SCHEMA, HINT)
     with reading(path, HINT):
         config = Config.model_validate_json(header["config"])
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
         info = DataInfo(str(data["name"]), *shapes, {}, {})
-        model = _filled(config, info, state)
+        with torch.device("meta"):  # memory is taken by the file's own tensors alone
+            model = build_model(config, info)
+        model.load_state_dict(state, assign=True)
         size = picture_size(config, info)
     if not all(bool(torch.isfinite(values).all()) for values in state.values()):
         raise IiaeError(
@@ -106,11 +92,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
-    """The kept weights of a run.
-
-    Raises:
-        IiaeError: no such run, nothing kept yet, damaged, or of another schema.
-    """
+    """The kept weights of a run."""
     if not run.path.exists():
         raise IiaeError(
             f"run {run.path} does not exist", "train one: iiae train --preset digits-cdcb"
@@ -120,36 +102,6 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
             f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume"
         )
     return read_weights(run.model_file, device)
-
-
-def _filled(config: Config, info: DataInfo, state: dict[str, Tensor]) -> IIAE:
-    """The model with these weights. Memory is taken only after their shapes have been compared.
-
-    Raises:
-        ValueError: a tensor is missing, superfluous, or of another shape or type.
-    """
-    with torch.device("meta"):
-        model = build_model(config, info)
-    for name, module in model.named_modules():
-        saved = state.get(f"{name}.left")
-        if isinstance(module, LinearErasure) and saved is not None and saved.ndim == 2:
-            module.make_room(saved.shape[1])
-    wanted, found = (
-        {name: f"{values.dtype} {tuple(values.shape)}" for name, values in tensors.items()}
-        for tensors in (model.state_dict(), state)
-    )
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"{name[:80]} is {found.get(name, 'missing')}")
-    model.to_empty(device="cpu")
-    model.load_state_dict(state)
-    return model
-
-
-def _stored(values: Tensor) -> Tensor:
-    """On the CPU, in order, and in float32 where it was trained in float64."""
-    values = values.detach().cpu().contiguous()
-    return values.float() if values.dtype == torch.float64 else values
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:

@@ -25,8 +25,7 @@ from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
 from iiae_cli.inference.latents import LatentCache, write_latents
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.provenance import run_origin
+from iiae_cli.runs.directory import RunDir, run_origin
 from iiae_cli.runs.weights import load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import World, find_world

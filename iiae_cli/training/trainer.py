@@ -26,8 +26,7 @@ from iiae_cli.config.schema import Config
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.runs.checkpoints import HINT, Checkpoint
-from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.directory import HINT, Checkpoint, RunDir
 from iiae_cli.runs.weights import place
 from iiae_cli.training.closed_form import take_statistics
 from iiae_cli.training.data import TrainingData

@@ -18,8 +18,7 @@ from iiae_cli.common.tensors import save_tensors
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs.checkpoints import Checkpoint
-from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.directory import Checkpoint, RunDir
 from iiae_cli.runs.weights import fingerprint_of, load_model, place, read_weights, save_weights
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
@@ -88,9 +87,7 @@ def test_weights_that_do_not_fit_their_header_are_refused(weights: Path, tmp_pat
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     del header["checksum"], tensors["shared.x.bias"]
     save_tensors(tensors, tmp_path / "other.safetensors", header)
-    assert (
-        "shared.x.bias is missing" in refusal(read_weights, tmp_path / "other.safetensors").message
-    )
+    assert "shared.x.bias" in refusal(read_weights, tmp_path / "other.safetensors").message
 
 
 def test_a_run_without_weights_says_what_to_do(tmp_path: Path) -> None:
