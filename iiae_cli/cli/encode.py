@@ -146,8 +146,7 @@ def encode(options: Options, stop: Stop) -> Written:
         IiaeError: no model, no input, an output that exists, or inputs of another shape.
         Interrupted: a signal came; what is encoded is saved.
     """
-    from iiae_cli.data.blocks import block_store
-    from iiae_cli.data.shards import Part, write_part
+    from iiae_cli.data.blocks import Part, block_store, write_part
     from iiae_cli.inference.encoding import texts_of, write_blocks
 
     shard = None if options.shard is None else shard_of(options.shard)
@@ -186,7 +185,7 @@ def encode(options: Options, stop: Stop) -> Written:
 def _plan(options: Options) -> EncodeJob:
     """Returns the job, before any row is read."""
     from iiae_cli.builders import choose_device
-    from iiae_cli.common.paths import run_folder
+    from iiae_cli.common.files import run_folder
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.encoding import EncodeJob, batch_size_for
     from iiae_cli.inference.inputs import open_inputs
@@ -237,8 +236,7 @@ def _finished(
     Raises:
         IiaeError: something else stands in its place and must not be overwritten.
     """
-    from iiae_cli.data.blocks import discard
-    from iiae_cli.data.shards import part_of
+    from iiae_cli.data.blocks import discard, part_of
     from iiae_cli.inference.latents import Gallery
 
     if not output.exists():
@@ -278,9 +276,8 @@ def merge_parts(options: Options, stop: Stop) -> Written:
     Raises:
         IiaeError: shards that are missing, doubled or of another job, or an output that exists.
     """
-    from iiae_cli.data.blocks import Arrays, block_store
+    from iiae_cli.data.blocks import Arrays, block_store, read_parts
     from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.data.shards import read_parts
     from iiae_cli.inference.encoding import write_blocks
 
     for name in ("shard", "dtype"):

@@ -23,8 +23,7 @@ from iiae_cli.cli.options import (
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import refuse_existing
-from iiae_cli.common.paths import data_file, run_folder
+from iiae_cli.common.files import data_file, refuse_existing, run_folder
 from iiae_cli.evaluation.figures import (
     disentanglement_tables,
     failed_gates,

@@ -22,7 +22,7 @@ from iiae_cli.cli.options import (
     shard_output,
 )
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.paths import data_folder
+from iiae_cli.common.files import data_folder
 from iiae_cli.common.signals import stop_on_signals
 
 PAIRS, FEATURES = "Your own pairs", "Classes and features"
@@ -197,7 +197,7 @@ def command(
     given = dict(locals())
 
     from iiae_cli.cli.prepare_run import Call
-    from iiae_cli.data.shards import Part
+    from iiae_cli.data.blocks import Part
     from iiae_cli.data.sources.plan import PrepareOptions
 
     if valid_fraction + test_fraction >= 1:

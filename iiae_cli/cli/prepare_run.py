@@ -12,13 +12,11 @@ from typing import Any
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import refuse_existing
-from iiae_cli.common.paths import data_folder
+from iiae_cli.common.files import data_folder, refuse_existing
 from iiae_cli.common.signals import Stop
-from iiae_cli.data.blocks import discard
+from iiae_cli.data.blocks import Part, discard, part_of, read_parts
 from iiae_cli.data.datafile import SPLITS, DataFile
 from iiae_cli.data.pictures import expand_inputs
-from iiae_cli.data.shards import Part, part_of, read_parts
 from iiae_cli.data.sources import preparation
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.registry import BUILDERS, CLASS_SETS

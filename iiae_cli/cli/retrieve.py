@@ -165,7 +165,7 @@ def retrieve(options: Options) -> Neighbours:
     Raises:
         IiaeError: no gallery, no query, or a gallery of another model.
     """
-    from iiae_cli.common.paths import index_file
+    from iiae_cli.common.files import index_file
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.latents import Gallery, is_latent_cache, means_of
 
@@ -201,7 +201,7 @@ def retrieve(options: Options) -> Neighbours:
 def _queries(paths: list[str], gallery: Gallery, options: Options) -> tuple[LatentCache, list[str]]:
     """Returns the queries' latents, read or encoded, and a line for each query left out."""
     from iiae_cli.builders import choose_device
-    from iiae_cli.common.paths import run_folder
+    from iiae_cli.common.files import run_folder
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.latents import LatentCache, is_latent_cache, read_latents
     from iiae_cli.inference.trained import TrainedModel

@@ -174,7 +174,7 @@ def command(
 def translate(options: Options) -> Translated:
     """Translate every input, block by block, so that any number of them fits into memory."""
     from iiae_cli.builders import choose_device
-    from iiae_cli.common.paths import run_folder
+    from iiae_cli.common.files import run_folder
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.outputs import plan_files

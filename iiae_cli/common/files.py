@@ -7,10 +7,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
@@ -126,10 +127,14 @@ def write_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def fingerprint_of_file(path: Path) -> str:
-    """16 hex digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def sha256_of(*paths: Path) -> str:
+    """One hex digest over the contents of files, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _errno(error: OSError | RuntimeError) -> int | None:
@@ -156,3 +161,84 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
+
+
+@contextmanager
+def locked(folder: Path, hint: str) -> Iterator[None]:
+    """Keep other processes from working in a folder while inside.
+
+    Raises:
+        IiaeError: another process works there.
+    """
+    from filelock import FileLock, Timeout  # not at every start
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise IiaeError(f"another process works in {folder}", hint) from error
+    except (OSError, NotImplementedError) as error:
+        console.warn(f"{folder} cannot be locked ({error}): let no second process work there")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def data_folder() -> Path:
+    """`IIAE_DATA`, else `data/`."""
+    return Path(os.environ.get("IIAE_DATA") or "data")
+
+
+def data_file(option: Path | None, set_name: str) -> Path:
+    """The data file of a set: `--data`, else `IIAE_DATA`, else data/; a file, or FOLDER/SET.h5."""
+    path = option or data_folder()
+    if path.is_file() or (option is not None and not path.is_dir()):
+        return path
+    if not set_name:
+        raise IiaeError(
+            "no data file was named", "pass --data FILE.h5, or set data.set in the preset"
+        )
+    return path / f"{set_name}.h5"
+
+
+def run_folder(option: Path | None) -> tuple[Path, str]:
+    """The run to read and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`."""
+    if option is not None:
+        return option, "--run"
+    named = os.environ.get("IIAE_RUN")
+    return (Path(named), "IIAE_RUN") if named else (Path("runs/latest"), "the latest run")
+
+
+def index_file(
+    option: Path | None, run: Path | None, is_cache: Callable[[Path], bool]
+) -> tuple[Path, str]:
+    """The gallery and how it was chosen.
+
+    In this order: `--index`, `IIAE_INDEX`, the only latent cache in the current folder,
+    RUN/gallery.h5.
+
+    Args:
+        option: `--index`.
+        run: `--run`.
+        is_cache: returns whether an HDF5 file is a latent cache.
+    """
+    if option is not None:
+        return option, "--index"
+    named = os.environ.get("IIAE_INDEX")
+    if named:
+        return Path(named), "IIAE_INDEX"
+    caches = [path for path in sorted(Path().glob("*.h5")) if is_cache(path)]
+    if len(caches) == 1:
+        return caches[0], "the only latent cache in this folder"
+    gallery = run_folder(run)[0] / "gallery.h5"
+    if not gallery.exists():
+        several = f"{len(caches)} latent caches lie here and " if caches else ""
+        raise IiaeError(
+            f"no gallery was named; {several}{gallery} does not exist",
+            "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5",
+        )
+    return gallery, "the run's gallery"

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, regular_file
+from iiae_cli.common.files import reading, regular_file, sha256_of
 from iiae_cli.common.tensors import read_state_dict
-from iiae_cli.data.datafile import sha256_of
-from iiae_cli.data.leaks import NONE_SEEN, UNKNOWN, Seen
+from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.pictures import PictureError, decode_batches, readable
 from iiae_cli.model import Domain
 

@@ -6,12 +6,14 @@ Resizing and scaling happen here, once per batch, so that a data file keeps its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli.data.resize import resize
+from iiae_cli.data.pictures import resize
 
 
 def to_inputs(
@@ -58,3 +60,95 @@ def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
         scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     )
     return pictures
+
+
+class PairOrder:
+    """Which pairs a training step sees: a fresh permutation every epoch.
+
+    Nothing is remembered, so a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        count: pairs in the training split.
+        batch_size: pairs per step; the epoch's remainder, smaller than a batch, is left out.
+        seed: of all permutations.
+
+    Raises:
+        ValueError: fewer pairs than a batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        if count < batch_size:
+            raise ValueError(f"{count} pairs are fewer than one batch of {batch_size}")
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = count // batch_size
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Pairs (B,) of optimiser step 0, 1, …, ascending (mapped rows read faster so)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._epoch = epoch
+        start = position * self.batch_size
+        return np.sort(self._permutation[start : start + self.batch_size])
+
+
+class ClassOrder:
+    """Which rows a step sees where x and y belong together by class: one of each for every class.
+
+    A batch of as many pairs as there are classes holds every class once (the paper's sampler for
+    Sketchy Extended); other batch sizes walk through one permutation of the classes after another.
+    An epoch is as many steps as draw as many pairs as the larger domain has rows. Like `PairOrder`,
+    a pure function of seed and step.
+
+    Args:
+        labels_x: (N,) classes of x's rows.
+        labels_y: (M,) classes of y's rows.
+        batch_size: pairs per step; None: one per class.
+        seed: of everything drawn.
+
+    Raises:
+        ValueError: fewer than two classes that both domains have.
+    """
+
+    def __init__(
+        self, labels_x: Sequence[str], labels_y: Sequence[str], batch_size: int | None, seed: int
+    ) -> None:
+        names_x, names_y = np.asarray(labels_x, dtype=np.str_), np.asarray(labels_y, dtype=np.str_)
+        self.classes: list[str] = np.intersect1d(names_x, names_y).tolist()
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"{len(self.classes)} classes have rows in both domains, two are needed"
+            )
+        self.batch_size = batch_size or len(self.classes)
+        self.seed = seed
+        self._domains = [_rows_by_class(names, self.classes) for names in (names_x, names_y)]
+        self.steps_per_epoch = max(
+            1, max(len(rows) for rows, _ in self._domains) // self.batch_size
+        )
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Rows of x and y (B, 2) of optimiser step 0, 1, …."""
+        count = len(self.classes)
+        first = step * self.batch_size
+        rounds = range(first // count, (first + self.batch_size - 1) // count + 1)
+        walk = np.concatenate(
+            [np.random.default_rng((self.seed, 0, turn)).permutation(count) for turn in rounds]
+        )
+        drawn = walk[first - rounds[0] * count :][: self.batch_size]
+        draw = np.random.default_rng((self.seed, 1, step))
+        columns = []
+        for rows, starts in self._domains:
+            columns.append(rows[draw.integers(starts[drawn], starts[drawn + 1])])
+        return np.stack(columns, axis=1)
+
+
+def _rows_by_class(
+    names: NDArray[np.str_], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows grouped by class, and where each class's group starts (one more start than classes)."""
+    groups = [np.flatnonzero(names == name) for name in classes]
+    return np.concatenate(groups), np.cumsum([0, *map(len, groups)])

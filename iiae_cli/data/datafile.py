@@ -19,10 +19,12 @@ so that a split larger than memory can be mapped instead of read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import h5py
 import numpy as np
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
+from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
@@ -45,11 +48,191 @@ from iiae_cli.data.hdf5 import (
     text_attributes,
     write_texts,
 )
-from iiae_cli.data.shards import PART_SCHEMA
-from iiae_cli.data.splits import SPLITS, DataInfo, Rows, Side, Split, SplitName
 from iiae_cli.model import DOMAINS, Domain
 
-__all__ = ["SPLITS", "DataFile", "DataInfo", "Rows", "Side", "Split", "SplitName"]
+SPLITS = ("train", "valid", "test")
+SplitName: TypeAlias = Literal["train", "valid", "test"]
+Rows: TypeAlias = NDArray[Any]
+
+
+@dataclass
+class Side:
+    """One domain of a split.
+
+    Attributes:
+        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map:
+            index them with slices or ascending integers.
+        ids: a name for every row, unique in the split; partners of a paired set share theirs.
+        labels: the class of every row, where known.
+    """
+
+    rows: Rows
+    ids: list[str]
+    labels: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: NDArray[np.int64]) -> Side:
+        """These rows alone, in this order."""
+        return Side(
+            self.rows[indices],
+            [self.ids[row] for row in indices],
+            None if self.labels is None else [self.labels[row] for row in indices],
+        )
+
+
+@dataclass
+class Split:
+    """The two sides of a split, and which of their rows belong together.
+
+    Attributes:
+        x: pictures or features of domain x, their ids and labels.
+        y: the same of domain y.
+        factors: generative factors by name, one entry per pair, (M, …).
+        pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
+    """
+
+    x: Side
+    y: Side
+    factors: dict[str, Rows] = field(default_factory=dict)
+    pairs: NDArray[np.int64] | None = None
+
+    def side(self, domain: Domain) -> Side:
+        """The side of one domain."""
+        return self.x if domain == "x" else self.y
+
+    @property
+    def pair_count(self) -> int:
+        """Number of pairs M."""
+        return len(self.x) if self.pairs is None else len(self.pairs)
+
+    def pair_rows(self, indices: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """x and y rows of pairs (B,), each (B, …)."""
+        rows_x, rows_y = self._rows_of(indices)
+        return self.x.rows[rows_x], self.y.rows[rows_y]
+
+    def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
+        """The split of these rows alone, in this order, without factors and pairs."""
+        return Split(self.x.take(rows_x), self.y.take(rows_y))
+
+    def take_pairs(self, indices: NDArray[np.int64]) -> Split:
+        """The split of these pairs alone, in this order; its rows are aligned."""
+        taken = self.take(*self._rows_of(indices))
+        taken.factors = {name: values[indices] for name, values in self.factors.items()}
+        return taken
+
+    def _rows_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.pairs is None:
+            return indices, indices
+        return self.pairs[indices, 0], self.pairs[indices, 1]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model needs to know of a data file.
+
+    Attributes:
+        name: of the data set.
+        shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
+        counts: rows of x per split.
+        attributes: everything the file says of its making.
+        by_class: whether x and y belong together by class rather than one by one.
+        pair_counts: pairs per split, other than `counts` where pictures recur.
+    """
+
+    name: str
+    shape_x: tuple[int, ...]
+    shape_y: tuple[int, ...]
+    counts: dict[str, int]
+    attributes: dict[str, str]
+    by_class: bool = False
+    pair_counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_features(self) -> bool:
+        """Whether rows are feature vectors rather than pictures."""
+        return len(self.shape_x) == 1
+
+
+def normalise_class(name: str) -> str:
+    """A class name as the published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
+    return name.strip().replace("-", "_").replace(" ", "_")
+
+
+def class_list_hash(names: Iterable[str]) -> str:
+    """SHA-256 in hex over the sorted distinct names, joined by newlines, UTF-8."""
+    return hashlib.sha256("\n".join(sorted({*names})).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Classes that some weights were trained on, sorted."""
+
+    classes: tuple[str, ...] = ()
+    complete: bool = True  # there are no others; not known of features and weights of others
+
+    def and_also(self, classes: Iterable[str]) -> Seen:
+        """The same after training on more classes."""
+        return Seen(tuple(sorted({*self.classes, *classes})), self.complete)
+
+    def among(self, test_classes: Iterable[str]) -> list[str]:
+        """The test classes that were seen, whichever spelling."""
+        seen = {normalise_class(name) for name in self.classes}
+        return sorted(name for name in set(test_classes) if normalise_class(name) in seen)
+
+    def leak(self, test_classes: Iterable[str]) -> list[str] | None:
+        """The test classes that were seen; None where that is unknown."""
+        found = self.among(test_classes)
+        return found if found or self.complete else None
+
+    def to_json(self) -> dict[str, Any]:
+        """`classes_seen`: a list, or None where nothing is known; `classes_seen_complete`."""
+        known = list(self.classes) if self.classes or self.complete else None
+        return {"classes_seen": known, "classes_seen_complete": self.complete}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> Seen:
+        """From what `to_json` returned; unknown where nothing is said."""
+        classes = values.get("classes_seen")
+        if classes is None:
+            return UNKNOWN
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes_seen is no list of names")
+        return cls(tuple(sorted(classes)), bool(values.get("classes_seen_complete", True)))
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, str]) -> Seen:
+        """From the header of a weights file, whose values are JSON."""
+        keys = ("classes_seen", "classes_seen_complete")
+        return cls.of_json({key: json.loads(header[key]) for key in keys if key in header})
+
+    @classmethod
+    def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
+        """From a data file's attribute `backbone`; a damaged one is an error."""
+        try:
+            return cls.of_json(json.loads(attributes.get("backbone", "{}")))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IiaeError(
+                f"the data file's attribute backbone is damaged: {error}",
+                "make the file again: iiae prepare …",
+            ) from error
+
+
+NONE_SEEN = Seen()
+UNKNOWN = Seen(complete=False)
+
+
+def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
+    """Refuse `what`, weights or features, where it has seen a test class, unless `allow`."""
+    found = seen.among(test_classes)
+    if found and not allow:
+        raise IiaeError(
+            f"{what} was trained on {len(found)} of the test classes: {', '.join(found)}",
+            "use weights of this split's training classes, or pass --allow-leak: the data file "
+            "and its figures say so",
+        )
+
 
 SCHEMA = "iiae.data/2"
 _CHECKED = 65_536  # rows of features looked at together
@@ -277,16 +460,6 @@ def _read_or_map(group: h5py.Group, name: str, path: Path, most: int | None = No
         if not np.isfinite(values[start : start + _CHECKED]).all():
             raise ValueError(f"{data.name} holds values that are not finite")
     return values
-
-
-def sha256_of(*paths: Path) -> str:
-    """One hex digest over the contents of files, in this order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

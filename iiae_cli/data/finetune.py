@@ -39,7 +39,7 @@ from iiae_cli.data.backbone import (
     build_backbone,
     check_name,
 )
-from iiae_cli.data.leaks import Seen
+from iiae_cli.data.datafile import Seen
 from iiae_cli.model import Domain
 
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/2"

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.resize import resize_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it
@@ -233,3 +235,38 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+Filter: TypeAlias = Literal["bicubic", "area", "bilinear"]
+_PILLOW: dict[Filter, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, C, H, W) uint8 at `size` = (H, W)."""
+    import torch.nn.functional as F  # preparing pictures needs no torch
+
+    kind = filter_of((pictures.shape[-2], pictures.shape[-1]), size)
+    if kind == "area":
+        return F.interpolate(pictures.float(), size, mode="area").round_().to(pictures.dtype)
+    if pictures.device.type == "cpu":
+        return F.interpolate(pictures, size, mode=kind, antialias=True)
+    smooth = F.interpolate(pictures.float(), size, mode=kind, antialias=True)
+    return smooth.round_().clamp_(0, 255).to(pictures.dtype)
+
+
+def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture of 8 bits a channel at `size` = (H, W); opacity weighs its colours."""
+    kind = filter_of((image.height, image.width), size)
+    return image.resize((size[1], size[0]), _PILLOW[kind])
+
+
+def filter_of(old: tuple[int, int], new: tuple[int, int]) -> Filter:
+    """How pictures of (H, W) are resized to another (H, W)."""
+    if new[0] * new[1] > old[0] * old[1]:
+        return "bicubic"
+    whole = all(before % after == 0 for before, after in zip(old, new, strict=True))
+    return "area" if whole else "bilinear"

@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.batches import PairOrder
 from iiae_cli.data.datafile import Split
-from iiae_cli.data.orders import PairOrder
 from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Subject
 from iiae_cli.inference.trained import TrainedModel

@@ -8,8 +8,7 @@ import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DataFile, Split
-from iiae_cli.data.leaks import Seen, class_list_hash, refuse_leak
+from iiae_cli.data.datafile import DataFile, Seen, Split, class_list_hash, refuse_leak
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs.weights import LoadedModel
 

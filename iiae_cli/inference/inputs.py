@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import fingerprint_of_file, reading
+from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import DataFile, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.model import Domain
@@ -178,7 +178,7 @@ def _from_array(
         part = part.astype(np.float32) if part.ndim == 2 else part
         return Read(part, np.arange(start, stop))
 
-    return Inputs(ids, labels, source, read, lambda: [fingerprint_of_file(path)])
+    return Inputs(ids, labels, source, read, lambda: [sha256_of(path)[:16]])
 
 
 def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs:

@@ -33,14 +33,15 @@ from iiae_cli import __version__
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import (
+    LOCK,
     TEMPORARY,
     append_line,
+    locked,
     reading,
     remove_temporaries,
     write_errors,
     writing,
 )
-from iiae_cli.common.locks import LOCK, locked
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.config.presets import read_yaml
 from iiae_cli.config.schema import Config

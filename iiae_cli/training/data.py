@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config
+from iiae_cli.data.batches import ClassOrder, PairOrder
 from iiae_cli.data.datafile import DataFile, Rows, Split
-from iiae_cli.data.orders import ClassOrder, PairOrder
 
 Indices: TypeAlias = NDArray[np.int64]
 

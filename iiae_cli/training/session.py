@@ -16,7 +16,7 @@ import torch
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.paths import data_file
+from iiae_cli.common.files import data_file
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config

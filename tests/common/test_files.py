@@ -16,7 +16,6 @@ from helpers import refusal
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import (
     append_line,
-    fingerprint_of_file,
     reading,
     refuse_existing,
     remove_temporaries,
@@ -195,12 +194,3 @@ def test_a_readers_own_refusal_passes(path: Path) -> None:
     path.touch()
     error = IiaeError("it is of schema 3", "use another version")
     assert refusal(raising, reading(path, "make it"), error) is error
-
-
-def test_a_fingerprint_follows_the_content_alone(path: Path) -> None:
-    path.write_bytes(b"content")
-    first = fingerprint_of_file(path)
-    os.utime(path, ns=(1, 1))
-    assert fingerprint_of_file(path) == first and len(first) == 16
-    path.write_bytes(b"contenT")
-    assert fingerprint_of_file(path) != first

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers import refusal
 
-from iiae_cli.common.paths import data_file
+from iiae_cli.common.files import data_file
 from iiae_cli.config.presets import (
     Layer,
     Resolved,

@@ -14,8 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.data.blocks import Arrays, block_store, discard, partial_of
-from iiae_cli.data.shards import Part, read_parts, write_part
+from iiae_cli.data.blocks import (
+    Arrays,
+    Part,
+    block_store,
+    discard,
+    partial_of,
+    read_parts,
+    write_part,
+)
 
 JOB = {"seed": 1}
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import sha256_of
 from iiae_cli.data import datafile
-from iiae_cli.data.datafile import DataFile, Side, Split, sha256_of, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.data.hdf5 import open_hdf5, read_texts, write_texts
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.data import finetune
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone
+from iiae_cli.data.datafile import Seen
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,
@@ -21,7 +22,6 @@ from iiae_cli.data.finetune import (
     read_record,
     save_network,
 )
-from iiae_cli.data.leaks import Seen
 
 CPU = torch.device("cpu")
 SETTINGS = FineTuning(epochs=3, batch_size=8)  # of 20 pictures: 9 steps

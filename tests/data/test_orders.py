@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iiae_cli.data.orders import ClassOrder, PairOrder
+from iiae_cli.data.batches import ClassOrder, PairOrder
 
 
 def test_an_epoch_sees_every_pair_once():

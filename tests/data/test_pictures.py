@@ -19,8 +19,8 @@ from iiae_cli.data.pictures import (
     picture_size_of,
     pictures_in,
     read_all,
+    resize_picture,
 )
-from iiae_cli.data.resize import resize_picture
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 

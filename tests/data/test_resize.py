@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iiae_cli.data.resize import resize, resize_picture
+from iiae_cli.data.pictures import resize, resize_picture
 
 SIDES = st.integers(1, 40)
 

@@ -7,8 +7,7 @@ from helpers import StopAt, small_model
 from PIL import Image
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.blocks import block_store
-from iiae_cli.data.shards import Part
+from iiae_cli.data.blocks import Part, block_store
 from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import LatentFormat, read_latents

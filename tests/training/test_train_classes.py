@@ -15,8 +15,7 @@ from helpers import Outcome, Program, stopping_at
 from safetensors import safe_open
 
 from iiae_cli.config.schema import Config
-from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
-from iiae_cli.data.leaks import class_list_hash
+from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.validation import Selection
 

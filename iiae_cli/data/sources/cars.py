@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.paths import data_folder
+from iiae_cli.common.files import data_folder
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.hdf5 import dataset
 from iiae_cli.data.pictures import PictureError, resize_pictures

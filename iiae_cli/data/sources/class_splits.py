@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.leaks import normalise_class
+from iiae_cli.data.datafile import normalise_class
 
 _LISTS = {
     "sempcyc-25": (

@@ -21,8 +21,16 @@ from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import SPLITS, Side, Split, sha256_of
-from iiae_cli.data.leaks import Seen, class_list_hash, normalise_class, refuse_leak
+from iiae_cli.common.files import sha256_of
+from iiae_cli.data.datafile import (
+    SPLITS,
+    Seen,
+    Side,
+    Split,
+    class_list_hash,
+    normalise_class,
+    refuse_leak,
+)
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS, GIVEN, ClassDivision, split_unseen
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files

@@ -22,8 +22,7 @@ from typing import NoReturn, TypeAlias
 from iiae_cli import __version__
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, write_errors
-from iiae_cli.data.datafile import sha256_of
+from iiae_cli.common.files import reading, sha256_of, write_errors
 
 MARKER = ".iiae-archive.json"
 Select: TypeAlias = Callable[[str], bool]  # whether the entry of a name is wanted

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import writing
+from iiae_cli.common.files import sha256_of, writing
 from iiae_cli.data import backbone as backbones
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, find_weights
-from iiae_cli.data.datafile import Side, Split, sha256_of
+from iiae_cli.data.datafile import Seen, Side, Split, refuse_leak
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,
@@ -35,7 +35,6 @@ from iiae_cli.data.finetune import (
     read_record,
     save_network,
 )
-from iiae_cli.data.leaks import Seen, refuse_leak
 from iiae_cli.data.sources.classes import classes_of, finish
 from iiae_cli.data.sources.plan import (
     Made,

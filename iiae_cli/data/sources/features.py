@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
-from iiae_cli.data.datafile import SPLITS, Side, Split
-from iiae_cli.data.leaks import UNKNOWN, Seen
+from iiae_cli.data.datafile import SPLITS, UNKNOWN, Seen, Side, Split
 from iiae_cli.model import Domain
 
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
-from iiae_cli.common.paths import data_folder
-from iiae_cli.data.datafile import sha256_of
+from iiae_cli.common.files import data_folder, reading, sha256_of
 from iiae_cli.data.sources.cdcb import Recipe, coloured_splits
 from iiae_cli.data.sources.pairs import plan_halves
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions

@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
-from iiae_cli.data.datafile import SPLITS, sha256_of
+from iiae_cli.common.files import reading, sha256_of
+from iiae_cli.data.datafile import SPLITS
 from iiae_cli.data.sources.pairs import Pair, divide, plan_pairs
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.model import DOMAINS

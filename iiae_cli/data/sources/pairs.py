@@ -29,8 +29,8 @@ from iiae_cli.data.pictures import (
     natural_key,
     picture_size_of,
     pictures_in,
+    resize_picture,
 )
-from iiae_cli.data.resize import resize_picture
 from iiae_cli.data.sources.plan import (
     Plan,
     Prepared,

@@ -14,9 +14,8 @@ from typing import Any
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, block_store, differences
+from iiae_cli.data.blocks import Arrays, Part, PartFile, block_store, differences, write_part
 from iiae_cli.data.datafile import DataFile, versions, write_data_file
-from iiae_cli.data.shards import Part, PartFile, write_part
 from iiae_cli.data.sources.manifest import is_manifest, pictures_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.registry import EMBEDDED, build

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.paths import data_folder
+from iiae_cli.common.files import data_folder
 from iiae_cli.data.sources.cars import plan_cars
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes

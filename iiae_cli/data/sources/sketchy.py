@@ -13,8 +13,8 @@ from pathlib import Path
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Split, sha256_of
-from iiae_cli.data.leaks import UNKNOWN, normalise_class
+from iiae_cli.common.files import sha256_of
+from iiae_cli.data.datafile import UNKNOWN, Split, normalise_class
 from iiae_cli.data.sources.class_splits import (
     CLASS_SPLITS,
     DEFAULT_SPLIT,

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from helpers import refusal
 
-from iiae_cli.data.leaks import class_list_hash, normalise_class
+from iiae_cli.data.datafile import class_list_hash, normalise_class
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS, split_named, split_unseen
 
 HASHES = {

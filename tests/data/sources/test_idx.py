@@ -7,7 +7,7 @@ import pytest
 from helpers import built, refusal
 from PIL import Image
 
-from iiae_cli.data.datafile import sha256_of
+from iiae_cli.common.files import sha256_of
 from iiae_cli.data.sources import cdcb, idx
 from iiae_cli.data.sources.cdcb import colour_pair, resize_pictures, sketch_pair
 from iiae_cli.data.sources.idx import FILES, find_idx

@@ -7,7 +7,8 @@ import pytest
 from helpers import assembled, refusal
 from PIL import Image
 
-from iiae_cli.data.datafile import DataFile, sha256_of
+from iiae_cli.common.files import sha256_of
+from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.manifest import plan_manifest
 from iiae_cli.data.sources.plan import PrepareOptions
 

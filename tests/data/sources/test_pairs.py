@@ -8,7 +8,7 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.resize import resize_picture
+from iiae_cli.data.pictures import resize_picture
 from iiae_cli.data.sources.plan import PrepareOptions
 
 

@@ -8,7 +8,7 @@ import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
 from helpers import built, refusal
 
-from iiae_cli.data.leaks import class_list_hash
+from iiae_cli.data.datafile import class_list_hash
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.class_splits import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
