@@ -28,7 +28,7 @@ from iiae_cli.evaluation.paper import PaperRow, paper_table
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
-from iiae_cli.report.retrieval import class_examples, paired_examples
+from iiae_cli.report.retrieval import Ints, class_examples, paired_examples
 from iiae_cli.runs.directory import RunDir, run_versions
 from iiae_cli.runs.weights import LoadedModel
 
@@ -61,29 +61,26 @@ def write_report(measured: Measured, folder: Path) -> Path:
 
 def _values(measured: Measured) -> dict[str, object]:
     """Gathers everything that the template shows."""
-    loaded, figures, protocol = measured.loaded, measured.figures, measured.protocol
+    figures, protocol = measured.figures, measured.protocol
     split, pairs = measured.subject.split, measured.subject.pairs
     info = measured.run.read_info()
+    classes: list[Table] = []
+    ranked: dict[str, Ints] = {}
     if measured.by_class:
-        rows, charts = f"{len(split.x):,} × {len(split.y):,} rows", []
-        rule = "cosine distance; rows of the query's class are right."
         examples, classes = class_examples(pairs, split)
     else:
-        rows, classes = f"{len(split.x):,} pairs", []
-        rule = f"{protocol['metric']} distance; only its partner in the whole split is right."
         examples, ranked = paired_examples(pairs, split, protocol["metric"])
-        charts = sections.recall_charts(ranked)
     return {
         "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
-        "subtitle": f"Split {protocol['split']}, {rows}; model {loaded.fingerprint}, "
-        f"kept at step {loaded.details.get('step')}, objective {loaded.config.objective.kind}",
+        "about": protocol,
+        "rows": {"x": len(split.x), "y": len(split.y)},
+        "by_class": measured.by_class,
         "warnings": _warnings(info, protocol),
         "cards": sections.headline_cards(figures, pairs),
         "tables": figure_tables(figures),
         "paper": paper_table(measured.paper) if measured.paper else None,
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
-        "retrieval_note": f"Every row of one domain looks for its own in the other, {rule}",
-        "recall_charts": charts,
+        "recall_charts": sections.recall_charts(ranked),
         "examples": examples,
         "classes": classes,
         "grids": sections.translation_grids(
@@ -100,7 +97,7 @@ def _values(measured: Measured) -> dict[str, object]:
         "protocol": _mapping("Protocol", protocol),
         "versions": _versions(info.get("versions", {})),
         "facts": _mapping("Training", {key: info[key] for key in info if key not in _ELSEWHERE}),
-        "config": loaded.config.to_yaml(),
+        "config": measured.loaded.config.to_yaml(),
         "version": __version__,
     }
 

@@ -14,25 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.evaluation.disentanglement import DYING_NATS, LatentUsage, latent_usage
-from iiae_cli.evaluation.figures import (
-    Table,
-    bound_table,
-    latent_table,
-    probe_table,
-    swap_table,
-)
+from iiae_cli.evaluation.disentanglement import DYING_NATS, LATENTS, LatentUsage, latent_usage
+from iiae_cli.evaluation.figures import Table, bound_table, latent_table, probe_table, swap_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name
 from iiae_cli.evaluation.translation import Subject
-from iiae_cli.inference.trained import LatentKind
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import DOMAINS
 from iiae_cli.report.grids import analogy_grid, sample_grid, spread
 from iiae_cli.report.plots import Chart, Line, line_charts
 
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5
 MOST_NEAREST = 100  # on the axis of Recall@K
-_KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 _ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 Figures: TypeAlias = Mapping[str, Any]
@@ -83,12 +75,12 @@ def headline_cards(figures: Figures, pairs: EncodedPairs) -> list[Card]:
         if measured.get("l1") is not None:
             others = _quiet(measured, {"ssim": "SSIM", "lpips": "LPIPS", "lpips_vgg": "LPIPS VGG"})
             cards.append(Card(f"Guided translation L1, {_ARROWS[way]}", measured["l1"], others))
-    for domain, usage in _exclusive_usage(pairs).items():
-        nats = float(usage.kl.sum())
+    for name, usage in _usages(pairs).items():
+        nats = _nats(usage)
         lines: list[CardLine] = [("quiet", f"{usage.active} of {len(usage.kl)} dimensions active")]
         if nats < DYING_NATS:
             lines.insert(0, ("bad", f"▼ below {DYING_NATS:.0f} nats: says next to nothing"))
-        cards.append(Card(f"Exclusive KL of {domain}, nats", nats, lines))
+        cards.append(Card(f"KL of {name}, nats", nats, lines))
     for name, latent in figures.get("disentanglement", {}).get("latents", {}).items():
         if latent["leakage_mean"] is not None:
             title = f"Leakage of {name.replace('_', ' ')}"
@@ -255,26 +247,32 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
 
 def usage_table(pairs: EncodedPairs) -> Table:
     """Lists active dimensions per latent, and the exclusive KLs: no prior holds a shared latent."""
-    rows = []
-    for kind in _KINDS:
-        for domain in DOMAINS:
-            usage = latent_usage(pairs.of(domain), kind)
-            if usage is not None:
-                nats = float(usage.kl.sum()) if kind == "exclusive" else None
-                rows.append((f"{kind} {domain}", len(usage.kl), usage.active, nats))
+    rows = [
+        (name, len(usage.kl), usage.active, _nats(usage) if name.startswith("exclusive") else None)
+        for name, usage in _usages(pairs, "").items()
+    ]
     return Table("Latents in use", ["latent", "dimensions", "active", "KL, nats"], rows)
 
 
 def usage_charts(pairs: EncodedPairs) -> list[Chart]:
     """Draws the KL of every exclusive dimension, largest first; none without exclusive latents."""
-    lines = []
-    for domain, usage in _exclusive_usage(pairs).items():
-        nats = sorted(usage.kl.tolist(), reverse=True)
-        lines.append(Line(f"exclusive {domain}", list(enumerate(nats, 1)), marked=True))
+    lines = [
+        Line(name, list(enumerate(sorted(usage.kl.tolist(), reverse=True), 1)), marked=True)
+        for name, usage in _usages(pairs).items()
+    ]
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
     return line_charts(title, lines, x_label=label, y_label="KL, nats", scale="symlog")
 
 
-def _exclusive_usage(pairs: EncodedPairs) -> dict[Domain, LatentUsage]:
-    usages = {domain: latent_usage(pairs.of(domain), "exclusive") for domain in DOMAINS}
-    return {domain: usage for domain, usage in usages.items() if usage is not None}
+def _usages(pairs: EncodedPairs, start: str = "exclusive") -> dict[str, LatentUsage]:
+    """Returns the use of the model's latents by names such as `shared x` that start so."""
+    usages = {
+        f"{kind} {domain}": latent_usage(pairs.of(domain), kind)
+        for kind, domain in LATENTS
+        if kind.startswith(start)
+    }
+    return {name: usage for name, usage in usages.items() if usage is not None}
+
+
+def _nats(usage: LatentUsage) -> float:
+    return float(usage.kl.sum())

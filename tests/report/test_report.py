@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,6 @@ from helpers import Program, Trained
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
-from iiae_cli.evaluation.figures import Table
-from iiae_cli.report.page import render
 from iiae_cli.report.sections import cell
 
 SCRIPT = "<script>alert(1)</script>"
@@ -162,26 +159,16 @@ def test_hostile_names_are_text_only(
     run = tmp_path / "run <b>&amp;"
     shutil.copytree(trained.run, run)
     info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(info | {"warnings": [SCRIPT], "host": HOSTILE}))
+    (run / "run.json").write_text(
+        json.dumps(info | {"warnings": [SCRIPT, "\udcff"], "host": HOSTILE})
+    )
     _, page = report(iiae, tmp_path, run, "--data", hostile, "--task", "retrieval")
     text = (tmp_path / "out/index.html").read_text()
     assert "<script" not in text.lower() and "<img src=//evil" not in text
     assert SCRIPT in page.texts  # the warning, and classes
     assert page.texts.count(HOSTILE) >= 2
     assert any("run <b>&amp;" in line for line in page.texts)
-    assert "\x07" not in text
-
-
-def test_what_html_cannot_carry_is_replaced() -> None:
-    template = files("iiae_cli.report").joinpath("templates/report.html").read_text()
-    names = re.findall(r"{[{%] (?:if |for .* in )?([a-z_]+)", template)
-    values = dict.fromkeys(names, ())
-    table = Table("\udcff\x00 <b>", ["a"], [])
-    tables = dict.fromkeys(("usage", "protocol", "versions", "facts"), table)
-    text = render(**values | tables | {"title": "\udcff", "warnings": ["\x1b"]})
-    assert "\ufffd\ufffd &lt;b&gt;" in text
-    assert "\udcff" not in text and "\x1b" not in text
-    assert text.startswith("<!doctype html>")
+    assert "\x07" not in text and "\ufffd" in page.texts
 
 
 def test_the_page_of_classes(iiae: Program, tmp_path: Path) -> None:
@@ -243,22 +230,14 @@ def browse(profile: Path, page: Path, *options: str) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
 
-def requests_of_pages(log: Path) -> list[str]:
-    """Returns what pages requested; the browser's own errands have no page as their initiator."""
-    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
-    none = "not an origin"
-    return [p["url"] for p in events if p.get("initiator", none) != none and "url" in p]
-
-
 @browser
-def test_a_browser_shows_it_without_errors_or_requests(
+def test_a_browser_shows_it_without_errors(
     trained: Trained, hostile: Path, iiae: Program, tmp_path: Path
 ) -> None:
     report(iiae, tmp_path, trained.run, "--data", hostile, *FAST)
-    page, log = tmp_path / "out/index.html", tmp_path / "net.json"
-    text, console = browse(tmp_path / "profile", page, "--dump-dom", f"--log-net-log={log}")
-    assert console == []
-    assert requests_of_pages(log) == []
+    page = tmp_path / "out/index.html"
+    text, console = browse(tmp_path / "profile", page, "--dump-dom")
+    assert console == []  # which would also say that the page's policy forbade a request
     seen = Checked(text)
     assert SCRIPT in seen.text and not seen.all("script")
 
@@ -283,13 +262,3 @@ def test_a_browser_shows_it_without_errors_or_requests(
     (tmp_path / "frames.html").write_text(f"<body>{frames}<script>{script}</script>")
     text, _ = browse(tmp_path / "profile", tmp_path / "frames.html", "--dump-dom")
     assert text.count("[true,true]") == 2, re.findall(r"\[\w+,\w+\]", text)
-
-
-@browser
-def test_the_browser_would_tell(tmp_path: Path) -> None:
-    page, log = tmp_path / "bad.html", tmp_path / "net.json"
-    image = '<img src="https://evil.example/x.png">'
-    page.write_text(f"<!doctype html>{image}<script>nonsense()</script>")
-    _, console = browse(tmp_path / "profile", page, "--dump-dom", f"--log-net-log={log}")
-    assert any("nonsense" in line for line in console)
-    assert requests_of_pages(log) == ["https://evil.example/x.png"]
