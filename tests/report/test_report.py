@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Program, Trained
+from helpers import SMALL, Program, Trained
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
@@ -25,14 +25,6 @@ HOSTILE = (
 )[:300]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 FAST = ("--lpips", "none", "--samples", 1, "--probe-rows", 60)
-SMALL_FEATURES = (
-    "feature_width=16",
-    "exclusive_hidden=[16,8]",
-    "shared_hidden=8",
-    "shared=6",
-    "exclusive=4",
-    "decoder_hidden=8",
-)
 
 
 class Checked(HTMLParser):
@@ -117,21 +109,17 @@ def hostile(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def feature_run(iiae: Program, tmp_path: Path, test_classes: list[str], **attributes: str) -> Path:
-    """Trains on features of classes, 6 rows of each in either domain, y a turned noisy x."""
-    rng = np.random.default_rng(5)
-    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
-    splits = {}
+    """Trains on features of classes, 6 rows of each in either domain."""
+    draw, splits = np.random.default_rng(5), {}
     for name, classes in {"train": list("abcdef"), "test": test_classes}.items():
         labels = [label for label in classes for _ in range(6)]
-        centres = rng.normal(size=(len(classes), 12)).repeat(6, axis=0) * 3
-        x = (centres + rng.normal(size=centres.shape)).astype(np.float32)
-        y = ((x + 0.1 * rng.normal(size=x.shape)) @ turn).astype(np.float32)
+        x, y = draw.normal(size=(2, len(labels), 12)).astype(np.float32)
         ids = [f"{name}/{number}" for number in range(len(x))]
         splits[name] = Split(Side(x, ids, labels), Side(y, ids, labels))
     write_data_file(tmp_path / "mine.h5", "mine", splits, attributes)
-    small = [word for value in SMALL_FEATURES for word in ("--set", f"model.{value}")]
+    small = ("--set", "model.shared=6", "--set", "model.exclusive=4", "--steps", 4)
     arguments = ("train", "--preset", "features", "--data", "mine.h5", "--run", "run")
-    assert iiae(*arguments, "--steps", 4, *small).code == 0
+    assert iiae(*arguments, *small).code == 0
     return tmp_path / "run"
 
 
@@ -190,10 +178,8 @@ def test_the_page_of_paired_features_shows_ids(iiae: Program, tmp_path: Path) ->
 def test_without_exclusive_latents_and_without_records(
     trained: Trained, iiae: Program, tmp_path: Path
 ) -> None:
-    small = ("model.widths=[8,8]", "model.decoder_widths=[8,8]", "objective.kind=ii")
-    options = [word for value in small for word in ("--set", value)]
     arguments = ("train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run")
-    assert iiae(*arguments, "--steps", 2, *options).code == 0
+    assert iiae(*arguments, *SMALL, "--steps", 2, "--set", "objective.kind=ii").code == 0
     (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/run.json").write_text("[torn")
     _, page = report(iiae, tmp_path, tmp_path / "run", "--task", "retrieval")
