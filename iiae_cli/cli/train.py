@@ -184,7 +184,7 @@ def _resolve(
     )
     for key, value, source in resolved.rows():
         if source != "default":
-            console.detail(f"{key} = {json.dumps(value)} ({source})")
+            console.say(f"{key} = {json.dumps(value)} ({source})", level=1)
     return resolved
 
 

@@ -9,17 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from datetime import timedelta
+from typing import Any
 
 LINE_SECONDS = 5.0  # between progress lines in a pipe
-RATE_SECONDS = 30.0  # the pace is measured over
 
 _verbosity = 0
 
@@ -30,15 +25,9 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
-def say(message: str) -> None:
-    """Print a line of information on stderr."""
-    if _verbosity >= 0:
-        _stderr(message)
-
-
-def detail(message: str) -> None:
-    """Print a line on stderr that only -v shows."""
-    if _verbosity >= 1:
+def say(message: str, level: int = 0) -> None:
+    """Print a line of information on stderr; one of level 1 with -v alone."""
+    if _verbosity >= level:
         _stderr(message)
 
 
@@ -68,11 +57,8 @@ def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     indent = 2 if sys.stdout.isatty() else None
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file name that is no UTF-8
-        text = json.dumps(value, indent=indent, allow_nan=False)
-    print_line(text)
+    # Bytes of a file name that are no UTF-8 become escapes.
+    print_line(text.encode("utf-8", "backslashreplace").decode())
 
 
 def print_line(text: str) -> None:
@@ -87,10 +73,7 @@ def print_table(
     *,
     header: bool = True,
 ) -> None:
-    """Print a table on stdout: drawn on a terminal, tab-separated in a pipe.
-
-    `header=False` leaves the header out in a pipe.
-    """
+    """Print a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe."""
     cells = [
         [f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
         for row in rows
@@ -110,56 +93,40 @@ def print_table(
 
 
 class Progress:
-    """One piece of work under way; made by `progress`.
-
-    Attributes:
-        total: units of work in all.
-        done: units done.
-        facts: what else to show, by name, in this order; a terminal shows it below the bar.
-    """
+    """One piece of work under way; made by `progress`."""
 
     def __init__(self, total: int, unit: str, items: tuple[int, str] | None = None) -> None:
-        self.total = total
-        self.done = 0
-        self.facts: dict[str, str] = {}
+        self.total, self.done = total, 0
+        self.facts: dict[str, str] = {}  # what else to show, by name, in this order
+        self.draw: Callable[[], None] = self._print_line
         self._unit = unit
         self._per_unit, self._item = items or (1, unit)
-        self._last_line = time.monotonic()
-        self._marks = deque([(self._last_line, 0)])  # (time, units done then)
-        self._bar: tuple[Bar, TaskID] | None = None
+        self._started = self._last_line = time.monotonic()
+        self._first = 0
 
     def start_at(self, done: int) -> None:
         """Begin at `done`, for resumed work."""
-        self._marks = deque([(time.monotonic(), done)])
+        self._started, self._first = time.monotonic(), done
         self.update(done)
 
     def update(self, done: int) -> None:
         """Show that `done` units are done."""
         self.done = done
+        self.draw()
+
+    def _print_line(self) -> None:
         now = time.monotonic()
-        if now - self._marks[-1][0] >= RATE_SECONDS / 60:
-            self._marks.append((now, done))
-            while now - self._marks[0][0] > RATE_SECONDS and len(self._marks) > 2:
-                self._marks.popleft()
-        if self._bar is not None:
-            bar, task = self._bar
-            bar.update(task, completed=done, pace=self.pace())
-        elif now - self._last_line >= LINE_SECONDS:
+        if now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            say(", ".join([f"{done}/{self.total} {self._unit}", self.pace(), *self.fact_texts()]))
+            say(", ".join([f"{self.done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
 
     def pace(self) -> str:
-        """Items a second over the last half minute, and the time left at that pace."""
-        started, first = self._marks[0]
-        rate = (self.done - first) / max(1e-9, time.monotonic() - started)
-        left = "?"
-        if rate > 0:
-            minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
-            hours, minutes = divmod(minutes, 60)
-            left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        """Items a second since the beginning, and the time left at that pace."""
+        rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
+        left = timedelta(seconds=round((self.total - self.done) / rate)) if rate > 0 else "?"
         return f"{rate * self._per_unit:.3g} {self._item}/s, {left} left"
 
-    def fact_texts(self) -> list[str]:
+    def texts(self) -> list[str]:
         """Names and values of the facts."""
         return [f"{name} {value}" for name, value in self.facts.items()]
 
@@ -170,11 +137,7 @@ def progress(
 ) -> Iterator[Progress]:
     """Show progress on stderr: a live bar on a terminal, a line every few seconds elsewhere.
 
-    Args:
-        label: what is being done.
-        total: units of work in all.
-        unit: name of the units.
-        items: how many of what each unit holds, such as (32, "pairs"), for the pace.
+    `items` says how many of what each unit holds, such as (32, "pairs"), for the pace.
     """
     tracker = Progress(total, unit, items)
     if not sys.stderr.isatty() or _verbosity < 0:
@@ -191,7 +154,7 @@ def progress(
 
         def get_renderables(self) -> Iterator[Any]:
             yield from super().get_renderables()
-            facts = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in tracker.fact_texts()]
+            facts = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in tracker.texts()]
             if facts:
                 yield Padding(Text("   ".join(facts)), (0, 0, 0, 2))
 
@@ -202,5 +165,6 @@ def progress(
         TextColumn("{task.fields[pace]}", markup=False),
     )
     with Display(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        tracker._bar = bar, bar.add_task(label, total=total, pace="")
+        task = bar.add_task(label, total=total, pace="")
+        tracker.draw = lambda: bar.update(task, completed=tracker.done, pace=tracker.pace())
         yield tracker

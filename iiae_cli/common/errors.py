@@ -8,17 +8,12 @@ from __future__ import annotations
 
 EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
-EXIT_INTERRUPTED = 75
+EXIT_INTERRUPTED = 75  # after SIGTERM and the like
 EXIT_CTRL_C = 130
 
 
 class IiaeError(Exception):
-    """A user's error.
-
-    Args:
-        message: one sentence that names what is wrong.
-        hint: one sentence that names what mends it.
-    """
+    """A user's error: one sentence on what is wrong, and a hint on what mends it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -27,14 +22,9 @@ class IiaeError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal stopped the work after everything was saved.
-
-    Args:
-        exit_code: 75 after SIGTERM and the like, 130 after Ctrl-C.
-        where: what was saved, for the message; empty if another process says it.
-    """
+    """A signal stopped the work after everything was saved."""
 
     def __init__(self, exit_code: int, where: str) -> None:
         super().__init__(where)
         self.exit_code = exit_code
-        self.where = where
+        self.where = where  # what was saved; empty if another process says it

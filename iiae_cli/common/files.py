@@ -1,12 +1,11 @@
-"""Files that exist are whole: each is written beside its path and renamed to it."""
+"""Where files lie by default, and files that are whole: written beside their path, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
+LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -48,7 +48,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse to replace a file or folder unless `overwrite`."""
     if path.exists() and not overwrite:
         raise IiaeError(
-            f"{path} exists already", "pass --overwrite to replace it, or choose another output"
+            f"{path} already exists", "pass --overwrite to replace it, or choose another output"
         )
 
 
@@ -61,21 +61,20 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
         sync: wait for the disk; False suits many small files that can be made again.
         folder: holds the temporary file, on the same file system; None: beside `path`.
     """
+    name = f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}"
+    temporary = (folder or path.parent) / name
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", folder or path.parent)
-        os.close(handle)
-    temporary = Path(name)
+        temporary.touch(exist_ok=False)
     try:
         with write_errors(path):
             yield temporary
             if sync:
-                _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+                sync_file(temporary)
             temporary.replace(path)
             if sync:
-                with suppress(OSError):  # some file systems cannot sync a folder
-                    _sync(path.parent)
+                with suppress(OSError, IiaeError):  # some file systems cannot sync a folder
+                    sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -91,9 +90,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the file's content is on the disk."""
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     with write_errors(path):
-        _sync(path)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -110,10 +113,8 @@ def write_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         code = _errno(error)
         if code in _FULL:
-            parent = next(parent for parent in path.absolute().parents if parent.exists())
-            free = shutil.disk_usage(parent).free / 2**20
             raise IiaeError(
-                f"no space left while writing {path} ({free:.0f} MiB free); nothing was replaced",
+                f"no space left while writing {path}; nothing was replaced",
                 "free some space or choose another path, then run again (with --resume)",
             ) from error
         if code in _FORBIDDEN:
@@ -127,6 +128,15 @@ def write_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _errno(error: OSError | RuntimeError) -> int:
+    """The error's number, else 0; h5py reports a full disk in a text that names the number."""
+    code = getattr(error, "errno", None)
+    if isinstance(code, int):
+        return code
+    known = (*_FULL, errno.EACCES)
+    return next((code for code in known if f"errno = {code}," in str(error)), 0)
+
+
 def sha256_of(*paths: Path) -> str:
     """One hex digest over the contents of files, in this order."""
     digest = hashlib.sha256()
@@ -137,41 +147,11 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _errno(error: OSError | RuntimeError) -> int | None:
-    """The error's number; h5py reports a full disk without one, in a text that names it."""
-    code = getattr(error, "errno", None)
-    if isinstance(code, int):
-        return code
-    text = str(error)
-    for code in (*_FULL, errno.EACCES):
-        if f"errno = {code}," in text or os.strerror(code) in text:
-            return code
-    return None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)  # a folder too
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
-
-
 @contextmanager
 def locked(folder: Path, hint: str) -> Iterator[None]:
     """Keep other processes from working in a folder while inside.
 
-    Raises:
-        IiaeError: another process works there.
+    The system takes the lock back when its process dies.
     """
     from filelock import FileLock, Timeout  # not at every start
 
@@ -218,13 +198,8 @@ def index_file(
 ) -> tuple[Path, str]:
     """The gallery and how it was chosen.
 
-    In this order: `--index`, `IIAE_INDEX`, the only latent cache in the current folder,
-    RUN/gallery.h5.
-
-    Args:
-        option: `--index`.
-        run: `--run`.
-        is_cache: returns whether an HDF5 file is a latent cache.
+    In this order: `--index`, `IIAE_INDEX`, the only latent cache (as `is_cache` tells) in the
+    current folder, gallery.h5 of the run.
     """
     if option is not None:
         return option, "--index"
@@ -236,9 +211,8 @@ def index_file(
         return caches[0], "the only latent cache in this folder"
     gallery = run_folder(run)[0] / "gallery.h5"
     if not gallery.exists():
-        several = f"{len(caches)} latent caches lie here and " if caches else ""
         raise IiaeError(
-            f"no gallery was named; {several}{gallery} does not exist",
+            f"no gallery was named; {gallery} does not exist",
             "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5",
         )
     return gallery, "the run's gallery"

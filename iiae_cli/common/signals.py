@@ -1,8 +1,7 @@
 """Signals set a flag; work asks for it after every step and before every block.
 
 Nothing is raised from a signal handler, so no file is ever left half-written by one. Work that
-takes long asks often enough to end within about five seconds. Imports nothing heavy: the flag
-stands before torch is imported.
+takes long asks often enough to end within about five seconds.
 """
 
 from __future__ import annotations
@@ -20,14 +19,10 @@ _USABLE = ("HUP", "QUIT", "TERM", "USR1", "USR2", "XCPU")
 
 
 class Stop:
-    """Whether work should stop, and with which exit code.
-
-    Attributes:
-        deadline: `time.monotonic()` after which to stop; None: never.
-    """
+    """Whether work should stop, and with which exit code."""
 
     def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
+        self.deadline = deadline  # `time.monotonic()` after which to stop
         self._code: int | None = None
 
     @property
@@ -41,14 +36,7 @@ class Stop:
         self._code = exit_code
 
     def check(self, saved: str = "nothing was lost; run the same command with --resume") -> None:
-        """End here if work should stop.
-
-        Args:
-            saved: what the message says: what is saved, and how to go on.
-
-        Raises:
-            Interrupted: it should.
-        """
+        """Raise `Interrupted` if work should stop; `saved` says how to go on."""
         code = self.exit_code
         if code is not None:
             raise Interrupted(code, saved)
@@ -58,17 +46,12 @@ NEVER = Stop()  # for work that nobody interrupts
 
 
 def signal_of(name: str) -> signal.Signals:
-    """The signal of a name, with or without SIG.
-
-    Raises:
-        IiaeError: no such signal, or one that a process cannot catch or that means something else
-            here.
-    """
+    """The signal of a name, with or without SIG, if a process can stop by it."""
     short = name.upper().removeprefix("SIG")
     if short not in _USABLE:
-        names = ", ".join(_USABLE)
         raise IiaeError(
-            f"--preempt-signal {name} is no signal to stop by", f"choose one of {names}"
+            f"--preempt-signal {name} is no signal to stop by",
+            f"choose one of {', '.join(_USABLE)}",
         )
     return signal.Signals[f"SIG{short}"]
 
@@ -79,9 +62,6 @@ def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
 
     The old handlers come back afterwards, unless the flag is set: then further signals are ignored,
     so that the process ends with its own exit code.
-
-    Raises:
-        IiaeError: `preempt` names no signal to stop by.
     """
     stop = Stop()
 

@@ -27,6 +27,11 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    content = json.dumps(header, sort_keys=True) + digest_of(tensors)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
     """Write a safetensors file with a checksum over its tensors and its header."""
     metadata = {**header, "checksum": _checksum(tensors, header)}
@@ -34,46 +39,29 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str,
 
 
 def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a file that `save_tensors` wrote.
-
-    Raises:
-        IiaeError: missing, damaged, or of another schema.
-    """
-    with reading(path, hint), safe_open(path, framework="pt") as file:
-        header = _header(file.metadata(), path, schema, hint)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """Header and tensors of a file that `save_tensors` wrote under this schema."""
+    header = read_header(path, schema, hint)
+    with reading(path, hint):
+        tensors = load_file(path)
         if header.pop("checksum", "") != _checksum(tensors, header):
             raise ValueError("its content does not match its checksum")
     return header, tensors
 
 
 def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
-    """The header alone; neither tensors nor the checksum are read.
-
-    Raises:
-        IiaeError: missing, damaged, or of another schema.
-    """
+    """The header alone; neither tensors nor the checksum are read."""
     with reading(path, hint), safe_open(path, framework="pt") as file:
-        return _header(file.metadata(), path, schema, hint)
-
-
-def _header(header: dict[str, str] | None, path: Path, schema: str, hint: str) -> dict[str, str]:
-    found = (header or {}).get("schema", "none")
-    if found != schema:
-        raise IiaeError(f"{path} has schema {found}, expected {schema}", hint)
-    return dict(header or {})
-
-
-def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    content = json.dumps(header, sort_keys=True) + digest_of(tensors)
-    return hashlib.sha256(content.encode()).hexdigest()
+        header = dict(file.metadata() or {})
+        given = header.get("schema", "none")
+        if given != schema:
+            raise IiaeError(f"{path} has schema {given}, expected {schema}", hint)
+    return header
 
 
 def read_state_dict(path: Path, hint: str) -> dict[str, Tensor]:
     """Read another program's weights: `.safetensors`, or what `torch.save` wrote, tensors alone.
 
-    Raises:
-        IiaeError: missing, damaged, no state dict, or a pickle that holds code.
+    A pickle that holds code is refused.
     """
     regular_file(path, hint)
     try:

@@ -77,7 +77,7 @@ def test_a_job_array_and_its_merge_equal_one_call(
     outcome = iiae("prepare", "pairs", *paths, "--merge", "-o", "d.h5", "--resume")
     assert outcome.code == 3 and "complete already" in outcome.err
     merge = ("prepare", *paths, "--merge", "-o", "d.h5")
-    assert "d.h5 exists already" in iiae(*merge).error()[0]
+    assert "d.h5 already exists" in iiae(*merge).error()[0]
     assert iiae(*merge, "--overwrite", "--pictures", "p").code == 3
     assert len(list(Path("p").rglob("*.png"))) == 16
 

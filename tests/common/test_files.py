@@ -117,7 +117,7 @@ def test_an_existing_path_is_refused_unless_it_may_be_replaced(path: Path) -> No
     refuse_existing(path, overwrite=False)
     refuse_existing(path.parent, overwrite=True)
     error = refusal(refuse_existing, path.parent, overwrite=False)
-    assert error.message == f"{path.parent} exists already" and "--overwrite" in error.hint
+    assert error.message == f"{path.parent} already exists" and "--overwrite" in error.hint
 
 
 # ---- what the system refuses

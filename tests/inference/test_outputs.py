@@ -55,7 +55,7 @@ def test_many_inputs_of_one_stem_are_numbered_at_once(tmp_path):
 
 def test_an_existing_file_is_refused_unless_it_may_be_replaced(tmp_path):
     (tmp_path / "2-to-y-sample1.png").write_text("mine")
-    with pytest.raises(IiaeError, match=r"2-to-y-sample1.png exists already") as refused:
+    with pytest.raises(IiaeError, match=r"2-to-y-sample1.png already exists") as refused:
         plan(tmp_path, ["1.png", "2.png"])
     assert "--overwrite" in refused.value.hint
     assert plan(tmp_path, ["1.png", "2.png"], overwrite=True)[1] == ["2-to-y-sample1.png"]

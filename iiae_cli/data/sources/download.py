@@ -187,7 +187,7 @@ def fetch(archive: Archive, path: Path) -> str:
             return url
         except (RequestException, ValueError) as error:  # the latter of a checksum or a size
             reasons.append(f"{url}: {' '.join(str(error).split())}")
-            console.detail(reasons[-1])
+            console.say(reasons[-1], level=1)
     raise IiaeError(
         f"{path.name} could not be downloaded ({'; '.join(reasons)})",
         f"run the same command again later, or fetch {path.name} elsewhere and pass it as SOURCE",
