@@ -54,7 +54,7 @@ class Outcome:
         return value
 
     def error(self) -> tuple[str, str]:
-        """The error and hint lines of a user's error, and nothing like a traceback beside them."""
+        """The error and hint lines of a user's error, without a traceback."""
         assert "Traceback" not in self.err
         lines = self.err.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]

@@ -41,9 +41,7 @@ TINY = (
 )
 
 _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink")
-_reports = (
-    -1
-)  # the file in which a child tells how many moments there were, and when the chosen one was
+_reports = -1  # file in which a child reports how many moments there were, and when it acted
 
 
 class Moments:
@@ -126,25 +124,19 @@ def run_child(job: dict[str, Any], err: Path) -> None:
 
 
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in the server itself, so that its children find imported what is imported on the
-    way.
-    """
+    """Run a job in the server itself: its children find imported what is imported on the way."""
     from iiae_cli.cli import app as cli
 
     os.chdir(job["folder"])
     sys.argv = ["iiae", *job["arguments"]]
-    silent = io.StringIO()
-    with (
-        contextlib.redirect_stdout(silent),
-        contextlib.redirect_stderr(silent),
-        contextlib.suppress(SystemExit),
-    ):
+    out = contextlib.redirect_stdout(io.StringIO())
+    with out, contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         cli.main()
     return {}
 
 
 def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """Run a job in children and say how they ended."""
+    """Run a job in children; returns how they ended."""
     global _reports
     _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     children = fork_children(job, scratch)
@@ -157,8 +149,8 @@ def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
     os.close(_reports)
     errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]
-    told = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0}
-    return {**told, "moments": count, "codes": codes, "errs": errs}
+    done = {"code": codes[0], "err": errs[0], "seconds": ended - when if when else 0.0}
+    return {**done, "moments": count, "codes": codes, "errs": errs}
 
 
 def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
@@ -191,18 +183,18 @@ def serve() -> None:
 
 
 class Server:
-    """The server's other end.
-
-    Args:
-        scratch: a folder for what the server notes.
-    """
+    """The server's other end; it notes what it has to in a scratch folder."""
 
     def __init__(self, scratch: Path) -> None:
-        command = [sys.executable, __file__, str(scratch)]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("IIAE_")}
         kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=kept)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(scratch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=kept,
+        )
 
     def run(self, folder: Path, *arguments: object, **job: Any) -> dict[str, Any]:
         """Run the program once."""
@@ -210,8 +202,8 @@ class Server:
         job |= {"folder": str(folder), "arguments": [str(word) for word in arguments]}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        told: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return told
+        done: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return done
 
     def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
         """Train the smallest model on the data set d.h5 that lies in the folder."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 from helpers import SMALL, Program, Trained
 from PIL import Image
 from safetensors.torch import save_file
@@ -151,11 +150,11 @@ def test_print_config_shows_values_and_their_sources(
 
 
 def test_verbose_and_quiet_change_stderr_alone(iiae: Program) -> None:
-    base = ("prepare", "digits-cdcb", "--limit", "20", "--overwrite", "-o", "d.h5", "--json")
-    iiae(*base)
+    iiae("prepare", "digits-cdcb", "--limit", "20", "-o", "d.h5")
     tiny = ("--data", "d.h5", "--run", "r", "--steps", 1, "--overwrite", "--json", *SMALL)
-    small = ("train", "--preset", "digits-cdcb", *tiny)
-    plain, loud, silent = iiae(*small), iiae("-v", *small), iiae("-q", *small)
+    plain, loud, silent = (
+        iiae(*flag, "train", "--preset", "digits-cdcb", *tiny) for flag in ((), ("-v",), ("-q",))
+    )
     assert "objective.lambda = 5.0 (preset digits-cdcb)" in loud.err
     assert "objective.lambda" not in plain.err and "training pairs" in plain.err
     assert all(line.startswith("warning: ") for line in silent.err.splitlines())
@@ -184,14 +183,10 @@ def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> No
 
 
 def test_prepare_pairs_skips_unreadable_pictures_and_exits_3(iiae: Program) -> None:
-    rng = np.random.default_rng(0)
     for domain in "xy":
-        folder = Path("mine") / domain
-        folder.mkdir(parents=True)
+        Path("mine", domain).mkdir(parents=True)
         for number in range(10):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
-                folder / f"{number}.png"
-            )
+            Image.new("RGB", (16, 16)).save(f"mine/{domain}/{number}.png")
     Path("mine/y/4.png").write_bytes(b"not a picture")
     outcome = iiae("prepare", "pairs", "mine", "-o", "mine.h5", "--json")
     assert outcome.code == 3
@@ -209,21 +204,11 @@ def test_a_truncated_data_file_is_refused(iiae: Program, trained: Trained) -> No
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("damage", ["schema", "cut", "flipped"])
-def test_weights_that_are_damaged_or_of_another_schema_are_refused(
-    iiae: Program, trained: Trained, damage: str
-) -> None:
-    content = bytearray((trained.run / "model.safetensors").read_bytes())
+def test_weights_of_another_schema_are_refused(iiae: Program, trained: Trained) -> None:
     Path("run").mkdir()
-    path = Path("run/model.safetensors")
-    if damage == "schema":
-        save_file({"w": torch.zeros(2)}, path, metadata={"schema": "iiae.model/0"})
-    else:
-        content[-100] ^= 0xFF
-        path.write_bytes(content[:-1000] if damage == "cut" else content)
+    save_file({}, "run/model.safetensors", metadata={"schema": "iiae.model/0"})
     outcome = iiae("evaluate", "--run", "run", "--data", trained.data)
-    expected = "iiae.model/0" if damage == "schema" else "is damaged"
-    assert outcome.code == 2 and expected in outcome.error()[0]
+    assert outcome.code == 2 and "iiae.model/0" in outcome.error()[0]
 
 
 def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:
