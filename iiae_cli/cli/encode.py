@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +22,7 @@ from iiae_cli.cli.options import (
     SplitOption,
     WorkersOption,
     finish,
+    option,
     shard_of,
     shard_output,
 )
@@ -33,32 +32,22 @@ from iiae_cli.common.files import refuse_existing
 from iiae_cli.common.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
+    from iiae_cli.data.blocks import Part
     from iiae_cli.inference.encoding import EncodeJob
+    from iiae_cli.inference.trained import LatentKind
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; the fields are the options of `command`."""
+    """Where the latents are written."""
 
-    inputs: list[str]
     output: Path
-    domain: DomainName | None = None
-    run: Path | None = None
-    latents: Literal["shared", "exclusive", "both"] = "both"
-    logvar: bool = False
-    split: str = "test"
-    batch_size: int | None = None
-    workers: int = 2
-    dtype: Literal["float32", "float16"] | None = None
-    shard: str | None = None
-    merge: bool = False
+    shard: tuple[int, int] | None = None  # (I, N)
     resume: bool = False
-    device: str = "auto"
-    nul: bool = False
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Written:
     """A cache, or one part of it, as `--json` prints it."""
 
@@ -66,7 +55,7 @@ class Written:
     rows: int
     domain: str
     fingerprint: str
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `--json` prints."""
@@ -82,38 +71,30 @@ def command(
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, -, .h5 or .npy.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The latent cache to write.")],
-    domain: Annotated[DomainName | None, typer.Option(help="Domain of the inputs.")] = None,
+    output: Annotated[Path, option("The latent cache to write.", "-o", "--output")],
+    domain: Annotated[DomainName | None, option("Domain of the inputs.")] = None,
     run: RunOption = None,
     split: SplitOption = "test",
     nul: NulFlag = False,
     latents: Annotated[
-        Literal["shared", "exclusive", "both"],
-        typer.Option(help="Which latents to keep.", rich_help_panel=OUTPUT),
+        Literal["shared", "exclusive", "both"], option("Which latents to keep.", panel=OUTPUT)
     ] = "both",
     logvar: Annotated[
-        bool,
-        typer.Option(
-            "--logvar", help="Keep log-variances beside the means.", rich_help_panel=OUTPUT
-        ),
+        bool, option("Keep log-variances beside the means.", "--logvar", panel=OUTPUT)
     ] = False,
     dtype: Annotated[
         Literal["float32", "float16"] | None,
-        typer.Option(help="Number format of the cache [float32].", rich_help_panel=OUTPUT),
+        option("Number format of the cache [float32].", panel=OUTPUT),
     ] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows at once [by their shape].", rich_help_panel=RUNNING),
+        int | None, option("Rows at once [by their shape].", panel=RUNNING, min=1)
     ] = None,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
-    merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Join what shards wrote.", rich_help_panel=RUNNING),
-    ] = False,
+    merge: Annotated[bool, option("Join what shards wrote.", "--merge", panel=RUNNING)] = False,
     resume: ResumeFlag = False,
 ) -> None:
     """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.
@@ -129,175 +110,132 @@ def command(
           in a SLURM job array
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
-    given = dict(locals())
-    del given["as_json"]
+    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.inference.encoding import EncodeJob
+    from iiae_cli.inference.inputs import open_inputs
+    from iiae_cli.inference.latents import LatentFormat
+    from iiae_cli.inference.trained import open_run
+
     with stop_on_signals() as stop:
-        options = Options(**given)
-        written = merge_parts(options, stop) if merge else encode(options, stop)
+        paths = expand_inputs(inputs, nul=nul)
+        if merge:
+            for name, value in (("shard", shard), ("dtype", dtype)):
+                if value is not None:
+                    raise IiaeError(f"--{name} does not apply to --merge", f"leave --{name} out")
+            written = merge_parts(paths, Options(output, None, resume, overwrite), stop)
+        else:
+            part = None if shard is None else shard_of(shard)
+            options = Options(shard_output(output, shard, part), part, resume, overwrite)
+            if domain is None:
+                raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
+            loaded = open_run(run, device)
+            kinds = _kinds(latents, loaded.model.exclusive_dim)
+            form = LatentFormat(kinds, logvar, dtype or "float32")
+            shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
+            rows = open_inputs(paths, domain, shape, split=split, workers=workers)
+            written = encode(EncodeJob.of(loaded, rows, domain, form, batch_size), options, stop)
         for line in written.skipped:
             console.warn(f"skipped {line}")
         finish(written, as_json, written.skipped)
 
 
-def encode(options: Options, stop: Stop) -> Written:
-    """Encode all inputs, or one shard of them.
+def _kinds(latents: str, exclusive_dim: int) -> tuple[LatentKind, ...]:
+    """Returns the kinds of latents to keep, of those that the model has."""
+    if latents == "shared" or (latents == "both" and not exclusive_dim):
+        return ("shared",)
+    if not exclusive_dim:
+        raise IiaeError("this model was trained without exclusive latents", "pass --latents shared")
+    return ("exclusive",) if latents == "exclusive" else ("shared", "exclusive")
+
+
+def encode(job: EncodeJob, options: Options, stop: Stop) -> Written:
+    """Encode all inputs of a job, or one shard of them.
 
     Raises:
-        IiaeError: no model, no input, an output that exists, or inputs of another shape.
+        IiaeError: the output exists, or none of the inputs can be read.
         Interrupted: a signal came; what is encoded is saved.
     """
-    from iiae_cli.data.blocks import Part, block_store, write_part
-    from iiae_cli.inference.encoding import texts_of, write_blocks
+    from iiae_cli.data.blocks import Part, block_store
+    from iiae_cli.inference.encoding import write_blocks
 
-    shard = None if options.shard is None else shard_of(options.shard)
-    output = shard_output(options.output, options.shard, shard)
-    job = _plan(options)
+    output, resume, overwrite = options.output, options.resume, options.overwrite
+    part = None if options.shard is None else Part(*options.shard)
+    settings = job.settings()
     stop.check()
-    settings, part = job.settings(), Part(*(shard or (0, 1)))
-    if options.resume and (done := _finished(options, output, settings, shard)):
+    if done := _finished(output, settings, part, resume, overwrite):
         return done
-    refuse_existing(output, options.overwrite)
-    numbers = part.of(job.total)
-    rows = job.rows_of(numbers)
-    if shard is not None:
-        range_ = f"inputs {rows.start} to {rows.stop - 1}" if len(rows) else "no inputs"
+    numbers = (part or Part(0, 1)).of(job.total)
+    positions = job.rows_of(numbers)
+    if part is not None:
+        first, last = positions.start, positions.stop - 1
+        range_ = f"inputs {first} to {last}" if len(positions) else "no inputs"
         console.say(f"shard {part.name}: {range_} of {job.inputs.total}")
     with (
-        block_store(output, settings, resume=options.resume, overwrite=options.overwrite) as store,
-        console.progress("encoding", len(rows), "inputs") as bar,
+        block_store(output, settings, resume=resume, overwrite=overwrite) as store,
+        console.progress("encoding", len(positions), "inputs") as bar,
     ):
-        if len(store):
-            done_rows = len(rows) - sum(
-                len(job.rows_of(range(n, n + 1))) for n in store.missing(numbers)
-            )
-            console.say(f"resuming {output} at input {done_rows} of {len(rows)}")
-            bar.start_at(done_rows)
-        job.make(store, numbers, stop=stop, advance=bar.update)
-        if shard is None:
-            texts = write_blocks(output, settings, lambda: map(store.read, numbers), store.folder)
-        else:
-            texts = texts_of(map(store.read, numbers))
-            about = {"rows": len(texts["ids"]), "skipped": texts["skipped"]}
-            write_part(output, store, part, job.total, about)
-    return _written(output, settings, len(texts["ids"]), texts["skipped"])
-
-
-def _plan(options: Options) -> EncodeJob:
-    """Returns the job, before any row is read."""
-    from iiae_cli.builders import choose_device
-    from iiae_cli.common.files import run_folder
-    from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.encoding import EncodeJob, batch_size_for
-    from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import LatentCache, LatentFormat
-    from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
-    from iiae_cli.runs.directory import RunDir
-    from iiae_cli.runs.weights import load_model
-
-    paths, domain = expand_inputs(options.inputs, nul=options.nul), options.domain
-    if domain is None:
-        raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
-    folder, chosen = run_folder(options.run)
-    loaded = load_model(RunDir(folder), choose_device(options.device))
-    console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
-    kinds: tuple[LatentKind, ...] = ("shared", "exclusive")
-    if options.latents != "both":
-        kinds = (options.latents,)
-    if not loaded.model.exclusive_dim:
-        if options.latents == "exclusive":
-            raise IiaeError(
-                "this model was trained without exclusive latents", "pass --latents shared"
-            )
-        kinds = ("shared",)
-    shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
-    inputs = open_inputs(paths, domain, shape, split=options.split, workers=options.workers)
-    preset = loaded.details.get("preset") or ""
-    head = LatentCache(
-        Encoded(),
-        [],
-        None,
-        domain,
-        loaded.fingerprint,
-        loaded.model.shared_shape,
-        preset,
-        loaded.metric,
-        inputs.source,
-    ).head()
-    batch_size = options.batch_size or batch_size_for(loaded.size or shape)
-    form = LatentFormat(kinds, options.logvar, options.dtype or "float32")
-    return EncodeJob(TrainedModel.of(loaded), domain, inputs, form, batch_size, head)
+        job.make(store, numbers, stop=stop, bar=bar)
+        texts = write_blocks(output, settings, store, numbers, part, job.total)
+    rows, skipped = len(texts["ids"]), texts["skipped"]
+    return Written(output, rows, settings["domain"], settings["model"], skipped)
 
 
 def _finished(
-    options: Options, output: Path, settings: dict[str, Any], shard: tuple[int, int] | None
+    output: Path, settings: dict[str, Any], part: Part | None, resume: bool, overwrite: bool
 ) -> Written | None:
     """Returns the output that is complete already; None if it is to be made.
 
     Raises:
         IiaeError: something else stands in its place and must not be overwritten.
     """
-    from iiae_cli.data.blocks import discard, part_of
+    from iiae_cli.data.blocks import differences, discard
     from iiae_cli.inference.latents import Gallery
 
-    if not output.exists():
+    if not resume:
+        refuse_existing(output, overwrite)
+    if not resume or not output.exists():
         return None
     try:
-        if shard is None:
-            gallery = Gallery(output)
-            job, skipped = gallery.told()
-            rows = len(gallery)
-        else:
-            part = part_of(output)
-            job, rows = part.job, int(part.about["rows"])
-            skipped = list(part.about["skipped"])
-            if (part.part.index, part.part.count) != shard:
-                job["shard"] = part.part.name
+        there = Gallery(output)
+        shard = there.part and list(there.part[:2])
+        wanted = part and [part.index, part.count]
+        other = differences({**there.job, "shard": shard}, {**settings, "shard": wanted})
+        if other:
+            raise IiaeError(
+                f"{output} exists already, with another {', '.join(other)}",
+                "pass --overwrite to replace it, or choose another output",
+            )
     except IiaeError:
-        if options.overwrite:
+        if overwrite:
             return None
         raise
-    settings = json.loads(json.dumps(settings))
-    other = [name for name in {*job, *settings} if job.get(name) != settings.get(name)]
-    if other and not options.overwrite:
-        raise IiaeError(
-            f"{output} exists already, with another {', '.join(sorted(other))}",
-            "pass --overwrite to replace it, or choose another output",
-        )
-    if other:
-        return None
     console.say(f"{output} is complete already")
     discard(output)
-    return _written(output, settings, rows, skipped)
+    return Written(output, len(there), settings["domain"], settings["model"], there.skipped)
 
 
-def merge_parts(options: Options, stop: Stop) -> Written:
+def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
     """Write the cache whose shards lie in files.
 
     Raises:
         IiaeError: shards that are missing, doubled or of another job, or an output that exists.
     """
-    from iiae_cli.data.blocks import Arrays, block_store, read_parts
-    from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.encoding import write_blocks
+    from iiae_cli.data.blocks import Part, PartFile, in_order
+    from iiae_cli.inference.encoding import write_merged
+    from iiae_cli.inference.latents import Gallery
 
-    for name in ("shard", "dtype"):
-        if getattr(options, name) is not None:
-            raise IiaeError(f"--{name} does not apply to --merge", f"leave --{name} out")
-    paths = [Path(path) for path in expand_inputs(options.inputs, nul=options.nul)]
-    parts = read_parts(paths, "iiae encode …")
-    settings = parts[0].job
-    if options.resume and (done := _finished(options, options.output, settings, None)):
+    files = []
+    for path in map(Path, paths):
+        shard = Gallery(path)
+        if shard.part is None:
+            raise IiaeError(f"{path} is no shard", "name the files that --shard I/N wrote")
+        index, count, total = shard.part
+        files.append(PartFile(path, Part(index, count), total, shard.job, {}))
+    files = in_order(files, "iiae encode …")
+    settings, output = files[0].job, options.output
+    if done := _finished(output, settings, None, options.resume, options.overwrite):
         return done
-    refuse_existing(options.output, options.overwrite)
-
-    def blocks() -> chain[Arrays]:
-        stop.check(f"{options.output} was not written; run the same command again")
-        return chain.from_iterable(part.blocks() for part in parts)
-
-    with block_store(options.output, {"merge": True}, resume=True) as store:
-        texts = write_blocks(options.output, settings, blocks, store.folder)
-    return _written(options.output, settings, len(texts["ids"]), texts["skipped"])
-
-
-def _written(path: Path, settings: dict[str, Any], rows: int, skipped: list[str]) -> Written:
-    return Written(path, rows, settings["domain"], settings["model"], skipped)
+    stop.check(f"{output} was not written; run the same command again")
+    texts = write_merged(output, [Gallery(file.path) for file in files])
+    rows, skipped = len(texts["ids"]), texts["skipped"]
+    return Written(output, rows, settings["domain"], settings["model"], skipped)

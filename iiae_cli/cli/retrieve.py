@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,14 +21,14 @@ from iiae_cli.cli.options import (
     SplitOption,
     WorkersOption,
     finish,
+    option,
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, writing
+from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iiae_cli.inference.latents import Gallery, LatentCache
     from iiae_cli.inference.neighbours import Floats, Ints
 
@@ -37,47 +37,27 @@ MONTAGE_ROWS = 32
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; the fields are the options of `command`."""
+    """How neighbours are searched and shown."""
 
-    queries: list[str]
-    index: Path | None = None
-    run: Path | None = None
     k: int = 5
-    domain: DomainName | None = None
     metric: MetricName | None = None
     latents: Literal["shared", "exclusive"] = "shared"
     backend: Literal["auto", "sklearn", "torch", "faiss"] = "auto"
     approximate: bool = False
     montage: Path | None = None
-    split: str = "test"
-    workers: int = 2
-    device: str = "auto"
-    nul: bool = False
-    overwrite: bool = False
 
 
 @dataclass
 class Neighbours:
-    """The nearest gallery entries of every query, as `--json` prints them.
+    """The nearest gallery entries of every query, as `--json` prints them."""
 
-    Attributes:
-        index: latent cache of the gallery.
-        metric: distance that ranked it.
-        results: one object per query.
-        skipped: a line for every query left out.
-        montage: the picture written, if any.
-        backend: who searched.
-        approximate: of an approximate search `index`, `recall` on `sample` queries, `probes` of
-            `lists`.
-    """
-
-    index: Path
+    index: Path  # the gallery
     metric: MetricName
-    results: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    montage: Path | None = None
-    backend: str = "auto"
-    approximate: dict[str, Any] | None = None
+    results: list[dict[str, Any]]  # one object per query
+    skipped: list[str]  # a line for every query left out
+    montage: Path | None
+    backend: str
+    approximate: dict[str, Any] | None  # recall, on how many queries, and how it was reached
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `--json` prints."""
@@ -102,36 +82,31 @@ def command(
     ],
     index: Annotated[
         Path | None,
-        typer.Option(
-            help="Gallery: a latent cache [IIAE_INDEX, the only one here, else RUN/gallery.h5]."
-        ),
+        option("Gallery: a latent cache [IIAE_INDEX, the only one here, else RUN/gallery.h5]."),
     ] = None,
     run: RunOption = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours per query.")] = 5,
+    k: Annotated[int, option("Neighbours per query.", "--k", "-k", min=1)] = 5,
     domain: Annotated[
-        DomainName | None, typer.Option(help="The queries' [the other than the gallery's].")
+        DomainName | None, option("The queries' [the other than the gallery's].")
     ] = None,
-    metric: Annotated[MetricName | None, typer.Option(help="Distance [the preset's].")] = None,
+    metric: Annotated[MetricName | None, option("Distance [the preset's].")] = None,
     latents: Annotated[
-        Literal["shared", "exclusive"], typer.Option(help="Which latents are compared.")
+        Literal["shared", "exclusive"], option("Which latents are compared.")
     ] = "shared",
     backend: Annotated[
         Literal["auto", "sklearn", "torch", "faiss"],
-        typer.Option(
-            help="Who searches; neighbours are the same [auto: by size].", rich_help_panel=RUNNING
-        ),
+        option("Who searches; neighbours are the same [auto: by size].", panel=RUNNING),
     ] = "auto",
     approximate: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Many queries, large gallery: a faiss index beside it, recall measured.",
             "--approximate",
-            help="Many queries, large gallery: a faiss index beside it, recall measured.",
-            rich_help_panel=RUNNING,
+            panel=RUNNING,
         ),
     ] = False,
     montage: Annotated[
-        Path | None,
-        typer.Option(help="Write a picture of queries and neighbours.", rich_help_panel=OUTPUT),
+        Path | None, option("Write a picture of queries and neighbours.", panel=OUTPUT)
     ] = None,
     split: SplitOption = "test",
     workers: WorkersOption = 2,
@@ -151,127 +126,106 @@ def command(
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
       iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
-    given = dict(locals())
-    del given["as_json"]
-    neighbours = retrieve(Options(**given))
-    for line in neighbours.skipped:
+    from iiae_cli.common.files import index_file
+    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.inference.latents import Gallery, is_latent_cache, read_latents
+
+    paths = expand_inputs(queries, nul=nul)
+    if montage is not None:
+        refuse_existing(montage, overwrite)
+    if approximate and backend not in ("auto", "faiss"):
+        raise IiaeError(f"--approximate is faiss' own, not --backend {backend}", "leave it out")
+    path, chosen = index_file(index, run, is_latent_cache)
+    gallery = Gallery(path)
+    console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
+    skipped: list[str] = []
+    if len(paths) == 1 and is_latent_cache(Path(paths[0])):
+        encoded = read_latents(Path(paths[0]))
+    else:
+        domain = domain or other_domain(gallery.head.domain)
+        encoded, skipped = _encoded(paths, domain, run, device, split=split, workers=workers)
+    options = Options(k, metric, latents, backend, approximate, montage)
+    neighbours = retrieve(encoded, gallery, options)
+    for line in skipped:
         console.warn(f"skipped {line}")
-    finish(neighbours, as_json, neighbours.skipped)
+    neighbours.skipped = skipped
+    finish(neighbours, as_json, skipped)
 
 
-def retrieve(options: Options) -> Neighbours:
+def _encoded(
+    paths: list[str],
+    domain: DomainName,
+    run: Path | None,
+    device: str,
+    *,
+    split: str,
+    workers: int,
+) -> tuple[LatentCache, list[str]]:
+    """Returns the latents of queries, and a line for each of them that was left out."""
+    from iiae_cli.inference.inputs import open_inputs
+    from iiae_cli.inference.latents import LatentCache
+    from iiae_cli.inference.trained import TrainedModel, open_run
+
+    loaded = open_run(run, device)
+    console.say(f"queries are of domain {domain}")
+    shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
+    inputs = open_inputs(paths, domain, shape, split=split, workers=workers)
+    block = inputs.read_all()
+    encoded = TrainedModel.of(loaded).encode(block.rows, domain)
+    shape, fingerprint = loaded.model.shared_shape, loaded.fingerprint
+    cache = LatentCache(
+        encoded, block.ids, block.labels, domain, fingerprint, shape, source=inputs.source
+    )
+    return cache, block.skipped
+
+
+def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> Neighbours:
     """Find the nearest gallery entries of every query.
 
     Raises:
-        IiaeError: no gallery, no query, or a gallery of another model.
+        IiaeError: latents of another model, or of a kind that one side lacks.
     """
-    from iiae_cli.common.files import index_file
-    from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.latents import Gallery, is_latent_cache, means_of
-
-    paths = expand_inputs(options.queries, nul=options.nul)
-    if options.montage is not None:
-        refuse_existing(options.montage, options.overwrite)
-    if options.approximate and options.backend not in ("auto", "faiss"):
-        raise IiaeError(
-            f"--approximate is faiss' own, not --backend {options.backend}", "leave --backend out"
-        )
-    index, chosen = index_file(options.index, options.run, is_latent_cache)
-    gallery = Gallery(index)
-    console.say(
-        f"gallery {index} ({chosen}): {len(gallery)} pictures of domain {gallery.head.domain}"
-    )
-    queries, skipped = _queries(paths, gallery, options)
-    if queries.fingerprint != gallery.head.fingerprint:
-        raise IiaeError(
-            f"queries were encoded by model {queries.fingerprint}, the gallery {index} by "
-            f"{gallery.head.fingerprint}",
-            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
-        )
-    metric = options.metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
-    found = Neighbours(index, metric, skipped=skipped, montage=options.montage)
-    means = means_of(queries, options.latents, Path(paths[0]))
-    rows, distances = _search(means, gallery, options, found)
-    found.results = _results(queries.ids, gallery, rows, distances)
-    if options.montage is not None:
-        _draw(options.montage, queries, index, rows, distances)
-    return found
-
-
-def _queries(paths: list[str], gallery: Gallery, options: Options) -> tuple[LatentCache, list[str]]:
-    """Returns the queries' latents, read or encoded, and a line for each query left out."""
-    from iiae_cli.builders import choose_device
-    from iiae_cli.common.files import run_folder
-    from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import LatentCache, is_latent_cache, read_latents
-    from iiae_cli.inference.trained import TrainedModel
-    from iiae_cli.model import other_domain
-    from iiae_cli.runs.directory import RunDir
-    from iiae_cli.runs.weights import load_model
-
-    first = Path(paths[0])
-    if len(paths) == 1 and is_latent_cache(first):
-        return read_latents(first), []
-    domain = options.domain or other_domain(gallery.head.domain)
-    folder, chosen = run_folder(options.run)
-    loaded = load_model(RunDir(folder), choose_device(options.device))
-    console.say(
-        f"queries are of domain {domain}; model {loaded.fingerprint} of {folder} ({chosen})"
-    )
-    shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
-    inputs = open_inputs(paths, domain, shape, split=options.split, workers=options.workers)
-    rows, ids, labels = inputs.all_rows()
-    encoded = TrainedModel.of(loaded).encode(rows, domain)
-    cache = LatentCache(
-        encoded,
-        ids,
-        labels,
-        domain,
-        loaded.fingerprint,
-        loaded.model.shared_shape,
-        source=inputs.source,
-    )
-    return cache, inputs.skipped
-
-
-def _search(
-    queries: NDArray[Any], gallery: Gallery, options: Options, found: Neighbours
-) -> tuple[Ints, Floats]:
-    """Returns gallery rows (Q, K) and distances (Q, K); notes in `found` how they were found."""
     from iiae_cli.inference import approximate
     from iiae_cli.inference.neighbours import choose_backend, nearest
 
-    means = gallery.means(options.latents)
-    if queries.shape[1] != means.shape[1]:
+    if queries.fingerprint != gallery.head.fingerprint:
         raise IiaeError(
-            f"queries have {queries.shape[1]} dimensions, the gallery {means.shape[1]}",
+            f"queries were encoded by model {queries.fingerprint}, the gallery {gallery.path} by "
+            f"{gallery.head.fingerprint}",
+            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
+        )
+    kind, k = options.latents, options.k
+    metric = options.metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
+    means, entries = queries.encoded.mean(kind), gallery.means(kind)
+    if means.shape[1] != entries.shape[1]:
+        raise IiaeError(
+            f"queries have {means.shape[1]} dimensions, the gallery {entries.shape[1]}",
             "compare latents of one kind and one model",
         )
-    if not options.approximate or not len(gallery):
-        backend = choose_backend(options.backend, len(queries), *means.shape)
+    figures = None
+    if options.approximate and len(gallery):
+        backend = "faiss"
+        suffix = ".faiss" if kind == "shared" else f".{kind}.faiss"
+        path, model = gallery.path.with_suffix(suffix), gallery.head.fingerprint
+        found = approximate.search(means, entries, k, metric=metric, path=path, fingerprint=model)
+        recall = f"{found.recall:.3f} on {found.sample} of {len(means)} queries"
+        console.say(
+            f"index {path} {'made' if found.built else 'read'}; "
+            f"{found.probes} of {found.lists} lists; recall@{k} {recall}"
+        )
+        names = ("recall", "sample", "probes", "lists")
+        figures = {"index": str(path), **{name: getattr(found, name) for name in names}}
+        rows, distances = found.rows, found.distances
+    else:
+        backend = choose_backend(options.backend, len(means), *entries.shape)
         if options.backend == "auto":
-            size = " × ".join(f"{count:,}" for count in (len(queries), *means.shape))
+            size = " × ".join(f"{count:,}" for count in (len(means), *entries.shape))
             console.say(f"backend {backend} (by size: {size})")
-        found.backend = backend
-        return nearest(queries, means, options.k, metric=found.metric, backend=backend)
-    suffix = ".faiss" if options.latents == "shared" else f".{options.latents}.faiss"
-    path = gallery.path.with_suffix(suffix)
-    made = approximate.search(
-        queries,
-        means,
-        options.k,
-        metric=found.metric,
-        path=path,
-        fingerprint=gallery.head.fingerprint,
-    )
-    recall = f"{made.recall:.3f} on {made.sample} of {len(queries)} queries"
-    console.say(
-        f"index {path} {'made' if made.built else 'read'}; {made.probes} of {made.lists} lists; "
-        f"recall@{options.k} {recall}"
-    )
-    figures = {name: getattr(made, name) for name in ("recall", "sample", "probes", "lists")}
-    found.backend, found.approximate = "faiss", {"index": str(path), **figures}
-    return made.rows, made.distances
+        rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
+    results = _results(queries.ids, gallery, rows, distances)
+    if options.montage is not None:
+        _draw(options.montage, queries, gallery, rows, distances)
+    return Neighbours(gallery.path, metric, results, [], options.montage, backend, figures)
 
 
 def _results(
@@ -279,30 +233,24 @@ def _results(
 ) -> list[dict[str, Any]]:
     names = gallery.texts("ids", rows)
     labels = gallery.texts("labels", rows) if gallery.labelled else {}
-
-    def neighbour(rank: int, row: int, distance: float) -> dict[str, Any]:
-        entry = {"rank": rank, "id": names[row], "distance": distance}
-        return {**entry, "label": labels[row]} if gallery.labelled else entry
-
-    return [
-        {
-            "query": query,
-            "neighbours": [
-                neighbour(rank, *pair)
-                for rank, pair in enumerate(zip(near, values, strict=True), 1)
-            ],
-        }
-        for query, near, values in zip(ids, rows.tolist(), distances.tolist(), strict=True)
-    ]
+    results = []
+    for query, near, lengths in zip(ids, rows.tolist(), distances.tolist(), strict=True):
+        entries = []
+        for rank, (row, distance) in enumerate(zip(near, lengths, strict=True), 1):
+            label = {"label": labels[row]} if labels else {}
+            entries.append({"rank": rank, "id": names[row], "distance": distance, **label})
+        results.append({"query": query, "neighbours": entries})
+    return results
 
 
-def _draw(path: Path, queries: LatentCache, index: Path, rows: Ints, distances: Floats) -> None:
-    from iiae_cli.inference.latents import read_latents
+def _draw(
+    path: Path, queries: LatentCache, gallery: Gallery, rows: Ints, distances: Floats
+) -> None:
     from iiae_cli.report.retrieval import draw_montage
 
     shown = min(len(rows), MONTAGE_ROWS)
     if shown < len(rows):
         console.say(f"the montage shows the first {shown} of {len(rows)} queries")
-    picture = draw_montage(queries, read_latents(index), rows[:shown], distances[:shown])
+    picture = draw_montage(queries, gallery.read(), rows[:shown], distances[:shown])
     with writing(path) as temporary:
         picture.save(temporary, format="PNG")

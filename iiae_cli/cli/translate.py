@@ -4,7 +4,7 @@ sampled, or taken from a reference or from the input's partner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,18 +23,20 @@ from iiae_cli.cli.options import (
     SplitOption,
     WorkersOption,
     finish,
+    option,
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import refuse_existing, writing
+from iiae_cli.common.files import refuse_existing, write_errors, writing
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
-    from iiae_cli.inference.inputs import Inputs
-    from iiae_cli.inference.styles import Styles
-    from iiae_cli.report.grids import TranslationGrid
+    import numpy as np
+    from numpy.typing import NDArray
+
     from iiae_cli.runs.weights import LoadedModel
 
+DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
 GRID_COLUMNS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
@@ -103,44 +105,32 @@ def command(
         list[str],
         typer.Argument(metavar="INPUT...", help="Pictures, folders, -, or a prepared .h5."),
     ],
-    source: Annotated[DomainName, typer.Option("--from", help="Domain of the inputs.")],
+    source: Annotated[DomainName, option("Domain of the inputs.", "--from")],
     target: Annotated[
-        DomainName | None, typer.Option("--to", help="Domain of the outputs [the other one].")
+        DomainName | None, option("Domain of the outputs [the other one].", "--to")
     ] = None,
     run: RunOption = None,
     samples: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Outputs per input, exclusive latents sampled [3; none beside guided ones]."
-        ),
+        option("Outputs per input, exclusive latents sampled [3; none beside guided ones].", min=1),
     ] = None,
     reference: Annotated[
-        list[str] | None,
-        typer.Option(help="Take the exclusive latent of this picture; repeatable."),
+        list[str] | None, option("Take the exclusive latent of this picture; repeatable.")
     ] = None,
     guided: Annotated[
-        bool,
-        typer.Option("--guided", help="Take each input's partner's; inputs of a prepared file."),
+        bool, option("Take each input's partner's; inputs of a prepared file.", "--guided")
     ] = False,
     interpolate: Annotated[
         int | None,
-        typer.Option(
-            min=2, metavar="N", help="N outputs from the first to the second of two references."
-        ),
+        option("N outputs from the first to the second of two references.", min=2, metavar="N"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    seed: Annotated[int, option("Of the samples.", min=0)] = 0,
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Folder for single pictures.", rich_help_panel=OUTPUT),
+        Path | None, option("Folder for single pictures.", "-o", "--output", panel=OUTPUT)
     ] = None,
-    grid: Annotated[
-        Path | None,
-        typer.Option(help="Write one labelled picture of all.", rich_help_panel=OUTPUT),
-    ] = None,
+    grid: Annotated[Path | None, option("Write one labelled picture of all.", panel=OUTPUT)] = None,
     split: SplitOption = "test",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many inputs.", rich_help_panel=INPUT)
-    ] = None,
+    limit: Annotated[int | None, option("At most so many inputs.", panel=INPUT, min=1)] = None,
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     nul: NulFlag = False,
@@ -173,67 +163,65 @@ def command(
 
 def translate(options: Options) -> Translated:
     """Translate every input, block by block, so that any number of them fits into memory."""
-    from iiae_cli.builders import choose_device
-    from iiae_cli.common.files import run_folder
     from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.outputs import plan_files
-    from iiae_cli.inference.styles import Styles, partners_of
-    from iiae_cli.inference.trained import TrainedModel
+    from iiae_cli.inference.inputs import none_read, open_inputs
+    from iiae_cli.inference.trained import TrainedModel, open_run, partners_of, styles_of
     from iiae_cli.report.grids import TranslationGrid
-    from iiae_cli.runs.directory import RunDir
-    from iiae_cli.runs.weights import load_model
 
     _check(options)
-    source, target = options.source, options.target
+    source, target, split = options.source, options.target, options.split
     paths = expand_inputs(options.inputs, nul=options.nul)
-    folder, chosen = run_folder(options.run)
-    loaded = load_model(RunDir(folder), choose_device(options.device))
-    console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
-    _check_model(loaded, options)
-    shapes = {"x": loaded.info.shape_x, "y": loaded.info.shape_y}
-    given = open_inputs(paths, source, shapes[source], split=options.split, workers=options.workers)
-    if options.limit is not None:
-        given = given.first(options.limit)
-    references = None
+    loaded = open_run(options.run, options.device)
+    _check_model(loaded, bool(options.reference or options.guided))
+    trained, info = TrainedModel.of(loaded), loaded.info
+    shapes = {"x": info.shape_x, "y": info.shape_y}
+    inputs = open_inputs(paths, source, shapes[source], split=split, workers=options.workers)
+    inputs = inputs.first(options.limit)
+    references = partners = None
     if options.reference:
-        shape = shapes[target]
-        references = open_inputs(options.reference, target, shape, workers=options.workers)
-    partners = None
+        references = open_inputs(options.reference, target, shapes[target]).read_all()
     if options.guided:
-        partners = partners_of(paths, given.total, target, shapes[target], split=options.split)
-    styles = Styles.of(
-        TrainedModel.of(loaded),
+        partners = partners_of(Path(paths[0]), inputs.total, target, shapes[target], split=split)
+    styles = styles_of(
+        trained,
         target,
         references,
         partners,
-        samples=options.samples,
+        samples=options.samples or (0 if references or partners else DEFAULT_SAMPLES),
         interpolate=options.interpolate,
         seed=options.seed,
     )
-    plan = None
+    files = None
     if options.output is not None:
-        plan = plan_files(
-            options.output,
-            given.ids,
-            styles.names,
-            target,
-            overwrite=options.overwrite,
-            inputs=[*given.ids, *(references.ids if references is not None else [])],
-        )
-    columns = _columns(len(styles.names), options)
+        files = plan_files(options.output, inputs.ids, styles.names, target, options.overwrite)
+    columns = _columns(len(styles.names), inputs.total, options) if options.grid else []
     grid = TranslationGrid(
         source=source,
         target=target,
         names=[styles.names[column] for column in columns],
-        references=[styles.pictures[column] for column in columns] if styles.pictures else (),
+        references=[styles.pictures[column] for column in columns],
         interpolated=bool(options.interpolate),
     )
-    results = _translate(given, styles, plan, grid, columns, options)
+    results, skipped = [], list(references.skipped if references else [])
+    step = max(1, BLOCK_PICTURES // len(styles.names))
+    with console.progress("translating", inputs.total, "inputs") as bar:
+        for start in range(0, inputs.total, step):
+            block = inputs.read(start, min(start + step, inputs.total))
+            skipped += block.skipped
+            if block.ids:
+                latents = styles.exclusive(block.positions)
+                outputs = trained.translate(block.rows, source, target, latents)
+                results += _written(block.ids, styles.names, outputs, files, block.positions)
+                room = max(0, GRID_ROWS - len(grid.rows)) if columns else 0
+                shown = trained.shown(block.rows[:room])
+                for picture, name, pictures in zip(shown, block.ids, outputs, strict=False):
+                    grid.add(picture, name, list(pictures[columns]))
+            bar.update(min(start + step, inputs.total))
+    if not results:
+        raise none_read(skipped)
     if options.grid is not None:
         with writing(options.grid) as temporary:
             grid.draw().save(temporary, format="PNG")
-    skipped = given.skipped + (references.skipped if references is not None else [])
     return Translated(source, target, results, options.grid, skipped)
 
 
@@ -251,7 +239,7 @@ def _check(options: Options) -> None:
         "pass --reference PICTURE, or --to the other domain",
     )
     _refuse(
-        bool(options.interpolate) and not options.reference,
+        bool(options.interpolate) and len(options.reference or []) != 2,
         "an interpolation needs two references",
         "pass --reference FIRST --reference LAST",
     )
@@ -269,8 +257,8 @@ def _check(options: Options) -> None:
         refuse_existing(options.grid, options.overwrite)
 
 
-def _check_model(loaded: LoadedModel, options: Options) -> None:
-    """Refuse a model that does not translate pictures."""
+def _check_model(loaded: LoadedModel, styled: bool) -> None:
+    """Refuse a model that does not translate pictures, or has no exclusive latents to take."""
     kind = loaded.config.objective.kind
     _refuse(
         not loaded.model.generative,
@@ -283,7 +271,7 @@ def _check_model(loaded: LoadedModel, options: Options) -> None:
         "use a run that was trained on pictures",
     )
     _refuse(
-        bool(options.reference or options.guided) and not loaded.model.exclusive_dim,
+        styled and not loaded.model.exclusive_dim,
         "this model was trained without exclusive latents",
         "leave --reference and --guided out",
     )
@@ -294,57 +282,81 @@ def _refuse(refused: bool, message: str, hint: str) -> None:
         raise IiaeError(message, hint)
 
 
-def _columns(count: int, options: Options) -> list[int]:
+def plan_files(
+    folder: Path, ids: list[str], names: list[str], target: str, overwrite: bool
+) -> list[list[Path]]:
+    """Returns the files `FOLDER/STEM-to-TARGET-NAME.png` of every input (N) and output (K).
+
+    All of them are different, and the folder is made.
+
+    Raises:
+        IiaeError: a file exists, or is an input, or the folder cannot be made.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = {path.name for path in folder.iterdir()}
+    suffixes = [f"-to-{target}-{Path(name).stem.replace(' ', '')}" for name in names]
+    endings = [f"{suffix}.png" for (suffix,) in _numbered(suffixes, [""])]
+    files = _numbered([Path(name).stem for name in ids], endings)
+    planned = {name for line in files for name in line}
+    for name in sorted(planned & existing)[:1]:
+        refuse_existing(folder / name, overwrite)
+    for path in map(Path, ids):
+        if path.name in planned and path.resolve().parent == folder.resolve():
+            raise IiaeError(f"output {path} is an input, too", "choose another folder with -o")
+    return [[folder / name for name in line] for line in files]
+
+
+def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
+    """Returns each stem with every ending; one that would recur becomes `stem-2`, `stem-3`, ….
+
+    Names that differ by case alone are the same to some file systems.
+    """
+    taken: set[str] = set()
+    counts: Counter[str] = Counter()
+    lines = []
+    for stem in stems:
+        while True:
+            counts[stem] += 1
+            number = f"-{counts[stem]}" if counts[stem] > 1 else ""
+            names = [f"{stem}{number}{ending}" for ending in endings]
+            if taken.isdisjoint(name.casefold() for name in names):
+                break
+        taken.update(name.casefold() for name in names)
+        lines.append(names)
+    return lines
+
+
+def _columns(count: int, rows: int, options: Options) -> list[int]:
     """Returns which outputs the grid shows: the first; of an interpolation, at equal distances."""
+    if rows > GRID_ROWS:
+        console.say(f"the grid shows the first {GRID_ROWS} of {rows} inputs")
     if count <= GRID_COLUMNS:
         return list(range(count))
-    if options.grid is not None:
-        console.say(f"the grid shows {GRID_COLUMNS} of {count} outputs of each input")
-    if options.interpolate:
-        return [round(column * (count - 1) / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
-    return list(range(GRID_COLUMNS))
+    console.say(f"the grid shows {GRID_COLUMNS} of {count} outputs of each input")
+    last = count - 1 if options.interpolate else GRID_COLUMNS - 1
+    return [round(column * last / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
 
 
-def _translate(
-    given: Inputs,
-    styles: Styles,
-    plan: list[list[Path]] | None,
-    grid: TranslationGrid,
-    columns: list[int],
-    options: Options,
+def _written(
+    ids: list[str],
+    names: list[str],
+    outputs: NDArray[np.uint8],
+    files: list[list[Path]] | None,
+    positions: list[int],
 ) -> list[dict[str, Any]]:
-    """Read, translate and write, one block after the other; the grid keeps the first rows."""
-    from iiae_cli.inference.outputs import write_pictures
+    """Write the outputs (N, K, H, W, C), if files are planned; returns a JSON object per input."""
+    from PIL import Image
 
-    if options.grid is not None and given.total > GRID_ROWS:
-        console.say(f"the grid shows the first {GRID_ROWS} of {given.total} inputs")
-    results: list[dict[str, Any]] = []
-    position = 0
-    with console.progress("translating", given.total, "inputs") as bar:
-        for rows, ids, _ in given.blocks(max(1, BLOCK_PICTURES // len(styles.names))):
-            positions = []
-            for name in ids:
-                position = given.ids.index(name, position) + 1  # past those that are unreadable
-                positions.append(position - 1)
-            latents = styles.exclusive(positions)
-            outputs = styles.trained.translate(rows, options.source, options.target, latents)
-            for place, name, pictures in zip(positions, ids, outputs, strict=True):
-                files: Sequence[Path | None] = [None] * len(styles.names)
-                if plan is not None:
-                    files = plan[place]
-                    write_pictures(plan[place], pictures)
-                lines = [
-                    {"exclusive": style, "file": None if path is None else str(path)}
-                    for style, path in zip(styles.names, files, strict=True)
-                ]
-                results.append({"input": name, "outputs": lines})
-            room = max(0, GRID_ROWS - len(grid.rows)) if options.grid is not None else 0
-            shown = styles.shown(rows[:room])
-            for picture, name, pictures in zip(shown, ids, outputs, strict=False):
-                grid.add(picture, name, list(pictures[columns]))
-            bar.update(position)
-    if not results:
-        for line in given.skipped:
-            console.warn(f"skipped {line}")
-        raise IiaeError("none of the inputs could be read", "the lines above name each of them")
+    results = []
+    for name, position, pictures in zip(ids, positions, outputs, strict=True):
+        paths = files[position] if files else []
+        for path, picture in zip(paths, pictures, strict=False):
+            with writing(path, sync=False) as temporary:
+                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+        lines = [
+            {"exclusive": style, "file": str(paths[number]) if paths else None}
+            for number, style in enumerate(names)
+        ]
+        results.append({"input": name, "outputs": lines})
     return results

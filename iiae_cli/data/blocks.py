@@ -358,7 +358,11 @@ def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
         IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or
             missing.
     """
-    parts = [part_of(path) for path in paths]
+    return in_order([part_of(path) for path in paths], again)
+
+
+def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
+    """All parts of one job, in order; what is wrong raises IiaeError as in `read_parts`."""
     first = parts[0]
     by_index: dict[int, PartFile] = {}
     for item in parts:

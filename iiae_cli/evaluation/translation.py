@@ -77,7 +77,7 @@ class Subject:
         exclusive_dim = self.trained.network.exclusive_dim
         if not count or not exclusive_dim:
             return []
-        drawn = prior_samples(count, len(self.split.x), exclusive_dim, self.seed).numpy()
+        drawn = prior_samples(count, range(len(self.split.x)), exclusive_dim, self.seed).numpy()
         return [drawn[:, number] for number in range(count)]
 
     def translated(

@@ -30,10 +30,12 @@ from iiae_cli.inference.neighbours import (
     Metric,
     Rows,
     checked_slices,
-    measured_first,
+    first_of,
+    import_faiss,
+    measure,
     nearest,
+    unit_rows,
 )
-from iiae_cli.inference.products import import_faiss, unit_rows
 
 SCHEMA = "iiae.index/2"
 RECALL = 0.95  # of the exact neighbours that the sample's queries must find
@@ -44,25 +46,15 @@ Division: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]  # centroids
 
 @dataclass(frozen=True)
 class Approximate:
-    """What an approximate search found, and how good it is.
+    """What an approximate search found, and how good it is."""
 
-    Attributes:
-        rows: (Q, k) of the gallery.
-        distances: (Q, k), exact.
-        recall: fraction of the exact neighbours found for the sample's queries.
-        sample: number of queries that recall was measured on.
-        probes: lists looked into per query.
-        lists: number of lists.
-        built: whether the index was made just now.
-    """
-
-    rows: Ints
-    distances: Floats
-    recall: float
-    sample: int
-    probes: int
+    rows: Ints  # (Q, k) of the gallery
+    distances: Floats  # (Q, k), exact
+    recall: float  # fraction of the exact neighbours found for the sample's queries
+    sample: int  # number of queries that recall was measured on
+    probes: int  # lists looked into per query
     lists: int
-    built: bool
+    built: bool  # whether the index was made just now
 
 
 def search(
@@ -83,26 +75,23 @@ def search(
     """
     k = min(k, gallery.shape[0])
     rows = np.concatenate([part for _, part in checked_slices(gallery)])
+    vectors, looked = _directions(rows, metric), _directions(queries, metric)
     digest = hashlib.blake2b(rows.data, digest_size=16).hexdigest()
     header = {"schema": SCHEMA, "fingerprint": fingerprint, "metric": metric, "rows": digest}
-    vectors = _directions(rows, metric)
-    division = _read(path, header, vectors.shape)
+    division = _read(path, header)
     built = division is None
     if division is None:
         division = _divide(vectors, metric)
-        tensors = [torch.from_numpy(values) for values in division]
-        content = {**header, "content": _digest(tensors)}
+        centroids, lists = map(torch.from_numpy, division)
         with writing(path) as temporary:
-            save_tensors(
-                dict(zip(("centroids", "lists"), tensors, strict=True)), temporary, content
-            )
-    index, lists = _index(vectors, division, metric), len(division[0])
-    looked, asked = _directions(queries, metric), min(k + _SPARE, len(rows))
+            save_tensors({"centroids": centroids, "lists": lists}, temporary, header)
+    index, count = _index(vectors, division, metric), len(division[0])
+    asked = min(k + _SPARE, len(rows))
     few = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(np.int64))
     wanted, _ = nearest(queries[few], rows, k, metric=metric)
     recall, index.nprobe = 0.0, 4
-    while recall < RECALL and index.nprobe < lists:
-        index.nprobe = min(2 * index.nprobe, lists)
+    while recall < RECALL and index.nprobe < count:
+        index.nprobe = min(2 * index.nprobe, count)
         found = index.search(looked[few], asked)[1]
         hits = sum(len(np.intersect1d(*pair)) for pair in zip(found, wanted, strict=True))
         recall = hits / max(1, wanted.size)
@@ -110,18 +99,30 @@ def search(
     # A query whose lists hold too few rows looks into all of them.
     short = np.flatnonzero((found < 0).any(axis=1))
     if len(short):
-        index.nprobe = lists
+        index.nprobe = count
         found[short] = index.search(looked[short], asked)[1]
-    near, distances = measured_first(queries, rows, found, k, metric)
-    return Approximate(near, distances, recall, len(few), probes, lists, built)
+    near = np.sort(found, axis=1)
+    near, distances = first_of(near, measure(queries, rows, near, metric), k, metric)
+    return Approximate(near, distances, recall, len(few), probes, count, built)
+
+
+def _read(path: Path, header: dict[str, str]) -> Division | None:
+    """Returns the division in a file; None if it is missing, damaged, or belongs to other rows."""
+    try:
+        found, tensors = read_tensors(path, SCHEMA, "remove it; it is made again")
+    except (IiaeError, OSError):
+        return None
+    if found != header:
+        return None
+    # Copies: the tensors are a view of the file, which another program may cut short.
+    return tensors["centroids"].numpy().copy(), tensors["lists"].numpy().copy()
 
 
 def _divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
     """Returns √G lists around centroids that k-means finds from a sample of the rows (seed 0)."""
     lists = max(1, min(round(len(vectors) ** 0.5), len(vectors) // 39))
-    sample = np.random.default_rng(0).choice(
-        len(vectors), min(len(vectors), 64 * lists), replace=False
-    )
+    rng, most = np.random.default_rng(0), min(len(vectors), 64 * lists)
+    sample = rng.choice(len(vectors), most, replace=False)
     means = import_faiss().Kmeans(
         vectors.shape[1],
         lists,
@@ -132,33 +133,6 @@ def _divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
     )
     means.train(vectors[np.sort(sample)])
     return means.centroids, means.index.search(vectors, 1)[1][:, 0].astype(np.int32)
-
-
-def _read(path: Path, header: dict[str, str], shape: tuple[int, ...]) -> Division | None:
-    """Returns the division in a file; None if it is missing, damaged, or belongs to other rows."""
-    try:
-        found, tensors = read_tensors(path, SCHEMA, "remove it; it is made again")
-        centroids, lists = tensors["centroids"], tensors["lists"]
-    except (IiaeError, OSError, KeyError):
-        return None
-    sound = (
-        found == {**found, **header, "content": _digest([centroids, lists])}
-        and (centroids.dtype, lists.dtype) == (torch.float32, torch.int32)
-        and centroids.ndim == 2
-        and centroids.shape[1] == shape[1]
-        and lists.shape == (shape[0],)
-        and bool(torch.isfinite(centroids).all())
-        and bool(((lists >= 0) & (lists < len(centroids))).all())
-    )
-    # Copies: the tensors are a view of the file, which another program may cut short.
-    return (centroids.numpy().copy(), lists.numpy().copy()) if sound else None
-
-
-def _digest(tensors: list[torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _directions(rows: NDArray[Any], metric: Metric) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Encoding many rows at the pace of the forward pass: read ahead, encode, write behind.
+"""Encoding many rows at the pace of the forward pass: the next ones are read meanwhile.
 
 The rows of a job are numbered blocks of a few batches each, whoever makes them: one call, a resumed
 one, or shards. All of them therefore run the same batches, and a merge has the values of one call.
@@ -8,7 +8,6 @@ Memory holds a few blocks, for a thousand rows as for a million.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,17 +15,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iiae_cli import __version__
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common import console
+from iiae_cli.common.console import Progress
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, BlockStore
-from iiae_cli.inference.inputs import Inputs, Read
-from iiae_cli.inference.latents import LatentFormat, write_stream
+from iiae_cli.data.blocks import Arrays, BlockStore, Part
+from iiae_cli.inference.inputs import Block, Inputs, none_read
+from iiae_cli.inference.latents import Gallery, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
+from iiae_cli.runs.weights import LoadedModel
 
-READ_AHEAD = 2  # blocks
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _HEAD = ("domain", "shared_shape", "preset", "metric", "source")
@@ -45,23 +46,35 @@ def batch_size_for(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Rows and what encodes them.
-
-    Attributes:
-        trained: the model.
-        domain: of the rows.
-        inputs: the rows.
-        form: what is kept.
-        batch_size: rows at once.
-        head: attributes of the cache.
-    """
+    """Rows and what encodes them."""
 
     trained: TrainedModel
-    domain: Domain
     inputs: Inputs
     form: LatentFormat
     batch_size: int
-    head: dict[str, Any]
+    head: dict[str, Any]  # attributes of the cache
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        inputs: Inputs,
+        domain: Domain,
+        form: LatentFormat,
+        batch_size: int | None,
+    ) -> EncodeJob:
+        """Returns the job of encoding all inputs of a domain by a run's model."""
+        shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
+        head = {
+            "fingerprint": loaded.fingerprint,
+            "domain": domain,
+            "shared_shape": loaded.model.shared_shape,
+            "preset": loaded.details.get("preset") or "",
+            "metric": loaded.metric,
+            "source": inputs.source,
+        }
+        batch_size = batch_size or batch_size_for(loaded.size or shape)
+        return cls(TrainedModel.of(loaded), inputs, form, batch_size, head)
 
     @property
     def block_rows(self) -> int:
@@ -75,15 +88,15 @@ class EncodeJob:
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that decides the values, as JSON; errors name the keys."""
-        return {
+        settings = {
             **{name.replace("_", " "): self.head[name] for name in _HEAD},
             "model": self.head["fingerprint"],
-            "options": {**asdict(self.form), "kinds": list(self.form.kinds)},
-            "list of inputs": self.inputs.listing(),
-            "content of the inputs": self.inputs.content(),
+            "options": asdict(self.form),
+            **self.inputs.digests(),
             "batch size": self.batch_size,
             "version": __version__,
         }
+        return dict(json.loads(json.dumps(settings)))
 
     def rows_of(self, numbers: range) -> range:
         """Returns the positions of the inputs in a run of blocks."""
@@ -91,113 +104,115 @@ class EncodeJob:
         return range(min(stop, numbers.start * self.block_rows), stop)
 
     def make(
-        self,
-        store: BlockStore,
-        numbers: range,
-        *,
-        stop: Stop = NEVER,
-        advance: Callable[[int], None] = lambda done: None,
+        self, store: BlockStore, numbers: range, *, stop: Stop = NEVER, bar: Progress | None = None
     ) -> None:
-        """Encode those of these blocks that the store does not have.
+        """Encodes those of these blocks that the store does not have.
 
-        Args:
-            store: of this job.
-            numbers: a run of blocks.
-            stop: asked before every block.
-            advance: told how many inputs of the run are done.
+        `stop` is asked before every block, and `bar` shows how many inputs of the run are done.
 
         Raises:
             IiaeError: the disk is full, or a number format cannot hold a latent.
             Interrupted: a signal came; what was encoded is in the store.
         """
         missing, total = store.missing(numbers), len(self.rows_of(numbers))
-        blocks = [self.rows_of(range(number, number + 1)) for number in missing]
-        done = total - sum(map(len, blocks))
-        with ThreadPoolExecutor(1, "write") as writer:
-            written: Future[None] | None = None
-            for number, read in zip(missing, ahead(self._read, blocks, READ_AHEAD), strict=True):
-                saved = f"{done} of {total} inputs are saved in {store.folder}"
-                stop.check(f"{saved}; continue with the same command and --resume")
-                arrays = self._encoded(read)
-                if written is not None:
-                    written.result()
-                written = writer.submit(store.append, number, arrays)
-                done += len(read.positions) + len(read.skipped)
-                advance(done)
-            if written is not None:
-                written.result()
+        parts = [self.rows_of(range(number, number + 1)) for number in missing]
+        done = total - sum(map(len, parts))
+        if len(store):
+            console.say(f"resuming {store.folder} at input {done} of {total}")
+        if bar is not None:
+            bar.start_at(done)
+        blocks = ahead(lambda part: self.inputs.read(part.start, part.stop), parts)
+        for number, part, block in zip(missing, parts, blocks, strict=True):
+            saved = f"{done} of {total} inputs are saved in {store.folder}"
+            stop.check(f"{saved}; continue with the same command and --resume")
+            store.append(number, self._encoded(block))
+            done += len(part)
+            if bar is not None:
+                bar.update(done)
 
-    def _read(self, rows: range) -> Read:
-        return self.inputs.read(rows.start, rows.stop)
-
-    def _encoded(self, read: Read) -> Arrays:
-        """Returns a block: ids, labels where known, lines of what was left out, and latents."""
-        ids = [self.inputs.ids[place] for place in read.positions]
-        block: Arrays = {"ids": _texts(ids), "skipped": _texts(read.skipped)}
-        if self.inputs.labels is not None:
-            block["labels"] = _texts([self.inputs.labels[place] for place in read.positions])
-        if ids:
+    def _encoded(self, block: Block) -> Arrays:
+        """Returns ids, labels where known, lines of what was left out, and latents."""
+        arrays: Arrays = {"ids": _texts(block.ids), "skipped": _texts(block.skipped)}
+        if block.labels is not None:
+            arrays["labels"] = _texts(block.labels)
+        if block.ids:
             encoded = self.trained.encode(
-                read.rows,
-                self.domain,
+                block.rows,
+                self.head["domain"],
                 shared="shared" in self.form.kinds,
                 exclusive="exclusive" in self.form.kinds,
                 batch_size=self.batch_size,
             )
-            block |= self.form.stored(encoded, lambda row: ids[row])
-        return block
-
-
-def texts_of(blocks: Iterable[Arrays]) -> dict[str, list[str]]:
-    """Returns the ids, labels and skipped lines of all blocks."""
-    texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
-    for block in blocks:
-        for name, column in texts.items():
-            if name in block:
-                column += block[name].tolist()
-    return texts
+            arrays |= self.form.stored(encoded, block.ids)
+        return arrays
 
 
 def write_blocks(
     path: Path,
     settings: dict[str, Any],
-    blocks: Callable[[], Iterable[Arrays]],
-    folder: Path,
+    store: BlockStore,
+    numbers: range,
+    part: Part | None = None,
+    total: int = 0,
 ) -> dict[str, list[str]]:
-    """Write a cache from all blocks of a job, read twice; returns its texts.
+    """Writes a cache from blocks of a job; returns its texts.
+
+    Args:
+        path: an existing file is replaced.
+        settings: of the job.
+        store: has the blocks.
+        numbers: of the blocks.
+        part: which shard they are; None: all.
+        total: number of blocks of the whole job.
 
     Raises:
-        IiaeError: not one input could be read, or the file cannot be written.
+        IiaeError: not one input of the whole job could be read, or the file cannot be written.
     """
-    texts = texts_of(blocks())
-    if not texts["ids"]:
-        raise IiaeError("none of the inputs could be read", "the lines above name each of them")
+    texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
+    for block in map(store.read, numbers):
+        for name, column in texts.items():
+            column += block[name].tolist() if name in block else []
+    if part is None and not texts["ids"]:
+        raise none_read(texts["skipped"])
     arrays = (
         {name: values for name, values in block.items() if name not in texts}
-        for block in blocks()
+        for block in map(store.read, numbers)
         if len(block["ids"])
     )
     head = {name: settings[name.replace("_", " ")] for name in _HEAD}
     head |= {"fingerprint": settings["model"], "job": json.dumps(settings, sort_keys=True)}
-    write_stream(path, head, texts, arrays, folder=folder)
+    if part is not None:
+        head["part"] = [part.index, part.count, total]
+    write_stream(path, head, texts, arrays, folder=store.folder)
     return texts
 
 
-def ahead(make: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """Yields `make` of each item, in order, made by a thread at most `depth` items ahead."""
+def write_merged(path: Path, shards: Sequence[Gallery]) -> dict[str, list[str]]:
+    """Writes the cache that shards make up in this order; returns its texts.
+
+    Raises:
+        IiaeError: not one input could be read, or the file cannot be written.
+    """
+    columns = [shard.columns() for shard in shards]
+    texts = {name: [text for column in columns for text in column[name]] for name in columns[0]}
+    if not texts["ids"]:
+        raise none_read(texts["skipped"])
+    head = {**shards[0].head.head(), "job": json.dumps(shards[0].job, sort_keys=True)}
+    write_stream(path, head, texts, (block for shard in shards for block in shard.blocks()))
+    return texts
+
+
+def ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields `make` of each item, in order; a thread makes the next one meanwhile."""
     with ThreadPoolExecutor(1, "ahead") as pool:
-        coming: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                coming.append(pool.submit(make, item))
-                if len(coming) > depth:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:
-            for future in coming:
-                future.cancel()
+        coming: Future[Result] | None = None
+        for item in items:
+            previous, coming = coming, pool.submit(make, item)
+            if previous is not None:
+                yield previous.result()
+        if coming is not None:
+            yield coming.result()
 
 
-def _texts(texts: Sequence[str]) -> np.ndarray[Any, np.dtype[Any]]:
+def _texts(texts: Sequence[str]) -> NDArray[Any]:
     return np.array(texts, np.str_) if texts else np.empty(0, "<U1")

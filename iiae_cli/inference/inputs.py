@@ -7,9 +7,9 @@ reads what an uninterrupted one would have, and memory does not grow with the nu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,84 +22,72 @@ from iiae_cli.data.datafile import DataFile, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.model import Domain
 
-Block: TypeAlias = tuple[NDArray[Any], list[str], list[str] | None]
+# Returns the rows at positions start … stop - 1: None, or an error, for each that cannot be read.
+Fetch: TypeAlias = Callable[[int, int], tuple[NDArray[Any], Sequence[PictureError | None]]]
 _STEP = 1 << 14  # rows whose numbers are checked at once
 
 
 @dataclass(frozen=True)
-class Read:
-    """Rows that could be read.
-
-    Attributes:
-        rows: (M, …).
-        positions: (M,) in the inputs, ascending.
-        skipped: a line for every input left out.
-    """
+class Block:
+    """Rows (M, …) that could be read, and what was left out."""
 
     rows: NDArray[Any]
-    positions: NDArray[np.int64]
-    skipped: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Inputs:
-    """Rows to encode or translate.
-
-    Attributes:
-        ids: of the rows expected, in order; unreadable pictures make them fewer.
-        labels: of the same rows, where known.
-        source: for a cache's attributes; see `LatentCache`.
-        read: returns the rows at positions start … stop - 1.
-        states: returns texts that change when the inputs' content does.
-        skipped: grows while `blocks` are read: a line for every input left out.
-    """
-
+    positions: list[int]  # (M,) in the inputs, ascending
     ids: list[str]
     labels: list[str] | None
-    source: dict[str, Any]
-    read: Callable[[int, int], Read]
-    states: Callable[[], list[str]]
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]  # a line for every input left out
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows to encode or translate, unread."""
+
+    ids: list[str]  # of all rows, in order, those that turn out unreadable among them
+    labels: list[str] | None
+    source: dict[str, Any]  # as in `LatentCache`
+    fetch: Fetch
+    states: Callable[[], list[str]]  # returns texts that change when the inputs' content does
 
     @property
     def total(self) -> int:
-        """Number of rows expected."""
+        """Number of rows, readable or not."""
         return len(self.ids)
 
-    def first(self, count: int) -> Inputs:
-        """Returns the first `count` rows alone."""
+    def first(self, count: int | None) -> Inputs:
+        """Returns the first `count` rows alone; all for None."""
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, ids=self.ids[:count], labels=labels)
 
-    def listing(self) -> str:
-        """Returns a digest of the ids and labels in their order."""
-        return _digest([*self.ids, "", *(self.labels or [])])
+    def read(self, start: int, stop: int) -> Block:
+        """Reads the rows at positions start … stop - 1."""
+        rows, errors = self.fetch(start, stop)
+        places = [place for place, error in enumerate(errors) if error is None]
+        positions = [start + place for place in places]
+        return Block(
+            rows if len(places) == len(rows) else rows[places],
+            positions,
+            [self.ids[position] for position in positions],
+            None if self.labels is None else [self.labels[position] for position in positions],
+            [str(error) for error in errors if error is not None],
+        )
 
-    def content(self) -> str:
-        """Returns a digest that changes when the content of an input does."""
-        return _digest(self.states())
+    def read_all(self) -> Block:
+        """Reads everything at once; raises IiaeError if not one input can be read."""
+        block = self.read(0, self.total)
+        if not block.ids:
+            raise none_read(block.skipped)
+        return block
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        """Yields (rows, ids, labels or None) of at most `size` rows, noting others in `skipped`."""
-        for start in range(0, self.total, size):
-            part = self.read(start, min(start + size, self.total))
-            self.skipped += part.skipped
-            if len(part.positions):
-                ids, labels = (
-                    None if texts is None else [texts[place] for place in part.positions]
-                    for texts in (self.ids, self.labels)
-                )
-                yield part.rows, ids or [], labels
+    def digests(self) -> dict[str, str]:
+        """Returns digests of ids and labels in their order, and of the inputs' content."""
+        listing = [*self.ids, "", *(self.labels or [])]
+        return {"list of inputs": _digest(listing), "content of the inputs": _digest(self.states())}
 
-    def all_rows(self) -> Block:
-        """Returns everything at once; raises IiaeError if not one input can be read."""
-        blocks = list(self.blocks(256))
-        if not blocks:
-            raise IiaeError("none of the inputs could be read", "the lines above name each of them")
-        rows = np.concatenate([rows for rows, _, _ in blocks])
-        labels = [label for _, _, labels in blocks for label in labels or []]
-        known = blocks[0][2] is not None
-        return rows, [name for _, ids, _ in blocks for name in ids], labels if known else None
+
+def none_read(skipped: Sequence[str]) -> IiaeError:
+    """Returns the error for inputs of which not one could be read."""
+    reason = f": {skipped[0]}" if skipped else ""
+    return IiaeError(f"none of the inputs could be read{reason}", "check the paths")
 
 
 def open_inputs(
@@ -144,7 +132,8 @@ def _prepared(path: Path, split: str, domain: Domain, shape: tuple[int, ...]) ->
         raise IiaeError(
             f"{path} has nothing in split '{split}'", "choose another --split: train, valid or test"
         )
-    return _from_array(path, rows, ids, labels, {"data": str(path.absolute()), "split": split})
+    source = {"data": str(path.absolute()), "split": split}
+    return Inputs(ids, labels, source, _slices(rows), lambda: [sha256_of(path)[:16]])
 
 
 def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
@@ -163,32 +152,24 @@ def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
         )
     _check_shape(path, rows.shape[1:], shape)
     ids = [f"{path.stem}/{number}" for number in range(len(rows))]
-    return _from_array(path, rows, ids, None, {"features": str(path.absolute())})
+    source = {"features": str(path.absolute())}
+    return Inputs(ids, None, source, _slices(rows), lambda: [sha256_of(path)[:16]])
 
 
-def _from_array(
-    path: Path,
-    rows: NDArray[Any],
-    ids: list[str],
-    labels: list[str] | None,
-    source: dict[str, Any],
-) -> Inputs:
-    def read(start: int, stop: int) -> Read:
+def _slices(rows: Any) -> Fetch:
+    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[None]]:
         part = rows[start:stop]
-        part = part.astype(np.float32) if part.ndim == 2 else part
-        return Read(part, np.arange(start, stop))
+        return part.astype(np.float32) if part.ndim == 2 else part, [None] * len(part)
 
-    return Inputs(ids, labels, source, read, lambda: [sha256_of(path)[:16]])
+    return fetch
 
 
 def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs:
-    """Picture files, decoded by threads to a model's channels and the size that its data
-    file has.
-    """
+    """Picture files, decoded by threads to the channels and the size of the model's data file."""
     height, width, channels = shape
     pool = ThreadPoolExecutor(workers, "decode")
 
-    def read(start: int, stop: int) -> Read:
+    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
         rows = np.empty((stop - start, height, width, channels), np.uint8)
 
         def into(place: int) -> PictureError | None:
@@ -198,13 +179,12 @@ def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs
                 return error
             return None
 
-        errors = list(pool.map(into, range(len(rows))))
-        good = np.array([place for place, error in enumerate(errors) if error is None], np.int64)
-        kept = rows if len(good) == len(rows) else rows[good]
-        return Read(kept, good + start, [str(error) for error in errors if error is not None])
+        return rows, list(pool.map(into, range(len(rows))))
 
-    states = lambda: [_size_and_time(path) for path in paths]  # noqa: E731
-    return Inputs([str(path) for path in paths], None, {"pictures": True}, read, states)
+    def states() -> list[str]:
+        return [_size_and_time(path) for path in paths]
+
+    return Inputs([str(path) for path in paths], None, {"pictures": True}, fetch, states)
 
 
 def _size_and_time(path: Path) -> str:

@@ -5,13 +5,14 @@
 
 Attributes: schema, fingerprint (of the model's weights), domain, shared_shape, preset, metric,
 source (JSON: the files the rows came from, for montages), versions; from `iiae encode` also job
-(JSON: everything that decides the values).
+(JSON: everything that decides the values), and of a shard part (its number, of how many, and the
+blocks of the whole job).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,28 +43,17 @@ REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 @dataclass
 class LatentCache:
-    """Latents of N pictures of one domain.
-
-    Attributes:
-        encoded: means, and log-variances where kept.
-        ids: (N,) names.
-        labels: (N,) class names, where known.
-        domain: of every row.
-        fingerprint: of the model that encoded them.
-        shared_shape: shape of one shared latent.
-        preset: of that model.
-        metric: distance that the model's configuration compares shared means by.
-        source: `{"data": FILE, "split": NAME}`, or `{"pictures": true}` if ids are paths.
-    """
+    """Latents of N pictures of one domain."""
 
     encoded: Encoded
-    ids: list[str]
-    labels: list[str] | None
+    ids: list[str]  # (N,)
+    labels: list[str] | None  # (N,) class names, where known
     domain: Domain
-    fingerprint: str
-    shared_shape: tuple[int, ...]
+    fingerprint: str  # of the model that encoded them
+    shared_shape: tuple[int, ...]  # of one shared latent
     preset: str = ""
-    metric: str = "euclidean"
+    metric: str = "euclidean"  # that the model's configuration compares shared means by
+    # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -77,27 +67,17 @@ class LatentCache:
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What a cache keeps of a model's posteriors.
-
-    Attributes:
-        kinds: of latents.
-        logvar: whether log-variances are kept.
-        dtype: `float32` or `float16`.
-    """
+    """What a cache keeps of a model's posteriors."""
 
     kinds: tuple[LatentKind, ...] = ("shared", "exclusive")
     logvar: bool = False
-    dtype: str = "float32"
+    dtype: str = "float32"  # or float16
 
-    def stored(self, encoded: Encoded, name_of: Callable[[int], str]) -> dict[str, NDArray[Any]]:
+    def stored(self, encoded: Encoded, ids: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Returns the arrays as they are written, by their names in `Encoded`.
 
-        Args:
-            encoded: some rows.
-            name_of: returns the id of a row, for an error.
-
         Raises:
-            IiaeError: a value is not finite, or beyond what `dtype` can hold.
+            IiaeError: a value is not finite, or beyond what `dtype` can hold; its id is named.
         """
         arrays: dict[str, NDArray[Any]] = {}
         for name in ARRAYS:
@@ -107,23 +87,21 @@ class LatentFormat:
                 continue
             with np.errstate(over="ignore"):
                 arrays[name] = values.astype(self.dtype, copy=False)
-            bad = np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1))
-            if len(bad) and np.isfinite(values[bad[0]]).all():
+            for row in np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1)).tolist():
+                if np.isfinite(values[row]).all():
+                    raise IiaeError(
+                        f"{name} of {ids[row]} holds values that {self.dtype} cannot hold",
+                        "pass --dtype float32",
+                    )
                 raise IiaeError(
-                    f"{name} of {name_of(bad[0])} holds values that {self.dtype} cannot hold",
-                    "pass --dtype float32",
-                )
-            if len(bad):
-                raise IiaeError(
-                    f"the latents of {name_of(bad[0])} are not finite",
-                    "check this input and the run",
+                    f"the latents of {ids[row]} are not finite", "check this input and the run"
                 )
         return arrays
 
 
 def write_latents(path: Path, cache: LatentCache, form: LatentFormat | None = None) -> None:
-    """Write a cache, atomically; an existing file is replaced."""
-    arrays = (form or LatentFormat()).stored(cache.encoded, lambda row: cache.ids[row])
+    """Writes a cache, atomically; an existing file is replaced."""
+    arrays = (form or LatentFormat()).stored(cache.encoded, cache.ids)
     texts = {"ids": cache.ids, "labels": cache.labels}
     write_stream(path, cache.head(), texts, [arrays])
 
@@ -136,11 +114,11 @@ def write_stream(
     *,
     folder: Path | None = None,
 ) -> None:
-    """Write a cache, atomically, with one block of it in memory at a time.
+    """Writes a cache, atomically, with one block of it in memory at a time.
 
     Args:
         path: an existing file is replaced.
-        head: attributes; all but texts and `shared_shape` are written as JSON.
+        head: attributes.
         texts: ids (N,), and labels (N,) and skipped (K,) if there are any.
         blocks: rows of the arrays, in order.
         folder: for the temporary file; None: beside `path`.
@@ -150,7 +128,7 @@ def write_stream(
         file.attrs["schema"] = SCHEMA
         file.attrs["versions"] = json.dumps({"iiae": __version__, "h5py": h5py.__version__})
         for name, value in head.items():
-            if name == "shared_shape":
+            if name in ("shared_shape", "part"):
                 file.attrs[name] = np.asarray(value, np.int64)
             else:
                 file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
@@ -164,8 +142,8 @@ def write_stream(
                 targets[name][done : done + len(values)] = values
             done += len(next(iter(block.values())))
         for name, column in texts.items():
-            if column:
-                write_texts(file, name, column)
+            if column or name == "ids":
+                write_texts(file, name, column or ())
 
 
 class StoredRows:
@@ -186,10 +164,9 @@ class StoredRows:
 class Gallery:
     """A latent cache that stays on disk: rows in slices, and names of what was found alone.
 
-    Attributes:
-        path: the file.
-        labelled: whether classes are known.
-        head: a cache without rows, as the file's attributes describe it.
+    `head` is a cache without rows, and `labelled` says whether classes are known. `job` is what
+    made the cache, and `skipped` has a line for every input left out. Of a shard, `part` is its
+    number, of how many, and the number of blocks of the whole job.
 
     Raises:
         IiaeError: the file is missing, damaged, or of another schema.
@@ -203,7 +180,7 @@ class Gallery:
             ids, labels = text_column(file, "ids"), text_column(file, "labels")
             arrays = {name: dataset(file, name.replace("_", "/")) for name in ARRAYS}
             self._arrays = {name: data for name, data in arrays.items() if data is not None}
-            if ids is None or not self._arrays:
+            if ids is None or (len(ids) and not self._arrays):
                 raise ValueError("it has no ids or no latents")
             for data in self._arrays.values():
                 if data.ndim != 2 or 0 in data.shape[1:] or data.dtype.kind != "f":
@@ -212,6 +189,10 @@ class Gallery:
             if {len(data) for data in columns if data is not None} != {len(ids)}:
                 raise ValueError("its arrays differ in length")
             self.labelled = labels is not None
+            self.job = dict(json.loads(text_attribute(file, "job", "{}")))
+            self.skipped = read_texts(file, "skipped") or []
+            part = [int(number) for number in file.attrs["part"]] if "part" in file.attrs else None
+            self.part = part and (part[0], part[1], part[2])
             self.head = _head(file)
             self._size = len(ids)
 
@@ -228,17 +209,26 @@ class Gallery:
 
     def texts(self, column: str, rows: NDArray[np.int64]) -> dict[int, str]:
         """Returns `ids` or `labels` of some rows."""
-        wanted, texts = np.unique(rows), {}
+        wanted, texts, step = np.unique(rows), {}, 2**16
         with reading(self.path, REMEDY):
-            step = 2**16  # read as a block where many are wanted of it
             for start in range(0, self._size, step):
                 here = wanted[(wanted >= start) & (wanted < start + step)]
-                if len(here):
-                    first = int(here[0])
-                    block = self._file[column][first : int(here[-1]) + 1]
-                    for row in here:
-                        texts[int(row)] = block[row - first].decode("utf-8", "surrogateescape")
+                block = self._file[column][start : start + step] if len(here) else ()
+                for row in here:
+                    texts[int(row)] = block[row - start].decode("utf-8", "surrogateescape")
         return texts
+
+    def columns(self) -> dict[str, list[str]]:
+        """Returns all ids, all labels where known, and a line for every input left out."""
+        with reading(self.path, REMEDY):
+            names = ("ids", "labels", "skipped")
+            return {name: read_texts(self._file, name) or [] for name in names}
+
+    def blocks(self, size: int = 1 << 14) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields `size` rows of all arrays, as they are stored, and the next ones."""
+        for start in range(0, self._size, size):
+            part = slice(start, start + size)
+            yield {name: StoredRows(self.path, data)[part] for name, data in self._arrays.items()}
 
     def read(self) -> LatentCache:
         """Returns the whole cache."""
@@ -246,17 +236,10 @@ class Gallery:
         with np.errstate(over="ignore"):
             rows = {name: StoredRows(self.path, data)[:] for name, data in self._arrays.items()}
             arrays = {name: values.astype(np.float32) for name, values in rows.items()}
-        cache.encoded = Encoded(**arrays)
-        with reading(self.path, REMEDY):
-            cache.ids = read_texts(self._file, "ids") or []
-            cache.labels = read_texts(self._file, "labels")
+        columns = self.columns()
+        cache.encoded, cache.ids = Encoded(**arrays), columns["ids"]
+        cache.labels = columns["labels"] if self.labelled else None
         return cache
-
-    def told(self) -> tuple[dict[str, Any], list[str]]:
-        """Returns the job that made the cache, and a line for every input left out."""
-        with reading(self.path, REMEDY):
-            job = json.loads(text_attribute(self._file, "job", "{}"))
-            return dict(job), read_texts(self._file, "skipped") or []
 
 
 def _head(file: h5py.File) -> LatentCache:
@@ -291,19 +274,5 @@ def is_latent_cache(path: Path) -> bool:
 
 
 def read_latents(path: Path) -> LatentCache:
-    """Reads a whole cache.
-
-    Raises:
-        IiaeError: missing, damaged, or of another schema.
-    """
+    """Reads a whole cache; raises IiaeError if it is missing, damaged, or of another schema."""
     return Gallery(path).read()
-
-
-def means_of(cache: LatentCache, kind: LatentKind, path: Path) -> NDArray[np.float32]:
-    """Returns the means of one kind; raises IiaeError if the cache of that path holds none."""
-    try:
-        return cache.encoded.mean(kind)
-    except KeyError as error:
-        raise IiaeError(
-            f"{path} holds no {kind} latents", f"encode with --latents {kind} or both"
-        ) from error

@@ -1,18 +1,14 @@
 """Exact nearest neighbours between latents, and the ranks of partners.
 
-A backend proposes the k + `SPARE` rows that are nearest by float32 products. Their distances are
-measured again in float64 and ordered by distance, then by position in the gallery. Where the last
-proposal is no farther than the k-th neighbour, up to the rounding of a product, float32 cannot tell
-which rows belong to the first k: every distance of that query is then measured in float64. So all
-backends return the same neighbours.
+A backend proposes the k + `SPARE` rows that are nearest by float32 products. Float64 measures them
+again and orders them by distance, then by position in the gallery. Where the last proposal is no
+farther than the k-th neighbour, up to the rounding of a product, every distance of that query is
+measured. So all backends return the same neighbours.
 
-What is exact: neighbours and ranks follow float64 distances, each of them a function of its two
-rows alone. Distances that round to the same 40 bits (relative for Euclidean ones, absolute for
-cosine) tie, and ties stand in gallery order, so that collapsed latents have recall 1/N. What
-differs from an ideal ranking: distances closer than 2⁻⁴⁰ on two sides of a rounding step, and, with
-a probability below 10⁻⁹, a neighbour that float32 misplaces by more than √S times 8 units of its
-last place (Higham & Mary, 2019; the worst case is S units). Crowds that float32 cannot resolve cost
-time.
+A distance is a function of its two rows alone. Distances that round to the same 40 bits (relative
+for Euclidean ones, absolute for cosine) tie, so that collapsed latents have recall 1/N. With a
+probability below 10⁻⁹ float32 misplaces a neighbour by more than √S times 8 units of its last
+place, and it is missed (Higham & Mary, 2019).
 
 Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: one slice of the
 gallery as it is stored and as it is multiplied (in a crowd also in float64), and one block of
@@ -21,50 +17,32 @@ products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.products import (
-    BATCH_VALUES,
-    BLOCK_VALUES,
-    PROPOSERS,
-    Backend,
-    Floats,
-    Frame,
-    Metric,
-    Products,
-    Proposer,
-    choose_backend,
-    largest_value,
-    squares,
-    unit_rows,
-)
 
-__all__ = [
-    "Backend",
-    "Floats",
-    "Ints",
-    "Metric",
-    "Rows",
-    "checked_slices",
-    "choose_backend",
-    "measured_first",
-    "nearest",
-    "partner_ranks",
-]
-
+Metric: TypeAlias = Literal["euclidean", "cosine"]
+Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
+Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
+# Finds about the k nearest rows of a slice: squared distances (Q, k) and rows (Q, k), in any order.
+Proposer: TypeAlias = Callable[[Tensor, int], tuple[NDArray[Any], NDArray[Any]]]
 
 SPARE = 8
 SLICE_VALUES = 2**24  # of the gallery, 64 MiB in float32
 QUERY_VALUES = 2**22  # of a block of queries
 QUERY_ROWS = 512
+BLOCK_VALUES = 2**21  # of a block of products, 8 MiB in float32
+BATCH_VALUES = 2**17  # of rows that are read a few times, so that they stay in a core's cache
+SMALL = 2**24  # multiplications that scikit-learn does in less time than another library loads
+_GROUP = 64  # products of which the smallest is compared first
 _HUGE = 1e150  # beyond it squares leave float64
 
 
@@ -75,8 +53,14 @@ class Rows(Protocol):
     def shape(self) -> tuple[int, ...]:
         """(N, S)."""
 
-    def __getitem__(self, rows: slice, /) -> Any:
-        """Returns rows start … stop as an array."""
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
+    """Returns the backend that `auto` stands for at these sizes."""
+    if backend != "auto":
+        return backend
+    return "sklearn" if queries * gallery * width <= SMALL else "torch"
 
 
 def nearest(
@@ -87,14 +71,9 @@ def nearest(
     metric: Metric = "euclidean",
     backend: Backend = "auto",
 ) -> Found:
-    """Returns the gallery rows (Q, k) nearest to every query, and their distances (Q, k).
+    """Returns the rows (Q, k) of the gallery (G, S) nearest to every query, and their distances.
 
-    Args:
-        queries: (Q, S).
-        gallery: (G, S), read once, in slices.
-        k: how many; all G rows if they are fewer.
-        metric: a zero vector is at cosine distance 1 from everything.
-        backend: what proposes neighbours.
+    All G rows if they are fewer than k. A zero vector is at cosine distance 1 from everything.
 
     Raises:
         IiaeError: a value is not finite, or faiss is not installed.
@@ -107,12 +86,12 @@ def nearest(
     for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
         propose = proposer(frame(part, 1))
-        for block in _blocks(len(queries), max(width, k)):
-            known = rows[block, :filled], distances[block, :filled]
+        for block in _query_blocks(len(queries), max(width, k)):
             near, apart = _search(queries[block], part, k, frame, propose)
-            merged = _merged(known, (near + start, apart), k, metric)
-            stop = merged[0].shape[1]
-            rows[block, :stop], distances[block, :stop] = merged
+            near = np.concatenate([rows[block, :filled], near + start], axis=1)
+            apart = np.concatenate([distances[block, :filled], apart], axis=1)
+            near, apart = first_of(near, apart, k, metric)
+            rows[block, : near.shape[1]], distances[block, : near.shape[1]] = near, apart
         filled = min(k, start + len(part))
     return rows, distances
 
@@ -120,42 +99,32 @@ def nearest(
 def _search(
     queries: NDArray[Any], part: NDArray[Any], k: int, frame: Frame, propose: Proposer
 ) -> Found:
-    """Returns rows of a slice (Q, K) in gallery order, the k nearest among them, and distances."""
+    """Returns K rows of a slice, the k nearest among them, ties in gallery order, and distances."""
     k, asked = min(k, len(part)), min(k + SPARE, len(part))
     moved = frame(queries, 0)
     approximate, near = propose(moved, asked)
     order = np.argsort(approximate, axis=1)
     approximate, near = (np.take_along_axis(a, order, 1) for a in (approximate, near))
-    # A true neighbour is at most one error farther than the k-th proposal seems, and seems one
-    # more.
+    # A true neighbour is at most an error farther than the k-th proposal seems, and seems one more.
     limit = approximate[:, k - 1] + 2 * frame.error(moved, approximate[:, k - 1])
     unsure = np.flatnonzero((approximate[:, -1] <= limit) & (asked < len(part)))
     close = approximate <= limit[:, None]
     close[unsure] = False
     near = np.sort(near[:, : max(k, close.sum(axis=1).max())], axis=1)
     distances = measure(queries, part, near, frame.metric)
-    step = max(1, BLOCK_VALUES // len(part))
-    for start in range(0, len(unsure), step):
-        few = unsure[start : start + step]
+    for crowd in _slices(len(unsure), BLOCK_VALUES // len(part)):
+        few = unsure[crowd]
         each = _distances(queries[few], part, frame.metric)
-        first = _smallest(_keys(each, frame.metric), near.shape[1])
-        near[few], distances[few] = first, np.take_along_axis(each, first, 1)
+        rows = np.broadcast_to(np.arange(len(part)), each.shape)
+        near[few], distances[few] = first_of(rows, each, near.shape[1], frame.metric)
     return near, distances
 
 
 def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euclidean") -> Ints:
-    """Returns the rank, from 1, of gallery row i among all rows for query i: (Q,).
+    """Returns the rank, from 1, of gallery row i among all rows for query i: (Q,), Q ≤ G.
 
     Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier
-    in the gallery.
-
-    Args:
-        queries: (Q, S).
-        gallery: (G, S), G ≥ Q.
-        metric: as in `nearest`.
-
-    Raises:
-        IiaeError: a value is not finite.
+    in the gallery. Raises IiaeError if a value is not finite.
     """
     queries, places = _numbers(queries, "queries"), np.arange(len(queries))
     partners = _numbers(gallery[: len(queries)], "the gallery")
@@ -163,16 +132,16 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
     for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
-        products = Products(frame(part, 1))
-        for block in _blocks(len(queries), queries.shape[1]):
+        moved_part = frame(part, 1)
+        for block in _query_blocks(len(queries), queries.shape[1]):
             few, moved = queries[block], frame(queries[block], 0)
             squared = own[block] * 2 if metric == "cosine" else (own[block] * frame.scale) ** 2
             error = frame.error(moved, squared)
             low, high = (
-                torch.from_numpy((squared + sign * error - squares(moved)) / 2).float()[:, None]
+                torch.from_numpy((squared + sign * error - _squares(moved)) / 2).float()[:, None]
                 for sign in (-1, 1)
             )
-            for first, scores in products.blocks(moved):
+            for first, scores in _products(moved, moved_part):
                 nearer = scores < low
                 ranks[block] += nearer.sum(1).numpy()
                 open_ = ((scores <= high) ^ nearer).nonzero().numpy().T
@@ -181,32 +150,37 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
     return ranks
 
 
-def measured_first(
-    queries: NDArray[Any], gallery: NDArray[Any], near: Ints, k: int, metric: Metric
-) -> Found:
-    """Returns the first k of the rows `near` (Q, K) of the gallery, and their distances."""
-    near = np.sort(near, axis=1)
-    none = near[:, :0], np.empty((len(near), 0))
-    return _merged(none, (near, measure(queries, gallery, near, metric)), k, metric)
+def _before(
+    queries: NDArray[Any], rows: NDArray[Any], pairs: Ints, own: Ints, partner: Ints, metric: Metric
+) -> Ints:
+    """Counts those of `pairs` (2, P) before each query's partner, of key `own` (Q,)."""
+    left, right = pairs
+    if len(left) > 16 * len(queries):
+        each = _distances(queries, rows, metric)[left, right]
+    else:
+        each = _distances(queries[left][:, None], rows[right][:, None], metric)[:, 0, 0]
+    keys = _keys(each, metric)
+    before = (keys < own[left]) | ((keys == own[left]) & (right < partner[left]))
+    counts: Ints = np.bincount(left[before], minlength=len(queries))
+    return counts
+
+
+def first_of(rows: Ints, distances: Floats, k: int, metric: Metric) -> Found:
+    """Returns the k nearest of `rows` (Q, K) at these distances; ties stay in their order."""
+    order = np.argsort(_keys(distances, metric), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
 
 def measure(queries: NDArray[Any], gallery: NDArray[Any], near: Ints, metric: Metric) -> Floats:
-    """Returns the distances (Q, K) between every query and its rows `near` (Q, K) of the
-    gallery.
-    """
+    """Returns the distances (Q, K) between every query and its rows `near` (Q, K)."""
     distances = np.empty(near.shape)
-    step = max(1, BATCH_VALUES // max(1, near.shape[1] * queries.shape[1]))
-    for start in range(0, len(near), step):
-        part = slice(start, start + step)
-        pairs = queries[part, None], gallery[near[part]]
-        distances[part] = _distances(*pairs, metric)[:, 0]
+    for part in _slices(len(near), BATCH_VALUES // max(1, near.shape[1] * queries.shape[1])):
+        distances[part] = _distances(queries[part, None], gallery[near[part]], metric)[:, 0]
     return distances
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> Floats:
-    """Returns (…, M, N) distances of rows (…, M, S) and (…, N, S), differences first, in
-    float64.
-    """
+    """Returns (…, M, N) distances of rows (…, M, S) and (…, N, S): float64, differences first."""
     left, right = (torch.from_numpy(rows).double() for rows in (a, b))
     if metric == "cosine":
         left, right = unit_rows(left, 0), unit_rows(right, 1)
@@ -222,51 +196,138 @@ def _keys(distances: Floats, metric: Metric) -> Ints:
     return (np.ascontiguousarray(distances).view(np.int64) + 2**11) >> 12  # 40 bits of the fraction
 
 
-def _merged(known: Found, new: Found, k: int, metric: Metric) -> Found:
-    """Returns the first k of both; `known` stands earlier in the gallery, `new` is in its order."""
-    rows, distances = (np.concatenate(parts, axis=1) for parts in zip(known, new, strict=True))
-    order = np.argsort(_keys(distances, metric), axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
+class Frame:
+    """Moves rows to where float32 products are precise: amid the data, or to unit length."""
+
+    def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
+        self.metric = metric
+        largest = max(_largest_value(queries), _largest_value(part))
+        # Powers of two, which round nothing; 2¹⁰⁰ is within float32.
+        self.scale = min(2.0 ** -float(np.frexp(largest)[1]), 2.0**100)
+        centre = part[:4096].mean(axis=0, dtype=np.float64).astype(part.dtype)
+        self._centre = torch.from_numpy(centre) * self.scale
+
+    def __call__(self, rows: NDArray[Any], side: Literal[0, 1]) -> Tensor:
+        """Returns rows (N, S) of the queries, side 0, or of the gallery in float32."""
+        cosine = self.metric == "cosine"
+        moved = torch.empty(len(rows), rows.shape[1] + (2 if cosine else 0))
+        for part in _slices(len(rows), BATCH_VALUES // rows.shape[1]):
+            values = torch.from_numpy(rows[part])
+            values = unit_rows(values, side) if cosine else values * self.scale - self._centre
+            moved[part] = values
+        return moved
+
+    def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
+        """Bounds the rounding of the `squared` distances (Q,) of rows (Q, S) to others."""
+        unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
+        found: Floats = unit * (np.sqrt(_squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
+        return found + 1e-38  # below it float32 underflows
 
 
-def _smallest(keys: Ints, k: int) -> Ints:
-    """Returns the places (Q, k), ascending, of the k smallest keys (Q, G), of equal ones
-    the first.
+def _products(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what squared distances exceed |q|² by.
+
+    C is a multiple of `_GROUP`: columns behind the last row are infinite. A block is overwritten by
+    the next one.
     """
-    last = np.partition(keys, k - 1, axis=1)[:, k - 1 : k]
-    below, equal = keys < last, keys == last
-    keep = below | (equal & (np.cumsum(equal, axis=1) <= k - below.sum(axis=1, keepdims=True)))
-    places: Ints = keep.nonzero()[1].reshape(len(keys), k)
-    return places
+    padded = -(-len(gallery) // _GROUP) * _GROUP
+    width = min(padded, -(-BLOCK_VALUES // (len(queries) * _GROUP)) * _GROUP)
+    buffer = torch.empty(len(queries), width)
+    for start in range(0, len(gallery), width):
+        part = gallery[start : start + width]
+        block = buffer[:, : -(-len(part) // _GROUP) * _GROUP]
+        block[:, len(part) :] = torch.inf
+        half = torch.linalg.vector_norm(part, dim=1).square_() / 2
+        torch.addmm(half, queries, part.T, alpha=-1, out=block[:, : len(part)])
+        yield start, block
 
 
-def _before(
-    queries: NDArray[Any], rows: NDArray[Any], pairs: Ints, own: Ints, partner: Ints, metric: Metric
-) -> Ints:
-    """Counts the rows of `pairs` (2, P) that stand before each query's partner, of key
-    `own` (Q,).
+def _by_torch(gallery: Tensor) -> Proposer:
+    """Of most blocks only the smallest value of each group of columns is compared."""
+
+    def nearest(queries: Tensor, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        best = torch.full((len(queries), k), torch.inf)
+        rows = torch.zeros((len(queries), k), dtype=torch.int64)
+        for start, block in _products(queries, gallery):
+            size = _GROUP
+            while size > 1 and block.shape[1] < 2 * k * size:
+                size //= 2
+            groups = block.view(len(block), size, -1)
+            least = groups.amin(dim=1)
+            limit = best.amax(dim=1)
+            if start == 0 and k <= least.shape[1]:
+                # The smallest of k groups are k rows: the k-th nearest is no farther.
+                limit = least.kthvalue(k, dim=1).values
+                limit = torch.nextafter(limit, torch.tensor(torch.inf))
+            query, group = (least < limit[:, None]).nonzero(as_tuple=True)
+            values = groups[query, :, group]
+            hit, place = (values < limit[query, None]).nonzero(as_tuple=True)
+            query, row = query[hit], start + place * least.shape[1] + group[hit]
+            # From a list of pairs to a table, beside what is known.
+            counts = torch.bincount(query, minlength=len(queries))
+            column = k + torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+            near = torch.full((len(queries), k + int(counts.max())), torch.inf)
+            where = torch.zeros(near.shape, dtype=torch.int64)
+            near[:, :k], where[:, :k] = best, rows
+            near[query, column], where[query, column] = values[hit, place], row
+            best, chosen = near.topk(k, dim=1, largest=False, sorted=False)
+            rows = where.gather(1, chosen)
+        return best.numpy() * 2 + _squares(queries)[:, None], rows.numpy()
+
+    return nearest
+
+
+def _by_sklearn(gallery: Tensor) -> Proposer:
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(algorithm="brute", metric="sqeuclidean").fit(gallery.numpy())
+    return lambda queries, k: index.kneighbors(queries.numpy(), k)
+
+
+def _by_faiss(gallery: Tensor) -> Proposer:
+    index = import_faiss().IndexFlatL2(gallery.shape[1])
+    index.add(gallery.numpy())
+    return lambda queries, k: index.search(queries.numpy(), k)
+
+
+PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}
+
+
+def import_faiss() -> Any:
+    """Returns the faiss library; raises IiaeError if it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss and --approximate"
+        raise IiaeError("faiss is not installed", install) from error
+    return faiss
+
+
+def unit_rows(rows: Tensor, side: Literal[0, 1]) -> Tensor:
+    """Returns rows (…, S + 2) of length 1, whose squared distances are twice the cosine ones.
+
+    A zero vector points along a dimension of its side's own, at right angles to all of the other.
     """
-    left, right = pairs
-    if len(left) > 16 * len(queries):
-        keys = _keys(_distances(queries, rows, metric), metric)[left, right]
-    else:
-        each = _distances(queries[left][:, None], rows[right][:, None], metric)
-        keys = _keys(each[:, 0, 0], metric)
-    before = (keys < own[left]) | ((keys == own[left]) & (right < partner[left]))
-    counts: Ints = np.bincount(left[before], minlength=len(queries))
-    return counts
+    least = torch.finfo(rows.dtype).tiny
+    rows = rows / rows.abs().amax(-1, keepdim=True).clamp_min(least)  # so that no square overflows
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    spare = torch.zeros(*rows.shape[:-1], 2, dtype=rows.dtype)
+    spare[..., side : side + 1] = lengths == 0
+    return torch.cat([rows / lengths.clamp_min(least), spare], dim=-1)
+
+
+def checked_slices(gallery: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yields (first row, rows) of the gallery; raises IiaeError if a value is not finite."""
+    size, width = gallery.shape
+    for part in _slices(size, SLICE_VALUES * (4 if width >= 1024 else 1) // max(1, width)):
+        yield part.start, _numbers(gallery[part], "the gallery")
 
 
 def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
-    """Returns rows in float32 if that holds them, else in float64.
-
-    Raises:
-        IiaeError: a value is not finite.
-    """
-    rows = np.asarray(rows)
+    """Returns finite rows in float32 if that holds them, else in float64."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.ascontiguousarray(rows, np.float32 if single else np.float64)
-    if not largest_value(rows) < _HUGE:  # not a number compares as false
+    if not _largest_value(rows) < _HUGE:  # not a number compares as false
         raise IiaeError(
             f"latents of {name} are not all finite",
             "encode them again; check the model and its inputs",
@@ -274,16 +335,20 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
     return rows
 
 
-def checked_slices(gallery: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yields (first row, rows) of the gallery in order."""
-    size, width = gallery.shape
-    step = max(1, SLICE_VALUES * (4 if width >= 1024 else 1) // max(1, width))
-    for start in range(0, size, step):
-        yield start, _numbers(gallery[start : start + step], "the gallery")
+def _query_blocks(count: int, values: int) -> Iterator[slice]:
+    return _slices(count, min(QUERY_ROWS, QUERY_VALUES // max(1, values)))
 
 
-def _blocks(count: int, values: int) -> Iterator[slice]:
-    """Yields slices of queries, of so many values each."""
-    step = max(1, min(QUERY_ROWS, QUERY_VALUES // max(1, values)))
-    for start in range(0, count, step):
-        yield slice(start, start + step)
+def _slices(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, max(1, step)):
+        yield slice(start, start + max(1, step))
+
+
+def _largest_value(rows: NDArray[Any]) -> float:
+    return max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
+
+
+def _squares(rows: Tensor) -> Floats:
+    """Returns the squared lengths (N,) of rows."""
+    squared: Floats = torch.linalg.vector_norm(rows, dim=1).double().square().numpy()
+    return squared

@@ -8,7 +8,7 @@ C) uint8 or features (N, F) float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.builders import choose_device
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import run_folder
 from iiae_cli.data.batches import to_inputs, to_pictures
+from iiae_cli.data.datafile import DataFile, is_hdf5
+from iiae_cli.inference.inputs import Block, Inputs, open_inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.directory import RunDir
@@ -32,23 +37,21 @@ LatentKind: TypeAlias = Literal["shared", "exclusive"]
 
 @dataclass
 class Encoded:
-    """Posteriors of N rows of one domain; what was not asked for, or does not exist, is None.
+    """Posteriors of N rows of one domain; what was not asked for, or does not exist, is None."""
 
-    Attributes:
-        shared_mean: (N, S), a map flattened as (C, H, W); `shared_logvar` likewise.
-        exclusive_mean: (N, E); `exclusive_logvar` likewise.
-    """
-
-    shared_mean: Array | None = None
+    shared_mean: Array | None = None  # (N, S), a map flattened as (C, H, W)
     shared_logvar: Array | None = None
-    exclusive_mean: Array | None = None
+    exclusive_mean: Array | None = None  # (N, E)
     exclusive_logvar: Array | None = None
 
     def mean(self, kind: LatentKind) -> Array:
-        """Returns the means of one kind; raises KeyError if they were not encoded."""
+        """Returns the means of one kind; raises IiaeError if they were not encoded."""
         value = self.shared_mean if kind == "shared" else self.exclusive_mean
         if value is None:
-            raise KeyError(kind)
+            raise IiaeError(
+                f"the rows were encoded without {kind} latents",
+                f"encode with --latents {kind} or both",
+            )
         return value
 
     def logvar(self, kind: LatentKind) -> Array | None:
@@ -73,25 +76,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network, the size of its pictures, and the device it lies on.
+    """A network, the size of its pictures, and the device it lies on."""
 
-    Attributes:
-        network: on `device`; its mode is restored after every call.
-        size: (H, W) that pictures are resized to; None for features.
-        device: of the network.
-    """
-
-    network: IIAE
-    size: tuple[int, int] | None
+    network: IIAE  # its mode is restored after every call
+    size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
     device: torch.device | str = "cpu"
 
     @classmethod
     def load(cls, run: Path | str, device: str = "auto") -> TrainedModel:
-        """Reads the kept weights of a run directory.
-
-        Raises:
-            IiaeError: the run is missing or damaged.
-        """
+        """Reads the kept weights of a run; raises IiaeError if they are missing or damaged."""
         return cls.of(load_model(RunDir(Path(run)), choose_device(device)))
 
     @classmethod
@@ -103,6 +96,10 @@ class TrainedModel:
         """Returns stored rows as the network takes them: (N, C, H, W) in [-1, 1], or (N, F)."""
         return to_inputs(rows, self.size, self.device)
 
+    def shown(self, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:
+        """Returns stored pictures at the size that the network sees."""
+        return list(to_pictures(to_inputs(rows, self.size))) if len(rows) else []
+
     def encode(
         self,
         rows: NDArray[Any],
@@ -112,14 +109,9 @@ class TrainedModel:
         exclusive: bool = True,
         batch_size: int = 256,
     ) -> Encoded:
-        """Encodes stored rows of one domain.
+        """Encodes stored rows of one domain: r(z^s|·), and q(z^x|x) where the network has it.
 
-        Args:
-            rows: an array or memory map, read one batch at a time.
-            domain: whose encoders read them.
-            shared: whether r(z^s|·) is wanted.
-            exclusive: whether q(z^x|x) is wanted, where the network has it.
-            batch_size: rows at once.
+        The rows may be a memory map: one batch at a time is read.
         """
         network = self.network
         encoders = {"shared": network.encode_shared} if shared else {}
@@ -161,8 +153,10 @@ class TrainedModel:
     ) -> NDArray[Any]:
         """Decodes every row's shared mean in `target` with each of its K exclusive latents.
 
+        A target equal to the source makes visual analogies (Table 8).
+
         Args:
-            rows: of `source`; a target equal to it makes visual analogies (Table 8).
+            rows: of `source`.
             source: domain of the rows.
             target: domain of the outputs.
             exclusive: (N, K, E) latents of `target`; None for a network without them (K = 1).
@@ -184,6 +178,14 @@ class TrainedModel:
         return np.concatenate(outputs)
 
 
+def open_run(run: Path | None, device: str) -> LoadedModel:
+    """Reads the kept weights of `--run`, or of the run that stands for it, and says which."""
+    folder, chosen = run_folder(run)
+    loaded = load_model(RunDir(folder), choose_device(device))
+    console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
+    return loaded
+
+
 @contextmanager
 def inference(network: IIAE) -> Iterator[None]:
     """Evaluation mode without gradients; the network's mode is restored afterwards."""
@@ -196,23 +198,106 @@ def inference(network: IIAE) -> Iterator[None]:
         network.train(was_training)
 
 
-def prior_samples(
-    count: int, rows: int, exclusive_dim: int, seed: int, *, first: int = 0
-) -> Tensor:
-    """Draws z ~ N(0, I) for the rows first, first + 1, …: (rows, count, E).
+def prior_samples(count: int, rows: Iterable[int], exclusive_dim: int, seed: int) -> Tensor:
+    """Draws z ~ N(0, I) for each of the N rows: (N, count, E).
 
-    Row r is a function of (seed, r), so neither more rows nor a division into blocks changes it.
+    A row's samples are a function of seed and row, so neither more rows nor a division into blocks
+    changes them.
     """
     samples = [
-        np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim))
-        for row in range(first, first + rows)
+        np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in rows
     ]
     return torch.from_numpy(np.stack(samples).astype(np.float32))
 
 
 def interpolated(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Returns latents (steps, E) at equal distances from `start` (E,) to `end` (E,), both
-    included.
-    """
+    """Returns latents (steps, E) at equal distances from `start` to `end` (E,), both included."""
     weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
     return torch.lerp(start, end, weights[:, None])
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Where an input's K outputs take their exclusive latents from."""
+
+    names: list[str]  # (K,)
+    pictures: list[tuple[NDArray[np.uint8], str] | None]  # (K,) references as the model sees them
+    parts: list[Callable[[list[int]], Tensor]]  # each returns some of the K for N positions
+
+    def exclusive(self, positions: list[int]) -> Tensor | None:
+        """Returns (N, K, E) for the inputs at these positions; None for a network without them."""
+        return torch.cat([part(positions) for part in self.parts], dim=1) if self.parts else None
+
+
+def styles_of(
+    trained: TrainedModel,
+    target: Domain,
+    references: Block | None,
+    partners: Inputs | None,
+    *,
+    samples: int,
+    interpolate: int | None,
+    seed: int,
+) -> Styles:
+    """Returns `samples` samples, then references or steps between two, then each input's partner.
+
+    Args:
+        trained: encodes references and partners.
+        target: their domain, and that of the outputs.
+        references: pictures, if any; two for an interpolation.
+        partners: row by row those of the inputs, if they guide.
+        samples: how many are sampled.
+        interpolate: number of steps, if any.
+        seed: of the samples; with an input's position it decides them.
+    """
+    width = trained.network.exclusive_dim
+    if not width:
+        return Styles(["translation"], [None], [])
+
+    def encoded(rows: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(trained.encode(rows, target, shared=False).mean("exclusive"))
+
+    names = [f"sample {number + 1}" for number in range(samples)]
+    pictures: list[tuple[NDArray[np.uint8], str] | None] = [None] * samples
+    parts: list[Callable[[list[int]], Tensor]] = []
+    if samples:
+        parts.append(lambda positions: prior_samples(samples, positions, width, seed))
+    if references is not None:
+        means = encoded(references.rows)
+        first, *others = zip(trained.shown(references.rows), references.ids, strict=True)
+        if interpolate:
+            means = interpolated(means[0], means[1], interpolate)
+            names += [f"step {number + 1}" for number in range(interpolate)]
+            pictures += [first, *[None] * (interpolate - 2), *others]
+        else:
+            names += [Path(name).name for name in references.ids]
+            pictures += [first, *others]
+        parts.append(lambda positions: means.expand(len(positions), -1, -1))
+    if partners is not None:
+        names.append("guided")
+        pictures.append(None)
+        parts.append(
+            lambda positions: encoded(partners.read(positions[0], positions[-1] + 1).rows)[:, None]
+        )
+    return Styles(names, pictures, parts)
+
+
+def partners_of(
+    path: Path, count: int, target: Domain, shape: tuple[int, ...], *, split: str
+) -> Inputs:
+    """Returns the partners of the first `count` inputs, row by row.
+
+    Raises:
+        IiaeError: the inputs are no prepared file, or one whose rows are not aligned.
+    """
+    if not is_hdf5(path):
+        raise IiaeError(
+            "--guided needs partners, and pictures have none",
+            "give a prepared .h5, or --reference PICTURE",
+        )
+    file = DataFile(path)
+    if file.info.by_class or file.split(split).pairs is not None:
+        raise IiaeError(
+            f"rows of {path} have no partner of their own", "pass --reference PICTURE instead"
+        )
+    return open_inputs([str(path)], target, shape, split=split).first(count)

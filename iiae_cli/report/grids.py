@@ -218,7 +218,7 @@ def _translations(
     target, rows = other_domain(source), pairs.side(source).rows
     if not model.network.exclusive_dim:
         return model.translate(rows, source, target, None)
-    drawn = prior_samples(samples, len(rows), model.network.exclusive_dim, seed)
+    drawn = prior_samples(samples, range(len(rows)), model.network.exclusive_dim, seed)
     partners = model.encode(pairs.side(target).rows, target, shared=False)
     guides = torch.from_numpy(partners.mean("exclusive"))
     return model.translate(rows, source, target, torch.cat([drawn, guides[:, None]], dim=1))

@@ -360,7 +360,7 @@ def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(
     assert "bad.png" in outcome.err and not list(Path("out").iterdir())
     Path("out/00300-to-y-sample3.png").write_text("mine")
     outcome = iiae("translate", trained.pictures / "test" / "x", *base)
-    assert outcome.code == 2 and "00300-to-y-sample3.png exists" in outcome.error()[0]
+    assert outcome.code == 2 and "00300-to-y-sample3.png already exists" in outcome.error()[0]
     assert [path.name for path in Path("out").iterdir()] == ["00300-to-y-sample3.png"]
 
 

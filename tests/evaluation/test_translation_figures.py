@@ -108,7 +108,7 @@ def test_sampled_figures_are_the_mean_and_the_best_of_n_by_each_measure():
 
     measures = {"l1": score, "ssim": score, "lpips": score}
     found = figures_of(Adder(), SHARED, OWN, measures=measures, samples=4)
-    outputs = SHARED + prior_samples(4, 3, 1, 7).numpy()[..., 0]  # (rows, samples)
+    outputs = SHARED + prior_samples(4, range(3), 1, 7).numpy()[..., 0]  # (rows, samples)
     assert found["samples"] == 4 and found["n"] == 3
     for name, best in (("l1", outputs.min(1)), ("ssim", outputs.max(1)), ("lpips", outputs.min(1))):
         assert found[f"{name}_mean"] == pytest.approx(outputs.mean(), rel=1e-5)

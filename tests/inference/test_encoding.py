@@ -8,9 +8,9 @@ from PIL import Image
 
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data.blocks import Part, block_store
-from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks
+from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks, write_merged
 from iiae_cli.inference.inputs import open_inputs
-from iiae_cli.inference.latents import LatentFormat, read_latents
+from iiae_cli.inference.latents import Gallery, LatentFormat, read_latents
 from iiae_cli.inference.trained import TrainedModel
 
 SHAPE = (16, 16, 3)
@@ -42,21 +42,15 @@ def job(folder):
     torch.manual_seed(0)
     inputs = open_inputs([str(folder)], "x", SHAPE, workers=2)
     trained = TrainedModel(small_model("maps").eval(), SHAPE[:2])
-    return EncodeJob(trained, "x", inputs, LatentFormat(logvar=True), 4, HEAD)
+    return EncodeJob(trained, inputs, LatentFormat(logvar=True), 4, HEAD)
 
 
-def encoded(job, path, count=1):
-    """A cache made by `count` shards."""
-    for index in range(count):
-        with block_store(path, job.settings(), resume=True) as store:
-            numbers = Part(index, count).of(job.total)
-            job.make(store, numbers)
-            if index == count - 1:
-                missing = store.missing(range(job.total))
-                job.make(store, range(job.total)) if missing else None
-                write_blocks(
-                    path, job.settings(), lambda: map(store.read, range(job.total)), store.folder
-                )
+def encoded(job, path, part=None):
+    """The cache of all rows, or of a shard."""
+    settings, numbers = job.settings(), (part or Part(0, 1)).of(job.total)
+    with block_store(path, settings, resume=True) as store:
+        job.make(store, numbers)
+        write_blocks(path, settings, store, numbers, part, job.total)
     return read_latents(path)
 
 
@@ -70,11 +64,18 @@ def test_a_cache_holds_what_encoding_at_once_returns(job, folder, tmp_path):
         np.testing.assert_allclose(getattr(cache.encoded, name), values, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_shards_have_the_values_of_one_call(job, tmp_path, count):
-    whole, parts = encoded(job, tmp_path / "a.h5"), encoded(job, tmp_path / "b.h5", count)
-    assert whole.ids == parts.ids
-    np.testing.assert_allclose(whole.encoded.shared_mean, parts.encoded.shared_mean, rtol=1e-6)
+@pytest.mark.parametrize("count", [2, 3, 7])  # seven shards of six blocks: one is empty
+def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
+    whole = encoded(job, tmp_path / "whole.h5")
+    paths = [tmp_path / f"{index}.h5" for index in range(count)]
+    shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
+    assert [name for shard in shards for name in shard.ids] == whole.ids
+    write_merged(tmp_path / "merged.h5", [Gallery(path) for path in paths])
+    merged = read_latents(tmp_path / "merged.h5")
+    assert (merged.ids, merged.labels, merged.head()) == (whole.ids, whole.labels, whole.head())
+    assert Gallery(tmp_path / "merged.h5").skipped == Gallery(tmp_path / "whole.h5").skipped
+    for name, values in vars(whole.encoded).items():
+        np.testing.assert_allclose(getattr(merged.encoded, name), values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5])
@@ -88,9 +89,11 @@ def test_an_interrupted_encoding_continues_at_the_next_block(job, tmp_path, stop
     with block_store(path, job.settings(), resume=True) as store:
         assert 0 < len(store) < job.total
         job.make(store, range(job.total))
-        write_blocks(path, job.settings(), lambda: map(store.read, range(job.total)), store.folder)
+        write_blocks(path, job.settings(), store, range(job.total))
     whole = encoded(job, tmp_path / "whole.h5")
-    np.testing.assert_array_equal(read_latents(path).encoded.shared_mean, whole.encoded.shared_mean)
+    np.testing.assert_allclose(
+        read_latents(path).encoded.shared_mean, whole.encoded.shared_mean, rtol=1e-6
+    )
 
 
 def test_a_changed_picture_changes_the_job(job, folder):
@@ -100,16 +103,16 @@ def test_a_changed_picture_changes_the_job(job, folder):
     assert {key for key in before if before[key] != after[key]} == {"content of the inputs"}
 
 
-def test_at_most_so_many_items_are_made_ahead():
+def test_only_the_next_item_is_made_ahead():
     made = []
-    coming = ahead(lambda item: made.append(item) or item, range(20), 2)
-    assert [next(coming) for _ in range(5)] == list(range(5)) and len(made) <= 8
+    coming = ahead(lambda item: made.append(item) or item, range(20))
+    assert [next(coming) for _ in range(5)] == list(range(5)) and len(made) <= 6
     coming.close()
 
 
 def test_an_error_of_the_reader_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda item: 1 / item, [1, 0], 2))
+        list(ahead(lambda item: 1 / item, [1, 0]))
 
 
 def test_small_rows_come_in_larger_batches():

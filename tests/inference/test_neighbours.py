@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iiae_cli.inference import neighbours, products
+from iiae_cli.inference import neighbours
 from iiae_cli.inference.neighbours import choose_backend, nearest, partner_ranks
 
 METRICS = ["euclidean", "cosine"]
@@ -45,7 +45,7 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(neighbours, "SLICE_VALUES", 3 * 13)
     monkeypatch.setattr(neighbours, "QUERY_ROWS", 4)
     monkeypatch.setattr(neighbours, "SPARE", 1)
-    monkeypatch.setattr(products, "BLOCK_VALUES", 64)
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", 64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
