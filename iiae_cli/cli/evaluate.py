@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,13 +35,44 @@ from iiae_cli.evaluation.paper import PaperRow, paper_rows, paper_table
 from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
-    from iiae_cli.data.datafile import DataFile
+    from iiae_cli.data.datafile import DataFile, Split
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs.weights import LoadedModel
 
 Task = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 Figures = dict[str, Any]
-TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
+_translation_option = partial(typer.Option, rich_help_panel="Translation")
+_disentanglement_option = partial(typer.Option, rich_help_panel="Disentanglement")
+
+
+@dataclass
+class Result:
+    """The figures by task, what was measured on what, and a line for every gate not kept."""
+
+    figures: Figures
+    protocol: Figures
+    failures: list[str]
+    paper: list[PaperRow] | None = None
+    report: Path | None = None
+
+    def to_json(self) -> Figures:
+        """Return the object that `--json` prints."""
+        values: Figures = {"schema": "iiae.evaluate/1", **self.figures}
+        if self.paper is not None:
+            values["paper"] = [row.to_json() for row in self.paper]
+        if self.report is not None:
+            values["report"] = str(self.report)
+        return {**values, "protocol": self.protocol, "failures": self.failures}
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+        tables = figure_tables(self.figures)
+        tables += disentanglement_tables(self.figures.get("disentanglement", {}))
+        tables += [paper_table(self.paper)] if self.paper else []
+        for table in tables:
+            console.print_table(table.headers, table.rows, title=table.title)
+        if self.report is not None:
+            console.say(f"report {self.report}")
 
 
 def command(
@@ -74,38 +106,30 @@ def command(
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Measure test classes that the backbone has seen.")
     ] = False,
-    samples: Annotated[
-        int, typer.Option(min=0, help="Sampled outputs per input.", rich_help_panel=TRANSLATION)
-    ] = 3,
+    samples: Annotated[int, _translation_option(min=0, help="Sampled outputs per input.")] = 3,
     lpips: Annotated[
         Literal["alex", "vgg", "both", "none"],
-        typer.Option(help="LPIPS by these networks.", rich_help_panel=TRANSLATION),
+        _translation_option(help="LPIPS by these networks."),
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.",
-            rich_help_panel=TRANSLATION,
+        _translation_option(
+            help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable."
         ),
     ] = None,
     judge: Annotated[
         bool,
-        typer.Option(
-            "--judge",
-            help="Let networks trained on real pictures read class and factors.",
-            rich_help_panel=TRANSLATION,
+        _translation_option(
+            "--judge", help="Let networks trained on real pictures read class and factors."
         ),
     ] = False,
     probe_rows: Annotated[
-        int,
-        typer.Option(min=20, help="Rows that probes see at most.", rich_help_panel=DISENTANGLEMENT),
+        int, _disentanglement_option(min=20, help="Rows that probes see at most.")
     ] = 3000,
     shared_factor: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A factor that both domains hold; repeatable.",
-            rich_help_panel=DISENTANGLEMENT,
+        _disentanglement_option(
+            metavar="NAME", help="A factor that both domains hold; repeatable."
         ),
     ] = None,
     report: Annotated[
@@ -145,116 +169,66 @@ def command(
       iiae evaluate --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
-    given = locals()
-    result = _run(Options(**{field.name: given[field.name] for field in fields(Options)}))
-    finish(result, as_json)
-    if result.failures:
-        raise IiaeError("; ".join(result.failures), "train longer, or lower the gate")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, see `command`."""
-
-    run: Path | None
-    data: Path | None
-    split: str
-    task: Task | None
-    metric: MetricName | None
-    paper: bool
-    fail_under: list[str] | None
-    fail_over: list[str] | None
-    allow_leak: bool
-    samples: int
-    lpips: Literal["alex", "vgg", "both", "none"]
-    lpips_weights: list[Path] | None
-    judge: bool
-    probe_rows: int
-    shared_factor: list[str] | None
-    report: Path | None
-    overwrite: bool
-    seed: int
-    batch_size: int
-    device: str
-
-
-@dataclass
-class Result:
-    """The figures by task, what was measured on what, and a line for every gate not kept."""
-
-    figures: Figures
-    protocol: Figures
-    failures: list[str]
-    paper: list[PaperRow] | None = None
-    report: Path | None = None
-
-    def to_json(self) -> Figures:
-        """Return the object that `--json` prints."""
-        found: Figures = {"schema": "iiae.evaluate/1", **self.figures}
-        if self.paper is not None:
-            found["paper"] = [row.to_json() for row in self.paper]
-        if self.report is not None:
-            found["report"] = str(self.report)
-        return {**found, "protocol": self.protocol, "failures": self.failures}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        tables = figure_tables(self.figures)
-        tables += disentanglement_tables(self.figures.get("disentanglement", {}))
-        tables += [paper_table(self.paper)] if self.paper else []
-        for table in tables:
-            console.print_table(table.headers, table.rows, title=table.title)
-        if self.report is not None:
-            console.say(f"report {self.report}")
-
-
-def _run(options: Options) -> Result:
-    from iiae_cli.builders import choose_device
-    from iiae_cli.evaluation import tasks
-    from iiae_cli.evaluation.retrieval import encode_pairs
+    from iiae_cli.builders import build_objective, choose_device
+    from iiae_cli.evaluation import retrieval, tasks
+    from iiae_cli.evaluation.disentanglement import measure_disentanglement
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
     from iiae_cli.runs.directory import RunDir
     from iiae_cli.runs.weights import load_model
 
-    gates = parse_gates(options.fail_under or (), options.fail_over or ())
-    if options.report is not None:
-        refuse_existing(options.report, options.overwrite)
-    folder, chosen = run_folder(options.run)
-    loaded = load_model(RunDir(folder), choose_device(options.device))
+    gates = parse_gates(fail_under or (), fail_over or ())
+    if report is not None:
+        refuse_existing(report, overwrite)
+    folder, origin = run_folder(run)
+    loaded = load_model(RunDir(folder), choose_device(device))
     step = loaded.details.get("step")
-    console.say(f"model {loaded.fingerprint} of {folder} ({chosen}), kept at step {step}")
-    file = _data_of(options, loaded)
-    chosen_tasks = tasks.choose_tasks(options.task, options.report is not None, file, loaded)
-    split = tasks.rows_of(file, options.split, chosen_tasks)
-    if options.judge:
-        tasks.check_judge(loaded, file, split, chosen_tasks)
-    metric: MetricName = tasks.choose_metric(options.metric, chosen_tasks, loaded)
-    protocol = {
+    console.say(f"model {loaded.fingerprint} of {folder} ({origin}), kept at step {step}")
+    file = _data_of(data, loaded)
+    chosen = tasks.choose_tasks(task, report is not None, file, loaded)
+    rows = tasks.rows_of(file, split, chosen)
+    if judge:
+        tasks.check_judge(loaded, file, rows, chosen)
+    distance = tasks.choose_metric(metric, chosen, loaded)
+    protocol: Figures = {
         "run": str(folder),
         "fingerprint": loaded.fingerprint,
         "step": step,
         "objective": loaded.config.objective.kind,
         "data": str(file.path),
         "data_set": file.info.name,
-        "split": options.split,
-        "metric": metric,
+        "split": split,
+        "metric": distance,
     }
-    protocol |= tasks.protocol_of(file, split, loaded, chosen_tasks, options.allow_leak)
+    protocol |= tasks.protocol_of(file, rows, loaded, chosen, allow_leak)
     trained = TrainedModel.of(loaded)
-    pairs = encode_pairs(trained, split, batch_size=options.batch_size)
-    subject = Subject(trained, pairs, split, options.seed, options.batch_size)
-    figures: Figures = {}
-    for task in chosen_tasks:
-        found, how = _measure(task, options, loaded, file, subject, metric)
-        figures |= found
+    pairs = retrieval.encode_pairs(trained, rows, batch_size=batch_size)
+    subject, figures = Subject(trained, pairs, rows, seed, batch_size), Figures()
+    if "retrieval" in chosen:
+        figures["retrieval"] = retrieval.paired_retrieval(pairs, rows, distance)
+    if "zero-shot" in chosen:
+        figures["zero_shot"] = retrieval.zero_shot(pairs, file.split("train"), rows)
+    if "translation" in chosen:
+        judged = file.split("train") if judge else None
+        values, how = _translation(subject, lpips, lpips_weights or (), samples, judged)
+        figures, protocol = figures | values, protocol | how
+    if "disentanglement" in chosen:
+        figures["disentanglement"], how = measure_disentanglement(
+            subject,
+            build_objective(loaded.config),
+            distance,
+            None if split == "train" else partial(file.split, "train"),
+            probe_rows=probe_rows,
+            shared=shared_factor or (),
+            by_class=file.info.by_class,
+        )
         protocol |= how
-    rows = paper_rows(figures, protocol, loaded.size)
-    if options.paper and not rows:
+    published = paper_rows(figures, protocol, loaded.size)
+    if paper and not published:
         console.warn(f"the paper has no row for data set '{file.info.name}'")
-    result = Result(figures, protocol, failed_gates(gates, figures))
-    result.paper = rows if options.paper else None
-    if options.report is not None:
+    failures = failed_gates(gates, figures)
+    result = Result(figures, protocol, failures, published if paper else None)
+    if report is not None:
         from iiae_cli.report.page import Measured, write_report
 
         measured = Measured(
@@ -264,76 +238,44 @@ def _run(options: Options) -> Result:
             by_class=file.info.by_class,
             figures=figures,
             protocol=protocol,
-            paper=rows,
+            paper=published,
             command=["iiae", *sys.argv[1:]],
-            samples=options.samples,
+            samples=samples,
         )
-        result.report = write_report(measured, options.report)
-    return result
+        result.report = write_report(measured, report)
+    finish(result, as_json)
+    if failures:
+        raise IiaeError("; ".join(failures), "train longer, or lower the gate")
 
 
-def _measure(
-    task: Task,
-    options: Options,
-    loaded: LoadedModel,
-    file: DataFile,
-    subject: Subject,
-    metric: MetricName,
+def _translation(
+    subject: Subject, nets: str, weights: Sequence[Path], samples: int, train: Split | None
 ) -> tuple[Figures, Figures]:
-    """The figures of one task, and what a reader must know of them."""
-    from iiae_cli.builders import build_objective
-    from iiae_cli.evaluation.disentanglement import ProbeOptions, measure_disentanglement
-    from iiae_cli.evaluation.retrieval import paired_retrieval, zero_shot
+    """L1, and of pictures SSIM and LPIPS as far as its weights are there; a judge's reading."""
+    from iiae_cli.evaluation import perceptual, translation
 
-    if task == "retrieval":
-        return {"retrieval": paired_retrieval(subject.pairs, subject.split, metric)}, {}
-    if task == "zero-shot":
-        return {"zero_shot": zero_shot(subject.pairs, file.split("train"), subject.split)}, {}
-    if task == "translation":
-        return _translation(options, file, subject)
-    train = None if options.split == "train" else partial(file.split, "train")
-    probes = ProbeOptions(options.probe_rows, options.shared_factor or (), file.info.by_class)
-    objective = build_objective(loaded.config)
-    figures, protocol = measure_disentanglement(subject, objective, train, probes, metric)
-    for line in figures["warnings"]:
-        console.warn(line)
-    if not figures["factors"] and not any(figures["probes"].values()):
-        console.warn(
-            f"{file.path} holds no factors to probe: "
-            "see 'Bring your own factors' in docs/disentanglement.md"
-        )
-    return {"disentanglement": figures}, protocol
-
-
-def _translation(options: Options, file: DataFile, subject: Subject) -> tuple[Figures, Figures]:
-    """L1, and of pictures SSIM and LPIPS as far as its weights are there; the judge's reading."""
-    from iiae_cli.evaluation import judge, lpips, translation
-
-    measures = dict(translation.FEATURE_MEASURES)
+    measures = translation.FEATURE_MEASURES
     if subject.trained.size is not None:
-        nets = [net for net in lpips.BACKBONES if options.lpips in (net, "both")]
-        weights = options.lpips_weights or ()
-        perceptual, missing = lpips.lpips_measures(weights, subject.trained.device, nets)
-        for reason in missing:
-            console.warn(f"{reason.message}; {reason.hint}")
-        measures = {**translation.PICTURE_MEASURES, **perceptual}
-    figures: Figures = {}
-    figures["translation"] = translation.translation_figures(subject, measures, options.samples)
-    protocol = {"samples": options.samples, "samples_seed": options.seed}
-    if options.judge:
-        train, seed = file.split("train"), options.seed
-        judges = {d: judge.train_judge(train, d, subject.trained, seed) for d in DOMAINS}
-        figures["judged"] = judge.judged_translations(subject, judges, options.samples)
-        protocol |= {"judge_steps": judge.JUDGE_STEPS, "judge_seed": options.seed}
+        chosen = [net for net in perceptual.BACKBONES if nets in (net, "both")]
+        lpips = perceptual.lpips_measures(weights, subject.trained.device, chosen)
+        measures = {**translation.PICTURE_MEASURES, **lpips}
+    figures: Figures = {"translation": translation.translation_figures(subject, measures, samples)}
+    protocol = {"samples": samples, "samples_seed": subject.seed}
+    if train is not None:
+        judges = {
+            domain: perceptual.train_judge(train, domain, subject.trained, subject.seed)
+            for domain in DOMAINS
+        }
+        figures["judged"] = perceptual.judged_translations(subject, judges, samples)
+        protocol |= {"judge_steps": perceptual.JUDGE_STEPS, "judge_seed": subject.seed}
     return figures, protocol
 
 
-def _data_of(options: Options, loaded: LoadedModel) -> DataFile:
+def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     """`--data`, else the file that the run was trained on, else DATA/SET.h5."""
     from iiae_cli.data.datafile import DataFile
 
     trained_on = loaded.details.get("data")
-    path = options.data
     if path is None and trained_on and Path(trained_on).exists():
         path = Path(trained_on)
     file = DataFile(data_file(path, loaded.config.data.set or loaded.info.name))

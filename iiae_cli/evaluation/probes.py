@@ -7,8 +7,7 @@ indicator columns. Both are tested on rows that they did not learn from.
 
 Standardising each dimension makes the figures free of scale: a leak is found however small its
 variance, as a network that reads the latent could find it too. Regularisation is chosen per factor,
-by leave-one-out error on learning rows (ridge) or on a held-out quarter of them (logistic). One
-solution of ridge regression serves every quantity and its shuffled control at once.
+by leave-one-out error on learning rows (ridge) or on a held-out quarter of them (logistic).
 
 Shapes: N rows, S latent dimensions, T columns of factors' values.
 """
@@ -16,8 +15,10 @@ Shapes: N rows, S latent dimensions, T columns of factors' values.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,11 +27,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.evaluation.factors import Factor
 
 FOLDS = 5
 LEARN_ONLY = -1  # the fold of a row that every probe learns from and none is tested on
 MAX_DIMENSIONS = 1024  # wider latents are represented by so many principal components
+MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantity
+MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
 _PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
 _INVERSE_PENALTIES = (0.01, 1.0)
@@ -41,6 +43,53 @@ _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not d
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
+
+
+# ---- factors
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A generative factor of N rows: a quantity, or classes by code."""
+
+    name: str
+    values: NDArray[Any]  # (N, D) float64, or codes from 0 (N,)
+    known: NDArray[np.bool_]  # (N,) whether a row has a value
+    classes: int = 0  # 0 for a quantity
+
+
+def read_factor(
+    name: str, measured: NDArray[Any], learning: NDArray[Any], least: int = FOLDS
+) -> Factor:
+    """A factor of measured rows (M, …), then of rows to learn from (L, …).
+
+    Text, truth values and up to `MAX_CODES` distinct whole numbers are classes; empty text is
+    unknown, and so is a class that fewer than `least` measured rows have. Anything else is a
+    quantity; NaN and infinity are unknown, and `learning` throughout if it is unlike `measured`.
+    """
+    if _is_classes(name, measured):
+        texts, more_texts = ([str(value) for value in rows] for rows in (measured, learning))
+        counts = Counter(text for text in sorted(texts) if text)
+        kept = [text for text, count in counts.most_common(MAX_CLASSES) if count >= least]
+        codes = {text: code for code, text in enumerate(sorted(kept))}
+        coded = np.array([codes.get(text, -1) for text in (*texts, *more_texts)], np.int64)
+        return Factor(name, coded, coded >= 0, len(codes))
+    values = measured.reshape(len(measured), -1).astype(np.float64)
+    more = np.full((len(learning), values.shape[1]), np.nan)
+    if learning.dtype.kind in "fiu" and learning.shape[1:] == measured.shape[1:]:
+        more[:] = learning.reshape(more.shape)
+    values = np.concatenate([values, more])
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
+    return Factor(name, values, known)
+
+
+def _is_classes(name: str, values: NDArray[Any]) -> bool:
+    if values.ndim != 1 or name == "class" or values.dtype.kind in "OUb":
+        return values.ndim == 1
+    return values.dtype.kind in "iu" and len(np.unique(values)) <= MAX_CODES
+
+
+# ---- probes
 
 
 @dataclass(frozen=True)
@@ -70,7 +119,7 @@ class ProbeScore:
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
     """The fold of every row, then `learning` rows of `LEARN_ONLY`: (M + L,).
 
-    Rows of one group (M,), by number, are in one fold: a group is never on both sides of a test.
+    Rows of one group (M,) are in one fold: a group is never on both sides of a test.
     """
     names, members = np.unique(groups, return_inverse=True)
     fold_of_group = np.random.default_rng(seed).permutation(len(names)) % FOLDS
@@ -101,7 +150,7 @@ def probe(
             layouts.setdefault(layout.tobytes(), (layout, []))[1].append(factor)
     if not layouts:
         return scores
-    with threadpool_limits(1, "blas"):  # small matrices, whose threads would wait on each other
+    with threadpool_limits(1):  # small problems, whose threads would wait for one another
         wide = latents.shape[1] > MAX_DIMENSIONS
         values = latents.astype(np.float64)
         values = _narrowed(values, seed) if wide else values
@@ -117,9 +166,9 @@ def ridge_predictions(
 ) -> Floats:
     """Ridge regression of many columns, each penalty chosen by leave-one-out error: (A, T).
 
+    Learns from rows `known` (N, S) with values `columns` (N, T); predicts the rows `asked` (A, S).
     The same as scikit-learn's `RidgeCV(alpha_per_target=True)`, three to four times as fast, since
-    one eigenbasis serves all columns and penalties. Learns from rows `known` (N, S) with values
-    `columns` (N, T) and predicts the rows `asked` (A, S).
+    one eigenbasis serves all columns and penalties.
     """
     centre, mean = known.mean(axis=0), columns.mean(axis=0)
     inputs, targets = known - centre, columns - mean
@@ -159,8 +208,7 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 def _narrowed(latents: Floats, seed: int) -> Floats:
     """The leading principal components of standardised latents, with their scales.
 
-    To make the scales equal would leave nothing to generalise by if rows are fewer than dimensions:
-    every row would be as far from every other.
+    With equal scales every row would be as far from every other if rows are fewer than dimensions.
     """
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -178,66 +226,62 @@ def _probe_together(
     from sklearn.preprocessing import StandardScaler
 
     order = np.random.default_rng(seed).permutation(len(latents))
-    # Columns of every factor's true values, then of its shuffled ones; classes by indicators.
-    blocks: list[Floats] = []
-    for factor in factors:
-        block = np.eye(factor.classes)[factor.values] if factor.classes else factor.values
-        blocks += [block, block[order]]
-    linear, bent = ([np.zeros_like(block) for block in blocks] for _ in range(2))
-    quantities = [n for n in range(len(blocks)) if not factors[n // 2].classes]
-    classes = [n for n in range(0, len(blocks), 2) if factors[n // 2].classes]
+    blocks = [
+        np.eye(item.classes)[item.values] if item.classes else item.values for item in factors
+    ]
+    ends = np.cumsum([block.shape[1] for block in blocks]).tolist()
+    spans = [slice(*ends) for ends in pairwise([0, *ends])]
+    quantity = np.repeat([not item.classes for item in factors], np.diff([0, *ends]))
+    true = np.hstack(blocks)
+    targets = np.stack([true, true[order]])  # (2, N, T): true values, shuffled ones
+    linear, bent = np.zeros_like(targets), np.zeros_like(targets)
     for fold in np.unique(folds[folds >= 0]):
         test, learn = folds == fold, folds != fold
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
         known, asked = scaler.transform(latents[learn]), scaler.transform(latents[test])
-        learnt = [block[learn] for block in blocks]
-        read = _regress(known, [learnt[n] for n in quantities], asked)
-        for n, values in zip(quantities, read, strict=True):
-            linear[n][test] = values
-        for n in classes:
-            linear[n][test], linear[n + 1][test] = _classify(known, learnt[n : n + 2], asked, seed)
+        if quantity.any():
+            learnt = targets[:, learn][..., quantity]
+            linear[np.ix_(np.arange(2), test, quantity)] = _regress(known, learnt, asked)
+        for factor, span in zip(factors, spans, strict=True):
+            if factor.classes:
+                linear[:, test, span] = _classify(known, targets[:, learn, span], asked, seed)
         bumps, asked_bumps = _bumps(known, asked, seed)
-        read = _regress(np.hstack([known, bumps]), learnt, np.hstack([asked, asked_bumps]))
-        for n, values in enumerate(read):
-            bent[n][test] = values
+        known, asked = np.hstack([known, bumps]), np.hstack([asked, asked_bumps])
+        bent[:, test] = _regress(known, targets[:, learn], asked)
     scores, rows = {}, folds >= 0
-    for n, factor in enumerate(factors):
-        true, shuffled = (block[rows] for block in blocks[2 * n : 2 * n + 2])
-        chance = 1.0 / np.count_nonzero(true.any(axis=0)) if factor.classes else 0.0
+    for factor, span in zip(factors, spans, strict=True):
         score = _balanced_accuracy if factor.classes else _r2
+        true, shuffled = targets[:, rows, span]
+        chance = 1.0 / np.count_nonzero(true.any(axis=0)) if factor.classes else 0.0
         scores[factor.name] = ProbeScore(
-            linear=score(true, linear[2 * n][rows]),
-            nonlinear=score(true, bent[2 * n][rows]),
-            control=score(shuffled, linear[2 * n + 1][rows]),
-            control_nonlinear=score(shuffled, bent[2 * n + 1][rows]),
+            linear=score(true, linear[0, rows, span]),
+            nonlinear=score(true, bent[0, rows, span]),
+            control=score(shuffled, linear[1, rows, span]),
+            control_nonlinear=score(shuffled, bent[1, rows, span]),
             chance=chance,
             rows=int(rows.sum()),
         )
     return scores
 
 
-def _regress(known: Floats, blocks: Sequence[Floats], asked: Floats) -> list[Floats]:
-    """Ridge regression of several factors' columns at once."""
-    if not blocks:
-        return []
-    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
-    return np.split(ridge_predictions(known, np.hstack(blocks), asked), ends, axis=1)
+def _regress(known: Floats, targets: Floats, asked: Floats) -> Floats:
+    """Ridge regression of true values and of shuffled ones (2, N, T) at once."""
+    columns = np.hstack((targets[0], targets[1]))
+    return np.stack(np.hsplit(ridge_predictions(known, columns, asked), 2))
 
 
-def _classify(
-    known: Floats, indicators: Sequence[Floats], asked: Floats, seed: int
-) -> list[Floats]:
+def _classify(known: Floats, targets: Floats, asked: Floats, seed: int) -> Floats:
     """Logistic regression of true and of shuffled classes; the true ones choose the penalty."""
     order = np.random.default_rng(seed).permutation(len(known))
     held, kept = order[: len(order) // 4], order[len(order) // 4 :]
-    true = indicators[0]
+    true = targets[0]
 
     def score(inverse: float) -> float:
         read = _logistic(known[kept], true[kept], known[held], inverse)
         return _balanced_accuracy(true[held], read)
 
     chosen = max(_INVERSE_PENALTIES, key=score)
-    return [_logistic(known, columns, asked, chosen) for columns in indicators]
+    return np.stack([_logistic(known, indicators, asked, chosen) for indicators in targets])
 
 
 def _logistic(known: Floats, indicators: Floats, asked: Floats, inverse_penalty: float) -> Floats:
@@ -254,8 +298,8 @@ def _logistic(known: Floats, indicators: Floats, asked: Floats, inverse_penalty:
         with warnings.catch_warnings():  # 200 steps suffice to tell a class, if not for the optimum
             warnings.simplefilter("ignore", ConvergenceWarning)
             read = model.fit(known, codes).predict(asked)
-    told: Floats = np.eye(indicators.shape[1])[read]
-    return told
+    predicted: Floats = np.eye(indicators.shape[1])[read]
+    return predicted
 
 
 def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:

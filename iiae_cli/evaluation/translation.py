@@ -1,10 +1,10 @@
-"""Translation against the true partner (paper, Table 4), guided by it or sampled: L1, SSIM, LPIPS.
+"""Translations and swaps: how close to the partner (paper, Table 4), and what of them remains.
 
 Measures are functions of two batches that return one number per picture, so that the best of
 several samples can be chosen picture by picture.
 
-Shapes: N rows, B of them in a batch, E exclusive dimensions; pictures (B, C, H, W) in [−1, 1] or
-features (B, F).
+Shapes: N rows, B of them in a batch, S shared and E exclusive dimensions; pictures (B, C, H, W) in
+[−1, 1] or features (B, F).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,15 +21,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name
-from iiae_cli.inference.trained import TrainedModel, inference, prior_samples
-from iiae_cli.model import Domain
+from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name, recall_at_k
+from iiae_cli.inference.neighbours import Metric, partner_ranks
+from iiae_cli.inference.trained import Encoded, TrainedModel, inference, prior_samples
+from iiae_cli.model import DOMAINS, Domain
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Figures: TypeAlias = dict[str, float | int | None]
+Latents: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
 
+SWAP_ROWS = 1000  # at most; recall's gallery is as large
 _SSIM_MARGIN = 5  # pixels around a window's centre; the window is a Gaussian of σ = 1.5
 _HIGHER_IS_BETTER = frozenset({"ssim"})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model on the rows of a split."""
+
+    trained: TrainedModel
+    pairs: EncodedPairs  # latents of the rows
+    split: Split  # aligned rows, unless they are paired by class
+    seed: int = 0  # of every draw
+    batch_size: int = 256  # rows at once
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """Batches of so many rows."""
+        for start in range(0, count, self.batch_size):
+            yield slice(start, start + self.batch_size)
+
+    def samples(self, count: int) -> list[Latents]:
+        """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
+        exclusive_dim = self.trained.network.exclusive_dim
+        if not count or not exclusive_dim:
+            return []
+        drawn = prior_samples(count, range(len(self.split.x)), exclusive_dim, self.seed).numpy()
+        return [drawn[:, number] for number in range(count)]
+
+    def decoded(
+        self, domain: Domain, shared: Latents, exclusive: Latents | None
+    ) -> Iterator[Tensor]:
+        """Latents (N, S) and (N, E) decoded in a domain, in batches."""
+        network, device = self.trained.network, self.trained.device
+        for part in self.parts(len(shared)):
+            own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
+            with inference(network):
+                outputs = network.decode(domain, torch.from_numpy(shared[part]).to(device), own)
+            yield outputs
+
+    def translated(self, way: tuple[Domain, Domain], exclusive: Latents | None) -> Iterator[Tensor]:
+        """The rows decoded in the other domain with its exclusive latents (N, E), in batches."""
+        return self.decoded(way[1], self.pairs.of(way[0]).mean("shared"), exclusive)
+
+
+# ---- translation
 
 
 def l1(translated: Tensor, wanted: Tensor) -> Tensor:
@@ -39,8 +86,8 @@ def l1(translated: Tensor, wanted: Tensor) -> Tensor:
 def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004) per picture (B,): mean over channels and windows.
 
-    torchmetrics' windows of 11 pixels, of which only those inside the picture count, as its
-    releases differ in what they do with the border. A side under 11 pixels has none: NaN.
+    Only windows of 11 pixels inside the picture count, since torchmetrics' releases differ at the
+    border. A side under 11 pixels has none: NaN.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -55,42 +102,6 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
     )
     inside = slice(_SSIM_MARGIN, -_SSIM_MARGIN)
     return windows[..., inside, inside].flatten(1).mean(dim=1)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a model on the rows of a split."""
-
-    trained: TrainedModel
-    pairs: EncodedPairs  # latents of the rows
-    split: Split  # aligned rows, unless they are paired by class
-    seed: int = 0  # of every draw
-    batch_size: int = 256  # rows at once
-
-    def parts(self) -> Iterator[slice]:
-        """The rows of each batch."""
-        for start in range(0, len(self.split.x), self.batch_size):
-            yield slice(start, start + self.batch_size)
-
-    def samples(self, count: int) -> list[NDArray[np.float32]]:
-        """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
-        exclusive_dim = self.trained.network.exclusive_dim
-        if not count or not exclusive_dim:
-            return []
-        drawn = prior_samples(count, range(len(self.split.x)), exclusive_dim, self.seed).numpy()
-        return [drawn[:, number] for number in range(count)]
-
-    def translated(
-        self, way: tuple[Domain, Domain], exclusive: NDArray[np.float32] | None
-    ) -> Iterator[Tensor]:
-        """Batches of the rows decoded in the other domain, with its exclusive latents (N, E)."""
-        network, device = self.trained.network, self.trained.device
-        shared = torch.from_numpy(self.pairs.of(way[0]).mean("shared"))
-        for part in self.parts():
-            own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
-            with inference(network):
-                outputs = network.decode(way[1], shared[part].to(device), own)
-            yield outputs
 
 
 FEATURE_MEASURES: Mapping[str, Measure] = {"l1": l1}
@@ -125,14 +136,15 @@ def translation_figures(
 def _measured(
     subject: Subject,
     way: tuple[Domain, Domain],
-    exclusive: NDArray[np.float32] | None,
+    exclusive: Latents | None,
     measures: Mapping[str, Measure],
 ) -> dict[str, NDArray[np.float64]]:
     """Every measure (N,) of translations against the partners."""
     rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
-    batches = zip(subject.parts(), subject.translated(way, exclusive), strict=True)
-    for part, outputs in batches:
+    for part, outputs in zip(
+        subject.parts(len(rows)), subject.translated(way, exclusive), strict=True
+    ):
         wanted = subject.trained.inputs(rows[part])
         for name, measure in measures.items():
             values[name].append(measure(outputs, wanted).double().cpu().numpy())
@@ -142,3 +154,98 @@ def _measured(
 def _mean(values: NDArray[np.float64]) -> float | None:
     mean = float(values.mean())
     return mean if math.isfinite(mean) else None
+
+
+# ---- swaps
+
+
+def swap_figures(
+    subject: Subject, metric: Metric = "euclidean", rows: int = SWAP_ROWS
+) -> dict[str, Figures]:
+    """Content of one picture with the manner of another, decoded and encoded again.
+
+    For every row i of domain A a row j ≠ i of domain B is drawn. B's decoder takes the shared mean
+    of i and the exclusive mean of j; B's encoders should read both again. A ≠ B is translation with
+    a reference that is not the partner, A = B the visual analogy. A translation then goes home with
+    the exclusive mean that i came with.
+    """
+    split, pairs = subject.split, subject.pairs
+    figures: dict[str, Figures] = {}
+    for source, target in product(DOMAINS, DOMAINS):
+        counts = len(split.side(source)), len(split.side(target))
+        contents, references = _draw_swaps(*counts, rows, subject.seed)
+        if len(contents) < 2:
+            continue
+        content = pairs.of(source).mean("shared")[contents]
+        own, manner = pairs.of(source).exclusive_mean, pairs.of(target).exclusive_mean
+        if own is not None and manner is not None:
+            own, manner = own[contents], manner[references]
+        again, _ = _decode_and_encode(subject, target, content, manner)
+        shared = again.mean("shared")
+        entry: Figures = {
+            "shared_recall@1": _recall(shared, content, metric),
+            "shared_distance": moved(shared, content),
+        }
+        if again.exclusive_mean is not None and manner is not None:
+            apart = moved(again.exclusive_mean, manner)
+            entry["exclusive_recall@1"] = _recall(again.exclusive_mean, manner, metric)
+            # Two rows lie √2 standard deviations apart.
+            entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
+        if source != target:
+            home = split.side(source).rows[contents]
+            back, error = _decode_and_encode(subject, source, shared, own, home)
+            entry["return_recall@1"] = _recall(back.mean("shared"), content, metric)
+            entry["return_distance"] = moved(back.mean("shared"), content)
+            entry["round_trip_l1"] = error
+        figures[direction_name(source, target)] = {**entry, "n": len(content)}
+    return figures
+
+
+def _draw_swaps(sources: int, targets: int, rows: int, seed: int) -> tuple[Ints, Ints]:
+    """Contents and their references; of equal lengths none is its own reference or its partner."""
+    rng = np.random.default_rng(seed)
+    if sources == targets:
+        chosen = np.sort(rng.permutation(sources)[:rows])
+        return chosen, np.roll(chosen, 1 + int(rng.integers(max(1, len(chosen) - 1))))
+    count = min(sources, targets, rows)
+    return np.sort(rng.permutation(sources)[:count]), rng.permutation(targets)[:count]
+
+
+def _decode_and_encode(
+    subject: Subject,
+    domain: Domain,
+    shared: Latents,
+    exclusive: Latents | None,
+    wanted: NDArray[Any] | None = None,
+) -> tuple[Encoded, float | None]:
+    """The means of decoded latents that are encoded again, and their L1 against `wanted` rows."""
+    network = subject.trained.network
+    read: dict[str, list[Latents]] = {"shared_mean": [], "exclusive_mean": [], "error": []}
+    decoded = subject.decoded(domain, shared, exclusive)
+    for part, outputs in zip(subject.parts(len(shared)), decoded, strict=True):
+        with inference(network):
+            means = {"shared_mean": network.encode_shared(domain, outputs).mean.flatten(1)}
+            if exclusive is not None:
+                means["exclusive_mean"] = network.encode_exclusive(domain, outputs).mean
+            if wanted is not None:
+                means["error"] = l1(outputs, subject.trained.inputs(wanted[part]))
+        for name, values in means.items():
+            read[name].append(values.cpu().numpy())
+    joined = {name: np.concatenate(parts) for name, parts in read.items() if parts}
+    error = joined.pop("error", None)
+    return Encoded(**joined), None if error is None else float(error.mean())
+
+
+def moved(latents: Latents, given: Latents) -> float | None:
+    """Root mean squared distance of N latents from where they began, over that between two of them.
+
+    0: none moved; 1: as far as another row. None if all began in one place.
+    """
+    between = 2.0 * given.astype(np.float64).var(axis=0).sum()
+    if between <= 0:
+        return None
+    return float(np.sqrt(((latents.astype(np.float64) - given) ** 2).sum(axis=1).mean() / between))
+
+
+def _recall(queries: Latents, gallery: Latents, metric: Metric) -> float:
+    return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)

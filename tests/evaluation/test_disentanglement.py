@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.disentanglement import (
+    LATENTS,
     ProbedRows,
     belongs,
     bound_figures,
@@ -21,12 +22,10 @@ from iiae_cli.evaluation.disentanglement import (
     probe_figures,
     warnings_of,
 )
-from iiae_cli.evaluation.factors import owner_of, read_factor
 from iiae_cli.evaluation.figures import disentanglement_tables
-from iiae_cli.evaluation.probes import draw_folds
+from iiae_cli.evaluation.probes import draw_folds, read_factor
 from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs
-from iiae_cli.evaluation.swaps import moved, swap_figures
-from iiae_cli.evaluation.translation import Subject
+from iiae_cli.evaluation.translation import Subject, moved, swap_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks
@@ -81,12 +80,9 @@ def known():
     }
     columns = {"class": codes, "x_color": colours["x"], "y_color": colours["y"]}
     columns["mood"] = normal(4, ROWS)
-    factors = [
-        read_factor(name, values, np.empty(0), owner_of(name)) for name, values in columns.items()
-    ]
-    folds, pairs = draw_folds(np.arange(ROWS)), EncodedPairs(encoded["x"], encoded["y"])
-    rows = ProbedRows(pairs, {"x": factors, "y": factors}, {"x": folds, "y": folds}, 0)
-    probes = probe_figures(rows)
+    factors = [read_factor(name, values, np.empty(0)) for name, values in columns.items()]
+    folds, pairs = draw_folds(np.arange(ROWS)), EncodedPairs(**encoded)
+    probes = probe_figures({d: ProbedRows(encoded[d], factors, folds) for d in ("x", "y")})
     return pairs, probes, latent_figures(pairs, probes)
 
 
@@ -148,10 +144,18 @@ def test_the_short_form_has_the_linear_reading_of_own_factors(known):
     assert short["x_color"]["shared_mean"] == {"r2": linear}
 
 
-@pytest.mark.parametrize("owner, where", [("shared", "shared"), ("x", "x"), ("y", "y")])
-def test_what_belongs_where(owner, where):
-    latents = {"shared": ("shared", "x"), "x": ("exclusive", "x"), "y": ("exclusive", "y")}
-    assert [name for name, latent in latents.items() if belongs(owner, *latent)] == [where]
+@pytest.mark.parametrize(
+    "where, names",
+    [
+        ([True, True, False, False], ["class", "shared_shape", "pitch", "x_mine"]),
+        ([False, False, True, False], ["x_color"]),
+        ([False, False, False, True], ["y_view"]),
+        ([None] * 4, ["yaw", "xylem"]),
+    ],
+)
+def test_the_name_or_the_caller_says_where_a_factor_belongs(where, names):
+    for name in names:
+        assert [belongs(name, *latent, ["pitch", "x_mine"]) for latent in LATENTS] == where
 
 
 def test_usage_is_the_divergence_of_each_dimension(known):

@@ -1,18 +1,20 @@
-"""Probes on latents whose leakage is known; shuffled factors read at chance."""
+"""Factors as probes need them; probes on latents whose leakage is known; controls at chance."""
 
 import numpy as np
 import pytest
 from sklearn.linear_model import RidgeCV
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.evaluation.factors import read_factor
 from iiae_cli.evaluation.probes import (
     FOLDS,
     LEARN_ONLY,
+    MAX_CLASSES,
+    MAX_CODES,
     MAX_DIMENSIONS,
     ProbeScore,
     draw_folds,
     probe,
+    read_factor,
     ridge_predictions,
 )
 
@@ -25,7 +27,7 @@ def normal(seed, *shape):
 
 def read(latents, values, groups=None, learning=0, seed=0):
     """The score of one factor."""
-    factor = read_factor("factor", np.asarray(values), np.empty(0), None, FOLDS)
+    factor = read_factor("factor", np.asarray(values), np.empty(0))
     measured = len(latents) - learning
     folds = draw_folds(np.arange(measured) if groups is None else groups, learning, seed)
     return probe(np.asarray(latents), [factor], folds, seed)["factor"]
@@ -219,3 +221,55 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
     oracle = RidgeCV(alphas=penalties, alpha_per_target=True).fit(inputs, columns)
     predicted = ridge_predictions(inputs, columns, asked, penalties)
     np.testing.assert_allclose(predicted, oracle.predict(asked), atol=1e-8)
+
+
+# ---- factors
+
+NONE = np.empty(0)
+
+
+def objects(*texts):
+    return np.array(texts, dtype=object)
+
+
+@pytest.mark.parametrize(
+    "values, classes",
+    [
+        (np.array([[1, 2], [3, 4]], np.uint8), 0),
+        (np.zeros((3, 2, 2)), 0),
+        (np.array([0.5, 1.0]), 0),
+        (objects("ink", "chalk", "ink"), 2),
+        (np.array([True, False]), 2),
+        (np.arange(MAX_CODES), MAX_CODES),
+        (np.arange(MAX_CODES + 1), 0),
+        (np.arange(MAX_CODES, dtype=float), 0),
+    ],
+)
+def test_numbers_are_quantities_words_and_few_codes_are_classes(values, classes):
+    factor = read_factor("factor", values, NONE, least=1)
+    assert factor.classes == classes and factor.known.all()
+    if not classes:
+        assert factor.values.shape == (len(values), values[0].size)
+    assert read_factor("class", np.arange(MAX_CODES + 1), NONE, least=1).classes == MAX_CODES + 1
+
+
+def test_empty_texts_nan_and_rare_classes_are_unknown():
+    line = read_factor("line", np.array([0.5, np.nan, np.inf]), NONE, least=1)
+    assert line.known.tolist() == [True, False, False]
+    pen = read_factor("pen", objects("ink", "", "chalk", "ink", "quill"), NONE, least=1)
+    assert pen.values.tolist() == [1, -1, 0, 1, 2]
+    rare = read_factor("pen", objects("a", "a", "b", "c", "c"), NONE, least=2)
+    assert rare.classes == 2 and rare.known.tolist() == [True, True, False, True, True]
+    many = objects(*[f"c{code:03d}" for code in range(MAX_CLASSES + 5)], *["c054"] * 3)
+    factor = read_factor("pen", many, NONE, least=1)
+    assert factor.classes == MAX_CLASSES and factor.known[-1]
+    assert factor.known.sum() == MAX_CLASSES + 3
+
+
+def test_rows_to_learn_from_follow_and_what_is_strange_in_them_is_unknown():
+    pen = read_factor("pen", objects("a", "b"), objects("b", "z", ""), least=1)
+    assert pen.values.tolist() == [0, 1, 1, -1, -1]
+    line = read_factor("line", np.array([[1.0], [2.0]]), np.array([[3.0]]))
+    assert line.values.ravel().tolist() == [1, 2, 3]
+    for unlike in (objects("a"), np.ones((1, 2)), np.full(1, np.nan)):
+        assert read_factor("line", np.ones(2), unlike).known.tolist() == [True, True, False]

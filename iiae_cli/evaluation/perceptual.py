@@ -1,0 +1,299 @@
+"""What trained networks see in translations: LPIPS, and a judge that reads class and factors.
+
+The paper says "the updated version" of LPIPS, which is v0.1, and not which network: `lpips` is
+AlexNet, the default of LPIPS' own authors, and `lpips_vgg` stands beside it.
+
+Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A judge
+that learned from real pictures of the training split says what a person would look for: is it still
+the same digit, and has it the reference's colour? Its reading of real test pictures stands beside,
+as the best that any translation could get from this judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.tensors import read_state_dict
+from iiae_cli.data.batches import PairOrder
+from iiae_cli.data.datafile import Split
+from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
+from iiae_cli.evaluation.translation import Figures, Measure, Subject
+from iiae_cli.inference.trained import TrainedModel
+from iiae_cli.model import Domain
+
+LpipsNet: TypeAlias = Literal["alex", "vgg"]
+Array: TypeAlias = NDArray[Any]
+
+JUDGE_STEPS = 1500
+_JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
+_JUDGE_BATCH = 64
+_LEARNING_RATE = 2e-3
+
+
+# ---- LPIPS
+
+
+class _Backbone(NamedTuple):
+    figure: str
+    architecture: str  # torchvision's name
+    file_name: str  # of torchvision's ImageNet weights in the hub cache
+    least_side: int  # pixels, below which some layer has no output left
+
+
+BACKBONES: dict[LpipsNet, _Backbone] = {
+    "alex": _Backbone("lpips", "alexnet", "alexnet-owt-7be5be79.pth", 31),
+    "vgg": _Backbone("lpips_vgg", "vgg16", "vgg16-397923af.pth", 16),
+}
+
+
+def lpips_measures(
+    files: Sequence[Path],
+    device: torch.device | str = "cpu",
+    nets: Sequence[LpipsNet] = ("alex", "vgg"),
+) -> dict[str, Measure]:
+    """Measures by the figure's name; warns of networks without weights.
+
+    Weights come from a given file, recognised by what it holds, else from torch's hub cache;
+    nothing is downloaded.
+
+    Raises:
+        IiaeError: a given file is unreadable or holds neither network.
+    """
+    given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
+    measures: dict[str, Measure] = {}
+    for net in nets:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net].file_name
+        try:
+            state = given[net] if net in given else _read_weights(cached, (net,))[1]
+        except IiaeError as error:
+            console.warn(f"no {BACKBONES[net].figure}: {error.message}; {error.hint}")
+        else:
+            measures[BACKBONES[net].figure] = lpips(net, state, device)
+    return measures
+
+
+def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str = "cpu") -> Measure:
+    """LPIPS v0.1 (Zhang et al., CVPR 2018) by torchvision's complete ImageNet weights.
+
+    Pictures are measured at their own size. If a side is too short for the network they are
+    enlarged bilinearly by the smallest whole factor that makes it long enough; such figures compare
+    among themselves only. Grey is repeated, channels past the third are left out.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    backbone, hub = BACKBONES[net], torch.hub.get_dir()
+    with TemporaryDirectory() as folder:  # a cache, where torchvision looks before it downloads
+        (Path(folder) / "checkpoints").mkdir()
+        torch.save(state, Path(folder) / "checkpoints" / backbone.file_name)
+        torch.hub.set_dir(folder)
+        try:
+            network = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(device)
+        finally:
+            torch.hub.set_dir(hub)
+
+    def prepared(pictures: Tensor) -> Tensor:
+        rgb = pictures.float()[:, : 3 if pictures.shape[1] >= 3 else 1].expand(-1, 3, -1, -1)
+        factor = -(-backbone.least_side // min(rgb.shape[-2:]))
+        if factor == 1:
+            return rgb
+        return functional.interpolate(rgb, scale_factor=factor, mode="bilinear")
+
+    def measure(translated: Tensor, wanted: Tensor) -> Tensor:
+        # TensorFloat-32, cuDNN's default, would round features to three digits.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            distances: Tensor = network(prepared(translated), prepared(wanted))
+        return distances.flatten()
+
+    return measure
+
+
+def _read_weights(path: Path, nets: Sequence[LpipsNet]) -> tuple[LpipsNet, dict[str, Tensor]]:
+    """Read torchvision's weights of one of the networks, which all names and shapes decide."""
+    from torchvision import models
+
+    backbones = [BACKBONES[net] for net in nets]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    names = " or ".join(backbone.file_name for backbone in backbones)
+    hint = f"put torchvision's {names} into {folder}, or pass --lpips-weights FILE"
+    state = read_state_dict(path, hint)
+    shapes = {name: values.shape for name, values in state.items()}
+    for net, backbone in zip(nets, backbones, strict=True):
+        with torch.device("meta"):  # shapes without 138 million numbers
+            expected = models.get_model(backbone.architecture, weights=None).state_dict()
+        if shapes == {name: values.shape for name, values in expected.items()}:
+            return net, state
+    raise IiaeError(
+        f"{path} does not hold {' or '.join(item.architecture for item in backbones)}", hint
+    )
+
+
+# ---- the judge
+
+
+class _Network(nn.Module):
+    """Three convolutions, then class scores, and factors that also see mean and extreme colours."""
+
+    def __init__(self, channels: int, classes: int, factors: int) -> None:
+        super().__init__()
+        widths = (channels, 32, 64, 128)
+        self.stages = nn.Sequential(
+            *[
+                nn.Sequential(nn.Conv2d(first, second, 3, 2, 1), nn.BatchNorm2d(second), nn.ReLU())
+                for first, second in pairwise(widths)
+            ],
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+        )
+        self.classes = nn.Linear(widths[-1] * 16, classes)
+        self.factors = nn.Sequential(
+            nn.Linear(widths[-1] * 16 + 3 * channels, 64), nn.ReLU(), nn.Linear(64, factors)
+        )
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        longest = max(pictures.shape[-2:])
+        if longest > _JUDGE_SIDE:
+            sides = (max(1, round(side * _JUDGE_SIDE / longest)) for side in pictures.shape[-2:])
+            pictures = functional.interpolate(pictures, size=tuple(sides), mode="area")
+        features = self.stages(pictures)
+        colours = [pictures.mean((2, 3)), pictures.amax((2, 3)), pictures.amin((2, 3))]
+        return self.classes(features), self.factors(torch.cat([features, *colours], 1))
+
+
+@dataclass
+class Judge:
+    """What reads one domain's pictures."""
+
+    network: nn.Module
+    classes: list[str]  # in the order of its scores
+    factors: dict[str, slice]  # columns of the factors it reads
+    low: Array  # smallest value of each column in training (F,)
+    span: Array  # largest minus smallest (F,); read factors are fractions of it
+
+    def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
+        """Classes by name (N,) and factors (N, F) of pictures (B, C, H, W) in [−1, 1]."""
+        codes, factors = [], []
+        with torch.inference_mode():
+            for pictures in batches:
+                scores, values = self.network(pictures.float())
+                codes.append(scores.argmax(1).cpu().numpy())
+                factors.append(values.float().cpu().numpy())
+        return np.array(self.classes)[np.concatenate(codes)], np.concatenate(factors)
+
+
+def train_judge(
+    train: Split, domain: Domain, trained: TrainedModel, seed: int = 0, steps: int = JUDGE_STEPS
+) -> Judge:
+    """Train a judge of one domain's pictures, at the size and on the device of a `trained` model.
+
+    It learns the labels, and the numeric factors `DOMAIN_…` that every pair knows.
+
+    Raises:
+        IiaeError: the split has no labels.
+    """
+    if train.pairs is not None:
+        train = train.take_pairs(np.arange(train.pair_count))
+    rows, labels = train.side(domain).rows, train.side(domain).labels
+    if not labels:
+        raise IiaeError("the data file has no labels to train a judge by", "leave --judge out")
+    classes, device = sorted(set(labels)), trained.device
+    codes = torch.tensor([classes.index(label) for label in labels], device=device)
+    factors, width = {}, 0
+    for name, values in train.factors.items():
+        known = np.issubdtype(values.dtype, np.number) and bool(np.isfinite(values).all())
+        if name.startswith(f"{domain}_") and known:
+            factors[name] = slice(width, width + values[0].size)
+            width = factors[name].stop
+    table = _factor_table(train, factors)
+    low = table.min(axis=0)
+    span = np.where(np.ptp(table, axis=0) > 0, np.ptp(table, axis=0), np.float32(1))
+    wanted = torch.from_numpy((table - low) / span).to(device)
+    order = PairOrder(len(rows), min(_JUDGE_BATCH, len(rows)), seed)
+    with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
+        torch.manual_seed(seed)
+        network = _Network(rows.shape[-1], len(classes), width).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
+            chosen = order.indices(step)
+            scores, read = network(trained.inputs(rows[chosen]))
+            loss = functional.cross_entropy(scores, codes[chosen])
+            if factors:
+                loss = loss + functional.l1_loss(read, wanted[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            bar.update(step + 1)
+    return Judge(network.eval(), classes, factors, low, span)
+
+
+def judged_translations(
+    subject: Subject, judges: dict[Domain, Judge], samples: int = 3
+) -> dict[str, dict[str, Figures]]:
+    """What the judges, by target domain, read off translations of pairs with labels, per direction.
+
+    Guided translations take the exclusive mean of another row, not of the partner, so that its
+    colour says nothing about the input.
+
+    * `class`: the fraction of real pictures and of guided and sampled translations that are read as
+      their (input's) class.
+    * Factors, as fractions of their range: `error_real`, `error_guided`, the mean absolute error
+      against the picture's own and against the reference's; `spread_real`, the standard deviation
+      over real pictures, `spread_sampled` over the samples of one input, of which it takes two.
+    """
+    split, count = subject.split, len(subject.split.x)
+    drawn = subject.samples(samples)
+    reference = np.random.default_rng(subject.seed).permutation(count)
+    figures: dict[str, dict[str, Figures]] = {}
+    for way in DIRECTIONS:
+        judge, rows = judges[way[1]], split.side(way[1]).rows
+        wanted, own = (np.array(split.side(domain).labels) for domain in way)
+        manner = subject.pairs.of(way[1]).exclusive_mean
+        manner = None if manner is None else manner[reference]
+        real = judge.read(subject.trained.inputs(rows[part]) for part in subject.parts(count))
+        guided = judge.read(subject.translated(way, manner))
+        sampled = [judge.read(subject.translated(way, exclusive)) for exclusive in drawn]
+        kept = [(classes == wanted).mean() for classes, _ in sampled]
+        entry: dict[str, Figures] = {
+            "class": {
+                "real": float((real[0] == own).mean()),
+                "guided": float((guided[0] == wanted).mean()),
+                "sampled": float(np.mean(kept)) if kept else None,
+                "n": count,
+            }
+        }
+        truth = (_factor_table(split, judge.factors) - judge.low) / judge.span
+        for name, columns in judge.factors.items():
+            read = real[1][:, columns]
+            spread = None
+            if len(sampled) > 1:
+                variances = np.var([factors[:, columns] for _, factors in sampled], axis=0, ddof=1)
+                spread = float(np.sqrt(variances.mean(axis=0)).mean())
+            entry[name] = {
+                "error_real": float(np.abs(read - truth[:, columns]).mean()),
+                "error_guided": float(np.abs(guided[1] - truth[reference])[:, columns].mean()),
+                "spread_real": float(read.std(axis=0).mean()),
+                "spread_sampled": spread,
+                "n": count,
+            }
+        figures[direction_name(*way)] = entry
+    return figures
+
+
+def _factor_table(split: Split, names: Iterable[str]) -> Array:
+    """The factors of a split's pairs side by side (M, F)."""
+    columns = [split.factors[name].reshape(split.pair_count, -1) for name in names]
+    nothing = np.zeros((split.pair_count, 0), np.float32)
+    return np.concatenate([nothing, *(values.astype(np.float32) for values in columns)], axis=1)

@@ -1,0 +1,331 @@
+"""LPIPS against an oracle on random backbones, no network; a judge that reads what is there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+from torch.nn import functional
+from torchvision import models
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.batches import to_inputs
+from iiae_cli.data.datafile import Side, Split
+from iiae_cli.evaluation.perceptual import (
+    BACKBONES,
+    judged_translations,
+    lpips_measures,
+    train_judge,
+)
+from iiae_cli.evaluation.retrieval import EncodedPairs
+from iiae_cli.evaluation.translation import Subject
+from iiae_cli.inference.trained import Encoded, TrainedModel
+
+# v0.1 compares the outputs of these ReLUs in torchvision's `features`.
+COMPARED = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
+SHIFT, SCALE = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub():
+    """Other tests find torch's cache by TORCH_HOME, as if `set_dir` had never been called."""
+    yield
+    torch.hub._hub_dir = None
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """An empty torch cache, and no way to fill it."""
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("something was to be downloaded")
+
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Random weights in torchvision's layout, by network; linear layers take no room on disk."""
+    paths = {}
+    for net, backbone in BACKBONES.items():
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            shapes = models.get_model(backbone.architecture, weights=None).state_dict()
+        state = {name: torch.zeros(1).expand(value.shape) for name, value in shapes.items()}
+        for name, value in shapes.items():
+            if name.startswith("features."):
+                scale = 1.5 / value[0].numel() ** 0.5 if value.ndim == 4 else 0.1
+                state[name] = torch.randn(value.shape) * scale
+        paths[net] = tmp_path_factory.mktemp("weights") / f"{net}.pth"
+        torch.save(state, paths[net])
+    return paths
+
+
+def measure(files, net):
+    """LPIPS by the weights of one file."""
+    (measured,) = lpips_measures([files[net]], nets=[net]).values()
+    return measured
+
+
+@pytest.fixture(scope="module")
+def alex(files):
+    return measure(files, "alex")
+
+
+def pictures(channels=3, height=32, width=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, channels, height, width, generator=generator) * 2 - 1
+
+
+def oracle(net, path, a, b):
+    """LPIPS of two pictures (3, H, W) in [−1, 1], as the paper's Eq. 1 says it, place by place."""
+    with torch.device("meta"):
+        network = models.get_model(BACKBONES[net].architecture, weights=None)
+    network.load_state_dict(torch.load(path, weights_only=True), assign=True)
+    features = network.features[: COMPARED[net][-1] + 1].double()
+    folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
+    linear = torch.load(folder / f"{net}.pth", map_location="cpu", weights_only=True)
+    x = ((torch.stack([a, b]) - SHIFT[:, None, None]) / SCALE[:, None, None]).double()
+    total = 0.0
+    for index, layer in enumerate(features):
+        x = layer(x)
+        if index in COMPARED[net]:
+            weights = linear[f"lin{COMPARED[net].index(index)}.model.1.weight"].double().flatten()
+            u, v = (one.flatten(1).T for one in x.detach())  # (places, channels)
+            u, v = (one / (one.norm(dim=1, keepdim=True) + 1e-10) for one in (u, v))
+            total += float(((u - v) ** 2 @ weights).mean())
+    return total
+
+
+@pytest.mark.parametrize("net, height, width", [("alex", 45, 64), ("vgg", 16, 24)])
+def test_lpips_equals_the_oracle(files, net, height, width):
+    a, b = pictures(3, height, width), pictures(3, height, width, seed=1)
+    values = measure(files, net)(a, b)
+    assert values.shape == (2,) and not values.requires_grad and values.min() > 0.005
+    expected = [oracle(net, files[net], *pair) for pair in zip(a, b, strict=True)]
+    assert values.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_equal_pictures_have_no_distance_and_order_does_not_matter(alex):
+    a, b = pictures(), pictures(seed=1)
+    assert alex(a, a).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(alex(a, b), alex(b, a))
+    torch.testing.assert_close(alex(a[:1], b[:1]), alex(a, b)[:1])
+
+
+@pytest.mark.parametrize(
+    "channels, shown, side, factor",
+    [(1, [0, 0, 0], 32, 1), (2, [0, 0, 0], 31, 1), (4, [0, 1, 2], 30, 2), (3, [0, 1, 2], 15, 3)],
+)
+def test_grey_is_repeated_and_small_pictures_are_enlarged(alex, channels, shown, side, factor):
+    a, b = (pictures(channels, side, 40, seed) for seed in (0, 1))
+    large = [
+        functional.interpolate(batch[:, shown], scale_factor=factor, mode="bilinear")
+        for batch in (a, b)
+    ]
+    torch.testing.assert_close(alex(a, b), alex(*large))
+
+
+def cache_file(net):
+    path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net].file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_without_weights_a_warning_names_the_file_and_its_place(capsys):
+    assert lpips_measures([]) == {}
+    lines = capsys.readouterr().err.splitlines()
+    for line, (net, backbone) in zip(lines, BACKBONES.items(), strict=True):
+        path = cache_file(net)
+        assert line == (
+            f"warning: no {backbone.figure}: {path} does not exist; "
+            f"put torchvision's {path.name} into {path.parent}, or pass --lpips-weights FILE"
+        )
+
+
+def test_file_names_are_torchvisions():
+    assert BACKBONES["alex"].file_name == Path(models.AlexNet_Weights.DEFAULT.url).name
+    assert BACKBONES["vgg"].file_name == Path(models.VGG16_Weights.DEFAULT.url).name
+
+
+def test_weights_are_found_in_torchs_cache_and_given_ones_go_first(files, alex):
+    a, b = pictures(), pictures(seed=1)
+    state = torch.load(files["alex"], weights_only=True)
+    torch.save({name: value * 0.5 for name, value in state.items()}, cache_file("alex"))
+    cached = lpips_measures([])
+    given = lpips_measures([files["alex"]])
+    assert list(cached) == list(given) == ["lpips"]
+    torch.testing.assert_close(given["lpips"](a, b), alex(a, b))
+    assert not torch.allclose(cached["lpips"](a, b), alex(a, b))
+
+
+def test_a_bad_cache_is_warned_of(files, capsys):
+    cache_file("alex").write_bytes(files["alex"].read_bytes()[:5000])
+    cache_file("vgg").symlink_to(files["alex"])
+    assert lpips_measures([]) == {}
+    damaged, other = capsys.readouterr().err.splitlines()
+    assert "cannot be read as weights" in damaged and "does not hold vgg16" in other
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("absent.pth", "does not exist"),
+        ("text.pth", "cannot be read as weights"),
+        ("pickle.pth", "cannot be read as weights"),
+        ("resnet.pth", "does not hold alexnet or vgg16"),
+        (".", "is not a file"),
+    ],
+)
+def test_a_given_file_that_does_not_fit_is_an_error(tmp_path, capsys, name, message):
+    (tmp_path / "text.pth").write_text("no weights\n")
+    torch.save({"features.0.weight": Harmful()}, tmp_path / "pickle.pth")
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(IiaeError, match=message) as caught:
+        lpips_measures([tmp_path / name])
+    assert str(tmp_path) in caught.value.message and ".pth" in caught.value.hint
+    assert "this must not run" not in capsys.readouterr().out
+
+
+# ---- the judge
+
+SIDE = 16
+
+
+def painted(shapes, colours):
+    """A cross (0), a frame (1) or a bar (2) of a colour on black: (N, 16, 16, 3) uint8."""
+    masks = np.zeros((3, SIDE, SIDE), bool)
+    masks[0, 6:10], masks[0, :, 6:10] = True, True
+    masks[1, 2:14, 2:14] = True
+    masks[1, 5:11, 5:11] = False
+    masks[2, 2:14, 3:7] = True
+    return (masks[shapes][..., None] * colours[:, None, None, :]).astype(np.uint8)
+
+
+def painted_split(count, seed):
+    draw = np.random.default_rng(seed)
+    shapes = draw.integers(0, 3, count)
+    colours = {domain: draw.integers(40, 256, (count, 3)).astype(np.uint8) for domain in "xy"}
+    names, ids = [f"shape {shape}" for shape in shapes], [str(number) for number in range(count)]
+    sides = [Side(painted(shapes, colours[domain]), ids, names) for domain in "xy"]
+    factors = {f"{domain}_color": colours[domain] for domain in "xy"}
+    return Split(*sides, factors={**factors, "y_name": np.array([b"no number"] * count)})
+
+
+class Painter(nn.Module):
+    """A model that translates perfectly, or loses on purpose what it is told to lose."""
+
+    exclusive_dim = 3
+
+    def __init__(self, loses=""):
+        super().__init__()
+        self.loses = loses
+
+    def decode(self, target, shared, exclusive):
+        shapes = shared[:, 0].long().numpy()
+        colours = (127.5 + 50 * exclusive.double().numpy()).clip(40, 255)
+        if self.loses == "class":
+            shapes = np.zeros_like(shapes)
+        if self.loses == "colour":
+            colours = np.full_like(colours, 150.0)
+        return to_inputs(painted(shapes, colours), None)
+
+
+MODEL = TrainedModel(Painter(), (SIDE, SIDE))
+
+
+@pytest.fixture(scope="module")
+def judges():
+    train = painted_split(400, 0)
+    return {domain: train_judge(train, domain, MODEL, steps=160) for domain in "xy"}
+
+
+def judged(judges, loses="", samples=3):
+    """What is read of 200 translations x → y."""
+    test = painted_split(200, 1)
+    shapes = np.array([float(label[-1]) for label in test.x.labels], np.float32)[:, None]
+    colours = [(test.factors[f"{domain}_color"].astype(np.float32) - 127.5) / 50 for domain in "xy"]
+    pairs = EncodedPairs(*(Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours))
+    trained = TrainedModel(Painter(loses), (SIDE, SIDE))
+    found = judged_translations(Subject(trained, pairs, test), judges, samples)
+    assert found["y_to_x"].keys() == {"class", "x_color"}
+    return found["x_to_y"]["class"], found["x_to_y"]["y_color"]
+
+
+def test_a_perfect_translation_is_read_as_well_as_real_pictures(judges):
+    kept, colour = judged(judges)
+    assert min(kept["real"], kept["guided"], kept["sampled"]) >= 0.99 and kept["n"] == 200
+    assert colour["error_guided"] < 0.05
+    assert colour["error_guided"] == pytest.approx(colour["error_real"], abs=0.02)
+    assert 0.2 < colour["spread_sampled"] < 0.3  # 50/215 of the range, a little less where clipped
+    assert 0.24 < colour["spread_real"] < 0.33  # of a uniform distribution: 0.289
+
+
+def test_a_lost_class_shows(judges):
+    kept, colour = judged(judges, "class")
+    assert kept["real"] >= 0.99
+    assert 0.2 < kept["guided"] < 0.45 and 0.2 < kept["sampled"] < 0.45
+    assert colour["error_guided"] < 0.1
+
+
+def test_a_lost_colour_shows(judges):
+    kept, colour = judged(judges, "colour")
+    assert kept["guided"] >= 0.99
+    assert colour["error_guided"] > 0.2 and colour["spread_sampled"] < 0.02
+
+
+def test_without_samples_nothing_is_said_of_them(judges):
+    kept, colour = judged(judges, samples=0)
+    assert kept["sampled"] is None and colour["spread_sampled"] is None
+    assert kept["guided"] >= 0.99
+
+
+def weights(train, seed=0):
+    judge = train_judge(train, "y", MODEL, seed, steps=3)
+    return torch.cat([values.flatten() for values in judge.network.state_dict().values()])
+
+
+def test_judges_repeat_themselves_and_leave_the_random_state_alone():
+    train, before = painted_split(64, 0), torch.get_rng_state()
+    first, again, other = (weights(train, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rows_that_recur_in_pairs_keep_their_labels_and_factors():
+    plain, order = painted_split(40, 0), np.random.default_rng(3).permutation(40)
+    pairs = np.stack([np.arange(40), np.argsort(order)], 1)
+    scattered = Split(plain.x, plain.y.take(order), plain.factors, pairs)
+    assert torch.equal(weights(plain), weights(scattered))
+
+
+def test_large_pictures_are_shrunk_and_a_missing_label_is_a_users_error():
+    large = painted_split(8, 0)
+    judge = train_judge(large, "x", TrainedModel(Painter(), (200, 100)), steps=1)
+    pictures = torch.rand(3, 3, 200, 100)
+    shrunk = functional.interpolate(pictures, size=(64, 32), mode="area")
+    np.testing.assert_allclose(judge.read([pictures])[1], judge.read([shrunk])[1], atol=1e-6)
+    large.x.labels = None
+    with pytest.raises(IiaeError, match="no labels") as caught:
+        train_judge(large, "x", MODEL, steps=1)
+    assert caught.value.hint == "leave --judge out"
+
+
+def test_the_command_judges_translations(iiae, trained, monkeypatch):
+    monkeypatch.setattr(train_judge, "__defaults__", (0, 2))  # 1500 take half a minute
+    base = ("evaluate", "--run", trained.run, "--judge", "--lpips", "none")
+    outcome = iiae(*base, "--task", "translation", "--samples", 1, "--json")
+    assert outcome.code == 0, outcome.err
+    judged = outcome.json["judged"]["x_to_y"]
+    assert set(judged) == {"class", "y_color"} and judged["class"]["n"] == 300
+    assert outcome.json["protocol"]["judge_steps"] == 1500
+    refused = iiae(*base)
+    assert refused.code == 2 and "none are made" in refused.error()[0]
