@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,16 @@ def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         "startup", monkeypatch, capsys, "--repetitions=1", "--only=iiae --version", "--json"
     )
     assert result["times_python"]["iiae --version"]["median"] > 0
+
+
+def test_the_paper_in_small_form_writes_a_row_per_result_and_repeats_none(tmp_path: Path) -> None:
+    words = ["--small", "--device", "cpu", "--out", str(tmp_path), "--only", "few", "steps"]
+    command = [sys.executable, "-m", "benchmarks.paper", *words]
+    for _ in range(2):
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names) == len((tmp_path / "rows.md").read_text().splitlines())
+    by_name = dict(zip(names, rows, strict=True))
+    assert 0 <= by_name["400 pairs, 500 steps, fp32, seed 0"]["shared x_to_y"] <= 1
+    assert by_name["step, batch 2, fp32"]["ms"] > 0 and rows[0]["device"] == "CPU"
