@@ -1,10 +1,10 @@
-"""`iiae prepare`: its signature; `prepare_run` does the work and imports what is heavy."""
+"""`iiae prepare`: write a data set, a part of it (`--shard`), or join parts (`--merge`)."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,11 +21,51 @@ from iiae_cli.cli.options import (
     shard_of,
     shard_output,
 )
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder
+from iiae_cli.common.files import data_folder, refuse_existing
 from iiae_cli.common.signals import stop_on_signals
 
+if TYPE_CHECKING:
+    from iiae_cli.data.blocks import Part
+
 PAIRS, FEATURES = "Your own pairs", "Classes and features"
+
+
+@dataclass
+class Written:
+    """A data file or a shard, as `--json` prints it."""
+
+    path: Path
+    name: str
+    splits: dict[str, int]  # pairs; empty for a shard
+    skipped: list[str]
+    rows: dict[str, Any] | None = None  # of a set of classes by split, of a shard by reading
+    shard: str | None = None
+    pictures: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints."""
+        values = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(self).items()
+        }
+        for key in ("rows", "shard"):
+            if values[key] is None:
+                del values[key]
+        return {"schema": "iiae.prepare/1", **values}
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+        headers, title = ["split", "pairs"], str(self.path)
+        table = [list(row) for row in self.splits.items()]
+        if self.shard is not None:
+            headers, title = ["part", "rows"], f"{self.path}: shard {self.shard}"
+            table = [list(row) for row in (self.rows or {}).items()]
+        elif self.rows is not None:
+            headers = ["split", "x", "y", "classes"]
+            table = [[split, *counts.values()] for split, counts in self.rows.items()]
+        console.print_table(headers, table, title=title)
 
 
 def command(
@@ -196,46 +236,95 @@ def command(
     """
     given = dict(locals())
 
-    from iiae_cli.cli.prepare_run import Call
     from iiae_cli.data.blocks import Part
+    from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
+    from iiae_cli.data.sources.registry import CLASS_SETS
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError(
             "--valid-fraction and --test-fraction leave nothing to train on",
             "let them sum to less than 1",
         )
-    part = None if shard is None else Part(*shard_of(shard))
-    if part is not None or output is not None:
-        pattern = output or data_folder() / f"{name}-{{shard}}.h5"
-        index = None if part is None else (part.index, part.count)
-        given["output"] = shard_output(pattern, shard, index)
     named = sources or []
     if len(named) > 1 and not merge:
         raise IiaeError(
             f"{len(named)} sources are named: {named[0]}, {named[1]}…",
             "name one; --merge takes several shards",
         )
-    given |= {
-        "source": source_option if merge or not named else named[0],
-        "fractions": (valid_fraction, test_fraction),
-        "class_split": split,
-    }
-    options = PrepareOptions(**{one.name: given[one.name] for one in fields(PrepareOptions)})
-    if merge and (
-        part is not None
-        or options != PrepareOptions(download=download, workers=workers, device=device)
-    ):
-        what = "--shard does" if part is not None else "an option of how data are prepared does"
+    given["source"] = source_option if merge or not named else named[0]
+    options = PrepareOptions(**{item.name: given[item.name] for item in fields(PrepareOptions)})
+    machine = PrepareOptions(download=download, workers=workers, device=device)
+    if merge and (shard is not None or options != machine):
+        what = "--shard does" if shard is not None else "an option of how data are prepared does"
         raise IiaeError(
             f"{what} not apply to --merge", "leave it out: the shards say how they were made"
         )
+    part = None if shard is None else Part(*shard_of(shard))
     with stop_on_signals() as stop:
-        call = Call(given["output"], pictures, resume, overwrite, stop)
+        parts = preparation.read_shards([name, *map(str, named)]) if merge else []
+        name = str(parts[0].job["data set"]) if merge else name
+        path = _output(output, name, shard, part)
+        _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)
         if merge:
-            result = call.merge([name, *map(str, named)], download)
-        elif part is not None:
-            result = call.part(name, options, part, output)
+            preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)
         else:
-            result = call.whole(name, options)
-        finish(result, as_json, result.skipped)
+            if name in CLASS_SETS:
+                from iiae_cli.builders import choose_device
+
+                options = replace(options, device=str(choose_device(device)))
+            preparation.prepare_file(
+                name, path, options, part=part, resume=resume, overwrite=overwrite, stop=stop
+            )
+        written = _written(name, path, part)
+        for line in written.skipped:
+            console.warn(f"skipped {line}")
+        if pictures is not None:
+            preparation.save_pictures(path, pictures, stop)
+            written.pictures = pictures
+        finish(written, as_json, written.skipped)
+
+
+def _output(output: Path | None, name: str, shard: str | None, part: Part | None) -> Path:
+    if output is None and part is None:
+        return data_folder() / f"{name}.h5"
+    pattern = output or data_folder() / f"{name}-{{shard}}.h5"
+    return shard_output(pattern, shard, None if part is None else (part.index, part.count))
+
+
+def _check_outputs(
+    pictures: Path | None, networks: Path | None, features: bool, part: Part | None, replaces: bool
+) -> None:
+    """Refuse other outputs than the data file that exist or do not apply."""
+    if pictures is not None and part is not None:
+        raise IiaeError(
+            "--pictures does not apply to --shard", "write the pictures when the shards are merged"
+        )
+    if pictures is not None and features:
+        raise IiaeError(
+            "--pictures does not apply: this set is stored as features", "leave --pictures out"
+        )
+    for path in (pictures, networks):
+        if path is not None:
+            refuse_existing(path, replaces)
+
+
+def _written(name: str, path: Path, part: Part | None) -> Written:
+    """Describe a finished file."""
+    from iiae_cli.data.blocks import part_of
+    from iiae_cli.data.datafile import SPLITS, DataFile
+    from iiae_cli.data.sources.classes import classes_of
+    from iiae_cli.data.sources.registry import CLASS_SETS
+
+    if part is not None:
+        about = part_of(path).about
+        return Written(path, name, {}, about["skipped"], about["rows"], part.name)
+    file = DataFile(path)
+    written = Written(path, name, dict(file.info.pair_counts), file.skipped())
+    if name in CLASS_SETS:
+        splits = {split: file.split(split) for split in SPLITS}
+        written.rows = {
+            split: {"x": len(rows.x), "y": len(rows.y), "classes": len(classes_of(rows))}
+            for split, rows in splits.items()
+        }
+    return written

@@ -267,7 +267,8 @@ def fine_tune(
             if stopping or tuner.step % steps == 0:
                 tuner.save(checkpoint)
             if stopping:
-                stop.check(f"fine-tuning of {domain} is saved at step {tuner.step} of {total}")
+                saved = f"fine-tuning of {domain} is saved at step {tuner.step} of {total}"
+                stop.check(f"{saved}; continue with the same command and --resume")
     network.eval()
     if tuner.shown == 0:
         raise IiaeError(

@@ -140,7 +140,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
             f"data file {path} does not exist", f"make it: {how_to_prepare(name, path)}"
         )
     console.say(f"preparing the embedded data set {name} in {path}")
-    prepare_file(name, path, PrepareOptions(), command=shlex.join(sys.argv))
+    prepare_file(name, path, PrepareOptions(), overwrite=True)  # other runs may make it too
     return path
 
 

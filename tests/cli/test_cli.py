@@ -100,7 +100,7 @@ def test_version(iiae: Program) -> None:
         (("train", "--preset", "maps"), "maps.h5", "iiae prepare maps --download -o data/maps.h5"),
         (("prepare", "mnist-cdcb", "nowhere"), "nowhere", "IDX"),
         (("prepare", "pairs"), "pairs", "iiae prepare pairs SOURCE"),
-        (("prepare", "pairs", "nowhere"), "nowhere", "x/"),
+        (("prepare", "pairs", "nowhere"), "nowhere", "folder"),
         (("evaluate",), "runs/latest", "iiae train"),
         (("encode", "a.png", "-o", "z.h5"), "domain", "--domain x"),
         (("encode", "a.png", "--domain", "z", "-o", "z.h5"), "'z'", "iiae encode --help"),

@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.hdf5 import dataset
 from iiae_cli.data.pictures import PictureError, resize_pictures
-from iiae_cli.data.sources.download import archive_of
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
 
 YAWS, PITCHES, SIDE = 24, 4, 128
@@ -37,47 +35,44 @@ def plan_cars(options: PrepareOptions) -> Plan:
     The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
     `pitch` 0…3 of y. `options.limit` counts pairs.
     """
-    downloads = data_folder() / "downloads"
-    folder, attributes = archive_of("cars", options.source, options.download, downloads)
-    skipped: list[str] = []
+    folder, skipped = options.source, list[str]()
+    assert folder is not None
     cars = _cars(folder, skipped)
     size, limit = options.image_size or SIDE, options.limit
     most = None if limit is None else -(-limit // PAIRS_PER_CAR)
     numbers = {name: [car for car in cars if car in ids][:most] for name, ids in IDS.items()}
-    shapes = ((PITCHES, size, size, 3), (PAIRS_PER_CAR, size, size, 3))
     readings = [
-        file_reading(
-            name, [cars[car] for car in found], lambda path: _views(path, size), shapes, size=1
-        )
-        for name, found in numbers.items()
+        file_reading(name, [cars[car] for car in wanted], lambda path: _views(path, size), size=1)
+        for name, wanted in numbers.items()
     ]
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         splits, lost = {}, list(skipped)
-        for name, found in numbers.items():
+        for name, wanted in numbers.items():
             lost += map(str, rows[name].errors)
-            split = _split_of(name, [found[place] for place in rows[name].places], rows[name].rows)
-            if split.pair_count:
+            if rows[name].rows:
+                readable = [wanted[place] for place in rows[name].places]
+                split = _split_of(name, readable, rows[name].rows)
                 splits[name] = split if limit is None else _first_pairs(split, limit)
         if not splits:
             raise IiaeError(
                 f"{folder} holds no readable car", f"the first that was left out: {lost[0]}"
             )
-        return Prepared(splits, attributes, lost)
+        return Prepared(splits, skipped=lost)
 
     return Plan(assemble, readings)
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
     """Every car's file by its number, those of list.txt where there is one; others are noted."""
-    found = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
-    if not found:
+    paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
+    if not paths:
         raise IiaeError(
             f"{folder} holds no {PATTERN}",
             "name the folder that nips2015-analogy-data.tar.gz unpacks to",
         )
-    place = found[0].parent
-    files = [path for path in found if path.parent == place]
+    place = paths[0].parent
+    files = [path for path in paths if path.parent == place]
     index = place / "list.txt"
     if index.is_file():
         # The list has names without suffix; a bare number is taken too.
@@ -95,13 +90,7 @@ def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
 
 
 def _split_of(name: str, numbers: Sequence[int], views: Sequence[NDArray[np.uint8]]) -> Split:
-    """The split of cars.
-
-    Args:
-        name: of the split.
-        numbers: of the cars, N.
-        views: frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3).
-    """
+    """The split of N cars from their frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3) views."""
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     sides = []
     for rows, yaws in zip(views, (range(1), range(1, YAWS)), strict=True):
@@ -136,11 +125,7 @@ def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def read_mat(path: Path) -> NDArray[np.uint8]:
-    """`im` (128, 128, 3, 24, 4) of a car's file.
-
-    Raises:
-        PictureError: damaged, or of another shape.
-    """
+    """`im` (128, 128, 3, 24, 4) of a car's file; PictureError where it is damaged or another."""
     if not path.is_file():
         raise PictureError(path, "does not exist")
     try:

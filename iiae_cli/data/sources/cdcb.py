@@ -2,28 +2,43 @@
 
 MNIST-CDCB was published as 100 samples without its generator; the recipe below is read off those
 samples (`docs/data.md`). `colour_pair` is the published recipe; the two edge recipes make the
-domains differ in more than colour, so that raw pixels no longer solve the retrieval.
+domains differ in more than colour, so that raw pixels no longer solve the retrieval. The pictures
+are scikit-learn's digits, or come from IDX files, plain or gzipped: MNIST and Fashion-MNIST.
 """
 
 from __future__ import annotations
 
+import gzip
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import data_folder, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.sources.pairs import plan_folders, split_folders
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 
 UInt8Array: TypeAlias = NDArray[np.uint8]
-Recipe: TypeAlias = Callable[
-    [UInt8Array, np.random.Generator], tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]
-]
+Coloured: TypeAlias = tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]  # x, y, factors
+Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], Coloured]
+Grey: TypeAlias = tuple[UInt8Array, NDArray[np.int64]]  # pictures (N, H, W) and labels (N,)
 
 THRESHOLD = 102  # a grey value above it belongs to the digit
 TEST_DIGITS = 300
+TRAIN_IDX = 50_000
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+_MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
 
 
 def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
@@ -38,18 +53,14 @@ def _grounds(colours: UInt8Array) -> UInt8Array:
     return colours[:, None, None, :]
 
 
-def colour_pair(
-    grey: UInt8Array, rng: np.random.Generator
-) -> tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]:
+def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     """MNIST-CDCB: white digit on a coloured background (x), coloured digit on black (y).
 
-    Args:
-        grey: (N, H, W) uint8.
-        rng: draws both colours of every pair, uniform over RGB and independent.
+    `rng` draws both colours of every pair, uniform over RGB and independent. Grey below the
+    threshold stays in y, grey above it stays in x, as in the published samples.
 
     Returns:
-        x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3). Grey below the
-        threshold stays in y, grey above it stays in x, as in the published samples.
+        x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3).
     """
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
     digit, mask = grey[..., None], grey > THRESHOLD
@@ -58,9 +69,7 @@ def colour_pair(
     return x, y, {"x_color": background, "y_color": foreground}
 
 
-def outline_pair(
-    grey: UInt8Array, rng: np.random.Generator
-) -> tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]:
+def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     """x as in `colour_pair`; y is the digit's outline, one pixel around it, coloured on black."""
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
     mask = grey > THRESHOLD
@@ -69,9 +78,7 @@ def outline_pair(
     return x, y, {"x_color": background, "y_color": foreground}
 
 
-def sketch_pair(
-    grey: UInt8Array, rng: np.random.Generator
-) -> tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]:
+def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     """x is the garment's edge map, dark on white; y is the garment on a random-coloured ground."""
     ground = _colours(len(grey), rng)
     horizontal, vertical = np.gradient(grey.astype(np.float32), axis=(2, 1))
@@ -87,14 +94,13 @@ def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Grow (N, H, W) masks by one pixel in the eight directions."""
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     height, width = mask.shape[1:]
-    shifts = ((row, column) for row in range(3) for column in range(3))
     grown = np.zeros_like(mask)
-    for row, column in shifts:
+    for row, column in np.ndindex(3, 3):
         grown |= padded[:, row : row + height, column : column + width]
     return grown
 
 
-def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
+def embedded_digits(size: int = 32) -> Grey:
     """scikit-learn's digits as bilevel pictures (1797, size, size), 0 or 255, and labels (1797,).
 
     They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks.
@@ -108,18 +114,12 @@ def embedded_digits(size: int = 32) -> tuple[UInt8Array, NDArray[np.int64]]:
 
 
 def coloured_splits(
-    grey: Mapping[str, tuple[UInt8Array, NDArray[np.int64]]],
-    recipe: Recipe,
-    seed: int,
-    size: int | None = None,
+    grey: Mapping[str, Grey], recipe: Recipe, seed: int, size: int | None = None
 ) -> dict[str, Split]:
     """Pairs of grey pictures, coloured first and resized after, as MNIST-CDCB was made.
 
-    Args:
-        grey: pictures (N, H, W) and labels (N,) per split.
-        recipe: draws colours from one stream, split after split.
-        seed: of the stream.
-        size: side of the pictures; None: their own.
+    One stream of colours of `seed` serves split after split. `size`: side of the pictures; None:
+    their own.
     """
     rng = np.random.default_rng(seed)
     splits = {}
@@ -139,16 +139,114 @@ def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
     """Plan scikit-learn's digits: 1,497 train and 300 test pairs, stratified; none for valid."""
     from sklearn.model_selection import train_test_split
 
-    grey, labels = embedded_digits(options.image_size or 32)
-    divided: list[NDArray[np.int64]] = train_test_split(
-        np.arange(len(grey)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
+    pictures, labels = embedded_digits(options.image_size or 32)
+    train, test = train_test_split(
+        np.arange(len(pictures)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
     )
-    limited = [rows[: options.limit] for rows in divided]
-    parts = {
-        split: (grey[rows], labels[rows])
-        for split, rows in zip(("train", "test"), limited, strict=True)
+    grey = {
+        split: (pictures[rows[: options.limit]], labels[rows[: options.limit]])
+        for split, rows in (("train", train), ("test", test))
     }
-    attributes = {"source": "scikit-learn's bundled digits"}
     return Plan(
-        lambda rows, work: Prepared(coloured_splits(parts, recipe, options.seed), attributes)
+        lambda rows, work: Prepared(coloured_splits(grey, recipe, options.seed)),
+        attributes={"source": "scikit-learn's bundled digits"},
     )
+
+
+# ---- IDX files
+
+
+def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
+    """Plan an IDX set: 50,000 train pairs, the training digits left over as valid, all of test.
+
+    A folder of the published side-by-side pictures is taken as it is.
+    """
+    folder = _folder(title, options)
+    paths = [find_idx(folder, name) for names in IDX_FILES.values() for name in names]
+    if paths[0] is None and split_folders(folder):
+        return plan_folders(
+            split_folders(folder), replace(options, source=folder, side_by_side=True)
+        )
+    present = [path for path in paths if path is not None]
+    if len(present) < len(paths):
+        names = [name for names in IDX_FILES.values() for name in names]
+        raise IiaeError(
+            f"{folder} holds no {names[paths.index(None)]}[.gz]",
+            f"name the folder with {title}'s four IDX files, or pass --download",
+        )
+    train, train_labels, test, test_labels = map(read_idx, present)
+    for pictures, labels in ((train, train_labels), (test, test_labels)):
+        if pictures.ndim != 3 or len(pictures) != len(labels):
+            raise IiaeError(
+                f"{folder} has {pictures.shape} pictures, {labels.shape} labels",
+                "fetch the files again",
+            )
+    parts = {
+        "train": (train[:TRAIN_IDX], train_labels[:TRAIN_IDX]),
+        "valid": (train[TRAIN_IDX:], train_labels[TRAIN_IDX:]),
+        "test": (test, test_labels),
+    }
+    grey = {
+        name: (pictures[: options.limit], labels[: options.limit].astype(np.int64))
+        for name, (pictures, labels) in parts.items()
+    }
+    return Plan(
+        lambda rows, work: Prepared(
+            coloured_splits(grey, recipe, options.seed, options.image_size)
+        ),
+        attributes={"source": title, "source_sha256": sha256_of(*present)},
+    )
+
+
+def _folder(title: str, options: PrepareOptions) -> Path:
+    hint = f"name the folder with {title}'s IDX files"
+    if options.source is not None:
+        if not options.source.is_dir():
+            raise IiaeError(f"folder {options.source} does not exist", hint)
+        return options.source
+    if title == "Fashion-MNIST" and DEBIAN_FASHION.is_dir():
+        return DEBIAN_FASHION
+    if options.download:
+        return _download(title)
+    raise IiaeError(f"the source of {title} was not named", f"{hint}, or pass --download")
+
+
+def _download(title: str) -> Path:
+    """Fetch an IDX set by torchvision, which verifies checksums and tries its mirrors."""
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    root = data_folder() / "downloads"
+    kind = FashionMNIST if title == "Fashion-MNIST" else MNIST
+    try:
+        for train in (True, False):
+            kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise IiaeError(
+            f"{title} could not be downloaded: {error}",
+            "fetch its four IDX files elsewhere and name their folder",
+        ) from error
+    return root / str(kind.__name__) / "raw"
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """The IDX file of a name in a folder, or in torchvision's `SET/raw` below it; plain first."""
+    places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
+    candidates = [place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_idx(path: Path) -> UInt8Array:
+    """Read an IDX file of unsigned bytes; a damaged one is a user's error."""
+    hint = "name the folder with MNIST's four original files, or fetch them again"
+    with reading(path, hint), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+            raise ValueError("it is not an IDX file of bytes")
+        shape = tuple(np.frombuffer(file.read(4 * head[3]), ">u4").tolist())
+        count = math.prod(shape)
+        if count > _MOST_BYTES:
+            raise ValueError(f"it claims to hold {shape} bytes")
+        data = file.read(count + 1)  # no more than it claims comes out of a .gz
+        if len(shape) != head[3] or len(data) != count:
+            raise ValueError(f"it is truncated: {len(data)} bytes of {shape}")
+        return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""Two domains that belong together by class: pictures in folders, or features as given.
+"""Two domains that belong together by class: pictures in folders, or features that exist.
 
     SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (`val` is taken for `valid`)
     SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
@@ -7,12 +7,17 @@
 x and y have lengths of their own, every row a class, and no pairs. A class that only one domain has
 cannot be learnt from or retrieved, and is left out by name. Until pictures become features, the
 rows of a side are their files.
+
+A zero-shot figure means nothing without its list of test classes, so every division has a name and
+a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
+the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses, and its figures
+compare with neither.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +37,48 @@ from iiae_cli.data.datafile import (
     refuse_leak,
 )
 from iiae_cli.data.pictures import pictures_in
-from iiae_cli.data.sources.class_splits import CLASS_SPLITS, GIVEN, ClassDivision, split_unseen
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
 from iiae_cli.data.sources.pairs import split_folders
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
+from iiae_cli.model import DOMAINS
+
+_LISTS = {
+    "sempcyc-25": (
+        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
+        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
+        "tiger trumpet violin wheelchair"
+    ),
+    "eccv18-21": (
+        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
+        "seagull skyscraper songbird sword tree wheelchair windmill window"
+    ),
+    "sake-25": (
+        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
+        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
+        "camel horse bell"
+    ),
+}
+CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
+GIVEN = "given"  # name of a division that is not one of these
 
 
 def plan_classes(options: PrepareOptions) -> Plan:
     """Plan the features of the user's own classes, `options.source`."""
     source = options.source
     assert source is not None
-    if options.class_split is not None:
+    if options.split is not None:
         raise IiaeError(
             "--split names a list of Sketchy's classes",
             "name your own in a file: --unseen-classes FILE",
         )
-    features = _find_features(source)
-    if features is not None:
+    features = source / "split1" if has_features(source / "split1") else source
+    if features.is_file() or has_features(features):
         if options.wants_backbone or options.unseen_classes is not None:
             raise IiaeError(
                 f"{features} holds features that are divided already",
                 "leave --backbone… and --unseen-classes out",
             )
-        return Plan(lambda rows, work: _given(features, options))
-    if not source.is_dir():
-        raise IiaeError(
-            f"{source} is neither a folder nor an .npz of features",
-            "name a folder that holds train/x/CLASS, …, or x/CLASS and y/CLASS, or features",
-        )
+        return plan_existing(features, options, {"name": None, "weights": "given"})
     skipped: list[str] = []
     divided, split_name = _divided(source, options, skipped)
     weights = options.backbone_weights
@@ -75,33 +93,32 @@ def plan_classes(options: PrepareOptions) -> Plan:
     return plan_features(divided, options, split_name=split_name, epochs=0, skipped=skipped)
 
 
-def _find_features(source: Path) -> Path | None:
-    """Where SOURCE holds features: itself, its `split1`, or the only `.npz` in it."""
-    if source.is_file():
-        return source if source.suffix == ".npz" else None
-    for folder in (source, source / "split1"):
-        if has_features(folder):
-            return folder
-    archives = list(source.glob("*.npz"))
-    return archives[0] if len(archives) == 1 else None
+def plan_existing(
+    source: Path,
+    options: PrepareOptions,
+    backbone: dict[str, Any],
+    split_name: str = GIVEN,
+    *,
+    normalise: bool = False,
+) -> Plan:
+    """Plan features that exist, in the released layout or an `.npz`, made by a `backbone`."""
 
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits = read_features(source)
+        for side in [split.side(domain) for split in splits.values() for domain in DOMAINS]:
+            if normalise:
+                side.labels = [normalise_class(label) for label in side.labels or []]
+        return finish(
+            {name: limit_rows(split, options.limit) for name, split in splits.items()},
+            options,
+            split_name=split_name,
+            backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
+            seen=read_seen(source),
+            what=f"the network of {source}",
+            skipped=[],
+        )
 
-def _given(source: Path, options: PrepareOptions) -> Prepared:
-    splits = {
-        name: limit_rows(split, options.limit) for name, split in read_features(source).items()
-    }
-    widths = {domain: splits["train"].side(domain).rows.shape[1] for domain in DOMAINS}
-    prepared = finish(
-        splits,
-        split_name=GIVEN,
-        backbone={"name": None, "weights": "given", "width": widths},
-        seen=read_seen(source),
-        what=f"the network of {source}",
-        allow_leak=options.allow_leak,
-        skipped=[],
-    )
-    prepared.attributes["source_sha256"] = sha256_of(*source_files(source))
-    return prepared
+    return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
 
 
 def _divided(
@@ -110,15 +127,14 @@ def _divided(
     """Pictures by split, and the division's name."""
     folders = split_folders(source)
     if not folders:
-        found = _pictures(source, source, skipped)
+        pictures = _pictures(source, source, skipped)
         if options.unseen_classes is None:
             raise IiaeError(
                 f"{source} does not say which classes are for testing",
                 "say how many, or name a file that lists them: "
                 f"iiae prepare classes {source} --unseen-classes 10 …",
             )
-        division = split_unseen(classes_of(found), options.unseen_classes, options.seed)
-        return divide_classes(found, division, options.limit), division.name
+        return divide_unseen(pictures, options)
     if options.unseen_classes is not None:
         raise IiaeError(
             f"{source} is divided into {', '.join(folders)} already", "leave --unseen-classes out"
@@ -151,13 +167,11 @@ def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
-        inner = sorted(folder.iterdir()) if folder.is_dir() else []
-        for place in inner:
+        for place in sorted(folder.iterdir()) if folder.is_dir() else ():
             if place.is_dir() and not place.name.startswith("."):
-                found = pictures_in(place)
-                name = normalise_class(place.name) if normalise else place.name
-                files += found
-                labels += [name] * len(found)
+                pictures = pictures_in(place)
+                files += pictures
+                labels += [normalise_class(place.name) if normalise else place.name] * len(pictures)
     rows = np.empty(len(files), object)
     rows[:] = files
     return Side(rows, [path.relative_to(root).as_posix() for path in files], labels)
@@ -170,20 +184,69 @@ def classes_of(split: Split | None) -> list[str]:
 
 def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
     """The rows of classes that both domains have; a line in `skipped` for every class left out."""
-    labels = {domain: split.side(domain).labels or [] for domain in DOMAINS}
-    lone = {*labels["x"]} ^ {*labels["y"]}
+    x, y = split.x.labels or [], split.y.labels or []
+    lone = {*x} ^ {*y}
     for name in sorted(lone):
-        domain: Domain = "x" if name in labels["x"] else "y"
-        count = labels[domain].count(name)
+        domain, count = ("x", x.count(name)) if name in x else ("y", y.count(name))
         skipped.append(f"class {name} of {where}: only in {domain}, its {count} rows are left out")
-    return _with_labels(split, {*labels["x"]} & {*labels["y"]}) if lone else split
+    return _with_labels(split, {*x} & {*y}) if lone else split
 
 
-def divide_classes(split: Split, division: ClassDivision, limit: int | None) -> dict[str, Split]:
-    """Rows of training and of test classes, at most `limit` of each side."""
-    parts = {"train": {*division.train}, "test": {*division.test}}
+def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
+    """Divide by `--unseen-classes`: a number, drawn by seed, or a file of one class per line.
+
+    Returns:
+        The splits train and test, and the division's name.
+
+    Raises:
+        IiaeError: no such file or class, or nothing is left to train or to test on.
+    """
+    unseen, known = str(options.unseen_classes), classes_of(split)
+    if unseen.isdecimal():
+        count = int(unseen)
+        if not 0 < count < len(known):
+            raise IiaeError(
+                f"--unseen-classes {count} leaves nothing to train or to test on: "
+                f"there are {len(known)} classes",
+                f"choose a number from 1 to {max(1, len(known) - 1)}",
+            )
+        drawn = np.random.default_rng(options.seed).choice(len(known), count, replace=False)
+        wanted, name = [known[i] for i in drawn], f"unseen-{count}-seed{options.seed}"
+    else:
+        try:
+            lines = Path(unseen).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise IiaeError(
+                f"--unseen-classes {unseen} is neither a number nor a readable text file",
+                "pass a number, or a file with one class per line",
+            ) from error
+        wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        name = GIVEN
+    return divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
+
+
+def divide_classes(
+    split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
+) -> dict[str, Split]:
+    """Splits train and test, the test classes being `wanted` by `what`, in whichever spelling."""
+    known = classes_of(split)
+    spelling = {normalise_class(label): label for label in known}
+    missing = sorted({label for label in wanted if normalise_class(label) not in spelling})
+    if missing:
+        some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
+        raise IiaeError(
+            f"the source has no class {', '.join(missing)} of {what}",
+            f"name the folder of the whole set; its {len(known)} classes: {some}",
+        )
+    test = {spelling[normalise_class(label)] for label in wanted}
+    if not test or len(test) == len(known):
+        raise IiaeError(
+            f"{what} leaves no class to train or to test on", "name some of the classes, not all"
+        )
+    parts = {"train": {*known} - test, "test": test}
     return {
-        name: limit_rows(_with_labels(split, classes), limit) for name, classes in parts.items()
+        name: limit_rows(_with_labels(split, classes), options.limit)
+        for name, classes in parts.items()
     }
 
 
@@ -203,12 +266,11 @@ def limit_rows(split: Split, limit: int | None) -> Split:
 
 
 def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
-    """At most `limit` rows, of every class as many as can be."""
     classes, which = np.unique(np.array(labels, np.str_), return_inverse=True)
     if limit < len(classes):
         raise IiaeError(
             f"--limit {limit} is fewer than the {len(classes)} classes",
-            f"give --limit {len(classes)} or more",
+            f"pass --limit {len(classes)} or more",
         )
     turn = np.empty(len(labels), np.int64)  # a row's place within its class
     for label in range(len(classes)):
@@ -218,24 +280,24 @@ def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
 
 def finish(
     splits: dict[str, Split],
+    options: PrepareOptions,
     *,
     split_name: str,
     backbone: dict[str, Any],
     seen: Seen,
     what: str,
-    allow_leak: bool,
     skipped: list[str],
 ) -> Prepared:
     """Leave out classes of one domain, check for a leak, and describe it all in attributes.
 
     Args:
-        splits: by name.
-        split_name: of the division of classes; a published name that the test classes do not bear
-            out becomes `given`.
+        splits: of features.
+        options: whether a leak is allowed.
+        split_name: of the division; a published name that the test classes do not bear out becomes
+            `given`, and the other way round.
         backbone: how features came about; `classes_seen` is added.
         seen: classes that the backbone was trained on.
         what: the backbone, for an error.
-        allow_leak: whether it may have seen test classes.
         skipped: lines of what was left out so far.
 
     Raises:
@@ -247,29 +309,33 @@ def finish(
         raise IiaeError(
             "no class of the training split is in both domains", "name classes alike in x and y"
         )
-    if split_name in CLASS_SPLITS and set(test) != set(CLASS_SPLITS[split_name]):
-        console.warn(
-            f"the test classes are not those of {split_name}; the split is recorded as '{GIVEN}'"
-        )
-        split_name = GIVEN
-    refuse_leak(seen, test, what, allow_leak)
+    published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
+    borne_out = next(published, GIVEN)
+    if split_name in CLASS_SPLITS and split_name != borne_out:
+        told = f"the test classes are not those of {split_name}"
+        console.warn(f"{told}; the split is recorded as '{borne_out}'")
+    elif split_name != borne_out and split_name == GIVEN:
+        console.say(f"the test classes are those of {borne_out}")
+    if split_name in (GIVEN, *CLASS_SPLITS):
+        split_name = borne_out
+    refuse_leak(seen, test, what, options.allow_leak)
     both = {*train} & {*test}
     if both:
         console.say(
             f"{len(both)} of {len(test)} test classes are training classes too: not zero-shot"
         )
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "test_classes": test,
         "train_classes": train,
         "backbone": {**backbone, **seen.to_json()},
     }
     leak = seen.leak(test)
     if leak is not None:  # absent: unknown
-        told["leak"] = leak
+        values["leak"] = leak
     attributes = {
         "alignment": "class",
         "split_name": split_name,
         "test_classes_sha256": class_list_hash(test),
-        **{key: json.dumps(value, ensure_ascii=False) for key, value in told.items()},
+        **{key: json.dumps(value, ensure_ascii=False) for key, value in values.items()},
     }
     return Prepared(splits, attributes, skipped)

@@ -25,7 +25,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of, writing
 from iiae_cli.data import backbone as backbones
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, find_weights
-from iiae_cli.data.datafile import Seen, Side, Split, refuse_leak
+from iiae_cli.data.datafile import Seen, Split, refuse_leak
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,
@@ -36,15 +36,7 @@ from iiae_cli.data.finetune import (
     save_network,
 )
 from iiae_cli.data.sources.classes import classes_of, finish
-from iiae_cli.data.sources.plan import (
-    Made,
-    Plan,
-    Prepared,
-    PrepareOptions,
-    Reading,
-    ReadRows,
-    Work,
-)
+from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Reading, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_BACKBONE = "vgg16"
@@ -73,8 +65,7 @@ class Networks:
 
     def file(self, domain: Domain, work: Work) -> Path:
         """The fine-tuned network of a domain, which is made where it is missing."""
-        folder = self.kept or work.folder
-        path = folder / f"{domain}.safetensors"
+        path = (self.kept or work.folder) / f"{domain}.safetensors"
         if self.kept is None and not path.exists():
             self._tune(domain, path, work)
         return path
@@ -133,8 +124,10 @@ class Networks:
                         made[row] = (features,)
                 yield made
 
-        size, verb = self.options.batch_size, "extracting features of"
-        return Reading(name, files, make, ((0,),), size, verb, self._identity())
+        values = [self.backbone, self._described(), self.options.seed]
+        values += [asdict(self.preprocessing), _versions()]
+        maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return Reading(name, files, make, self.options.batch_size, "extracting features of", maker)
 
     def _described(self) -> dict[str, Any]:
         """Weights as the data file describes them."""
@@ -147,12 +140,6 @@ class Networks:
             "weights_file": {domain: path.name for domain, path in files.items()},
             "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
         }
-
-    def _identity(self) -> str:
-        """16 hex digits over everything that the features of a picture depend on."""
-        preprocessing = asdict(self.preprocessing)
-        values = [self.backbone, self._described(), self.options.seed, preprocessing, _versions()]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def record(self, width: int, work: Work) -> dict[str, Any]:
         """How features of a width came about, for the data file."""
@@ -179,30 +166,18 @@ class Networks:
             "versions": _versions(),
         }
 
-    def keep(self, folder: Path, work: Work) -> None:
-        """Copy the fine-tuned networks to a folder of the user's."""
-        for domain in DOMAINS:
-            with writing(folder / f"{domain}.safetensors") as temporary:
-                shutil.copyfile(self.file(domain, work), temporary)
-
 
 def _versions() -> dict[str, str]:
     return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Networks:
-    """Decide how pictures become features.
-
-    Args:
-        options: what the user said.
-        train: files that fine-tuning will see.
-        epochs: of fine-tuning where the user did not say.
-    """
-    given = options.backbone_weights
-    if given not in (None, "none") and Path(str(given)).is_dir():
-        return _kept_networks(Path(str(given)), options, train)
+    """Decide how pictures become features; `epochs` of fine-tuning unless the user says."""
+    folder = Path(options.backbone_weights or "none")
+    if options.backbone_weights != "none" and folder.is_dir():
+        return _kept_networks(folder, options, train)
     name = options.backbone or DEFAULT_BACKBONE
-    weights = find_weights(name, given, download=options.download)
+    weights = find_weights(name, options.backbone_weights, download=options.download)
     if weights.kind == "random":
         console.warn(f"{name} has random weights: for trying things out, not for figures")
     wanted = epochs if options.fine_tune_epochs is None else options.fine_tune_epochs
@@ -211,10 +186,17 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
-    seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
-    preprocessing = _preprocessing(options, Preprocessing())
-    origin = f"the backbone {given or name}"
-    return Networks(options, train, name, weights, None, tuning, preprocessing, seen, origin)
+    return Networks(
+        options,
+        train,
+        name,
+        weights,
+        None,
+        tuning,
+        _preprocessing(options, Preprocessing()),
+        weights.seen if tuning is None else weights.seen.and_also(classes_of(train)),
+        f"the backbone {options.backbone_weights or name}",
+    )
 
 
 def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Networks:
@@ -255,9 +237,7 @@ def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preproces
 
 
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Features (B, D) of a batch of the pictures `paths`; values that are not finite are an
-    error.
-    """
+    """Features (B, D) of a batch of the pictures `paths`."""
     with (
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
@@ -289,47 +269,42 @@ def plan_features(
         skipped: lines of what was left out so far.
     """
     networks = choose_networks(options, divided["train"], epochs)
-    test = classes_of(divided.get("test"))
-    refuse_leak(networks.seen, test, networks.origin, options.allow_leak)
+    refuse_leak(networks.seen, classes_of(divided.get("test")), networks.origin, options.allow_leak)
     # One domain after the other, as each may have a network of its own.
-    readings = {
-        (name, domain): networks.reading(
-            f"{name}/{domain}", split.side(domain).rows.tolist(), domain
-        )
+    files = {
+        f"{name}/{domain}": (split.side(domain), domain)
         for domain in DOMAINS
         for name, split in divided.items()
     }
+    readings = [
+        networks.reading(name, side.rows.tolist(), domain) for name, (side, domain) in files.items()
+    ]
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        lost = [str(error) for name in rows for error in rows[name].errors]
-        sides = {
-            (name, domain): _read_side(reading, divided[name].side(domain), rows[reading.name])
-            for (name, domain), reading in readings.items()
-        }
-        if options.save_backbone is not None:
-            networks.keep(options.save_backbone, work)
+        sides = {}
+        for name, (side, _) in files.items():
+            if not rows[name].rows:
+                raise IiaeError(
+                    f"no picture of {name} can be read", f"check {side.rows[0]} and the others"
+                )
+            sides[name] = replace(side.take(rows[name].places), rows=rows[name].rows[0])
+        for domain in DOMAINS if options.save_backbone is not None else ():
+            assert options.save_backbone is not None
+            with writing(options.save_backbone / f"{domain}.safetensors") as temporary:
+                shutil.copyfile(networks.file(domain, work), temporary)
         return finish(
-            {name: Split(sides[name, "x"], sides[name, "y"]) for name in divided},
+            {name: Split(sides[f"{name}/x"], sides[f"{name}/y"]) for name in divided},
+            options,
             split_name=split_name,
-            backbone=networks.record(sides["train", "x"].rows.shape[1], work),
+            backbone=networks.record(sides["train/x"].rows.shape[1], work),
             seen=networks.seen,
             what=networks.origin,
-            allow_leak=options.allow_leak,
-            skipped=[*skipped, *lost],
+            skipped=[*skipped, *(str(error) for name in rows for error in rows[name].errors)],
         )
 
     whole = IiaeError(
         "fine-tuning looks at all training pictures, of which a shard has a part",
-        "fine-tune in one call with --save-backbone DIR, and give every shard "
+        "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    divisible = networks.tuning is None
-    return Plan(assemble, list(readings.values()), None if divisible else whole)
-
-
-def _read_side(reading: Reading, files: Side, found: ReadRows) -> Side:
-    if len(files) and not len(found.places):
-        raise IiaeError(
-            f"no picture of {reading.name} can be read", f"check {files.rows[0]} and the others"
-        )
-    return replace(files.take(found.places), rows=found.rows[0])
+    return Plan(assemble, readings, whole=whole if networks.tuning is not None else None)

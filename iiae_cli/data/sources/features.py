@@ -11,7 +11,6 @@ An `.npz` has the same names as keys, without suffix. `sketch` is x, `image` is 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
 from iiae_cli.data.datafile import SPLITS, UNKNOWN, Seen, Side, Split
-from iiae_cli.model import Domain
+from iiae_cli.data.sources.plan import distinct
+from iiae_cli.model import DOMAINS, Domain
 
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
-SEEN_FILE = "classes_seen.txt"
+_STEM = re.compile(r"\w+_(features|paths|labels)")
+_HINT = "make it again; where you trust a pickled array, save it anew as plain numbers or text"
 
 
 def has_features(folder: Path) -> bool:
@@ -37,15 +38,11 @@ def source_files(source: Path) -> list[Path]:
     """The files that `read_features` reads, in order."""
     if source.is_file():
         return [source]
-    pattern = re.compile(r"\w+_(features|paths|labels)\.npy")
-    return sorted(path for path in source.iterdir() if pattern.fullmatch(path.name))
+    return sorted(path for path in source.glob("*.npy") if _STEM.fullmatch(path.stem))
 
 
 def read_features(source: Path) -> dict[str, Split]:
-    """Read the splits of given features.
-
-    Args:
-        source: a folder in the released layout, or an `.npz`.
+    """Read the splits of a folder in the released layout, or of an `.npz`.
 
     Raises:
         IiaeError: an array is missing, damaged, pickled, of another shape, or not finite.
@@ -53,21 +50,21 @@ def read_features(source: Path) -> dict[str, Split]:
     arrays = _arrays(source)
     splits = {}
     for name in SPLITS:
-        sides = {domain: _side(source, arrays, f"{name}_{word}") for domain, word in WORDS.items()}
-        x, y = sides["x"], sides["y"]
-        if x is not None and y is not None:
+        present = [word for word in WORDS.values() if f"{name}_{word}_features" in arrays]
+        if len(present) == 2:
+            x, y = (_side(source, arrays, f"{name}_{word}") for word in present)
             splits[name] = Split(x, y)
-        elif name == "train" or x is not None or y is not None:
-            missing = WORDS["x" if x is None else "y"]
+        elif present or name == "train":
+            missing = next(word for word in WORDS.values() if word not in present)
             raise IiaeError(
                 f"{source} holds no {name}_{missing}_features",
                 "both domains of a split are needed",
             )
-    for domain, word in WORDS.items():
+    for domain in DOMAINS:
         widths = {split.side(domain).rows.shape[1] for split in splits.values()}
         if len(widths) > 1:
             raise IiaeError(
-                f"the features of {word} in {source} differ in width: {sorted(widths)}",
+                f"the features of {WORDS[domain]} in {source} differ in width: {sorted(widths)}",
                 "extract all splits by one network",
             )
     return splits
@@ -75,7 +72,7 @@ def read_features(source: Path) -> dict[str, Split]:
 
 def read_seen(source: Path) -> Seen:
     """The classes that the features' network was trained on, where `classes_seen.txt` says so."""
-    path = (source if source.is_dir() else source.parent) / SEEN_FILE
+    path = (source if source.is_dir() else source.parent) / "classes_seen.txt"
     if not path.exists():
         return UNKNOWN
     with reading(path, "write one class per line, in UTF-8"):
@@ -85,37 +82,26 @@ def read_seen(source: Path) -> Seen:
 
 def _arrays(source: Path) -> dict[str, NDArray[Any]]:
     """Every array by its name; those of a folder are mapped."""
-    if source.is_dir():
-        return {path.stem: _load(path) for path in source_files(source)}
-    with reading(source, "fetch or make it again"), np.load(source, allow_pickle=False) as arrays:
-        names = [name for name in arrays if re.fullmatch(r"\w+_(features|paths|labels)", name)]
-        return {name: arrays[name] for name in names}
+    arrays: dict[str, NDArray[Any]] = {}
+    if source.is_file():
+        with reading(source, _HINT), np.load(source, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive if _STEM.fullmatch(name)}
+    for path in source_files(source):
+        with reading(path, _HINT):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive of arrays")
+            arrays[path.stem] = array
+    return arrays
 
 
-def _load(path: Path) -> NDArray[Any]:
-    kind = "'f4'" if path.stem.endswith("features") else "'U'"
-    hint = (
-        "fetch or make it again; where you trust a pickled one, convert it once: "
-        f"python -c \"import numpy as n; f='{path}'; n.save(f, n.array(n.load(f, "
-        f"allow_pickle=True, encoding='latin1').tolist()).astype({kind}))\""
-    )
-    with reading(path, hint):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive of arrays")
-    return array
-
-
-def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side | None:
-    """Features (N, D), ids and labels of one split and domain; None where there are none."""
-    values = arrays.get(f"{stem}_features")
-    if values is None:
-        return None
-    where = f"{source}: {stem}_features"
+def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side:
+    """Features (N, D), ids and labels of one split and domain."""
+    values, where = arrays[f"{stem}_features"], f"{source}: {stem}_features"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise IiaeError(
             f"{where} is {values.dtype} {values.shape}, not numbers (N, D)",
-            "give one row per picture",
+            "save one row per picture",
         )
     with np.errstate(over="ignore"):
         features = values.astype(np.float32)
@@ -126,34 +112,25 @@ def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side |
             "extract the features again",
         )
     paths, labels = (
-        _texts(arrays.get(f"{stem}_{name}"), f"{source}: {stem}_{name}", len(features))
-        for name in ("paths", "labels")
+        _texts(arrays[name], f"{source}: {name}", len(features)) if name in arrays else None
+        for name in (f"{stem}_paths", f"{stem}_labels")
     )
     if labels is None:
         if paths is None:
             raise IiaeError(
                 f"{where} has neither {stem}_paths nor {stem}_labels beside it",
-                "say the class of every row",
+                "name the class of every row",
             )
         labels = [_class_of(path, f"{source}: {stem}_paths") for path in paths]
     ids = paths or [f"{stem}/{row:06d}" for row in range(len(features))]
-    counts = Counter(ids)
-    unique = [name if counts[name] == 1 else f"{name}#{row}" for row, name in enumerate(ids)]
-    return Side(features, unique, labels)
+    return Side(features, distinct(ids), labels)
 
 
-def _texts(values: NDArray[Any] | None, where: str, count: int) -> list[str] | None:
-    """A column of `count` texts; None where there is none."""
-    if values is None:
-        return None
-    if values.dtype.kind not in "USiu" or values.ndim == 0 or values.size != len(values):
+def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
+    if values.dtype.kind not in "USiu" or values.size != count:
         raise IiaeError(
-            f"{where} is {values.dtype} {values.shape}, not texts (N,)",
-            "save an array of texts or integers",
-        )
-    if len(values) != count:
-        raise IiaeError(
-            f"{where} has {len(values)} texts for {count} rows", "give one for every row"
+            f"{where} is {values.dtype} {values.shape}, not {count} texts",
+            "save an array of texts or integers, one for every row",
         )
     flat = values.reshape(-1)
     texts = np.char.decode(flat, "utf-8", "replace") if flat.dtype.kind == "S" else flat
@@ -165,6 +142,6 @@ def _class_of(path: str, where: str) -> str:
     if len(parts) < 2:
         raise IiaeError(
             f"{where} has a path without a class: '{path}'",
-            "paths are …/CLASS/NAME; or give …_labels.npy",
+            "paths are …/CLASS/NAME; or save …_labels.npy",
         )
     return parts[-2]

@@ -1,26 +1,31 @@
-"""Pairs of pictures: from folders, or side by side in one picture; `manifest` reads tables.
+"""Pairs of pictures: in folders, side by side in one picture, or named by a table.
 
     SOURCE/{train,valid,test}/{x,y}/NAME.ext    partners have equal stems; subfolders are part of it
     SOURCE/{x,y}/NAME.ext                       the same, divided by seeded fractions
     SOURCE/{train,valid,test}/NAME.ext          a pair in each picture, cut at width // 2, x left
     SOURCE/NAME.ext                             the same, divided by seeded fractions
+    SOURCE.csv, SOURCE.tsv                      columns x,y[,split][,label]; tabs in a .tsv
 
-`val` is taken for `valid`.
+`val` is taken for `valid`. Paths in a table are absolute, or relative to its folder, and a picture
+may recur. Any number of columns `x_…`, `y_…` and `shared_…` are generative factors of a pair:
+numbers where all their cells are (empty: unknown), else text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.pictures import (
     SUFFIXES,
@@ -37,17 +42,19 @@ from iiae_cli.data.sources.plan import (
     PrepareOptions,
     ReadRows,
     Work,
+    distinct,
     file_reading,
 )
 from iiae_cli.model import DOMAINS, Domain
 
-DEFAULT_SIZE = 256  # where pictures differ in size
-Item = TypeVar("Item")
+DEFAULT_SIZE = 256  # where pictures differ in size; also of Maps, whose halves are 600 a side
+FACTORS = ("x_", "y_", "shared_")
+_HINT = "its first line should be x,y[,split][,label], in UTF-8 (separated by tabs in a .tsv)"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two picture files that belong together."""
+    """Two picture files that belong together; one file where they are side by side."""
 
     files: Mapping[Domain, Path]
     names: Mapping[Domain, str]  # the rest of their ids, `SPLIT/NAME`
@@ -55,58 +62,52 @@ class Pair:
     factors: Mapping[str, float | str] = field(default_factory=dict)  # the same in every pair
 
 
+def plan_pairs(options: PrepareOptions) -> Plan:
+    """Plan the user's own pairs, `options.source`."""
+    assert options.source is not None
+    if is_manifest(options.source):
+        return _plan_manifest(options.source, options)
+    return plan_folders(split_folders(options.source), options)
+
+
+def plan_published(options: PrepareOptions) -> Plan:
+    """Plan Facades or Maps in their archive's layout; Maps call their test split `val`."""
+    assert options.source is not None
+    holders = [path.parent for path in options.source.rglob("train") if path.is_dir()]
+    top = min(holders, key=lambda path: (len(path.parts), path), default=options.source)
+    folders = split_folders(top) or {"train": top / "train"}
+    if "test" not in folders and "valid" in folders:
+        folders["test"] = folders.pop("valid")
+    size = options.image_size or DEFAULT_SIZE
+    return plan_folders(folders, replace(options, image_size=size, side_by_side=True))
+
+
+def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
+    """Plan the pairs in the folders of splits; without any, `options.source` is divided."""
+    skipped: list[str] = []
+    find = _side_by_side if options.side_by_side else _match
+    pairs = {split: find(folder, skipped) for split, folder in folders.items()}
+    if not pairs:
+        assert options.source is not None
+        pairs = divide(find(options.source, skipped), options)
+    return _plan_files(pairs, options, skipped)
+
+
 def split_folders(source: Path) -> dict[str, Path]:
     """The folders `train`, `valid` (or `val`) and `test` of a source, those that exist."""
-    found = {split: source / split for split in SPLITS if (source / split).is_dir()}
-    if "valid" not in found and (source / "val").is_dir():
-        found["valid"] = source / "val"
-    return found
+    folders = {split: source / split for split in SPLITS if (source / split).is_dir()}
+    if "valid" not in folders and (source / "val").is_dir():
+        folders["valid"] = source / "val"
+    return folders
 
 
-def divide(
-    items: Sequence[Item], fractions: tuple[float, float], seed: int
-) -> dict[str, list[Item]]:
-    """Divide at random: `fractions` for valid and test, the rest for train; each in order."""
-    order = np.random.default_rng(seed).permutation(len(items))
-    valid, test = (round(fraction * len(items)) for fraction in fractions)
-    parts = {
-        "test": order[:test],
-        "valid": order[test : test + valid],
-        "train": order[test + valid :],
-    }
-    return {name: [items[i] for i in sorted(parts[name])] for name in SPLITS}
-
-
-def stored_size(options: PrepareOptions, paths: Iterable[Path], halves: int = 1) -> tuple[int, int]:
-    """(H, W) of the stored pictures: --image-size, else their own where all agree, else 256."""
-    if options.image_size is not None:
-        return options.image_size, options.image_size
-    sizes = set()
-    for path in paths:
-        with suppress(PictureError):  # named when it is decoded
-            sizes.add(picture_size_of(path))
-    height, width = sizes.pop() if len(sizes) == 1 else (DEFAULT_SIZE, halves * DEFAULT_SIZE)
-    return height, width // halves
-
-
-# ---- pairs of files
-
-
-def plan_folders(options: PrepareOptions) -> Plan:
-    """Plan the pairs of a folder, `options.source`."""
-    source = options.source
-    assert source is not None
-    if not source.is_dir():
-        raise IiaeError(
-            f"folder {source} does not exist",
-            "name a folder that holds x/ and y/, or train/x and train/y …",
-        )
-    skipped: list[str] = []
-    folders = split_folders(source)
-    pairs = {split: _match(folder, skipped) for split, folder in folders.items()}
-    if not folders:
-        pairs = divide(_match(source, skipped), options.fractions, options.seed)
-    return plan_pairs(pairs, options, skipped)
+def divide(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
+    """Divide at random: fractions for valid and test, the rest for train; each in order."""
+    order = np.random.default_rng(options.seed).permutation(len(pairs))
+    test = round(options.test_fraction * len(pairs))
+    rest = test + round(options.valid_fraction * len(pairs))
+    parts = {"train": order[rest:], "valid": order[test:rest], "test": order[:test]}
+    return {name: [pairs[i] for i in sorted(parts[name])] for name in SPLITS}
 
 
 def _match(folder: Path, skipped: list[str]) -> list[Pair]:
@@ -114,8 +115,11 @@ def _match(folder: Path, skipped: list[str]) -> list[Pair]:
     stems: dict[str, dict[Domain, Path]] = {}
     for domain in DOMAINS:
         if not (folder / domain).is_dir():
-            raise IiaeError(f"{folder} has no folder {domain}/", _hint_for(folder))
-        for stem, path in by_stem(folder / domain, skipped):
+            hint = "put the pictures of both domains in x/ and y/"
+            if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+                hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
+            raise IiaeError(f"{folder} has no folder {domain}/", hint)
+        for stem, path in _by_stem(folder / domain, skipped).items():
             stems.setdefault(stem, {})[domain] = path
     pairs = []
     for stem in sorted(stems, key=lambda text: natural_key(Path(text))):
@@ -127,16 +131,19 @@ def _match(folder: Path, skipped: list[str]) -> list[Pair]:
     return pairs
 
 
-def _hint_for(folder: Path) -> str:
-    hint = "put the pictures of both domains in x/ and y/"
-    if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
-        picture = "each picture holds x on its left and y on its right"
-        return f"add --side-by-side where {picture}, or {hint}"
-    return hint
+def _side_by_side(folder: Path, skipped: list[str]) -> list[Pair]:
+    if all((folder / domain).is_dir() for domain in DOMAINS):
+        raise IiaeError(
+            f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
+        )
+    return [
+        Pair(dict.fromkeys(DOMAINS, path), dict.fromkeys(DOMAINS, stem))
+        for stem, path in _by_stem(folder, skipped).items()
+    ]
 
 
-def by_stem(folder: Path, skipped: list[str]) -> list[tuple[str, Path]]:
-    """(stem, file) of the pictures below a folder; a second one of the same stem is noted."""
+def _by_stem(folder: Path, skipped: list[str]) -> dict[str, Path]:
+    """The pictures below a folder by stem; a second one of the same stem is noted."""
     stems: dict[str, Path] = {}
     for path in pictures_in(folder):
         stem = str(path.relative_to(folder).with_suffix(""))
@@ -144,175 +151,211 @@ def by_stem(folder: Path, skipped: list[str]) -> list[tuple[str, Path]]:
             skipped.append(f"{path}: {stems[stem].name} has the same stem")
         else:
             stems[stem] = path
-    return list(stems.items())
+    return stems
 
 
-def plan_pairs(
+# ---- from files to splits
+
+
+def _plan_files(
     pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, skipped: Sequence[str]
 ) -> Plan:
-    """Plan splits of pairs, of each the first `options.limit`.
+    """Plan pairs per split, of each the first `options.limit`.
 
     Where a picture stands in several pairs, each picture is stored once and pairs are indices. An
     unreadable picture is left out with its partners.
-
-    Args:
-        pairs: per split.
-        options: source, size, limit and threads.
-        skipped: lines of what was left out so far.
     """
-    limited = {name: found[: options.limit] for name, found in pairs.items() if found}
-    every = [pair for found in limited.values() for pair in found]
-    paths = {path for pair in every for path in pair.files.values()}
-    size = stored_size(options, paths)
+    limited = {name: items[: options.limit] for name, items in pairs.items() if items}
     files = {
-        (name, domain): list(dict.fromkeys(pair.files[domain] for pair in found))
-        for name, found in limited.items()
+        (name, domain): list(dict.fromkeys(pair.files[domain] for pair in items))
+        for name, items in limited.items()
         for domain in DOMAINS
     }
     recurring = any(len(paths) < len(limited[name]) for (name, _), paths in files.items())
-    readings = [
-        file_reading(
-            f"{name}/{domain}",
-            paths,
-            lambda path: (decode(path, 3, size),),
-            ((*size, 3),),
-            workers=options.workers,
-        )
-        for (name, domain), paths in files.items()
-    ]
+    size = _stored_size(options, {path for paths in files.values() for path in paths})
+
+    def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
+        return _halves(path, size) if options.side_by_side else (decode(path, 3, size),)
+
+    # What is side by side is read once for both domains.
+    names: dict[tuple[str, Domain], str] = {
+        (name, domain): name if options.side_by_side else f"{name}/{domain}"
+        for name, domain in files
+    }
+    readings = {
+        names[key]: file_reading(names[key], paths, read, workers=options.workers)
+        for key, paths in files.items()
+    }
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits, lost = {}, list(skipped)
-        for name, found in limited.items():
-            read = {domain: rows[f"{name}/{domain}"] for domain in DOMAINS}
+        lost = [*skipped, *(str(error) for name in readings for error in rows[name].errors)]
+        splits = {}
+        for name, items in limited.items():
+            row_of: dict[Domain, dict[Path, int]] = {}
+            stored: dict[Domain, NDArray[np.uint8]] = {}
             for domain in DOMAINS:
-                lost += [_lost(error, found, domain) for error in read[domain].errors]
-            kept = {
-                domain: {files[name, domain][place]: row for row, place in enumerate(part.places)}
-                for domain, part in read.items()
-            }
-            arrays = {domain: part.rows[0] for domain, part in read.items()}
-            splits[name] = _split_of(name, found, kept, arrays, recurring)
-        if not any(split.pair_count for split in splits.values()):
-            first = f"the first that was left out: {lost[0]}" if lost else "give them equal stems"
+                part, paths = rows[names[name, domain]], files[name, domain]
+                row_of[domain] = {paths[place]: row for row, place in enumerate(part.places)}
+                if part.rows:
+                    stored[domain] = part.rows[0 if domain == "x" else -1]
+            whole = [
+                pair for pair in items if all(pair.files[side] in row_of[side] for side in DOMAINS)
+            ]
+            if whole:
+                splits[name] = _split_of(name, whole, row_of, stored, recurring)
+        if not splits:
+            first = f"the first that was left out: {lost[0]}" if lost else "see iiae prepare --help"
             raise IiaeError(f"{options.source} holds no readable pair", first)
-        return Prepared(splits, {"source": str(options.source)}, lost)
+        return Prepared(splits, skipped=lost)
 
-    return Plan(assemble, readings)
+    return Plan(assemble, list(readings.values()), {"source": str(options.source)})
 
 
-def _lost(error: PictureError, pairs: Sequence[Pair], domain: Domain) -> str:
-    other: Domain = "y" if domain == "x" else "x"
-    partners = [pair.files[other] for pair in pairs if pair.files[domain] == error.path]
-    left = f"its partner {partners[0]}" if len(partners) == 1 else f"its {len(partners)} pairs"
-    return f"{error} (left out with {left})"
+def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int]:
+    """(H, W) of the stored pictures: --image-size, else their own where all agree, else 256."""
+    if options.image_size is not None:
+        return options.image_size, options.image_size
+    sizes = set()
+    for path in paths:
+        with suppress(PictureError):  # named when it is decoded
+            sizes.add(picture_size_of(path))
+    if len(sizes) != 1:
+        return DEFAULT_SIZE, DEFAULT_SIZE
+    height, width = sizes.pop()
+    return height, width // 2 if options.side_by_side else width
+
+
+def _halves(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
+    picture = decode(path)
+    middle = picture.shape[1] // 2
+    if middle == 0:
+        raise PictureError(path, "is one pixel wide")
+    halves = picture[:, :middle], picture[:, middle : 2 * middle]
+    return tuple(np.array(resize_picture(Image.fromarray(half), size)) for half in halves)
 
 
 def _split_of(
     name: str,
     pairs: Sequence[Pair],
-    kept: Mapping[Domain, Mapping[Path, int]],
-    arrays: Mapping[Domain, NDArray[np.uint8]],
+    row_of: Mapping[Domain, Mapping[Path, int]],
+    stored: Mapping[Domain, NDArray[np.uint8]],
     recurring: bool,
 ) -> Split:
-    """The split of the pairs whose pictures both are `kept`: rows of `arrays`, (N, H, W, 3)."""
-    whole = [
-        pair for pair in pairs if all(pair.files[domain] in kept[domain] for domain in DOMAINS)
-    ]
+    """The split of pairs whose pictures are rows of `stored`, (N, H, W, 3) in each domain."""
     labelled = any(pair.label is not None for pair in pairs)
-    sides, indices = {}, {}
+    sides, indices = {}, []
     for domain in DOMAINS:
-        first: dict[Path, Pair] = {}  # the first pair of each picture, in the order of the rows
-        for pair in whole:
-            first.setdefault(pair.files[domain], pair)
+        wanted = [row_of[domain][pair.files[domain]] for pair in pairs]
+        rows, first, inverse = np.unique(wanted, return_index=True, return_inverse=True)
+        indices.append(inverse)
         named: Domain = domain if recurring else "x"  # partners share their id
         sides[domain] = Side(
-            _taken(arrays[domain], [kept[domain][path] for path in first]),
-            [f"{name}/{pair.names[named]}" for pair in first.values()],
-            [pair.label or "" for pair in first.values()] if labelled else None,
+            stored[domain] if len(rows) == len(stored[domain]) else stored[domain][rows],
+            distinct([f"{name}/{pairs[i].names[named]}" for i in first]),
+            [pairs[i].label or "" for i in first] if labelled else None,
         )
-        row_of = {path: row for row, path in enumerate(first)}
-        indices[domain] = [row_of[pair.files[domain]] for pair in whole]
     factors = {
-        factor: _column([pair.factors[factor] for pair in whole]) for factor in pairs[0].factors
+        factor: np.array([pair.factors[factor] for pair in pairs]) for factor in pairs[0].factors
     }
-    joined = np.array([indices["x"], indices["y"]], np.int64).T if recurring else None
-    return Split(sides["x"], sides["y"], factors, joined)
+    return Split(sides["x"], sides["y"], factors, np.stack(indices, 1) if recurring else None)
 
 
-def _taken(pictures: NDArray[np.uint8], rows: list[int]) -> NDArray[np.uint8]:
-    """These rows in this order; no copy where they are all."""
-    return pictures if rows == list(range(len(pictures))) else pictures[np.array(rows, np.int64)]
+# ---- tables
 
 
-def _column(values: Sequence[float | str]) -> NDArray[Any]:
-    """A factor of every pair; text as objects, so that h5py stores it whatever its length."""
-    return np.array(values, object if any(isinstance(value, str) for value in values) else None)
+def is_manifest(path: Path) -> bool:
+    """Whether `path` is named as a table."""
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
-# ---- side by side
+def pictures_of(manifest: Path) -> list[Path]:
+    """The pictures that a table names; none where it cannot be read."""
+    with suppress(IiaeError):
+        return [path for _, pair in _rows(manifest, []) for path in pair.files.values()]
+    return []
 
 
-def plan_halves(options: PrepareOptions, *, need_test: bool = False, divided: bool = False) -> Plan:
-    """Plan the pairs of a folder of side-by-side pictures, `options.source`.
-
-    Args:
-        options: source, size, limit, fractions and threads.
-        need_test: whether `val` is the test split where there is no other, as in Maps' archive.
-        divided: whether the source must have splits of its own.
-    """
-    source, skipped = options.source, list[str]()
-    assert source is not None
-    folders = split_folders(source)
-    if need_test and "test" not in folders and "valid" in folders:
-        folders["test"] = folders.pop("valid")
-    for folder in (source, *folders.values()):
-        if all((folder / domain).is_dir() for domain in DOMAINS):
-            raise IiaeError(
-                f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
-            )
-    found = {split: by_stem(folder, skipped) for split, folder in folders.items()}
-    if not folders and not divided:
-        found = divide(by_stem(source, skipped), options.fractions, options.seed)
-    found = {split: files[: options.limit] for split, files in found.items()}
-    size = stored_size(options, [path for files in found.values() for _, path in files], halves=2)
-    readings = [
-        file_reading(
-            split,
-            [path for _, path in files],
-            lambda path: _halves(path, size),
-            ((*size, 3),) * 2,
-            workers=options.workers,
-        )
-        for split, files in found.items()
-    ]
-
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits, lost = {}, list(skipped)
-        for split, files in found.items():
-            lost += map(str, rows[split].errors)
-            ids = [f"{split}/{files[place][0]}" for place in rows[split].places]
-            if ids:
-                x, y = rows[split].rows
-                splits[split] = Split(Side(x, ids), Side(y, list(ids)))
-        if not splits:
-            first = f"the first that was left out: {lost[0]}" if lost else "put them in train/ …"
-            raise IiaeError(f"{source} holds no readable side-by-side pictures", first)
-        return Prepared(splits, {"source": str(source)}, lost)
-
-    return Plan(assemble, readings)
+def _plan_manifest(manifest: Path, options: PrepareOptions) -> Plan:
+    skipped: list[str] = []
+    rows = list(_rows(manifest, skipped))
+    if not rows:
+        raise IiaeError(f"{manifest} names no pair", skipped[0] if skipped else _HINT)
+    if any(split for split, _ in rows):
+        pairs = {name: [pair for split, pair in rows if split == name] for name in SPLITS}
+    else:
+        pairs = divide([pair for _, pair in rows], options)
+    plan = _plan_files(pairs, options, skipped)
+    return replace(plan, attributes={**plan.attributes, "source_sha256": sha256_of(manifest)})
 
 
-def _halves(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    picture = decode(path)
-    middle = picture.shape[1] // 2
-    if middle == 0:
-        raise PictureError(path, "is one pixel wide")
-    left, right = picture[:, :middle], picture[:, middle : 2 * middle]
-    return _resized(left, size), _resized(right, size)
+def _rows(manifest: Path, skipped: list[str]) -> Iterator[tuple[str, Pair]]:
+    """(split, or nothing; pair) of every usable row, its pictures unread; the others are noted."""
+    lines: dict[tuple[Path, ...], int] = {}
+    labels: dict[Path, str | None] = {}
+    table = _table(manifest, skipped)
+    factors = {
+        name: _numbers([row[name] for row in table.values()])
+        for name in next(iter(table.values()), {})
+        if name.startswith(FACTORS)
+    }
+    for number, (line, row) in enumerate(table.items()):
+        files: dict[Domain, Path] = {domain: manifest.parent / row[domain] for domain in DOMAINS}
+        key, label = tuple(files.values()), row.get("label")
+        split = {"val": "valid"}.get(text := row.get("split", "").lower(), text)
+        empty = [name for name, text in row.items() if not text and name not in factors]
+        others = [labels[path] for path in key if labels.get(path, label) != label]
+        trouble = ""
+        if empty:
+            trouble = f"{' and '.join(empty)} empty"
+        elif split and split not in SPLITS:
+            trouble = f"unknown split '{row['split']}' (splits: {', '.join(SPLITS)})"
+        elif key in lines:
+            trouble = f"the same pair as in line {lines[key]}"
+        elif others:
+            trouble = f"label '{label}', but '{others[0]}' above for the same picture"
+        if trouble:
+            skipped.append(f"{manifest}:{line}: {trouble}")
+            continue
+        lines[key] = line
+        labels.update(dict.fromkeys(key, label))
+        names = {domain: _name_of(path, manifest.parent) for domain, path in files.items()}
+        values = {name.replace("/", "-"): column[number] for name, column in factors.items()}
+        yield split, Pair(files, names, label, values)
 
 
-def _resized(half: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if half.shape[:2] == size:
-        return half.copy()  # a view would keep the whole picture in memory
-    return np.asarray(resize_picture(Image.fromarray(half), size))
+def _table(manifest: Path, skipped: list[str]) -> dict[int, dict[str, str]]:
+    """The cells of known columns by line; a missing one is empty, a row with too many is noted."""
+    delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
+    rows = {}
+    with reading(manifest, _HINT), manifest.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
+        table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
+        for column in DOMAINS:
+            if columns.count(column) != 1:
+                count = "no" if column not in columns else "more than one"
+                raise IiaeError(f"{manifest} has {count} column '{column}'", _HINT)
+        plain = ("x", "y", "split", "label")
+        known = [name for name in columns if name in plain or name.startswith(FACTORS)]
+        for row in table:
+            if table.restkey in row:
+                skipped.append(f"{manifest}:{table.line_num}: more cells than columns")
+            else:
+                rows[table.line_num] = {name: row[name].strip() for name in known}
+    return rows
+
+
+def _numbers(texts: list[str]) -> Sequence[float | str]:
+    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
+    with suppress(ValueError, OverflowError):
+        whole: list[int] = np.array(texts).astype(np.int64).tolist()
+        return whole
+    with suppress(ValueError):
+        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
+    return texts
+
+
+def _name_of(path: Path, folder: Path) -> str:
+    """A name from a path, without what leads out of a folder."""
+    inner = path.relative_to(folder) if path.is_relative_to(folder) else path
+    parts = (inner.parent / inner.stem).parts
+    return "/".join(part for part in parts if part not in (inner.anchor, ".."))

@@ -1,27 +1,42 @@
-"""Preparing a data set: the whole of it, a part in a process of its own, or the parts merged."""
+"""The file of a data set: the whole of it, a part, or the parts merged; and its pictures."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, Part, PartFile, block_store, differences, write_part
-from iiae_cli.data.datafile import DataFile, versions, write_data_file
-from iiae_cli.data.sources.manifest import is_manifest, pictures_of
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
-from iiae_cli.data.sources.registry import EMBEDDED, build
+from PIL import Image
 
-OUTPUT = "{output}"  # stands for the output in the words of a part's command
-_MACHINE = ("download", "device", "workers", "save_backbone")  # decide no value
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading, refuse_existing, writing
+from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.data.blocks import (
+    Arrays,
+    Part,
+    PartFile,
+    block_store,
+    differences,
+    discard,
+    part_of,
+    read_parts,
+    write_part,
+)
+from iiae_cli.data.datafile import SPLITS, DataFile, Split, versions, write_data_file
+from iiae_cli.data.pictures import expand_inputs
+from iiae_cli.data.sources.pairs import is_manifest, pictures_of
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
+from iiae_cli.data.sources.registry import BUILDERS, build
+from iiae_cli.model import DOMAINS
 
 
 def prepare_file(
@@ -29,128 +44,126 @@ def prepare_file(
     path: Path,
     options: PrepareOptions,
     *,
-    command: str,
+    part: Part | None = None,
     resume: bool = False,
     overwrite: bool = False,
     stop: Stop = NEVER,
-) -> list[str]:
-    """Write a set's data file; returns a line for every input that was left out.
+) -> None:
+    """Write a set's data file, or the file of a part.
 
     Args:
         name: of the set.
-        path: the file; an existing one is replaced.
-        options: of the builder.
-        command: for the file's attributes.
-        resume: continue what an interrupted call left.
-        overwrite: drop what an interrupted call left.
+        path: the file.
+        options: of the set's builder.
+        part: which part of the set's blocks to make; None: the data file.
+        resume: continue interrupted work, and leave a finished file of the same options as it is.
+        overwrite: replace a file or interrupted work.
         stop: asked before every block.
 
     Raises:
-        IiaeError: as `build`; interrupted work is in the way; or the file cannot be written.
+        IiaeError: as `build`; a file or interrupted work is in the way; the file cannot be written;
+            or a part of work that looks at all rows, such as fine-tuning.
         Interrupted: a signal came; what is finished is kept.
     """
-    plan, settings = build(name, options), settings_of(name, options)
-    about = {"command": command, "settings_sha256": digest_of(settings)}
-    if name in EMBEDDED:  # made in a second, and by several runs at once where they train on it
-        return _write(name, path, plan, [], options, about, None)
+    settings = settings_of(name, options)
+    if _is_finished(path, part, _digest_of(settings), resume, overwrite):
+        return
+    plan = build(name, options)
+    if part is not None and plan.whole is not None:
+        raise plan.whole
+    if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
+        _write(name, path, plan, [], options, settings, Work(path.parent))
+        return
     with block_store(path, _job(settings, plan), resume=resume, overwrite=overwrite) as store:
-        plan.make(store, range(plan.total), stop)
-        blocks = map(store.read, range(plan.total))
-        return _write(name, path, plan, blocks, options, about, Work(store.folder, stop))
+        numbers = (part or Part(0, 1)).of(plan.total)
+        plan.make(store, numbers, stop)
+        blocks = map(store.read, numbers)
+        if part is None:
+            work = Work(store.folder, stop)
+            _write(name, path, plan, blocks, options, settings, work)
+        else:
+            rows, skipped = plan.summary(blocks, numbers)
+            about = {
+                "options": _deciding(options),
+                "settings_sha256": _digest_of(settings),
+                "command": _command(),
+                "rows": rows,
+                "skipped": skipped,
+            }
+            write_part(path, store, part, plan.total, about)
 
 
-def prepare_part(
-    name: str,
-    path: Path,
-    options: PrepareOptions,
-    part: Part,
-    *,
-    command: Sequence[str],
-    resume: bool = False,
-    overwrite: bool = False,
-    stop: Stop = NEVER,
-) -> None:
-    """Make one part of a set's blocks, and write it to a file of its own.
-
-    Args, as of `prepare_file`, and:
-        part: which one.
-        command: its words, `OUTPUT` in the place of the output: the data file will tell them.
+def read_shards(words: Sequence[str]) -> list[PartFile]:
+    """All parts of a data set in order; `-` reads their paths from standard input.
 
     Raises:
-        IiaeError: as `prepare_file`; or work that looks at all rows, such as fine-tuning.
-        Interrupted: a signal came; what is finished is kept.
+        IiaeError: parts are missing, doubled or of different preparations, or no parts.
     """
-    plan, settings = build(name, options), settings_of(name, options)
-    if plan.whole is not None:
-        raise plan.whole
-    with block_store(path, _job(settings, plan), resume=resume, overwrite=overwrite) as store:
-        numbers = part.of(plan.total)
-        plan.make(store, numbers, stop)
-        rows, skipped = plan.summary(map(store.read, numbers), numbers)
-        about = {"options": _told(options), "command": command, "rows": rows, "skipped": skipped}
-        write_part(path, store, part, plan.total, about)
+    parts = read_parts([Path(path) for path in expand_inputs(words)], "iiae prepare …")
+    if parts[0].job.get("data set") not in BUILDERS:
+        raise IiaeError(
+            f"{parts[0].path} is no shard of a data set",
+            "join what iiae encode --shard wrote by iiae encode PART… --merge",
+        )
+    return parts
 
 
 def merge(
-    parts: Sequence[PartFile], output: Path, *, download: bool = False, stop: Stop = NEVER
+    parts: Sequence[PartFile],
+    path: Path,
+    *,
+    download: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> None:
-    """Write the data file of all parts of a preparation.
+    """Write the data file of all parts of a preparation; they are in order.
 
     The source is planned once more, so it has to be as it was; no picture is read again.
-
-    Args:
-        parts: in order.
-        output: an existing file is replaced.
-        download: whether the backbone's weights may be fetched.
-        stop: asked where work takes long.
+    `download`: whether the backbone's weights may be fetched; the others are as of `prepare_file`.
 
     Raises:
-        IiaeError: the source is not what it was, a part is damaged, or the file cannot be written.
+        IiaeError: the source is not what it was, a part is damaged, a file is in the way, or the
+            file cannot be written.
     """
     first = parts[0]
-    try:
-        told = dict(first.about["options"])
-        source = None if told["source"] is None else Path(told["source"])
-        kept = {**told, "source": source, "fractions": tuple(told["fractions"])}
-        options = PrepareOptions(**kept, download=download)
-        words = [str(word).replace(OUTPUT, str(output)) for word in first.about["command"]]
-        name = str(first.job["data set"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise IiaeError(f"{first.path} is damaged", "make this shard again") from error
-    plan = build(name, options)
-    now = json.loads(json.dumps(_job(settings_of(name, options), plan)))
-    differing = differences(now, first.job)
+    if _is_finished(path, None, str(first.about.get("settings_sha256")), resume, overwrite):
+        return
+    with reading(first.path, "make this shard again"):
+        name, values = str(first.job["data set"]), dict(first.about["options"])
+        source = None if values["source"] is None else Path(values["source"])
+        options = PrepareOptions(**{**values, "source": source}, download=download)
+        command = f"{first.about['command']}; {_command()}"
+    plan, settings = build(name, options), settings_of(name, options)
+    differing = differences(json.loads(json.dumps(_job(settings, plan))), first.job)
     if differing:
         raise IiaeError(
             f"{first.path} was made with another {', '.join(differing)} than there is now",
             "merge in the folder where the shards were made, by the same version, "
             "the source being as it was; or make all shards again",
         )
-    about = {"command": shlex.join(words), "settings_sha256": settings_sha256(first)}
-    with block_store(output, {"merge": True}, resume=True) as store:
+    with block_store(path, {"merge": True}, resume=True) as store:
         blocks = chain.from_iterable(part.blocks() for part in parts)
-        _write(name, output, plan, blocks, options, about, Work(store.folder, stop))
+        _write(name, path, plan, blocks, options, settings, Work(store.folder), command)
 
 
-def settings_sha256(part: PartFile) -> str:
-    """What the attribute of this name will be in the data file of a part."""
-    return digest_of({key: value for key, value in part.job.items() if key != "readings"})
-
-
-def is_prepared(name: str, path: Path, options: PrepareOptions) -> bool:
-    """Whether a data file was made from the same source by the same options.
-
-    Raises:
-        IiaeError: the file is damaged or no data file.
-    """
-    digest = digest_of(settings_of(name, options))
-    return DataFile(path).info.attributes.get("settings_sha256") == digest
-
-
-def is_part_of(file: PartFile, name: str, options: PrepareOptions, part: Part) -> bool:
-    """Whether a part's file is this part of a data set by these options."""
-    settings = settings_of(name, options)
-    return file.part == part and all(file.job.get(k) == v for k, v in settings.items())
+def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
+    """Whether the output is complete, made by the settings of a digest; another is refused."""
+    if overwrite or not resume or not path.exists():
+        refuse_existing(path, overwrite)
+        return False
+    if part is None:
+        made_by = DataFile(path).info.attributes.get("settings_sha256")
+    else:
+        file = part_of(path)
+        made_by = file.about.get("settings_sha256") if file.part == part else None
+    if made_by != digest:
+        raise IiaeError(
+            f"{path} already exists, made by other options or from another source",
+            "pass --overwrite to replace it, or choose another output",
+        )
+    console.say(f"{path} is complete already")
+    discard(path)
+    return True
 
 
 def _write(
@@ -159,23 +172,32 @@ def _write(
     plan: Plan,
     blocks: Iterable[Arrays],
     options: PrepareOptions,
-    about: dict[str, str],
-    work: Work | None,
-) -> list[str]:
-    folder = None if work is None else work.folder
-    rows = plan.read(blocks, path.parent if folder is None else folder)
-    prepared = plan.assemble(rows, work or Work(path.parent))
+    settings: dict[str, Any],
+    work: Work,
+    command: str | None = None,
+) -> None:
+    prepared = plan.assemble(plan.read(blocks, work.folder), work)
     attributes = {
+        **plan.attributes,
         **prepared.attributes,
-        **about,
+        "command": command or _command(),
+        "settings_sha256": _digest_of(settings),
         "seed": str(options.seed),
         "versions": json.dumps(versions(), sort_keys=True),
         "skipped": str(len(prepared.skipped)),
     }
+    folder = work.folder if work.folder != path.parent else None
     write_data_file(
         path, name, prepared.splits, attributes, skipped=prepared.skipped, folder=folder
     )
-    return prepared.skipped
+
+
+def _command() -> str:
+    """The command line, as it is without interruptions."""
+    return shlex.join(word for word in sys.argv if word not in ("--resume", "--overwrite"))
+
+
+# ---- what decides the values
 
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
@@ -189,29 +211,29 @@ def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
     )
     return {
         "data set": name,
-        "content of the source": None if source is None else state_of(source),
-        **{key.replace("_", " "): value for key, value in _told(named).items()},
+        "content of the source": None if source is None else _state_of(source),
+        **{key.replace("_", " "): value for key, value in _deciding(named).items()},
         "version": versions(),
     }
 
 
-def digest_of(settings: dict[str, Any]) -> str:
-    """SHA-256 in hex over settings."""
+def _digest_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _told(options: PrepareOptions) -> dict[str, Any]:
-    """Options that decide values, as JSON."""
-    told = {key: value for key, value in asdict(options).items() if key not in _MACHINE}
-    source = None if options.source is None else str(options.source)
-    return {**told, "source": source, "fractions": list(options.fractions)}
+def _deciding(options: PrepareOptions) -> dict[str, Any]:
+    """The options that decide values, as JSON."""
+    values = asdict(options)
+    for machine in ("download", "device", "workers", "save_backbone"):
+        del values[machine]
+    return {**values, "source": None if options.source is None else str(options.source)}
 
 
 def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    return {**settings, "readings": [reading.identity() for reading in plan.readings]}
+    return {**settings, "readings": [item.identity() for item in plan.readings]}
 
 
-def state_of(source: Path) -> str:
+def _state_of(source: Path) -> str:
     """A digest over names, sizes and times of change of a source's files."""
     files: Iterable[Path] = [source]
     if source.is_dir():
@@ -231,8 +253,54 @@ def state_of(source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _with_state(given: str | None) -> str | None:
+def _with_state(value: str | None) -> str | None:
     """A number or a name as it is; of a path also what it holds."""
-    if given is None or not Path(given).exists():
-        return given
-    return f"{given} {state_of(Path(given))}"
+    if value is None or not Path(value).exists():
+        return value
+    return f"{value} {_state_of(Path(value))}"
+
+
+# ---- pictures
+
+
+def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
+    """Write the pictures of a data file as `FOLDER/SPLIT/x|y/NAME.png`, for `iiae prepare pairs`.
+
+    Where pictures recur in many pairs, `FOLDER/pairs.csv` names the pairs.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    file = DataFile(path)
+    rows = [row for name in SPLITS for row in _save_split(file.split(name), folder, name, stop)]
+    if rows:
+        table_path = folder / "pairs.csv"
+        with (
+            writing(table_path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as table,
+        ):
+            writer = csv.writer(table)
+            writer.writerow(("x", "y", "split", "label")[: len(rows[0])])
+            writer.writerows(rows)
+
+
+def _save_split(split: Split, folder: Path, name: str, stop: Stop) -> list[tuple[str, ...]]:
+    """Write the pictures of a split; returns its rows of `pairs.csv`."""
+    files: dict[str, list[str]] = {}
+    for domain in DOMAINS:
+        side = split.side(domain)
+        parts = [identity.partition("/") for identity in side.ids]
+        files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
+        for path, picture in zip(files[domain], side.rows, strict=True):
+            stop.check(
+                f"some pictures are in {folder}; continue with the same command and --resume"
+            )
+            with writing(folder / path, sync=False) as temporary:
+                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+    if split.pairs is None:
+        return []
+    labels = split.x.labels
+    return [
+        (files["x"][x], files["y"][y], name) + (() if labels is None else (labels[x],))
+        for x, y in split.pairs.tolist()
+    ]

@@ -1,81 +1,85 @@
-"""The data sets by name: how each one's plan is made from the options of `iiae prepare`."""
+"""The data sets by name, and where their sources come from: folders, archives, downloads.
+
+No publisher states a checksum. Where others recorded one it stands here with its source; elsewhere
+the archive's own SHA-256 goes into the data file, so that two data files can be compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import json
+import re
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder
+from iiae_cli.common.files import data_folder, reading, sha256_of, write_errors
 from iiae_cli.data.sources.cars import plan_cars
-from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, sketch_pair
+from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes
-from iiae_cli.data.sources.download import ARCHIVES, BY_HAND, archive_of, find_folder
-from iiae_cli.data.sources.idx import plan_idx
-from iiae_cli.data.sources.manifest import is_manifest, plan_manifest
-from iiae_cli.data.sources.pairs import plan_folders, plan_halves
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
+from iiae_cli.data.sources.pairs import plan_pairs, plan_published
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.data.sources.sketchy import plan_sketchy
 
-# Maps' halves are 600 a side: 2,194 pairs are 4.7 GB, and the paper's pipeline reads them at 256 by
-# area anyway.
-HALF_SIZE = 256
-ARCHIVE_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z")
+MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
+MAX_BYTES = 64 * 2**30  # that an archive may unpack to
+_PLAIN = (".npz", ".csv", ".tsv")  # sources that are files and no archives
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive and its mirrors in order."""
+
+    file: str
+    urls: tuple[str, ...]
+    md5: str | None = None  # as recorded by others; None: no checksum is known
+    wanted: str = ""  # pattern of the entries to unpack
+
+
+_PIX2PIX = (
+    "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
+    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
+    "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets/",
+)
+ARCHIVES: dict[str, Archive] = {
+    "facades": Archive("facades.tar.gz", tuple(f"{url}facades.tar.gz" for url in _PIX2PIX)),
+    "maps": Archive("maps.tar.gz", tuple(f"{url}maps.tar.gz" for url in _PIX2PIX)),
+    "cars": Archive(
+        "nips2015-analogy-data.tar.gz",
+        (
+            "http://www.scottreed.info/files/nips2015-analogy-data.tar.gz",
+            "http://www-personal.umich.edu/~reedscot/files/nips2015-analogy-data.tar.gz",
+        ),
+        # github.com/nmichlo/disent, disent/dataset/data/_groundtruth__cars3d.py, "full".
+        md5="4e866a7919c1beedf53964e6f7a23686",
+        # It holds the other sets of its paper too.
+        wanted=r"(^|/)(cars/|car_[^/]*_mesh\.mat$|list\.txt$)",
+    ),
+}
+# Sets whose archives have no address that a program can fetch, and how people get them.
+BY_HAND: dict[str, str] = {
+    "sketchy": (
+        "fetch the Sketchy Database (rendered_256x256.7z) as https://sketchy.eye.gatech.edu says, "
+        "the extended photos by the links in github.com/AnjanDutta/sem-pcyc "
+        "(download_datasets.sh), unpack both, then run: iiae prepare sketchy SOURCE"
+    ),
+}
 
 Builder: TypeAlias = Callable[[PrepareOptions], Plan]
 
 
-def _halves(name: str, options: PrepareOptions) -> Plan:
-    """Facades or Maps: pictures in their archive's layout; `val` is Maps' test split."""
-    folder, attributes = _source_folder(name, options)
-    place = find_folder(folder, "train") or folder
-    size = options.image_size or HALF_SIZE
-    options = replace(options, source=place, image_size=size)
-    return _described(plan_halves(options, need_test=True, divided=True), attributes)
-
-
-def _pairs(options: PrepareOptions) -> Plan:
-    source = options.source
-    if source is None:
-        raise IiaeError(
-            "the source of your pairs was not named", "iiae prepare pairs SOURCE -o FILE.h5"
-        )
-    if not options.side_by_side:
-        return plan_manifest(options) if is_manifest(source) else plan_folders(options)
-    if not source.is_dir():
-        raise IiaeError(f"{source} is no folder of side-by-side pictures", "name their folder")
-    return plan_halves(options)
-
-
-def _class_set(name: str, plan: Builder, options: PrepareOptions) -> Plan:
-    """A set of classes, whose rows are features."""
-    source, attributes = options.source, {"source": str(options.source)}
-    if source is None or (source.is_file() and source.suffix in ARCHIVE_SUFFIXES):
-        source, attributes = _source_folder(name, options)
-    if options.image_size is not None:
-        raise IiaeError(
-            "--image-size does not apply: this set is stored as features", "leave --image-size out"
-        )
-    return _described(plan(replace(options, source=source)), attributes)
-
-
-def _source_folder(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """The folder with a set's files, and what to record of where it came from."""
-    return archive_of(name, options.source, options.download, data_folder() / "downloads")
-
-
-def _described(plan: Plan, attributes: Mapping[str, str]) -> Plan:
-    """The plan whose data file says where its source came from."""
-
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        prepared = plan.assemble(rows, work)
-        known = {k: v for k, v in prepared.attributes.items() if k != "source"}
-        return replace(prepared, attributes={**attributes, **known})
-
-    return replace(plan, assemble=assemble)
+def _from_archive(name: str, builder: Builder, options: PrepareOptions) -> Plan:
+    """Plan a set whose source may be an archive."""
+    source, attributes = source_of(name, options)
+    plan = builder(replace(options, source=source))
+    return replace(plan, attributes={**plan.attributes, **attributes})
 
 
 BUILDERS: dict[str, Builder] = {
@@ -84,15 +88,15 @@ BUILDERS: dict[str, Builder] = {
     "mnist-cdcb": partial(plan_idx, "MNIST", colour_pair),
     "fashion-cdcb": partial(plan_idx, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(plan_idx, "Fashion-MNIST", sketch_pair),
-    "cars": plan_cars,
-    "facades": partial(_halves, "facades"),
-    "maps": partial(_halves, "maps"),
-    "pairs": _pairs,
-    "sketchy": partial(_class_set, "sketchy", plan_sketchy),
-    "classes": partial(_class_set, "classes", plan_classes),
+    "cars": partial(_from_archive, "cars", plan_cars),
+    "facades": partial(_from_archive, "facades", plan_published),
+    "maps": partial(_from_archive, "maps", plan_published),
+    "pairs": partial(_from_archive, "pairs", plan_pairs),
+    "sketchy": partial(_from_archive, "sketchy", plan_sketchy),
+    "classes": partial(_from_archive, "classes", plan_classes),
 }
 EMBEDDED = ("digits-cdcb", "digits-edge")
-CLASS_SETS = ("sketchy", "classes")
+CLASS_SETS = ("sketchy", "classes")  # stored as features
 DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "fashion-cdcb", "fashion-edges")
 
 
@@ -109,6 +113,10 @@ def build(name: str, options: PrepareOptions) -> Plan:
         raise IiaeError(
             f"{name} takes no --split, --unseen-classes or --backbone…",
             f"these are for {' and '.join(CLASS_SETS)}",
+        )
+    if options.image_size is not None and name in CLASS_SETS:
+        raise IiaeError(
+            "--image-size does not apply: this set is stored as features", "leave --image-size out"
         )
     if options.side_by_side and name != "pairs":
         raise IiaeError(
@@ -142,3 +150,159 @@ def how_to_prepare(name: str, path: Path) -> str:
         return f"iiae prepare pairs SOURCE -o {path}, or iiae prepare classes SOURCE -o {path}"
     source = "" if name in EMBEDDED else " --download" if name in DOWNLOADED else " SOURCE"
     return f"iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
+
+
+# ---- archives
+
+
+def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
+    """Find, fetch or unpack the source of a set.
+
+    Returns:
+        A folder, a table or an `.npz`; and the data file's attributes `source` and, of an archive,
+        `source_sha256`.
+    """
+    source, archive = options.source, ARCHIVES.get(name)
+    downloads = data_folder() / "downloads"
+    origin = str(source)
+    if source is None:
+        if archive is None or not options.download:
+            raise _not_named(name)
+        source = downloads / archive.file
+        origin = fetch(archive, source)
+    if not source.exists():
+        raise IiaeError(f"{source} does not exist", "name a folder, or a tar or zip archive")
+    if source.is_dir() or source.suffix.lower() in _PLAIN:
+        return source, {"source": origin}
+    target = downloads / source.name.partition(".")[0]
+    sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
+    return target, {"source": origin, "source_sha256": sha256}
+
+
+def _not_named(name: str) -> IiaeError:
+    hint = BY_HAND.get(name, f"iiae prepare {name} SOURCE")
+    if name in ARCHIVES:
+        hint = f"iiae prepare {name} --download, or with what you have: {hint}"
+    return IiaeError(f"the source of {name} was not named", hint)
+
+
+class _Bar:
+    """What pooch reports a download to: progress in MiB."""
+
+    total = 0  # bytes; pooch sets it before the first update
+
+    def __init__(self, label: str, stack: ExitStack) -> None:
+        self._label, self._stack = label, stack
+        self._progress: console.Progress | None = None
+        self._done = 0
+
+    def update(self, size: int) -> None:
+        """Count more bytes."""
+        if self._progress is None:
+            bar = console.progress(self._label, self.total >> 20, "MiB")
+            self._progress = self._stack.enter_context(bar)
+        self._done += size
+        self._progress.update(self._done >> 20)
+
+    def reset(self) -> None:
+        """Count again, as pooch does before its last report."""
+        self._done = 0
+
+    def close(self) -> None:
+        """The stack closes the progress."""
+
+
+def fetch(archive: Archive, path: Path) -> str:
+    """Fetch an archive to `path`, unless it is there, whole and verified; returns the mirror."""
+    import pooch
+    from requests.exceptions import RequestException
+
+    pooch.get_logger().setLevel("WARNING")
+    known = None if archive.md5 is None else f"md5:{archive.md5}"
+    reasons = []
+    for url in archive.urls:
+        try:
+            with ExitStack() as stack, write_errors(path):
+                bar = _Bar(f"downloading {path.name}", stack)
+                downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)
+                pooch.retrieve(url, known, path.name, path.parent, downloader=downloader)
+            return url
+        except (RequestException, ValueError) as error:  # the latter of a checksum
+            reasons.append(f"{url}: {' '.join(str(error).split())}")
+    raise IiaeError(
+        f"{path.name} could not be downloaded ({'; '.join(reasons)})",
+        f"run the same command again later, or fetch {path.name} elsewhere and pass it as SOURCE",
+    )
+
+
+def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
+    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
+
+    Everything goes to a temporary folder beside the target, which is renamed in at the end with a
+    marker that names the archive. So a target is whole.
+
+    Args:
+        archive: the file.
+        target: the folder to make.
+        wanted: pattern of the entries to unpack from a tar.
+
+    Returns:
+        The archive's SHA-256.
+
+    Raises:
+        IiaeError: a damaged, hostile or oversized archive, or a target that is something else.
+    """
+    hint = "name a folder, or fetch the archive again"
+    with reading(archive, hint), write_errors(target):
+        sha256 = sha256_of(archive)
+        marker = target / MARKER
+        if marker.is_file() and sha256 in marker.read_text():
+            return sha256
+        if target.exists():
+            raise IiaeError(
+                f"{target} already exists, and was not unpacked from {archive}",
+                f"name {target} itself as SOURCE to use it as it is, or delete it",
+            )
+        console.say(f"unpacking {archive}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
+            folder = Path(holder, "unpacked")
+            folder.mkdir()
+            if tarfile.is_tarfile(archive):
+                _untar(archive, folder, re.compile(wanted))
+            elif zipfile.is_zipfile(archive):
+                _unzip(archive, folder)
+            else:
+                raise IiaeError(f"{archive} is neither a tar nor a zip archive", hint)
+            if not any(path.is_file() for path in folder.rglob("*")):
+                raise ValueError("it holds none of the files looked for")
+            (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
+            folder.rename(target)
+    return sha256
+
+
+def _unzip(archive: Path, folder: Path) -> None:
+    """The library keeps every entry inside the folder, and writes links as plain files."""
+    with zipfile.ZipFile(archive) as file:
+        if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+        file.extractall(folder)
+
+
+def _untar(archive: Path, folder: Path, wanted: re.Pattern[str]) -> None:
+    unpacked = 0
+
+    def kept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal unpacked
+        if not wanted.search(member.name):
+            return None
+        unpacked += member.size
+        if unpacked > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+        return tarfile.data_filter(member, path)  # refuses devices, and what leads out
+
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter=kept)
+        assert file.fileobj is not None
+        while file.fileobj.read(1 << 20):  # to its end, where its own checksum stands
+            pass

@@ -11,8 +11,9 @@ from helpers import Program, StopAt, built, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.datafile import DataFile, class_list_hash
+from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, normalise_class
 from iiae_cli.data.sources import extraction
+from iiae_cli.data.sources.classes import CLASS_SPLITS, divide_unseen
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 
@@ -111,9 +112,9 @@ def test_a_limit_leaves_every_class_some(divided):
 
 def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
     assert "--backbone resnet18" in refused(divided).hint
-    assert "neither a folder nor" in refused(tmp_path / "none").message
+    assert "does not exist" in refused(tmp_path / "none").message
     assert "--unseen-classes out" in refused(divided, unseen_classes="1", **RANDOM).hint
-    assert "Sketchy" in refused(divided, class_split="sake-25").message
+    assert "Sketchy" in refused(divided, split="sake-25").message
     (tmp_path / "empty").mkdir()
     assert "has no class with pictures" in refused(tmp_path / "empty", **RANDOM).message
     (divided / "train").rename(divided / "valid")
@@ -121,8 +122,6 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
     class_folders(tmp_path / "apart" / "x", {"ant": 1})
     class_folders(tmp_path / "apart" / "y", {"bee": 1})
     assert "in both x/ and y/" in refused(tmp_path / "apart", **RANDOM).message
-    elsewhere = PrepareOptions(unseen_classes="3")
-    assert "takes no --split" in refusal(built, "digits-cdcb", elsewhere).message
 
 
 # ---- features as given
@@ -138,7 +137,8 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
         np.savez(tmp_path / place, **arrays)
     else:
         save_arrays(tmp_path / place, arrays)
-    made = prepared(tmp_path)
+    source = tmp_path / place if place == "mine.npz" else tmp_path
+    made = prepared(source)
     np.testing.assert_array_equal(made.splits["train"].x.rows, arrays["train_sketch_features"])
     assert made.skipped == ["class dog of test: only in x, its 3 rows are left out"]
     assert made.splits["test"].x.ids == [f"data/sketch/cow/{number}.png" for number in range(3)]
@@ -146,8 +146,8 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     backbone = told(made, "backbone")
     assert backbone["weights"] == "given" and backbone["classes_seen"] is None
     assert len(made.attributes["source_sha256"]) == 64
-    assert "divided already" in refused(tmp_path, unseen_classes="1").message
-    assert "divided already" in refused(tmp_path, backbone="vgg16").message
+    assert "divided already" in refused(source, unseen_classes="1").message
+    assert "divided already" in refused(source, backbone="vgg16").message
 
 
 def test_given_features_that_saw_a_test_class_are_refused(tmp_path):
@@ -277,7 +277,7 @@ def test_an_interrupted_preparation_ends_in_equal_values(divided, tmp_path, epoc
     options = PrepareOptions(source=divided, **RANDOM, fine_tune_epochs=epochs, batch_size=2)
 
     def prepare(name, **more):
-        prepare_file("classes", tmp_path / name, options, command="", **more)
+        prepare_file("classes", tmp_path / name, options, **more)
         return DataFile(tmp_path / name)
 
     whole = prepare("whole.h5")
@@ -314,3 +314,51 @@ def test_the_program_shows_both_domains(iiae: Program, divided: Path):
     assert outcome.out == "split\tx\ty\tclasses\ntrain\t7\t7\t2\nvalid\t0\t0\t0\ntest\t2\t3\t1\n"
     assert "--pictures" in iiae(*command, "-o", "more.h5", "--pictures", "p").error()[0]
     assert "--image-size" in iiae(*command, "-o", "more.h5", "--image-size", 32).error()[0]
+
+
+# ---- divisions of classes
+
+HASHES = {
+    "sempcyc-25": "48988ec24cb3c49048e0350d2244bb638f6080a32513a0ff7cf2589282a8eb9b",
+    "eccv18-21": "e9111ba44e60f0c421e90167978c3aa5067206421046818501bafe4339a74a5a",
+    "sake-25": "8e6c3d72376d8b256f068b4370bc7747dacf59ce2a03b9ca0250e9d8c45b115d",
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_a_published_list_has_its_classes(name):
+    classes = CLASS_SPLITS[name]
+    assert len(classes) == len(set(classes)) == int(name.rpartition("-")[2])
+    assert all(label == normalise_class(label) for label in classes)
+    assert class_list_hash(classes) == HASHES[name]
+
+
+def unseen(value, known, seed=0):
+    """The test classes that `--unseen-classes` makes of known ones, and the division's name."""
+    side = Side(np.zeros((len(known), 1), np.float32), list(known), list(known))
+    options = PrepareOptions(unseen_classes=str(value), seed=seed)
+    splits, name = divide_unseen(Split(side, side), options)
+    train, test = splits["train"].x.labels, splits["test"].y.labels
+    assert not {*train} & {*test} and {*train, *test} == {*known}
+    return test, name
+
+
+def test_a_number_of_classes_is_drawn_by_seed():
+    known = [f"c{number:02}" for number in range(20)]
+    drawn, name = unseen(6, known, seed=3)
+    assert len(drawn) == 6 and name == "unseen-6-seed3"
+    assert {*unseen(6, known[::-1], seed=3)[0]} == {*drawn}
+    assert len({tuple(unseen(6, known, seed)[0]) for seed in range(5)}) > 1
+    for number in (0, 20, 21):
+        assert "leaves nothing" in refusal(unseen, number, known).message
+
+
+def test_a_file_names_classes_in_any_spelling(tmp_path):
+    path = tmp_path / "unseen.txt"
+    path.write_text("# mine\nteddy bear\n\nzebra\n")
+    assert unseen(path, ["ant", "teddy-bear", "zebra"]) == (["teddy-bear", "zebra"], "given")
+    assert "no class teddy bear of" in refusal(unseen, path, ["ant", "zebra"]).message
+    assert "no class to train" in refusal(unseen, path, ["teddy_bear", "zebra"]).message
+    path.write_text("# nothing\n")
+    assert "no class to train or to test" in refusal(unseen, path, ["ant"]).message
+    assert "neither a number nor" in refusal(unseen, tmp_path / "none", ["ant"]).message

@@ -1,8 +1,5 @@
 """Features that already exist: the released layout, labels instead of paths, `.npz`, and damage."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from class_sources import feature_arrays, save_arrays
@@ -83,10 +80,10 @@ def test_classes_seen_may_lie_beside(tmp_path, arrays):
         ("train_sketch_features", np.array([["a"]] * 6), "not numbers"),
         ("train_sketch_features", np.full((6, 6), 1e300), "not finite, first in row 0"),
         ("test_image_features", np.ones((4, 5)), "of image in"),
-        ("test_sketch_paths", np.array(["a/cow/1"] * 2), "2 texts for 3 rows"),
-        ("test_sketch_labels", np.array(["cow"] * 2), "2 texts for 3 rows"),
+        ("test_sketch_paths", np.array(["a/cow/1"] * 2), "<U7 (2,), not 3 texts"),
+        ("test_sketch_labels", np.array(["cow"] * 2), "<U3 (2,), not 3 texts"),
         ("test_sketch_paths", np.array(["alone.png"] * 3), "a path without a class: 'alone.png'"),
-        ("test_sketch_paths", np.ones(3), "not texts"),
+        ("test_sketch_paths", np.ones(3), "float64 (3,), not 3 texts"),
         ("train_image_features", None, "no train_image_features"),
         ("test_sketch_paths", None, "neither test_sketch_paths nor test_sketch_labels"),
     ],
@@ -97,7 +94,7 @@ def test_arrays_that_do_not_fit_or_are_missing_are_refused(tmp_path, arrays, nam
     assert said in refusal(read_features, save_arrays(tmp_path, kept)).message
 
 
-def test_pickled_arrays_are_refused_without_being_read_and_the_hint_converts_them(tmp_path, arrays):
+def test_pickled_arrays_are_refused_without_being_read(tmp_path, arrays):
     class Bomb:
         def __reduce__(self):
             return (pytest.fail, ("unpickled",))
@@ -106,16 +103,6 @@ def test_pickled_arrays_are_refused_without_being_read_and_the_hint_converts_the
     np.savez(tmp_path / "bad.npz", **arrays)
     for source in (save_arrays(tmp_path / "bad", arrays), tmp_path / "bad.npz"):
         assert "is damaged: " in refusal(read_features, source).message
-    values = arrays["test_image_features"]
-    pickled = {
-        "test_sketch_paths": np.array(["a/cow/1.png"] * 3, dtype=object),
-        "test_image_features": np.array(values.tolist(), dtype=object),
-    }
-    folder = save_arrays(tmp_path / "good", {**arrays, **pickled})
-    for _ in pickled:
-        hint = refusal(read_features, folder).hint
-        subprocess.run([sys.executable, "-c", hint.split('python -c "')[1].rstrip('"')], check=True)
-    np.testing.assert_array_equal(read_features(folder)["test"].y.rows, values)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"\x93NUMPY\x01\x00v\x00{'descr': "])

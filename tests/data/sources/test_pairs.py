@@ -100,7 +100,7 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
 def test_the_source_must_be_named_and_hold_pictures(tmp_path, name):
     assert f"iiae prepare {name} SOURCE" in refusal(prepared, name, None).hint
     assert refusal(prepared, name, tmp_path / "none").message.endswith("none does not exist")
-    assert "holds no readable side-by-side" in refusal(prepared, name, tmp_path).message
+    assert "holds no readable pair" in refusal(prepared, name, tmp_path).message
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.png").write_bytes(b"broken")
     assert "1.png" in refusal(prepared, name, tmp_path).hint
@@ -134,7 +134,7 @@ def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path, apart):
                 flat(tmp_path / domain / f"{number}.png", 10 * number + offset)
         else:
             side_by_side(tmp_path, number, 10 * number)
-    options = {"side_by_side": not apart, "fractions": (0.1, 0.25)}
+    options = {"side_by_side": not apart, "valid_fraction": 0.1, "test_fraction": 0.25}
     found = {}
     for seed in (0, 0, 1):
         splits = prepared("pairs", tmp_path, seed=seed, **options).splits
@@ -176,15 +176,14 @@ def test_what_cannot_be_used_is_named_with_its_partner(tmp_path):
     for path in ("train/x/c.png", "halves/c.png"):
         (tmp_path / path).write_bytes(b"broken")
     for workers in (1, 3):
-        apart = prepared("pairs", tmp_path / "train", fractions=(0, 0), workers=workers)
+        apart = prepared(
+            "pairs", tmp_path / "train", valid_fraction=0, test_fraction=0, workers=workers
+        )
         assert apart.splits["train"].x.ids == ["train/a", "train/b"]
         same, lone, broken = apart.skipped
         assert "a.png: a.bmp has the same stem" in same and "lone.png: has no partner" in lone
-        partner = tmp_path / "train" / "y" / "c.png"
-        assert broken.endswith(
-            f"c.png: is not a readable picture (left out with its partner {partner})"
-        )
-    options = {"side_by_side": True, "fractions": (0, 0), "image_size": 8}
+        assert broken.endswith("x/c.png: is not a readable picture")
+    options = {"side_by_side": True, "valid_fraction": 0, "test_fraction": 0, "image_size": 8}
     beside = prepared("pairs", tmp_path / "halves", **options)
     assert [line.partition(": ")[2] for line in beside.skipped] == [
         "a.bmp has the same stem",
@@ -205,7 +204,7 @@ def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     error = refusal(prepared, "pairs", tmp_path / "apart", side_by_side=True)
     assert "folders of their own" in error.message and "leave out --side-by-side" in error.hint
     error = refusal(prepared, "pairs", tmp_path / "1.png", side_by_side=True)
-    assert "is no folder of side-by-side pictures" in error.message
+    assert "is neither a tar nor a zip archive" in error.message and "folder" in error.hint
     assert "does not apply" in refusal(prepared, "digits-cdcb", None, side_by_side=True).message
 
 

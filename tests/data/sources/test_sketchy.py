@@ -10,7 +10,7 @@ from helpers import built, refusal
 
 from iiae_cli.data.datafile import class_list_hash
 from iiae_cli.data.sources import extraction
-from iiae_cli.data.sources.class_splits import CLASS_SPLITS
+from iiae_cli.data.sources.classes import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.sketchy import find_pictures
 
@@ -82,7 +82,7 @@ def test_several_transformations_are_refused_and_missing_photos_said(tmp_path, c
 
 @pytest.mark.parametrize("name", CLASS_SPLITS)
 def test_a_named_split_is_made_and_named(tmp_path, name, capsys):
-    made = make(archive(tmp_path), class_split=name, **RANDOM)
+    made = make(archive(tmp_path), split=name, **RANDOM)
     train, test = made.splits["train"], made.splits["test"]
     assert made.attributes["split_name"] == name and told(made, "test_classes") == UNSEEN[name]
     assert made.attributes["test_classes_sha256"] == class_list_hash(CLASS_SPLITS[name])
@@ -117,11 +117,11 @@ def test_other_divisions_and_incomplete_archives(tmp_path):
     made = make(source, unseen_classes="4", **RANDOM)
     assert made.attributes["split_name"] == "unseen-4-seed0"
     assert len(told(made, "test_classes")) == 4
-    both = refused(source, unseen_classes="4", class_split="sake-25")
+    both = refused(source, unseen_classes="4", split="sake-25")
     assert "exclude each other" in both.message
-    lacking = refused(source, class_split="sake-25", **RANDOM)
+    lacking = refused(source, split="sake-25", **RANDOM)
     assert "no class harp, swan of split sake-25" in lacking.message
-    assert "unknown class split 'best'" in refused(source, class_split="best").message
+    assert "unknown class split 'best'" in refused(source, split="best").message
     assert "does not exist" in refused(tmp_path / "none").message
     assert "was not named" in refused(None).message
 
@@ -149,7 +149,7 @@ def released(root, part, classes):
 def test_the_released_features_of_both_splits(tmp_path, inside):
     for name, part in (("sempcyc-25", "split1"), ("eccv18-21", "split2")):
         arrays = released(tmp_path / inside, part, UNSEEN[name])
-        made = make(tmp_path, class_split=name)
+        made = make(tmp_path, split=name)
         assert made.attributes["split_name"] == name and "leak" not in made.attributes
         assert made.attributes["test_classes_sha256"] == class_list_hash(CLASS_SPLITS[name])
         np.testing.assert_array_equal(made.splits["test"].y.rows, arrays["test_image_features"])
@@ -164,7 +164,7 @@ def test_the_released_features_of_both_splits(tmp_path, inside):
         }
     assert make(tmp_path).attributes["split_name"] == "sempcyc-25"
     assert make(tmp_path / inside / "split2").attributes["split_name"] == "eccv18-21"
-    error = refused(tmp_path, class_split="sake-25")
+    error = refused(tmp_path, split="sake-25")
     assert "no released features for sake-25" in error.message
     assert "sempcyc-25 or eccv18-21" in error.hint
 
@@ -172,8 +172,7 @@ def test_the_released_features_of_both_splits(tmp_path, inside):
 def test_released_features_of_other_classes_are_recorded_as_given(tmp_path, capsys):
     released(tmp_path, "split1", [*UNSEEN["sempcyc-25"][:-1], "ant"])
     assert make(tmp_path).attributes["split_name"] == "given"
-    assert "class split given" in capsys.readouterr().err
-    made = make(tmp_path, class_split="sempcyc-25")
+    made = make(tmp_path, split="sempcyc-25")
     assert made.attributes["split_name"] == "given" and "ant" in told(made, "test_classes")
     assert "not those of sempcyc-25" in capsys.readouterr().err
 

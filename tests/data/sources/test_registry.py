@@ -1,0 +1,260 @@
+"""Data sets by name; their archives, fetched from a server on this machine and unpacked."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import zipfile
+
+import pytest
+from helpers import built, refusal
+
+from iiae_cli.data.sources import registry
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.registry import ARCHIVES, BUILDERS, MARKER, Archive, fetch, unpack
+
+BODY = bytes(range(256)) * 1000
+MD5 = hashlib.md5(BODY).hexdigest()
+FILES = {"set/train/1.txt": b"one", "set/train/2.txt": b"two" * 100_000, "set/ünï→.txt": b""}
+
+
+# ---- names
+
+
+def test_an_unknown_set_is_refused_with_those_there_are():
+    error = refusal(built, "mnist", PrepareOptions())
+    assert error.message == "unknown data set 'mnist'"
+    assert all(name in error.hint for name in BUILDERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("mine-0-of-2.h5", "iiae prepare {} … --merge"), ("", "iiae prepare pairs {},")],
+)
+def test_a_file_or_folder_in_the_place_of_a_set_is_told_where_it_belongs(tmp_path, name, told):
+    (tmp_path / "mine-0-of-2.h5").touch()
+    error = refusal(built, str(tmp_path / name), PrepareOptions())
+    assert told.format(tmp_path / name) in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("digits-cdcb", {"unseen_classes": "3"}, "takes no --split"),
+        ("cars", {"backbone": "vgg16"}, "takes no --split"),
+        ("maps", {"side_by_side": True}, "--side-by-side does not apply"),
+        ("classes", {"image_size": 32}, "--image-size does not apply"),
+    ],
+)
+def test_options_of_other_sets_are_refused(name, options, said):
+    assert said in refusal(built, name, PrepareOptions(**options)).message
+
+
+@pytest.mark.parametrize("name", ["facades", "maps", "cars", "sketchy", "classes", "pairs"])
+def test_a_source_that_was_not_named_is_asked_for(tmp_path, name):
+    error = refusal(built, name, PrepareOptions())
+    assert error.message == f"the source of {name} was not named"
+    assert f"iiae prepare {name} SOURCE" in error.hint
+    assert (f"iiae prepare {name} --download" in error.hint) == (name in ARCHIVES)
+    assert ("sketchy.eye.gatech.edu" in error.hint) == (name == "sketchy")
+    missing = PrepareOptions(source=tmp_path / "none", download=True)
+    assert "does not exist" in refusal(built, name, missing).message
+
+
+# ---- fetching
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with `server.answers[PATH]`: a status, or the body and the length that it claims."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        answer = self.server.answers.get(self.path, 404)
+        if isinstance(answer, int):
+            self.send_error(answer)
+            return
+        body, length = answer if isinstance(answer, tuple) else (answer, len(answer))
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.daemon_threads, made.asked, made.answers = True, [], {}
+    made.root = f"http://127.0.0.1:{made.server_address[1]}"
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "downloads" / "set.tar.gz"
+
+
+def published(server, *paths, **more):
+    return Archive("set.tar.gz", tuple(server.root + path for path in paths), **more)
+
+
+@pytest.mark.parametrize("md5", [None, MD5])
+def test_a_file_comes_from_the_first_mirror_that_has_it_and_only_once(server, path, md5):
+    server.answers["/b"] = BODY
+    archive = published(server, "/a", "/b", md5=md5)
+    assert fetch(archive, path) == f"{server.root}/b" and path.read_bytes() == BODY
+    fetch(archive, path)
+    assert server.asked == ["/a", "/b"] and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("answer", "md5", "said"),
+    [
+        (404, None, "404"),
+        ((BODY, len(BODY) + 5), None, "5 more expected"),
+        (BODY[:-1], MD5, "does not match the known hash"),
+    ],
+)
+def test_a_file_that_is_not_whole_and_right_is_not_kept(server, path, answer, md5, said):
+    server.answers |= {"/a": answer, "/b": 403}
+    error = refusal(fetch, published(server, "/a", "/b", md5=md5), path)
+    assert f"{server.root}/a: " in error.message and said in error.message
+    assert f"{server.root}/b: 403" in error.message  # every mirror's reason is named
+    assert "SOURCE" in error.hint and not list(path.parent.glob("*"))
+
+
+def test_a_download_is_unpacked_described_and_then_reused(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("IIAE_DATA", str(tmp_path))
+    body = tar_of(tmp_path / "set").read_bytes()
+    server.answers["/a"] = body
+    monkeypatch.setitem(ARCHIVES, "toy", published(server, "/a", wanted="train"))
+    options = PrepareOptions(download=True)
+    folder, attributes = registry.source_of("toy", options)
+    assert folder == tmp_path / "downloads" / "set" and set(tree(folder)) == set(list(FILES)[:2])
+    sha256 = hashlib.sha256(body).hexdigest()
+    assert attributes == {"source": f"{server.root}/a", "source_sha256": sha256}
+    assert registry.source_of("toy", options) == (folder, attributes) and len(server.asked) == 1
+    mine = PrepareOptions(source=tmp_path)
+    assert registry.source_of("toy", mine) == (tmp_path, {"source": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        *(("data/cars/list.txt", True), ("./data/cars/car_001_mesh.mat", True)),
+        *(("car_001_mesh.mat", True), ("x/list.txt", True)),
+        *(("data/sprites/sprites_1.mat", False), ("data/shapes48.mat", False)),
+    ],
+)
+def test_of_the_cars_archive_only_the_cars_are_unpacked(tmp_path, name, wanted):
+    path = tar_of(tmp_path / "a", {name: b"1", "cars/list.txt": b""})
+    unpack(path, tmp_path / "set", wanted=ARCHIVES["cars"].wanted)
+    assert (tmp_path / "set" / name).exists() == wanted
+
+
+# ---- unpacking
+
+
+def tar(path, members, mode="w:gz"):
+    """An archive of (name, body, fields of the header)."""
+    with tarfile.open(path, mode) as file:
+        for name, body, fields in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            file.addfile(info, io.BytesIO(body))
+    return path
+
+
+def tar_of(path, files=FILES, mode="w:gz"):
+    return tar(path, [(name, body, {}) for name, body in files.items()], mode)
+
+
+def zip_of(path, files=FILES):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, body in files.items():
+            file.writestr(name, body)
+    return path
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MARKER
+    }
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_an_archive_is_unpacked_once_whatever_its_name(tmp_path, mode):
+    make = zip_of if mode == "zip" else lambda path: tar_of(path, mode=mode)
+    path, target = make(tmp_path / "archive"), tmp_path / "deep" / "set"
+    sha256 = unpack(path, target)
+    assert tree(target) == FILES and sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    (target / "set" / "train" / "1.txt").write_bytes(b"kept")
+    unpack(path, target)
+    assert tree(target)["set/train/1.txt"] == b"kept"
+
+
+def test_a_target_of_another_origin_is_left_alone(tmp_path):
+    target = tmp_path / "set"
+    unpack(tar_of(tmp_path / "a"), target)
+    other = tar_of(tmp_path / "b", {"x": b"1"})
+    error = refusal(unpack, other, target)
+    assert f"not unpacked from {other}" in error.message and str(target) in error.hint
+    assert tree(target) == FILES
+
+
+def evil(kind, linkname="../../outside"):
+    fields = {"type": kind, "linkname": linkname}
+    return lambda path: tar(path, [("link", b"", fields), ("link/evil", b"x", {})])
+
+
+def cut(make, keep):
+    return lambda path: path.write_bytes((raw := make(path).read_bytes())[: keep(len(raw))])
+
+
+HOSTILE = {
+    "path outside": (lambda path: tar_of(path, {"a": b"", "../evil": b"x"}), "outside"),
+    "symbolic link outside": (evil(tarfile.SYMTYPE), "outside"),
+    "hard link outside": (evil(tarfile.LNKTYPE), "outside"),
+    "device": (evil(tarfile.CHRTYPE), "special file"),
+    "tar bomb": (lambda path: tar_of(path, {"a": bytes(2 * 10**6)}), "more than 1000000 bytes"),
+    "zip bomb": (lambda path: zip_of(path, {"a": bytes(2 * 10**6)}), "more than 1000000 bytes"),
+    "cut tar.gz": (cut(tar_of, lambda size: size // 2), "is damaged"),
+    "tar.gz without its end": (cut(tar_of, lambda size: size - 6), "is damaged"),
+    "cut zip": (cut(zip_of, lambda size: size - 30), "neither a tar nor a zip"),
+    "web page": (lambda path: path.write_bytes(b"<html>not found</html>"), "neither a tar nor"),
+    "empty": (lambda path: zip_of(path, {}), "none of the files looked for"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_left(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(registry, "MAX_BYTES", 10**6)
+    make, said = HOSTILE[case]
+    make(tmp_path / "archive")
+    target = tmp_path / "made" / "set"
+    error = refusal(unpack, tmp_path / "archive", target)
+    assert said in error.message and str(tmp_path / "archive") in error.message
+    assert not list(target.parent.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "made"}
+
+
+def test_entries_of_a_zip_stay_inside_whatever_their_names(tmp_path):
+    names = ("../evil", "a/../../evil", "/tmp/iiae-evil")
+    unpack(zip_of(tmp_path / "a", dict.fromkeys(names, b"x")), tmp_path / "made" / "set")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "made"}
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["set"]
