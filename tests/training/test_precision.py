@@ -66,11 +66,11 @@ def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPat
     assert not speed.multiplies_bf16()
 
 
-def test_a_gpu_takes_bf16_where_it_has_it_and_compiles_long_runs(
+def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
     ampere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chosen(config_of("mnist-cdcb"), GPU)[0] == {"precision": "bf16", "compile": True}
-    assert chosen(config_of("digits-cdcb"), GPU)[0] == {"precision": "bf16", "compile": False}
+    assert chosen(config_of("mnist-cdcb"), GPU)[0] == {"precision": "tf32", "compile": True}
+    assert chosen(config_of("digits-cdcb"), GPU)[0] == {"precision": "tf32", "compile": False}
     assert chosen(config_of("sketchy"), GPU, side=None)[0]["precision"] == "fp32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert chosen(config_of("mnist-cdcb"), GPU)[0]["precision"] == "fp32"
