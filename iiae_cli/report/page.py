@@ -76,7 +76,7 @@ def _values(measured: Measured) -> dict[str, object]:
         "rows": {"x": len(split.x), "y": len(split.y)},
         "by_class": measured.by_class,
         "warnings": _warnings(info, protocol),
-        "cards": sections.headline_cards(figures, pairs),
+        "cards": sections.headline_cards(figures),
         "tables": figure_tables(figures),
         "paper": paper_table(measured.paper) if measured.paper else None,
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
@@ -86,11 +86,7 @@ def _values(measured: Measured) -> dict[str, object]:
         "grids": sections.translation_grids(
             measured.subject, aligned=not measured.by_class, samples=measured.samples
         ),
-        "disentanglement": sections.disentanglement_section(
-            figures.get("disentanglement", {}), protocol
-        ),
-        "usage": sections.usage_table(pairs),
-        "usage_charts": sections.usage_charts(pairs),
+        "disentanglement": sections.disentanglement_section(figures, protocol),
         "active_variance": ACTIVE_VARIANCE,
         "command": shlex.join(measured.command),
         "trained_by": shlex.join(map(str, info.get("command", ()))),

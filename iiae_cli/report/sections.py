@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.evaluation.disentanglement import DYING_NATS, LATENTS, LatentUsage, latent_usage
-from iiae_cli.evaluation.figures import Table, bound_table, latent_table, probe_table, swap_table
-from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name
+from iiae_cli.evaluation.disentanglement import DYING_NATS
+from iiae_cli.evaluation.figures import bound_table, latent_table, probe_table, swap_table
+from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.grids import analogy_grid, sample_grid, spread
@@ -68,25 +68,30 @@ def cell(value: object) -> str:
 # ---- headline figures
 
 
-def headline_cards(figures: Figures, pairs: EncodedPairs) -> list[Card]:
-    """Returns the cards: retrieval, translation, exclusive KL and leakage, as far as measured."""
+def headline_cards(figures: Figures) -> list[Card]:
+    """Returns the cards: retrieval, translation, leakage and exclusive KL, as far as measured."""
     cards = _retrieval_cards(figures)
     for way, measured in figures.get("translation", {}).items():
         if measured.get("l1") is not None:
             others = _quiet(measured, {"ssim": "SSIM", "lpips": "LPIPS", "lpips_vgg": "LPIPS VGG"})
             cards.append(Card(f"Guided translation L1, {_ARROWS[way]}", measured["l1"], others))
-    for name, usage in _usages(pairs).items():
-        nats = _nats(usage)
-        lines: list[CardLine] = [("quiet", f"{usage.active} of {len(usage.kl)} dimensions active")]
-        if nats < DYING_NATS:
-            lines.insert(0, ("bad", f"▼ below {DYING_NATS:.0f} nats: says next to nothing"))
-        cards.append(Card(f"KL of {name}, nats", nats, lines))
-    for name, latent in figures.get("disentanglement", {}).get("latents", {}).items():
+    for name, latent in _latents(figures).items():
         if latent["leakage_mean"] is not None:
-            title = f"Leakage of {name.replace('_', ' ')}"
             names = {"leakage_sample": "from samples", "informativeness_mean": "informative"}
-            cards.append(Card(title, round(latent["leakage_mean"], 3), _quiet(latent, names)))
+            lines = _quiet(latent, names)
+            cards.append(Card(f"Leakage of {name}", round(latent["leakage_mean"], 3), lines))
+    for name, latent in _latents(figures, "exclusive").items():
+        lines = [("quiet", f"{latent['active']} of {latent['dimensions']} dimensions active")]
+        if latent["kl"] < DYING_NATS:
+            lines.insert(0, ("bad", f"▼ below {DYING_NATS:.0f} nats: says next to nothing"))
+        cards.append(Card(f"KL of {name}, nats", latent["kl"], lines))
     return cards
+
+
+def _latents(figures: Figures, kind: str = "") -> dict[str, Figures]:
+    """Returns the measured latents of a kind, by names such as `shared x`."""
+    latents = figures.get("disentanglement", {}).get("latents", {})
+    return {name.replace("_", " "): latents[name] for name in latents if name.startswith(kind)}
 
 
 def _quiet(figures: Figures, names: Mapping[str, str]) -> list[CardLine]:
@@ -227,52 +232,23 @@ def translation_grids(subject: Subject, *, aligned: bool, samples: int) -> list[
 
 
 def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | None:
-    """Returns the section's tables and charts; None where the task was not measured."""
-    if "latents" not in figures:
+    """Returns the section's tables and charts; None if the task was not measured."""
+    measured = figures.get("disentanglement")
+    if measured is None:
         return None
-    probes = [probe_table(figures, way) for way in ("mean", "sample")]
-    return {
-        "warnings": figures["warnings"],
-        "latents": latent_table(figures),
-        "probes": [table for table in probes if table.rows],
-        "swaps": swap_table(figures),
-        "bounds": bound_table(figures),
-        "rows": protocol.get("probe_rows", 0),
-        "learning": protocol.get("probe_rows_learnt_from_train", 0),
-    }
-
-
-# ---- latents
-
-
-def usage_table(pairs: EncodedPairs) -> Table:
-    """Lists active dimensions per latent, and the exclusive KLs: no prior holds a shared latent."""
-    rows = [
-        (name, len(usage.kl), usage.active, _nats(usage) if name.startswith("exclusive") else None)
-        for name, usage in _usages(pairs, "").items()
-    ]
-    return Table("Latents in use", ["latent", "dimensions", "active", "KL, nats"], rows)
-
-
-def usage_charts(pairs: EncodedPairs) -> list[Chart]:
-    """Draws the KL of every exclusive dimension, largest first; none without exclusive latents."""
-    lines = [
-        Line(name, list(enumerate(sorted(usage.kl.tolist(), reverse=True), 1)), marked=True)
-        for name, usage in _usages(pairs).items()
-    ]
+    lines = []
+    for name, latent in _latents(figures, "exclusive").items():
+        nats = sorted(latent["kl_per_dimension"], reverse=True)
+        lines.append(Line(name, list(enumerate(nats, 1)), marked=True))
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
-    return line_charts(title, lines, x_label=label, y_label="KL, nats", scale="symlog")
-
-
-def _usages(pairs: EncodedPairs, start: str = "exclusive") -> dict[str, LatentUsage]:
-    """Returns the use of the model's latents by names such as `shared x` that start so."""
-    usages = {
-        f"{kind} {domain}": latent_usage(pairs.of(domain), kind)
-        for kind, domain in LATENTS
-        if kind.startswith(start)
+    probes = [probe_table(measured, way) for way in ("mean", "sample")]
+    return {
+        "warnings": measured["warnings"],
+        "latents": latent_table(measured),
+        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats", scale="symlog"),
+        "probes": [table for table in probes if table.rows],
+        "swaps": swap_table(measured),
+        "bounds": bound_table(measured),
+        "rows": protocol["probe_rows"],
+        "learning": protocol["probe_rows_learnt_from_train"],
     }
-    return {name: usage for name, usage in usages.items() if usage is not None}
-
-
-def _nats(usage: LatentUsage) -> float:
-    return float(usage.kl.sum())

@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 
-from iiae_cli.evaluation.retrieval import EncodedPairs
-from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.plots import Line, line_charts
 from iiae_cli.report.sections import (
     cell,
@@ -13,12 +11,7 @@ from iiae_cli.report.sections import (
     read_records,
     recall_charts,
     training_charts,
-    usage_charts,
-    usage_table,
 )
-
-MEAN = np.array([[1, 0], [-1, 0]], np.float32)
-PAIRS = EncodedPairs(Encoded(MEAN, 0 * MEAN, MEAN, 0 * MEAN), Encoded(MEAN, 0 * MEAN))
 
 
 def test_cells_are_short():
@@ -31,12 +24,20 @@ def test_cards_compare_with_the_baseline():
     ours = {"x_to_y": {"recall@1": 0.5, "n": 100}, "y_to_x": {"recall@1": 0.5, "n": 100}}
     baseline = {"x_to_y": {"recall@1": 0.25}, "y_to_x": {"recall@1": 0.75}}
     figures = {"retrieval": {"shared": ours, "baseline": baseline}}
-    forward, back, kl = headline_cards(figures, PAIRS)
+    forward, back = headline_cards(figures)
     assert forward.lines == [("good", "▲ above the training-free baseline 0.25")]
     assert back.lines == [("bad", "▼ below the training-free baseline 0.75")]
-    assert kl.lines[0] == ("bad", "▼ below 3 nats: says next to nothing")
     baseline["y_to_x"]["recall@1"] = 0.55
-    assert headline_cards(figures, PAIRS)[1].lines[0][0] == "quiet"  # within the sampling error
+    assert headline_cards(figures)[1].lines[0][0] == "quiet"  # within the sampling error
+
+
+def test_a_dying_latent_and_its_leak_have_cards():
+    latent = {"dimensions": 2, "active": 1, "kl": 0.5, "leakage_mean": 0.25}
+    latents = {"exclusive_x": {**latent, "leakage_sample": 0.125}}
+    leak, kl = headline_cards({"disentanglement": {"latents": latents}})
+    assert (leak.name, leak.value) == ("Leakage of exclusive x", 0.25)
+    assert leak.lines == [("quiet", "from samples 0.125")]
+    assert kl.lines[0] == ("bad", "▼ below 3 nats: says next to nothing")
 
 
 def test_training_is_drawn_from_what_was_logged(tmp_path):
@@ -65,16 +66,6 @@ def test_a_run_without_records_has_no_charts(tmp_path):
 def test_recall_grows_with_the_neighbours_looked_at():
     (chart,) = recall_charts({"x → y": np.array([1, 1, 4, 5]), "y → x": np.array([1, 2, 3, 4])})
     assert "x → y from 0.5 to 0.75; y → x from 0.25 to 1." in chart.text
-
-
-def test_usage_by_hand():
-    assert usage_table(PAIRS).rows == [
-        ("shared x", 2, 1, None),
-        ("shared y", 2, 1, None),
-        ("exclusive x", 2, 1, 0.5),
-    ]
-    (chart,) = usage_charts(PAIRS)
-    assert "exclusive x from 0.5 to 0" in chart.text
 
 
 def test_plots_are_the_same_twice_and_need_no_font():
