@@ -42,7 +42,7 @@ class Options:
     """Where the latents are written."""
 
     output: Path
-    shard: tuple[int, int] | None = None  # (I, N)
+    part: Part | None = None  # of the inputs
     resume: bool = False
     overwrite: bool = False
 
@@ -110,6 +110,7 @@ def command(
           in a SLURM job array
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
+    from iiae_cli.data.blocks import Part
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.encoding import EncodeJob
     from iiae_cli.inference.inputs import open_inputs
@@ -124,16 +125,16 @@ def command(
                     raise IiaeError(f"--{name} does not apply to --merge", f"leave --{name} out")
             written = merge_parts(paths, Options(output, None, resume, overwrite), stop)
         else:
-            part = None if shard is None else shard_of(shard)
-            options = Options(shard_output(output, shard, part), part, resume, overwrite)
+            index = None if shard is None else shard_of(shard)
+            place, part = shard_output(output, shard, index), index and Part(*index)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
             loaded = open_run(run, device)
             kinds = _kinds(latents, loaded.model.exclusive_dim)
             form = LatentFormat(kinds, logvar, dtype or "float32")
-            shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
-            rows = open_inputs(paths, domain, shape, split=split, workers=workers)
-            written = encode(EncodeJob.of(loaded, rows, domain, form, batch_size), options, stop)
+            rows = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
+            job = EncodeJob.of(loaded, rows, domain, form, batch_size)
+            written = encode(job, Options(place, part, resume, overwrite), stop)
         for line in written.skipped:
             console.warn(f"skipped {line}")
         finish(written, as_json, written.skipped)
@@ -158,26 +159,20 @@ def encode(job: EncodeJob, options: Options, stop: Stop) -> Written:
     from iiae_cli.data.blocks import Part, block_store
     from iiae_cli.inference.encoding import write_blocks
 
-    output, resume, overwrite = options.output, options.resume, options.overwrite
-    part = None if options.shard is None else Part(*options.shard)
+    output, part, resume = options.output, options.part, options.resume
     settings = job.settings()
     stop.check()
-    if done := _finished(output, settings, part, resume, overwrite):
+    if done := _finished(output, settings, part, resume, options.overwrite):
         return done
     numbers = (part or Part(0, 1)).of(job.total)
-    positions = job.rows_of(numbers)
     if part is not None:
-        first, last = positions.start, positions.stop - 1
-        range_ = f"inputs {first} to {last}" if len(positions) else "no inputs"
+        positions = job.rows_of(numbers)
+        range_ = f"inputs {positions.start} to {positions.stop - 1}" if positions else "no inputs"
         console.say(f"shard {part.name}: {range_} of {job.inputs.total}")
-    with (
-        block_store(output, settings, resume=resume, overwrite=overwrite) as store,
-        console.progress("encoding", len(positions), "inputs") as bar,
-    ):
-        job.make(store, numbers, stop=stop, bar=bar)
-        texts = write_blocks(output, settings, store, numbers, part, job.total)
-    rows, skipped = len(texts["ids"]), texts["skipped"]
-    return Written(output, rows, settings["domain"], settings["model"], skipped)
+    with block_store(output, settings, resume=resume, overwrite=options.overwrite) as store:
+        job.make(store, numbers, stop)
+        texts = write_blocks(output, job, store, part)
+    return Written(output, len(texts["ids"]), *_made_by(settings), texts["skipped"])
 
 
 def _finished(
@@ -197,9 +192,7 @@ def _finished(
         return None
     try:
         there = Gallery(output)
-        shard = there.part and list(there.part[:2])
-        wanted = part and [part.index, part.count]
-        other = differences({**there.job, "shard": shard}, {**settings, "shard": wanted})
+        other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
         if other:
             raise IiaeError(
                 f"{output} exists already, with another {', '.join(other)}",
@@ -211,7 +204,11 @@ def _finished(
         raise
     console.say(f"{output} is complete already")
     discard(output)
-    return Written(output, len(there), settings["domain"], settings["model"], there.skipped)
+    return Written(output, len(there), *_made_by(settings), there.skipped)
+
+
+def _made_by(settings: dict[str, Any]) -> tuple[str, str]:
+    return settings["domain"], settings["model"]
 
 
 def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
@@ -220,22 +217,12 @@ def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
     Raises:
         IiaeError: shards that are missing, doubled or of another job, or an output that exists.
     """
-    from iiae_cli.data.blocks import Part, PartFile, in_order
-    from iiae_cli.inference.encoding import write_merged
-    from iiae_cli.inference.latents import Gallery
+    from iiae_cli.inference.encoding import read_shards, write_merged
 
-    files = []
-    for path in map(Path, paths):
-        shard = Gallery(path)
-        if shard.part is None:
-            raise IiaeError(f"{path} is no shard", "name the files that --shard I/N wrote")
-        index, count, total = shard.part
-        files.append(PartFile(path, Part(index, count), total, shard.job, {}))
-    files = in_order(files, "iiae encode …")
-    settings, output = files[0].job, options.output
+    shards, output = read_shards(paths), options.output
+    settings = shards[0].job
     if done := _finished(output, settings, None, options.resume, options.overwrite):
         return done
     stop.check(f"{output} was not written; run the same command again")
-    texts = write_merged(output, [Gallery(file.path) for file in files])
-    rows, skipped = len(texts["ids"]), texts["skipped"]
-    return Written(output, rows, settings["domain"], settings["model"], skipped)
+    texts = write_merged(output, shards)
+    return Written(output, len(texts["ids"]), *_made_by(settings), texts["skipped"])

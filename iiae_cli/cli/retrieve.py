@@ -168,14 +168,11 @@ def _encoded(
 
     loaded = open_run(run, device)
     console.say(f"queries are of domain {domain}")
-    shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
-    inputs = open_inputs(paths, domain, shape, split=split, workers=workers)
+    inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
     block = inputs.read_all()
     encoded = TrainedModel.of(loaded).encode(block.rows, domain)
-    shape, fingerprint = loaded.model.shared_shape, loaded.fingerprint
-    cache = LatentCache(
-        encoded, block.ids, block.labels, domain, fingerprint, shape, source=inputs.source
-    )
+    model = loaded.fingerprint, loaded.model.shared_shape
+    cache = LatentCache(encoded, block.ids, block.labels, domain, *model, source=inputs.source)
     return cache, block.skipped
 
 
@@ -188,25 +185,21 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> Neighb
     from iiae_cli.inference import approximate
     from iiae_cli.inference.neighbours import choose_backend, nearest
 
-    if queries.fingerprint != gallery.head.fingerprint:
-        raise IiaeError(
-            f"queries were encoded by model {queries.fingerprint}, the gallery {gallery.path} by "
-            f"{gallery.head.fingerprint}",
-            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
-        )
     kind, k = options.latents, options.k
     metric = options.metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
     means, entries = queries.encoded.mean(kind), gallery.means(kind)
-    if means.shape[1] != entries.shape[1]:
+    model = gallery.head.fingerprint
+    if (queries.fingerprint, means.shape[1]) != (model, entries.shape[1]):
         raise IiaeError(
-            f"queries have {means.shape[1]} dimensions, the gallery {entries.shape[1]}",
-            "compare latents of one kind and one model",
+            f"queries were encoded by model {queries.fingerprint}, the gallery {gallery.path} by "
+            f"{model}",
+            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
     figures = None
-    if options.approximate and len(gallery):
+    if options.approximate:
         backend = "faiss"
         suffix = ".faiss" if kind == "shared" else f".{kind}.faiss"
-        path, model = gallery.path.with_suffix(suffix), gallery.head.fingerprint
+        path = gallery.path.with_suffix(suffix)
         found = approximate.search(means, entries, k, metric=metric, path=path, fingerprint=model)
         recall = f"{found.recall:.3f} on {found.sample} of {len(means)} queries"
         console.say(

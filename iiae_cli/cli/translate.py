@@ -31,9 +31,9 @@ from iiae_cli.common.files import refuse_existing, write_errors, writing
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from iiae_cli.inference.inputs import Block, Inputs
     from iiae_cli.runs.weights import LoadedModel
 
 DEFAULT_SAMPLES = 3
@@ -44,24 +44,15 @@ BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has mor
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; the fields are the options of `command`."""
+    """Which outputs are made, and where they are written."""
 
-    inputs: list[str]
     source: DomainName
     target: DomainName
-    run: Path | None = None
     samples: int | None = None
-    reference: list[str] | None = None
-    guided: bool = False
     interpolate: int | None = None
     seed: int = 0
     output: Path | None = None
     grid: Path | None = None
-    split: str = "test"
-    limit: int | None = None
-    workers: int = 2
-    device: str = "auto"
-    nul: bool = False
     overwrite: bool = False
 
 
@@ -153,35 +144,73 @@ def command(
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided \\
           --grid table1.png
     """
-    given = dict(locals())
-    del given["as_json"]
-    translated = translate(Options(**{**given, "target": target or other_domain(source)}))
+    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.inference.inputs import open_inputs
+    from iiae_cli.inference.trained import open_run, partners_of
+
+    target = target or other_domain(source)
+    if output is None and grid is None:
+        raise IiaeError("nowhere to write to", "pass -o DIR for pictures, --grid grid.png, or both")
+    if target == source and (guided or not reference):
+        raise IiaeError(
+            "a visual analogy within one domain needs a reference, and --guided is for two",
+            "pass --reference PICTURE alone, or leave --to out",
+        )
+    if grid is not None:
+        refuse_existing(grid, overwrite)
+    paths = expand_inputs(inputs, nul=nul)
+    loaded = open_run(run, device)
+    _check_model(loaded, bool(reference or guided))
+    info = loaded.info
+    rows = open_inputs(paths, source, info, split=split, workers=workers).first(limit)
+    references = partners = None
+    if reference:
+        references = open_inputs(reference, target, info).read_all()
+    if guided:
+        partners = partners_of(Path(paths[0]), rows.total, target, info, split=split)
+    if interpolate and (references is None or len(references.ids) != 2):
+        raise IiaeError(
+            "an interpolation needs two references", "pass --reference FIRST --reference LAST"
+        )
+    options = Options(source, target, samples, interpolate, seed, output, grid, overwrite)
+    translated = translate(loaded, rows, references, partners, options)
     for line in translated.skipped:
         console.warn(f"skipped {line}")
     finish(translated, as_json, translated.skipped)
 
 
-def translate(options: Options) -> Translated:
+def _check_model(loaded: LoadedModel, styled: bool) -> None:
+    """Refuse a model that does not translate pictures, or has no exclusive latents to take."""
+    if not loaded.model.generative:
+        kind = loaded.config.objective.kind
+        raise IiaeError(
+            f"a model of objective {kind} translates nothing: it has no decoders",
+            "use a run of objective.kind=elbo+ii-mi",
+        )
+    if loaded.size is None:
+        raise IiaeError(
+            "this model translates features, not pictures", "use a run that was trained on pictures"
+        )
+    if styled and not loaded.model.exclusive_dim:
+        raise IiaeError(
+            "this model was trained without exclusive latents",
+            "leave --reference and --guided out",
+        )
+
+
+def translate(
+    loaded: LoadedModel,
+    inputs: Inputs,
+    references: Block | None,
+    partners: Inputs | None,
+    options: Options,
+) -> Translated:
     """Translate every input, block by block, so that any number of them fits into memory."""
-    from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.inputs import none_read, open_inputs
-    from iiae_cli.inference.trained import TrainedModel, open_run, partners_of, styles_of
+    from iiae_cli.inference.inputs import none_read
+    from iiae_cli.inference.trained import TrainedModel, styles_of
     from iiae_cli.report.grids import TranslationGrid
 
-    _check(options)
-    source, target, split = options.source, options.target, options.split
-    paths = expand_inputs(options.inputs, nul=options.nul)
-    loaded = open_run(options.run, options.device)
-    _check_model(loaded, bool(options.reference or options.guided))
-    trained, info = TrainedModel.of(loaded), loaded.info
-    shapes = {"x": info.shape_x, "y": info.shape_y}
-    inputs = open_inputs(paths, source, shapes[source], split=split, workers=options.workers)
-    inputs = inputs.first(options.limit)
-    references = partners = None
-    if options.reference:
-        references = open_inputs(options.reference, target, shapes[target]).read_all()
-    if options.guided:
-        partners = partners_of(Path(paths[0]), inputs.total, target, shapes[target], split=split)
+    trained, source, target = TrainedModel.of(loaded), options.source, options.target
     styles = styles_of(
         trained,
         target,
@@ -191,19 +220,19 @@ def translate(options: Options) -> Translated:
         interpolate=options.interpolate,
         seed=options.seed,
     )
-    files = None
+    names, files = styles.names, None
     if options.output is not None:
-        files = plan_files(options.output, inputs.ids, styles.names, target, options.overwrite)
-    columns = _columns(len(styles.names), inputs.total, options) if options.grid else []
+        files = plan_files(options.output, inputs.ids, names, target, options.overwrite)
+    columns = _columns(len(names), inputs.total, options.interpolate) if options.grid else []
     grid = TranslationGrid(
         source=source,
         target=target,
-        names=[styles.names[column] for column in columns],
+        names=[names[column] for column in columns],
         references=[styles.pictures[column] for column in columns],
         interpolated=bool(options.interpolate),
     )
     results, skipped = [], list(references.skipped if references else [])
-    step = max(1, BLOCK_PICTURES // len(styles.names))
+    step = max(1, BLOCK_PICTURES // len(names))
     with console.progress("translating", inputs.total, "inputs") as bar:
         for start in range(0, inputs.total, step):
             block = inputs.read(start, min(start + step, inputs.total))
@@ -211,7 +240,7 @@ def translate(options: Options) -> Translated:
             if block.ids:
                 latents = styles.exclusive(block.positions)
                 outputs = trained.translate(block.rows, source, target, latents)
-                results += _written(block.ids, styles.names, outputs, files, block.positions)
+                results += _written(block, names, outputs, files)
                 room = max(0, GRID_ROWS - len(grid.rows)) if columns else 0
                 shown = trained.shown(block.rows[:room])
                 for picture, name, pictures in zip(shown, block.ids, outputs, strict=False):
@@ -223,63 +252,6 @@ def translate(options: Options) -> Translated:
         with writing(options.grid) as temporary:
             grid.draw().save(temporary, format="PNG")
     return Translated(source, target, results, options.grid, skipped)
-
-
-def _check(options: Options) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    analogy = options.target == options.source
-    _refuse(
-        options.output is None and options.grid is None,
-        "nowhere to write to",
-        "pass -o DIR for single pictures, --grid grid.png for a grid, or both",
-    )
-    _refuse(
-        analogy and not options.reference,
-        "a visual analogy within one domain needs a reference",
-        "pass --reference PICTURE, or --to the other domain",
-    )
-    _refuse(
-        bool(options.interpolate) and len(options.reference or []) != 2,
-        "an interpolation needs two references",
-        "pass --reference FIRST --reference LAST",
-    )
-    _refuse(
-        bool(options.interpolate) and bool(options.samples or options.guided),
-        "an interpolation has no samples and no partners",
-        "leave --samples and --guided out",
-    )
-    _refuse(
-        options.guided and analogy,
-        "--guided takes the partner's exclusive latent, which is the other domain's",
-        "leave --to out",
-    )
-    if options.grid is not None:
-        refuse_existing(options.grid, options.overwrite)
-
-
-def _check_model(loaded: LoadedModel, styled: bool) -> None:
-    """Refuse a model that does not translate pictures, or has no exclusive latents to take."""
-    kind = loaded.config.objective.kind
-    _refuse(
-        not loaded.model.generative,
-        f"a model of objective {kind} translates nothing: it has no decoders",
-        "use a run of objective.kind=elbo+ii-mi",
-    )
-    _refuse(
-        loaded.size is None,
-        "this model translates features, not pictures",
-        "use a run that was trained on pictures",
-    )
-    _refuse(
-        styled and not loaded.model.exclusive_dim,
-        "this model was trained without exclusive latents",
-        "leave --reference and --guided out",
-    )
-
-
-def _refuse(refused: bool, message: str, hint: str) -> None:
-    if refused:
-        raise IiaeError(message, hint)
 
 
 def plan_files(
@@ -327,36 +299,31 @@ def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
     return lines
 
 
-def _columns(count: int, rows: int, options: Options) -> list[int]:
+def _columns(count: int, rows: int, interpolate: int | None) -> list[int]:
     """Returns which outputs the grid shows: the first; of an interpolation, at equal distances."""
     if rows > GRID_ROWS:
         console.say(f"the grid shows the first {GRID_ROWS} of {rows} inputs")
     if count <= GRID_COLUMNS:
         return list(range(count))
     console.say(f"the grid shows {GRID_COLUMNS} of {count} outputs of each input")
-    last = count - 1 if options.interpolate else GRID_COLUMNS - 1
+    last = count - 1 if interpolate else GRID_COLUMNS - 1
     return [round(column * last / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
 
 
 def _written(
-    ids: list[str],
-    names: list[str],
-    outputs: NDArray[np.uint8],
-    files: list[list[Path]] | None,
-    positions: list[int],
+    block: Block, names: list[str], outputs: NDArray[Any], files: list[list[Path]] | None
 ) -> list[dict[str, Any]]:
     """Write the outputs (N, K, H, W, C), if files are planned; returns a JSON object per input."""
     from PIL import Image
 
     results = []
-    for name, position, pictures in zip(ids, positions, outputs, strict=True):
-        paths = files[position] if files else []
-        for path, picture in zip(paths, pictures, strict=False):
-            with writing(path, sync=False) as temporary:
-                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
-        lines = [
-            {"exclusive": style, "file": str(paths[number]) if paths else None}
-            for number, style in enumerate(names)
-        ]
+    for name, position, pictures in zip(block.ids, block.positions, outputs, strict=True):
+        lines = []
+        for number, (style, picture) in enumerate(zip(names, pictures, strict=True)):
+            path = None if files is None else files[position][number]
+            if path is not None:
+                with writing(path, sync=False) as temporary:
+                    Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+            lines.append({"exclusive": style, "file": path and str(path)})
         results.append({"input": name, "outputs": lines})
     return results

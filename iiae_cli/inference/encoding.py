@@ -8,40 +8,36 @@ Memory holds a few blocks, for a thousand rows as for a million.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli import __version__
 from iiae_cli.common import console
-from iiae_cli.common.console import Progress
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, BlockStore, Part
+from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
 from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.latents import Gallery, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
 from iiae_cli.runs.weights import LoadedModel
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 _HEAD = ("domain", "shared_shape", "preset", "metric", "source")
 
 
-def batch_size_for(shape: tuple[int, ...]) -> int:
-    """Returns a number of rows that a core's caches hold, by the shape of a row alone.
+def batch_size_for(size: tuple[int, int] | None) -> int:
+    """Returns a number of rows that a core's caches hold, by the size (H, W); None for features.
 
     On a CPU the paper's 256×256 networks are fastest with few pictures at once; a GPU is not slowed
     down by 16.
     """
-    if len(shape) == 1:
-        return 256
-    return max(8, min(64, (1 << 20) // (shape[0] * shape[1])))
+    return 256 if size is None else max(8, min(64, (1 << 20) // (size[0] * size[1])))
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,6 @@ class EncodeJob:
         batch_size: int | None,
     ) -> EncodeJob:
         """Returns the job of encoding all inputs of a domain by a run's model."""
-        shape = loaded.info.shape_x if domain == "x" else loaded.info.shape_y
         head = {
             "fingerprint": loaded.fingerprint,
             "domain": domain,
@@ -73,7 +68,7 @@ class EncodeJob:
             "metric": loaded.metric,
             "source": inputs.source,
         }
-        batch_size = batch_size or batch_size_for(loaded.size or shape)
+        batch_size = batch_size or batch_size_for(loaded.size)
         return cls(TrainedModel.of(loaded), inputs, form, batch_size, head)
 
     @property
@@ -103,12 +98,8 @@ class EncodeJob:
         stop = min(self.inputs.total, numbers.stop * self.block_rows)
         return range(min(stop, numbers.start * self.block_rows), stop)
 
-    def make(
-        self, store: BlockStore, numbers: range, *, stop: Stop = NEVER, bar: Progress | None = None
-    ) -> None:
+    def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
         """Encodes those of these blocks that the store does not have.
-
-        `stop` is asked before every block, and `bar` shows how many inputs of the run are done.
 
         Raises:
             IiaeError: the disk is full, or a number format cannot hold a latent.
@@ -117,18 +108,27 @@ class EncodeJob:
         missing, total = store.missing(numbers), len(self.rows_of(numbers))
         parts = [self.rows_of(range(number, number + 1)) for number in missing]
         done = total - sum(map(len, parts))
-        if len(store):
-            console.say(f"resuming {store.folder} at input {done} of {total}")
-        if bar is not None:
+        with console.progress("encoding", total, "inputs") as bar:
+            if done:
+                console.say(f"resuming at input {done} of {total}")
             bar.start_at(done)
-        blocks = ahead(lambda part: self.inputs.read(part.start, part.stop), parts)
-        for number, part, block in zip(missing, parts, blocks, strict=True):
-            saved = f"{done} of {total} inputs are saved in {store.folder}"
-            stop.check(f"{saved}; continue with the same command and --resume")
-            store.append(number, self._encoded(block))
-            done += len(part)
-            if bar is not None:
+            for number, block in zip(missing, self._blocks(parts), strict=True):
+                saved = f"{done} of {total} inputs are saved in {store.folder}"
+                stop.check(f"{saved}; continue with the same command and --resume")
+                store.append(number, self._encoded(block))
+                done += len(block.ids) + len(block.skipped)
                 bar.update(done)
+
+    def _blocks(self, parts: Iterable[range]) -> Iterator[Block]:
+        """Yields the rows at these positions; a thread reads the next ones meanwhile."""
+        with ThreadPoolExecutor(1, "ahead") as pool:
+            coming: Future[Block] | None = None
+            for part in parts:
+                previous, coming = coming, pool.submit(self.inputs.read, part.start, part.stop)
+                if previous is not None:
+                    yield previous.result()
+            if coming is not None:
+                yield coming.result()
 
     def _encoded(self, block: Block) -> Arrays:
         """Returns ids, labels where known, lines of what was left out, and latents."""
@@ -148,26 +148,13 @@ class EncodeJob:
 
 
 def write_blocks(
-    path: Path,
-    settings: dict[str, Any],
-    store: BlockStore,
-    numbers: range,
-    part: Part | None = None,
-    total: int = 0,
+    path: Path, job: EncodeJob, store: BlockStore, part: Part | None = None
 ) -> dict[str, list[str]]:
-    """Writes a cache from blocks of a job; returns its texts.
+    """Writes the cache of a job, or of a part of it, whose blocks are in the store.
 
-    Args:
-        path: an existing file is replaced.
-        settings: of the job.
-        store: has the blocks.
-        numbers: of the blocks.
-        part: which shard they are; None: all.
-        total: number of blocks of the whole job.
-
-    Raises:
-        IiaeError: not one input of the whole job could be read, or the file cannot be written.
+    Returns its texts. Raises IiaeError if not one input of the whole job could be read.
     """
+    numbers = (part or Part(0, 1)).of(job.total)
     texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
     for block in map(store.read, numbers):
         for name, column in texts.items():
@@ -179,12 +166,22 @@ def write_blocks(
         for block in map(store.read, numbers)
         if len(block["ids"])
     )
-    head = {name: settings[name.replace("_", " ")] for name in _HEAD}
-    head |= {"fingerprint": settings["model"], "job": json.dumps(settings, sort_keys=True)}
+    head = {**job.head, "job": json.dumps(store.job, sort_keys=True)}
     if part is not None:
-        head["part"] = [part.index, part.count, total]
+        head["part"] = [part.index, part.count, job.total]
     write_stream(path, head, texts, arrays, folder=store.folder)
     return texts
+
+
+def read_shards(paths: Sequence[str]) -> list[Gallery]:
+    """Returns all shards of a job, in order; raises IiaeError unless each is named once."""
+    shards = {Path(path): Gallery(Path(path)) for path in paths}
+    files = []
+    for path, shard in shards.items():
+        if shard.part is None:
+            raise IiaeError(f"{path} is no shard", "name the files that --shard I/N wrote")
+        files.append(PartFile(path, shard.part, shard.total, shard.job, {}))
+    return [shards[file.path] for file in in_order(files, "iiae encode …")]
 
 
 def write_merged(path: Path, shards: Sequence[Gallery]) -> dict[str, list[str]]:
@@ -200,18 +197,6 @@ def write_merged(path: Path, shards: Sequence[Gallery]) -> dict[str, list[str]]:
     head = {**shards[0].head.head(), "job": json.dumps(shards[0].job, sort_keys=True)}
     write_stream(path, head, texts, (block for shard in shards for block in shard.blocks()))
     return texts
-
-
-def ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields `make` of each item, in order; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        coming: Future[Result] | None = None
-        for item in items:
-            previous, coming = coming, pool.submit(make, item)
-            if previous is not None:
-                yield previous.result()
-        if coming is not None:
-            yield coming.result()
 
 
 def _texts(texts: Sequence[str]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.datafile import DataFile, is_hdf5
+from iiae_cli.data.datafile import DataFile, DataInfo, is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.model import Domain
 
@@ -93,23 +93,20 @@ def none_read(skipped: Sequence[str]) -> IiaeError:
 def open_inputs(
     inputs: Sequence[str],
     domain: Domain,
-    shape: tuple[int, ...],
+    trained_on: DataInfo,
     *,
     split: str = "test",
     workers: int = 1,
 ) -> Inputs:
-    """Returns the rows that a command's arguments name.
+    """Returns the rows that a command's arguments name, for one domain of a model.
 
-    Args:
-        inputs: one prepared `.h5`, one feature `.npy`, or pictures and folders.
-        domain: which side of a prepared file.
-        shape: of one row as the model's data file had it: (H, W, C), or (F,).
-        split: of a prepared file.
-        workers: threads that decode pictures.
+    Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, or pictures and
+    folders, which `workers` threads decode.
 
     Raises:
-        IiaeError: missing, mixed, empty, or of another shape than the model's.
+        IiaeError: missing, mixed, empty, or of another shape than the model's data.
     """
+    shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
     first = Path(inputs[0])
     if is_hdf5(first) or first.suffix.lower() == ".npy":
         if len(inputs) > 1:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from iiae_cli import __version__
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, writing
+from iiae_cli.data.blocks import Part
 from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
@@ -165,8 +166,8 @@ class Gallery:
     """A latent cache that stays on disk: rows in slices, and names of what was found alone.
 
     `head` is a cache without rows, and `labelled` says whether classes are known. `job` is what
-    made the cache, and `skipped` has a line for every input left out. Of a shard, `part` is its
-    number, of how many, and the number of blocks of the whole job.
+    made the cache, and `skipped` has a line for every input left out. Of a shard, `part` says
+    which, and `total` is the number of blocks of the whole job.
 
     Raises:
         IiaeError: the file is missing, damaged, or of another schema.
@@ -191,8 +192,12 @@ class Gallery:
             self.labelled = labels is not None
             self.job = dict(json.loads(text_attribute(file, "job", "{}")))
             self.skipped = read_texts(file, "skipped") or []
-            part = [int(number) for number in file.attrs["part"]] if "part" in file.attrs else None
-            self.part = part and (part[0], part[1], part[2])
+            self.part, self.total = None, 0
+            if "part" in file.attrs:
+                index, count, self.total = map(int, file.attrs["part"])
+                if not 0 <= index < count:
+                    raise ValueError(f"there is no shard {index} of {count}")
+                self.part = Part(index, count)
             self.head = _head(file)
             self._size = len(ids)
 

@@ -24,7 +24,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.data.datafile import DataFile, is_hdf5
+from iiae_cli.data.datafile import DataFile, DataInfo, is_hdf5
 from iiae_cli.inference.inputs import Block, Inputs, open_inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
@@ -153,14 +153,8 @@ class TrainedModel:
     ) -> NDArray[Any]:
         """Decodes every row's shared mean in `target` with each of its K exclusive latents.
 
-        A target equal to the source makes visual analogies (Table 8).
-
-        Args:
-            rows: of `source`.
-            source: domain of the rows.
-            target: domain of the outputs.
-            exclusive: (N, K, E) latents of `target`; None for a network without them (K = 1).
-            batch_size: rows encoded, and outputs decoded, at once.
+        A target equal to the source makes visual analogies (Table 8). `exclusive` holds (N, K, E)
+        latents of `target`; None for a network without them (K = 1).
 
         Returns:
             Pictures (N, K, H, W, C) uint8, or features (N, K, F) float32.
@@ -241,14 +235,8 @@ def styles_of(
 ) -> Styles:
     """Returns `samples` samples, then references or steps between two, then each input's partner.
 
-    Args:
-        trained: encodes references and partners.
-        target: their domain, and that of the outputs.
-        references: pictures, if any; two for an interpolation.
-        partners: row by row those of the inputs, if they guide.
-        samples: how many are sampled.
-        interpolate: number of steps, if any.
-        seed: of the samples; with an input's position it decides them.
+    References and partners are of the domain `target`. `interpolate` is the number of steps. The
+    seed and an input's position decide its samples.
     """
     width = trained.network.exclusive_dim
     if not width:
@@ -283,21 +271,17 @@ def styles_of(
 
 
 def partners_of(
-    path: Path, count: int, target: Domain, shape: tuple[int, ...], *, split: str
+    path: Path, count: int, target: Domain, trained_on: DataInfo, *, split: str
 ) -> Inputs:
     """Returns the partners of the first `count` inputs, row by row.
 
     Raises:
         IiaeError: the inputs are no prepared file, or one whose rows are not aligned.
     """
-    if not is_hdf5(path):
+    file = DataFile(path) if is_hdf5(path) else None
+    if file is None or file.info.by_class or file.split(split).pairs is not None:
         raise IiaeError(
-            "--guided needs partners, and pictures have none",
-            "give a prepared .h5, or --reference PICTURE",
+            f"--guided takes partners, and rows of {path} have none of their own",
+            "give a prepared .h5 of pairs, or --reference PICTURE",
         )
-    file = DataFile(path)
-    if file.info.by_class or file.split(split).pairs is not None:
-        raise IiaeError(
-            f"rows of {path} have no partner of their own", "pass --reference PICTURE instead"
-        )
-    return open_inputs([str(path)], target, shape, split=split).first(count)
+    return open_inputs([str(path)], target, trained_on, split=split).first(count)

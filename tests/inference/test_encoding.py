@@ -1,5 +1,7 @@
 """Encoding in blocks: what is read, resumed and divided has the values of one call."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from PIL import Image
 
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data.blocks import Part, block_store
-from iiae_cli.inference.encoding import EncodeJob, ahead, batch_size_for, write_blocks, write_merged
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.inference.encoding import (
+    EncodeJob,
+    batch_size_for,
+    read_shards,
+    write_blocks,
+    write_merged,
+)
 from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import Gallery, LatentFormat, read_latents
 from iiae_cli.inference.trained import TrainedModel
@@ -40,17 +49,16 @@ def folder(tmp_path):
 @pytest.fixture
 def job(folder):
     torch.manual_seed(0)
-    inputs = open_inputs([str(folder)], "x", SHAPE, workers=2)
+    inputs = open_inputs([str(folder)], "x", DataInfo("", SHAPE, SHAPE, {}, {}), workers=2)
     trained = TrainedModel(small_model("maps").eval(), SHAPE[:2])
     return EncodeJob(trained, inputs, LatentFormat(logvar=True), 4, HEAD)
 
 
 def encoded(job, path, part=None):
     """The cache of all rows, or of a shard."""
-    settings, numbers = job.settings(), (part or Part(0, 1)).of(job.total)
-    with block_store(path, settings, resume=True) as store:
-        job.make(store, numbers)
-        write_blocks(path, settings, store, numbers, part, job.total)
+    with block_store(path, job.settings(), resume=True) as store:
+        job.make(store, (part or Part(0, 1)).of(job.total))
+        write_blocks(path, job, store, part)
     return read_latents(path)
 
 
@@ -70,7 +78,7 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     paths = [tmp_path / f"{index}.h5" for index in range(count)]
     shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
     assert [name for shard in shards for name in shard.ids] == whole.ids
-    write_merged(tmp_path / "merged.h5", [Gallery(path) for path in paths])
+    write_merged(tmp_path / "merged.h5", read_shards(paths[::-1]))
     merged = read_latents(tmp_path / "merged.h5")
     assert (merged.ids, merged.labels, merged.head()) == (whole.ids, whole.labels, whole.head())
     assert Gallery(tmp_path / "merged.h5").skipped == Gallery(tmp_path / "whole.h5").skipped
@@ -89,7 +97,7 @@ def test_an_interrupted_encoding_continues_at_the_next_block(job, tmp_path, stop
     with block_store(path, job.settings(), resume=True) as store:
         assert 0 < len(store) < job.total
         job.make(store, range(job.total))
-        write_blocks(path, job.settings(), store, range(job.total))
+        write_blocks(path, job, store)
     whole = encoded(job, tmp_path / "whole.h5")
     np.testing.assert_allclose(
         read_latents(path).encoded.shared_mean, whole.encoded.shared_mean, rtol=1e-6
@@ -103,17 +111,13 @@ def test_a_changed_picture_changes_the_job(job, folder):
     assert {key for key in before if before[key] != after[key]} == {"content of the inputs"}
 
 
-def test_only_the_next_item_is_made_ahead():
-    made = []
-    coming = ahead(lambda item: made.append(item) or item, range(20))
-    assert [next(coming) for _ in range(5)] == list(range(5)) and len(made) <= 6
-    coming.close()
-
-
-def test_an_error_of_the_reader_reaches_the_caller():
-    with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda item: 1 / item, [1, 0]))
+def test_at_most_the_next_block_is_read_ahead(job):
+    reads = []
+    fetch = lambda start, stop: reads.append(start) or job.inputs.fetch(start, stop)  # noqa: E731
+    blocks = replace(job, inputs=replace(job.inputs, fetch=fetch))._blocks([range(1)] * 9)
+    assert [len(next(blocks).ids) for _ in range(3)] == [1, 1, 1] and len(reads) <= 4
+    blocks.close()
 
 
 def test_small_rows_come_in_larger_batches():
-    assert [batch_size_for(shape) for shape in ((7,), (32, 32), (256, 256))] == [256, 64, 16]
+    assert [batch_size_for(size) for size in (None, (32, 32), (256, 256))] == [256, 64, 16]
