@@ -17,15 +17,18 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.extensions.augmentation import Augmentation
-from iiae_cli.extensions.baselines import ELBO, DualEncoder
-from iiae_cli.extensions.contrastive import contrastive_term
-from iiae_cli.extensions.dependence import dependence_term
-from iiae_cli.extensions.extended import ExtendedIIAE
+from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE
 from iiae_cli.extensions.linear_paths import DescribedFlat, DescribedMaps, LinearPathFeatures
+from iiae_cli.extensions.terms import contrastive_term, dependence_term
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.layers import grid_after
-from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
+from iiae_cli.model.networks import (
+    FeatureNetworks,
+    FlatNetworks,
+    ImageNetworks,
+    Networks,
+    grid_after,
+)
 from iiae_cli.model.objective import Objective, bound, bound_weights
 
 SMALLEST_GRID = 4

@@ -1,14 +1,9 @@
 """Augmentation of picture pairs: a function of (seed, step), so resuming changes nothing.
 
 What is drawn once for both pictures of a pair stays shared; what is drawn for each becomes
-exclusive by construction. Geometry (turn, zoom, shift, flip) is therefore drawn once, so that
-partners still lie on each other; `misalign` adds a little of its own to each, for pairs whose
-pictures do not lie on each other anyway. Light, contrast, tint, greyness and erased rectangles are
-drawn for each. Parameters come from the CPU's generator whatever the device.
-
-Every strength is 0 by default; 1 means: turns up to 15°, zoom by up to 15 %, shifts up to 12 % of
-the side; contrast by up to 50 %, light up to 0.3, each channel up to 20 % and 0.15 beside (pixels
-in [−1, 1]).
+exclusive by construction. Geometry is therefore drawn once, so that partners still lie on each
+other; `misalign` adds a little of its own to each, for pairs whose pictures do not lie on each
+other anyway. Parameters come from the CPU's generator whatever the device.
 """
 
 from __future__ import annotations
@@ -21,33 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# At strength 1; pixels lie in [−1, 1].
 TURN = math.pi / 12
 ZOOM = 0.15
 SHIFT = 0.24  # of half a side
-CONTRAST, LIGHT = 0.4, 0.3
-TINT, CAST = 0.2, 0.15
+CONTRAST, LIGHT = 0.4, 0.3  # of the picture: exponent of the factor, and what is added
+TINT, CAST = 0.2, 0.15  # the same of each channel
 ERASED = (0.06, 0.25)  # half sides of an erased rectangle, of the picture's side
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes a batch of pairs.
+    """Changes a batch of pairs."""
 
-    Args:
-        geometric: strength of turn, zoom and shift, the same for both pictures of a pair.
-        flip: probability of mirroring both pictures of a pair, left to right.
-        misalign: strength of turn, zoom and shift drawn for each picture, beside the pair's.
-        photometric: strength of contrast, light and tint, drawn for each picture.
-        grey: probability of losing colour, for each picture.
-        erase: probability of a rectangle of one random colour, for each picture.
-    """
-
-    geometric: float = 0.0
-    flip: float = 0.0
-    misalign: float = 0.0
-    photometric: float = 0.0
-    grey: float = 0.0
-    erase: float = 0.0
+    geometric: float = 0.0  # strength of turn, zoom and shift, the same for both pictures of a pair
+    flip: float = 0.0  # probability of mirroring both pictures of a pair, left to right
+    misalign: float = 0.0  # strength of turn, zoom and shift, for each picture beside the pair's
+    photometric: float = 0.0  # strength of contrast, light and tint, for each picture
+    grey: float = 0.0  # probability of losing colour, for each picture
+    erase: float = 0.0  # probability of a rectangle of one random colour, for each picture
 
     @property
     def active(self) -> bool:
@@ -60,28 +47,29 @@ class Augmentation:
         draw = _Draw(int(state), len(x))
         if self.geometric or self.flip or self.misalign:
             both = _affine(self.geometric, self.flip, draw)
-            x, y = (_warp(rows, self._misaligned(both, draw)) for rows in (x, y))
+            x, y = (self._warp(pictures, both, draw) for pictures in (x, y))
         return self._recolour(x, draw), self._recolour(y, draw)
 
-    def _misaligned(self, both: Tensor, draw: _Draw) -> Tensor:
-        return both @ _affine(self.misalign, 0.0, draw) if self.misalign else both
+    def _warp(self, pictures: Tensor, maps: Tensor, draw: _Draw) -> Tensor:
+        """Bilinear; what comes in from outside repeats the border."""
+        if self.misalign:
+            maps = maps @ _affine(self.misalign, 0.0, draw)
+        maps = maps[:, :2].to(pictures.device)
+        grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
+        return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
     def _recolour(self, pictures: Tensor, draw: _Draw) -> Tensor:
         channels, height, width = pictures.shape[1:]
-        if self.photometric:
-            strength = self.photometric
+        if strength := self.photometric:
             gain = torch.exp(strength * (CONTRAST * draw.signed(1) + TINT * draw.signed(channels)))
             offset = strength * (LIGHT * draw.signed(1) + CAST * draw.signed(channels))
-            gain, offset = (
-                values[:, :, None, None].to(pictures.device) for values in (gain, offset)
-            )
-            pictures = pictures * gain + offset
+            pictures = pictures * _per_channel(gain, pictures) + _per_channel(offset, pictures)
         if self.grey:
-            lost = (draw.unit() < self.grey)[:, None, None, None].to(pictures.device)
+            lost = _per_channel((draw.unit() < self.grey)[:, None], pictures)
             pictures = torch.where(lost, pictures.mean(dim=1, keepdim=True), pictures)
         if self.erase:
             inside = _rectangles(height, width, self.erase, draw).to(pictures.device)
-            colour = draw.signed(channels)[:, :, None, None].to(pictures.device)
+            colour = _per_channel(draw.signed(channels), pictures)
             pictures = torch.where(inside, colour, pictures)
         return pictures.clamp(-1.0, 1.0) if self.photometric else pictures
 
@@ -102,6 +90,11 @@ class _Draw:
         return 2.0 * self.unit(*shape) - 1.0
 
 
+def _per_channel(values: Tensor, pictures: Tensor) -> Tensor:
+    """(B, C) → (B, C, 1, 1)."""
+    return values[:, :, None, None].to(pictures.device)
+
+
 def _affine(strength: float, flip: float, draw: _Draw) -> Tensor:
     """Maps (B, 3, 3) from coordinates in changed pictures, in [−1, 1], to those that they read."""
     angle = strength * TURN * draw.signed()
@@ -113,12 +106,6 @@ def _affine(strength: float, flip: float, draw: _Draw) -> Tensor:
     maps[:, :2, 2] = strength * SHIFT * draw.signed(2)
     maps[:, 2, 2] = 1.0
     return maps
-
-
-def _warp(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Bilinear; what comes in from outside repeats the border."""
-    grid = F.affine_grid(maps[:, :2].to(pictures.device), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
 def _rectangles(height: int, width: int, chance: float, draw: _Draw) -> Tensor:

@@ -1,46 +1,53 @@
-"""Where linear paths begin: closed forms fitted to training rows.
+"""What is fitted to training rows in closed form: where linear paths begin, and what is erased.
 
-* `canonical_maps` for pictures: two linear maps, one per domain, onto the directions in which
-  partners agree most (regularised canonical correlation; Hotelling, 1936). Each direction is
-  weighed by a power of its correlation, as one in which partners hardly agree only adds noise to
-  distances. It takes seconds, and for a thousand pairs finds better maps than minutes of gradient
-  descent (docs/small-sets.md).
-* `two_covariance_map` for features: one linear map in whose image classes vary isotropically.
+Retrieval and translation use posterior *means*, which carry faint traces that no sample carries:
+the noise of the posterior drowns them, so the bound does not pay for removing them, but a probe
+reads them. Three linear steps, fitted by `fit_maps`, take them out after training; none reads a
+label or touches the weights: the channel (`channel_basis`), LEACE (`leace`) and the residual
+(`shared_regression`).
 
-Shapes: N and M rows of x and y, F and G their features, S outputs.
+Shapes: N rows, F features, S shared (flattened), E exclusive, D and C dimensions of any rows, k
+directions kept, r rank. Fits are in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
+from torch import Tensor
+
+from iiae_cli.extensions.extended import LinearErasure, SharedPart
+from iiae_cli.model.gaussian import DiagonalGaussian
 
 CORRELATION_POWER = 0.75
+SMALLEST_VARIANCE = 1e-10  # of the largest: directions below it are taken for rounding errors
 
 Floats: TypeAlias = NDArray[np.float64]
-AffineMap: TypeAlias = tuple[Floats, Floats]
+AffineMap: TypeAlias = tuple[Floats, Floats]  # weights (S, F) and biases (S,)
+
+
+# ---- where linear paths begin
 
 
 def canonical_maps(
     x: NDArray[Any], y: NDArray[Any], dim: int, shrinkage: float
 ) -> tuple[AffineMap, AffineMap]:
-    """Returns weights (S, F) and biases (S,) of x, and (S, G) and (S,) of y.
+    """Maps of partners x and y (N, F) onto the directions in which they agree most.
 
-    Outputs have mean zero over these rows, and x's unit variance on average, as the prior has.
-
-    Args:
-        x: (N, F) rows.
-        y: (N, G) rows, row i the partner of x's row i.
-        dim: S; what exceeds F or G is zero.
-        shrinkage: > 0, times a domain's mean variance, added to its covariance.
+    Regularised canonical correlation (Hotelling, 1936): `shrinkage` > 0, times a domain's mean
+    variance, is added to its covariance. Each direction is weighed by a power of its correlation,
+    as one in which partners hardly agree only adds noise to distances. Outputs have mean zero over
+    these rows, and x's unit variance on average, as the prior has; what exceeds F is zero.
     """
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     centred = x - means[0], y - means[1]
-    lower_x, lower_y = (_factor(rows, shrinkage) for rows in centred)
+    lower_x, lower_y = (cholesky(_shrunk(rows, shrinkage), lower=True) for rows in centred)
     across = centred[0].T @ centred[1] / len(x)
     white = solve_triangular(lower_x, across, lower=True)
     white = solve_triangular(lower_y, white.T, lower=True).T
@@ -57,21 +64,11 @@ def canonical_maps(
     return (weight_x, -weight_x @ means[0]), (weight_y, -weight_y @ means[1])
 
 
-def thin_svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:
-    """A thin SVD, by LAPACK's slow driver if the fast one fails, as it does on a rare matrix."""
-    try:
-        left, sizes, right = svd(matrix, full_matrices=False)
-    except LinAlgError:
-        left, sizes, right = svd(matrix, full_matrices=False, lapack_driver="gesvd")
-    return left, sizes, right
-
-
-def _factor(rows: Floats, shrinkage: float) -> Floats:
-    """The lower Cholesky factor of a shrunk covariance (F, F)."""
-    covariance = rows.T @ rows / len(rows)
+def _shrunk(centred: Floats, shrinkage: float) -> Floats:
+    """The covariance (F, F) of centred rows, `shrinkage` times its mean variance added."""
+    covariance: Floats = centred.T @ centred / len(centred)
     added = shrinkage * float(np.trace(covariance)) / len(covariance)
-    factor: Floats = cholesky(covariance + (added or 1.0) * np.eye(len(covariance)), lower=True)
-    return factor
+    return covariance + (added or 1.0) * np.eye(len(covariance))
 
 
 def two_covariance_map(
@@ -82,26 +79,18 @@ def two_covariance_map(
     dim: int,
     shrinkage: float,
 ) -> Floats:
-    """Returns weights (S, F): the S widest directions after isotropic within-class variation.
+    """Weights (S, F): the S widest directions after isotropic within-class variation.
 
     In the linear-Gaussian model x = V z^s + W z^x + noise, of which an IIAE is the non-linear kin,
     the shared posterior mean weighs down what varies within a class. That is estimated around each
     class's mean, in which both domains count alike, so that the gap between the domains is part of
-    it; few rows estimate it badly, hence the shrinkage. Outputs have unit variance on average.
-
-    Args:
-        x: (N, F), centred on its mean.
-        y: (M, F), likewise.
-        labels_x: (N,) classes.
-        labels_y: (M,) classes.
-        dim: S; rows that exceed F are zero.
-        shrinkage: times the mean variance, added to the within-class covariance.
+    it; few rows estimate it badly, hence the shrinkage. Rows (N, F) are centred by domain. Outputs
+    have unit variance on average; what exceeds F is zero.
     """
-    labels = np.concatenate([np.asarray(one, dtype=np.str_) for one in (labels_x, labels_y)])
-    classes, codes = np.unique(labels, return_inverse=True)
+    classes, codes = np.unique(np.concatenate([labels_x, labels_y]), return_inverse=True)
     rows = np.concatenate([x, y]).astype(np.float64)
     means = np.zeros((len(classes), rows.shape[1]))
-    domains = np.zeros(len(classes))
+    domains = np.zeros(len(classes))  # in which a class occurs
     for part in (slice(len(x)), slice(len(x), None)):
         counts = np.bincount(codes[part], minlength=len(classes))
         sums = np.zeros_like(means)
@@ -109,10 +98,7 @@ def two_covariance_map(
         means += sums / np.maximum(counts, 1)[:, None]
         domains += counts > 0
     means /= domains[:, None]
-    deviations = rows - means[codes]
-    within = deviations.T @ deviations / len(rows)
-    added = shrinkage * float(np.trace(within)) / len(within)
-    values, vectors = np.linalg.eigh(within + (added or 1.0) * np.eye(len(within)))
+    values, vectors = np.linalg.eigh(_shrunk(rows - means[codes], shrinkage))
     whiten = (vectors / np.sqrt(values)) @ vectors.T
     white = rows @ whiten
     spread, directions = np.linalg.eigh(white.T @ white / len(white))
@@ -121,3 +107,167 @@ def two_covariance_map(
     weight = np.zeros((dim, rows.shape[1]))
     weight[: kept.shape[1]] = (whiten @ kept).T / scale
     return weight
+
+
+def thin_svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+    """A thin SVD, by LAPACK's slow driver if the fast one fails, as it does on a rare matrix."""
+    try:
+        left, sizes, right = svd(matrix, full_matrices=False)
+    except LinAlgError:
+        left, sizes, right = svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, sizes, right
+
+
+# ---- what is erased from posterior means
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Directions of a shared mean, strongest first; coordinates are (mean − centre) · right.
+
+    The posterior's noise has unit variance in coordinates.
+    """
+
+    centre: Tensor  # (S,) average mean
+    left: Tensor  # (S, k) from coordinates back to means
+    right: Tensor  # (S, k) from means to coordinates
+    snr: Tensor  # (k,) variance of each coordinate: its signal-to-noise ratio
+
+    def coordinates(self, mean: Tensor) -> Tensor:
+        """Returns (N, k) float64 of means (N, S)."""
+        return (mean.double() - self.centre) @ self.right
+
+
+def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
+    """The directions in which means (N, S) vary `least_snr` times as much as samples scatter.
+
+    A mean's component along a direction says at most ½ log(1 + SNR) nats, where SNR is its variance
+    over the posterior's, on average `noise` (S,): reverse water-filling for a Gaussian channel. The
+    projection left · rightᵀ is on the principal components of means with isotropic noise.
+    """
+    mean, scale = mean.double(), noise.double().sqrt()
+    centre = mean.mean(dim=0)
+    white = (mean - centre) / scale
+    rows, width = white.shape
+    if width <= rows:
+        snr, directions = torch.linalg.eigh(white.T @ white / rows)
+    else:  # a wide latent: the rows' Gram matrix has the same spectrum
+        snr, mixing = torch.linalg.eigh(white @ white.T / rows)
+        lengths = (rows * snr.clamp(min=SMALLEST_VARIANCE * float(snr[-1]))).sqrt()
+        directions = white.T @ mixing / lengths
+    kept = (snr >= least_snr) & (snr > SMALLEST_VARIANCE * snr[-1])
+    snr, directions = snr[kept].flip(0), directions[:, kept].flip(1)
+    return Basis(centre, scale[:, None] * directions, directions / scale[:, None], snr)
+
+
+def leace(
+    values: Tensor,
+    concept: Tensor,
+    partner: Tensor | None = None,
+    least_correlation: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A and B, each (D, r).
+
+    v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm at once, after which no
+    linear map reads the concept (N, C). Beyond LEACE, two arguments spare what it predicts by
+    accident: with a `partner` (N, D), what the other domain says of the same rows, only what the
+    concept predicts of the *difference* is erased, as what both domains say is shared; canonical
+    correlations up to `least_correlation` are left alone.
+    """
+    values, concept = (part.double() - part.double().mean(dim=0) for part in (values, concept))
+    variances, axes = _spectrum(values)
+    whiten, colour = (axes / variances.sqrt()) @ axes.T, (axes * variances.sqrt()) @ axes.T
+    concept_variances, concept_axes = _spectrum(concept)
+    seen = values if partner is None else values - partner.double()
+    white_concept = concept @ (concept_axes / concept_variances.sqrt())
+    directions, correlation, _ = _svd(whiten @ seen.T @ white_concept / len(values))
+    erased = directions[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
+    return colour @ erased, whiten @ erased
+
+
+def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (r,) and axes (D, r) of centred rows (N, D), without those that do not vary."""
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
+    kept = variances > SMALLEST_VARIANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    return variances[kept], axes[:, kept]
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left, sizes, right = (torch.from_numpy(part) for part in thin_svd(matrix.numpy()))
+    return left, sizes, right
+
+
+def without(
+    basis: Basis,
+    mean: Tensor,
+    concept: Tensor,
+    partner: Tensor | None = None,
+    least_correlation: float = 0.0,
+) -> Basis:
+    """The basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
+    others = None if partner is None else basis.coordinates(partner)
+    removed, read = leace(basis.coordinates(mean), concept, others, least_correlation)
+    remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T
+    rank = len(basis.snr) - removed.shape[1]
+    towards, sizes, source = _svd(remaining)
+    right = basis.right @ source[:rank].T
+    snr = ((mean.double() - basis.centre) @ right).square().mean(dim=0)
+    return Basis(basis.centre, basis.left @ (towards[:, :rank] * sizes[:rank]), right, snr)
+
+
+def shared_regression(
+    exclusive: Tensor, basis: Basis, mean: Tensor, partner: Tensor, ridge: float
+) -> Tensor:
+    """Weights (E, S) of f, which predicts exclusive means (N, E) from shared ones (N, S).
+
+    Subtracting f(z^s), which the decoder adds back, is a change of coordinates: reconstructions
+    stay as they are. f is the instrumental-variable estimate in coordinates whose noise is one. The
+    partner's shared mean (N, S) is the instrument: it cannot know this domain's exclusive factors,
+    so whatever of them leaks into this domain's shared mean is not mistaken for shared. Its
+    covariance with this domain's mean is made symmetric and not negative, as the covariance of one
+    latent is, before `ridge` is added. With `ridge` 1 and the mean as its own instrument this is
+    the regression on *samples* of the shared posterior.
+    """
+    own, other = basis.coordinates(mean), basis.coordinates(partner)
+    other = other - other.mean(dim=0)
+    centred = exclusive.double() - exclusive.double().mean(dim=0)
+    agreement = other.T @ own / len(own)
+    variances, axes = torch.linalg.eigh(0.5 * (agreement + agreement.T))
+    inverse = (axes / (variances.clamp(min=0.0) + ridge)) @ axes.T
+    weights: Tensor = (basis.right @ inverse @ (other.T @ centred / len(own))).T
+    return weights
+
+
+def fit_maps(
+    erase: LinearErasure | None,
+    shared_part: SharedPart | None,
+    shared: DiagonalGaussian,
+    exclusive: Tensor | None,
+    partner: Tensor | None,
+    *,
+    least_snr: float,
+    least_correlation: float | None,
+    ridge: float,
+) -> None:
+    """Fits one domain's maps, those that are not None, to its posteriors on training rows.
+
+    `shared` is r(z^s|·) (N, S), `exclusive` means (N, E), `partner` the other domain's shared means
+    (N, S). Rows that are paired by class have no partner: their own means are the instrument, and
+    LEACE is plain. `least_snr` is 0 without the channel, `least_correlation` None without LEACE.
+    """
+    mean = shared.mean
+    basis = channel_basis(mean, torch.exp(shared.logvar.double()).mean(dim=0), least_snr)
+    if exclusive is not None:
+        exclusive = exclusive.double()
+    if shared_part is not None and exclusive is not None:
+        instrument = mean if partner is None else partner
+        weight = shared_regression(exclusive, basis, mean, instrument, ridge)
+        shared_part.centre.copy_(basis.centre)
+        shared_part.weight.copy_(weight)
+        exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
+    if erase is not None:
+        if least_correlation is not None and exclusive is not None:
+            # The concept is the model's own exclusive mean, where it predicts what a pair's two
+            # shared means disagree in.
+            basis = without(basis, mean, exclusive, partner, least_correlation)
+        erase.set(basis.centre, basis.left, basis.right)

@@ -1,9 +1,12 @@
-"""The paper's model with standardised features and erased means around it."""
+"""Models around the paper's: standardised features, erased means, and two baselines.
+
+Shapes: B batch, F features, S shared latent (flattened), E exclusive latent, r rank.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iiae_cli.extensions.erasure import LinearErasure, SharedPart
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, posterior
 from iiae_cli.model.networks import Networks
+from iiae_cli.model.objective import Weights
 
-SMALLEST_SCALE = (
-    0.05  # of the overall scale, so that a dimension that hardly varies is not blown up
-)
+SMALLEST_SCALE = 0.05  # of the overall scale: a dimension that hardly varies is not blown up
+
+# A baseline: the limit λ → 0 of Eq. 12, not divided by it. Retrieval and translation need r, so it
+# is fitted to q by a small weight: Adam steps by a gradient's direction, whatever its size, so r
+# learns at full pace, while q and the features feel a thousandth of the pull.
+ELBO_FIT = 1e-3
+ELBO = Weights(1.0, ELBO_FIT, shared_prior_kl=1.0, exclusive_kl=1.0)
 
 
 class Standardise(nn.Module):
-    """Brings features (B, F) to zero mean and unit scale, and back.
-
-    The statistics are buffers, saved with the weights: mean 0 and scale 1 until `fit` is called.
-    """
+    """Brings features (B, F) to zero mean and unit scale, and back; the identity until `fit`."""
 
     mean: Tensor
     scale: Tensor
@@ -37,11 +41,7 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, rows: NDArray[Any], *, each: bool) -> None:
-        """Takes the mean and scale of rows (N, F).
-
-        The scale is the root mean square deviation over all dimensions, or with `each` every
-        dimension's own, but no less than a twentieth of the former.
-        """
+        """Takes the mean of rows (N, F), and their scale: over all dimensions, or of `each`."""
         deviation = np.std(rows, axis=0, dtype=np.float64)
         overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
         scale = np.full(len(deviation), overall)
@@ -59,19 +59,72 @@ class Standardise(nn.Module):
         return standardised * self.scale + self.mean
 
 
+class LinearErasure(nn.Module):
+    """mean ↦ centre + left · rightᵀ(mean − centre); the identity while its rank is 0.
+
+    Everything passes the r numbers rightᵀ(mean − centre), so what is erased cannot survive as a
+    rounding error. The data decide the rank.
+    """
+
+    centre: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("left", torch.zeros(width, 0))
+        self.register_buffer("right", torch.zeros(width, 0))
+
+    def set(self, centre: Tensor, left: Tensor, right: Tensor) -> None:
+        """Takes a map: centre (S,), left and right (S, r)."""
+        self.make_room(left.shape[1])
+        self.centre.copy_(centre)
+        self.left.copy_(left)
+        self.right.copy_(right)
+
+    def make_room(self, rank: int) -> None:
+        """Takes the shape of a map of this rank, at most S; rank 0 is the identity."""
+        width = len(self.centre)
+        self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """Returns means (B, S…) of the same shape."""
+        if not self.left.shape[1]:
+            return mean
+        kept = (mean.flatten(1) - self.centre) @ self.right  # (B, r)
+        return (self.centre + kept @ self.left.T).view_as(mean)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}left")
+        if saved is not None and saved.ndim == 2:
+            self.make_room(saved.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class SharedPart(nn.Module):
+    """f(z^s): what a shared mean predicts of an exclusive one; zero until weight is set."""
+
+    centre: Tensor
+    weight: Tensor
+
+    def __init__(self, shared: int, exclusive: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(shared))
+        self.register_buffer("weight", torch.zeros(exclusive, shared))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Returns (B, E) of shared means (B, S…)."""
+        predicted: Tensor = (shared.flatten(1) - self.centre) @ self.weight.T
+        return predicted
+
+
 class ExtendedIIAE(IIAE):
     """An IIAE whose inputs may be standardised and whose means may be erased from.
 
     Erasure is between the posteriors and whoever asks for one latent; `infer` and `generate`, which
-    train, work without it. Nothing changes until the statistics and maps are fitted.
-
-    Args:
-        networks: as IIAE's, like `widths` and `options`.
-        widths: channels or features of each domain.
-        standardise: whether features are standardised.
-        erase_shared: whether `encode_shared` erases from means.
-        residual: whether exclusive means are z^x − f(z^s), to which `decode` adds f(z^s) again.
-        options: IIAE's.
+    train, work without it. Nothing changes until the statistics and maps are fitted. With
+    `residual`, exclusive means are z^x − f(z^s), to which `decode` adds f(z^s) again.
     """
 
     def __init__(
@@ -85,15 +138,15 @@ class ExtendedIIAE(IIAE):
         **options: Any,
     ) -> None:
         super().__init__(networks, widths, **options)
-        residual = residual and self.exclusive_dim > 0
-        shared_dim = math.prod(self.shared_shape)
-
-        def both(make: Callable[[Domain], nn.Module], wanted: bool) -> nn.ModuleDict:
-            return nn.ModuleDict({domain: make(domain) for domain in DOMAINS if wanted})
-
-        self.standardise = both(lambda domain: Standardise(widths[domain]), standardise)
-        self.erase_shared = both(lambda _: LinearErasure(shared_dim), erase_shared)
-        self.shared_part = both(lambda _: SharedPart(shared_dim, self.exclusive_dim), residual)
+        shared, exclusive = math.prod(self.shared_shape), self.exclusive_dim
+        self.standardise, self.erase_shared, self.shared_part = (nn.ModuleDict() for _ in range(3))
+        for domain in DOMAINS:
+            if standardise:
+                self.standardise[domain] = Standardise(widths[domain])
+            if erase_shared:
+                self.erase_shared[domain] = LinearErasure(shared)
+            if residual and exclusive:
+                self.shared_part[domain] = SharedPart(shared, exclusive)
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
         """Returns inputs (B, …) of a domain as its networks read them."""
@@ -104,19 +157,18 @@ class ExtendedIIAE(IIAE):
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·), its mean erased from."""
-        posterior = super().encode_shared(domain, inputs)
+        shared = super().encode_shared(domain, inputs)
         if domain in self.erase_shared:
-            erased = self.erase_shared[domain](posterior.mean)
-            posterior = DiagonalGaussian(erased, posterior.logvar)
-        return posterior
+            shared = DiagonalGaussian(self.erase_shared[domain](shared.mean), shared.logvar)
+        return shared
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """q(z^x|x) or q(z^y|y), its mean the residual z^x − f(z^s)."""
-        posterior = super().encode_exclusive(domain, inputs)
+        exclusive = super().encode_exclusive(domain, inputs)
         if domain in self.shared_part:
             predicted = self.shared_part[domain](self.encode_shared(domain, inputs).mean)
-            posterior = DiagonalGaussian(posterior.mean - predicted, posterior.logvar)
-        return posterior
+            exclusive = DiagonalGaussian(exclusive.mean - predicted, exclusive.logvar)
+        return exclusive
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in the data's own units."""
@@ -129,3 +181,28 @@ class ExtendedIIAE(IIAE):
             assert isinstance(standardise, Standardise)
             decoded = standardise.inverse(decoded)
         return decoded
+
+
+class DualEncoder(ExtendedIIAE):
+    """A baseline, r^x and r^y alone: retrieves, but has neither exclusive latents nor decoders."""
+
+    generative = False
+
+    def __init__(
+        self, networks: Networks, widths: Mapping[Domain, int], **extensions: bool
+    ) -> None:
+        super().__init__(networks, widths, exclusive_dim=0, **extensions)
+        del self.joint_shared  # nothing trains it
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
+        return self.infer(x, y), Reconstructions({})
+
+    def infer(self, x: Tensor, y: Tensor) -> Posteriors:
+        """The shared posteriors of pairs x (B, …) and y (B, …)."""
+        inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
+        shared = {
+            domain: posterior(self.shared[domain], self.features[domain](inputs[domain]))
+            for domain in DOMAINS
+        }
+        return Posteriors(inputs, exclusive={}, joint_shared=None, shared=shared)

@@ -2,14 +2,18 @@
 
 A network that has seen few classes, or few pairs, keeps what tells these apart and loses what would
 tell others apart. A linear path that begins at a closed form (`closed_forms.py`) has that already,
-and training continues from there. Features are mapped themselves, pictures by a fixed description
-(`edge_features.py`).
+and training continues from there. Features are mapped themselves, pictures by a fixed description:
+edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) beside coarse colours.
+A thousand pairs are too few to learn edge detectors from, and what partners drawn by two hands have
+in common is mostly where which edges run.
 
-Shapes: B batch, W features that FE returns, F numbers that stand beside them, S shared latent.
+Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers that stand
+beside them; S shared latent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,26 +21,105 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iiae_cli.extensions.edge_features import PictureDescription, PictureMap
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks
+from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, PadToMultiple
 
+DIRECTIONS = 8
+MAP_DIRECTIONS = 4
+SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
+CELLS = 8
+FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
 START_LOGVAR = -2.0  # of shared posteriors that begin at a closed form
+
+
+# ---- descriptions of pictures
+
+
+def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
+    """Gradient magnitudes by direction: (B, C, H, W) in [−1, 1] → (B, D, H, W), all ≥ 0.
+
+    At every pixel the steepest channel's gradient counts, shared linearly between the two of the
+    half circle's directions that are nearest to it. The sign of a contrast does not count.
+    """
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 4
+    power, steepest = (across.square() + down.square()).max(dim=1, keepdim=True)  # (B, 1, H, W)
+    across, down = across.gather(1, steepest), down.gather(1, steepest)
+    angle = torch.atan2(down, across).remainder(math.pi) * (directions / math.pi)
+    centres = torch.arange(directions, device=pictures.device, dtype=pictures.dtype)
+    distance = (angle - centres[:, None, None]).abs()  # (B, D, H, W)
+    distance = torch.minimum(distance, directions - distance)
+    return power.sqrt() * (1 - distance).clamp_min(0)
+
+
+def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) -> Tensor:
+    """Edges in cells, relative to the 3×3 cells around each: (B, C, H, W) → (B, D, *cells)."""
+    edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
+    strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
+    return edges / (F.avg_pool2d(strength, 3, stride=1) + FAINT)
+
+
+def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures at a size, in float32 and channels first, in which angles are quickest."""
+    pictures = pictures.float().contiguous()
+    return pictures if pictures.shape[-2:] == size else F.adaptive_avg_pool2d(pictures, size)
+
+
+class PictureDescription(nn.Module):
+    """Pictures (B, C, H, W) in [−1, 1] → (B, 64·(8 + C)): edges and colours of 8×8 cells."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.width = CELLS**2 * (DIRECTIONS + channels)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Describes a batch; no gradient passes."""
+        height, width = (min(SIDE, side) for side in pictures.shape[-2:])
+        pictures = _pooled(pictures, (height, width))
+        edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
+        colours = F.adaptive_avg_pool2d(pictures, CELLS)
+        return torch.cat([edges.flatten(1), colours.flatten(1)], dim=1)
+
+
+class PictureMap(nn.Module):
+    """Pictures (B, C, H, W) in [−1, 1] → (B, 16 + C, *grid): colours of cells, edges of quarters.
+
+    `grid` is what a trunk of convolutions makes of pictures, extended to a `multiple`. Quarters are
+    finer than `PictureDescription`'s cells, with four directions instead of eight.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int], multiple: int) -> None:
+        super().__init__()
+        self.width = 4 * MAP_DIRECTIONS + channels
+        self.grid = grid
+        self.extend = PadToMultiple(multiple)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Describes a batch; no gradient passes."""
+        height, width = self.grid
+        pictures = _pooled(self.extend(pictures), (4 * height, 4 * width))
+        quarters = edge_strengths(pictures, (2 * height, 2 * width), MAP_DIRECTIONS)
+        edges, colours = F.pixel_unshuffle(quarters, 2), F.adaptive_avg_pool2d(pictures, self.grid)
+        return torch.cat([edges, colours], dim=1).contiguous(memory_format=torch.channels_last)
+
+
+# ---- heads
 
 
 class PassInput(nn.Module):
     """A feature extractor whose input, or a description of it, continues beside its output.
 
-    Args:
-        trunk: the extractor, to (B, W) or a map (B, W, H, W).
-        describe: makes (B, F), or a map of the same grid, of the input; None: the input itself.
+    `trunk` makes (B, W) or a map (B, W, H, W), `describe` (B, F) or a map of the same grid.
     """
 
-    def __init__(self, trunk: nn.Module, describe: nn.Module | None = None) -> None:
+    def __init__(self, trunk: nn.Module, describe: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
-        self.describe = nn.Identity() if describe is None else describe
+        self.describe = describe
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns (B, W + F, …)."""
@@ -44,14 +127,15 @@ class PassInput(nn.Module):
         return torch.cat([features, self.describe(inputs).to(features.dtype)], dim=1)
 
 
+def _pieces(extracted: int, beside: Sequence[int]) -> list[int]:
+    """Channels of joined `PassInput` outputs: W and F of each domain in turn."""
+    return [width for count in beside for width in (extracted, count)]
+
+
 class LinearPathHead(nn.Module):
     """r or q of a vector latent: the mean of `head` plus a linear map of what stands beside.
 
-    Args:
-        head: (B, n·W) → (B, 2S), for n = 1 (r) or 2 (q) domains.
-        extracted: W, of each domain.
-        beside: F of each domain.
-        shared_dim: S.
+    `head` maps (B, ΣW) → (B, 2S); `extracted` is W, `beside` F of each domain.
     """
 
     learned: Tensor
@@ -65,22 +149,17 @@ class LinearPathHead(nn.Module):
         self.linear = nn.Linear(sum(beside), shared_dim)
         self._pieces = _pieces(extracted, beside)
 
+    @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
         """Makes it the linear map alone, weight (S, ΣF) and bias (S,), with small variances."""
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         shared_dim = len(weight)
-        with torch.no_grad():
-            self.linear.weight.copy_(weight)
-            self.linear.bias.copy_(bias)
-            last.weight[:shared_dim] = 0.0
-            last.bias[:shared_dim] = 0.0
-            last.bias[shared_dim:] = START_LOGVAR
-
-    def hold(self) -> None:
-        """Keeps the mean at the linear map as it is; only variances learn from now on."""
-        self.learned.zero_()
-        self.linear.requires_grad_(False)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
+        last.weight[:shared_dim] = 0.0
+        last.bias[:shared_dim] = 0.0
+        last.bias[shared_dim:] = START_LOGVAR
 
     def forward(self, read: Tensor) -> Tensor:
         """Returns heads (B, 2S) of the domains' `PassInput` outputs (B, Σ(W + F))."""
@@ -91,43 +170,29 @@ class LinearPathHead(nn.Module):
 
 
 class DescribedMapHead(nn.Conv2d):
-    """r or q of a map latent: one halving convolution reads features and descriptions alike.
-
-    Args:
-        extracted: W, of each domain.
-        beside: F of each domain.
-        shared_dim: S.
-    """
+    """r or q of a map latent: one halving convolution reads features and descriptions alike."""
 
     def __init__(self, extracted: int, beside: Sequence[int], shared_dim: int) -> None:
         self._pieces = _pieces(extracted, beside)
         super().__init__(sum(self._pieces), 2 * shared_dim, kernel_size=4, stride=2, padding=1)
 
+    @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Makes it a linear map of the descriptions alone, with small variances.
-
-        Args:
-            weight: (S, ΣF·16), for the 16 places of a window in each channel.
-            bias: (S,).
-        """
-        shared = len(weight)
+        """Makes it a linear map of 4×4 windows, weight (S, ΣF·16) and bias (S,), likewise."""
+        shared_dim = len(weight)
         assert self.bias is not None
-        with torch.no_grad():
-            described = torch.split(self.weight, self._pieces, dim=1)[1::2]
-            widths = [part.shape[1] for part in described]
-            self.weight[:shared] = 0.0
-            for part, values in zip(
-                described, torch.split(weight.view(shared, -1, 4, 4), widths, dim=1), strict=True
-            ):
-                part[:shared] = values
-                part[shared:] = 0.0
-            self.bias[:shared] = bias
-            self.bias[shared:] = START_LOGVAR
+        described = torch.split(self.weight, self._pieces, dim=1)[1::2]
+        widths = [part.shape[1] for part in described]
+        windows = torch.split(weight.view(shared_dim, -1, 4, 4), widths, dim=1)
+        self.weight[:shared_dim] = 0.0
+        for part, values in zip(described, windows, strict=True):
+            part[:shared_dim] = values
+            part[shared_dim:] = 0.0
+        self.bias[:shared_dim] = bias
+        self.bias[shared_dim:] = START_LOGVAR
 
 
-def _pieces(extracted: int, beside: Sequence[int]) -> list[int]:
-    """Channels of joined `PassInput` outputs: W and F of each domain in turn."""
-    return [width for count in beside for width in (extracted, count)]
+# ---- networks with paths, by the shapes of `networks.py`
 
 
 @dataclass(frozen=True)
@@ -136,7 +201,7 @@ class LinearPathFeatures(FeatureNetworks):
 
     def features(self, width: int) -> nn.Module:
         """(B, F) → (B, W + F)."""
-        return PassInput(super().features(width))
+        return PassInput(super().features(width), nn.Identity())
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
@@ -178,22 +243,29 @@ class DescribedMaps(ImageNetworks):
         return PictureMap(channels, self.trunk_grid, self.multiple)
 
 
+def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
+    """What a domain's path reads of pictures: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
+    features = model.features[domain]
+    assert isinstance(features, PassInput)
+    described: Tensor = features.describe(pictures)
+    if described.ndim == 2:
+        return described
+    return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
+
+
 def start_linear_paths(
     model: IIAE, weights: Mapping[Domain, Tensor], biases: Mapping[Domain, Tensor]
 ) -> None:
     """Lets each shared encoder begin as its own linear map, and the joint one as their mean.
 
-    Args:
-        model: with linear paths.
-        weights: (S, F) of each domain; of a map latent (S, F·16), as `described_rows` are.
-        biases: (S,) of each domain.
+    Weights are (S, F), or (S, F·16) of a map latent; biases (S,).
     """
     for domain, path in model.shared.items():
         assert isinstance(path, LinearPathHead | DescribedMapHead)
         path.start(weights[domain], biases[domain])  # type: ignore[index]
     if model.generative:
         assert isinstance(model.joint_shared, LinearPathHead | DescribedMapHead)
-        joint = torch.cat([weights[domain] for domain in DOMAINS], dim=1)
+        joint = torch.cat([weights["x"], weights["y"]], dim=1)
         model.joint_shared.start(joint / 2, (biases["x"] + biases["y"]) / 2)
 
 
@@ -201,17 +273,5 @@ def hold_linear_paths(model: IIAE) -> None:
     """Keeps every shared mean at its linear path; everything else continues to learn."""
     for path in model.modules():
         if isinstance(path, LinearPathHead):
-            path.hold()
-
-
-def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
-    """Returns what a domain's linear path reads of pictures: (B, F), or of a map (B·H·W, F·16).
-
-    The latter are the 4×4 windows of every cell of the latent.
-    """
-    features = model.features[domain]
-    assert isinstance(features, PassInput)
-    described: Tensor = features.describe(pictures)
-    if described.ndim == 2:
-        return described
-    return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
+            path.learned.zero_()
+            path.linear.requires_grad_(False)

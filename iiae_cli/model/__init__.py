@@ -9,8 +9,6 @@ Shape legend, used in every module below and above this package:
     K   cut-off rank
 """
 
-from __future__ import annotations
-
 from typing import Literal, TypeAlias
 
 Domain: TypeAlias = Literal["x", "y"]

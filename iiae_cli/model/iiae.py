@@ -4,7 +4,8 @@ A training step hands on named records, so that the maths reads like the paper: 
 posteriors q and r, `sample` draws latents from q, `generate` decodes them into the means of p, and
 `objective.py` compares them.
 
-Shapes: B batch; S shared latent (a map (C, H, W) or a vector (D,)); E exclusive latent.
+Shapes: B batch; S shared latent (a map (S, H, W) or a vector (S,)); E exclusive latent. Inputs are
+pictures (B, C, H, W) in [−1, 1], or features (B, F).
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.layers import init_paper_weights
-from iiae_cli.model.networks import Networks
+from iiae_cli.model.networks import Networks, init_paper_weights
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,26 @@ class Latents:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Means of p(x|z^x, z^s) and p(y|z^y, z^s); in ELBO + λ·II also of p(x|z^s) and p(y|z^s)."""
+    """Means of the likelihoods p, in the shapes of `Posteriors.inputs`."""
 
-    mean: Mapping[Domain, Tensor]
-    shared_only: Mapping[Domain, Tensor] = field(default_factory=dict)
+    mean: Mapping[Domain, Tensor]  # of p(x|z^x, z^s), p(y|z^y, z^s)
+    shared_only: Mapping[Domain, Tensor] = field(default_factory=dict)  # ELBO + λ·II: of p(·|z^s)
+
+
+def posterior(network: nn.Module, read: Tensor) -> DiagonalGaussian:
+    """The Gaussian whose mean and log-variance a network makes of what it reads."""
+    return DiagonalGaussian.from_heads(network(read))
 
 
 class IIAE(nn.Module):
     """The networks of two domains and the joint shared encoder q(z^s|x,y).
 
-    Args:
-        networks: makes them.
-        widths: channels or features of each domain.
-        exclusive_dim: E; 0 without exclusive latents (II).
-        shared_decoders: whether there are decoders p(·|z^s) beside the ordinary ones (ELBO + λ·II).
+    `networks` makes them, for domains of `widths` channels or features. `exclusive_dim` is E, or 0
+    without exclusive latents (II); `shared_decoders` adds decoders p(·|z^s) (ELBO + λ·II).
     """
 
     generative: ClassVar[bool] = True  # whether there are decoders
-    exclusive: nn.ModuleDict
+    exclusive: nn.ModuleDict  # by domain, like the four below
     features: nn.ModuleDict
     shared: nn.ModuleDict
     decoder: nn.ModuleDict
@@ -88,7 +90,7 @@ class IIAE(nn.Module):
         self.shared = both(networks.shared, True)
         self.decoder = both(networks.decoder, self.generative, exclusive_dim)
         self.shared_decoder = both(networks.decoder, shared_decoders, 0)
-        self.joint_shared = networks.shared(*(widths[domain] for domain in DOMAINS))
+        self.joint_shared = networks.shared(widths["x"], widths["y"])
         self.apply(init_paper_weights)
 
     @property
@@ -96,53 +98,42 @@ class IIAE(nn.Module):
         """Of parameters, and so of what the networks read."""
         return next(self.parameters()).dtype
 
+    def read(self, domain: Domain, inputs: Tensor) -> Tensor:
+        """Returns inputs (B, …) of a domain as its networks read them."""
+        return inputs.to(self.dtype)
+
+    # ---- training, on pairs
+
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
         posteriors = self.infer(x, y)
         return posteriors, self.generate(self.sample(posteriors))
 
-    def read(self, domain: Domain, inputs: Tensor) -> Tensor:
-        """Returns inputs (B, …) of a domain as its networks read them."""
-        return inputs.to(self.dtype)
-
     def infer(self, x: Tensor, y: Tensor) -> Posteriors:
         """All posteriors of pairs x (B, …) and y (B, …); each FE runs once."""
         inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
         features = {domain: self.features[domain](inputs[domain]) for domain in DOMAINS}
-        both = torch.cat([features[domain] for domain in DOMAINS], dim=1)
-
-        def posterior(network: nn.Module, read: Tensor) -> DiagonalGaussian:
-            return DiagonalGaussian.from_heads(network(read))
-
-        return Posteriors(
-            inputs=inputs,
-            joint_shared=posterior(self.joint_shared, both),
-            exclusive={
-                domain: posterior(self.exclusive[domain], inputs[domain])
-                for domain in DOMAINS
-                if domain in self.exclusive
-            },
-            shared={domain: posterior(self.shared[domain], features[domain]) for domain in DOMAINS},
-        )
+        both = torch.cat([features["x"], features["y"]], dim=1)  # on channels: (B, 2·F, …)
+        joint_shared = posterior(self.joint_shared, both)
+        exclusive = {
+            domain: posterior(self.exclusive[domain], inputs[domain])
+            for domain in DOMAINS
+            if domain in self.exclusive
+        }
+        shared = {domain: posterior(self.shared[domain], features[domain]) for domain in DOMAINS}
+        return Posteriors(inputs, exclusive, joint_shared, shared)
 
     @staticmethod
     def sample(posteriors: Posteriors, generator: torch.Generator | None = None) -> Latents:
         """Draws z^x ~ q(z^x|x), z^y ~ q(z^y|y) and z^s ~ q(z^s|x,y)."""
         assert posteriors.joint_shared is not None
-        exclusive = {
-            domain: posterior.sample(generator)
-            for domain, posterior in posteriors.exclusive.items()
-        }
+        exclusive = {domain: q.sample(generator) for domain, q in posteriors.exclusive.items()}
         return Latents(exclusive, posteriors.joint_shared.sample(generator))
 
     def generate(self, latents: Latents) -> Reconstructions:
         """Decodes a batch of latents into both domains, in the units of `Posteriors.inputs`."""
         shared, exclusive = latents.shared, latents.exclusive
-        mean = {
-            domain: self.decoder[domain](shared, exclusive.get(domain))
-            for domain in DOMAINS
-            if domain in self.decoder
-        }
+        mean = {domain: self.decoder[domain](shared, exclusive.get(domain)) for domain in DOMAINS}
         shared_only = {
             domain: self.shared_decoder[domain](shared, None)
             for domain in DOMAINS
@@ -150,31 +141,24 @@ class IIAE(nn.Module):
         }
         return Reconstructions(mean, shared_only)
 
+    # ---- use, on one domain
+
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """r(z^s|·) of one domain alone: what retrieval and translation use."""
+        """r(z^s|·) of one domain alone (B, S…): what retrieval and translation use."""
         features = self.features[domain](self.read(domain, inputs))
-        return DiagonalGaussian.from_heads(self.shared[domain](features))
+        return posterior(self.shared[domain], features)
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """q(z^x|x) or q(z^y|y).
-
-        Raises:
-            ValueError: this model has no exclusive latents.
-        """
+        """q(z^x|x) or q(z^y|y) (B, E); a ValueError for a model without exclusive latents."""
         if domain not in self.exclusive:
             raise ValueError("this model was trained without exclusive latents")
-        return DiagonalGaussian.from_heads(self.exclusive[domain](self.read(domain, inputs)))
+        return posterior(self.exclusive[domain], self.read(domain, inputs))
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s): pictures (B, C, H, W) in [−1, 1], or features (B, F).
 
-        Args:
-            domain: of what is decoded.
-            shared: (B, S…), or flattened (B, S).
-            exclusive: (B, E); None for a model without exclusive latents.
-
-        Raises:
-            ValueError: this model has no decoders.
+        `shared` is (B, S…) or flattened (B, S); `exclusive` is (B, E), or None for a model without
+        exclusive latents. A ValueError for a model without decoders.
         """
         if domain not in self.decoder:
             raise ValueError("this model was trained without decoders")

@@ -1,58 +1,219 @@
-"""Three families of networks (paper, appendix D), each of which makes what `iiae.py` composes.
+"""Layers, and the three families of networks that `iiae.py` composes (paper, appendix D).
 
 * `ImageNetworks`: convolutions down to a grid, the shared latent a map (S, H, W);
 * `FlatNetworks` (the Cars networks): the same grid, flattened, the shared latent a vector (S,);
-* `FeatureNetworks`: linear layers on vectors.
+* `FeatureNetworks`: linear layers on vectors, the shared latent a vector (S,).
 
-Each makes the same four kinds for a domain's `width`, its channels or features: `exclusive`
-q(z^x|x); `features` FE, which r and q read; `shared`, r(z^s|·) of one domain's or q(z^s|x,y) of two
-domains' FE outputs; `decoder` p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0.
+Each family makes the same four kinds of network for a domain of `width` channels or features:
 
-Shapes: B batch, C channels, H W height and width, F features, S shared and E exclusive latent, n
-domains (1 or 2). A head returns means and log-variances: twice the latent on dimension 1.
+    exclusive   q(z^x|x)
+    features    FE, which r and q read
+    shared      r(z^s|·) of one domain's FE output, or q(z^s|x,y) of both, concatenated
+    decoder     p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0
+
+Shapes: B batch; C channels; H W height, width; F features; S shared and E exclusive latent; n = 1
+or 2 domains. Heads return means and log-variances in one tensor: twice the latent on dimension 1.
+
+Pictures whose sides are no multiple of 2^stages are extended by edge replication on entry and
+cropped on exit, so that any size works; at the paper's 256×256 both steps do nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from iiae_cli.model.layers import (
-    FeatureDecoder,
-    FlatEntry,
-    ImageDecoder,
-    TiledEntry,
-    conv_trunk,
-    grid_after,
-    halving,
-    linear_trunk,
-    vector_head,
-)
+LEAKY_SLOPE = 0.2
+NORM_EPS = 1e-5
+NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
+
+
+# ---- layers
+
+
+def init_paper_weights(module: nn.Module) -> None:
+    """Initialises one layer as the released code does; for `Module.apply`.
+
+    Convolutions N(0, 0.02), linear layers Glorot-uniform, batch-norm scale N(1, 0.02), biases zero.
+    """
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def halving(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """(B, C, 2H, 2W) → (B, C', H, W)."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+
+def doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """(B, C, H, W) → (B, C', 2H, 2W)."""
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+
+def normed(
+    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, activation: nn.Module, dropout: float = 0.0
+) -> list[nn.Module]:
+    """A layer, its batch norm, dropout and activation, which works in place.
+
+    The released networks' layers have biases here too. Batch norm subtracts them again, so their
+    gradient is zero but for rounding: they do not learn and stay at zero.
+    """
+    assert layer.bias is not None
+    layer.bias.requires_grad_(False)
+    norm: nn.Module
+    if isinstance(layer, nn.Linear):
+        norm = nn.BatchNorm1d(layer.out_features, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+    else:
+        norm = nn.BatchNorm2d(layer.out_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+    return [layer, norm, *([nn.Dropout(dropout)] if dropout else []), activation]
+
+
+class PadToMultiple(nn.Module):
+    """Extends (B, C, H, W) at the bottom and right by edge replication to a multiple."""
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__()
+        self.multiple = multiple
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Returns a batch as it is if its sides are multiples already."""
+        height, width = pictures.shape[-2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if bottom or right:
+            pictures = F.pad(pictures, (0, right, 0, bottom), mode="replicate")
+        return pictures
+
+
+def grid_after(size: int, stages: int) -> int:
+    """Side of the grid after `stages` halvings of a side, extended to a multiple of 2^stages."""
+    return math.ceil(size / 2.0**stages)
+
+
+# ---- encoders
+
+
+def conv_trunk(channels: int, widths: Sequence[int], multiple: int = 1) -> nn.Sequential:
+    """Convolutions with batch norm and LeakyReLU: (B, C, H, W) → (B, widths[-1], H', W')."""
+    layers: list[nn.Module] = [PadToMultiple(multiple)]
+    for width in widths:
+        layers += normed(halving(channels, width), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def linear_trunk(width: int, widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers with batch norm and LeakyReLU: (B, F) → (B, widths[-1])."""
+    layers: list[nn.Module] = []
+    for following in widths:
+        layers += normed(nn.Linear(width, following), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
+        width = following
+    return nn.Sequential(*layers)
+
+
+def vector_head(width: int, hidden: Sequence[int], latent: int) -> nn.Sequential:
+    """A linear trunk and a last layer without norm: (B, F) → (B, 2·latent)."""
+    return nn.Sequential(linear_trunk(width, hidden), nn.Linear(hidden[-1], 2 * latent))
+
+
+# ---- decoders
+
+
+def joined(shared: Tensor, exclusive: Tensor | None) -> Tensor:
+    """Both latents on dimension 1, the exclusive one first: (B, E + S…)."""
+    return shared if exclusive is None else torch.cat([exclusive, shared], dim=1)
+
+
+class TiledEntry(nn.Module):
+    """Repeats z^x in every cell of the map z^s: (B, S, H, W) and (B, E) → (B, E + S, H, W)."""
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Joins a batch of latents."""
+        if exclusive is not None:
+            exclusive = exclusive[:, :, None, None].expand(-1, -1, *shared.shape[-2:])
+        return joined(shared, exclusive)
+
+
+class FlatEntry(nn.Module):
+    """Spreads vectors over a grid: (B, S) and (B, E) → (B, width, *grid)."""
+
+    def __init__(self, latent: int, width: int, grid: tuple[int, int], dropout: float) -> None:
+        super().__init__()
+        self.shape = (width, *grid)
+        layer = nn.Linear(latent, width * grid[0] * grid[1])
+        self.layers = nn.Sequential(*normed(layer, nn.ReLU(inplace=True), dropout))
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Joins a batch of latents."""
+        cells: Tensor = self.layers(joined(shared, exclusive))
+        return cells.view(-1, *self.shape)  # channels before rows and columns
+
+
+class ImageDecoder(nn.Module):
+    """p(x|z^x, z^s) for pictures: transposed convolutions from a grid to tanh pixels.
+
+    `entry` makes a grid of widths[0] channels of both latents; widths[-1] are the picture's.
+    `dropout` is the rate in the first two stages. What exceeds `size` (H, W) is cropped.
+    """
+
+    def __init__(
+        self, entry: nn.Module, widths: Sequence[int], size: tuple[int, int], dropout: float
+    ) -> None:
+        super().__init__()
+        self.entry = entry
+        self.size = size
+        layers: list[nn.Module] = []
+        for stage, (before, after) in enumerate(pairwise(widths[:-1])):
+            rate = dropout if stage < 2 else 0.0
+            layers += normed(doubling(before, after), nn.ReLU(inplace=True), rate)
+        self.stages = nn.Sequential(*layers, doubling(*widths[-2:]))
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Decodes (B, S…) and (B, E) or None into pictures (B, C, H, W) in [−1, 1]."""
+        pictures = torch.tanh(self.stages(self.entry(shared, exclusive)))
+        return pictures[..., : self.size[0], : self.size[1]]
+
+
+class FeatureDecoder(nn.Module):
+    """p(x|z^x, z^s) for features: linear, batch norm, ReLU, linear; no output activation."""
+
+    def __init__(self, latent: int, hidden: int, width: int) -> None:
+        super().__init__()
+        first = normed(nn.Linear(latent, hidden), nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(*first, nn.Linear(hidden, width))
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
+        """Decodes (B, S) and (B, E) or None into features (B, F)."""
+        features: Tensor = self.layers(joined(shared, exclusive))
+        return features
+
+
+# ---- families
 
 
 @dataclass(frozen=True)
 class ImageNetworks:
-    """For pictures, with a map as shared latent.
+    """For pictures, with a map as shared latent."""
 
-    Args:
-        size: (H, W), the same in both domains, ≥ 16.
-        widths: filters of FE's and the exclusive encoder's convolutions; the paper: 32 … 256.
-        decoder_widths: filters of the decoder's transposed convolutions but the last.
-        shared_dim: channels of the shared map (paper: 128).
-        dropout: in the decoder's first stages (paper: 0.5).
-
-    Raises:
-        ValueError: `decoder_widths` and `widths` differ in length.
-    """
-
-    size: tuple[int, int]
-    widths: Sequence[int]
-    decoder_widths: Sequence[int]
-    shared_dim: int
-    dropout: float = 0.5
+    size: tuple[int, int]  # (H, W), the same in both domains, ≥ 16
+    widths: Sequence[int]  # of FE's and the exclusive encoder's convolutions; paper: 32 … 256
+    decoder_widths: Sequence[int]  # of the decoder's convolutions but the last; paper: 512 … 64
+    shared_dim: int  # channels of the shared map; paper: 128
+    dropout: float = 0.5  # in the decoder's first stages
 
     def __post_init__(self) -> None:
         encoder, decoder = len(self.widths), len(self.decoder_widths)
@@ -62,8 +223,7 @@ class ImageNetworks:
     @property
     def multiple(self) -> int:
         """What pictures' sides are extended to a multiple of."""
-        stages: int = 2 ** (len(self.widths) + 1)
-        return stages
+        return int(2 ** (len(self.widths) + 1))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,30 +257,17 @@ class ImageNetworks:
 
     def decoder(self, width: int, exclusive_dim: int) -> nn.Module:
         """(B, S, *grid) and (B, E) → (B, C, H, W)."""
-        return self._decoder(TiledEntry(), self.shared_dim + exclusive_dim, width)
-
-    def _decoder(self, entry: nn.Module, in_channels: int, channels: int) -> nn.Module:
-        return ImageDecoder(
-            entry,
-            in_channels,
-            widths=self.decoder_widths,
-            channels=channels,
-            size=self.size,
-            dropout=self.dropout,
-        )
+        widths = [self.shared_dim + exclusive_dim, *self.decoder_widths, width]
+        return ImageDecoder(TiledEntry(), widths, self.size, self.dropout)
 
 
 @dataclass(frozen=True)
 class FlatNetworks(ImageNetworks):
-    """For pictures, with a vector of `shared_dim` as shared latent (Cars).
+    """For pictures, with a vector of `shared_dim` as shared latent (Cars)."""
 
-    Args:
-        hidden: of the linear heads, and filters of FE's fifth convolution (paper: 256).
-        flat_width: channels of the grid that the decoder begins with. The paper's table has 262,144
-            units here, the released code 8·8·512 = 32,768; the code is followed.
-    """
-
-    hidden: int = 256
+    hidden: int = 256  # of the linear heads, and filters of FE's fifth convolution
+    # Channels of the grid that the decoder begins with. The paper's table has 262,144 units here,
+    # the released code 8·8·512 = 32,768; the code is followed.
     flat_width: int = 512
 
     @property
@@ -136,9 +283,8 @@ class FlatNetworks(ImageNetworks):
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, flat_features)."""
         super().features(width)  # draws random numbers: every seed keeps its initial weights
-        return nn.Sequential(
-            conv_trunk(width, [*self.widths, self.hidden], self.multiple), nn.Flatten()
-        )
+        trunk = conv_trunk(width, [*self.widths, self.hidden], self.multiple)
+        return nn.Sequential(trunk, nn.Flatten())
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, n·flat_features) → (B, 2S)."""
@@ -148,7 +294,8 @@ class FlatNetworks(ImageNetworks):
         """(B, S) and (B, E) → (B, C, H, W)."""
         latent = self.shared_dim + exclusive_dim
         entry = FlatEntry(latent, self.flat_width, self.grid, self.dropout)
-        return self._decoder(entry, self.flat_width, width)
+        widths = [self.flat_width, *self.decoder_widths, width]
+        return ImageDecoder(entry, widths, self.size, self.dropout)
 
 
 @dataclass(frozen=True)

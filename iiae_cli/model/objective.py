@@ -10,12 +10,14 @@ Two facts come from the released code: KLs against the *prior* are annealed by 1
 while those against r are not, and where λ appears the whole objective is divided by it (under Adam
 that changes no more than the effect of epsilon). The loss here is the negative of that scaled
 bound, so logged terms compare with the authors'.
+
+Every term is a scalar: KLs in nats, summed over latent dimensions and averaged over the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -34,59 +36,46 @@ ByDomain: TypeAlias = Mapping[Domain, Tensor]
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of the loss.
+    """A summand of the loss."""
 
-    Attributes:
-        name: that its values are logged by, followed by _x and _y if they are by domain.
-        weight: multiplies their sum in the loss; 0 only logs them.
-        values: scalars of a batch: one, or one for each domain.
-        annealed: whether annealing multiplies it too.
-    """
-
-    name: str
-    weight: float
-    values: Callable[[Posteriors, Reconstructions], Tensor | ByDomain]
-    annealed: bool = False
+    name: str  # that its values are logged by, followed by _x and _y if they are by domain
+    weight: float  # multiplies their sum in the loss; 0 only logs them
+    values: Callable[[Posteriors, Reconstructions], Tensor | ByDomain]  # scalars of a batch
+    annealed: bool = False  # whether annealing multiplies it as well
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a step: the weighted sum of its terms.
-
-    Attributes:
-        terms: in the order of their evaluation.
-        annealing_steps: τ of the annealed ones.
-    """
+    """The loss of a step: the weighted sum of its terms."""
 
     terms: Sequence[Term]
-    annealing_steps: float = 25000.0
+    annealing_steps: float = 25000.0  # τ
 
     def __call__(
         self, posteriors: Posteriors, reconstructions: Reconstructions, step: int
     ) -> dict[str, Tensor]:
         """Named scalars of a batch: `loss` is what to minimise, then every term's values.
 
-        The values are weighted by neither λ nor annealing, so that they mean the same at every
-        step: `reconstruction_*` are w · error, `kl_*` are nats (summed over latent dimensions,
-        averaged over the batch).
+        The values are weighted by neither λ nor annealing: they mean the same at every step.
         """
         named: dict[str, Tensor] = {}
         weighted = []
         for term in self.terms:
             values = term.values(posteriors, reconstructions)
             if isinstance(values, Tensor):
-                found = {term.name: values}
+                logged = {term.name: values}
             else:
-                found = {f"{term.name}_{domain}": value for domain, value in values.items()}
-            named |= found
-            if term.weight and found:
+                logged = {f"{term.name}_{domain}": value for domain, value in values.items()}
+            named |= logged
+            if term.weight and logged:
                 annealing = kl_annealing(step, self.annealing_steps) if term.annealed else 1.0
-                weighted.append(term.weight * annealing * _total(found.values()))
-        return {"loss": _total(weighted), **named}
+                weighted.append(term.weight * annealing * reduce(add, logged.values()))
+        return {"loss": reduce(add, weighted), **named}
 
 
-def _total(values: Iterable[Tensor]) -> Tensor:
-    return reduce(add, values)
+def kl_annealing(step: int, steps: float) -> float:
+    """Weight of the prior KLs at step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
+    return 1.0 if steps <= 0 else 1.0 - math.exp(-step / steps)
 
 
 @dataclass(frozen=True)
@@ -101,21 +90,14 @@ class Weights:
 
 
 def bound_weights(kind: BoundKind, lam: float) -> Weights:
-    """The weights of a bound at λ = `lam`, in the released code's scale.
-
-    * `elbo+ii-mi`: the full objective (Eq. 12), divided by λ.
-    * `elbo+ii`: ELBO + λ·II, divided by λ; II reconstructs from z^s alone, by its own decoders.
-    * `ii-mi`: Eq. 25, without λ.
-    * `ii`: Eq. 22, without λ; decoders see z^s only, there are neither exclusive latents nor prior
-      KLs.
-    """
-    if kind == "elbo+ii-mi":
+    """The weights of a bound at λ = `lam`, in the released code's scale."""
+    if kind == "elbo+ii-mi":  # the full objective (Eq. 12), divided by λ
         return Weights((1 + lam) / lam, 1.0, 1 / lam, (1 + lam) / lam)
-    if kind == "elbo+ii":
+    if kind == "elbo+ii":  # divided by λ; II reconstructs from z^s alone, by its own decoders
         return Weights(1 / lam, 1.0, 1 / lam, 1 / lam, 1.0)
-    if kind == "ii-mi":
+    if kind == "ii-mi":  # Eq. 25, without λ
         return Weights(1.0, 1.0, exclusive_kl=1.0)
-    return Weights(1.0, 1.0)
+    return Weights(1.0, 1.0)  # Eq. 22, without λ: neither exclusive latents nor prior KLs
 
 
 def bound(
@@ -127,12 +109,8 @@ def bound(
 ) -> Objective:
     """The objective with these weights.
 
-    Args:
-        weights: of its terms.
-        reconstruction: −log p up to constants: `l1` mean |x̂ − x| (pictures) or `l2` mean (x̂ − x)²
-            (features), over everything, the batch too.
-        reconstruction_weight: w, multiplies it.
-        annealing_steps: τ.
+    −log p is w, the `reconstruction_weight`, times the mean over everything, the batch too, of
+    |x̂ − x| (`l1`, pictures) or (x̂ − x)² (`l2`, features).
     """
 
     def errors(decoded: ByDomain, posteriors: Posteriors) -> ByDomain:
@@ -170,8 +148,3 @@ def _shared_prior_kl(posteriors: Posteriors, _: Reconstructions) -> Tensor:
 
 def _exclusive_kl(posteriors: Posteriors, _: Reconstructions) -> ByDomain:
     return {domain: kl_to_prior(q).mean() for domain, q in posteriors.exclusive.items()}
-
-
-def kl_annealing(step: int, steps: float) -> float:
-    """Weight of the prior KLs at step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
-    return 1.0 if steps <= 0 else 1.0 - math.exp(-step / steps)

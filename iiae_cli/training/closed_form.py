@@ -13,9 +13,13 @@ from iiae_cli.builders import picture_size
 from iiae_cli.common import console
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.extensions.closed_forms import canonical_maps, two_covariance_map
-from iiae_cli.extensions.erasure import LinearErasure, SharedPart, fit_maps
-from iiae_cli.extensions.extended import ExtendedIIAE, Standardise
+from iiae_cli.extensions.closed_forms import canonical_maps, fit_maps, two_covariance_map
+from iiae_cli.extensions.extended import (
+    ExtendedIIAE,
+    LinearErasure,
+    SharedPart,
+    Standardise,
+)
 from iiae_cli.extensions.linear_paths import described_rows, start_linear_paths
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain

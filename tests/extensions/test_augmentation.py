@@ -2,29 +2,22 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from iiae_cli.extensions.augmentation import CAST, CONTRAST, LIGHT, SHIFT, TINT, Augmentation
 
-PARTS = {
-    "geometric": 1.0,
-    "flip": 0.5,
-    "misalign": 0.5,
-    "photometric": 1.0,
-    "grey": 0.5,
-    "erase": 0.5,
-}
+HALF = ("flip", "misalign", "grey", "erase")
+PARTS = {"geometric": 1.0, "photometric": 1.0, **dict.fromkeys(HALF, 0.5)}
 
 
-def smooth(count: int = 8, side: int = 32, seed: int = 0) -> torch.Tensor:
+def smooth(count=8, side=32, seed=0):
     """Smooth random pictures (B, 3, H, W) in [−1, 1]."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 4, generator=draw) * 2 - 1
-    return torch.nn.functional.interpolate(
-        coarse, size=(side, side), mode="bilinear", align_corners=False
-    )
+    return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def test_off_by_default_and_then_changes_nothing() -> None:
+def test_off_by_default_and_then_changes_nothing():
     x, y = smooth(seed=1), smooth(seed=2)
     nothing = Augmentation()
     assert not nothing.active
@@ -32,7 +25,7 @@ def test_off_by_default_and_then_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_changes_pictures_as_seed_and_step_say(part: str) -> None:
+def test_every_part_changes_pictures_as_seed_and_step_say(part):
     x, y = smooth(seed=1), smooth(seed=2)
     augmentation = Augmentation(**{part: PARTS[part]})
     assert augmentation.active
@@ -45,7 +38,7 @@ def test_every_part_changes_pictures_as_seed_and_step_say(part: str) -> None:
         assert changed.min() >= -1 and changed.max() <= 1
 
 
-def test_the_global_generator_is_neither_read_nor_moved() -> None:
+def test_the_global_generator_is_neither_read_nor_moved():
     x = smooth()
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -55,7 +48,7 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(Augmentation(**PARTS)(x, x, 0, 0)[0], first)
 
 
-def test_geometry_is_shared_by_a_pair_and_misalignment_is_not() -> None:
+def test_geometry_is_shared_by_a_pair_and_misalignment_is_not():
     x = smooth()
     same_x, same_y = Augmentation(geometric=1.0, flip=0.5)(x, x, 0, 0)
     assert torch.equal(same_x, same_y)
@@ -63,7 +56,7 @@ def test_geometry_is_shared_by_a_pair_and_misalignment_is_not() -> None:
     assert (own_x - own_y).abs().mean() > 0.01
 
 
-def test_flipping_mirrors_both_pictures_of_about_so_many_pairs() -> None:
+def test_flipping_mirrors_both_pictures_of_about_so_many_pairs():
     x, y = smooth(400, 16, 1), smooth(400, 16, 2)
     changed_x, changed_y = Augmentation(flip=0.25)(x, y, 0, 0)
     flipped = (changed_x - x.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-5
@@ -72,7 +65,7 @@ def test_flipping_mirrors_both_pictures_of_about_so_many_pairs() -> None:
     torch.testing.assert_close(changed_y[flipped], y.flip(-1)[flipped], atol=1e-5, rtol=0)
 
 
-def test_photometry_is_one_line_per_channel_and_each_pictures_own() -> None:
+def test_photometry_is_one_line_per_channel_and_each_pictures_own():
     x = 0.1 * smooth()  # far from the clamp
     changed, other = Augmentation(photometric=1.0)(x, x, 0, 0)
     assert (changed - other).abs().mean() > 0.01
@@ -84,7 +77,7 @@ def test_photometry_is_one_line_per_channel_and_each_pictures_own() -> None:
         assert abs(torch.tensor(gain).log()) <= CONTRAST + TINT and abs(offset) <= LIGHT + CAST
 
 
-def test_grey_pictures_have_equal_channels_and_erased_ones_a_rectangle_of_one_colour() -> None:
+def test_grey_pictures_have_equal_channels_and_erased_ones_a_rectangle_of_one_colour():
     x, y = smooth(200, 16, 1), smooth(200, 16, 2)
     grey = Augmentation(grey=0.3)(x, y, 0, 0)[0]
     lost = (grey.amax(dim=1) - grey.amin(dim=1)).amax(dim=(1, 2)) < 1e-6
@@ -99,7 +92,7 @@ def test_grey_pictures_have_equal_channels_and_erased_ones_a_rectangle_of_one_co
         assert torch.equal(after[:, inside].amax(dim=1), after[:, inside].amin(dim=1))
 
 
-def test_a_shift_moves_content_by_no_more_than_it_says() -> None:
+def test_a_shift_moves_content_by_no_more_than_it_says():
     dot = torch.full((64, 1, 33, 33), -1.0)
     dot[:, :, 16, 16] = 1.0
     moved = Augmentation(geometric=1.0)(dot, dot, 0, 0)[0] + 1.0

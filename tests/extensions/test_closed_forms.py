@@ -1,48 +1,59 @@
-"""Closed forms against scikit-learn, and on data whose shared part or classes are known."""
+"""Closed forms against scikit-learn and theory, on data whose shared part or classes are known."""
+
+import math
 
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 from iiae_cli.extensions import closed_forms
-from iiae_cli.extensions.closed_forms import canonical_maps, thin_svd, two_covariance_map
+from iiae_cli.extensions.closed_forms import (
+    canonical_maps,
+    channel_basis,
+    fit_maps,
+    leace,
+    shared_regression,
+    thin_svd,
+    two_covariance_map,
+    without,
+)
+from iiae_cli.extensions.extended import LinearErasure, SharedPart
+from iiae_cli.model.gaussian import DiagonalGaussian
+
+N = 2000
+
+# ---- canonical maps
 
 
-def pairs(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shared (N, 3), x (N, 12) and y (N, 9), which mix the shared part and add noise."""
-    rng = np.random.default_rng(seed)
-    shared = rng.standard_normal((count, 3))
-    seen = []
+def pairs(count=600):
+    """x (N, 12) and y (N, 9), which mix a shared part of three dimensions and add noise."""
+    rng = np.random.default_rng(0)
+    shared, seen = rng.standard_normal((count, 3)), []
     for width in (12, 9):
         mixing, noise = rng.standard_normal((3, width)), rng.standard_normal((width, width))
-        seen.append(
-            shared @ mixing
-            + 0.5 * rng.standard_normal((count, width)) @ noise
-            + rng.standard_normal(width)
-        )
-    return shared, seen[0], seen[1]
+        own = 0.5 * rng.standard_normal((count, width)) @ noise
+        seen.append(shared @ mixing + own + rng.standard_normal(width))
+    return seen
 
 
-def applied(rows: np.ndarray, affine: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return rows @ affine[0].T + affine[1]
+def codes(x, y, dim, shrinkage):
+    maps = canonical_maps(x, y, dim, shrinkage)
+    return [rows @ weight.T + bias for rows, (weight, bias) in zip((x, y), maps, strict=True)]
 
 
-def test_it_finds_scikit_learns_directions() -> None:
+def test_canonical_maps_find_scikit_learns_directions():
     from sklearn.cross_decomposition import CCA
 
-    _, x, y = pairs()
-    ours = [applied(*one) for one in zip((x, y), canonical_maps(x, y, 3, 1e-9), strict=True)]
+    x, y = pairs()
     theirs = CCA(3, max_iter=5000, tol=1e-10).fit_transform(x, y)
-    for mine, other in zip(ours, theirs, strict=True):
+    for mine, other in zip(codes(x, y, 3, 1e-9), theirs, strict=True):
         correlation = np.abs(np.corrcoef(mine.T, other.T)[:3, 3:])
         np.testing.assert_allclose(np.diag(correlation), 1.0, atol=1e-4)
 
 
-def test_outputs_are_centred_of_unit_variance_and_partners_agree() -> None:
-    _, x, y = pairs()
-    code_x, code_y = (
-        applied(*one) for one in zip((x, y), canonical_maps(x, y, 4, 0.1), strict=True)
-    )
+def test_outputs_are_centred_of_unit_variance_and_partners_agree():
+    code_x, code_y = codes(*pairs(), 4, 0.1)
     assert code_x.shape == code_y.shape == (600, 4)
     np.testing.assert_allclose([code_x.mean(axis=0), code_y.mean(axis=0)], 0.0, atol=1e-9)
     assert abs(np.mean(code_x**2) - 1.0) < 1e-9
@@ -53,31 +64,28 @@ def test_outputs_are_centred_of_unit_variance_and_partners_agree() -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 9, 20])
-def test_any_number_of_dimensions(dim: int) -> None:
-    _, x, y = pairs(50)
-    maps = canonical_maps(x, y, dim, 1.0)
+def test_any_number_of_dimensions(dim):
+    maps = canonical_maps(*pairs(50), dim, 1.0)
     assert [weight.shape for weight, _ in maps] == [(dim, 12), (dim, 9)]
     assert all(np.isfinite(weight).all() and np.isfinite(bias).all() for weight, bias in maps)
     assert not maps[0][0][9:].any() and maps[0][0][:2].any()
 
 
-def test_fewer_pairs_than_numbers_and_constant_columns_are_fine() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((5, 30)), np.zeros((5, 30))
+def test_fewer_pairs_than_numbers_and_constant_columns_are_fine():
+    x, y = np.random.default_rng(0).standard_normal((5, 30)), np.zeros((5, 30))
     y[:, 0] = x[:, 0]
     (weight, _), _ = canonical_maps(x, y, 8, 1.0)
     assert np.isfinite(weight).all() and weight.any()
 
 
-def test_where_lapacks_fast_driver_fails_the_slow_one_finds_the_same(monkeypatch) -> None:
-    matrix = np.random.default_rng(0).standard_normal((6, 4))
-
-    def failing(matrix: np.ndarray, lapack_driver: str = "gesdd", **options: object) -> object:
+def test_where_lapacks_fast_driver_fails_the_slow_one_finds_the_same(monkeypatch):
+    def failing(matrix, lapack_driver="gesdd", **options):
         if lapack_driver == "gesdd":
             raise np.linalg.LinAlgError("SVD did not converge")
         return scipy.linalg.svd(matrix, lapack_driver=lapack_driver, **options)
 
     monkeypatch.setattr(closed_forms, "svd", failing)
+    matrix = np.random.default_rng(0).standard_normal((6, 4))
     left, sizes, right = thin_svd(matrix)
     np.testing.assert_allclose((left * sizes) @ right, matrix, atol=1e-12)
 
@@ -85,9 +93,7 @@ def test_where_lapacks_fast_driver_fails_the_slow_one_finds_the_same(monkeypatch
 # ---- two-covariance map
 
 
-def two_classes(
-    count: int = 4000, gap: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+def two_classes(count=4000, gap=0.0):
     """Classes differ along dimension 0; 1 varies widely within them; the domains lie apart on 2."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, count)
@@ -99,7 +105,7 @@ def two_classes(
     return x, y, names, names
 
 
-def test_the_map_makes_variation_within_classes_isotropic() -> None:
+def test_the_map_makes_variation_within_classes_isotropic():
     x, y, labels, _ = two_classes()
     weight = two_covariance_map(x, y, labels, labels, 3, 1e-9)
     mapped = np.concatenate([x, y]) @ weight.T
@@ -111,12 +117,12 @@ def test_the_map_makes_variation_within_classes_isotropic() -> None:
     assert abs(weight[0, 0]) > 20 * abs(weight[0, 1])  # the widest direction tells classes apart
 
 
-def test_the_gap_between_domains_counts_as_variation_within_a_class() -> None:
+def test_the_gap_between_domains_counts_as_variation_within_a_class():
     narrow, wide = (two_covariance_map(*two_classes(gap=gap), 3, 1e-9) for gap in (0.0, 5.0))
     assert np.linalg.norm(wide[:, 2]) < 0.3 * np.linalg.norm(narrow[:, 2])
 
 
-def test_much_shrinkage_leaves_principal_components() -> None:
+def test_much_shrinkage_leaves_principal_components():
     x, y, labels, _ = two_classes()
     weight = two_covariance_map(x, y, labels, labels, 2, 1e9)
     _, vectors = np.linalg.eigh(np.cov(np.concatenate([x, y]).T))
@@ -124,6 +130,181 @@ def test_much_shrinkage_leaves_principal_components() -> None:
     np.testing.assert_allclose(abs(directions @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-3)
 
 
-def test_more_outputs_than_features_are_left_empty() -> None:
+def test_more_outputs_than_features_are_left_empty():
     weight = two_covariance_map(*two_classes(count=50), 5, 1.0)
     assert weight.shape == (5, 3) and not weight[3:].any() and weight[:3].any(axis=1).all()
+
+
+# ---- LEACE
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def r2(values, target):
+    """In-sample R² of least squares with an intercept, per column of the target."""
+    design = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
+    fitted = design @ torch.linalg.lstsq(design, target, rcond=1e-6, driver="gelsd").solution
+    total = (target - target.mean(dim=0)).square().sum(dim=0)
+    return 1 - (target - fitted).square().sum(dim=0) / total
+
+
+def leaky(seed=0):
+    """Correlated values (N, 6) that linearly tell a concept (N, 2); the concept."""
+    concept, own = noise(N, 2, seed=seed), noise(N, 6, seed=seed + 1)
+    return own @ noise(6, 6, seed=seed + 2) + concept @ noise(2, 6, seed=seed + 3), concept
+
+
+def erased(values, concept, **options):
+    removed, read = leace(values, concept, **options)
+    return values - (values - values.mean(dim=0)) @ read @ removed.T
+
+
+def test_after_leace_no_linear_map_reads_the_concept():
+    values, concept = leaky()
+    assert (r2(values, concept) > 0.2).all()
+    clean = erased(values, concept)
+    assert (r2(clean, concept) < 1e-6).all()
+    torch.testing.assert_close(clean.mean(dim=0), values.mean(dim=0))
+
+
+@pytest.mark.parametrize("metric", range(3))
+def test_leace_changes_as_little_as_any_affine_map_may_in_every_norm(metric):
+    """Oracle: constrained least squares, solved as one linear system with multipliers."""
+    values, concept = leaky(seed=10)
+    centred, told = values - values.mean(dim=0), concept - concept.mean(dim=0)
+    covariance, cross = centred.T @ centred / N, centred.T @ told / N
+    root, unit = noise(6, 6, seed=metric), torch.eye(6, dtype=torch.float64)
+    gram = root @ root.T
+    # min over P of E‖(P − I) v‖²_gram subject to P cross = 0, in vec(P) (columns stacked).
+    constraint = torch.kron(cross.T.contiguous(), unit)
+    zeros = torch.zeros(len(constraint), len(constraint), dtype=torch.float64)
+    upper = torch.cat([torch.kron(covariance, gram), constraint.T], dim=1)
+    system = torch.cat([upper, torch.cat([constraint, zeros], dim=1)])
+    right_side = torch.cat([(gram @ covariance).T.flatten(), zeros[0]])
+    best = torch.linalg.solve(system, right_side)[:36].reshape(6, 6).T
+    removed, read = leace(values, concept)
+    torch.testing.assert_close(unit - removed @ read.T, best, rtol=1e-6, atol=1e-8)
+
+
+def test_leace_survives_singular_covariances_on_both_sides():
+    values, concept = leaky(seed=20)
+    flat = torch.cat([values, values[:, :2], torch.full((N, 1), 3.0, dtype=torch.float64)], dim=1)
+    doubled = torch.cat([concept, concept, torch.zeros(N, 1, dtype=torch.float64)], dim=1)
+    clean = erased(flat, doubled)
+    assert torch.isfinite(clean).all() and (r2(clean, concept) < 1e-6).all()
+    torch.testing.assert_close(clean[:, :6], erased(values, concept))
+
+
+def test_leace_with_a_partner_erases_what_only_one_domain_says():
+    """The concept tells two directions; one of them both domains say, so it is shared and stays."""
+    shared, factor = noise(N, 2, seed=1), noise(N, 2, seed=2)
+    values = torch.cat([shared, 0.3 * factor[:, :1] + 0.1 * noise(N, 1, seed=3)], dim=1)
+    partner = torch.cat([shared, noise(N, 1, seed=4)], dim=1) + 0.05 * noise(N, 3, seed=5)
+    concept = torch.cat([factor, shared[:, :1] + noise(N, 1, seed=6)], dim=1)
+    clean = erased(values, concept, partner=partner, least_correlation=0.2)
+    assert r2(clean, factor[:, :1]) < 0.02 < 0.8 < r2(values, factor[:, :1])
+    assert (r2(clean, shared) > 0.95).all()
+    assert leace(values, concept)[0].shape == (3, 3)  # nothing would be left of them
+
+
+# ---- the channel
+
+
+def channel_case(strength=(30.0, 5.0, 0.01), rows=N):
+    """Means (N, 5) of known SNR along random directions; the noise's variance; the scores."""
+    scale = torch.tensor([0.2, 0.5, 1.0, 0.7, 0.4], dtype=torch.float64)
+    axes = torch.linalg.qr(noise(5, 5, seed=1)).Q[:, : len(strength)]
+    scores = noise(rows, len(strength), seed=2)
+    scores = torch.linalg.qr(scores - scores.mean(dim=0)).Q * math.sqrt(rows)
+    means = 2.0 + scores * torch.tensor(strength, dtype=torch.float64).sqrt() @ axes.T * scale
+    return means, scale**2, scores
+
+
+def erasure(basis):
+    erase = LinearErasure(5)
+    erase.set(basis.centre, basis.left, basis.right)
+    return erase
+
+
+def test_the_channel_keeps_the_directions_that_exceed_the_noise():
+    means, variance, scores = channel_case()
+    for least_snr, expected in ((0.1, [30.0, 5.0]), (0.001, [30.0, 5.0, 0.01])):
+        snr = channel_basis(means, variance, least_snr).snr
+        torch.testing.assert_close(snr.float(), torch.tensor(expected))
+    erase = erasure(channel_basis(means, variance, 0.1))
+    kept = erase(means.float())
+    assert (r2(kept, scores[:, :2]) > 0.999).all() and r2(kept, scores[:, 2:]) < 1e-3
+    torch.testing.assert_close(erase(kept), kept)
+
+
+def test_a_wide_latent_has_the_same_projection():
+    """The Gram matrix's way against the covariance's, on the same directions."""
+    means, variance, _ = channel_case(rows=4, strength=(30.0, 5.0))
+    doubled = channel_basis(means.repeat(2, 1), variance, 0.1)  # 8 rows: by the covariance
+    basis = channel_basis(means, variance, 0.1)  # 4 rows: by the Gram matrix
+    torch.testing.assert_close(basis.snr, doubled.snr)
+    torch.testing.assert_close(basis.left @ basis.right.T, doubled.left @ doubled.right.T)
+
+
+def test_channel_and_leace_together_drop_and_erase():
+    means, variance, scores = channel_case(strength=(30.0, 8.0, 0.01))
+    concept = scores[:, 1:2] + noise(N, 1, seed=5)
+    for least_snr, kept in ((0.1, 0.0), (0.0, 1.0)):  # with the channel, and LEACE alone
+        erase = erasure(without(channel_basis(means, variance, least_snr), means, concept))
+        clean = erase(means.float())
+        assert r2(clean, concept) < 1e-6 < 0.3 < r2(means, concept)
+        assert r2(clean, scores[:, :1]) > 0.98
+        torch.testing.assert_close(r2(clean, scores[:, 2:]).item(), kept, rtol=0, atol=0.02)
+        torch.testing.assert_close(erase(clean), clean, rtol=1e-4, atol=1e-4)
+
+
+# ---- the residual
+
+
+def instrument_case():
+    """Shared means, x's with a trace of its own factor; x's exclusive mean with shape in it."""
+    shared, factor = noise(N, 4, seed=1), noise(N, 3, seed=2)
+    x, y = (shared + 0.1 * noise(N, 4, seed=seed) for seed in (3, 4))
+    x[:, 3] = 0.02 * shared[:, 3] + 0.3 * factor[:, 0]
+    y[:, 3] = 0.02 * shared[:, 3]
+    exclusive = factor @ noise(3, 3, seed=5) + shared[:, :3] @ noise(3, 3, seed=6)
+    return x, y, shared, factor, exclusive
+
+
+def test_the_residual_loses_what_is_shared_and_keeps_what_leaks():
+    x, y, shared, factor, exclusive = instrument_case()
+    basis = channel_basis(x, torch.full((4,), 0.01), 0.1)
+    weights = [shared_regression(exclusive, basis, x, instrument, 0.01) for instrument in (y, x)]
+    partner, own = (exclusive - (x - x.mean(dim=0)) @ weight.T for weight in weights)
+    assert (r2(exclusive, shared[:, :3]) > 0.3).all()
+    assert (r2(partner, shared[:, :3]) < 0.03).all()
+    # The own mean as instrument mistakes the leaked factor for a shared one.
+    assert r2(partner, factor[:, :1]) > 0.9 > 0.5 > r2(own, factor[:, :1])
+
+
+def test_with_its_own_mean_as_instrument_and_ridge_one_it_regresses_on_samples():
+    means, variance, _ = channel_case()
+    basis = channel_basis(means, variance, 0.0)
+    target = means @ noise(5, 2, seed=7) + noise(N, 2, seed=8)
+    weight = shared_regression(target, basis, means, means, 1.0)
+    samples = means.repeat(200, 1) + variance.sqrt() * noise(N * 200, 5, seed=9)
+    samples = torch.cat([samples, torch.ones(len(samples), 1, dtype=torch.float64)], dim=1)
+    fitted = torch.linalg.lstsq(samples, target.repeat(200, 1)).solution[:5].T
+    # Equal where means vary; of the other directions, which are noise, the regression learns none.
+    torch.testing.assert_close(weight @ basis.left, fitted @ basis.left, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_fitted_maps_erase_the_leak_and_keep_what_is_shared(residual):
+    x, y, shared, factor, exclusive = instrument_case()
+    posterior = DiagonalGaussian(x, torch.full_like(x, math.log(0.01)))
+    erase, part = LinearErasure(4), SharedPart(4, 3) if residual else None
+    settings = {"least_snr": 0.1, "least_correlation": 0.2, "ridge": 0.01}
+    fit_maps(erase, part, posterior, exclusive, y, **settings)
+    clean = erase(x.float())
+    assert r2(clean, factor[:, :1]) < 0.05 < 0.5 < r2(x, factor[:, :1])
+    assert (r2(clean, shared[:, :3]) > 0.9).all()
+    if part is not None:
+        assert (r2(exclusive - part(x.float()), shared[:, :3]) < 0.05).all()

@@ -1,7 +1,5 @@
 """Standardised features and erased means around a model; the baselines beside it."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -9,19 +7,33 @@ import pytest
 import torch
 from helpers import FAMILIES, small_batch, small_model, small_pairs
 
-from iiae_cli.extensions.baselines import ELBO, ELBO_FIT, DualEncoder
-from iiae_cli.extensions.extended import SMALLEST_SCALE, ExtendedIIAE, Standardise
+from iiae_cli.extensions.extended import (
+    ELBO,
+    ELBO_FIT,
+    SMALLEST_SCALE,
+    DualEncoder,
+    ExtendedIIAE,
+    LinearErasure,
+    Standardise,
+)
 from iiae_cli.model.objective import bound
 
 # ---- standardisation
 
 
-def test_a_standardising_model_is_the_plain_one_on_standardised_features():
-    plain = small_model("features").eval()
-    model = small_model("features", ExtendedIIAE, standardise=True).eval()
+def standardising(each):
+    """A model that standardises features of a large mean and scale; x and y."""
+    model = small_model("features", ExtendedIIAE, standardise=True)
     x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
     for domain, rows in (("x", x), ("y", y)):
-        model.standardise[domain].fit(rows.numpy(), each=True)
+        model.standardise[domain].fit(rows.numpy(), each=each)
+    return model, x, y
+
+
+def test_a_standardising_model_is_the_plain_one_on_standardised_features():
+    plain = small_model("features").eval()
+    model, x, y = standardising(each=True)
+    model.eval()
     read = [(rows - rows.mean(dim=0)) / rows.std(dim=0, correction=0) for rows in (x, y)]
     found, expected = model.infer(x, y), plain.infer(*read)
     torch.testing.assert_close(found.inputs["x"], read[0], rtol=1e-3, atol=1e-3)
@@ -37,10 +49,7 @@ def test_a_standardising_model_is_the_plain_one_on_standardised_features():
 
 def test_reconstructions_are_compared_in_standardised_units():
     """The mean predicts standardised features with error 1, whatever the data's own scale."""
-    model = small_model("features", ExtendedIIAE, standardise=True)
-    x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
-    for domain, rows in (("x", x), ("y", y)):
-        model.standardise[domain].fit(rows.numpy(), each=False)
+    model, x, y = standardising(each=False)
     terms = bound(ELBO, reconstruction="l2", reconstruction_weight=1.0)(*model(x, y), 0)
     assert 0.3 < terms["reconstruction_x"] < 10.0 and 0.3 < terms["reconstruction_y"] < 10.0
 
@@ -60,6 +69,22 @@ def test_scales_are_the_rows_own():
 
 
 # ---- erasure
+
+
+def test_the_rank_travels_with_the_weights():
+    erase, other = LinearErasure(4), LinearErasure(4)
+    erase.set(torch.randn(4), torch.randn(4, 3), torch.randn(4, 3))
+    other.load_state_dict(erase.state_dict())
+    means = torch.randn(5, 4)
+    assert torch.equal(other(means), erase(means)) and not torch.equal(erase(means), means)
+    erase.make_room(0)
+    assert torch.equal(erase(means), means)
+
+
+def test_an_erasure_of_another_width_is_refused():
+    wrong = {"centre": torch.zeros(4), "left": torch.zeros(5, 2), "right": torch.zeros(5, 2)}
+    with pytest.raises(RuntimeError, match="left"):
+        LinearErasure(4).load_state_dict(wrong)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,7 +121,8 @@ def test_decoding_adds_what_encoding_subtracted_and_training_never_sees_it():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dual_encoder_has_r_alone(family):
-    model = DualEncoder(FAMILIES[family], dict(small_widths(family)))
+    widths = {"x": 7, "y": 5} if family == "features" else {"x": 3, "y": 1}
+    model = DualEncoder(FAMILIES[family], widths)
     names = {".".join(name.split(".")[:2]) for name in model.state_dict()}
     assert names == {"features.x", "features.y", "shared.x", "shared.y"} and not model.generative
     x, y = small_pairs(family)
@@ -109,10 +135,6 @@ def test_a_dual_encoder_has_r_alone(family):
     torch.testing.assert_close(model.infer(x, y).shared["y"].mean, single)
     with pytest.raises(ValueError, match="without decoders"):
         model.decode("x", single, None)
-
-
-def small_widths(family):
-    return (("x", 7), ("y", 5)) if family == "features" else (("x", 3), ("y", 1))
 
 
 def test_the_elbo_is_the_bound_without_lambda_and_fits_r():

@@ -1,21 +1,103 @@
-"""Linear paths: they begin as a linear map alone, and learn or are held from there."""
+"""Descriptions of pictures, and paths that begin as a linear map of them and learn or are held."""
 
-from __future__ import annotations
+import math
 
 import pytest
 import torch
 
-from iiae_cli.extensions.edge_features import PictureDescription, PictureMap
 from iiae_cli.extensions.linear_paths import (
+    CELLS,
+    DIRECTIONS,
     DescribedFlat,
     DescribedMaps,
     LinearPathFeatures,
+    PictureDescription,
+    PictureMap,
     described_rows,
+    edge_directions,
     hold_linear_paths,
     start_linear_paths,
 )
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.objective import bound, bound_weights
+
+# ---- descriptions
+
+
+def ramp_edges(angle, sign=1.0):
+    """Edges of a picture that brightens along an angle, without its border: (8, 12, 12)."""
+    positions = torch.linspace(-0.5, 0.5, 16)
+    ramp = math.cos(angle) * positions[None, :] + math.sin(angle) * positions[:, None]
+    return edge_directions(sign * ramp[None, None])[0, :, 2:-2, 2:-2]
+
+
+@pytest.mark.parametrize("direction", range(DIRECTIONS))
+def test_a_ramp_has_all_its_strength_in_its_own_direction(direction):
+    for sign in (1.0, -1.0):
+        edges = ramp_edges(direction * math.pi / DIRECTIONS, sign)
+        assert float(edges[direction].sum() / edges.sum()) > 0.999
+        torch.testing.assert_close(edges.sum(dim=0), torch.full((12, 12), 0.5 / 15))
+
+
+def test_a_direction_between_two_is_shared_by_the_last_and_the_first():
+    edges = ramp_edges((DIRECTIONS - 0.5) * math.pi / DIRECTIONS).sum(dim=(1, 2))
+    halves = edges[[0, -1]] / edges.sum()
+    torch.testing.assert_close(halves, torch.tensor([0.5, 0.5]), atol=1e-3, rtol=0)
+
+
+def test_the_steepest_channel_counts():
+    pictures = torch.zeros(1, 3, 8, 8)
+    pictures[:, 1] = torch.linspace(-1, 1, 8)
+    pictures[:, 2] = 0.1 * torch.linspace(-1, 1, 8)[:, None]
+    assert edge_directions(pictures)[0, :, 4, 4].argmax() == 0
+
+
+def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
+    picture = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.8).float()
+    describe = PictureDescription(1)
+    plain, negative, faint = (describe(scale * picture)[:, : -(CELLS**2)] for scale in (1, -1, 0.5))
+    torch.testing.assert_close(plain, negative, atol=1e-3, rtol=0)
+    assert torch.cosine_similarity(plain, faint) > 0.999
+    assert describe(torch.zeros(1, 1, 32, 32)).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "multiple"),
+    [((3, 32, 32), (8, 8), 8), ((1, 30, 41), (4, 6), 16), ((4, 256, 256), (16, 16), 32)],
+)
+def test_descriptions_have_the_shapes_that_they_announce(shape, grid, multiple):
+    pictures, channels = torch.rand(2, *shape) * 2 - 1, shape[0]
+    whole, mapped = PictureDescription(channels), PictureMap(channels, grid, multiple)
+    assert whole(pictures).shape == (2, whole.width) == (2, CELLS**2 * (DIRECTIONS + channels))
+    assert mapped(pictures).shape == (2, mapped.width, *grid) and mapped.width == 16 + channels
+    for describe in (whole, mapped):
+        assert describe(pictures).isfinite().all() and not list(describe.parameters())
+        half = pictures.bfloat16()
+        assert torch.equal(describe(half), describe(half.float()))
+
+
+def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
+    picture = torch.zeros(1, 3, 32, 32)
+    # Columns 14 and 15 see the edge: the right half of cells of the columns 12 to 15.
+    picture[:, :, :, 15:] = 1.0
+    described = PictureMap(3, (8, 8), 8)(picture)[0]
+    edges, colours = described[:16].view(4, 2, 2, 8, 8), described[16:]
+    assert edges[0, :, 1, :, 3].min() > 0.5  # by direction, half above, half left
+    assert edges[1:].max() == 0 and edges[:, :, 0].max() == 0
+    assert edges[..., [0, 1, 2, 4, 5, 6, 7]].max() == 0
+    expected = torch.tensor([0.0, 0, 0, 0.25, 1, 1, 1, 1]).expand(3, 8)
+    torch.testing.assert_close(colours[:, 0], expected)
+
+
+def test_a_map_lies_on_the_grid_of_a_trunk_that_extends_the_picture():
+    picture = torch.rand(1, 1, 32, 20) * 2 - 1
+    extended = torch.cat([picture, picture[..., -1:].expand(1, 1, 32, 4)], dim=3)
+    described = PictureMap(1, (8, 6), 8)(picture)
+    assert torch.equal(described, PictureMap(1, (8, 6), 8)(extended))
+    assert torch.equal(described[..., :4], PictureMap(1, (8, 5), 4)(picture)[..., :4])
+
+
+# ---- paths
 
 FEATURES = LinearPathFeatures(8, [6], 6, 7, 5, 4)
 PICTURES = {
@@ -24,7 +106,7 @@ PICTURES = {
 }
 
 
-def feature_model(seed: int = 0) -> tuple[IIAE, torch.Tensor, torch.Tensor, torch.Tensor]:
+def feature_model(seed=0):
     """A model whose paths begin as one map (S, F) of both domains; x and y."""
     torch.manual_seed(seed)
     model = IIAE(FEATURES, {"x": 9, "y": 9}, exclusive_dim=3)
@@ -33,27 +115,25 @@ def feature_model(seed: int = 0) -> tuple[IIAE, torch.Tensor, torch.Tensor, torc
     return model, weight, x, y
 
 
-def train(model: IIAE, x: torch.Tensor, y: torch.Tensor, steps: int) -> None:
+def train(model, x, y):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     objective = bound(bound_weights("elbo+ii-mi", 5.0), reconstruction="l2")
-    model.train()
-    for step in range(steps):
+    for step in range(3):
         optimizer.zero_grad()
         objective(*model(x, y), step)["loss"].backward()
         optimizer.step()
     model.eval()
 
 
-def test_started_paths_are_the_linear_map_alone_and_held_ones_stay_it() -> None:
+def test_started_paths_are_the_linear_map_alone_and_held_ones_stay_it():
     model, weight, x, y = feature_model()
     model.eval()
     torch.testing.assert_close(model.encode_shared("x", x).mean, x @ weight.T)
     joint = model.infer(x, y).joint_shared
-    assert joint is not None
     torch.testing.assert_close(joint.mean, (x @ weight.T + y @ weight.T) / 2)
     before = model.encode_shared("x", x).logvar.detach()
     hold_linear_paths(model)
-    train(model, x, y, steps=3)
+    train(model.train(), x, y)
     again, *_ = feature_model(1)
     again.load_state_dict(model.state_dict())
     held = again.eval().encode_shared("x", x)
@@ -61,18 +141,16 @@ def test_started_paths_are_the_linear_map_alone_and_held_ones_stay_it() -> None:
     assert not torch.allclose(held.logvar, before)
 
 
-def test_paths_that_are_not_held_learn_a_mean_of_their_own() -> None:
+def test_paths_that_are_not_held_learn_a_mean_of_their_own():
     model, _, x, y = feature_model()
-    train(model, x, y, steps=3)
+    train(model, x, y)
     learned = model.encode_shared("x", x).mean - model.shared["x"].linear(x)
     assert learned.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
 @pytest.mark.parametrize("kind", PICTURES)
-def test_pictures_begin_as_linear_maps_of_their_descriptions(
-    kind: str, size: tuple[int, int]
-) -> None:
+def test_pictures_begin_as_linear_maps_of_their_descriptions(kind, size):
     model = IIAE(PICTURES[kind](size), {"x": 3, "y": 1}, exclusive_dim=3).eval()
     inputs = {"x": torch.rand(5, 3, *size) * 2 - 1, "y": torch.rand(5, 1, *size) * 2 - 1}
     rows = {domain: described_rows(model, domain, inputs[domain]) for domain in inputs}
@@ -81,7 +159,6 @@ def test_pictures_begin_as_linear_maps_of_their_descriptions(
     start_linear_paths(model, weights, biases)
     with torch.no_grad():
         found = model.infer(inputs["x"], inputs["y"])
-    assert found.joint_shared is not None
     expected = {}
     for domain in rows:
         cells = (rows[domain] @ weights[domain].T + biases[domain]).view(5, -1, 5)
@@ -92,7 +169,7 @@ def test_pictures_begin_as_linear_maps_of_their_descriptions(
     torch.testing.assert_close(found.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
 
 
-def test_a_path_reads_the_description_of_every_cells_window() -> None:
+def test_a_path_reads_the_description_of_every_cells_window():
     model = IIAE(PICTURES["maps"]((32, 32)), {"x": 3, "y": 3}, exclusive_dim=3)
     pictures = torch.rand(2, 3, 32, 32) * 2 - 1
     rows = described_rows(model, "x", pictures)

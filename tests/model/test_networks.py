@@ -9,17 +9,19 @@ from helpers import FAMILIES
 from torch import nn
 
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.layers import (
+from iiae_cli.model.networks import (
     FeatureDecoder,
+    FeatureNetworks,
     FlatEntry,
+    FlatNetworks,
     ImageDecoder,
+    ImageNetworks,
     PadToMultiple,
     TiledEntry,
     conv_trunk,
     grid_after,
     init_paper_weights,
 )
-from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks
 from iiae_cli.model.objective import bound, bound_weights
 
 PICTURES = ((256, 256), [32, 64, 128, 256], [512, 256, 128, 64], 128)
@@ -144,8 +146,7 @@ def test_vector_latents_spread_over_the_grid_channels_first():
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels):
     torch.manual_seed(1)
-    widths = [8, 6, 4, 4]
-    net = ImageDecoder(TiledEntry(), 8, widths=widths, channels=channels, size=size, dropout=0.0)
+    net = ImageDecoder(TiledEntry(), [8, 8, 6, 4, 4, channels], size, dropout=0.0)
     net.stages[-1].weight.data.mul_(30)
     shared, exclusive = torch.randn(2, 5, 2, 3), torch.randn(2, 3)
     whole = torch.tanh(net.stages(net.entry(shared, exclusive)))
