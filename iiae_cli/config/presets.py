@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +22,6 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
 from iiae_cli.config.schema import Config
-
-MOST_PROBLEMS = 12  # reported at once
 
 # Environment names beside the general form IIAE_SECTION__KEY.
 _SHORT_NAMES = {
@@ -91,13 +88,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
     Raises:
         IiaeError: unknown keys, bad values, or not exactly one of steps and epochs.
     """
-    given, unknown = _merge(layers)
+    given, problems = _merge(layers)
     sources = {key: source for key, (_, source) in given.items()}
-    keys = list(key_help())
-    problems = [
-        f"unknown key '{key[:80]}' in {source}{_near(key, keys)}"
-        for key, source in unknown[:MOST_PROBLEMS]
-    ]
     nested: dict[str, Any] = {}
     for key, (value, _) in given.items():
         section, _, name = key.rpartition(".")
@@ -117,22 +109,19 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
         state = "set" if lengths else "unset"
         problems.append(f"training.steps and training.epochs are both {state}")
     if problems:
-        more = "; and more" if max(len(problems), len(unknown)) > MOST_PROBLEMS else ""
         raise IiaeError(
-            "; ".join(problems[:MOST_PROBLEMS]) + more,
+            "; ".join(problems),
             "iiae train --preset NAME --print-config lists every key, its value and its source",
         )
     return Resolved(config, sources)
 
 
-def _merge(
-    layers: Iterable[Layer],
-) -> tuple[dict[str, tuple[Any, str]], list[tuple[str, str]]]:
-    """(value, source) by dotted key, and (key, source) of unknown keys."""
+def _merge(layers: Iterable[Layer]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
+    """(value, source) by dotted key, and a line for every unknown key."""
     keys = key_help()
     sections = {key.rpartition(".")[0] for key in keys}
     given: dict[str, tuple[Any, str]] = {}
-    unknown: list[tuple[str, str]] = []
+    unknown = []
     for layer in layers:
         for key, rival in _EXCLUSIVE.items():
             if layer.values.get(key) is not None and rival not in layer.values:
@@ -141,7 +130,7 @@ def _merge(
             if key in keys:
                 given[key] = value, layer.source
             elif key not in sections or value not in (None, {}):  # an empty section is no mistake
-                unknown.append((key, layer.source))
+                unknown.append(f"unknown key '{key}' in {layer.source}{_near(key, keys)}")
     return given, unknown
 
 
@@ -236,7 +225,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without surprises: no repeated keys, no aliases, `1e4` is a number as in YAML 1.2."""
+    """YAML without surprises: no repeated keys, no aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a few of them can stand for billions of values
@@ -248,13 +237,6 @@ class _Loader(yaml.SafeLoader):
         if len(set(names)) < len(names):
             raise yaml.YAMLError(f"key '{max(names, key=names.count)}' occurs twice")
         return dict(super().construct_mapping(node, deep))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
 
 
 def load_yaml(text: str, where: str) -> Any:

@@ -138,10 +138,7 @@ def test_all_errors_are_reported_at_once() -> None:
         assert part in message
 
 
-def test_many_errors_and_long_values_are_cut() -> None:
-    layers = [STEPS, Layer("file", {f"key{number}": 1 for number in range(3000)})]
-    message = refusal(resolve, layers).message
-    assert "key0" in message and message.endswith("and more") and len(message) < 2000
+def test_long_values_are_cut() -> None:
     assert len(refusal(with_set, f"data.set=[{'x,' * 999}]").message) < 300
 
 
@@ -167,7 +164,7 @@ def test_values_out_of_range_are_refused(assignment: str) -> None:
 def test_values_of_set_are_typed_as_yaml() -> None:
     config = with_set(
         "optimizer.lr=1e-3",
-        "training.steps=1e4",
+        "training.steps=10_000",
         "model.widths=[4, 8]",
         "data.image_size=null",
         "training.deterministic=yes",
@@ -298,13 +295,6 @@ def test_plain_values_are_what_pyyaml_makes_of_them() -> None:
     text = "a: {b: [1, 2.5, yes, null, x, 2001-01-01], c: {d: 1}}\n"
     assert load_yaml(text, "") == yaml.safe_load(text)
     assert load_yaml("", "") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e4", 1e4), ("2.5E+4", 2.5e4), ("-1e-3", -1e-3), ("1e", "1e")]
-)
-def test_an_exponent_makes_a_number(text: str, value: object) -> None:
-    assert load_yaml(text, "") == value
 
 
 @pytest.mark.parametrize(
