@@ -19,8 +19,8 @@ from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, repo
 from benchmarks.models import own_steps, workload
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.feed import Feed
 from iiae_cli.training.precision import choose_speed
+from iiae_cli.training.step import Feed
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         options.batch_size,
         [*options.set, f"training.precision={options.precision}"],
     )
-    precision = choose_speed(work.config, work.size, device, None)[0]["precision"]
+    precision = choose_speed(work.config, work.size, device, None)[0].training.precision
     with tempfile.TemporaryDirectory() as folder:
         path, ids = Path(folder) / "data.h5", [str(number) for number in range(options.pairs)]
         split = Split(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.weights import place
 from iiae_cli.training.distributed import Share, World
-from iiae_cli.training.loop import Networks, Schedule, TrainState, fit
-from iiae_cli.training.loop import compiled as compile_networks
+from iiae_cli.training.step import Networks, Step, added
+from iiae_cli.training.step import compiled as compile_networks
 
 NATIVE = {
     "digits-cdcb": 32,
@@ -101,19 +102,6 @@ def plain_step(work: Workload, x: Tensor, y: Tensor, device: torch.device) -> Ca
     return step
 
 
-class _Silent:
-    """The loop's events, unheard."""
-
-    def progress(self, step: int) -> None: ...
-    def log(self, step: int, terms: dict[str, float]) -> None: ...
-    def validate(self, step: int) -> bool:
-        return True
-
-    def checkpoint(self, step: int) -> None: ...
-    def should_stop(self) -> bool:
-        return False
-
-
 def own_steps(
     work: Workload,
     batch_at: Callable[[int], tuple[Tensor, Tensor]],
@@ -122,21 +110,27 @@ def own_steps(
     bf16: bool = False,
     compiled: bool = False,
 ) -> Callable[[int], None]:
-    """`training.loop.fit` for so many more steps, as `iiae train` calls it."""
+    """`training.step.Step` so many more times, as `iiae train` calls it."""
     torch.manual_seed(0)
     model = place(build_model(work.config, work.info), device)
-    optimizer = build_optimizer(work.config, model)
-    objective, state, far = build_objective(work.config), TrainState(), 1 << 30
-    networks = Networks(model, bf16)
-    step = compile_networks(networks, graphs=device.type == "cuda") if compiled else networks
-    share = Share(World(), len(batch_at(0)[0]))
+    networks = Networks(model, bf16).train()
+    step = Step(
+        compile_networks(networks, graphs=device.type == "cuda") if compiled else networks,
+        build_objective(work.config),
+        build_optimizer(work.config, model),
+        batch_at,
+        lambda step: work.config.optimizer.lr,
+        Share(World(), len(batch_at(0)[0])),
+        seed=0,
+    )
+    numbers, sums = itertools.count(), {}
 
-    def steps(count: int) -> None:
-        rate = work.config.optimizer.lr
-        schedule = Schedule(state.step + count, far, far, far, lambda step: rate)
-        fit(step, objective, optimizer, batch_at, state, schedule, _Silent(), share)
+    def more(count: int) -> None:
+        nonlocal sums
+        for number in itertools.islice(numbers, count):
+            sums = added(sums, step(number))
 
-    return steps
+    return more
 
 
 def products_of_a_step(work: Workload, model: IIAE, x: Tensor, y: Tensor) -> float:

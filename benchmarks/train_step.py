@@ -5,7 +5,7 @@
     python -m benchmarks.train_step --preset mnist-cdcb --device cuda --batch-size 256
 
 Competitors: `plain` (NCHW, fp32, Adam as it comes, the loss read every step), `fp32` and, where the
-device has a matrix unit for it, `bf16` (`training.loop.fit` as `iiae train` calls it). Memory is
+device has a matrix unit for it, `bf16` (`training.step.Step` as `iiae train` calls it). Memory is
 measured in processes of their own.
 """
 

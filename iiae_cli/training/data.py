@@ -1,68 +1,99 @@
-"""What a run learns from: training rows, their order, and what is held out for validation."""
+"""What a run learns from: training rows, what is held out of them, and closed forms of them."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import math
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from iiae_cli.builders import picture_size
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.config.schema import Config
-from iiae_cli.data.batches import ClassOrder, PairOrder
+from iiae_cli.config.schema import Config, ErasureSection
+from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
+from iiae_cli.extensions.closed_forms import canonical_maps, fit_maps, two_covariance_map
+from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, SharedPart, Standardise
+from iiae_cli.extensions.linear_paths import described_rows, start_linear_paths
+from iiae_cli.inference.trained import TrainedModel
+from iiae_cli.model import DOMAINS, Domain, other_domain
+from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.iiae import IIAE
 
 Indices: TypeAlias = NDArray[np.int64]
 
 PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
 FEWEST_CLASSES = 8  # with fewer no class is held out
+CANONICAL_PAIRS = 10_000  # more change little
+MAP_ROWS = 40_000  # cells of a map have one map in common, and a pair has many
 
 
 class TrainingData:
     """The training and validation rows of a data file, as the configuration divides them.
 
     Sets that are paired one by one hold out pairs; sets that are paired by class hold out whole
-    classes, so that validation asks what zero-shot evaluation will ask.
-
-    Attributes:
-        file: what the rows lie in.
-        info: of it.
-        train: rows to train on (all of the split where pairs are held out; `order` leaves those
-            out).
-        validation: aligned pairs, or rows of held-out classes; None where nothing is held out.
-
-    Raises:
-        IiaeError: nothing to train on, or rows that are paired neither one by one nor by class.
+    classes, so that validation asks what zero-shot evaluation will ask. `train` holds all rows of
+    the split where pairs are held out; `order` leaves those out.
     """
 
     def __init__(self, file: DataFile, config: Config) -> None:
         self.file, self.info, self.by_class = file, file.info, file.info.by_class
         self.train = self._all = file.split("train")
-        _refuse_unusable(self.train, file, by_class=self.by_class)
+        self._refuse_unusable()
         self._kept: Indices | None = None  # pairs to train on; None: all of them
-        self.validation: Split | None = None
-        most, valid = config.selection.validation_pairs, file.split("valid")
-        some = _some_rows if self.by_class else _some_pairs
+        self.validation: Split | None = None  # aligned pairs, or rows of held-out classes
+        holdout, valid = config.data.holdout, file.split("valid")
         if config.selection.validate_on == "train":
-            self.validation = some(self.train, most)
+            self.validation = self.train
         elif valid.pair_count and len(valid.y):
-            self.validation = some(valid, most)
-        elif config.data.holdout and self.by_class:
-            self._hold_out_classes(config.data.holdout, most)
-        elif config.data.holdout and self.train.pair_count >= 4:
-            self._kept, held = hold_out(self.train.pair_count, config.data.holdout, fewest=2)
-            self.validation = self.train.take_pairs(held[_some(len(held), most)])
+            self.validation = valid
+        elif holdout and self.by_class:
+            self._hold_out_classes(holdout)
+        elif holdout and self.train.pair_count >= 4:
+            self._kept, held = hold_out(self.train.pair_count, holdout, fewest=2)
+            self.validation = self.train.take_pairs(held)
+        if self.validation is not None:
+            self.validation = self._some(self.validation, config.selection.validation_pairs)
 
-    def _hold_out_classes(self, fraction: float, most: int) -> None:
+    def _refuse_unusable(self) -> None:
+        train, rows_x, rows_y = self.train, len(self.train.x), len(self.train.y)
+        if train.pair_count == 0 or not rows_y:
+            raise IiaeError(
+                f"{self.file.path} has no training rows",
+                "prepare the set again, or name another file",
+            )
+        if not self.by_class and train.pairs is None and rows_x != rows_y:
+            raise IiaeError(
+                f"{self.file.path} is not paired: {rows_x} rows of x, {rows_y} of y in train",
+                "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes "
+                "…)",
+            )
+
+    def _hold_out_classes(self, fraction: float) -> None:
         labels_x, labels_y = _labels(self.train)
         classes = np.intersect1d(labels_x, labels_y)
         if len(classes) < FEWEST_CLASSES:
             return
         _, held = hold_out(len(classes), fraction, fewest=2)
         in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
-        away = self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
-        self.validation = _some_rows(away, most)
+        self.validation = self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
         self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+
+    def _some(self, split: Split, most: int) -> Split:
+        """At most so many pairs of a split, aligned, or rows of each domain."""
+
+        def drawn(count: int) -> Indices:
+            if count <= most:
+                return np.arange(count)
+            return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+        if self.by_class:
+            return split.take(drawn(len(split.x)), drawn(len(split.y)))
+        return split.take_pairs(drawn(split.pair_count))
 
     @property
     def count(self) -> int:
@@ -72,8 +103,7 @@ class TrainingData:
     @property
     def classes(self) -> list[str]:
         """Classes that both domains have training rows of."""
-        labels_x, labels_y = _labels(self.train)
-        return sorted({*labels_x} & {*labels_y})
+        return _classes(self.train)
 
     @property
     def holds_out(self) -> bool:
@@ -85,11 +115,7 @@ class TrainingData:
         self.train, self._kept, self.validation = self._all, None, None
 
     def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
-        """What each step reads.
-
-        Raises:
-            IiaeError: fewer pairs than a batch, or fewer than two classes.
-        """
+        """What each step reads; refuses fewer pairs than a batch, and fewer than two classes."""
         try:
             if self.by_class:
                 return ClassOrder(*_labels(self.train), batch_size, seed)
@@ -114,14 +140,6 @@ class TrainingData:
             indices = self.train.pairs[indices]
         return indices[:, 0], indices[:, 1]
 
-    def pair_labels(self) -> tuple[Rows, Rows, list[str], list[str]]:
-        """All training rows and what they share: their class, or each pair a class of its own."""
-        if self.by_class:
-            return self.train.x.rows, self.train.y.rows, *_labels(self.train)
-        x, y = self.rows(np.arange(self.count))
-        names = [str(number) for number in range(self.count)]
-        return x, y, names, names
-
     def summary(self) -> str:
         """One line that says what is learned from."""
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
@@ -141,38 +159,114 @@ def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tupl
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _refuse_unusable(train: Split, file: DataFile, *, by_class: bool) -> None:
-    rows_x, rows_y = len(train.x), len(train.y)
-    if train.pair_count == 0 or not rows_y:
-        raise IiaeError(
-            f"{file.path} has no training rows", "prepare the set again, or name another file"
-        )
-    if not by_class and train.pairs is None and rows_x != rows_y:
-        raise IiaeError(
-            f"{file.path} is not paired: {rows_x} rows of x, {rows_y} of y in train",
-            "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes …)",
-        )
-
-
 def _labels(split: Split) -> tuple[list[str], list[str]]:
     return split.x.labels or [], split.y.labels or []
 
 
-def _sizes(split: Split) -> str:
+def _classes(split: Split) -> list[str]:
     labels_x, labels_y = _labels(split)
-    classes = len({*labels_x} & {*labels_y})
-    return f"{classes} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
+    return sorted({*labels_x} & {*labels_y})
 
 
-def _some(count: int, most: int) -> Indices:
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+def _sizes(split: Split) -> str:
+    return f"{len(_classes(split))} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
 
 
-def _some_pairs(split: Split, most: int) -> Split:
-    return split.take_pairs(_some(split.pair_count, most))
+# ---- what a model takes from training rows in closed form, beside what it learns
 
 
-def _some_rows(split: Split, most: int) -> Split:
-    return split.take(_some(len(split.x), most), _some(len(split.y), most))
+def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
+    """Fit a new model's standardisation and start its linear paths, if it has them."""
+    if isinstance(model, ExtendedIIAE):
+        for domain, standardise in zip(DOMAINS, model.standardise.values(), strict=False):
+            assert isinstance(standardise, Standardise)
+            rows = data.train.side(domain).rows
+            standardise.fit(rows, each=config.data.standardise == "each")
+    if config.model.linear_path == "canonical":
+        _start_canonical(model, data, config)
+    elif config.model.linear_path == "two-covariance":
+        _start_two_covariance(model, data, config.model.linear_shrinkage)
+
+
+def _start_two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> None:
+    if data.info.shape_x != data.info.shape_y:
+        console.say("the domains differ in width: linear paths begin at random")
+        return
+    if data.by_class:
+        pairs, labels = (data.train.x.rows, data.train.y.rows), _labels(data.train)
+    else:  # each pair is a class of its own
+        names = [str(number) for number in range(data.count)]
+        pairs, labels = data.rows(np.arange(data.count)), (names, names)
+    with torch.no_grad():
+        x, y = (
+            model.read(domain, _tensor(rows)).numpy()
+            for domain, rows in zip(DOMAINS, pairs, strict=True)
+        )
+    dim = model.shared_shape[0]
+    weight = _tensor(two_covariance_map(x, y, *labels, dim, shrinkage)).float()
+    bias = torch.zeros(dim)
+    start_linear_paths(model, {"x": weight, "y": weight}, {"x": bias, "y": bias})
+
+
+def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
+    size = picture_size(config, data.info)
+    cells = math.prod(model.shared_shape[1:])
+    count = min(data.count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
+    blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}
+    for start in range(0, count, 256):
+        pairs = data.rows(np.arange(start, min(start + 256, count)))
+        for domain, rows in zip(DOMAINS, pairs, strict=True):
+            blocks[domain].append(described_rows(model, domain, to_inputs(rows, size)))
+    x, y = (torch.cat(blocks[domain]).numpy() for domain in DOMAINS)
+    maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
+    start_linear_paths(
+        model,
+        {
+            domain: _tensor(weight).float()
+            for domain, (weight, _) in zip(DOMAINS, maps, strict=True)
+        },
+        {domain: _tensor(bias).float() for domain, (_, bias) in zip(DOMAINS, maps, strict=True)},
+    )
+
+
+def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
+    """Fit a model's erasure to its posteriors on the training rows, a function of both alone."""
+    model = trained.network
+    if erasure.shared == erasure.exclusive == "none" or not isinstance(model, ExtendedIIAE):
+        return
+    for module in model.modules():
+        if isinstance(module, LinearErasure):
+            module.make_room(0)
+        elif isinstance(module, SharedPart):
+            module.weight.zero_()
+    if data.by_class:
+        rows = [_spread(data.train.side(domain).rows, erasure.rows) for domain in DOMAINS]
+    else:
+        rows = [*data.rows(_spread(np.arange(data.count), erasure.rows))]
+    encoded = {d: trained.encode(part, d) for d, part in zip(DOMAINS, rows, strict=True)}
+    for domain in DOMAINS:
+        own, partner = encoded[domain], encoded[other_domain(domain)]
+        erase = dict(model.erase_shared).get(domain)
+        shared_part = dict(model.shared_part).get(domain)
+        assert isinstance(erase, LinearErasure | None)
+        assert isinstance(shared_part, SharedPart | None)
+        leace = erasure.shared.endswith("leace")
+        fit_maps(
+            erase,
+            shared_part,
+            DiagonalGaussian(_tensor(own.shared_mean), _tensor(own.shared_logvar)),
+            None if own.exclusive_mean is None else _tensor(own.exclusive_mean),
+            None if data.by_class else _tensor(partner.shared_mean),
+            least_snr=erasure.least_snr if erasure.shared.startswith("channel") else 0.0,
+            least_correlation=erasure.least_correlation if leace else None,
+            ridge=erasure.ridge,
+        )
+
+
+def _spread(rows: Rows, most: int) -> Rows:
+    """At most so many rows, evenly spread."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

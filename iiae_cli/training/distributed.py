@@ -1,8 +1,8 @@
 """Several processes (ranks) that train one model, each on its slice of every batch.
 
-DistributedDataParallel sums the gradients. Batch norm reads the whole batch on GPUs (SyncBatchNorm,
-unless `training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout and augmentation
-are seeded by rank.
+DistributedDataParallel averages the gradients. Batch norm reads the whole batch on GPUs
+(SyncBatchNorm, unless `training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout
+and augmentation are seeded by rank.
 
 What ranks tell each other beside gradients (stop, resume at that step) goes over gloo on the CPU:
 it neither waits for a GPU nor times out while rank 0 validates.
@@ -34,21 +34,18 @@ PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
 _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a rank that is gone
 
 
+class _Control:
+    group: Any = None  # over which ranks talk beside gradients
+
+
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; one alone by default.
-
-    Attributes:
-        rank: of this process; rank 0 writes files and speaks.
-        size: how many train together.
-        local_rank: among those on this machine: which GPU to take.
-        address: where they meet, a URL for `init_process_group`.
-    """
+    """This process among those that train together; one alone by default."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    address: str = "env://"
+    local_rank: int = 0  # among those on this machine: which GPU to take
+    address: str = "env://"  # where they meet, a URL for `init_process_group`
 
     @property
     def first(self) -> bool:
@@ -56,11 +53,7 @@ class World:
         return self.rank == 0
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This rank's device, where `chosen` is the configured one.
-
-        Raises:
-            IiaeError: the ranks of a machine would share a GPU, or the device has no communication.
-        """
+        """This rank's device, where `chosen` is the configured one."""
         if self.size == 1 or chosen.type == "cpu":
             return chosen
         if chosen.type != "cuda" or chosen.index is not None:
@@ -105,17 +98,12 @@ class World:
 
     def _meet(self, device: torch.device, stop: Stop) -> None:
         """Join the process group in a thread, so that a signal ends the wait."""
-        failures: list[Exception] = []
+        backend, failures = "nccl" if device.type == "cuda" else "gloo", list[Exception]()
+        ranks: dict[str, Any] = {"rank": self.rank, "world_size": self.size}
 
         def join() -> None:
             try:
-                dist.init_process_group(
-                    "nccl" if device.type == "cuda" else "gloo",
-                    init_method=self.address,
-                    rank=self.rank,
-                    world_size=self.size,
-                    timeout=MEETING,
-                )
+                dist.init_process_group(backend, self.address, timeout=MEETING, **ranks)
                 _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
             except Exception as error:
                 failures.append(error)
@@ -153,28 +141,20 @@ class World:
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
-class _Control:
-    group: Any = None
-
-
 def find_world(environment: Mapping[str, str]) -> World:
     """The world that a launcher's environment describes.
 
     torchrun's variables count first. Those of an srun step with several tasks count only with
     MASTER_ADDR, which a person who runs several independent trainings in one step does not set.
-
-    Raises:
-        IiaeError: the variables are incomplete, or not numbers.
     """
     try:
-        if int(environment.get("WORLD_SIZE", "1")) > 1:
-            rank, _, _ = (
+        size = int(environment.get("WORLD_SIZE", "1"))
+        if size > 1:
+            rank, _ = (
                 int(environment["RANK"]),
-                environment["MASTER_ADDR"],
-                environment["MASTER_PORT"],
+                (environment["MASTER_ADDR"], environment["MASTER_PORT"]),
             )
-            local = int(environment.get("LOCAL_RANK", str(rank)))
-            return World(rank, int(environment["WORLD_SIZE"]), local)
+            return World(rank, size, int(environment.get("LOCAL_RANK", str(rank))))
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
             job = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
@@ -192,17 +172,7 @@ def find_world(environment: Mapping[str, str]) -> World:
 class Share:
     """One rank's slice of every batch, and what makes its losses and gradients the whole batch's.
 
-    Args:
-        world: of one rank or several.
-        batch_size: rows of the whole batch; where it cannot be divided evenly, some ranks take one
-            row more.
-
-    Attributes:
-        rows: this rank's rows within the batch.
-        weight: the fraction of rows that are this rank's.
-
-    Raises:
-        IiaeError: too few rows for so many ranks.
+    Where `batch_size` rows cannot be divided evenly, some ranks take one row more.
     """
 
     def __init__(self, world: World, batch_size: int) -> None:
@@ -214,8 +184,8 @@ class Share:
         first, last = (
             round(batch_size * rank / world.size) for rank in (world.rank, world.rank + 1)
         )
-        self.rows = slice(first, last)
-        self.weight = (last - first) / batch_size
+        self.rows = slice(first, last)  # this rank's, within the batch
+        self.weight = (last - first) / batch_size  # the fraction of rows that are this rank's
         self._world, self._batch_size = world, batch_size
 
     def gather(self, rows: Tensor) -> Tensor:

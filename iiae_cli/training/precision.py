@@ -10,51 +10,43 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, Precision
 
-# The smallest pictures on which bfloat16 was measured: it pays there, and recall stays as it is.
-BF16_PIXELS = 32 * 32
-# Compiling takes a minute or two and saves milliseconds a step on a GPU.
-COMPILE_STEPS = 10_000
+BF16_PIXELS = 32 * 32  # the smallest pictures on which it was measured: it pays, recall stays
+COMPILE_STEPS = 10_000  # compiling takes a minute or two and saves milliseconds a step on a GPU
 _AMPERE = (8, 0)
 
 
 def choose_speed(
     config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
-) -> tuple[dict[str, Any], str]:
-    """What `precision` and `compile` of the training section become, and a line that says why.
+) -> tuple[Config, str]:
+    """The configuration with `precision` and `compile` chosen, and a line that says why.
 
-    Args:
-        config: may say `auto` in either.
-        size: (H, W) of pictures; None for features.
-        device: that trains.
-        before: configuration of the run that is resumed, whose choices hold; None for a new run.
-
-    Raises:
-        IiaeError: compilation is asked for, and there is no compiler.
+    What the configuration says counts first, then the choice of `before`, the run that is resumed.
+    `size`: (H, W) of pictures; None for features.
     """
-    chosen: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    for key in ("precision", "compile"):
-        chosen[key], reasons[key] = getattr(config.training, key), "as asked"
-        earlier = "auto" if before is None else getattr(before.training, key)
-        if chosen[key] == "auto" and earlier != "auto":
-            chosen[key], reasons[key] = earlier, "as the run began"
-    if chosen["precision"] == "auto":
-        chosen["precision"], reasons["precision"] = _choose_precision(size, device)
-    if chosen["compile"] == "auto":
-        chosen["compile"], reasons["compile"] = _choose_compile(config.training.steps, device)
-    if chosen["compile"] and not has_compiler(device):
+    asked, begun = config.training, None if before is None else before.training
+    precision, why = asked.precision, "as asked"
+    if precision == "auto":
+        precision, why = _choose_precision(size, device)
+        if begun is not None:
+            precision, why = begun.precision, "as the run began"
+    compiled, why_compiled = asked.compile, "as asked"
+    if compiled == "auto":
+        compiled, why_compiled = _choose_compile(asked.steps, device)
+        if begun is not None:
+            compiled, why_compiled = begun.compile, "as the run began"
+    if compiled and not has_compiler(device):
         hint = "install g++, or pass --no-compile"
         raise IiaeError("torch.compile finds no C++ compiler here", hint)
-    how = "compiled" if chosen["compile"] else "not compiled"
-    line = f"precision {chosen['precision']} ({reasons['precision']}), {how} ({reasons['compile']})"
-    return chosen, line
+    training = asked.model_copy(update={"precision": precision, "compile": compiled})
+    how = "compiled" if compiled else "not compiled"
+    reasons = f"precision {precision} ({why}), {how} ({why_compiled})"
+    return config.model_copy(update={"training": training}), reasons
 
 
 def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tuple[Precision, str]:
@@ -64,10 +56,8 @@ def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tup
         if torch.cuda.get_device_capability(device) >= _AMPERE:
             return "tf32", "the GPU has it; bf16 made the shared KL jump"
         return "fp32", "the GPU has no TF32"
-    if device.type != "cpu":
-        return "fp32", f"on {device.type}"
-    if not multiplies_bf16():
-        return "fp32", "the CPU has no bf16 matrix unit"
+    if device.type != "cpu" or not multiplies_bf16():
+        return "fp32", f"the {device.type.upper()} has no bf16 matrix unit"
     if size[0] * size[1] < BF16_PIXELS:
         return "fp32", "pictures too small for bf16 to pay on a CPU"
     return "bf16", "the CPU has a bf16 matrix unit"
@@ -75,12 +65,10 @@ def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tup
 
 def _choose_compile(steps: int | None, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
-        return False, "it does not pay on a CPU" if device.type == "cpu" else f"on {device.type}"
+        return False, f"it does not pay on {device.type}"
     if steps is not None and steps < COMPILE_STEPS:
         return False, f"it does not pay in fewer than {COMPILE_STEPS} steps"
-    if not has_compiler(device):
-        return False, "no compiler"
-    return True, "with CUDA graphs"
+    return (True, "with CUDA graphs") if has_compiler(device) else (False, "no compiler")
 
 
 def multiplies_bf16() -> bool:
@@ -103,6 +91,5 @@ def has_compiler(device: torch.device) -> bool:
 
 def set_gpu_arithmetic(precision: str) -> None:
     """Let GPUs round factors to TF32, unless the precision is fp32."""
-    rounded = precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = rounded
-    torch.backends.cudnn.allow_tf32 = rounded
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"

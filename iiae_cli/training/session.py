@@ -28,7 +28,7 @@ from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.runs.directory import RunDir, run_origin
 from iiae_cli.runs.weights import load_model
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.distributed import World, find_world
+from iiae_cli.training.distributed import find_world
 from iiae_cli.training.precision import choose_speed, set_gpu_arithmetic
 from iiae_cli.training.trainer import InterruptibleModel, Trainer
 
@@ -40,49 +40,28 @@ _MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "des
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `iiae train` was told.
+    """What `iiae train` was told."""
 
-    Attributes:
-        preset: name of the preset, without folder and suffix.
-        config: the merged configuration.
-        data: data file, or the folder it lies in; None: where the set of the configuration lies.
-        run: run directory; None: runs/PRESET-seedN.
-        resume: continue where the run stands, or start it.
-        overwrite: replace an existing run.
-        deadline: `time.monotonic()` at which to stop, but not before the first step, so that every
-            call gets on.
-    """
-
-    preset: str
-    config: Config
-    data: Path | None = None
-    run: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    deadline: float | None = None
+    preset: str  # its name, without folder and suffix
+    config: Config  # the merged configuration
+    data: Path | None = None  # data file, or its folder; None: where the configuration's set lies
+    run: Path | None = None  # run directory; None: runs/PRESET-seedN
+    resume: bool = False  # continue where the run stands, or start it
+    overwrite: bool = False  # replace an existing run
+    deadline: float | None = None  # `time.monotonic()` at which to stop, after one step at least
 
 
 @dataclass
 class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        run: its directory.
-        steps: done in all.
-        kept_step: of the kept weights.
-        validation: their figures, if there was a validation.
-        warnings: what a person should know of the model.
-        seconds: of this call's training.
-        fingerprint: of the kept weights.
-    """
+    """How a run ended."""
 
     run: Path
-    steps: int
-    kept_step: int | None
-    validation: dict[str, Any] | None
-    warnings: list[str]
-    seconds: float
-    fingerprint: str
+    steps: int  # done in all
+    kept_step: int | None  # of the kept weights
+    validation: dict[str, Any] | None  # their figures, if there was a validation
+    warnings: list[str]  # what a person should know of the model
+    seconds: float  # of this call's training
+    fingerprint: str  # of the kept weights
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -104,10 +83,7 @@ class TrainResult:
 
 
 def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
-    """Train, or continue training, one run.
-
-    Returns:
-        How the run ended; None on all ranks but the first.
+    """Train, or continue training, one run; returns how it ended, on the first rank.
 
     Raises:
         IiaeError: configuration, data or run directory do not allow it.
@@ -125,8 +101,19 @@ def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
     with world.joined(device, stop), run.locked() if world.first else nullcontext():
         path = world.share(_data_path(options.data, options.config) if world.first else Path())
         before = world.share(_claim(run, options) if world.first else None)
-        trainer = _start(options, run, path, before, device, world, stop)
+        data = TrainingData(DataFile(path), options.config)
+        console.say(data.summary())
+        size = picture_size(options.config, data.info)
+        config, reasons = world.share(choose_speed(options.config, size, device, before))
+        console.say(reasons)
+        if device.type == "cuda":
+            set_gpu_arithmetic(config.training.precision)
+        details = {"preset": options.preset, "data": str(path.absolute())}
+        trainer = Trainer(config, data, run, device, details, world, stop)
         trainer.deadline = options.deadline
+        _begin(trainer, resuming=before is not None)
+        if options.run is None and world.first:
+            run.link_latest()
         return _finish(trainer, options.resume)
 
 
@@ -145,12 +132,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
 
 
 def _claim(run: RunDir, options: TrainOptions) -> Config | None:
-    """The configuration of the run to resume; None for a new run.
-
-    Raises:
-        IiaeError: it holds one and neither --resume nor --overwrite was given, or one of another
-            configuration.
-    """
+    """The configuration of the run to resume; None for a new run."""
     if not run.exists():
         if not run.is_free() and not options.overwrite:
             raise IiaeError(
@@ -175,49 +157,26 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
     return config
 
 
-def _start(
-    options: TrainOptions,
-    run: RunDir,
-    path: Path,
-    before: Config | None,
-    device: torch.device,
-    world: World,
-    stop: Stop,
-) -> Trainer:
-    """The trainer of a new run, or of one taken up where it stands."""
-    data = TrainingData(DataFile(path), options.config)
-    console.say(data.summary())
-    size = picture_size(options.config, data.info)
-    chosen, reasons = world.share(
-        choose_speed(options.config, size, device, before) if world.first else ({}, "")
-    )
-    training = options.config.training.model_copy(update=chosen)
-    config = options.config.model_copy(update={"training": training})
-    console.say(reasons)
-    if device.type == "cuda":
-        set_gpu_arithmetic(training.precision)
-    details = {"preset": options.preset, "data": str(path.absolute())}
-    trainer = Trainer(config, data, run, device, details, world, stop)
-    if before is not None and trainer.resume():
+def _begin(trainer: Trainer, *, resuming: bool) -> None:
+    """Take up a run where it stands, or start it."""
+    run = trainer.run
+    if resuming and trainer.resume():
         if not trainer.finished:
             console.say(f"resuming {run.path} at step {trainer.steps_done}")
-    elif world.first:
-        if before is not None and run.read_info().get("state") == FINISHED:
+    elif trainer.world.first:
+        if resuming and run.read_info().get("state") == FINISHED:
             raise IiaeError(
                 f"{run.path} was trained to its end, but its checkpoints are gone",
                 "evaluate it as it is, or replace it with --overwrite",
             )
-        if before is not None:
+        if resuming:
             console.say(f"{run.path} holds no checkpoint yet: starting from step 0")
-        run.create(config)
-    if options.run is None and world.first:
-        run.link_latest()
-    return trainer
+        run.create(trainer.config)
 
 
 def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
     """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
-    run, world, stop = trainer.run, trainer.world, trainer.stop
+    run, world, stop, memory = trainer.run, trainer.world, trainer.stop, trainer.keeper.memory
     before = run.read_info() if world.first else {}
     whole = before.get("state") == FINISHED and run.gallery_file.exists()
     if world.share(trainer.finished and whole):
@@ -245,10 +204,12 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
         record |= {"warnings": memory.warnings, "state": FINISHED if ended else "interrupted"}
         run.write_info(record)
     if not world.share(ended):
-        raise Interrupted(world.agree(stop.exit_code or 0), _how_to_continue(trainer, resuming))
+        command = shlex.join(["iiae", *sys.argv[1:]]) + ("" if resuming else " --resume")
+        saved = f"saved at step {trainer.saved_step} in {run.path}; continue: {command}"
+        raise Interrupted(world.agree(stop.exit_code or 0), saved if world.first else "")
     if not world.first:
         return None
-    for warning in trainer.keeper.memory.warnings:
+    for warning in memory.warnings:
         console.warn(warning)
     return _result(trainer, record["seconds"])
 
@@ -298,16 +259,8 @@ def _write_gallery(trainer: Trainer) -> bool:
     return True
 
 
-def _how_to_continue(trainer: Trainer, resuming: bool) -> str:
-    if not trainer.world.first:
-        return ""
-    command = shlex.join(["iiae", *sys.argv[1:]]) + ("" if resuming else " --resume")
-    return f"saved at step {trainer.saved_step} in {trainer.run.path}; continue: {command}"
-
-
 def _result(trainer: Trainer, seconds: float) -> TrainResult:
     memory, run = trainer.keeper.memory, trainer.run
-    fingerprint = load_model(run, trainer.device).fingerprint
     return TrainResult(
         run.path,
         trainer.steps_done,
@@ -315,5 +268,5 @@ def _result(trainer: Trainer, seconds: float) -> TrainResult:
         memory.kept,
         memory.warnings,
         seconds,
-        fingerprint,
+        load_model(run, trainer.device).fingerprint,
     )

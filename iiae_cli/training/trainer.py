@@ -8,61 +8,59 @@ steps, then on all rows. The second training's steps are numbered on from the fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import resource
+import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from iiae_cli import builders
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, sync_file
+from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.files import reading, sync_file, write_errors, writing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
+from iiae_cli.report.grids import first_pairs, sample_grid
 from iiae_cli.runs.directory import HINT, Checkpoint, RunDir
 from iiae_cli.runs.weights import place
-from iiae_cli.training.closed_form import take_statistics
-from iiae_cli.training.data import TrainingData
+from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
-from iiae_cli.training.feed import Feed
-from iiae_cli.training.journal import Journal
-from iiae_cli.training.keeper import Keeper, Progress
-from iiae_cli.training.loop import (
-    Networks,
-    Schedule,
-    TrainState,
-    compiled,
-    fit,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, compiled, restore_adam
+from iiae_cli.training.validation import Keeper, Progress, Validation, as_text
+
+_SHOWN = {  # by the progress bar, and the terms that it is of
+    "loss": ("loss",),
+    "reconstruction": ("reconstruction_x", "reconstruction_y"),
+    "KL(z^s)": ("kl_shared_prior",),
+    "KL(z^x, z^y)": ("kl_exclusive_x", "kl_exclusive_y"),
+}
 
 
 @dataclass(frozen=True)
 class InterruptibleModel(TrainedModel):
-    """A model whose long work asks for a stop before every batch."""
+    """A model whose long work raises `Interrupted` before a batch if it should stop."""
 
     stop: Stop = field(default_factory=Stop)
 
     def inputs(self, rows: NDArray[Any]) -> Tensor:
-        """Stored rows as the network takes them.
-
-        Raises:
-            Interrupted: work should stop.
-        """
+        """Stored rows as the network takes them."""
         self.stop.check()
         return super().inputs(rows)
 
 
 class Trainer:
-    """Implements the loop's `Events`.
+    """Trains the model of a run.
 
     Args:
         config: with precision and compilation chosen.
@@ -96,12 +94,16 @@ class Trainer:
         training, per_epoch = config.training, self.order.steps_per_epoch
         self.total_steps = training.steps or (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
-        self.offset = 0
+        self.learning_rate = builders.build_schedule(config, self.total_steps)
+        self.step = self.offset = 0  # steps done of the training under way, and before it
+        self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.saved_step = 0  # the newest checkpoint's
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
-        self.state = TrainState(owed=config.selection.from_start)
-        self.journal = Journal(run, device)
-        self.keeper = Keeper(config, data, run, details, self.journal, first=world.first)
+        self._writer: Any = None  # TensorBoard's, on the first rank
+        self.keeper = Keeper(config, data, run, details, first=world.first)
+        self._grid_pairs = None
+        if not data.by_class and not data.info.is_features and training.samples:
+            self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
 
     def _build(self) -> None:
         """A new model from seed and training rows, its optimiser, and the order of rows."""
@@ -117,73 +119,72 @@ class Trainer:
         self.share = Share(self.world, self.order.batch_size)
         self.optimizer = builders.build_optimizer(self.config, self.model)
 
-    # From start or checkpoint to the end
-
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False if there is none."""
         checkpoints = self.run.checkpoints
         checkpoint = checkpoints.latest() if self.world.first else None
-        step = self.world.share(None if checkpoint is None else checkpoint.step)
-        if step is None:
+        saved = self.world.share(None if checkpoint is None else checkpoint.step)
+        if saved is None:
             return False
         if checkpoint is None:
-            checkpoint = checkpoints.load(step)
-        with reading(checkpoints.path(step), HINT):
+            checkpoint = checkpoints.load(saved)
+        with reading(checkpoints.path(saved), HINT):
             memory = TypeAdapter(Progress).validate_python(checkpoint.progress)
-        self.keeper.restore(memory)
+        self.keeper.memory = memory
         if memory.refit_steps is not None:
             self._enter_refit(memory.refit_steps, memory.held)
-        with reading(checkpoints.path(step), HINT):
+        with reading(checkpoints.path(saved), HINT):
             self.model.load_state_dict(checkpoint.model)
-            restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
-        running = {name: values.to(self.device) for name, values in checkpoint.running.items()}
-        self.saved_step = step
-        self.state = TrainState(step - self.offset, running, memory.owed, self.keeper.enough)
+            restore_adam(self.model, self.optimizer, checkpoint.optimizer)
+        self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
+        self.saved_step, self.step = saved, saved - self.offset
         if self.world.first:
             checkpoints.prune()
-            self.run.truncate_metrics(step, validated=not memory.owed)
+            self.run.truncate_metrics(saved, validated=not memory.owed)
         return True
 
     @property
     def steps_done(self) -> int:
         """Of both trainings."""
-        return self.offset + self.state.step
+        return self.offset + self.step
 
     @property
     def finished(self) -> bool:
         """Whether every step and the last validation is done."""
-        refit = self.keeper.memory.refit_steps
-        if refit is not None:
-            return not self.state.owed and self.state.step >= refit
-        ended = self.state.step >= self.total_steps or self.state.ended
-        return ended and not self.state.owed and not self.keeper.wants_refit
+        memory = self.keeper.memory
+        if memory.owed or self.keeper.wants_refit:
+            return False
+        return self.step >= (memory.refit_steps or self.total_steps) or self.keeper.enough
+
+    # ---- the loop
 
     def train(self) -> bool:
         """Run to the end, or to the first step after a stop is asked for; True at the end."""
         if not self.world.first:
             return self._train()
-        with self.journal.writing_from(self.steps_done):
-            ended = self._train()
-        whole = TrainedModel(self.model, self.size, self.device)  # which no stop interrupts
-        step = self.state.step
-        self.keeper.keep_last(whole, step, self._epoch(step), ended=ended)
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(self.run.tensorboard_folder)
+        with write_errors(self.run.path):
+            with SummaryWriter(folder, purge_step=self.steps_done) as self._writer:
+                ended = self._train()
+            whole = TrainedModel(self.model, self.size, self.device)  # which no stop interrupts
+            self.keeper.keep_last(whole, self.step, self._epoch, ended=ended)
         return ended
 
     def _train(self) -> bool:
-        ended, memory = True, self.keeper.memory
-        if memory.refit_steps is None:
+        ended = True
+        if self.keeper.memory.refit_steps is None:
             ended = self._fit("training", self.total_steps, self.validate_every)
         if ended and self.keeper.wants_refit:
             kept = self.keeper.memory.kept_step
-            self._enter_refit(kept or self.total_steps, held=kept == 0)
-            means = ", the shared means held where they began" if kept == 0 else ""
-            steps = self.keeper.memory.refit_steps
+            steps, held = kept or self.total_steps, kept == 0
+            self._enter_refit(steps, held)
+            means = ", the shared means held where they began" if held else ""
             console.say(f"training again on all rows, {steps} steps{means}")
-            self.checkpoint(0)
+            self.checkpoint()
         again = self.keeper.memory.refit_steps
-        if ended and again is not None:
-            ended = self._fit("training again", again, again)
-        return ended
+        return self._fit("training again", again, again) if ended and again else ended
 
     def _enter_refit(self, steps: int, held: bool) -> None:
         """Begin the second training."""
@@ -192,75 +193,150 @@ class Trainer:
         self._build()
         if held:
             hold_linear_paths(self.model)
-        self.state, self.offset = TrainState(), self.total_steps
+        self.step, self.offset, self.running = 0, self.total_steps, {}
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
-        training, device = self.config.training, self.device
-        every = training.checkpoint_every or self.validate_every
-        rate = builders.build_schedule(self.config, self.total_steps)
-        seed = self.world.seed(training.seed)
-        schedule = Schedule(steps, training.log_every, validate_every, every, rate, seed)
-        networks = Networks(self.model, training.precision == "bf16").train()
-        wrapped = self.share.wrapped(networks, device, local=training.batch_norm == "local")
-        graphs = device.type == "cuda" and self.world.size == 1
-        step = compiled(wrapped, graphs=graphs) if training.compile is True else wrapped
-        order, rows, first = self.order, self.share.rows, self.state.step
+        """Train from `self.step` to `steps`; False if a stop is asked for before."""
+        order, rows = self.order, self.share.rows
         with (
-            Feed(self.data, lambda step: order.indices(step)[rows], self.size, device) as feed,
-            self.journal.showing(label, steps, first, order.batch_size),
+            Feed(self.data, lambda step: order.indices(step)[rows], self.size, self.device) as feed,
+            console.progress(label, steps, items=(order.batch_size, "pairs")) as self._bar,
         ):
-            batch_at = feed if not self.augmentation.active else self._augmented(feed, seed)
-            objective = builders.build_objective(self.config, self.share.gather)
-            ended = fit(
-                step, objective, self.optimizer, batch_at, self.state, schedule, self, self.share
-            )
-        self.keeper.memory = self.world.share(self.keeper.memory)
-        return ended
+            self._bar.start_at(self.step)
+            self._started = time.monotonic(), self.step
+            take_step, log_every = self._stepper(feed), self.config.training.log_every
+            if self.keeper.memory.owed and not self._settle(steps):
+                return False
+            while self.step < steps and not self.keeper.enough:
+                self.running = added(self.running, take_step(self.step))
+                self.step += 1
+                self.progress(self.step)
+                last = self.step == steps
+                if self.step % log_every == 0 or last:
+                    self._log(self.step % log_every or log_every)
+                self.keeper.memory.owed = self.step % validate_every == 0 or last
+                if not self._settle(steps):
+                    return False
+        return True
 
-    def _augmented(self, feed: Feed, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-        return lambda step: self.augmentation(*feed(step), seed, step)
+    def _stepper(self, feed: Feed) -> Step:
+        training, seed = self.config.training, self.world.seed(self.config.training.seed)
+        networks = Networks(self.model, training.precision == "bf16").train()
+        local = training.batch_norm == "local"
+        wrapped = self.share.wrapped(networks, self.device, local=local)
+        graphs = self.device.type == "cuda" and self.world.size == 1
 
-    # Events of the loop
+        def augmented(step: int) -> tuple[Tensor, Tensor]:
+            return self.augmentation(*feed(step), seed, step)
+
+        return Step(
+            compiled(wrapped, graphs=graphs) if training.compile is True else wrapped,
+            builders.build_objective(self.config, self.share.gather),
+            self.optimizer,
+            augmented if self.augmentation.active else feed,
+            self.learning_rate,
+            self.share,
+            seed,
+        )
+
+    def _settle(self, steps: int) -> bool:
+        """Validate, save and stop where that is due after `self.step`; whether to go on."""
+        stop = self._should_stop()
+        if self.keeper.memory.owed and not stop:
+            self._validate()
+            stop = self._should_stop()
+        end = self.step == steps or self.keeper.enough
+        every = self.config.training.checkpoint_every or self.validate_every
+        if stop or end or self.step % every == 0:
+            self.checkpoint()
+        return not stop or (end and not self.keeper.memory.owed)
+
+    def _should_stop(self) -> bool:
+        """Whether a signal or the time limit asks any rank to stop."""
+        code = self.world.agree(self.stop.exit_code or 0)
+        if code:
+            self.stop.request(code)
+        return bool(code)
+
+    # ---- what is due between steps
 
     def progress(self, step: int) -> None:
         """Move the bar. The time limit counts from here on, so that every call gets on."""
         self.stop.deadline = self.deadline
-        self.journal.progress(step)
+        self._bar.update(step)
 
-    def log(self, step: int, terms: dict[str, float]) -> None:
-        """Write averages; refuse to go on with a loss that is not finite."""
+    @property
+    def _epoch(self) -> float:
+        return self.step / self.order.steps_per_epoch
+
+    def _log(self, count: int) -> None:
+        """Write averages of so many steps; refuse to go on with a loss that is not finite."""
+        terms = {name: float(sum_) / count for name, sum_ in self.share.mean(self.running).items()}
+        self.running = {}
         if not math.isfinite(terms["loss"]):
             raise IiaeError(
-                f"the loss is {terms['loss']} at step {step}",
+                f"the loss is {terms['loss']} at step {self.step}",
                 "lower optimizer.lr; the newest checkpoint is whole, --resume continues from it",
             )
-        config = self.config
+        started, first = self._started
+        pairs = (self.step - first) * self.order.batch_size
         figures = {
-            "epoch": self._epoch(step),
+            "epoch": self._epoch,
             **terms,
-            "annealing": kl_annealing(step, config.objective.annealing_steps),
-            "lr": builders.build_schedule(config, self.total_steps)(step - 1),
-            "pairs_per_s": self.journal.pairs_per_second(step, self.order.batch_size),
+            "annealing": kl_annealing(self.step, self.config.objective.annealing_steps),
+            "lr": self.learning_rate(self.step - 1),
+            "pairs_per_s": pairs / max(1e-9, time.monotonic() - started),
         }
-        self.journal.terms(self.offset + step, figures, terms)
+        self._write("train", {"step": self.steps_done, **figures}, figures)
+        for name, keys in _SHOWN.items():
+            if all(key in terms for key in keys):
+                self._bar.facts[name] = " / ".join(f"{terms[key]:.4g}" for key in keys)
+        self._bar.facts["memory"] = _memory(self.device)
 
-    def validate(self, step: int) -> bool:
-        """Measure on the first rank, which decides for all; False if a stop broke it off."""
-        done, first = True, self.world.first
-        if first:
-            done = self.keeper.validate(self.trained, step, self._epoch(step), self.offset)
-        done, self.state.ended = self.world.share((done, self.keeper.enough))
-        return done
+    def _write(self, kind: str, record: dict[str, Any], scalars: Mapping[str, float]) -> None:
+        """Add a line to metrics.jsonl, and scalars for TensorBoard."""
+        if self.world.first:
+            self.run.append_metrics({"kind": kind, **record})
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
 
-    def _epoch(self, step: int) -> float:
-        return step / self.order.steps_per_epoch
+    def _validate(self) -> None:
+        """Measure and decide on the first rank, for all; a stop leaves the validation owed."""
+        if self.world.first:
+            try:  # nothing is written before everything is measured
+                validation, grid = self.keeper.measure(self.trained), self._sample_grid()
+            except Interrupted:
+                how = "the validation was broken off; --resume begins with it"
+                console.say(f"step {self.step}: {how}")
+            else:
+                self._record(validation, grid)
+                self.keeper.decide(self.trained, self.step, self._epoch, validation)
+                self.keeper.memory.owed = False
+        self.keeper.memory = self.world.share(self.keeper.memory)
 
-    def checkpoint(self, step: int) -> None:
+    def _sample_grid(self) -> Image | None:
+        if not self.step or self._grid_pairs is None or not self.model.generative:
+            return None
+        return sample_grid(self.trained, self._grid_pairs, seed=self.config.training.seed)
+
+    def _record(self, validation: Validation | None, grid: Image | None) -> None:
+        """Write what a validation found."""
+        if validation is not None:
+            record = {"step": self.step, **validation.record(), "baseline": self.keeper.baseline}
+            self._write("validation", record, validation.scalars())
+            self._bar.facts[validation.name] = as_text(validation.shared)
+            console.say(f"step {self.step}: validation {validation.summary()}")
+        if grid is not None:
+            name = f"step-{self.steps_done:08d}.png"
+            with writing(self.run.samples_folder / name) as temporary:
+                grid.save(temporary, format="PNG")
+            picture = np.asarray(grid)
+            self._writer.add_image("samples", picture, self.steps_done, dataformats="HWC")
+
+    def checkpoint(self) -> None:
         """Save everything that continuing needs; every rank has the same, so one writes it."""
-        memory, selection = self.keeper.memory, self.keeper.selection
-        memory.best, memory.stale, memory.owed = selection.best, selection.stale, self.state.owed
-        self.state.running = self.share.mean(self.state.running)
-        self.saved_step = self.offset + step
+        self.running = self.share.mean(self.running)
+        self.saved_step = self.steps_done
         if not self.world.first:
             return
         if self.run.metrics_file.exists():
@@ -269,15 +345,16 @@ class Trainer:
             Checkpoint(
                 self.saved_step,
                 model=dict(self.model.state_dict()),
-                optimizer=optimizer_tensors(self.model, self.optimizer),
-                running=self.state.running,
-                progress=vars(memory),
+                optimizer=adam_tensors(self.model, self.optimizer),
+                running=self.running,
+                progress=vars(self.keeper.memory),
             )
         )
 
-    def should_stop(self) -> bool:
-        """Whether a signal or the time limit asks any rank to stop."""
-        code = self.world.agree(self.stop.exit_code or 0)
-        if code:
-            self.stop.request(code)
-        return bool(code)
+
+def _memory(device: torch.device) -> str:
+    """The most memory held so far: the device's on a GPU, else this process's."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"

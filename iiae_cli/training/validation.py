@@ -1,4 +1,4 @@
-"""Validation on held-out rows, which weights are kept, and what to warn of.
+"""Validation on held-out rows, and which weights are kept.
 
 Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by
 class by mAP@all of held-out classes.
@@ -7,9 +7,11 @@ class by mAP@all of held-out classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from iiae_cli.common import console
+from iiae_cli.config.schema import Config, SelectionSection
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.disentanglement import DYING_NATS
 from iiae_cli.evaluation.retrieval import (
@@ -24,6 +26,9 @@ from iiae_cli.evaluation.retrieval import (
 from iiae_cli.evaluation.translation import Subject, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import save_weights
+from iiae_cli.training.data import TrainingData, fit_erasure
 
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
@@ -31,34 +36,19 @@ Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures of one validation.
+    """Figures of one validation."""
 
-    Attributes:
-        shared: Recall@1 by shared means; mAP@all, cosine, where rows are paired by class.
-        exclusive_kl: KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without exclusive latents.
-        counts: how much was compared: `pairs`, or `classes` and `rows` of x and y.
-        exclusive_hits: queries whose partner is first by exclusive means; None by class and without
-            them.
-        guided_l1: error of guided translation; None by class and without decoders.
-        metric: distance between shared means.
-    """
-
-    shared: Both
-    exclusive_kl: Both | None
-    counts: dict[str, Any]
-    exclusive_hits: tuple[int, int] | None = None
-    guided_l1: Both | None = None
-    metric: Metric = "euclidean"
-
-    @property
-    def by_class(self) -> bool:
-        """Whether rows are paired by class."""
-        return "classes" in self.counts
+    shared: Both  # Recall@1 by shared means; mAP@all, cosine, where rows are paired by class
+    exclusive_kl: Both | None  # KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without them
+    counts: dict[str, Any]  # what was compared: `pairs`, or `classes` and `rows` of x and y
+    exclusive_hits: tuple[int, int] | None = None  # queries whose partner is first by z^x, z^y
+    guided_l1: Both | None = None  # of guided translation; None by class and without decoders
+    metric: Metric = "euclidean"  # distance between shared means
 
     @property
     def name(self) -> str:
         """What `shared` measures."""
-        return "mAP@all" if self.by_class else "Recall@1"
+        return "mAP@all" if "classes" in self.counts else "Recall@1"
 
     @property
     def score(self) -> float:
@@ -68,7 +58,7 @@ class Validation:
     def record(self) -> dict[str, Any]:
         """As plain values for metrics.jsonl."""
         kl = {"exclusive_kl": self.exclusive_kl}
-        if self.by_class:
+        if "classes" in self.counts:
             return {"shared_map": self.shared, **kl, **self.counts}
         hits = {"exclusive_hits": self.exclusive_hits}
         rest = {"guided_l1": self.guided_l1, **self.counts, "metric": self.metric}
@@ -76,27 +66,23 @@ class Validation:
 
     def scalars(self) -> dict[str, float]:
         """For TensorBoard."""
-        name = "map" if self.by_class else "recall"
         scalars: dict[str, float] = {}
+        name = "map" if "classes" in self.counts else "recall"
         for key, both in ((name, self.shared), ("l1", self.guided_l1)):
-            if both is not None:
-                scalars |= {f"{key}_x_to_y": both[0], f"{key}_y_to_x": both[1]}
+            for way, value in zip(("x_to_y", "y_to_x"), both or (), strict=False):
+                scalars[f"{key}_{way}"] = value
         for domain, nats in zip("xy", self.exclusive_kl or (), strict=False):
             scalars[f"kl_exclusive_{domain}"] = nats
         return scalars
 
     def summary(self) -> str:
         """One line for people."""
-        of = f"{self.counts['classes']} classes" if self.by_class else str(self.counts["pairs"])
-        text = f"{self.name} {_pair(self.shared)} of {of}"
+        compared = self.counts.get("pairs") or f"{self.counts['classes']} classes"
+        text = f"{self.name} {as_text(self.shared)} of {compared}"
         if self.guided_l1 is not None:
-            text += f", guided L1 {_pair(self.guided_l1)}"
+            text += f", guided L1 {as_text(self.guided_l1)}"
         nats = zip("xy", self.exclusive_kl or (), strict=False)
         return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
-
-    def facts(self) -> dict[str, str]:
-        """For the live display."""
-        return {self.name: _pair(self.shared)}
 
     def warnings(self, baseline: Both | None) -> list[str]:
         """What to warn of: a dead exclusive latent, retrieval below the baseline.
@@ -112,16 +98,14 @@ class Validation:
             if value < DYING_NATS
         ]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
-        if self.by_class:
+        if "classes" in self.counts:
             advice = (
                 "A model of features stays collapsed for long where "
                 "objective.reconstruction_weight is small: train longer, raise it a hundredfold, "
                 "or use --preset features"
             )
+        pairs = self.counts.get("pairs", math.inf)  # no noise is allowed for in mAP over classes
         for way, figure, raw in zip(("x→y", "y→x"), self.shared, baseline or (), strict=False):
-            pairs = self.counts.get(
-                "pairs", math.inf
-            )  # mAP is over classes: no noise is allowed for
             if figure + 2.0 * math.sqrt(figure * (1 - figure) / pairs) < raw:
                 warnings.append(
                     f"shared retrieval {way} is below the training-free baseline on validation: "
@@ -130,13 +114,9 @@ class Validation:
         return warnings
 
 
-def _pair(both: Both) -> str:
+def as_text(both: Both) -> str:
+    """Figures of both directions for people."""
     return "{:.3f} / {:.3f}".format(*both)
-
-
-def _both(figures: dict[str, Any], key: str) -> Both:
-    x_to_y, y_to_x = (figures[direction][key] for direction in ("x_to_y", "y_to_x"))
-    return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
 
 
 def validate(
@@ -167,10 +147,6 @@ def validate(
     return Validation(recalls[best], nats, {"pairs": count}, hits, guided, best)
 
 
-def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
-    return _both(retrieval_figures(pairs.x.mean(kind), pairs.y.mean(kind), metric), "recall@1")
-
-
 def baseline(
     train: Split, split: Split, *, metric: Metric | Literal["auto"], by_class: bool
 ) -> Both | None:
@@ -182,46 +158,43 @@ def baseline(
     return None if figures is None else _both(figures, "recall@1")
 
 
+def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
+    return _both(retrieval_figures(pairs.x.mean(kind), pairs.y.mean(kind), metric), "recall@1")
+
+
+def _both(figures: dict[str, Any], key: str) -> Both:
+    x_to_y, y_to_x = (figures[direction][key] for direction in ("x_to_y", "y_to_x"))
+    return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
+
+
 @dataclass
-class Selection:
-    """Decides which weights are kept.
+class Progress:
+    """What a run remembers across checkpoints."""
 
-    Args:
-        rule: `recall`: the highest score, the later of equals. `paper`: the same among validations
-            with at most one exclusive hit per direction. `last`: always the newest.
-        first_epoch: epochs that must be complete before weights may be kept.
-        patience: validations in a row without a better score that are enough; 0: any number may
-            follow.
-        best: what the next score must reach.
-        stale: validations since the score last rose.
-    """
+    kept_step: int | None = None  # of the kept weights; None while nothing is kept
+    best: float | None = None  # what the next score must reach
+    kept: dict[str, Any] | None = None  # the kept weights' validation figures
+    warnings: list[str] = field(default_factory=list)  # of the last validation
+    kept_warnings: list[str] = field(default_factory=list)  # of the kept weights' validation
+    refit_steps: int | None = None  # steps of the second training; None until it begins
+    held: bool = False  # whether that holds the shared means where they began
+    stale: int = 0  # validations since the score last rose
+    owed: bool = False  # whether the validation that is due is still to be done
 
-    rule: Literal["recall", "paper", "last"] = "recall"
-    first_epoch: int = 0
-    patience: int = 0
-    best: float | None = None
-    stale: int = 0
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience is."""
-        return 0 < self.patience <= self.stale
-
-    def start(self, validation: Validation, least_gain: float) -> None:
-        """Keep the first weights, unless a later score exceeds theirs by a fraction."""
-        self.best = validation.score * (1.0 + least_gain)
-
-    def accepts(self, validation: Validation | None, epochs_done: float) -> bool:
+    def accepts(
+        self, validation: Validation | None, epochs_done: float, selection: SelectionSection
+    ) -> bool:
         """Whether the weights just validated are to be kept; if so, their score is remembered.
 
-        `validation` may be None only under `last`.
+        `recall`: the highest score, the later of equals. `paper`: the same among validations with
+        at most one exclusive hit per direction. `last`: always, and without a validation.
         """
-        if self.rule == "last":
+        if selection.rule == "last":
             return True
         assert validation is not None
-        if epochs_done < self.first_epoch:
+        if epochs_done < selection.first_epoch:
             return False
-        if self.rule == "paper" and max(validation.exclusive_hits or (0,)) > 1:
+        if selection.rule == "paper" and max(validation.exclusive_hits or (0,)) > 1:
             return False
         score = validation.score
         self.stale = 0 if self.best is None or score > self.best else self.stale + 1
@@ -229,3 +202,120 @@ class Selection:
             return False
         self.best = score
         return True
+
+
+class Keeper:
+    """Validates a model in training on the first rank, and keeps the weights that do best.
+
+    Args:
+        config: of the run.
+        data: training and validation rows.
+        run: where weights are kept.
+        details: what the kept weights' header says of the run.
+        first: whether this is the first rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: TrainingData,
+        run: RunDir,
+        details: dict[str, Any],
+        *,
+        first: bool,
+    ) -> None:
+        self._config, self._data, self._run, self._details = config, data, run, details
+        self.memory = Progress(owed=config.selection.from_start)
+        self.selection = config.selection
+        self.baseline = None
+        if data.validation is None and self.selection.rule != "last":
+            console.say("no pairs to validate on: the final weights will be kept")
+            self.selection = SelectionSection(rule="last")
+        if data.validation is not None and first:
+            metric = config.evaluation.metric
+            self.baseline = baseline(
+                data.train, data.validation, metric=metric, by_class=data.by_class
+            )
+
+    @property
+    def wants_refit(self) -> bool:
+        """Whether a second training, on all rows, is still to begin."""
+        kept = self.memory.kept_step
+        if not self._config.selection.refit or self.memory.refit_steps is not None or kept is None:
+            return False
+        return self._data.holds_out or kept == 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether no further step of this training is wanted."""
+        exhausted = 0 < self.selection.patience <= self.memory.stale
+        return exhausted or (self._data.validation is None and self.wants_refit)
+
+    def enter_refit(self, steps: int, held: bool) -> None:
+        """Keep the last weights of the second training, in which nothing validates."""
+        self.memory.refit_steps, self.memory.held = steps, held
+        self.memory.warnings = self.memory.kept_warnings
+        self.selection, self.baseline = SelectionSection(rule="last"), None
+
+    def measure(self, trained: TrainedModel) -> Validation | None:
+        """Validate; None if nothing is held out."""
+        fit_erasure(trained, self._data, self._config.erasure)
+        held_out, metric = self._data.validation, self._config.evaluation.metric
+        if held_out is None:
+            return None
+        return validate(trained, held_out, metric=metric, by_class=self._data.by_class)
+
+    def decide(
+        self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
+    ) -> None:
+        """Keep weights that were just measured, or not."""
+        if validation is not None:
+            self.memory.warnings = validation.warnings(self.baseline)
+        if step == 0:
+            self._keep_start(trained, validation)
+        elif self.memory.accepts(validation, epoch, self.selection):
+            self.keep(trained, step, epoch, validation)
+        if 0 < self.selection.patience <= self.memory.stale:
+            stale = self.memory.stale
+            console.say(f"step {step}: no better score in {stale} validations: training ends here")
+
+    def _keep_start(self, trained: TrainedModel, validation: Validation | None) -> None:
+        """Keep the first weights for the time being or, if nothing is held out, for good."""
+        if validation is None:
+            self.memory.kept_step = 0
+        elif self.selection.rule != "last":
+            self.keep(trained, 0, 0.0, validation)
+            self.memory.best = validation.score * (1.0 + self._config.selection.least_gain)
+
+    def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
+        """Keep the weights as they are where no validation kept any; a stand-in unless `ended`."""
+        if self.memory.kept_step is not None:
+            return
+        if ended:
+            rule = self.selection.rule
+            console.warn(
+                f"no validation satisfied selection.rule={rule}: the last weights are kept"
+            )
+        fit_erasure(trained, self._data, self._config.erasure)
+        self.keep(trained, step, epoch, None)
+        if not ended:
+            self.memory.kept_step = None
+
+    def keep(
+        self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
+    ) -> None:
+        """Write weights as those that are kept."""
+        memory, data = self.memory, self._data
+        memory.kept_step = step
+        if validation is not None:
+            memory.kept, memory.kept_warnings = validation.record(), memory.warnings
+        details = {
+            **self._details,
+            "step": step,
+            "epoch": epoch,
+            "validation": memory.kept,
+            "refit": memory.refit_steps is not None,
+            "held": memory.held,
+            "train_classes": data.classes if data.by_class else None,
+        }
+        save_weights(self._run.model_file, trained.network, self._config, data.info, details)

@@ -25,8 +25,7 @@ from iiae_cli.model.iiae import Posteriors
 from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Share, World, find_world
-from iiae_cli.training.feed import Feed
-from iiae_cli.training.loop import Networks, seed_step
+from iiae_cli.training.step import Feed, Networks, seed_step
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 TORCHRUN |= {"MASTER_ADDR": "a", "MASTER_PORT": "1"}

@@ -28,8 +28,7 @@ from iiae_cli.evaluation.retrieval import encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import load_model
-from iiae_cli.training.closed_form import fit_erasure
-from iiae_cli.training.data import TrainingData
+from iiae_cli.training.data import TrainingData, fit_erasure
 
 ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]
 ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]

@@ -36,7 +36,8 @@ def chosen(
     config: Config, device: torch.device, before: Config | None = None, side: int | None = 32
 ) -> Any:
     pictures = None if side is None else picture_size(config, info_of(side))
-    return choose_speed(config, pictures, device, before)
+    config, line = choose_speed(config, pictures, device, before)
+    return config.training.model_dump(include={"precision", "compile"}), line
 
 
 @pytest.fixture

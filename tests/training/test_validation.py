@@ -10,10 +10,11 @@ from helpers import Trained
 
 from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.config.schema import SelectionSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.weights import LoadedModel
-from iiae_cli.training.validation import Selection, Validation, validate
+from iiae_cli.training.validation import Progress, Validation, validate
 
 
 def validation(
@@ -22,41 +23,34 @@ def validation(
     return Validation((x, y), kl, {"pairs": 100}, hits, (0.1, 0.1))
 
 
-def kept(selection: Selection, scores: list[float]) -> list[bool]:
-    return [selection.accepts(validation(score, score), 1.0) for score in scores]
+def kept(memory: Progress, selection: SelectionSection, scores: list[float]) -> list[bool]:
+    return [memory.accepts(validation(score, score), 1.0, selection) for score in scores]
 
 
 def test_selection_by_recall_keeps_the_best_and_the_later_of_equals() -> None:
     expected = [True, True, False, True, False]
-    assert kept(Selection("recall"), [0.5, 0.8, 0.7, 0.8, 0.75]) == expected
-
-
-def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
-    selection = Selection("recall")
-    selection.start(validation(0.40, 0.40), 0.1)
-    expected = [False, False, True, False, True]
-    assert kept(selection, [0.43, 0.4399, 0.45, 0.44, 0.46]) == expected
+    scores = [0.5, 0.8, 0.7, 0.8, 0.75]
+    assert kept(Progress(), SelectionSection(rule="recall"), scores) == expected
 
 
 def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() -> None:
-    selection = Selection("paper", first_epoch=6)
-    assert not selection.accepts(validation(1.0, 1.0), 5.9)
-    assert not selection.accepts(validation(1.0, 1.0, hits=(0, 2)), 6.0)
-    assert selection.accepts(validation(0.5, 0.5, hits=(1, 1)), 6.0)
-    assert not selection.accepts(validation(0.5, 0.4), 7.0)
+    memory, paper = Progress(), SelectionSection(rule="paper", first_epoch=6)
+    assert not memory.accepts(validation(1.0, 1.0), 5.9, paper)
+    assert not memory.accepts(validation(1.0, 1.0, hits=(0, 2)), 6.0, paper)
+    assert memory.accepts(validation(0.5, 0.5, hits=(1, 1)), 6.0, paper)
+    assert not memory.accepts(validation(0.5, 0.4), 7.0, paper)
 
 
 def test_selection_last_keeps_everything() -> None:
-    assert Selection("last", first_epoch=99).accepts(None, 0.0)
+    assert Progress().accepts(None, 0.0, SelectionSection(rule="last", first_epoch=99))
 
 
 def test_patience_counts_validations_since_the_score_last_rose() -> None:
-    selection = Selection("recall", patience=2)
-    stale = []
+    memory, stale = Progress(), []
     for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
-        kept(selection, [score])
-        stale.append((selection.stale, selection.exhausted))
-    assert stale == [(0, False), (0, False), (1, False), (0, False), (1, False), (2, True)]
+        kept(memory, SelectionSection(rule="recall", patience=2), [score])
+        stale.append(memory.stale)
+    assert stale == [0, 0, 1, 0, 1, 2]
 
 
 def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:

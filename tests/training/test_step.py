@@ -16,7 +16,7 @@ from iiae_cli.config.schema import Config, TrainingSection
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.feed import Feed
+from iiae_cli.training.step import Feed
 
 CPU = torch.device("cpu")
 WAYS = [

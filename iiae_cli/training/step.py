@@ -1,0 +1,189 @@
+"""One optimiser step, and the batches that it reads.
+
+A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs,
+the noise of the reparameterisation and dropout are re-seeded from (seed, step). A run that was
+stopped and resumed therefore ends in the same weights as one that was not, on CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iiae_cli.data.batches import from_stored, stored_tensor
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
+from iiae_cli.model.objective import Objective
+from iiae_cli.training.data import Indices, TrainingData
+from iiae_cli.training.distributed import Share
+
+Pair: TypeAlias = tuple[Tensor, Tensor]  # x (B, …) and y (B, …), or row numbers of both
+Pass: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
+
+RESIDENT_SHARE = 0.25  # of a GPU's free memory that rows may take
+
+
+class Networks(nn.Module):
+    """One pass through a model; with `bf16` under autocast, KLs and losses stay in float32."""
+
+    def __init__(self, model: IIAE, bf16: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._bf16 = bf16
+        self._device = next(model.parameters()).device.type
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        """Posteriors and reconstructions of a batch of x (B, …) and y (B, …)."""
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._bf16):
+            passed: tuple[Posteriors, Reconstructions] = self.model(x, y)
+            return passed
+
+
+def compiled(networks: nn.Module, *, graphs: bool) -> Pass:
+    """Networks compiled by torch.compile.
+
+    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off
+    the CPU. The objective stays outside: it depends on the step number, and each new number would
+    compile again.
+    """
+    run: Pass = torch.compile(networks, mode="reduce-overhead" if graphs else None)
+
+    def marked(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return run(x, y)
+
+    return marked if graphs else run
+
+
+@dataclass
+class Step:
+    """One optimiser step of a model."""
+
+    networks: Pass  # `Networks` in training mode, wrapped or compiled
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    batch_at: Callable[[int], Pair]  # of step 0, 1, …, this process's share
+    learning_rate: Callable[[int], float]  # of step 0, 1, …
+    share: Share
+    seed: int  # of noise and dropout
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Update the weights; returns the loss terms. Nothing waits for the device."""
+        x, y = self.batch_at(step)
+        seed_step(self.seed, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        posteriors, reconstructions = self.networks(x, y)
+        terms = self.objective(posteriors, reconstructions, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def added(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of loss terms, in the terms' order, with those of one more step."""
+    return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch's random state for one step from (seed, step)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
+
+
+def adam_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as tensors named `PARAMETER.FIELD`."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what `adam_tensors` returned, in each parameter's device and memory format."""
+    for name, parameter in model.named_parameters() if tensors else ():
+        if parameter.requires_grad:
+            state = {"step": tensors[f"{name}.step"].clone().to(parameter.device)}
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
+            optimizer.state[parameter] = state
+
+
+class Feed:
+    """Batches of any step on the networks' device, so that no step waits for its rows.
+
+    * Rows in memory, networks on the CPU: rows are read when asked for, a copy of some kilobytes.
+    * Rows mapped from a file, or networks on a GPU: one thread reads the next step's rows (into
+      pinned memory for a GPU) while the current step computes.
+    * Everything fits on the GPU: rows go there once, as uint8, and a step sends row numbers.
+
+    Scaling and resizing happen on the device, so all three give the same batches.
+
+    Args:
+        data: where rows come from.
+        indices_at: what step 0, 1, … reads; a pure function of the step.
+        size: (H, W) that pictures are resized to; None for features.
+        device: the networks'.
+        ahead: read the next step in a thread; None: where it helps.
+        resident: keep all rows on the device; None: where they fit on a GPU.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        indices_at: Callable[[int], Indices],
+        size: tuple[int, int] | None,
+        device: torch.device,
+        *,
+        ahead: bool | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        self._data, self._indices_at = data, indices_at
+        self._size, self._device = size, device
+        sides = data.train.x.rows, data.train.y.rows
+        if resident is None:
+            resident = device.type == "cuda" and (
+                sides[0].nbytes + sides[1].nbytes
+                <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+            )
+        if ahead is None:
+            ahead = device.type != "cpu" or any(isinstance(rows, np.memmap) for rows in sides)
+        self._resident: Pair | None = None
+        if resident:
+            self._resident = stored_tensor(sides[0]).to(device), stored_tensor(sides[1]).to(device)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed") if ahead else None
+        self._coming: dict[int, Future[Pair]] = {}  # the next step's batch
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, step: int) -> Pair:
+        """The batch of a step; steps asked for in order are read ahead."""
+        if self._pool is None:
+            read = self._read(step)
+        else:
+            coming = self._coming.get(step) or self._pool.submit(self._read, step)
+            read = coming.result()
+            self._coming = {step + 1: self._pool.submit(self._read, step + 1)}
+        x, y = (part.to(self._device, non_blocking=True) for part in read)
+        if self._resident is not None:
+            x, y = self._resident[0].index_select(0, x), self._resident[1].index_select(0, y)
+        return from_stored(x, self._size), from_stored(y, self._size)
+
+    def _read(self, step: int) -> Pair:
+        """What travels to the device: the rows as stored, or their numbers if rows lie there."""
+        indices = self._indices_at(step)
+        lookup = self._data.rows if self._resident is None else self._data.row_numbers
+        x, y = (stored_tensor(part) for part in lookup(indices))
+        return (x.pin_memory(), y.pin_memory()) if self._device.type == "cuda" else (x, y)
