@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -201,6 +201,4 @@ def assembled(plan: Plan) -> Prepared:
     """The splits of a plan."""
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
         plan.make(store, range(plan.total))
-        rows = plan.read(map(store.read, range(plan.total)), store.folder)
-        prepared = plan.assemble(rows, Work(store.folder))
-        return replace(prepared, attributes={**plan.attributes, **prepared.attributes})
+        return plan.prepared(map(store.read, range(plan.total)), Work(store.folder))

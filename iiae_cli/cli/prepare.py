@@ -18,6 +18,7 @@ from iiae_cli.cli.options import (
     ShardOption,
     WorkersOption,
     finish,
+    option,
     shard_of,
     shard_output,
 )
@@ -75,126 +76,87 @@ def command(
         typer.Argument(metavar="SOURCE", help="Folder or file that it comes from."),
     ] = None,
     source_option: Annotated[
-        Path | None, typer.Option("--source", help="The same as SOURCE.", rich_help_panel=INPUT)
+        Path | None, option("The same as SOURCE.", "--source", panel=INPUT)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File [IIAE_DATA or data, /NAME.h5].")
+        Path | None, option("File [IIAE_DATA or data, /NAME.h5].", "-o", "--output")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=16, help="Side of the stored pictures [the set's own].")
+        int | None, option("Side of the stored pictures [the set's own].", min=16)
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many pairs per split.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of colours and random divisions.")] = 0,
+    limit: Annotated[int | None, option("At most so many pairs per split.", min=1)] = None,
+    seed: Annotated[int, option("Of colours and random divisions.", min=0)] = 0,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the source where that is possible.")
+        bool, option("Fetch the source where that is possible.", "--download")
     ] = False,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Also write every picture to this folder.")
-    ] = None,
+    pictures: Annotated[Path | None, option("Also write every picture to this folder.")] = None,
     valid_fraction: Annotated[
-        float,
-        typer.Option(min=0, max=0.9, help="Part for valid, if unsplit.", rich_help_panel=PAIRS),
+        float, option("Part for valid, if unsplit.", panel=PAIRS, min=0, max=0.9)
     ] = 0.1,
     test_fraction: Annotated[
-        float,
-        typer.Option(min=0, max=0.9, help="Part for test, if unsplit.", rich_help_panel=PAIRS),
+        float, option("Part for test, if unsplit.", panel=PAIRS, min=0, max=0.9)
     ] = 0.1,
     side_by_side: Annotated[
         bool,
-        typer.Option(
-            "--side-by-side",
-            help="Each picture holds x on its left, y on its right.",
-            rich_help_panel=PAIRS,
-        ),
+        option("Each picture holds x left and y right.", "--side-by-side", panel=PAIRS),
     ] = False,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25].",
-            rich_help_panel=FEATURES,
+        option(
+            "sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25].", panel=FEATURES
         ),
     ] = None,
     unseen_classes: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|FILE",
-            help="Test classes: how many by seed, or one a line.",
-            rich_help_panel=FEATURES,
-        ),
+        option("Test classes: how many by seed, or one a line.", panel=FEATURES, metavar="N|FILE"),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="torchvision network for features [sketchy: vgg16].",
-            rich_help_panel=FEATURES,
+        option(
+            "torchvision network for features [sketchy: vgg16].", panel=FEATURES, metavar="NAME"
         ),
     ] = None,
     backbone_weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|DIR|none",
-            help="Its weights [published, from torch's cache].",
-            rich_help_panel=FEATURES,
+        option(
+            "Its weights [published, from torch's cache].", panel=FEATURES, metavar="FILE|DIR|none"
         ),
     ] = None,
     fine_tune_epochs: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="On the training classes [sketchy: 10, classes: 0].",
-            rich_help_panel=FEATURES,
-        ),
+        option("On the training classes [sketchy: 10, classes: 0].", panel=FEATURES, min=0),
     ] = None,
     invert_sketches: Annotated[
         bool | None,
-        typer.Option(
-            "--invert-sketches/--no-invert-sketches",
-            help="White on black [no].",
-            rich_help_panel=FEATURES,
-        ),
+        option("White on black [no].", "--invert-sketches/--no-invert-sketches", panel=FEATURES),
     ] = None,
     normalise: Annotated[
         bool | None,
-        typer.Option(
-            "--normalise/--no-normalise",
-            help="By ImageNet's mean and deviation [yes].",
-            rich_help_panel=FEATURES,
+        option(
+            "By ImageNet's mean and deviation [yes].", "--normalise/--no-normalise", panel=FEATURES
         ),
     ] = None,
     save_backbone: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep the fine-tuned networks, for --backbone-weights.",
-            rich_help_panel=FEATURES,
+        option(
+            "Keep the fine-tuned networks, for --backbone-weights.", panel=FEATURES, metavar="DIR"
         ),
     ] = None,
     allow_leak: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Take a backbone that saw test classes; the file says so.",
             "--allow-leak",
-            help="Take a backbone that saw test classes; the file says so.",
-            rich_help_panel=FEATURES,
+            panel=FEATURES,
         ),
     ] = False,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Pictures at once through the backbone.", rich_help_panel=FEATURES
-        ),
+        int, option("Pictures at once through the backbone.", panel=FEATURES, min=1)
     ] = 64,
     device: DeviceOption = "auto",
     shard: ShardOption = None,
     merge: Annotated[
-        bool,
-        typer.Option(
-            "--merge",
-            help="Join shards, named instead of NAME and SOURCE.",
-            rich_help_panel=RUNNING,
-        ),
+        bool, option("Join shards, named instead of NAME and SOURCE.", "--merge", panel=RUNNING)
     ] = False,
     resume: ResumeFlag = False,
     workers: WorkersOption = 2,
@@ -205,20 +167,21 @@ def command(
 
     \b
     NAME is one of
-      digits-cdcb     embedded digits: coloured background (x), coloured digit (y)
-      digits-edge     embedded digits: coloured background (x), coloured outline (y)
-      mnist-cdcb      the same as digits-cdcb from MNIST's IDX files, or the 512x256 originals
-      fashion-cdcb    the same from Fashion-MNIST
-      fashion-edges   edge map of a garment (x), the garment on a random-coloured ground (y)
-      cars            frontal view (x), the same car turned (y), of the visual-analogy data
-      facades         photo (x), label map (y): pix2pix's pictures in train/, val/ and test/
-      maps            aerial photo (x), map (y): in train/ and val/, which is taken as test
-      pairs           your own: SOURCE/[train|valid|test/]{x,y}/NAME.png; with
-                      --side-by-side SOURCE/[train|valid|test/]NAME.png; or a table
-                      SOURCE.csv with columns x,y[,split][,label] and factors
-                      x_…, y_…, shared_…
-      sketchy         Sketchy Extended as features: sketches (x), photos (y), unseen test classes
-      classes         your own: SOURCE/[train|test/]{x,y}/CLASS, or features (.npy, .npz)
+      digits-cdcb    embedded digits: coloured background (x), coloured digit (y)
+      digits-edge    embedded digits: coloured background (x), its outline (y)
+      mnist-cdcb     as digits-cdcb from MNIST's IDX files, or 512x256 originals
+      fashion-cdcb   the same from Fashion-MNIST
+      fashion-edges  edge map of a garment (x), it on a random-coloured ground (y)
+      cars           frontal view (x), the car turned (y): visual-analogy data
+      facades        photo (x), label map (y): pix2pix's train/, val/ and test/
+      maps           aerial photo (x), map (y): train/ and val/, taken as test
+      pairs          your own: SOURCE/[train|valid|test/]{x,y}/NAME.png; with
+                     --side-by-side SOURCE/[train|valid|test/]NAME.png; or a
+                     table SOURCE.csv with columns x,y[,split][,label] and
+                     factors x_…, y_…, shared_…
+      sketchy        Sketchy Extended as features: sketches (x), photos (y)
+      classes        your own: SOURCE/[train|test/]{x,y}/CLASS, or features
+                     (.npy, .npz)
 
     \b
     Examples:
@@ -228,8 +191,10 @@ def command(
       iiae prepare pairs my-pairs/ --image-size 64 -o data/mine.h5
       iiae prepare pairs my-pairs.csv -o data/mine.h5
       iiae prepare digits-edge --pictures digits/ --json | jq .splits
-      iiae prepare sketchy path/to/Sketchy --split sempcyc-25 --backbone-weights vgg16-397923af.pth
-      iiae prepare classes my-classes/ --unseen-classes 10 --backbone resnet18 -o data/mine.h5
+      iiae prepare sketchy path/to/Sketchy --split sempcyc-25 \\
+          --backbone-weights vgg16-397923af.pth
+      iiae prepare classes my-classes/ --unseen-classes 10 \\
+          --backbone resnet18 -o data/mine.h5
       iiae prepare classes my-classes/ --backbone resnet18 --shard auto \\
           -o 'mine-{shard}.h5' --resume     in a job array
       iiae prepare mine-*-of-4.h5 --merge -o data/mine.h5

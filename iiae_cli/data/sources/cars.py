@@ -47,20 +47,15 @@ def plan_cars(options: PrepareOptions) -> Plan:
     ]
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits, lost = {}, list(skipped)
+        splits = {}
         for name, wanted in numbers.items():
-            lost += map(str, rows[name].errors)
             if rows[name].rows:
                 readable = [wanted[place] for place in rows[name].places]
                 split = _split_of(name, readable, rows[name].rows)
                 splits[name] = split if limit is None else _first_pairs(split, limit)
-        if not splits:
-            raise IiaeError(
-                f"{folder} holds no readable car", f"the first that was left out: {lost[0]}"
-            )
-        return Prepared(splits, skipped=lost)
+        return Prepared(splits)
 
-    return Plan(assemble, readings)
+    return Plan(assemble, readings, skipped=skipped)
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:

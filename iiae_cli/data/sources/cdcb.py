@@ -33,10 +33,10 @@ Grey: TypeAlias = tuple[UInt8Array, NDArray[np.int64]]  # pictures (N, H, W) and
 THRESHOLD = 102  # a grey value above it belongs to the digit
 TEST_DIGITS = 300
 TRAIN_IDX = 50_000
-IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+IDX_FILES = (
+    *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
 
@@ -116,11 +116,7 @@ def embedded_digits(size: int = 32) -> Grey:
 def coloured_splits(
     grey: Mapping[str, Grey], recipe: Recipe, seed: int, size: int | None = None
 ) -> dict[str, Split]:
-    """Pairs of grey pictures, coloured first and resized after, as MNIST-CDCB was made.
-
-    One stream of colours of `seed` serves split after split. `size`: side of the pictures; None:
-    their own.
-    """
+    """Pairs of grey pictures, coloured by one stream of `seed`, then resized to `size`."""
     rng = np.random.default_rng(seed)
     splits = {}
     for split, (pictures, labels) in grey.items():
@@ -162,19 +158,19 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
     A folder of the published side-by-side pictures is taken as it is.
     """
     folder = _folder(title, options)
-    paths = [find_idx(folder, name) for names in IDX_FILES.values() for name in names]
-    if paths[0] is None and split_folders(folder):
-        return plan_folders(
-            split_folders(folder), replace(options, source=folder, side_by_side=True)
-        )
-    present = [path for path in paths if path is not None]
-    if len(present) < len(paths):
-        names = [name for names in IDX_FILES.values() for name in names]
-        raise IiaeError(
-            f"{folder} holds no {names[paths.index(None)]}[.gz]",
-            f"name the folder with {title}'s four IDX files, or pass --download",
-        )
-    train, train_labels, test, test_labels = map(read_idx, present)
+    folders = split_folders(folder)
+    if folders and find_idx(folder, IDX_FILES[0]) is None:
+        return plan_folders(folders, replace(options, source=folder, side_by_side=True))
+    paths = []
+    for name in IDX_FILES:
+        path = find_idx(folder, name)
+        if path is None:
+            raise IiaeError(
+                f"{folder} holds no {name}[.gz]",
+                f"name the folder with {title}'s four IDX files, or pass --download",
+            )
+        paths.append(path)
+    train, train_labels, test, test_labels = map(read_idx, paths)
     for pictures, labels in ((train, train_labels), (test, test_labels)):
         if pictures.ndim != 3 or len(pictures) != len(labels):
             raise IiaeError(
@@ -194,7 +190,7 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
         lambda rows, work: Prepared(
             coloured_splits(grey, recipe, options.seed, options.image_size)
         ),
-        attributes={"source": title, "source_sha256": sha256_of(*present)},
+        attributes={"source": title, "source_sha256": sha256_of(*paths)},
     )
 
 

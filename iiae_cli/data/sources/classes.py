@@ -115,7 +115,6 @@ def plan_existing(
             backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
             seen=read_seen(source),
             what=f"the network of {source}",
-            skipped=[],
         )
 
     return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
@@ -286,38 +285,32 @@ def finish(
     backbone: dict[str, Any],
     seen: Seen,
     what: str,
-    skipped: list[str],
 ) -> Prepared:
     """Leave out classes of one domain, check for a leak, and describe it all in attributes.
 
     Args:
         splits: of features.
         options: whether a leak is allowed.
-        split_name: of the division; a published name that the test classes do not bear out becomes
-            `given`, and the other way round.
+        split_name: of the division; `given` and published names are decided by the test classes.
         backbone: how features came about; `classes_seen` is added.
-        seen: classes that the backbone was trained on.
-        what: the backbone, for an error.
-        skipped: lines of what was left out so far.
+        seen: classes that the backbone, for an error `what`, was trained on.
+        what: the backbone.
 
     Raises:
         IiaeError: nothing to train on, or the backbone has seen a test class.
     """
+    skipped: list[str] = []
     splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}
     train, test = classes_of(splits.get("train")), classes_of(splits.get("test"))
     if not train:
         raise IiaeError(
             "no class of the training split is in both domains", "name classes alike in x and y"
         )
-    published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
-    borne_out = next(published, GIVEN)
-    if split_name in CLASS_SPLITS and split_name != borne_out:
-        told = f"the test classes are not those of {split_name}"
-        console.warn(f"{told}; the split is recorded as '{borne_out}'")
-    elif split_name != borne_out and split_name == GIVEN:
-        console.say(f"the test classes are those of {borne_out}")
     if split_name in (GIVEN, *CLASS_SPLITS):
-        split_name = borne_out
+        published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
+        named, split_name = split_name, next(published, GIVEN)
+        if named != split_name and named != GIVEN:
+            console.warn(f"the test classes are not those of {named}: recorded as '{split_name}'")
     refuse_leak(seen, test, what, options.allow_leak)
     both = {*train} & {*test}
     if both:

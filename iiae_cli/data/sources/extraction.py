@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ DEFAULT_BACKBONE = "vgg16"
 
 @dataclass
 class Networks:
-    """How pictures become features; one domain's network at a time is in memory."""
+    """How pictures become features."""
 
     options: PrepareOptions
     train: Split  # files to fine-tune on
@@ -52,16 +52,8 @@ class Networks:
     weights: Weights | None  # to begin with; None: those in `kept`
     kept: Path | None  # folder of networks that an earlier call fine-tuned
     tuning: FineTuning | None
-    preprocessing: Preprocessing
+    inputs: Inputs
     seen: Seen  # classes that the networks will have been trained on
-    origin: str  # the backbone, for an error
-    _ready: dict[Domain | None, nn.Module] = field(default_factory=dict)
-
-    @property
-    def inputs(self) -> Inputs:
-        """How pictures become the networks' input."""
-        device = torch.device(self.options.device)
-        return Inputs(self.preprocessing, device, self.options.workers)
 
     def file(self, domain: Domain, work: Work) -> Path:
         """The fine-tuned network of a domain, which is made where it is missing."""
@@ -89,30 +81,27 @@ class Networks:
         record = NetworkRecord(
             backbone=self.backbone,
             weights=self.weights.to_json(),
-            preprocessing=self.preprocessing,
+            preprocessing=self.inputs.preprocessing,
             fine_tuning={**asdict(self.tuning), "accuracy": accuracy},
             seen=self.seen,
         )
         save_network(path, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def get(self, domain: Domain, work: Work) -> nn.Module:
-        """A domain's network; without fine-tuning both domains share one."""
-        key = None if self.kept is None and self.tuning is None else domain
-        if key not in self._ready:
-            if key is not None:
-                network: nn.Module = load_network(self.file(domain, work), domain)
-            else:
-                assert self.weights is not None
-                network, _ = build_backbone(self.backbone, self.weights, self.options.seed)
-            self._ready = {key: network.to(self.options.device).eval()}
-        return self._ready[key]
+    def _network(self, domain: Domain, work: Work) -> nn.Module:
+        """A domain's network; without fine-tuning both domains have the same."""
+        if self.kept is not None or self.tuning is not None:
+            network: nn.Module = load_network(self.file(domain, work), domain)
+        else:
+            assert self.weights is not None
+            network, _ = build_backbone(self.backbone, self.weights, self.options.seed)
+        return network.to(self.options.device).eval()
 
     def reading(self, name: str, files: Sequence[Path], domain: Domain) -> Reading:
         """The features of pictures of a domain, a batch for a block."""
 
         def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            network = self.get(domain, work)
+            network = self._network(domain, work)
             inputs = self.inputs.of(blocks, domain)
             for block, (rows, ready, errors) in zip(blocks, inputs, strict=True):
                 made: list[Made] = [()] * len(block)
@@ -124,8 +113,8 @@ class Networks:
                         made[row] = (features,)
                 yield made
 
-        values = [self.backbone, self._described(), self.options.seed]
-        values += [asdict(self.preprocessing), _versions()]
+        values = [self.backbone, self._described(), self.options.seed, _versions()]
+        values.append(asdict(self.inputs.preprocessing))
         maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
         return Reading(name, files, make, self.options.batch_size, "extracting features of", maker)
 
@@ -160,7 +149,7 @@ class Networks:
             "preprocessing": {
                 "size": list(backbones.INPUT_SIZE),
                 "resize": "area where that shrinks, bicubic where it enlarges",
-                **asdict(self.preprocessing),
+                **asdict(self.inputs.preprocessing),
             },
             "fine_tuning": tuned,
             "versions": _versions(),
@@ -186,16 +175,9 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
+    seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
     return Networks(
-        options,
-        train,
-        name,
-        weights,
-        None,
-        tuning,
-        _preprocessing(options, Preprocessing()),
-        weights.seen if tuning is None else weights.seen.and_also(classes_of(train)),
-        f"the backbone {options.backbone_weights or name}",
+        options, train, name, weights, None, tuning, _inputs(options, Preprocessing()), seen
     )
 
 
@@ -217,23 +199,23 @@ def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Netwo
             f"the networks in {folder} are fine-tuned already",
             "leave --fine-tune-epochs and --save-backbone out",
         )
-    preprocessing = _preprocessing(options, x.preprocessing)
-    if preprocessing != x.preprocessing:
+    inputs = _inputs(options, x.preprocessing)
+    if inputs.preprocessing != x.preprocessing:
         console.warn(
             f"pictures are prepared in another way than {folder} was fine-tuned with; "
             "the data file says both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
-    origin = f"the backbone in {folder}"
-    return Networks(options, train, x.backbone, None, folder, None, preprocessing, seen, origin)
+    return Networks(options, train, x.backbone, None, folder, None, inputs, seen)
 
 
-def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
+def _inputs(options: PrepareOptions, default: Preprocessing) -> Inputs:
     invert, normalise = options.invert_sketches, options.normalise
-    return Preprocessing(
+    preprocessing = Preprocessing(
         default.invert_sketches if invert is None else invert,
         default.normalise if normalise is None else normalise,
     )
+    return Inputs(preprocessing, torch.device(options.device), options.workers)
 
 
 def _features(network: nn.Module, inputs: Tensor, paths: Sequence[Path]) -> NDArray[np.float32]:
@@ -259,17 +241,13 @@ def plan_features(
     epochs: int,
     skipped: Sequence[str],
 ) -> Plan:
-    """Plan the features of pictures, and what the data file says of them.
+    """Plan the features of pictures, which are the rows of the `divided` splits.
 
-    Args:
-        divided: splits whose rows are picture files.
-        options: backbone, weights, fine-tuning, device.
-        split_name: of the division of classes.
-        epochs: of fine-tuning where the options do not say.
-        skipped: lines of what was left out so far.
+    `epochs`: of fine-tuning, unless the options say; `skipped`: what was left out so far.
     """
     networks = choose_networks(options, divided["train"], epochs)
-    refuse_leak(networks.seen, classes_of(divided.get("test")), networks.origin, options.allow_leak)
+    origin = f"the backbone {options.backbone_weights or networks.backbone}"
+    refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
     # One domain after the other, as each may have a network of its own.
     files = {
         f"{name}/{domain}": (split.side(domain), domain)
@@ -288,18 +266,17 @@ def plan_features(
                     f"no picture of {name} can be read", f"check {side.rows[0]} and the others"
                 )
             sides[name] = replace(side.take(rows[name].places), rows=rows[name].rows[0])
-        for domain in DOMAINS if options.save_backbone is not None else ():
-            assert options.save_backbone is not None
-            with writing(options.save_backbone / f"{domain}.safetensors") as temporary:
-                shutil.copyfile(networks.file(domain, work), temporary)
+        if options.save_backbone is not None:
+            for domain in DOMAINS:
+                with writing(options.save_backbone / f"{domain}.safetensors") as temporary:
+                    shutil.copyfile(networks.file(domain, work), temporary)
         return finish(
             {name: Split(sides[f"{name}/x"], sides[f"{name}/y"]) for name in divided},
             options,
             split_name=split_name,
             backbone=networks.record(sides["train/x"].rows.shape[1], work),
             seen=networks.seen,
-            what=networks.origin,
-            skipped=[*skipped, *(str(error) for name in rows for error in rows[name].errors)],
+            what=origin,
         )
 
     whole = IiaeError(
@@ -307,4 +284,6 @@ def plan_features(
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    return Plan(assemble, readings, whole=whole if networks.tuning is not None else None)
+    return Plan(
+        assemble, readings, skipped=skipped, whole=whole if networks.tuning is not None else None
+    )

@@ -188,7 +188,6 @@ def _plan_files(
     }
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        lost = [*skipped, *(str(error) for name in readings for error in rows[name].errors)]
         splits = {}
         for name, items in limited.items():
             row_of: dict[Domain, dict[Path, int]] = {}
@@ -203,12 +202,9 @@ def _plan_files(
             ]
             if whole:
                 splits[name] = _split_of(name, whole, row_of, stored, recurring)
-        if not splits:
-            first = f"the first that was left out: {lost[0]}" if lost else "see iiae prepare --help"
-            raise IiaeError(f"{options.source} holds no readable pair", first)
-        return Prepared(splits, skipped=lost)
+        return Prepared(splits)
 
-    return Plan(assemble, list(readings.values()), {"source": str(options.source)})
+    return Plan(assemble, list(readings.values()), skipped=skipped)
 
 
 def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int]:

@@ -155,6 +155,7 @@ class Plan:
     assemble: Callable[[Mapping[str, ReadRows], Work], Prepared]
     readings: Sequence[Reading] = ()  # none where nothing takes long
     attributes: Mapping[str, str] = field(default_factory=dict)  # of the data file: its source
+    skipped: Sequence[str] = ()  # a line for every input that is left out before reading
     whole: IiaeError | None = None  # why processes cannot divide the work, where they cannot
 
     @property
@@ -176,7 +177,7 @@ class Plan:
             first += reading.total
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
-        """How many items of each reading these blocks hold, and a line for every unreadable one."""
+        """How many items of each reading these blocks hold, and a line per unreadable one."""
         owners = [(item, item.block(n)) for item in self.readings for n in range(item.total)]
         rows = {reading.name: 0 for reading in self.readings}
         skipped: list[str] = []
@@ -189,15 +190,24 @@ class Plan:
                     rows[reading.name] += 1
         return rows, skipped
 
-    def read(self, blocks: Iterable[Arrays], folder: Path) -> dict[str, ReadRows]:
-        """The rows of every reading from all blocks in order; one block is in memory beside them.
+    def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
+        """The splits from all blocks in order; one block is in memory beside their rows.
 
-        `folder` holds arrays that take more than half of the free memory.
+        Arrays that take more than half of the free memory are files in the folder of `work`.
         """
         coming = iter(blocks)
-        return {
-            item.name: _joined(item, islice(coming, item.total), folder) for item in self.readings
+        rows = {
+            reading.name: _joined(reading, islice(coming, reading.total), work.folder)
+            for reading in self.readings
         }
+        lost = [*self.skipped, *(str(error) for part in rows.values() for error in part.errors)]
+        made = self.assemble(rows, work)
+        if not made.splits:
+            raise IiaeError(
+                f"{self.attributes.get('source')} holds nothing that can be read",
+                f"the first that was left out: {lost[0]}" if lost else "see iiae prepare --help",
+            )
+        return Prepared(made.splits, {**self.attributes, **made.attributes}, [*lost, *made.skipped])
 
 
 def _make(reading: Reading, first: int, numbers: list[int], store: BlockStore, work: Work) -> None:

@@ -8,8 +8,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import Field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ def prepare_file(
     overwrite: bool = False,
     stop: Stop = NEVER,
 ) -> None:
-    """Write a set's data file, or the file of a part.
+    """Write the data file of a set, or the file of a part of its blocks.
 
     Args:
         name: of the set.
         path: the file.
         options: of the set's builder.
-        part: which part of the set's blocks to make; None: the data file.
+        part: which part; None: the data file.
         resume: continue interrupted work, and leave a finished file of the same options as it is.
         overwrite: replace a file or interrupted work.
         stop: asked before every block.
@@ -72,24 +72,18 @@ def prepare_file(
     if part is not None and plan.whole is not None:
         raise plan.whole
     if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
-        _write(name, path, plan, [], options, settings, Work(path.parent))
+        _write(path, plan, [], settings, Work(path.parent))
         return
     with block_store(path, _job(settings, plan), resume=resume, overwrite=overwrite) as store:
         numbers = (part or Part(0, 1)).of(plan.total)
         plan.make(store, numbers, stop)
         blocks = map(store.read, numbers)
         if part is None:
-            work = Work(store.folder, stop)
-            _write(name, path, plan, blocks, options, settings, work)
+            _write(path, plan, blocks, settings, Work(store.folder, stop))
         else:
             rows, skipped = plan.summary(blocks, numbers)
-            about = {
-                "options": _deciding(options),
-                "settings_sha256": _digest_of(settings),
-                "command": _command(),
-                "rows": rows,
-                "skipped": skipped,
-            }
+            about = {"command": _command(), "rows": rows, "skipped": skipped}
+            about["settings_sha256"] = _digest_of(settings)
             write_part(path, store, part, plan.total, about)
 
 
@@ -116,7 +110,7 @@ def merge(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the data file of all parts of a preparation; they are in order.
+    """Write the data file of all parts of a preparation, which `read_shards` returns.
 
     The source is planned once more, so it has to be as it was; no picture is read again.
     `download`: whether the backbone's weights may be fetched; the others are as of `prepare_file`.
@@ -129,10 +123,10 @@ def merge(
     if _is_finished(path, None, str(first.about.get("settings_sha256")), resume, overwrite):
         return
     with reading(first.path, "make this shard again"):
-        name, values = str(first.job["data set"]), dict(first.about["options"])
-        source = None if values["source"] is None else Path(values["source"])
-        options = PrepareOptions(**{**values, "source": source}, download=download)
-        command = f"{first.about['command']}; {_command()}"
+        name, command = str(first.job["data set"]), f"{first.about['command']}; {_command()}"
+        decided = {item.name: first.job[item.name] for item in _deciding()}
+        source = None if decided["source"] is None else Path(decided["source"])
+        options = PrepareOptions(**{**decided, "source": source}, download=download)
     plan, settings = build(name, options), settings_of(name, options)
     differing = differences(json.loads(json.dumps(_job(settings, plan))), first.job)
     if differing:
@@ -143,7 +137,7 @@ def merge(
         )
     with block_store(path, {"merge": True}, resume=True) as store:
         blocks = chain.from_iterable(part.blocks() for part in parts)
-        _write(name, path, plan, blocks, options, settings, Work(store.folder), command)
+        _write(path, plan, blocks, settings, Work(store.folder), command)
 
 
 def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
@@ -167,29 +161,25 @@ def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overw
 
 
 def _write(
-    name: str,
     path: Path,
     plan: Plan,
     blocks: Iterable[Arrays],
-    options: PrepareOptions,
     settings: dict[str, Any],
     work: Work,
     command: str | None = None,
 ) -> None:
-    prepared = plan.assemble(plan.read(blocks, work.folder), work)
+    made = plan.prepared(blocks, work)
     attributes = {
-        **plan.attributes,
-        **prepared.attributes,
+        **made.attributes,
         "command": command or _command(),
         "settings_sha256": _digest_of(settings),
-        "seed": str(options.seed),
+        "seed": str(settings["seed"]),
         "versions": json.dumps(versions(), sort_keys=True),
-        "skipped": str(len(prepared.skipped)),
+        "skipped": str(len(made.skipped)),
     }
     folder = work.folder if work.folder != path.parent else None
-    write_data_file(
-        path, name, prepared.splits, attributes, skipped=prepared.skipped, folder=folder
-    )
+    name = str(settings["data set"])
+    write_data_file(path, name, made.splits, attributes, skipped=made.skipped, folder=folder)
 
 
 def _command() -> str:
@@ -202,31 +192,27 @@ def _command() -> str:
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
     """Everything that decides a data file's arrays, as JSON."""
-    source = options.source
-    named = replace(
-        options,
-        source=None if source is None else source.absolute(),
-        unseen_classes=_with_state(options.unseen_classes),
-        backbone_weights=_with_state(options.backbone_weights),
-    )
+    source = None if options.source is None else options.source.absolute()
+    named = (source, options.unseen_classes, options.backbone_weights)
     return {
         "data set": name,
-        "content of the source": None if source is None else _state_of(source),
-        **{key.replace("_", " "): value for key, value in _deciding(named).items()},
+        **{item.name: getattr(options, item.name) for item in _deciding()},
+        "source": None if source is None else str(source),
+        "content of the source": [
+            None if path is None else _state_of(Path(path)) for path in named
+        ],
         "version": versions(),
     }
 
 
+def _deciding() -> Iterator[Field[Any]]:
+    """The options that decide values."""
+    machine = ("download", "device", "workers", "save_backbone")
+    return (item for item in fields(PrepareOptions) if item.name not in machine)
+
+
 def _digest_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _deciding(options: PrepareOptions) -> dict[str, Any]:
-    """The options that decide values, as JSON."""
-    values = asdict(options)
-    for machine in ("download", "device", "workers", "save_backbone"):
-        del values[machine]
-    return {**values, "source": None if options.source is None else str(options.source)}
 
 
 def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -234,7 +220,7 @@ def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _state_of(source: Path) -> str:
-    """A digest over names, sizes and times of change of a source's files."""
+    """A digest over names, sizes and times of change of the files that a path names."""
     files: Iterable[Path] = [source]
     if source.is_dir():
         files = (
@@ -251,13 +237,6 @@ def _state_of(source: Path) -> str:
             line = f"{path}\0missing\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def _with_state(value: str | None) -> str | None:
-    """A number or a name as it is; of a path also what it holds."""
-    if value is None or not Path(value).exists():
-        return value
-    return f"{value} {_state_of(Path(value))}"
 
 
 # ---- pictures

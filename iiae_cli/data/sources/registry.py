@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeAlias
 
 from iiae_cli.common import console
@@ -45,7 +46,6 @@ class Archive:
 
 _PIX2PIX = (
     "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
-    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
     "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets/",
 )
 ARCHIVES: dict[str, Archive] = {
@@ -130,15 +130,9 @@ def _what_else(name: str) -> str:
     """A hint for somebody who names something else in a data set's place."""
     path = Path(name)
     if path.is_file() and path.suffix in (".h5", ".hdf5"):
-        return (
-            f"to join shards: iiae prepare {name} … --merge -o OUTPUT; "
-            "a data file is ready to train on as it is"
-        )
+        return f"to join shards: iiae prepare {name} … --merge -o OUTPUT"
     if path.exists():
-        return (
-            f"for pictures of your own: iiae prepare pairs {name}, "
-            "or classes where pairs share a class alone"
-        )
+        return f"for pictures of your own: iiae prepare pairs {name}, or classes for their classes"
     return f"data sets: {', '.join(BUILDERS)}"
 
 
@@ -165,11 +159,14 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     source, archive = options.source, ARCHIVES.get(name)
     downloads = data_folder() / "downloads"
     origin = str(source)
-    if source is None:
-        if archive is None or not options.download:
-            raise _not_named(name)
+    if source is None and archive is not None and options.download:
         source = downloads / archive.file
         origin = fetch(archive, source)
+    if source is None:
+        hint = BY_HAND.get(name, f"iiae prepare {name} SOURCE")
+        if archive is not None:
+            hint = f"iiae prepare {name} --download, or with what you have: {hint}"
+        raise IiaeError(f"the source of {name} was not named", hint)
     if not source.exists():
         raise IiaeError(f"{source} does not exist", "name a folder, or a tar or zip archive")
     if source.is_dir() or source.suffix.lower() in _PLAIN:
@@ -179,37 +176,19 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     return target, {"source": origin, "source_sha256": sha256}
 
 
-def _not_named(name: str) -> IiaeError:
-    hint = BY_HAND.get(name, f"iiae prepare {name} SOURCE")
-    if name in ARCHIVES:
-        hint = f"iiae prepare {name} --download, or with what you have: {hint}"
-    return IiaeError(f"the source of {name} was not named", hint)
+def _bar(label: str, stack: ExitStack) -> SimpleNamespace:
+    """What pooch reports a download to: progress in MiB, which the stack ends."""
+    bar = SimpleNamespace(total=0, done=0, progress=None, reset=lambda: None, close=lambda: None)
 
+    def update(size: int) -> None:
+        if bar.progress is None:  # pooch has set the total now
+            progress = console.progress(label, bar.total >> 20, "MiB")
+            bar.progress = stack.enter_context(progress)
+        bar.done = min(bar.done + size, bar.total)
+        bar.progress.update(bar.done >> 20)
 
-class _Bar:
-    """What pooch reports a download to: progress in MiB."""
-
-    total = 0  # bytes; pooch sets it before the first update
-
-    def __init__(self, label: str, stack: ExitStack) -> None:
-        self._label, self._stack = label, stack
-        self._progress: console.Progress | None = None
-        self._done = 0
-
-    def update(self, size: int) -> None:
-        """Count more bytes."""
-        if self._progress is None:
-            bar = console.progress(self._label, self.total >> 20, "MiB")
-            self._progress = self._stack.enter_context(bar)
-        self._done += size
-        self._progress.update(self._done >> 20)
-
-    def reset(self) -> None:
-        """Count again, as pooch does before its last report."""
-        self._done = 0
-
-    def close(self) -> None:
-        """The stack closes the progress."""
+    bar.update = update
+    return bar
 
 
 def fetch(archive: Archive, path: Path) -> str:
@@ -223,7 +202,7 @@ def fetch(archive: Archive, path: Path) -> str:
     for url in archive.urls:
         try:
             with ExitStack() as stack, write_errors(path):
-                bar = _Bar(f"downloading {path.name}", stack)
+                bar = _bar(f"downloading {path.name}", stack)
                 downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20)
                 pooch.retrieve(url, known, path.name, path.parent, downloader=downloader)
             return url
@@ -239,12 +218,7 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
     """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
 
     Everything goes to a temporary folder beside the target, which is renamed in at the end with a
-    marker that names the archive. So a target is whole.
-
-    Args:
-        archive: the file.
-        target: the folder to make.
-        wanted: pattern of the entries to unpack from a tar.
+    marker that names the archive. `wanted`: pattern of the entries to unpack from a tar.
 
     Returns:
         The archive's SHA-256.
@@ -271,7 +245,10 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
             if tarfile.is_tarfile(archive):
                 _untar(archive, folder, re.compile(wanted))
             elif zipfile.is_zipfile(archive):
-                _unzip(archive, folder)
+                with zipfile.ZipFile(archive) as file:  # keeps every entry inside the folder
+                    if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
+                        raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+                    file.extractall(folder)
             else:
                 raise IiaeError(f"{archive} is neither a tar nor a zip archive", hint)
             if not any(path.is_file() for path in folder.rglob("*")):
@@ -279,14 +256,6 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
             (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
             folder.rename(target)
     return sha256
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    """The library keeps every entry inside the folder, and writes links as plain files."""
-    with zipfile.ZipFile(archive) as file:
-        if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
-        file.extractall(folder)
 
 
 def _untar(archive: Path, folder: Path, wanted: re.Pattern[str]) -> None:

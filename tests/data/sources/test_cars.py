@@ -156,7 +156,7 @@ def test_a_folder_without_cars_is_refused(tmp_path):
     assert error.message == f"{tmp_path} holds no car_*_mesh.mat" and "nips2015" in error.hint
     file_of(tmp_path, 3).write_bytes(b"broken")
     error = refusal(prepared, tmp_path)
-    assert error.message == f"{tmp_path} holds no readable car" and "car_003" in error.hint
+    assert error.message == f"{tmp_path} holds nothing that can be read" and "car_003" in error.hint
 
 
 # ---- the program

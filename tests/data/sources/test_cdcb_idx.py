@@ -18,7 +18,7 @@ from iiae_cli.data.sources.cdcb import (
 )
 from iiae_cli.data.sources.plan import PrepareOptions
 
-NAMES = [name for names in IDX_FILES.values() for name in names]
+NAMES = IDX_FILES
 
 
 def rng(seed=0):

@@ -100,7 +100,7 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
 def test_the_source_must_be_named_and_hold_pictures(tmp_path, name):
     assert f"iiae prepare {name} SOURCE" in refusal(prepared, name, None).hint
     assert refusal(prepared, name, tmp_path / "none").message.endswith("none does not exist")
-    assert "holds no readable pair" in refusal(prepared, name, tmp_path).message
+    assert "holds nothing that can be read" in refusal(prepared, name, tmp_path).message
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.png").write_bytes(b"broken")
     assert "1.png" in refusal(prepared, name, tmp_path).hint

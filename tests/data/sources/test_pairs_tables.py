@@ -4,12 +4,11 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from helpers import assembled, refusal
+from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.sources.pairs import plan_pairs
 from iiae_cli.data.sources.plan import PrepareOptions
 
 
@@ -36,7 +35,7 @@ def pairs(*stems, end=""):
 
 def read(manifest, **options):
     options = {"valid_fraction": 0, "test_fraction": 0, **options}
-    return assembled(plan_pairs(PrepareOptions(source=manifest, **options)))
+    return built("pairs", PrepareOptions(source=manifest, **options))
 
 
 def values(split):
@@ -176,7 +175,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,y,x", "a,b,c"], "has more than one column 'x'"),
         ([], "has no column 'x'"),
         (["x,y"], "names no pair"),
-        (["x,y", "x/none.png,y/a.bmp"], "holds no readable pair"),
+        (["x,y", "x/none.png,y/a.bmp"], "holds nothing that can be read"),
         (["x,y", '"x/a.png,y/a.bmp'], "is damaged: unexpected end of data"),
         (["x,y", "\udcff,y"], "is damaged: 'utf-8' codec"),
     ],
