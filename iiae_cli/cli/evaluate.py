@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from iiae_cli.cli.options import (
     OUTPUT,
     RUNNING,
@@ -21,6 +19,7 @@ from iiae_cli.cli.options import (
     RunOption,
     SplitName,
     finish,
+    option,
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
@@ -41,8 +40,7 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help
 
 Task = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 Figures = dict[str, Any]
-_translation_option = partial(typer.Option, rich_help_panel="Translation")
-_disentanglement_option = partial(typer.Option, rich_help_panel="Disentanglement")
+TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
 
 
 @dataclass
@@ -77,77 +75,63 @@ class Result:
 
 def command(
     run: RunOption = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Data file [the one that the run was trained on].")
-    ] = None,
-    split: Annotated[SplitName, typer.Option(help="Split to measure on.")] = "test",
+    data: Annotated[Path | None, option("Data file [the one that the run was trained on].")] = None,
+    split: Annotated[SplitName, option("Split to measure on.")] = "test",
     task: Annotated[
         Task | None,
-        typer.Option(
-            help="What to measure [retrieval, or zero-shot if paired by class; all with --report]."
-        ),
+        option("What to measure [retrieval, or zero-shot if paired by class; all with --report]."),
     ] = None,
-    metric: Annotated[
-        MetricName | None, typer.Option(help="Distance between latents [the preset's].")
-    ] = None,
+    metric: Annotated[MetricName | None, option("Distance between latents [the preset's].")] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Show the paper's rows of this data set beside.")
+        bool, option("Show the paper's rows of this data set beside.", "--paper")
     ] = False,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Exit 2 if a figure is worse (an error: above); repeatable."
-        ),
+        option("Exit 2 if a figure is worse (an error: above); repeatable.", metavar="KEY=VALUE"),
     ] = None,
     fail_over: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Exit 2 if any figure is above; repeatable."),
+        option("Exit 2 if any figure is above; repeatable.", metavar="KEY=VALUE"),
     ] = None,
     allow_leak: Annotated[
-        bool, typer.Option("--allow-leak", help="Measure test classes that the backbone has seen.")
+        bool, option("Measure test classes that the backbone has seen.", "--allow-leak")
     ] = False,
-    samples: Annotated[int, _translation_option(min=0, help="Sampled outputs per input.")] = 3,
+    samples: Annotated[int, option("Sampled outputs per input.", panel=TRANSLATION, min=0)] = 3,
     lpips: Annotated[
         Literal["alex", "vgg", "both", "none"],
-        _translation_option(help="LPIPS by these networks."),
+        option("LPIPS by these networks.", panel=TRANSLATION),
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,
-        _translation_option(
-            help="AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable."
+        option(
+            "AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.", panel=TRANSLATION
         ),
     ] = None,
     judge: Annotated[
         bool,
-        _translation_option(
-            "--judge", help="Let networks trained on real pictures read class and factors."
+        option(
+            "Let networks trained on real pictures read class and factors.",
+            "--judge",
+            panel=TRANSLATION,
         ),
     ] = False,
     probe_rows: Annotated[
-        int, _disentanglement_option(min=20, help="Rows that probes see at most.")
+        int, option("Rows that probes see at most.", panel=DISENTANGLEMENT, min=20)
     ] = 3000,
     shared_factor: Annotated[
         list[str] | None,
-        _disentanglement_option(
-            metavar="NAME", help="A factor that both domains hold; repeatable."
+        option(
+            "A factor that both domains hold; repeatable.", panel=DISENTANGLEMENT, metavar="NAME"
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Also write DIR/index.html: figures, plots, pictures.",
-            rich_help_panel=OUTPUT,
-        ),
+        option("Also write DIR/index.html: figures, plots, pictures.", panel=OUTPUT, metavar="DIR"),
     ] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of samples and probes.", rich_help_panel=RUNNING)
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows at once.", rich_help_panel=RUNNING)
-    ] = 256,
+    seed: Annotated[int, option("Of samples and probes.", panel=RUNNING, min=0)] = 0,
+    batch_size: Annotated[int, option("Rows at once.", panel=RUNNING, min=1)] = 256,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.

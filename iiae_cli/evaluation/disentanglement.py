@@ -54,14 +54,11 @@ def measure_disentanglement(
     shared: Sequence[str] = (),
     by_class: bool = False,
 ) -> tuple[Figures, Figures]:
-    """The figures, and what a reader must know of how they were made.
+    """The figures, whose warnings are logged too, and what a reader must know of their making.
 
     `train` reads the training split, for probes that the measured rows are too few for; the bounds
     are terms of the `objective`. `shared` names factors of both domains, beside those whose names
     say so. Rows paired `by_class` have no partners, so that factors of pairs mean nothing there.
-
-    Raises:
-        IiaeError: a factor that does not exist, or latents that are not finite.
     """
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
     probes = probe_figures(probed, shared, subject.seed)
@@ -83,13 +80,8 @@ def measure_disentanglement(
     figures["warnings"] = warnings_of(latents, probes, learnt)
     for line in figures["warnings"]:
         console.warn(line)
-    protocol = {
-        "probe_rows": measured,
-        "probe_rows_learnt_from_train": learning,
-        "probe_folds": FOLDS,
-        "probe_seed": subject.seed,
-    }
-    return figures, protocol
+    protocol = {"probe_rows": measured, "probe_rows_learnt_from_train": learning}
+    return figures, {**protocol, "probe_folds": FOLDS, "probe_seed": subject.seed}
 
 
 # ---- probes
@@ -117,27 +109,29 @@ def choose_rows(
     """
     split, seed = subject.split, subject.seed
     columns = {domain: _columns(split, domain, by_class) for domain in DOMAINS}
-    _check_names(shared, {name for values in columns.values() for name in values})
+    known = sorted({name for values in columns.values() for name in values})
+    unknown = [repr(name) for name in shared if name not in known]
+    if unknown:
+        hint = f"factors of this data: {', '.join(known) or 'none'}"
+        raise IiaeError(f"there is no factor {', '.join(unknown)}", hint)
     lacking, more, extra = count - len(split.x), None, None
-    if train is not None and not by_class and any(columns.values()) and lacking > 0:
+    if train is not None and not by_class and known and lacking > 0:
         whole = train()
         if whole.pair_count:
             more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
             extra = encode_pairs(subject.trained, more, batch_size=subject.batch_size)
     learning = 0 if more is None else len(more.x)
-    unknown = np.full(learning, "", dtype=object)
     probed = {}
     for domain in DOMAINS:
         chosen = _draw(len(split.side(domain)), count, seed)
         learnt = {} if more is None else _columns(more, domain, by_class)
         factors = [
-            read_factor(name, values[chosen], learnt.get(name, unknown))
+            read_factor(name, values[chosen], learnt.get(name, np.full(learning, "")))
             for name, values in columns[domain].items()
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
         encoded = subject.pairs.of(domain).take(chosen)
-        if extra is not None:
-            encoded = encoded.joined(extra.of(domain))
+        encoded = encoded if extra is None else encoded.joined(extra.of(domain))
         probed[domain] = ProbedRows(encoded, factors, draw_folds(groups, learning, seed))
     return probed
 
@@ -147,14 +141,6 @@ def _columns(split: Split, domain: Domain, by_class: bool) -> dict[str, NDArray[
     columns = {} if by_class else dict(split.factors)
     labels = split.side(domain).labels
     return columns if labels is None else {**columns, "class": np.array(labels, dtype=object)}
-
-
-def _check_names(shared: Sequence[str], known: Collection[str]) -> None:
-    unknown = [name for name in shared if name not in known]
-    if unknown:
-        factors = f"factors of this data: {', '.join(sorted(known))}"
-        hint = factors if known else "this data holds no factors"
-        raise IiaeError(f"there is no factor {', '.join(map(repr, unknown))}", hint)
 
 
 def items_of(split: Split) -> Ints:
@@ -280,30 +266,28 @@ def warnings_of(
         hint = "see 'Bring your own factors' in docs/disentanglement.md"
         lines.append(f"the data file holds no factors to probe: {hint}")
     for name, latent in latents.items():
-        title, dimensions = name.replace("_", " "), latent["dimensions"]
-        if any(probes.get(name, {}).values()) and learning < dimensions:
-            lines.append(
-                f"probes of the {title} latent learn from {learning} rows, fewer than its "
-                f"{dimensions} dimensions: a leak may go unseen"
-            )
+        title, dimensions = f"the {name.replace('_', ' ')} latent", latent["dimensions"]
+        if probes.get(name) and learning < dimensions:
+            few = f"{learning} rows, fewer than its {dimensions} dimensions"
+            lines.append(f"probes of {title} learn from {few}: a leak may go unseen")
         if not latent["active"]:
-            lines.append(
-                f"the {title} latent has collapsed: no dimension of its mean moves with the data"
-            )
+            lines.append(f"{title} has collapsed: no dimension of its mean moves with the data")
         elif name.startswith("exclusive") and latent["kl"] < DYING_NATS:
             use = f"{latent['kl']:.2g} nats, {latent['active']} active"
-            lines.append(f"the {title} latent says next to nothing: {use}")
+            lines.append(f"{title} says next to nothing: {use}")
     for (name, factors), way in product(probes.items(), WAYS):
         for factor, entry in factors.items():
             score, chance, rows = entry[way]["control"], entry["chance"], entry["n"]
-            margin = _CONTROL_MARGIN
-            if score is not None and entry["kind"] == "classes":
-                margin = 4.0 * float(np.sqrt(chance * (1.0 - chance) / rows))
-            if score is not None and score > chance + margin:
-                lines.append(
-                    f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} ({way}), "
-                    f"chance is {chance:.2f}: {rows} rows are too few for these figures"
+            if score is None:
+                continue
+            deviation = float(np.sqrt(chance * (1.0 - chance) / rows))
+            margin = 4.0 * deviation if entry["kind"] == "classes" else _CONTROL_MARGIN
+            if score > chance + margin:
+                reading = (
+                    f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} ({way})"
                 )
+                few = f"{rows} rows are too few for these figures"
+                lines.append(f"{reading}, chance is {chance:.2f}: {few}")
     return lines
 
 
@@ -318,11 +302,9 @@ def _draw(count: int, rows: int, seed: int) -> Ints:
 def bound_figures(subject: Subject, objective: Objective) -> Figures:
     """The variational bounds that training works on, from the objective's own terms, in nats.
 
-    For x (y is analogous): `kl_shared_y` ≥ I(X; Z^s | Y); `kl_exclusive_x` ≥ I(X; Z^x) ≥ I(Z^x;
-    Z^s), as z^x knows of z^s only by x; `kl_shared_prior` ≥ I(X, Y; Z^s). By the paper's supplement
-    (A.2), I(Z^x; Z^s) = I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s), where the last term is at least
-    H(X) + E log p(x|z^x,z^s): `exclusive_shared_plus_entropy` bounds I(Z^x; Z^s) + H(X) up to a
-    constant of the data and the reconstruction weight.
+    docs/disentanglement.md says what each bounds; `exclusive_shared_plus_entropy` follows from
+    I(Z^x; Z^s) = I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s) (the paper's supplement, A.2), where the
+    last term is at least H(X) + E log p(x|z^x,z^s).
     """
     network, trained, split = subject.trained.network, subject.trained, subject.split
     generator = torch.Generator(trained.device).manual_seed(subject.seed)

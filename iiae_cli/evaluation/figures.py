@@ -1,10 +1,9 @@
 """`evaluate`'s nested figures: by dotted key, as gates for scripts, and as tables for people.
 
-`--fail-under KEY=VALUE` says how good a figure must be at least: a floor, or a ceiling if the key's
-last part names an error (`l1…`, `lpips…`, `error_…`, `leakage…`, `median_rank`). KL terms are no
-errors: an exclusive latent whose KL falls towards zero holds nothing. `--fail-over` is a ceiling
-whatever the key names: the R² of a colour is good in one latent and a leak in another. A figure
-that was not measured (null, NaN) fails every gate.
+`--fail-under` is a floor, or a ceiling if the key's last part names an error. KL terms are none: an
+exclusive latent whose KL falls towards zero holds nothing. `--fail-over` is a ceiling whatever the
+key names: the R² of a colour is good in one latent and a leak in another. A figure that was not
+measured (null, NaN) fails every gate.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from iiae_cli.common.errors import IiaeError
 
@@ -36,26 +35,14 @@ _EXAMPLES = {
     "--fail-under": "retrieval.shared.x_to_y.recall@1=0.9",
     "--fail-over": "disentanglement.latents.shared_x.leakage_mean=0.1",
 }
-_NEAR_MATCHES = 5
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(NamedTuple):
     """A dotted key, as `retrieval.shared.x_to_y.recall@1`, and the bound that its figure keeps."""
 
     key: str
     bound: float
     is_ceiling: bool
-
-    def failure(self, value: float | None) -> str | None:
-        """A line that says why a figure does not pass, or None."""
-        if value is None or math.isnan(value):
-            return f"{self.key} could not be measured"
-        if self.is_ceiling and value > self.bound:
-            return f"{self.key} is {value:.6g}, above {self.bound:.6g}"
-        if not self.is_ceiling and value < self.bound:
-            return f"{self.key} is {value:.6g}, below {self.bound:.6g}"
-        return None
 
 
 def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
@@ -66,13 +53,19 @@ def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
     """
     gates = []
     for option, texts in (("--fail-under", under), ("--fail-over", over)):
-        wrong = [text for text in texts if not _is_gate(text)]
+        wrong = []
+        for text in texts:
+            key, _, value = text.partition("=")
+            try:
+                bound = float(value)
+            except ValueError:
+                bound = math.nan
+            if not key or not math.isfinite(bound):
+                wrong.append(text)
+            gates.append(Gate(key, bound, option == "--fail-over" or is_error(key)))
         if wrong:
             message = f"{option} {', '.join(wrong)} is not KEY=VALUE"
             raise IiaeError(message, f"write {option} {_EXAMPLES[option]}")
-        for text in texts:
-            key, _, bound = text.partition("=")
-            gates.append(Gate(key, float(bound), option == "--fail-over" or is_error(key)))
     return gates
 
 
@@ -91,26 +84,25 @@ def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]
     known = dotted_figures(figures)
     unknown = list(dict.fromkeys(gate.key for gate in gates if gate.key not in known))
     if unknown:
-        near = list(dict.fromkeys(match for key in unknown for match in _near(key, list(known))))
+        near = dict.fromkeys(match for key in unknown for match in _near(key, list(known)))
         hint = f"figures: {', '.join(known) or 'none was measured'}"
-        if near:
-            hint = f"near matches: {', '.join(near)}"
+        hint = f"near matches: {', '.join(near)}" if near else hint
         raise IiaeError(f"there is no figure {', '.join(map(repr, unknown))}", hint)
-    return [line for gate in gates if (line := gate.failure(known[gate.key])) is not None]
-
-
-def _is_gate(text: str) -> bool:
-    key, _, bound = text.partition("=")
-    try:
-        return bool(key) and math.isfinite(float(bound))
-    except ValueError:
-        return False
+    lines = []
+    for key, bound, is_ceiling in gates:
+        value = known[key]
+        if value is None or math.isnan(value):
+            lines.append(f"{key} could not be measured")
+        elif value > bound if is_ceiling else value < bound:
+            side = "above" if is_ceiling else "below"
+            lines.append(f"{key} is {value:.6g}, {side} {bound:.6g}")
+    return lines
 
 
 def _near(key: str, known: list[str]) -> list[str]:
     """Keys that contain the text as it is, else those spelt much like it."""
-    holding = [name for name in known if key in name][:_NEAR_MATCHES]
-    return holding or difflib.get_close_matches(key, known, n=_NEAR_MATCHES, cutoff=0.7)
+    holding = [name for name in known if key in name][:5]
+    return holding or difflib.get_close_matches(key, known, n=5, cutoff=0.7)
 
 
 # ---- tables
@@ -126,46 +118,24 @@ class Table:
     names: int = 1  # columns, from the left, that name a row rather than measure it
 
 
+_RETRIEVED = ("latent", "direction")
+_RECALLS = ("recall@1", "recall@5", "recall@10", "median_rank", "n")
+_PRECISIONS = ("map@all", "map@200", "precision@100", "precision@200", "n")
 _MEASURES = ("l1", "ssim", "lpips", "lpips_vgg")
 _SAMPLED = tuple(f"{name}_{which}" for name in _MEASURES for which in ("mean", "best"))
+_ERRORS_READ = ("error_real", "error_guided", "spread_real", "spread_sampled", "n")
+_BY_CLASS = "Zero-shot retrieval: items of the query's class are hits"
+_BY_SAMPLES = "Translation with sampled exclusive latents: mean, and best of N"
+_CLASS_KEPT = "Is the class kept? As read by a judge of real pictures"
+_FACTOR_TAKEN = "Is the reference's factor taken? Fractions of its range, read by a judge"
 # Task, title, what names a row, its figures.
 _TABLES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        "retrieval",
-        "Retrieval: only the true pair is a hit",
-        ("latent", "direction"),
-        ("recall@1", "recall@5", "recall@10", "median_rank", "n"),
-    ),
-    (
-        "zero_shot",
-        "Zero-shot retrieval: items of the query's class are hits",
-        ("latent", "direction"),
-        ("map@all", "map@200", "precision@100", "precision@200", "n"),
-    ),
-    (
-        "translation",
-        "Translation guided by the true partner",
-        ("direction",),
-        (*_MEASURES, "n"),
-    ),
-    (
-        "translation",
-        "Translation with sampled exclusive latents: mean, and best of N",
-        ("direction",),
-        ("samples", *_SAMPLED),
-    ),
-    (
-        "judged",
-        "Is the class kept? As read by a judge of real pictures",
-        ("direction", "what"),
-        ("real", "guided", "sampled", "n"),
-    ),
-    (
-        "judged",
-        "Is the reference's factor taken? Fractions of its range, read by a judge",
-        ("direction", "factor"),
-        ("error_real", "error_guided", "spread_real", "spread_sampled", "n"),
-    ),
+    ("retrieval", "Retrieval: only the true pair is a hit", _RETRIEVED, _RECALLS),
+    ("zero_shot", _BY_CLASS, _RETRIEVED, _PRECISIONS),
+    ("translation", "Translation guided by the true partner", ("direction",), (*_MEASURES, "n")),
+    ("translation", _BY_SAMPLES, ("direction",), ("samples", *_SAMPLED)),
+    ("judged", _CLASS_KEPT, ("direction", "what"), ("real", "guided", "sampled", "n")),
+    ("judged", _FACTOR_TAKEN, ("direction", "factor"), _ERRORS_READ),
 )
 _BOUNDS = (
     ("I(X; Zs | Y) at most", "shared_given_other"),

@@ -13,7 +13,7 @@ the mean over samples by AlexNet, and say so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iiae_cli.evaluation.figures import Table, dotted_figures
@@ -26,8 +26,8 @@ _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by tabl
 
 
 @dataclass(frozen=True)
-class Published:
-    """One number of the paper; table, method, direction and figure as the paper names them."""
+class PaperRow:
+    """A number of the paper, named as there, beside a run's own."""
 
     table: int
     method: str
@@ -39,26 +39,15 @@ class Published:
     spread: float | None = None  # what the paper puts behind ±
     split: str = "test"
     queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A published figure, this run's (None if not measured) and how the set-ups differ."""
-
-    published: Published
-    ours: float | None
-    note: str
+    ours: float | None = None  # None if not measured
+    note: str = ""  # how the set-ups differ
 
     def to_json(self) -> dict[str, Any]:
         """The row's object in `--json`."""
         names = ("table", "method", "direction", "figure", "key")
-        return {
-            **{name: getattr(self.published, name) for name in names},
-            "paper": self.published.value,
-            "paper_spread": self.published.spread,
-            "ours": self.ours,
-            "note": self.note,
-        }
+        row = {name: getattr(self, name) for name in names}
+        paper = {"paper": self.value, "paper_spread": self.spread}
+        return {**row, **paper, "ours": self.ours, "note": self.note}
 
 
 _X_TO_Y = ("CB→CD", "S→M", "F→L", "X→Y")  # the other directions are y→x
@@ -105,23 +94,23 @@ _LPIPS = (
 )
 
 
-def _published() -> Iterator[Published]:
+def _published() -> Iterator[PaperRow]:
     for table, data_set, method, *recalls in _RECALLS:
         split, queries, directions = _MEASURED[table, data_set]
         for direction, percents in zip(directions, recalls, strict=True):
             for latents, percent in zip(("shared", "exclusive"), percents, strict=False):
                 key = f"retrieval.{latents}.{_way(direction)}.recall@1"
                 names = (table, method, data_set, direction, f"Recall@1 {latents}", key)
-                yield Published(*names, round(percent / 100, 6), split=split, queries=queries)
+                yield PaperRow(*names, round(percent / 100, 6), split=split, queries=queries)
     for method, *distances in _LPIPS:
         for direction, (value, spread) in zip(("X→Y", "Y→X"), distances, strict=True):
             key = f"translation.{_way(direction)}.lpips_mean"
-            yield Published(4, method, "cars", direction, "LPIPS", key, value, spread)
+            yield PaperRow(4, method, "cars", direction, "LPIPS", key, value, spread)
     for table, method, *values in _ZERO_SHOT:
         figures = (("mAP@all", "map@all"), ("P@100", "precision@100"))
         for (figure, name), value in zip(figures, values, strict=True):
             names = (table, method, "sketchy", "sketch→photo", figure, f"zero_shot.x_to_y.{name}")
-            yield Published(*names, value, queries=14421)
+            yield PaperRow(*names, value, queries=14421)
 
 
 def _way(direction: str) -> str:
@@ -139,31 +128,30 @@ def paper_rows(
     """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
 
     Table 6 has a row for each objective; ours stands beside the one that the run was trained with.
-    `protocol` holds `data_set`, `split` and, as far as known, `class_split`, `metric`, `objective`;
-    `picture_size` is (H, W) that the model works at.
+    `picture_size` (H, W) is what the model works at.
     """
-    ours = dotted_figures(figures)
+    measured = dotted_figures(figures)
     split, objective = protocol["split"], protocol.get("objective", _FULL_OBJECTIVE)
     rows = []
     for row in PUBLISHED:
         if row.data_set != protocol["data_set"]:
             continue
+        ours = None
         if row.split != split:
-            note = f"the paper measured split '{row.split}', this is '{split}'"
-            rows.append(PaperRow(row, None, note))
+            notes = [f"the paper measured split '{row.split}', this is '{split}'"]
         elif row.table == 6 and row.method != OBJECTIVES.get(objective):
-            rows.append(PaperRow(row, None, "another objective than this run's"))
+            notes = ["another objective than this run's"]
         else:
-            notes = _differences(row, protocol, picture_size)
-            count = ours.get(row.key.rpartition(".")[0] + ".n")
+            ours, notes = measured.get(row.key), _differences(row, protocol, picture_size)
+            count = measured.get(row.key.rpartition(".")[0] + ".n")
             if row.queries and count is not None and count != row.queries:
                 notes.append(f"{count:,.0f} queries, the paper has {row.queries:,}")
-            rows.append(PaperRow(row, ours.get(row.key), "; ".join(notes)))
+        rows.append(replace(row, ours=ours, note="; ".join(notes)))
     return rows
 
 
 def _differences(
-    row: Published, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
+    row: PaperRow, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
 ) -> list[str]:
     """How this run's set-up differs from a row's."""
     notes = []
@@ -177,8 +165,8 @@ def _differences(
         )
     if picture_size is not None and picture_size != PICTURE_SIZE:
         notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
-    usual = _METRICS.get(row.table)
-    metric, objective = protocol.get("metric", usual), protocol.get("objective", _FULL_OBJECTIVE)
+    usual, objective = _METRICS.get(row.table), protocol.get("objective", _FULL_OBJECTIVE)
+    metric = protocol.get("metric", usual)
     if usual is not None and metric != usual:
         notes.append(f"{metric} distance, the paper's is {usual}")
     if row.table != 6 and objective != _FULL_OBJECTIVE:
@@ -190,12 +178,6 @@ def _differences(
 def paper_table(rows: Sequence[PaperRow]) -> Table:
     """The paper's rows beside a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
-    cells = [
-        (
-            *(row.published.table, row.published.method, row.published.direction),
-            *(row.published.figure, row.published.value),
-            *("" if row.ours is None else row.ours, row.note),
-        )
-        for row in rows
-    ]
+    objects = [row.to_json() for row in rows]
+    cells = [["" if item[name] is None else item[name] for name in headers] for item in objects]
     return Table("Beside the paper", headers, cells, 4)

@@ -1,12 +1,8 @@
 """What trained networks see in translations: LPIPS, and a judge that reads class and factors.
 
-The paper says "the updated version" of LPIPS, which is v0.1, and not which network: `lpips` is
-AlexNet, the default of LPIPS' own authors, and `lpips_vgg` stands beside it.
-
 Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A judge
-that learned from real pictures of the training split says what a person would look for: is it still
-the same digit, and has it the reference's colour? Its reading of real test pictures stands beside,
-as the best that any translation could get from this judge.
+that learned from real pictures says what a person would look for: is it still the same digit, and
+has it the reference's colour? Its reading of real test pictures is the best that any can get.
 """
 
 from __future__ import annotations
@@ -64,13 +60,10 @@ def lpips_measures(
     device: torch.device | str = "cpu",
     nets: Sequence[LpipsNet] = ("alex", "vgg"),
 ) -> dict[str, Measure]:
-    """Measures by the figure's name; warns of networks without weights.
+    """Measures by the figure's name, of networks whose weights are given or in torch's hub cache.
 
-    Weights come from a given file, recognised by what it holds, else from torch's hub cache;
-    nothing is downloaded.
-
-    Raises:
-        IiaeError: a given file is unreadable or holds neither network.
+    A file is recognised by what it holds; one of neither network is an error. Nothing is
+    downloaded.
     """
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
@@ -86,11 +79,10 @@ def lpips_measures(
 
 
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str = "cpu") -> Measure:
-    """LPIPS v0.1 (Zhang et al., CVPR 2018) by torchvision's complete ImageNet weights.
+    """LPIPS v0.1 (Zhang et al., CVPR 2018), "the updated version" of the paper.
 
-    Pictures are measured at their own size. If a side is too short for the network they are
-    enlarged bilinearly by the smallest whole factor that makes it long enough; such figures compare
-    among themselves only. Grey is repeated, channels past the third are left out.
+    Grey is repeated, channels past the third are left out. Pictures too small for the network are
+    enlarged bilinearly by a whole factor; such figures compare among themselves only.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -199,9 +191,6 @@ def train_judge(
     """Train a judge of one domain's pictures, at the size and on the device of a `trained` model.
 
     It learns the labels, and the numeric factors `DOMAIN_…` that every pair knows.
-
-    Raises:
-        IiaeError: the split has no labels.
     """
     if train.pairs is not None:
         train = train.take_pairs(np.arange(train.pair_count))
@@ -244,14 +233,10 @@ def judged_translations(
 ) -> dict[str, dict[str, Figures]]:
     """What the judges, by target domain, read off translations of pairs with labels, per direction.
 
-    Guided translations take the exclusive mean of another row, not of the partner, so that its
-    colour says nothing about the input.
-
-    * `class`: the fraction of real pictures and of guided and sampled translations that are read as
-      their (input's) class.
-    * Factors, as fractions of their range: `error_real`, `error_guided`, the mean absolute error
-      against the picture's own and against the reference's; `spread_real`, the standard deviation
-      over real pictures, `spread_sampled` over the samples of one input, of which it takes two.
+    `class` is the fraction read as the (input's) class. Factors, as fractions of their range, have
+    mean absolute errors against the picture's own and against the reference's, and standard
+    deviations over real pictures and over the samples of one input. Guided translations take the
+    exclusive mean of another row than the partner, whose colour says nothing about the input.
     """
     split, count = subject.split, len(subject.split.x)
     drawn = subject.samples(samples)

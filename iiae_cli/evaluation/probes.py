@@ -1,13 +1,10 @@
 """What can be read from latents: probes of factors, each beside the same probe on shuffled values.
 
 A *linear* probe is ridge regression for quantities and logistic regression for classes, on
-standardised dimensions. A *non-linear* one is ridge regression on the same dimensions joined by
+standardised dimensions: a leak is found however small its variance, as a network that reads the
+latent could find it too. A *non-linear* one is ridge regression on the same dimensions joined by
 Gaussian bumps (Nyström features) over their leading principal components; classes are read from
 indicator columns. Both are tested on rows that they did not learn from.
-
-Standardising each dimension makes the figures free of scale: a leak is found however small its
-variance, as a network that reads the latent could find it too. Regularisation is chosen per factor,
-by leave-one-out error on learning rows (ridge) or on a held-out quarter of them (logistic).
 
 Shapes: N rows, S latent dimensions, T columns of factors' values.
 """
@@ -63,9 +60,9 @@ def read_factor(
 ) -> Factor:
     """A factor of measured rows (M, …), then of rows to learn from (L, …).
 
-    Text, truth values and up to `MAX_CODES` distinct whole numbers are classes; empty text is
-    unknown, and so is a class that fewer than `least` measured rows have. Anything else is a
-    quantity; NaN and infinity are unknown, and `learning` throughout if it is unlike `measured`.
+    Text, truth values and up to `MAX_CODES` distinct whole numbers are classes, anything else is a
+    quantity. Unknown are empty text, NaN, infinity, classes that fewer than `least` measured rows
+    have, and all of `learning` if it is unlike `measured`.
     """
     if _is_classes(name, measured):
         texts, more_texts = ([str(value) for value in rows] for rows in (measured, learning))
@@ -94,14 +91,11 @@ def _is_classes(name: str, values: NDArray[Any]) -> bool:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How well a factor is read: cross-validated R² of a quantity, balanced accuracy of classes.
-
-    Controls are the same probes' scores on shuffled values; they belong near `chance`.
-    """
+    """How well a factor is read: cross-validated R² of a quantity, balanced accuracy of classes."""
 
     linear: float
     nonlinear: float
-    control: float
+    control: float  # the same of shuffled values, which belongs near `chance`
     control_nonlinear: float
     chance: float  # 0 for a quantity, 1 / classes
     rows: int  # tested on
@@ -109,18 +103,16 @@ class ProbeScore:
     @property
     def above_control(self) -> float:
         """The better probe, in [0, 1] from its control (or chance, if higher) to a perfect one."""
+        best = 0.0
         pairs = ((self.linear, self.control), (self.nonlinear, self.control_nonlinear))
-        floors = [(score, max(control, self.chance)) for score, control in pairs]
-        return max(
-            [0.0, *((score - floor) / (1.0 - floor) for score, floor in floors if floor < 1.0)]
-        )
+        for score, control in pairs:
+            floor = max(control, self.chance)
+            best = max(best, (score - floor) / (1.0 - floor)) if floor < 1.0 else best
+        return best
 
 
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
-    """The fold of every row, then `learning` rows of `LEARN_ONLY`: (M + L,).
-
-    Rows of one group (M,) are in one fold: a group is never on both sides of a test.
-    """
+    """The fold of every row (M,), one for a whole group; then `LEARN_ONLY` rows: (M + L,)."""
     names, members = np.unique(groups, return_inverse=True)
     fold_of_group = np.random.default_rng(seed).permutation(len(names)) % FOLDS
     return np.concatenate([fold_of_group[members], np.full(learning, LEARN_ONLY)]).astype(np.int64)
@@ -129,19 +121,14 @@ def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
 def probe(
     latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0
 ) -> dict[str, ProbeScore | None]:
-    """Scores of every factor of latents (N, S) by name; None if there is nothing to be read.
+    """Scores of every factor of latents (N, S) by name; latents that are not finite are an error.
 
-    That is: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or
-    a class of a single group of rows. `folds` (N,) are those of `draw_folds`.
-
-    Raises:
-        IiaeError: latents that are not finite.
+    None: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or a
+    class of a single group of rows. `folds` (N,) are those of `draw_folds`.
     """
     if not np.isfinite(latents).all():
-        raise IiaeError(
-            "latents hold values that are not finite",
-            "train with a lower optimizer.lr, or keep an earlier step",
-        )
+        hint = "train with a lower optimizer.lr, or keep an earlier step"
+        raise IiaeError("latents hold values that are not finite", hint)
     scores: dict[str, ProbeScore | None] = {factor.name: None for factor in factors}
     layouts: dict[bytes, tuple[Ints, list[Factor]]] = {}
     for factor in factors:
@@ -164,11 +151,10 @@ def probe(
 def ridge_predictions(
     known: Floats, columns: Floats, asked: Floats, penalties: Sequence[float] = _PENALTIES
 ) -> Floats:
-    """Ridge regression of many columns, each penalty chosen by leave-one-out error: (A, T).
+    """Ridge regression of `columns` (N, T) from `known` (N, S), read at `asked` (A, S): (A, T).
 
-    Learns from rows `known` (N, S) with values `columns` (N, T); predicts the rows `asked` (A, S).
-    The same as scikit-learn's `RidgeCV(alpha_per_target=True)`, three to four times as fast, since
-    one eigenbasis serves all columns and penalties.
+    Leave-one-out error chooses each column's penalty. It is scikit-learn's
+    `RidgeCV(alpha_per_target=True)`, three to four times as fast by one eigenbasis for all.
     """
     centre, mean = known.mean(axis=0), columns.mean(axis=0)
     inputs, targets = known - centre, columns - mean
@@ -193,23 +179,18 @@ def ridge_predictions(
 
 
 def _readable(factor: Factor, layout: Ints) -> bool:
-    measured = layout >= 0
-    if measured.sum() < _LEAST_ROWS or len(np.unique(layout[measured])) < 2:
+    folds, values = layout[layout >= 0], factor.values[layout >= 0]
+    if len(folds) < _LEAST_ROWS or len(np.unique(folds)) < 2:
         return False
-    values = factor.values[measured]
     if not factor.classes:
         return bool(np.ptp(values, axis=0).any())
-    # A class whose rows are all in one fold is never learnt from where it is tested.
     codes = np.unique(values)
-    folds = [np.unique(layout[measured][values == code]) for code in codes]
-    return len(codes) > 1 and all(len(fold) > 1 for fold in folds)
+    # A class whose rows are all in one fold is never learnt from where it is tested.
+    return len(codes) > 1 and all(len(np.unique(folds[values == code])) > 1 for code in codes)
 
 
 def _narrowed(latents: Floats, seed: int) -> Floats:
-    """The leading principal components of standardised latents, with their scales.
-
-    With equal scales every row would be as far from every other if rows are fewer than dimensions.
-    """
+    """The leading principal components of standardised latents, with their scales."""
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 

@@ -8,7 +8,6 @@ Shapes: Q queries, G gallery items, N pairs of rows, S dimensions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,10 +103,9 @@ def baseline_figures(split: Split, metric: Metric) -> Directions | None:
 
 
 def baseline_vectors(rows: NDArray[Any]) -> Floats:
-    """What the training-free baseline compares: (N, …) → (N, P).
+    """Features as they are; pictures as small grey ones, each z-scored: (N, …) → (N, P).
 
-    Features as they are; pictures as small grey ones, z-scored each, so that Euclidean distance
-    ranks as correlation does.
+    So Euclidean distance ranks pictures as correlation does.
     """
     if rows.ndim == 2:
         return rows.astype(np.float64)
@@ -134,10 +132,10 @@ def baseline_vectors(rows: NDArray[Any]) -> Floats:
 class ClassRanking:
     """Figures of every query that has a relevant item, in the queries' order.
 
-    * `map@all`: mean over all relevant items of the precision at their rank.
-    * `map@200`: the sum over those among the first 200, divided by the most that it can be;
-      `map@200_released`: divided by 200 always, as the paper's released code does.
-    * `precision@K`: relevant fraction of the first K, or of all if the gallery is smaller.
+    `map@all` is the mean over all relevant items of the precision at their rank. `map@200` is the
+    sum over those among the first 200, divided by the most that it can be; `map@200_released` by
+    200 always, as the paper's released code does. `precision@K` is the relevant fraction of the
+    first K, or of all if the gallery is smaller.
     """
 
     by_query: dict[str, Floats]
@@ -165,11 +163,9 @@ def rank_by_class(
 ) -> ClassRanking:
     """Rank the gallery (G, S) for every query (Q, S) by cosine similarity.
 
-    Similarities equal to 10⁻¹² rank in gallery order; a zero vector is at 0 from all. Chunks of
-    queries bound the memory; `threads` rank them, by default one per usable core.
-
-    Raises:
-        IiaeError: latents that are not finite, or no query with a relevant item.
+    Similarities equal to 10⁻¹² rank in gallery order; a zero vector is at 0 from all. Threads, by
+    default as many as torch's, rank chunks of queries that bound the memory. Latents that are not
+    finite are an error, and so are queries without any relevant item.
     """
     texts = np.asarray([*query_labels, *gallery_labels], dtype=np.str_)
     codes = np.unique(texts, return_inverse=True)[1]
@@ -201,8 +197,9 @@ def rank_by_class(
 
     step = max(1, CHUNK_BYTES // (8 * size))
     parts = [slice(start, start + step) for start in range(0, len(vectors), step)]
+    threads = threads or torch.get_num_threads()
     # One thread a chunk: matrix products with threads of their own would wait for one another.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or _usable_cores()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         ranked = list(pool.map(rank, parts))
     by_query = {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
     return ClassRanking(by_query, int((~kept).sum()))
@@ -233,10 +230,6 @@ def _unit(rows: NDArray[Any], name: str) -> Floats:
     return values / np.where(norms > 0, norms, 1.0)
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> Directions:
@@ -265,14 +258,14 @@ def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
 
 def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
     """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
-    labels = split.x.labels or [], split.y.labels or []
-    x, y = pairs.x, pairs.y
+    (x, y), labels = (pairs.x, pairs.y), (split.x.labels or [], split.y.labels or [])
     figures: dict[str, Any] = class_retrieval(x.mean("shared"), y.mean("shared"), *labels)
     if x.exclusive_mean is not None:
-        exclusive = class_retrieval(x.mean("exclusive"), y.mean("exclusive"), *labels)
-        figures["exclusive"] = exclusive
-    baselines = class_baselines(train, split)
-    return {**figures, **{f"baseline_{name}": found for name, found in baselines.items()}}
+        means = x.mean("exclusive"), y.mean("exclusive")
+        figures["exclusive"] = class_retrieval(*means, *labels)
+    for name, baseline in class_baselines(train, split).items():
+        figures[f"baseline_{name}"] = baseline
+    return figures
 
 
 # ---- exclusive latents

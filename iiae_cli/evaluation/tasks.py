@@ -20,24 +20,19 @@ def choose_tasks(
 ) -> list[Task]:
     """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
     asked = asked or ("all" if report else None)
-    by_class, kind = file.info.by_class, loaded.config.objective.kind
-    if not loaded.model.generative and asked in ("translation", "disentanglement"):
-        raise IiaeError(
-            f"a model of objective {kind} has neither decoders nor exclusive latents",
-            f"train one of objective.kind=elbo+ii-mi to measure {asked}",
-        )
-    if asked is None or (asked == "all" and not loaded.model.generative):
+    by_class, generative = file.info.by_class, loaded.model.generative
+    if not generative and asked in ("translation", "disentanglement"):
+        kind = loaded.config.objective.kind
+        message = f"a model of objective {kind} has neither decoders nor exclusive latents"
+        raise IiaeError(message, f"train one of objective.kind=elbo+ii-mi to measure {asked}")
+    if asked in ("retrieval", "translation") and by_class:
+        message = f"{file.path} is paired by class: no row has a partner of its own"
+        raise IiaeError(message, "measure retrieval by class: iiae evaluate --task zero-shot")
+    if asked is None or (asked == "all" and not generative):
         return ["zero-shot" if by_class else "retrieval"]
     if asked == "all" and by_class:
         return ["zero-shot", "disentanglement"]
-    if asked == "all":
-        return ["retrieval", "translation", "disentanglement"]
-    if asked in ("retrieval", "translation") and by_class:
-        raise IiaeError(
-            f"{file.path} is paired by class: no row has a partner of its own",
-            "measure retrieval by class: iiae evaluate --task zero-shot",
-        )
-    return [asked]
+    return ["retrieval", "translation", "disentanglement"] if asked == "all" else [asked]
 
 
 def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) -> Metric:
@@ -55,40 +50,37 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     split = file.split(name)
     if split.pair_count == 0 or not len(split.y):
         have = [f"{other} ({count})" for other, count in file.info.counts.items() if count]
-        raise IiaeError(
-            f"{file.path} has nothing in split '{name}'",
-            f"choose another --split: {', '.join(have)}",
-        )
+        message = f"{file.path} has nothing in split '{name}'"
+        raise IiaeError(message, f"choose another --split: {', '.join(have)}")
     if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
-        raise IiaeError(
-            f"split '{name}' of {file.path} has no labels",
-            "prepare it by class: iiae prepare classes SOURCE",
-        )
+        message = f"split '{name}' of {file.path} has no labels"
+        raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
     if "zero-shot" in tasks or file.info.by_class:
         return split
-    if split.pairs is not None:
-        if "retrieval" in tasks:
-            console.warn(
-                "pictures recur in several pairs: "
-                "recall counts one of several equal partners as the true one"
-            )
-        return split.take_pairs(np.arange(split.pair_count))
-    if len(split.x) != len(split.y):
-        raise IiaeError(
-            f"split '{name}' of {file.path} is not paired", "paired retrieval needs partners"
+    if split.pairs is None and len(split.x) != len(split.y):
+        message = f"split '{name}' of {file.path} is not paired"
+        raise IiaeError(message, "paired retrieval needs partners")
+    if split.pairs is None:
+        return split
+    if "retrieval" in tasks:
+        console.warn(
+            "pictures recur in several pairs: "
+            "recall counts one of several equal partners as the true one"
         )
-    return split
+    return split.take_pairs(np.arange(split.pair_count))
 
 
 def check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[Task]) -> None:
     """Refuse --judge if there is nothing for it to read."""
     if "translation" not in tasks:
         raise IiaeError("--judge reads translations, and none are made", "add --task translation")
+    message = None
     if loaded.size is None:
         message = "--judge reads pictures, and this model translates features"
+    elif split.x.labels is None or split.y.labels is None:
+        message = f"{file.path} has no labels to train a judge by"
+    if message is not None:
         raise IiaeError(message, "leave --judge out")
-    if split.x.labels is None or split.y.labels is None:
-        raise IiaeError(f"{file.path} has no labels to train a judge by", "leave --judge out")
 
 
 def protocol_of(
@@ -96,42 +88,36 @@ def protocol_of(
 ) -> dict[str, Any]:
     """What a reader must know before comparing figures; warns of what is not zero-shot."""
     if "zero-shot" not in tasks:
-        pictures = loaded.size is not None
+        pixels, baseline = "pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation"
         return {
             "pairs": len(split.x),
             "relevance": "the true pair only",
-            "l1_scale": "pixels in [-1, 1]" if pictures else "features",
-            "baseline": (
-                "z-scored grey pixels at 32x32, correlation" if pictures else "raw features"
-            ),
+            "l1_scale": "features" if loaded.size is None else pixels,
+            "baseline": "raw features" if loaded.size is None else baseline,
         }
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
-    attributes = file.info.attributes
+    attributes, count = file.info.attributes, len(classes)
     backbone = Seen.of_data_file(attributes)
     refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
     leak = backbone.leak(classes)
     if leak:
-        console.warn(
-            f"not zero-shot: the backbone has seen {len(leak)} of {len(classes)} classes: "
-            f"{', '.join(leak)}"
-        )
+        seen_classes = f"{len(leak)} of {count} classes: {', '.join(leak)}"
+        console.warn(f"not zero-shot: the backbone has seen {seen_classes}")
     trained = loaded.details.get("train_classes")
     seen = None if trained is None else sorted({*trained} & {*classes})
     if seen:
         console.warn(
-            f"not zero-shot: the model was trained on {len(seen)} of these {len(classes)} classes"
+            f"not zero-shot: the model was trained on {len(seen)} of these {count} classes"
         )
+    means = "each domain minus its mean over the training split"
     return {
         "x": len(split.x),
         "y": len(split.y),
         "relevance": "the same class",
         "class_split": attributes.get("split_name", "given"),
-        "classes": len(classes),
+        "classes": count,
         "classes_sha256": class_list_hash(classes),
         "classes_seen_in_training": seen,
         "classes_seen_by_backbone": leak,
-        "baselines": {
-            "raw": "rows as they are",
-            "centred": "each domain minus its mean over the training split",
-        },
+        "baselines": {"raw": "rows as they are", "centred": means},
     }

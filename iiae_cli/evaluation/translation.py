@@ -1,8 +1,5 @@
 """Translations and swaps: how close to the partner (paper, Table 4), and what of them remains.
 
-Measures are functions of two batches that return one number per picture, so that the best of
-several samples can be chosen picture by picture.
-
 Shapes: N rows, B of them in a batch, S shared and E exclusive dimensions; pictures (B, C, H, W) in
 [−1, 1] or features (B, F).
 """
@@ -26,7 +23,7 @@ from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, TrainedModel, inference, prior_samples
 from iiae_cli.model import DOMAINS, Domain
 
-Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # two batches → a figure per picture
 Figures: TypeAlias = dict[str, float | int | None]
 Latents: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -84,10 +81,9 @@ def l1(translated: Tensor, wanted: Tensor) -> Tensor:
 
 
 def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., 2004) per picture (B,): mean over channels and windows.
+    """Structural similarity (Wang et al., 2004) per picture (B,), NaN for a side under 11 pixels.
 
-    Only windows of 11 pixels inside the picture count, since torchmetrics' releases differ at the
-    border. A side under 11 pixels has none: NaN.
+    The mean over channels and windows inside the picture: torchmetrics' releases differ outside.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -111,11 +107,10 @@ PICTURE_MEASURES: Mapping[str, Measure] = {"l1": l1, "ssim": ssim}
 def translation_figures(
     subject: Subject, measures: Mapping[str, Measure] = FEATURE_MEASURES, samples: int = 0
 ) -> dict[str, Figures]:
-    """How close each row's translation comes to its partner, per direction.
+    """How close each row's translation comes to its partner, per direction; None if not finite.
 
     Guided: with the partner's exclusive mean. Sampled: with draws from the prior, `_mean` over all
-    and `_best` over inputs of each one's best (the smallest L1 or LPIPS, the largest SSIM). A
-    figure is None if it is not finite.
+    and `_best` over inputs of each one's best.
     """
     figures: dict[str, Figures] = {}
     drawn = subject.samples(samples)
@@ -162,12 +157,10 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def swap_figures(
     subject: Subject, metric: Metric = "euclidean", rows: int = SWAP_ROWS
 ) -> dict[str, Figures]:
-    """Content of one picture with the manner of another, decoded and encoded again.
+    """Shared means decoded with the exclusive means of other rows, and encoded again.
 
-    For every row i of domain A a row j ≠ i of domain B is drawn. B's decoder takes the shared mean
-    of i and the exclusive mean of j; B's encoders should read both again. A ≠ B is translation with
-    a reference that is not the partner, A = B the visual analogy. A translation then goes home with
-    the exclusive mean that i came with.
+    The encoders should read both again: in the other domain of a translation, in the same one of a
+    visual analogy. A translation then goes home with the exclusive mean that it came with.
     """
     split, pairs = subject.split, subject.pairs
     figures: dict[str, Figures] = {}
@@ -237,9 +230,9 @@ def _decode_and_encode(
 
 
 def moved(latents: Latents, given: Latents) -> float | None:
-    """Root mean squared distance of N latents from where they began, over that between two of them.
+    """How far latents are from where they began: 0 there, 1 as far as another row (RMS).
 
-    0: none moved; 1: as far as another row. None if all began in one place.
+    None if all began in one place.
     """
     between = 2.0 * given.astype(np.float64).var(axis=0).sum()
     if between <= 0:
