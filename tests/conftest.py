@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, Nursery, Program, Trained, call
+from helpers import SMALL, Program, Trained, call
 from hypothesis import settings
 from moments import Server
 
@@ -41,14 +41,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Forty pairs of the embedded digits, and a server that has trained on them once."""
-    folder = tmp_path_factory.mktemp("nursery")
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    nursery = Nursery(Server(scratch), folder)
-    prepared = nursery.server.run(folder, "prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")
-    assert prepared["code"] == 0
-    nursery.train("warm", "--steps", 4, warm=True)
-    yield nursery
-    nursery.server.close()
+    server = Server(tmp_path_factory.mktemp("nursery"))
+    prepare = ("prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")
+    assert server.run(server.folder, *prepare)["code"] == 0
+    server.train("warm", "--steps", 4, warm=True)
+    yield server
+    server.close()

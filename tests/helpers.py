@@ -15,18 +15,22 @@ from typing import Any
 
 import pytest
 import torch
-from moments import Server
 from torch import Tensor
 
+from iiae_cli.builders import build_model
 from iiae_cli.cli import app as cli
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import Stop
+from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import block_store
+from iiae_cli.data.datafile import DataInfo
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
 from iiae_cli.data.sources.registry import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
+from iiae_cli.runs.directory import RunDir
+from iiae_cli.runs.weights import save_weights
 from iiae_cli.training.trainer import Trainer
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
@@ -109,12 +113,6 @@ class Trained:
 
 def untrained_run(folder: Path) -> Path:
     """A run of the embedded digits' networks with their first weights."""
-    from iiae_cli.builders import build_model
-    from iiae_cli.config.presets import preset_layers, resolve
-    from iiae_cli.data.datafile import DataInfo
-    from iiae_cli.runs.directory import RunDir
-    from iiae_cli.runs.weights import save_weights
-
     torch.manual_seed(0)
     run = RunDir(folder)
     config = resolve(preset_layers("digits-cdcb")).config
@@ -165,18 +163,6 @@ def small_pairs(family: str, rows: int = 4, seed: int = 0) -> tuple[Tensor, Tens
 def small_batch(rows: int = 4) -> tuple[Posteriors, Reconstructions]:
     """What a small model infers and reconstructs of random pairs: what an objective compares."""
     return small_model("maps").forward(*small_pairs("maps", rows))
-
-
-@dataclass
-class Nursery:
-    """A server of forked trainings, and the folder with their data set d.h5."""
-
-    server: Server
-    folder: Path
-
-    def train(self, run: str, *more: object, **job: Any) -> dict[str, Any]:
-        """Train in FOLDER/RUN."""
-        return self.server.train(self.folder, self.folder / run, *more, **job)
 
 
 class StopAt(Stop):

@@ -183,9 +183,12 @@ def serve() -> None:
 
 
 class Server:
-    """The server's other end; it notes what it has to in a scratch folder."""
+    """The server's other end; trainings lie in its folder, beside what it notes."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        scratch = folder / "scratch"
+        scratch.mkdir()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("IIAE_")}
         kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
         self.process = subprocess.Popen(
@@ -205,10 +208,11 @@ class Server:
         done: dict[str, Any] = json.loads(self.process.stdout.readline())
         return done
 
-    def train(self, folder: Path, run: Path, *more: object, **job: Any) -> dict[str, Any]:
-        """Train the smallest model on the data set d.h5 that lies in the folder."""
-        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", run, *TINY)
-        return self.run(folder, *arguments, *more, watch=str(run), **job)
+    def train(self, run: str, *more: object, **job: Any) -> dict[str, Any]:
+        """Train the smallest model in FOLDER/RUN on the folder's data set d.h5."""
+        path = self.folder / run
+        arguments = ("train", "--preset", "digits-cdcb", "--data", "d.h5", "--run", path, *TINY)
+        return self.run(self.folder, *arguments, *more, watch=str(path), **job)
 
     def close(self) -> None:
         """End the server."""

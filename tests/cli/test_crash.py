@@ -75,8 +75,7 @@ Call = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="module")
 def call(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> Iterator[Call]:
     """Runs the program in a folder; returns its exit code, or minus a signal, and its stderr."""
-    folder = tmp_path_factory.mktemp("server")
-    server = Server(folder)
+    server = Server(tmp_path_factory.mktemp("server"))
 
     def call(folder: Path, command: tuple[str, ...], *more: str, **job: Any) -> tuple[int, str]:
         words = [word.format(**places) for word in command]
@@ -84,8 +83,8 @@ def call(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> I
         return done.get("code", 0), done.get("err", "")
 
     for command in (FEATURES, ENCODE):  # later calls find imported what these import
-        call(folder, command, warm=True)
-        (folder / "out.h5").unlink(missing_ok=True)
+        call(server.folder, command, warm=True)
+        (server.folder / "out.h5").unlink(missing_ok=True)
     yield call
     server.close()
 

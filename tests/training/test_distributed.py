@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Nursery, refusal
-from moments import TINY
+from helpers import refusal
+from moments import TINY, Server
 from torch import Tensor
 
 from iiae_cli import builders
@@ -114,7 +114,7 @@ def joined(parts: list[Posteriors]) -> dict[int, Tensor]:
 # InfoNCE's sums are in single precision.
 @pytest.mark.parametrize(("more", "tolerance"), [([], 1e-9), (CONTRAST, 1e-6)])
 def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
-    nursery: Nursery, more: list[str], tolerance: float
+    nursery: Server, more: list[str], tolerance: float
 ) -> None:
     run = f"two-{len(more)}"
     done = nursery.train(run, *options(PLAIN + more), "--steps", STEPS, ranks=2)
@@ -126,7 +126,7 @@ def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
     assert json.loads((nursery.folder / run / "run.json").read_text())["ranks"] == 2
 
 
-def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery: Nursery) -> None:
+def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery: Server) -> None:
     every = (*options(PLAIN), "--steps", STEPS)
     assert nursery.train("steady", *every, ranks=2)["codes"] == [0, 0]
     # Stopped in the middle of a checkpoint's interval, by a signal to a rank that writes nothing.
@@ -139,7 +139,7 @@ def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery: N
     assert nursery.train("alone", *every, "--resume")["code"] == 0
 
 
-def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery: Nursery) -> None:
+def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery: Server) -> None:
     dead = nursery.train("dead", "--steps", 9, ranks=2, rank=1, at=5, act="kill")
     assert dead["codes"] == [2, 137] and dead["seconds"] < 20
     assert "error: another rank has ended" in dead["err"] and "Traceback" not in dead["err"]
@@ -151,7 +151,7 @@ def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery: Nursery) -> N
 
 
 @pytest.mark.exhaustive
-def test_torchrun_starts_and_stops_it(nursery: Nursery, tmp_path: Path) -> None:
+def test_torchrun_starts_and_stops_it(nursery: Server, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "iiae_cli", "train", "--preset", "digits-cdcb"]
     launcher += ["--data", str(nursery.folder / "d.h5"), "--run-dir", "run", *TINY]

@@ -20,8 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import Nursery
-from moments import TINY
+from moments import TINY, Server
 from safetensors import safe_open
 
 from iiae_cli.runs.directory import RunDir
@@ -36,7 +35,7 @@ EXHAUSTIVE = [False, pytest.param(True, marks=pytest.mark.exhaustive)]
 class Trials:
     """A run that nothing happened to, and what to compare with it."""
 
-    nursery: Nursery
+    nursery: Server
     folder: Path
     whole: Path
     moments: int
@@ -52,7 +51,7 @@ class Trials:
 
 
 @pytest.fixture(scope="module")
-def trials(nursery: Nursery) -> Trials:
+def trials(nursery: Server) -> Trials:
     trials = Trials(nursery, nursery.folder, nursery.folder / "whole", 0)
     done = trials.train(trials.whole)
     assert done["code"] == 0, done["err"]
