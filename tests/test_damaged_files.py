@@ -212,119 +212,44 @@ def damage_header(draw: Draw, path: Path, schema: str) -> None:
 # ---- what reads which file
 
 
-def with_file(run: Path, path: Path, name: str) -> str:
-    """A copy of a run with the damaged file in place of its own."""
-    shutil.copytree(run, "out/run", symlinks=True)
-    shutil.copy(path, next(Path("out/run").glob(name)))
-    return "out/run"
-
-
-Command = Callable[[Path, Path], list[object]]
-
 # The file of `sound` that is damaged, and the commands that read it in an otherwise empty folder.
-READERS: dict[str, list[Command]] = {
+READERS = {
     "p.h5": [
-        lambda sound, path: ["evaluate", "--run", sound / "run", "--data", path, "--lpips", "none"],
-        lambda sound, path: [
-            "encode",
-            path,
-            "--domain",
-            "x",
-            "--run",
-            sound / "run",
-            "-o",
-            "out/z.h5",
-        ],
-        lambda sound, path: [
-            "train",
-            "--preset",
-            sound / "p.yaml",
-            "--data",
-            path,
-            "--run",
-            "out/r",
-        ],
-        lambda sound, path: [
-            "translate",
-            path,
-            "--from",
-            "x",
-            "--run",
-            sound / "run",
-            "-o",
-            "out/t",
-        ],
+        "evaluate --run {sound}/run --data {path} --lpips none",
+        "encode {path} --domain x --run {sound}/run -o out/z.h5",
+        "train --preset {sound}/p.yaml --data {path} --run out/r",
+        "translate {path} --from x --run {sound}/run -o out/t",
     ],
     "f.h5": [
-        lambda sound, path: ["evaluate", "--run", sound / "features", "--data", path],
-        lambda sound, path: [
-            "train",
-            "--preset",
-            sound / "f.yaml",
-            "--data",
-            path,
-            "--run",
-            "out/r",
-        ],
+        "evaluate --run {sound}/features --data {path}",
+        "train --preset {sound}/f.yaml --data {path} --run out/r",
     ],
     "x.h5": [
-        lambda sound, path: ["retrieve", path, "--index", sound / "run/gallery.h5"],
-        lambda sound, path: ["retrieve", sound / "x.h5", "--index", path, "--latents", "exclusive"],
+        "retrieve {path} --index {sound}/run/gallery.h5",
+        "retrieve {sound}/x.h5 --index {path} --latents exclusive",
     ],
-    "x-part.h5": [lambda sound, path: ["encode", path, "--merge", "-o", "out/z.h5"]],
-    "model.safetensors": [
-        lambda sound, path: [
-            *("encode", sound / "a.png", "--domain", "x", "-o", "out/z.h5"),
-            *("--run", with_file(sound / "run", path, "model.safetensors")),
-        ],
-    ],
+    "x-part.h5": ["encode {path} --merge -o out/z.h5"],
+    "model.safetensors": ["encode {sound}/a.png --domain x -o out/z.h5 --run out/run"],
     "checkpoint.safetensors": [
-        lambda sound, path: [
-            *("train", "--preset", sound / "p.yaml", "--data", sound / "p.h5", "--resume"),
-            *("--run", with_file(sound / "stopped", path, "checkpoints/*.safetensors")),
-        ],
+        "train --preset {sound}/p.yaml --data {sound}/p.h5 --resume --run out/run"
     ],
-    "a.png": [
-        lambda sound, path: [
-            "encode",
-            path,
-            "--domain",
-            "x",
-            "--run",
-            sound / "run",
-            "-o",
-            "out/z.h5",
-        ],
-    ],
-    "a.jpg": [
-        lambda sound, path: ["retrieve", path, "--run", sound / "run", "--montage", "out/m.png"],
-    ],
-    "a.npy": [
-        lambda sound, path: [
-            *("encode", path, "--domain", "x", "--run", sound / "features", "-o", "out/z.h5"),
-        ],
-    ],
-    "a.npz": [lambda sound, path: ["prepare", "classes", path, "-o", "out/d.h5"]],
-    "car_001_mesh.mat": [
-        lambda sound, path: [
-            *("prepare", "cars", path.parent, "-o", "out/d.h5", "--image-size", 16),
-            *("--limit", 1),
-        ],
-    ],
-    "facades.tar.gz": [lambda sound, path: ["prepare", "facades", path, "-o", "out/d.h5"]],
-    "facades.zip": [lambda sound, path: ["prepare", "facades", path, "-o", "out/d.h5"]],
+    "a.png": ["encode {path} --domain x --run {sound}/run -o out/z.h5"],
+    "a.jpg": ["retrieve {path} --run {sound}/run --montage out/m.png"],
+    "a.npy": ["encode {path} --domain x --run {sound}/features -o out/z.h5"],
+    "a.npz": ["prepare classes {path} -o out/d.h5"],
+    "car_001_mesh.mat": ["prepare cars in -o out/d.h5 --image-size 16 --limit 1"],
+    "facades.tar.gz": ["prepare facades {path} -o out/d.h5"],
+    "facades.zip": ["prepare facades {path} -o out/d.h5"],
     "p.yaml": [
-        lambda sound, path: ["train", "--preset", path, "--print-config"],
-        lambda sound, path: [
-            "train",
-            "--preset",
-            "digits-cdcb",
-            "--config",
-            path,
-            "--print-config",
-        ],
+        "train --preset {path} --print-config",
+        "train --preset digits-cdcb --config {path} --print-config",
     ],
-    "pairs.csv": [lambda sound, path: ["prepare", "pairs", path, "-o", "out/d.h5"]],
+    "pairs.csv": ["prepare pairs {path} -o out/d.h5"],
+}
+# Files that are read as part of a run: the run of `sound`, and their place in it.
+IN_RUNS = {
+    "model.safetensors": ("run", "model.safetensors"),
+    "checkpoint.safetensors": ("stopped", "checkpoints/*.safetensors"),
 }
 
 
@@ -360,7 +285,7 @@ def assert_answered(outcome: Outcome) -> None:
     assert "Traceback" not in outcome.err
 
 
-def read_damaged(sound: Path, name: str, command: Command, damage: Callable[[Path], None]) -> None:
+def read_damaged(sound: Path, name: str, command: str, damage: Callable[[Path], None]) -> Outcome:
     """Damage a copy of a good file and run a command on it in a folder of its own."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -371,9 +296,13 @@ def read_damaged(sound: Path, name: str, command: Command, damage: Callable[[Pat
             Path("out").mkdir()
             shutil.copy(sound / name, path)
             damage(path)
+            if name in IN_RUNS:
+                run, place = IN_RUNS[name]
+                shutil.copytree(sound / run, "out/run", symlinks=True)
+                shutil.copy(path, next(Path("out/run").glob(place)))
             files = listing(Path(folder))
             with bounds():
-                outcome = call(*command(sound, path))
+                outcome = call(*command.format(sound=sound, path=path).split())
             assert_answered(outcome)
             assert listing(Path(folder)) == files
             return outcome

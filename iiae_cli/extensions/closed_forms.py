@@ -81,11 +81,10 @@ def two_covariance_map(
 ) -> Floats:
     """Weights (S, F): the S widest directions after isotropic within-class variation.
 
-    In the linear-Gaussian model x = V z^s + W z^x + noise, of which an IIAE is the non-linear kin,
-    the shared posterior mean weighs down what varies within a class. That is estimated around each
-    class's mean, in which both domains count alike, so that the gap between the domains is part of
-    it; few rows estimate it badly, hence the shrinkage. Rows (N, F) are centred by domain. Outputs
-    have unit variance on average; what exceeds F is zero.
+    In the linear-Gaussian model x = V z^s + W z^x + noise the shared posterior mean weighs down
+    what varies within a class. That is estimated around each class's mean, in which both domains
+    count alike, so that their gap is part of it; few rows estimate it badly, hence the shrinkage.
+    Rows (N, F) are centred by domain. Outputs have unit variance; what exceeds F is zero.
     """
     classes, codes = np.unique(np.concatenate([labels_x, labels_y]), return_inverse=True)
     rows = np.concatenate([x, y]).astype(np.float64)

@@ -111,10 +111,7 @@ class PictureMap(nn.Module):
 
 
 class PassInput(nn.Module):
-    """A feature extractor whose input, or a description of it, continues beside its output.
-
-    `trunk` makes (B, W) or a map (B, W, H, W), `describe` (B, F) or a map of the same grid.
-    """
+    """A feature extractor whose input, or a description of it, continues beside its output."""
 
     def __init__(self, trunk: nn.Module, describe: nn.Module) -> None:
         super().__init__()
@@ -232,15 +229,13 @@ class DescribedMaps(ImageNetworks):
 
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, W + F, *trunk_grid)."""
-        return PassInput(super().features(width), self._describe(width))
+        describe = PictureMap(width, self.trunk_grid, self.multiple)
+        return PassInput(super().features(width), describe)
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F), *trunk_grid) → (B, 2S, *grid)."""
-        beside = [self._describe(width).width for width in widths]
+        beside = [4 * MAP_DIRECTIONS + width for width in widths]
         return DescribedMapHead(self.widths[-1], beside, self.shared_dim)
-
-    def _describe(self, channels: int) -> PictureMap:
-        return PictureMap(channels, self.trunk_grid, self.multiple)
 
 
 def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:

@@ -27,11 +27,7 @@ RIDGE = 1e-4  # of the mean variance: a whitened batch may have directions in wh
 def contrastive_term(
     weight: float, temperature: float, gather: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> Term:
-    """InfoNCE of a batch's shared means, in nats.
-
-    It bounds from below what both single-domain encoders' means have in common, ln B − loss ≤
-    I(r^x; r^y), so it asks for the same as the paper's II, by comparison instead of reconstruction.
-    """
+    """InfoNCE of a batch's shared means: ln B − loss ≤ I(r^x; r^y), a bound on the paper's II."""
 
     def value(posteriors: Posteriors, _: Reconstructions) -> Tensor:
         x, y = gather(posteriors.shared["x"].mean), gather(posteriors.shared["y"].mean)
@@ -49,9 +45,8 @@ def info_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
     x, y = (F.normalize(means.float().flatten(1), dim=1) for means in (x, y))
     similarities = x @ y.T / temperature  # (B, B)
     partners = torch.arange(len(x), device=similarities.device)
-    return 0.5 * (
-        F.cross_entropy(similarities, partners) + F.cross_entropy(similarities.T, partners)
-    )
+    x_to_y, y_to_x = (F.cross_entropy(rows, partners) for rows in (similarities, similarities.T))
+    return 0.5 * (x_to_y + y_to_x)
 
 
 # ---- dependence: exclusive means should say nothing of the shared content
@@ -98,9 +93,7 @@ def whitened(values: Tensor) -> Tensor:
     centred = values - values.mean(dim=0)
     covariance = centred.T @ centred / len(values)
     ridge = RIDGE * covariance.diagonal().mean() + torch.finfo(values.dtype).tiny
-    factor = torch.linalg.cholesky(
-        covariance + ridge * torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-    )
+    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(values))
     white: Tensor = torch.linalg.solve_triangular(factor, centred.T, upper=False).T
     return white
 
@@ -122,9 +115,8 @@ def _centred_distances(values: Tensor) -> Tensor:
     others = ~torch.eye(rows, dtype=torch.bool, device=values.device)
     squares = (values[:, None] - values[None]).square().sum(dim=2)
     # Off the diagonal only: the gradient of a root at zero is infinite.
-    distances = (
-        torch.where(others, squares, 1.0).clamp(min=torch.finfo(values.dtype).tiny).sqrt() * others
-    )
+    squares = torch.where(others, squares, 1.0).clamp(min=torch.finfo(values.dtype).tiny)
+    distances = squares.sqrt() * others
     sums = distances.sum(dim=0) / (rows - 2)
     centred = distances - sums[:, None] - sums[None] + distances.sum() / ((rows - 1) * (rows - 2))
     return centred * others
