@@ -34,8 +34,8 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
     """Write a safetensors file with a checksum over its tensors and its header."""
-    metadata = {**header, "checksum": _checksum(tensors, header)}
-    path.write_bytes(save(dict(tensors), metadata=metadata))
+    plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    path.write_bytes(save(plain, metadata={**header, "checksum": _checksum(plain, header)}))
 
 
 def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], dict[str, Tensor]]:

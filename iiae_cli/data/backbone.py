@@ -9,8 +9,10 @@ one that torchvision publishes, from torch's hub cache; nothing is fetched unles
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +28,15 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, regular_file, sha256_of
 from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen
-from iiae_cli.data.pictures import PictureError, decode_batches, readable
+from iiae_cli.data.pictures import PictureError, decode, read_all
 from iiae_cli.model import Domain
 
 INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NETWORK_SCHEMA = "iiae.backbone/2"  # of a fine-tuned domain, see `finetune`
-
-# Second classifiers of the inception family, for training alone.
-_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+_UNFIT = ("googlenet", "inception_v3")  # they have second classifiers
+_HINT = "name a state dict (.pth) or a .safetensors file"
 
 
 @dataclass(frozen=True)
@@ -69,34 +69,40 @@ class Inputs:
 
     def of(
         self, batches: Iterable[Sequence[Path]], domain: Domain
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor, list[PictureError]]]:
+    ) -> Iterator[tuple[list[int], Tensor, list[PictureError]]]:
         """Decode batches of pictures of a domain, one batch ahead of the caller.
 
-        Yields:
-            Which pictures of the batch are readable (M,), their input (M, 3, 224, 224), resized by
-            area where that shrinks and bicubic where it enlarges, and the errors of the others.
+        Yields which M pictures of the batch are readable, their input (M, 3, 224, 224), and the
+        errors of the others.
         """
-        for decoded in decode_batches(batches, 3, INPUT_SIZE, self.workers):
-            rows, stack, errors = readable(decoded)
-            stack = stack.reshape(len(rows), *INPUT_SIZE, 3)  # also where none is readable
-            yield rows, self.preprocessing.tensor(stack, domain, self.device), errors
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for paths in batches:
+                coming = pool.submit(self._read, paths, domain)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = coming
+            if ahead is not None:
+                yield ahead.result()
+
+    def _read(
+        self, paths: Sequence[Path], domain: Domain
+    ) -> tuple[list[int], Tensor, list[PictureError]]:
+        decoded = list(read_all(paths, lambda path: decode(path, 3, INPUT_SIZE), self.workers))
+        pictures = {row: item for row, item in enumerate(decoded) if isinstance(item, np.ndarray)}
+        stack = np.array([*pictures.values()], np.uint8).reshape(-1, *INPUT_SIZE, 3)
+        errors = [item for item in decoded if isinstance(item, PictureError)]
+        return list(pictures), self.preprocessing.tensor(stack, domain, self.device), errors
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from.
+    """Where a backbone's weights come from."""
 
-    Attributes:
-        kind: `imagenet` (a file that torchvision publishes), `file` (any other), or `random`.
-        path: the file.
-        sha256: of the file.
-        seen: the data set's classes that they were trained on.
-    """
-
-    kind: Literal["imagenet", "file", "random"]
+    kind: Literal["imagenet", "file", "random"]  # published by torchvision, any other file, none
     path: Path | None = None
     sha256: str | None = None
-    seen: Seen = NONE_SEEN
+    seen: Seen = NONE_SEEN  # classes of the data set that they were trained on
 
     def to_json(self) -> dict[str, Any]:
         """For the data file: `weights`, `weights_file`, `weights_sha256`."""
@@ -106,12 +112,12 @@ class Weights:
 
 def check_name(name: str) -> None:
     """Refuse a classifier that torchvision does not have, with near names in the hint."""
-    known = models.list_models(module=models)
+    known = [known for known in models.list_models(module=models) if known not in _UNFIT]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18", "mobilenet_v2"]
         raise IiaeError(
-            f"torchvision has no picture classifier '{name}'",
-            f"--backbone takes its names, such as {', '.join(near)}",
+            f"no backbone is named '{name}'",
+            f"--backbone takes torchvision's picture classifiers, such as {', '.join(near)}",
         )
 
 
@@ -143,7 +149,7 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
             f"{path} is damaged: its SHA-256 does not begin with {_hash_in(default)}",
             "delete it and fetch it again",
         )
-    return Weights("file", path, digest, _seen_by_file(path))
+    return Weights("file", path, digest, _seen_by(path))
 
 
 def _hash_in(url: str) -> str:
@@ -173,19 +179,14 @@ def _published_file(name: str, url: str, download: bool) -> Path:
     return path
 
 
-def _seen_by_file(path: Path) -> Seen:
+def _seen_by(path: Path) -> Seen:
+    """What a file's header says in JSON under `classes_seen` and `classes_seen_complete`."""
     if path.suffix != ".safetensors":
         return UNKNOWN
-    with reading(path, "name a state dict (.pth) or a .safetensors file"):
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        if header.get("schema") == NETWORK_SCHEMA:
-            raise IiaeError(
-                f"{path} is the network of one domain alone",
-                f"name its folder, which holds x.safetensors and y.safetensors: "
-                f"--backbone-weights {path.parent}",
-            )
-        return Seen.of_header(header)
+    with reading(path, _HINT), safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        said = {key: header[key] for key in header if key.startswith("classes_seen")}
+        return Seen.of_json({key: json.loads(text) for key, text in said.items()})
 
 
 def final_layer(network: nn.Module) -> str:
@@ -198,12 +199,10 @@ def final_layer(network: nn.Module) -> str:
 
 
 def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Module, int]:
-    """Build a network from pictures (B, 3, 224, 224) to features (B, D); returns it and D.
-
-    Raises:
-        IiaeError: the weights cannot be read or are another network's.
-    """
-    network = bare_backbone(name, seed)
+    """Build a network from pictures (B, 3, 224, 224) to features (B, D); returns it and D."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = models.get_model(name, weights=None)
     cut = final_layer(network)
     last = network.get_submodule(cut)
     width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
@@ -211,40 +210,20 @@ def build_backbone(name: str, weights: Weights, seed: int = 0) -> tuple[nn.Modul
     setattr(network.get_submodule(parent), child, nn.Identity())
     if weights.path is not None:
         _load(network, name, weights.path, cut)
-    if isinstance(network, models.Inception3 | models.GoogLeNet):
-        # Their published weights were trained with a normalisation of their own.
-        network.transform_input = weights.kind != "random"
     return network.eval(), width
-
-
-def bare_backbone(name: str, seed: int) -> nn.Module:
-    """torchvision's classifier with random weights by `seed`, without second classifiers."""
-    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: nn.Module = models.get_model(name, weights=None, **extra)
-    if isinstance(network, models.Inception3 | models.GoogLeNet):
-        network.aux_logits = False
-        for auxiliary in _AUXILIARY:
-            setattr(network, auxiliary, None)
-    return network
 
 
 def _load(network: nn.Module, name: str, path: Path, cut: str) -> None:
     """Load all but the final layer, whose shape depends on what it classified."""
-    state = read_state_dict(path, "name a state dict (.pth) or a .safetensors file")
+    state = read_state_dict(path, _HINT)
     # densenet's published weights still have the names of an older torchvision.
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
     state = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
-    dropped = tuple(f"{layer}." for layer in (cut, *_AUXILIARY))
-    state = {key: values for key, values in state.items() if not key.startswith(dropped)}
-    hint = "name the backbone that the weights belong to"
+    state = {key: values for key, values in state.items() if not key.startswith(f"{cut}.")}
     try:
-        result = network.load_state_dict(state, strict=False)
+        network.load_state_dict(state)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise IiaeError(f"{path} does not fit {name}: {reason}", hint) from error
-    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
-    for keys, said in ((missing, "lacks"), (result.unexpected_keys, "has a superfluous")):
-        if keys:
-            raise IiaeError(f"{path} does not fit {name}: it {said} {keys[0]}", hint)
+        reason = str(error).strip().splitlines()[-1].strip()[:200]
+        raise IiaeError(
+            f"{path} does not fit {name}: {reason}", "name the backbone that the weights belong to"
+        ) from error

@@ -1,7 +1,8 @@
-"""From stored rows to what the networks read, and back.
+"""Which rows each training step sees, and rows as network inputs and back.
 
-Resizing and scaling happen here, once per batch, so that a data file keeps its native resolution:
-60,000 pairs at 256×256 would be 23 GB.
+Orders are functions of seed and step, so that a run can resume. Resizing and scaling happen here,
+once per batch, so that a data file keeps its native resolution: 60,000 pairs at 256×256 would be
+23 GB.
 """
 
 from __future__ import annotations
@@ -19,15 +20,10 @@ from iiae_cli.data.pictures import resize
 def to_inputs(
     rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Stored rows as network input.
+    """Stored rows as network input on a device.
 
-    Args:
-        rows: pictures (B, H, W, C) uint8, or features (B, F) float32.
-        size: (H, W) that pictures are resized to; None leaves them as they are.
-        device: where the result lies; pictures travel there as uint8.
-
-    Returns:
-        Pictures (B, C, H, W) float32 in [−1, 1], or the features unchanged.
+    Pictures (B, H, W, C) uint8 become (B, C, H, W) float32 in [−1, 1], resized if `size` = (H, W)
+    is another; features (B, F) stay as they are.
     """
     return from_stored(stored_tensor(rows).to(device, non_blocking=True), size)
 
@@ -35,12 +31,8 @@ def to_inputs(
 def stored_tensor(rows: NDArray[np.generic]) -> Tensor:
     """Stored rows as a tensor of their own type, contiguous and safe to hand on."""
     # A copy where rows are a read-only map, or would be handed on as they are.
-    copied = (
-        np.array(rows, order="C")
-        if rows.ndim <= 2 or not rows.flags.writeable
-        else np.ascontiguousarray(rows)
-    )
-    return torch.from_numpy(copied)
+    copied = rows.ndim <= 2 or not rows.flags.writeable
+    return torch.from_numpy(np.array(rows, order="C") if copied else np.ascontiguousarray(rows))
 
 
 def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -56,24 +48,14 @@ def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
     """Network output (B, C, H, W) in [−1, 1] as pictures (B, H, W, C) uint8."""
     scaled = outputs.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
-    pictures: NDArray[np.uint8] = (
-        scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    )
-    return pictures
+    pictures: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return np.ascontiguousarray(pictures)
 
 
 class PairOrder:
-    """Which pairs a training step sees: a fresh permutation every epoch.
+    """Which of `count` pairs a training step sees: a fresh permutation every epoch.
 
-    Nothing is remembered, so a resumed run sees what an uninterrupted one would have seen.
-
-    Args:
-        count: pairs in the training split.
-        batch_size: pairs per step; the epoch's remainder, smaller than a batch, is left out.
-        seed: of all permutations.
-
-    Raises:
-        ValueError: fewer pairs than a batch.
+    The epoch's remainder, smaller than a batch, is left out.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
@@ -97,38 +79,27 @@ class PairOrder:
 
 
 class ClassOrder:
-    """Which rows a step sees where x and y belong together by class: one of each for every class.
+    """Which rows a step sees if x and y belong together by class: one of each for every class.
 
-    A batch of as many pairs as there are classes holds every class once (the paper's sampler for
-    Sketchy Extended); other batch sizes walk through one permutation of the classes after another.
-    An epoch is as many steps as draw as many pairs as the larger domain has rows. Like `PairOrder`,
-    a pure function of seed and step.
-
-    Args:
-        labels_x: (N,) classes of x's rows.
-        labels_y: (M,) classes of y's rows.
-        batch_size: pairs per step; None: one per class.
-        seed: of everything drawn.
-
-    Raises:
-        ValueError: fewer than two classes that both domains have.
+    A batch of as many pairs as there are classes (the default) holds every class once, as the
+    paper's sampler for Sketchy Extended does; other batch sizes walk through one permutation of the
+    classes after another. An epoch draws as many pairs as the larger domain has rows.
     """
 
     def __init__(
         self, labels_x: Sequence[str], labels_y: Sequence[str], batch_size: int | None, seed: int
     ) -> None:
-        names_x, names_y = np.asarray(labels_x, dtype=np.str_), np.asarray(labels_y, dtype=np.str_)
-        self.classes: list[str] = np.intersect1d(names_x, names_y).tolist()
+        names = [np.asarray(labels, dtype=np.str_) for labels in (labels_x, labels_y)]
+        self.classes: list[str] = np.intersect1d(names[0], names[1]).tolist()
         if len(self.classes) < 2:
             raise ValueError(
                 f"{len(self.classes)} classes have rows in both domains, two are needed"
             )
         self.batch_size = batch_size or len(self.classes)
         self.seed = seed
-        self._domains = [_rows_by_class(names, self.classes) for names in (names_x, names_y)]
-        self.steps_per_epoch = max(
-            1, max(len(rows) for rows, _ in self._domains) // self.batch_size
-        )
+        self._domains = [_rows_by_class(labels, self.classes) for labels in names]
+        longest = max(len(rows) for rows, _ in self._domains)
+        self.steps_per_epoch = max(1, longest // self.batch_size)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Rows of x and y (B, 2) of optimiser step 0, 1, …."""
@@ -140,9 +111,9 @@ class ClassOrder:
         )
         drawn = walk[first - rounds[0] * count :][: self.batch_size]
         draw = np.random.default_rng((self.seed, 1, step))
-        columns = []
-        for rows, starts in self._domains:
-            columns.append(rows[draw.integers(starts[drawn], starts[drawn + 1])])
+        columns = [
+            rows[draw.integers(starts[drawn], starts[drawn + 1])] for rows, starts in self._domains
+        ]
         return np.stack(columns, axis=1)
 
 

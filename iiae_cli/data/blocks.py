@@ -5,10 +5,13 @@ A job is described by a JSON object of everything that decides its values, and i
 folder `OUTPUT.partial/`:
 
     job.json    the job
-    .lock       held by the process that works here; the system takes it back when the process dies
+    .lock       held by the process that works here
     blocks      one append-only file: per block a head (magic, number, length, CRC-32) and a .npz
 
-A kill at any moment leaves at most a cut block at the end, which the next call drops.
+A kill at any moment leaves at most a cut block at the end, which the next call drops. A part of the
+job that one process makes (`--shard`) is a run of its blocks, in an HDF5 file of schema
+`iiae.part/1`: /blocks/NUMBER/NAME, and as attributes (JSON) which part it is, the job, and what
+else its maker says.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,54 +44,51 @@ from iiae_cli.common.files import (
 )
 from iiae_cli.data.hdf5 import (
     check_schema,
-    member,
     new_hdf5,
     open_hdf5,
-    read_array,
-    read_texts,
+    read_column,
+    subgroup,
     text_attribute,
-    write_texts,
+    write_column,
 )
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Job: TypeAlias = Mapping[str, Any]
 
+PART_SCHEMA = "iiae.part/1"
 _SCHEMA = "iiae.partial/2"
 _MAGIC = b"iiaeblk2"
 _HEAD = struct.Struct("<8sQQI")
 _SYNC_SECONDS = 10.0  # what a machine that dies loses at most; a killed process loses no block
+_NAMED = 8  # missing parts that an error names
+_REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
+
+
+# ---- the store
 
 
 class BlockStore:
-    """The finished blocks of a job, in `OUTPUT.partial/`; `block_store` opens it.
-
-    Attributes:
-        folder: where temporary files of the output may lie; they are removed with it.
-        job: what the blocks belong to.
-    """
+    """The finished blocks of a job, in `OUTPUT.partial/`; `block_store` opens it."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.folder, self.job = folder, job
+        self.folder = folder  # temporary files of the output may lie here
+        self.job = job
         self._path = folder / "blocks"
-        self._places: dict[int, tuple[int, int]] = {}
+        self._spans: dict[int, tuple[int, int]] = {}  # where a block begins, and its length
         with write_errors(self._path):
             self._file = self._path.open("a+b")
             self._file.truncate(self._scan())
         self._synced = time.monotonic()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Those of the numbers whose block is not finished, in their order."""
-        return [number for number in numbers if number not in self._places]
+        return [number for number in numbers if number not in self._spans]
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished block; a kill does not lose it once this returns.
-
-        Raises:
-            IiaeError: the disk is full; the blocks before are whole.
-        """
+        """Keep a finished block; a kill does not lose it once this returns."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         payload = buffer.getbuffer()
@@ -101,16 +100,12 @@ class BlockStore:
             if time.monotonic() - self._synced >= _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
-        self._places[number] = (end + _HEAD.size, len(payload))
+        self._spans[number] = (end + _HEAD.size, len(payload))
 
     def read(self, number: int) -> Arrays:
-        """The arrays of a finished block.
-
-        Raises:
-            IiaeError: the file is damaged.
-        """
-        place, length = self._places[number]
-        self._file.seek(place)
+        """The arrays of a finished block."""
+        start, length = self._spans[number]
+        self._file.seek(start)
         payload = io.BytesIO(self._file.read(length))
         with reading(self._path, f"remove {self.folder} and run again"):
             return dict(np.load(payload, allow_pickle=False))
@@ -122,21 +117,17 @@ class BlockStore:
 
     def _scan(self) -> int:
         """Find the whole blocks; returns where the last one ends."""
-        end = self._file.seek(0)
+        end, size = 0, self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
         while len(head := self._file.read(_HEAD.size)) == _HEAD.size:
             magic, number, length, check = _HEAD.unpack(head)
-            if magic != _MAGIC or length > os.fstat(self._file.fileno()).st_size - end:
+            if magic != _MAGIC or length > size - end:
                 break
             if zlib.crc32(self._file.read(length)) != check:
                 break
-            self._places[number] = (end + _HEAD.size, length)
+            self._spans[number] = (end + _HEAD.size, length)
             end += _HEAD.size + length
         return end
-
-
-def partial_of(output: Path) -> Path:
-    """Where the unfinished work of an output lies: `OUTPUT.partial`."""
-    return output.with_name(f"{output.name}.partial")
 
 
 @contextmanager
@@ -151,13 +142,8 @@ def block_store(
     Args:
         output: the file that is made.
         job: everything that decides the values, as JSON.
-        resume: continue finished blocks of the same job; those of another job are dropped with a
-            word.
-        overwrite: drop what is there.
-
-    Raises:
-        IiaeError: work is there and neither is set, another process holds it, or the place cannot
-            be written.
+        resume: keep finished blocks of the same job; drop those of another job, with a word.
+        overwrite: drop finished blocks.
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
@@ -169,7 +155,7 @@ def block_store(
                 "continue it with --resume, or start over with --overwrite",
             )
         differing = differences(begun or job, job)
-        if begun is not None and resume and differing:
+        if resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if begun is None or not resume or differing:
             _empty(folder)
@@ -187,8 +173,13 @@ def block_store(
             raise
         finally:
             store.close()
-            if finished or (not len(store) and not _others(folder)):
+            if finished or not (len(store) or _contents(folder) - {"job.json", "blocks"}):
                 _remove(folder)
+
+
+def partial_of(output: Path) -> Path:
+    """Where the unfinished work of an output lies: `OUTPUT.partial`."""
+    return output.with_name(f"{output.name}.partial")
 
 
 def discard(output: Path) -> None:
@@ -197,6 +188,11 @@ def discard(output: Path) -> None:
     if folder.is_dir():
         with _held(folder):
             _remove(folder)
+
+
+def differences(left: Job, right: Job) -> list[str]:
+    """The names of what differs between two jobs."""
+    return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
 
 
 @contextmanager
@@ -214,7 +210,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(folder):
         return None
     try:
-        if not (folder / "job.json").exists() and not _others(folder):
+        if not _contents(folder):
             return None
         content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         if content["schema"] == _SCHEMA:
@@ -226,14 +222,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def _others(folder: Path) -> list[Path]:
-    """What lies in a folder beside the store's own files; half-written files do not count."""
-    own = (LOCK, "job.json", "blocks")
-    return [
-        path
-        for path in folder.iterdir()
-        if path.name not in own and not path.name.endswith(TEMPORARY)
-    ]
+def _contents(folder: Path) -> set[str]:
+    """The names in a folder, without its lock and half-written files."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if name != LOCK and not name.endswith(TEMPORARY)}
 
 
 def _empty(folder: Path) -> None:
@@ -249,14 +241,7 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def differences(left: Job, right: Job) -> list[str]:
-    """The names of what differs between two jobs."""
-    return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
-
-
-PART_SCHEMA = "iiae.part/1"
-_NAMED = 8  # missing parts that an error names
-_REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
+# ---- parts
 
 
 @dataclass(frozen=True)
@@ -290,41 +275,30 @@ class PartFile:
         """Its blocks in order; one that is missing or damaged is a user's error."""
         with open_hdf5(self.path, _REMEDY) as file:
             for number in self.part.of(self.total):
-                yield _arrays(file["blocks"], str(number))
+                group = subgroup(subgroup(file, "blocks"), str(number))
+                yield {name: read_column(group, name) for name in group}
 
 
 def write_part(
-    path: Path,
-    store: BlockStore,
-    part: Part,
-    total: int,
-    about: Mapping[str, Any] | None = None,
+    path: Path, store: BlockStore, part: Part, total: int, about: Mapping[str, Any]
 ) -> None:
-    """Write a part's file, atomically; one block is in memory at a time.
+    """Write a part of `total` blocks, atomically; one block is in memory at a time.
 
-    Args:
-        path: an existing file is replaced.
-        store: has every block of the part.
-        part: which one.
-        total: number of blocks of the whole job.
-        about: what else to say; parts may differ in it.
+    The store has every block of the part. Parts of a job may differ in what `about` says.
     """
     with writing(path, folder=store.folder) as temporary, new_hdf5(temporary) as file:
-        head = {"part": [part.index, part.count, total], "job": store.job, "about": about or {}}
+        head = {"part": [part.index, part.count, total], "job": store.job, "about": about}
         file.attrs["schema"] = PART_SCHEMA
         file.attrs.update({key: json.dumps(value) for key, value in head.items()})
         blocks = file.create_group("blocks")
         for number in part.of(total):
             group = blocks.create_group(str(number))
             for name, values in store.read(number).items():
-                if values.dtype.kind == "U":
-                    write_texts(group, name, values.tolist())
-                else:
-                    group.create_dataset(name, data=values)
+                write_column(group, name, values)
 
 
 def part_of(path: Path) -> PartFile:
-    """Open a part's file; raises IiaeError where it is missing, damaged, or no part."""
+    """Open a part's file."""
     with open_hdf5(path, _REMEDY) as file:
         check_schema(file, path, PART_SCHEMA, _REMEDY)
         head = {key: json.loads(text_attribute(file, key)) for key in ("part", "job", "about")}
@@ -334,29 +308,11 @@ def part_of(path: Path) -> PartFile:
         return PartFile(path, Part(index, count), total, dict(head["job"]), dict(head["about"]))
 
 
-def _arrays(blocks: h5py.Group, number: str) -> Arrays:
-    group = member(blocks, number)
-    if not isinstance(group, h5py.Group):
-        raise ValueError(f"block {number} is missing")
-    arrays: Arrays = {}
-    for name in group:
-        texts = h5py.check_string_dtype(group[name].dtype) is not None
-        arrays[name] = (
-            np.array(read_texts(group, name), np.str_) if texts else read_array(group, name)
-        )
-    return arrays
-
-
 def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
-    """All parts of one job, in order, their blocks unread.
+    """All parts of one job, given in any order, in their order, their blocks unread.
 
-    Args:
-        paths: their files in any order.
-        again: how a missing part is made, up to the options: `iiae prepare …`.
-
-    Raises:
-        IiaeError: no part's file, parts of different jobs or divisions, or one that is doubled or
-            missing.
+    Parts of different jobs or divisions are refused, and parts that are doubled or missing; `again`
+    says how a missing one is made, up to the options: `iiae prepare …`.
     """
     return in_order([part_of(path) for path in paths], again)
 
@@ -378,18 +334,18 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
                 f"{item.path} is shard {item.part.name}, {first.path} {first.part.name}",
                 "merge shards of one division",
             )
-        other = by_index.setdefault(item.part.index, item)
-        if other is not item:
+        if item.part.index in by_index:
             raise IiaeError(
-                f"shard {item.part.name} is given twice: {other.path}, {item.path}",
+                f"shard {item.part.name} is given twice, the second time as {item.path}",
                 "name every shard once",
             )
-    missing = [index for index in range(first.part.count) if index not in by_index]
+        by_index[item.part.index] = item
+    names = [f"{index}/{first.part.count}" for index in range(first.part.count)]
+    missing = [name for index, name in enumerate(names) if index not in by_index]
     if missing:
-        names = [f"{index}/{first.part.count}" for index in missing[:_NAMED]]
-        named = f"shard {names[0]} is" if len(missing) == 1 else f"shards {', '.join(names)} are"
-        more = f" (and {len(missing) - _NAMED} more)" if len(missing) > _NAMED else ""
+        named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
         raise IiaeError(
-            f"{named} missing{more}", f"make the rest: {again} --shard {names[0]} --resume"
+            f"shard {named} is missing" if len(missing) == 1 else f"shards {named} are missing",
+            f"make the rest: {again} --shard {missing[0]} --resume",
         )
-    return [by_index[index] for index in range(first.part.count)]
+    return [by_index[index] for index in sorted(by_index)]

@@ -22,12 +22,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import h5py
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
@@ -36,67 +37,58 @@ from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
-    free_memory,
-    member,
     new_hdf5,
     open_hdf5,
-    printable,
     read_array,
+    read_column,
+    read_or_map,
     read_texts,
-    refuse_beyond_memory,
-    text_attribute,
+    subgroup,
     text_attributes,
+    write_column,
     write_texts,
 )
 from iiae_cli.model import DOMAINS, Domain
 
+SCHEMA = "iiae.data/2"
 SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 
+_HINT = "make it again: iiae prepare NAME … --overwrite"
+
+
+# ---- a split in memory
+
 
 @dataclass
 class Side:
-    """One domain of a split.
+    """One domain of a split."""
 
-    Attributes:
-        rows: pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map:
-            index them with slices or ascending integers.
-        ids: a name for every row, unique in the split; partners of a paired set share theirs.
-        labels: the class of every row, where known.
-    """
-
+    # Pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map: index them
+    # with slices or ascending integers.
     rows: Rows
-    ids: list[str]
-    labels: list[str] | None = None
+    ids: list[str]  # unique in the split; partners of a paired set share theirs
+    labels: list[str] | None = None  # the class of every row, where known
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, indices: NDArray[np.int64]) -> Side:
         """These rows alone, in this order."""
-        return Side(
-            self.rows[indices],
-            [self.ids[row] for row in indices],
-            None if self.labels is None else [self.labels[row] for row in indices],
-        )
+        ids = [self.ids[row] for row in indices]
+        labels = None if self.labels is None else [self.labels[row] for row in indices]
+        return Side(self.rows[indices], ids, labels)
 
 
 @dataclass
 class Split:
-    """The two sides of a split, and which of their rows belong together.
-
-    Attributes:
-        x: pictures or features of domain x, their ids and labels.
-        y: the same of domain y.
-        factors: generative factors by name, one entry per pair, (M, …).
-        pairs: (M, 2) rows of x and y; None where row i of x belongs to row i of y.
-    """
+    """The two sides of a split, and which of their rows belong together."""
 
     x: Side
     y: Side
-    factors: dict[str, Rows] = field(default_factory=dict)
-    pairs: NDArray[np.int64] | None = None
+    factors: dict[str, Rows] = field(default_factory=dict)  # by name, one entry per pair (M, …)
+    pairs: NDArray[np.int64] | None = None  # (M, 2) rows of x and y; None: row i of both
 
     def side(self, domain: Domain) -> Side:
         """The side of one domain."""
@@ -107,52 +99,22 @@ class Split:
         """Number of pairs M."""
         return len(self.x) if self.pairs is None else len(self.pairs)
 
-    def pair_rows(self, indices: NDArray[np.int64]) -> tuple[Rows, Rows]:
-        """x and y rows of pairs (B,), each (B, …)."""
-        rows_x, rows_y = self._rows_of(indices)
-        return self.x.rows[rows_x], self.y.rows[rows_y]
-
     def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
         """The split of these rows alone, in this order, without factors and pairs."""
         return Split(self.x.take(rows_x), self.y.take(rows_y))
 
     def take_pairs(self, indices: NDArray[np.int64]) -> Split:
         """The split of these pairs alone, in this order; its rows are aligned."""
-        taken = self.take(*self._rows_of(indices))
+        rows_x = rows_y = indices
+        if self.pairs is not None:
+            rows_x, rows_y = self.pairs[indices].T
+        taken = self.take(rows_x, rows_y)
         taken.factors = {name: values[indices] for name, values in self.factors.items()}
         return taken
 
-    def _rows_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.pairs is None:
-            return indices, indices
-        return self.pairs[indices, 0], self.pairs[indices, 1]
 
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What a model needs to know of a data file.
-
-    Attributes:
-        name: of the data set.
-        shape_x: (H, W, C) of a picture of x, or (F,) of a feature vector; `shape_y` likewise.
-        counts: rows of x per split.
-        attributes: everything the file says of its making.
-        by_class: whether x and y belong together by class rather than one by one.
-        pair_counts: pairs per split, other than `counts` where pictures recur.
-    """
-
-    name: str
-    shape_x: tuple[int, ...]
-    shape_y: tuple[int, ...]
-    counts: dict[str, int]
-    attributes: dict[str, str]
-    by_class: bool = False
-    pair_counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def is_features(self) -> bool:
-        """Whether rows are feature vectors rather than pictures."""
-        return len(self.shape_x) == 1
+# ---- what a backbone has seen: only the data set's classes count, as ImageNet's are another
+# vocabulary from which every published figure starts
 
 
 def normalise_class(name: str) -> str:
@@ -182,18 +144,17 @@ class Seen:
         return sorted(name for name in set(test_classes) if normalise_class(name) in seen)
 
     def leak(self, test_classes: Iterable[str]) -> list[str] | None:
-        """The test classes that were seen; None where that is unknown."""
-        found = self.among(test_classes)
-        return found if found or self.complete else None
+        """The test classes that were seen; None if that is unknown."""
+        return self.among(test_classes) or ([] if self.complete else None)
 
     def to_json(self) -> dict[str, Any]:
-        """`classes_seen`: a list, or None where nothing is known; `classes_seen_complete`."""
+        """`classes_seen`: a list, or None if nothing is known; `classes_seen_complete`."""
         known = list(self.classes) if self.classes or self.complete else None
         return {"classes_seen": known, "classes_seen_complete": self.complete}
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Seen:
-        """From what `to_json` returned; unknown where nothing is said."""
+        """From what `to_json` returned; unknown if nothing is said."""
         classes = values.get("classes_seen")
         if classes is None:
             return UNKNOWN
@@ -202,20 +163,13 @@ class Seen:
         return cls(tuple(sorted(classes)), bool(values.get("classes_seen_complete", True)))
 
     @classmethod
-    def of_header(cls, header: Mapping[str, str]) -> Seen:
-        """From the header of a weights file, whose values are JSON."""
-        keys = ("classes_seen", "classes_seen_complete")
-        return cls.of_json({key: json.loads(header[key]) for key in keys if key in header})
-
-    @classmethod
     def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
         """From a data file's attribute `backbone`; a damaged one is an error."""
         try:
             return cls.of_json(json.loads(attributes.get("backbone", "{}")))
         except (ValueError, AttributeError, RecursionError) as error:
             raise IiaeError(
-                f"the data file's attribute backbone is damaged: {error}",
-                "make the file again: iiae prepare …",
+                f"the data file's attribute backbone is damaged: {error}", _HINT
             ) from error
 
 
@@ -224,19 +178,17 @@ UNKNOWN = Seen(complete=False)
 
 
 def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
-    """Refuse `what`, weights or features, where it has seen a test class, unless `allow`."""
-    found = seen.among(test_classes)
-    if found and not allow:
+    """Refuse `what`, weights or features, that has seen a test class, unless `allow`."""
+    leaked = seen.among(test_classes)
+    if leaked and not allow:
         raise IiaeError(
-            f"{what} was trained on {len(found)} of the test classes: {', '.join(found)}",
+            f"{what} was trained on {len(leaked)} of the test classes: {', '.join(leaked)}",
             "use weights of this split's training classes, or pass --allow-leak: the data file "
             "and its figures say so",
         )
 
 
-SCHEMA = "iiae.data/2"
-_CHECKED = 65_536  # rows of features looked at together
-_HINT = "make it again: iiae prepare NAME … --overwrite"
+# ---- writing
 
 
 def write_data_file(
@@ -251,17 +203,19 @@ def write_data_file(
     """Write a whole data file, atomically.
 
     Args:
-        path: where; an existing file is replaced.
+        path: an existing file is replaced.
         name: of the data set.
         splits: those of `SPLITS`; absent ones are written empty.
         attributes: what to say of the file's making: source checksums, command, versions.
         skipped: a line for every input left out.
         folder: for the temporary file; None: beside `path`.
     """
-    empty = _empty_like(next(iter(splits.values())))
+    none = np.empty(0, np.int64)
+    empty = next(iter(splits.values())).take(none, none)
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
-        told = {key: printable(value) for key, value in attributes.items()}
-        file.attrs.update({"schema": SCHEMA, "name": name, **told})
+        file.attrs.update({"schema": SCHEMA, "name": name})
+        for key, value in attributes.items():  # bytes of file names may be no UTF-8
+            file.attrs[key] = value.encode("utf-8", "backslashreplace").decode()
         if skipped:
             write_texts(file, "skipped", skipped)
         for split_name in SPLITS:
@@ -276,124 +230,118 @@ def _write_split(group: h5py.Group, split: Split) -> None:
         if side.labels is not None:
             write_texts(group, f"{domain}_labels", side.labels)
     for name, values in split.factors.items():
-        factors = group.require_group("factors")
-        if values.dtype.kind in "OU":
-            write_texts(factors, name, values.tolist())
-        else:
-            factors.create_dataset(name, data=values)
+        write_column(group.require_group("factors"), name, values)
     if split.pairs is not None:
         group.create_dataset("pairs", data=split.pairs)
 
 
-def _empty_like(split: Split) -> Split:
-    none = np.empty(0, np.int64)
-    return replace(
-        split.take(none, none),
-        factors={name: values[:0] for name, values in split.factors.items()},
-        pairs=None if split.pairs is None else split.pairs[:0],
-    )
+def versions() -> dict[str, str]:
+    """Versions of what decides an array's bytes, for a file's attributes."""
+    from iiae_cli import __version__
+
+    numeric = {"h5py": h5py.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+    return {"iiae": __version__, **numeric}
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether `path` is named as an HDF5 file."""
-    return path.suffix.lower() in (".h5", ".hdf5")
+# ---- reading
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model needs to know of a data file."""
+
+    name: str  # of the data set
+    shape_x: tuple[int, ...]  # (H, W, C) of a picture of x, or (F,) of a feature vector
+    shape_y: tuple[int, ...]
+    counts: dict[str, int]  # rows of x per split
+    attributes: dict[str, str]  # everything the file says of its making
+    by_class: bool = False  # x and y belong together by class rather than one by one
+    pair_counts: dict[str, int] = field(default_factory=dict)  # other than `counts` with `pairs`
+
+    @property
+    def is_features(self) -> bool:
+        """Whether rows are feature vectors rather than pictures."""
+        return len(self.shape_x) == 1
 
 
 class DataFile:
     """A prepared file, opened lazily: `info` reads shapes only, `split` reads or maps arrays.
 
-    Args:
-        path: the file, as everything names it.
-        copy: a copy of it on a faster disk, which is read in its place.
-
-    Raises:
-        IiaeError: missing, damaged, of another schema, or inconsistent in itself.
+    Raises IiaeError if the file is missing, damaged, of another schema, or inconsistent in itself.
     """
 
-    def __init__(self, path: Path, copy: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._place = copy or path
-        with open_hdf5(self._place, _HINT) as file:
-            if text_attributes(file).get("schema") == PART_SCHEMA:
+        with open_hdf5(path, _HINT) as file:
+            attributes = text_attributes(file)
+            if attributes.get("schema") == PART_SCHEMA:
                 raise IiaeError(
                     f"{path} is one shard of a data set",
                     "join all shards first: iiae prepare SHARD.h5… --merge -o FILE.h5",
                 )
             check_schema(file, path, SCHEMA, _HINT)
-            groups = {name: _group(file, name) for name in SPLITS if name in file}
-            shapes = {domain: _shape(groups, domain) for domain in DOMAINS}
-            counts = {name: len(group["x"]) for name, group in groups.items()}
-            pairs = {
-                name: len(data)
-                for name, group in groups.items()
-                if (data := dataset(group, "pairs")) is not None
-            }
+            groups = {name: subgroup(file, name) for name in SPLITS if name in file}
+            shape_x, shape_y = (_shape(groups, domain) for domain in DOMAINS)
+            counts = {name: len(groups[name]["x"]) if name in groups else 0 for name in SPLITS}
+            pairs = {name: dataset(group, "pairs") for name, group in groups.items()}
             self.info = DataInfo(
-                name=text_attribute(file, "name", path.stem),
-                shape_x=shapes["x"],
-                shape_y=shapes["y"],
-                counts={name: counts.get(name, 0) for name in SPLITS},
-                pair_counts={name: pairs.get(name, counts.get(name, 0)) for name in SPLITS},
-                attributes=text_attributes(file),
-                by_class=_by_class(groups, text_attribute(file, "alignment", "")),
+                attributes.get("name", path.stem),
+                shape_x,
+                shape_y,
+                counts,
+                attributes,
+                _by_class(groups, attributes.get("alignment", "")),
+                counts | {name: len(data) for name, data in pairs.items() if data is not None},
             )
 
     def skipped(self) -> list[str]:
         """A line for every input that was left out when the file was made."""
-        with open_hdf5(self._place, _HINT) as file:
+        with open_hdf5(self.path, _HINT) as file:
             return read_texts(file, "skipped") or []
 
     def split(self, name: str) -> Split:
-        """One split; read at once where it fits in half of the free memory, else memory-mapped.
-
-        Raises:
-            IiaeError: the split is unknown, damaged, or rows, ids and labels differ in number.
-        """
+        """One split; read at once if it fits in half of the free memory, else memory-mapped."""
         with self._opened(name) as group:
-            x, y = (
-                Side(_read_or_map(group, domain, self._place), *_texts(group, domain))
-                for domain in DOMAINS
-            )
-            factors = _group(group, "factors") if "factors" in group else {}
-            split = Split(x, y, {factor: _factor(factors, factor) for factor in factors})
+            split = Split(self._side(group, "x"), self._side(group, "y"))
             if "pairs" in group:
-                split.pairs = read_array(group, "pairs").astype(np.int64)
-                _check_pairs(split.pairs, (len(x), len(y)))
-            for factor, column in split.factors.items():
+                pairs = split.pairs = read_array(group, "pairs").astype(np.int64)
+                rows = (len(split.x), len(split.y))
+                if pairs.shape[1:] != (2,) or not ((pairs >= 0) & (pairs < rows)).all():
+                    raise ValueError("pairs lie outside its rows")
+            for factor in subgroup(group, "factors") if "factors" in group else ():
+                column = split.factors[factor] = read_column(group["factors"], factor)
                 if column.shape[:1] != (split.pair_count,):
                     raise ValueError(
                         f"{split.pair_count} pairs but {column.shape} values of factor {factor}"
                     )
         return split
 
-    def domain_rows(self, name: str, domain: Domain) -> tuple[Rows, list[str], list[str] | None]:
-        """Rows (mapped where they can be), ids and labels (where known) of one domain of a split.
-
-        Raises:
-            IiaeError: as `split`.
-        """
+    def mapped_side(self, name: str, domain: Domain) -> Side:
+        """One domain of a split, its rows mapped where they can be."""
         with self._opened(name) as group:
-            ids, labels = _texts(group, domain)
-            return _read_or_map(group, domain, self._place, most=0), ids, labels
+            return self._side(group, domain, most=0)
+
+    def _side(self, group: h5py.Group, domain: Domain, most: int | None = None) -> Side:
+        """A domain's rows, memory-mapped where they take more than `most` bytes."""
+        ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+        side = Side(read_or_map(group, domain, self.path, most), ids or [], labels)
+        for what, texts in (("ids", side.ids), ("labels", labels)):
+            if texts is not None and len(texts) != len(side):
+                raise ValueError(
+                    f"{len(side)} rows but {len(texts)} {what} in {group.name}/{domain}"
+                )
+        return side
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[h5py.Group]:
-        if name not in SPLITS:
-            raise IiaeError(f"unknown split '{name}'", f"splits: {', '.join(SPLITS)}")
-        with open_hdf5(self._place, _HINT) as file:
-            if name not in file:
-                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(file)}")
-            yield _group(file, name)
+        with open_hdf5(self.path, _HINT) as file:
+            if name not in SPLITS or name not in file:
+                held = [name for name in SPLITS if name in file]
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(held)}")
+            yield subgroup(file, name)
 
 
 # What follows raises ValueError on damage, inside of `open_hdf5`.
-
-
-def _group(parent: h5py.Group, name: str) -> h5py.Group:
-    group = member(parent, name)
-    if not isinstance(group, h5py.Group):
-        raise ValueError(f"{name} is no group")
-    return group
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
@@ -420,57 +368,3 @@ def _by_class(groups: dict[str, h5py.Group], alignment: str) -> bool:
     if alignment == "class" and not labelled:
         raise ValueError("it pairs by class, but has rows without labels")
     return labelled and (unequal or alignment == "class")
-
-
-def _texts(group: h5py.Group, domain: Domain) -> tuple[list[str], list[str] | None]:
-    """Ids and labels (where known) of a domain, as many as rows."""
-    ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
-    for what, texts in (("ids", ids or []), ("labels", labels)):
-        if texts is not None and len(texts) != len(group[domain]):
-            raise ValueError(
-                f"{len(group[domain])} rows but {len(texts)} {what} in {group.name}/{domain}"
-            )
-    return ids or [], labels
-
-
-def _check_pairs(pairs: NDArray[np.int64], rows: tuple[int, int]) -> None:
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not ((pairs >= 0) & (pairs < rows)).all():
-        raise ValueError("pairs lie outside its rows")
-
-
-def _factor(factors: h5py.Group, name: str) -> Rows:
-    data = dataset(factors, name)
-    if data is not None and data.dtype.kind == "S":
-        return np.array(read_texts(factors, name), object)
-    return read_array(factors, name)
-
-
-def _read_or_map(group: h5py.Group, name: str, path: Path, most: int | None = None) -> Rows:
-    """The array in memory, or a map where it takes more than `most` bytes [half of the free]."""
-    data = dataset(group, name)
-    if data is None:
-        raise ValueError(f"{name} is missing")
-    offset = data.id.get_offset()
-    if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
-        values: Rows = np.memmap(path, data.dtype, "r", offset, data.shape)
-    else:
-        refuse_beyond_memory(data)
-        values = data[()]
-    for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
-        if not np.isfinite(values[start : start + _CHECKED]).all():
-            raise ValueError(f"{data.name} holds values that are not finite")
-    return values
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides an array's bytes, for a file's attributes."""
-    import PIL
-
-    from iiae_cli import __version__
-
-    return {
-        "iiae": __version__,
-        "h5py": h5py.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }

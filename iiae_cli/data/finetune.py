@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from iiae_cli.common import console
@@ -31,17 +32,11 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
-from iiae_cli.data.backbone import (
-    NETWORK_SCHEMA,
-    Inputs,
-    Preprocessing,
-    Weights,
-    build_backbone,
-    check_name,
-)
+from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, check_name
 from iiae_cli.data.datafile import Seen
 from iiae_cli.model import Domain
 
+NETWORK_SCHEMA = "iiae.backbone/2"
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/2"
 FEATURES = 512  # width of a fine-tuned network's features
 _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
@@ -68,21 +63,13 @@ class FeatureNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """What a fine-tuned network says of itself in its file's header.
+    """What a fine-tuned network says of itself in its file's header."""
 
-    Attributes:
-        backbone: torchvision's name.
-        weights: what fine-tuning began with: `weights`, `weights_file`, `weights_sha256`.
-        preprocessing: of the pictures it was fine-tuned on.
-        fine_tuning: settings, and `accuracy` on the training pictures of this domain.
-        seen: classes that it was trained on.
-    """
-
-    backbone: str
-    weights: dict[str, Any]
-    preprocessing: Preprocessing
-    fine_tuning: dict[str, Any]
-    seen: Seen
+    backbone: str  # torchvision's name
+    weights: dict[str, Any]  # what fine-tuning began with, as `Weights.to_json` says it
+    preprocessing: Preprocessing  # of the pictures it was fine-tuned on
+    fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
+    seen: Seen  # classes that it was trained on
 
 
 def save_network(
@@ -90,13 +77,8 @@ def save_network(
 ) -> None:
     """Write a fine-tuned network, atomically."""
     header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
-    _save(dict(network.state_dict()), path, header)
-
-
-def _save(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     with writing(path) as temporary:
-        save_tensors(plain, temporary, header)
+        save_tensors(network.state_dict(), temporary, header)
 
 
 def read_record(path: Path, domain: Domain) -> NetworkRecord:
@@ -105,10 +87,7 @@ def read_record(path: Path, domain: Domain) -> NetworkRecord:
     if header.get("domain") != domain:
         raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
     with reading(path, _HINT):
-        values = json.loads(header["record"])
-        values["preprocessing"] = Preprocessing(**values["preprocessing"])
-        values["seen"] = Seen(tuple(values["seen"]["classes"]), values["seen"]["complete"])
-        record = NetworkRecord(**values)
+        record = TypeAdapter(NetworkRecord).validate_json(header["record"])
     check_name(record.backbone)
     return record
 
@@ -136,12 +115,7 @@ class FineTuning:
 
 
 class _Tuner:
-    """One domain's network, its classifier and optimiser, and their checkpoint.
-
-    Attributes:
-        step: steps done.
-        correct: pictures of the current epoch that were told right; `shown` counts them all.
-    """
+    """One domain's network, its classifier and optimiser, and their checkpoint."""
 
     def __init__(
         self,
@@ -160,7 +134,8 @@ class _Tuner:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), settings.learning_rate, momentum=settings.momentum
         )
-        self.step = self.correct = self.shown = 0
+        self.step = 0  # steps done
+        self.correct = self.shown = 0  # pictures of this epoch: classified correctly, and all
 
     def _entropy(self, step: int) -> np.random.SeedSequence:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
@@ -204,7 +179,8 @@ class _Tuner:
         }
         counts = {key: str(getattr(self, key)) for key in ("step", "correct", "shown")}
         header = {"schema": CHECKPOINT_SCHEMA, **counts}
-        _save({**self.model.state_dict(), **momenta}, path, header)
+        with writing(path) as temporary:
+            save_tensors({**self.model.state_dict(), **momenta}, temporary, header)
 
     def restore(self, path: Path) -> None:
         """Resume from a checkpoint."""
@@ -230,13 +206,11 @@ def fine_tune(
     checkpoint: Path,
     stop: Stop = NEVER,
 ) -> float:
-    """Fine-tune a network, in place, to tell the classes of its pictures; it ends in eval mode.
+    """Fine-tune a network, in place, to classify its pictures; it ends in evaluation mode.
 
     Unreadable pictures are left out of their batch (extraction names them). The checkpoint is
-    written after every epoch and where the work should stop, and resumed from where it exists.
-
-    Returns:
-        Accuracy on the pictures drawn in the last epoch, while it was learnt.
+    written after every epoch and where the work should stop, and resumed from if it exists. Returns
+    the accuracy on the pictures of the last epoch, while it was learnt.
     """
     targets = np.unique(np.array(labels), return_inverse=True)[1]
     steps = math.ceil(len(paths) / settings.batch_size)

@@ -24,6 +24,15 @@ from iiae_cli.common.files import reading
 _MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
 _LONGEST_TEXT = 65_536  # bytes of one id or label
 _SMALL = 1 << 20  # bytes that need no proof
+_CHECKED = 65_536  # rows of features looked at together
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether `path` is named as an HDF5 file."""
+    return path.suffix.lower() in (".h5", ".hdf5")
+
+
+# ---- writing
 
 
 @contextmanager
@@ -32,11 +41,7 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
 
     HDF5 keeps a file whose last blocks it could not write, tries again when the program ends, and
     crashes there (seen on a full disk). So the descriptor of such a file is pointed at the null
-    device before it is closed: the file is lost, as its maker knows from the error, and HDF5 is
-    content.
-
-    Raises:
-        OSError: the file cannot be written; likewise RuntimeError.
+    device before it is closed: the file is lost, as its maker knows from the error.
     """
     file = h5py.File(path, "w")
     descriptor = file.id.get_vfd_handle()
@@ -54,26 +59,50 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     file.close()
 
 
+def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    """Write a column of texts, which `read_texts` reads back; file names may be no UTF-8."""
+    column = [_bytes_of(text) for text in texts]
+    dtype = h5py.string_dtype("utf-8", max(map(len, column), default=0) or 1)
+    written = group.create_dataset(name, data=np.array(column, dtype))
+    # A full disk is noticed here, while the dataset is held, and not when it is let go of.
+    written.flush()
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of characters, which come of no file name
+        return text.encode("utf-8", "backslashreplace")
+
+
+def write_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
+    """Write numbers or texts, which `read_column` reads back."""
+    if values.dtype.kind in "OU":
+        write_texts(group, name, values.tolist())
+    else:
+        group.create_dataset(name, data=values)
+
+
+# ---- reading
+
+
 @contextmanager
 def open_hdf5(path: Path, hint: str) -> Iterator[h5py.File]:
-    """Read an HDF5 file; whatever h5py or this module raises inside the block is a user's error.
-
-    Raises:
-        IiaeError: the file is missing, may not be read, or is damaged.
-    """
+    """Read an HDF5 file; whatever h5py or this module raises inside the block is a user's error."""
     with reading(path, hint), h5py.File(path, "r", locking=False) as file:
         yield file
 
 
-def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
-    """An attribute that is one text.
+def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
+    """Refuse a file of another schema."""
+    given = text_attributes(file).get("schema", "none")
+    if given != schema:
+        raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {schema}", hint)
 
-    Raises:
-        ValueError: it is of another type, or missing without a default.
-    """
-    if default is not None and name not in file.attrs:
-        return default
-    value = text_attributes(file).get(name)
+
+def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
+    """An attribute that is one text; ValueError if it is missing without a default."""
+    value = text_attributes(file).get(name, default if name not in file.attrs else None)
     if value is None:
         raise ValueError(f"attribute {name} is no text")
     return value
@@ -93,23 +122,8 @@ def text_attributes(file: h5py.File) -> dict[str, str]:
     }
 
 
-def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
-    """Refuse a file of another schema.
-
-    Raises:
-        IiaeError: the `schema` attribute is missing or another one.
-    """
-    given = text_attributes(file).get("schema", "none")
-    if given != schema:
-        raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {schema}", hint)
-
-
-def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """What a group holds under a name; None where there is nothing.
-
-    Raises:
-        ValueError: a link that may lead into another file, or in a circle.
-    """
+def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """What a group holds under a name by a hard link; None if nothing."""
     if not group.id.links.exists(name.encode()):
         return None
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
@@ -117,15 +131,19 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     return group[name]
 
 
-def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None where there is none.
+def subgroup(group: h5py.Group, name: str) -> h5py.Group:
+    """A group in a group."""
+    member = _member(group, name)
+    if not isinstance(member, h5py.Group):
+        raise ValueError(f"{name} is no group")
+    return member
 
-    Raises:
-        ValueError: no dataset, or one that lies in another file, or whose rows are not there.
-    """
+
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None if there is none."""
     parent, _, last = name.rpartition("/")
-    holder = member(group, parent) if parent else group
-    data = None if holder is None else member(holder, last)
+    holder = _member(group, parent) if parent else group
+    data = None if holder is None else _member(holder, last)
     if data is None:
         return None
     if not isinstance(data, h5py.Dataset) or data.shape is None:
@@ -139,27 +157,59 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
 
 def read_array(group: h5py.Group, name: str) -> NDArray[Any]:
-    """A whole array of numbers.
-
-    Raises:
-        ValueError: as `dataset`; missing, larger than the free memory, or no numbers.
-    """
+    """A whole array of numbers that fits in memory."""
     data = dataset(group, name)
     if data is None:
         raise ValueError(f"{group.name.rstrip('/')}/{name} is missing")
     if data.dtype.kind not in "fiub":
         raise ValueError(f"{data.name} holds {data.dtype}, not numbers")
-    refuse_beyond_memory(data)
+    _refuse_beyond_memory(data)
     values: NDArray[Any] = np.asarray(data[()])
     return values
 
 
-def refuse_beyond_memory(data: h5py.Dataset) -> None:
-    """Refuse an array that does not fit.
+def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> NDArray[Any]:
+    """A finite array in memory, or a map if it takes more than `most` bytes [half of the free]."""
+    data = dataset(group, name)
+    if data is None:
+        raise ValueError(f"{group.name}/{name} is missing")
+    offset = data.id.get_offset()
+    if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
+        values: NDArray[Any] = np.memmap(path, data.dtype, "r", offset, data.shape)
+    else:
+        values = read_array(group, name)
+    for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
+        if not np.isfinite(values[start : start + _CHECKED]).all():
+            raise ValueError(f"{data.name} holds values that are not finite")
+    return values
 
-    Raises:
-        ValueError: it takes more than the free memory.
-    """
+
+def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A column of texts of fixed length, unread; None if there is none."""
+    data = dataset(group, name)
+    if data is None:
+        return None
+    if data.ndim != 1 or data.dtype.kind != "S" or data.dtype.itemsize > _LONGEST_TEXT:
+        raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
+    _refuse_beyond_memory(data)
+    return data
+
+
+def read_texts(group: h5py.Group, name: str) -> list[str] | None:
+    """A column of texts, bytes that are no UTF-8 as Python has them; None if there is none."""
+    data = text_column(group, name)
+    return None if data is None else [text.decode("utf-8", "surrogateescape") for text in data[()]]
+
+
+def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
+    """Numbers or texts, as `write_column` took them."""
+    data = dataset(group, name)
+    if data is not None and data.dtype.kind == "S":
+        return np.array(read_texts(group, name), np.str_)
+    return read_array(group, name)
+
+
+def _refuse_beyond_memory(data: h5py.Dataset) -> None:
     free = free_memory()
     if data.nbytes > free:
         raise ValueError(
@@ -167,64 +217,10 @@ def refuse_beyond_memory(data: h5py.Dataset) -> None:
         )
 
 
-def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A column of texts of fixed length, unread; None where there is none.
-
-    Raises:
-        ValueError: as `dataset`; or no such column.
-    """
-    data = dataset(group, name)
-    if data is None:
-        return None
-    if data.ndim != 1 or data.dtype.kind != "S" or data.dtype.itemsize > _LONGEST_TEXT:
-        raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
-    refuse_beyond_memory(data)
-    return data
-
-
-def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A column of texts; None where there is none.
-
-    Raises:
-        ValueError: as `text_column`.
-    """
-    data = text_column(group, name)
-    # File names that are no UTF-8 come back as Python has them.
-    return None if data is None else [text.decode("utf-8", "surrogateescape") for text in data[()]]
-
-
-def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
-    """Write a column of texts as UTF-8 of the length of the longest, which `read_texts` reads back.
-
-    File names can be any bytes; those that are no UTF-8 are kept as they are.
-    """
-    column = [_bytes_of(text) for text in texts]
-    length = max(map(len, column), default=0) or 1
-    dtype = h5py.string_dtype("utf-8", length)
-    written = group.create_dataset(name, data=np.array(column, dtype))
-    # A full disk is noticed here, while the dataset is held, and not when it is let go of.
-    written.flush()
-
-
-def _bytes_of(text: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # halves of characters, which come of no file name
-        return text.encode("utf-8", "backslashreplace")
-
-
-def printable(text: str) -> str:
-    """A text for an attribute: what is no UTF-8 is written out."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        with Path("/proc/meminfo").open() as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
+    """Bytes of memory that can be had without swapping; all of it if the system is not Linux."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,4 +1,4 @@
-"""Picture files: which ones there are, and how one becomes an array.
+"""Picture files: which ones there are, how one becomes an array, and its size another.
 
 Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated by EXIF. Files that
 cannot be read raise `PictureError`, so that a caller can name, count and skip them.
@@ -32,17 +32,18 @@ FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM"
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+Filter: TypeAlias = Literal["bicubic", "area", "bilinear"]
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PILLOW: dict[Filter, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 Read = TypeVar("Read")
 
 
 class PictureError(Exception):
-    """One file is no picture that can be read.
-
-    Args:
-        path: the file.
-        reason: why.
-    """
+    """One file is no picture that can be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -50,16 +51,13 @@ class PictureError(Exception):
         self.reason = reason
 
 
+# ---- decoding
+
+
 def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A picture file as (H, W, channels) uint8.
+    """A picture file as (H, W, channels) uint8, at its own size or `size` = (H, W).
 
-    Args:
-        path: the file.
-        channels: 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
-        size: (H, W) to resize to; None: as it is.
-
-    Raises:
-        PictureError: missing, unreadable, truncated, or far too large.
+    `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
     with _opened(path) as opened:
         image = _plain(ImageOps.exif_transpose(opened), channels)
@@ -70,11 +68,7 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture file from its header, as shown (EXIF rotation applied).
-
-    Raises:
-        PictureError: unreadable.
-    """
+    """(H, W) of a picture file from its header, as shown (EXIF rotation applied)."""
     with _opened(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -83,16 +77,15 @@ def picture_size_of(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture whose header is read; whatever Pillow raises inside is a PictureError."""
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
-        reason = "is not a readable picture" if os.path.lexists(path) else "does not exist"
-        raise PictureError(path, reason)
+    if not os.path.lexists(path):
+        raise PictureError(path, "does not exist")
     try:
+        if not path.is_file():  # a reader would wait for a pipe
+            raise ValueError("it is not a file")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(path, "has too many pixels")
+                raise Image.DecompressionBombError
             yield image
-    except PictureError:
-        raise
     except Image.DecompressionBombError as error:
         raise PictureError(path, "has too many pixels") from error
     except Exception as error:  # its readers pass on whatever they stumble over
@@ -110,16 +103,6 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(_MODES[channels])
-
-
-def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, H, W, C) to `size` × `size`."""
-    if pictures.shape[1:3] == (size, size):
-        return pictures
-    resized = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
-    for row, picture in enumerate(pictures):
-        resized[row] = resize_picture(Image.fromarray(picture), (size, size))
-    return resized
 
 
 def read_all(
@@ -142,34 +125,47 @@ def read_all(
             yield from pool.map(attempt, paths[start : start + block])
 
 
-def decode_batches(
-    batches: Iterable[Sequence[Path]], channels: int, size: tuple[int, int], workers: int = 1
-) -> Iterator[list[NDArray[np.uint8] | PictureError]]:
-    """Each batch's pictures or errors; one batch is decoded ahead while the caller computes."""
-
-    def decoded(paths: Sequence[Path]) -> list[NDArray[np.uint8] | PictureError]:
-        return list(read_all(paths, lambda path: decode(path, channels, size), workers))
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = None
-        for paths in batches:
-            following = pool.submit(decoded, paths)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+# ---- resizing: bicubic to more pixels, as MNIST-CDCB was enlarged; by area to fewer, as the paper
+# shrinks: exactly if both sides shrink by whole factors, else by a triangle of the same width.
 
 
-def readable(
-    decoded: Sequence[NDArray[np.uint8] | PictureError],
-) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[PictureError]]:
-    """Rows of the decoded pictures (M,), their stack (M, H, W, C), and the others' errors."""
-    rows = [row for row, item in enumerate(decoded) if not isinstance(item, PictureError)]
-    pictures = [item for item in decoded if not isinstance(item, PictureError)]
-    errors = [item for item in decoded if isinstance(item, PictureError)]
-    stack = np.stack(pictures) if pictures else np.empty((0, 0, 0, 0), np.uint8)
-    return np.array(rows, np.int64), stack, errors
+def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B, C, H, W) uint8 at `size` = (H, W)."""
+    import torch.nn.functional as F  # preparing pictures needs no torch
+
+    kind = _filter_of((pictures.shape[-2], pictures.shape[-1]), size)
+    if kind == "area":
+        return F.interpolate(pictures.float(), size, mode="area").round_().to(pictures.dtype)
+    if pictures.device.type == "cpu":
+        return F.interpolate(pictures, size, mode=kind, antialias=True)
+    smooth = F.interpolate(pictures.float(), size, mode=kind, antialias=True)
+    return smooth.round_().clamp_(0, 255).to(pictures.dtype)
+
+
+def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture of 8 bits a channel at `size` = (H, W); opacity weighs its colours."""
+    kind = _filter_of((image.height, image.width), size)
+    return image.resize((size[1], size[0]), _PILLOW[kind])
+
+
+def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, H, W, C) to `size` × `size`."""
+    if pictures.shape[1:3] == (size, size):
+        return pictures
+    resized = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
+    for row, picture in enumerate(pictures):
+        resized[row] = resize_picture(Image.fromarray(picture), (size, size))
+    return resized
+
+
+def _filter_of(old: tuple[int, int], new: tuple[int, int]) -> Filter:
+    if new[0] * new[1] > old[0] * old[1]:
+        return "bicubic"
+    whole = all(before % after == 0 for before, after in zip(old, new, strict=True))
+    return "area" if whole else "bilinear"
+
+
+# ---- finding
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
@@ -191,11 +187,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
-    """Replace `-` by the paths on standard input, one a line, or NUL-separated.
-
-    Raises:
-        IiaeError: nothing was given.
-    """
+    """Replace `-` by the paths on standard input, one a line, or NUL-separated."""
     paths: list[str] = []
     for word in inputs:
         if word == "-":
@@ -213,11 +205,8 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
     """Picture files from files and folders (recursive), in the order given.
 
-    A file named outright is taken whatever its suffix, and may turn out missing or unreadable when
+    A file named outright is taken whatever its suffix; among several, it may turn out missing when
     it is decoded.
-
-    Raises:
-        IiaeError: a folder holds no pictures, or the only input does not exist.
     """
     paths: list[Path] = []
     for word in inputs:
@@ -235,38 +224,3 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         else:
             paths.append(path)
     return paths
-
-
-Filter: TypeAlias = Literal["bicubic", "area", "bilinear"]
-_PILLOW: dict[Filter, Image.Resampling] = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-}
-
-
-def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) uint8 at `size` = (H, W)."""
-    import torch.nn.functional as F  # preparing pictures needs no torch
-
-    kind = filter_of((pictures.shape[-2], pictures.shape[-1]), size)
-    if kind == "area":
-        return F.interpolate(pictures.float(), size, mode="area").round_().to(pictures.dtype)
-    if pictures.device.type == "cpu":
-        return F.interpolate(pictures, size, mode=kind, antialias=True)
-    smooth = F.interpolate(pictures.float(), size, mode=kind, antialias=True)
-    return smooth.round_().clamp_(0, 255).to(pictures.dtype)
-
-
-def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A picture of 8 bits a channel at `size` = (H, W); opacity weighs its colours."""
-    kind = filter_of((image.height, image.width), size)
-    return image.resize((size[1], size[0]), _PILLOW[kind])
-
-
-def filter_of(old: tuple[int, int], new: tuple[int, int]) -> Filter:
-    """How pictures of (H, W) are resized to another (H, W)."""
-    if new[0] * new[1] > old[0] * old[1]:
-        return "bicubic"
-    whole = all(before % after == 0 for before, after in zip(old, new, strict=True))
-    return "area" if whole else "bilinear"

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.datafile import DataFile, DataInfo, is_hdf5
+from iiae_cli.data.datafile import DataFile, DataInfo
+from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.data.pictures import PictureError, decode, find_pictures
 from iiae_cli.model import Domain
 
@@ -124,13 +125,13 @@ def open_inputs(
 def _prepared(path: Path, split: str, domain: Domain, shape: tuple[int, ...]) -> Inputs:
     file = DataFile(path)
     _check_shape(path, file.info.shape_x if domain == "x" else file.info.shape_y, shape)
-    rows, ids, labels = file.domain_rows(split, domain)
-    if not ids:
+    side = file.mapped_side(split, domain)
+    if not side.ids:
         raise IiaeError(
             f"{path} has nothing in split '{split}'", "choose another --split: train, valid or test"
         )
     source = {"data": str(path.absolute()), "split": split}
-    return Inputs(ids, labels, source, _slices(rows), lambda: [sha256_of(path)[:16]])
+    return Inputs(side.ids, side.labels, source, _slices(side.rows), lambda: [sha256_of(path)[:16]])
 
 
 def _features(path: Path, shape: tuple[int, ...]) -> Inputs:

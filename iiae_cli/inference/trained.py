@@ -24,7 +24,8 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.data.datafile import DataFile, DataInfo, is_hdf5
+from iiae_cli.data.datafile import DataFile, DataInfo
+from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.inference.inputs import Block, Inputs, open_inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE

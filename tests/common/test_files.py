@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import stat
@@ -19,6 +20,7 @@ from iiae_cli.common.files import (
     reading,
     refuse_existing,
     remove_temporaries,
+    sha256_of,
     write_errors,
     writing,
 )
@@ -194,3 +196,11 @@ def test_a_readers_own_refusal_passes(path: Path) -> None:
     path.touch()
     error = IiaeError("it is of schema 3", "use another version")
     assert refusal(raising, reading(path, "make it"), error) is error
+
+
+def test_the_checksum_runs_over_files_in_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.write_bytes(b"a" * 2_000_000)
+    second.write_bytes(b"bc")
+    assert sha256_of(first, second) == hashlib.sha256(b"a" * 2_000_000 + b"bc").hexdigest()
+    assert sha256_of(first, second) != sha256_of(second, first)

@@ -1,10 +1,10 @@
-"""From stored rows to network inputs and back."""
+"""Rows as network inputs and back, and the order in which pairs and rows of classes are seen."""
 
 import numpy as np
 import pytest
 import torch
 
-from iiae_cli.data.batches import to_inputs, to_pictures
+from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs, to_pictures
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -32,9 +32,7 @@ def test_the_stored_rows_are_not_changed():
 
 def test_features_pass_unchanged():
     features = np.random.default_rng(2).normal(size=(4, 7)).astype(np.float32)
-    inputs = to_inputs(features, None)
-    assert inputs.dtype == torch.float32
-    np.testing.assert_array_equal(inputs, features)
+    np.testing.assert_array_equal(to_inputs(features, None), features)
 
 
 def test_rows_may_be_strided_views():
@@ -51,13 +49,107 @@ def test_every_value_survives_the_way_to_the_network_and_back():
 
 
 def test_outputs_are_rounded_to_the_nearest_value_and_clamped():
-    outputs = torch.tensor([-1.3, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7]).view(
-        1, 1, 1, 6
-    )
-    assert to_pictures(outputs).ravel().tolist() == [0, 0, 0, 1, 255, 255]
-    assert to_pictures(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
-    assert to_pictures(torch.zeros(1, 1, 1, 1, requires_grad=True)).dtype == np.uint8
+    outputs = torch.tensor([-1.3, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1.0, 1.7])
+    assert to_pictures(outputs[None, None, None]).ravel().tolist() == [0, 0, 0, 1, 255, 255]
+    pictures = to_pictures(torch.zeros(2, 3, 4, 5, requires_grad=True))
+    assert pictures.shape == (2, 4, 5, 3) and pictures.dtype == np.uint8
 
 
-def test_the_same_size_is_left_alone():
-    np.testing.assert_array_equal(to_inputs(pictures(7), (12, 20)), to_inputs(pictures(7), None))
+# ---- orders
+
+
+def test_an_epoch_sees_every_pair_once():
+    order = PairOrder(24, 4, seed=1)
+    assert order.steps_per_epoch == 6
+    for epoch in range(3):
+        seen = np.concatenate([order.indices(6 * epoch + step) for step in range(6)])
+        assert sorted(seen.tolist()) == list(range(24))
+
+
+def test_an_epochs_remainder_is_left_out_and_differs():
+    order = PairOrder(10, 4, seed=1)
+    assert order.steps_per_epoch == 2
+    left_out = []
+    for epoch in range(6):
+        seen = np.concatenate([order.indices(2 * epoch + step) for step in range(2)])
+        assert len(seen) == len(set(seen.tolist())) == 8
+        left_out.append(tuple(sorted(set(range(10)) - set(seen.tolist()))))
+    assert len(set(left_out)) > 1
+
+
+def test_epochs_and_seeds_differ():
+    order, other = PairOrder(64, 8, seed=1), PairOrder(64, 8, seed=2)
+    draws = [tuple(drawn.indices(step)) for drawn in (order, other) for step in (0, 8, 16)]
+    assert len(set(draws)) == 6
+
+
+def test_the_order_is_a_function_of_seed_and_step_alone():
+    fresh = [PairOrder(50, 8, seed=3).indices(step) for step in range(20)]
+    order = PairOrder(50, 8, seed=3)
+    for step in (*range(20), 19, 0, 7, 6, 13, 13, 1):
+        np.testing.assert_array_equal(order.indices(step), fresh[step])
+
+
+def test_too_few_pairs_are_refused():
+    assert PairOrder(8, 8, seed=0).steps_per_epoch == 1
+    with pytest.raises(ValueError, match="7 pairs are fewer than one batch of 8"):
+        PairOrder(7, 8, seed=0)
+
+
+# ---- rows paired by class
+
+
+def labels_of(counts):
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+X_LABELS = labels_of({"a": 3, "b": 1, "c": 7, "x only": 4})
+Y_LABELS = labels_of({"c": 2, "y only": 5, "a": 6, "b": 4})
+
+
+def test_a_step_draws_one_row_of_every_class_from_each_domain():
+    order = ClassOrder(X_LABELS, Y_LABELS, None, 0)
+    assert order.classes == ["a", "b", "c"] and order.batch_size == 3
+    for step in range(20):
+        rows = order.indices(step)
+        assert rows.shape == (3, 2)
+        drawn = [X_LABELS[row] for row in rows[:, 0]]
+        assert sorted(drawn) == ["a", "b", "c"]
+        assert drawn == [Y_LABELS[row] for row in rows[:, 1]]
+
+
+def test_every_row_of_a_shared_class_is_drawn_and_equally_often():
+    order = ClassOrder(X_LABELS, Y_LABELS, None, 1)
+    drawn = np.concatenate([order.indices(step) for step in range(6000)])
+    for column, labels in ((0, X_LABELS), (1, Y_LABELS)):
+        counts = np.bincount(drawn[:, column], minlength=len(labels))
+        for name in set(labels):
+            own = counts[[label == name for label in labels]]
+            expected = 6000 / len(own) if name in order.classes else 0
+            np.testing.assert_allclose(own, expected, rtol=0.12)
+    # The two domains are drawn independently: every pair of rows of a class occurs.
+    of_a = {(x, y) for x, y in drawn if X_LABELS[x] == "a"}
+    assert len(of_a) == 3 * 6
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_other_batch_sizes_walk_through_the_classes_in_turn(batch_size):
+    order = ClassOrder(X_LABELS, Y_LABELS, batch_size, 0)
+    seen = [X_LABELS[row] for step in range(30) for row in order.indices(step)[:, 0]]
+    assert all(len(order.indices(step)) == batch_size for step in range(5))
+    for start in range(0, len(seen) - 2, 3):
+        assert sorted(seen[start : start + 3]) == ["a", "b", "c"]
+
+
+def test_the_order_of_classes_is_a_function_of_seed_and_step():
+    first, again = ClassOrder(X_LABELS, Y_LABELS, None, 5), ClassOrder(X_LABELS, Y_LABELS, None, 5)
+    later = [again.indices(step) for step in (7, 3)]
+    for rows, step in zip(later, (7, 3), strict=True):
+        np.testing.assert_array_equal(first.indices(step), rows)
+    other = ClassOrder(X_LABELS, Y_LABELS, None, 6)
+    assert any((first.indices(step) != other.indices(step)).any() for step in range(5))
+
+
+def test_fewer_than_two_common_classes_are_refused():
+    with pytest.raises(ValueError, match="1 classes have rows in both domains"):
+        ClassOrder(["a", "b"], ["a", "c"], None, 0)

@@ -164,10 +164,10 @@ def test_parts_cover_all_blocks_once_and_evenly(count: int, total: int) -> None:
 def test_parts_in_any_order_hold_every_block_in_order(tmp_path: Path, total: int) -> None:
     parts = read_parts(write_parts(tmp_path, 3, total)[::-1], "iiae encode …")
     assert [part.about["index"] for part in parts] == [0, 1, 2] and parts[0].job == JOB
-    arrays = [one for part in parts for one in part.blocks()]
-    assert len(arrays) == total
-    for number, one in enumerate(arrays):
-        assert_block(one, number)
+    blocks = [block for part in parts for block in part.blocks()]
+    assert len(blocks) == total
+    for number, arrays in enumerate(blocks):
+        assert_block(arrays, number)
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.cars import SHAPE, read_mat
 from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.model import DOMAINS
 
 
 def im_of(number):
@@ -102,8 +103,9 @@ def test_limit_counts_pairs_and_keeps_no_other_picture(archive, cars, limit, cou
         assert len(split.x) == len(set(split.pairs[:, 0])) == len(split.x.ids)
         assert len(set(split.y.labels)) == count
         rows = np.arange(pairs)
-        for found, whole in zip(split.pair_rows(rows), cars[name].pair_rows(rows), strict=True):
-            np.testing.assert_array_equal(found, whole)
+        taken, whole = split.take_pairs(rows), cars[name].take_pairs(rows)
+        for domain in DOMAINS:
+            np.testing.assert_array_equal(taken.side(domain).rows, whole.side(domain).rows)
 
 
 def test_image_size_is_that_of_the_stored_pictures(archive, cars):
@@ -180,9 +182,9 @@ def test_the_program_reads_the_archive_and_says_what_it_left_out(iiae, archive, 
     assert (tmp_path / "out" / "test" / "y" / "car_192" / "yaw02-pitch1.png").is_file()
     assert iiae("prepare", "pairs", "out/pairs.csv", "-o", "again.h5").code == 0
     once, again = file.split("test"), DataFile(tmp_path / "again.h5").split("test")
-    rows = np.arange(184)
-    for found, wanted in zip(again.pair_rows(rows), once.pair_rows(rows), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    taken, wanted = (split.take_pairs(np.arange(184)) for split in (again, once))
+    for domain in DOMAINS:
+        np.testing.assert_array_equal(taken.side(domain).rows, wanted.side(domain).rows)
     assert again.x.labels == once.x.labels and again.y.labels == once.y.labels
     error, hint = iiae("prepare", "cars").error()
     assert error == "error: the source of cars was not named" and "iiae prepare cars SOURCE" in hint

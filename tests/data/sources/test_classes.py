@@ -263,7 +263,7 @@ def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys)
     assert "fine-tuned already" in refused(divided, **weights, fine_tune_epochs=2).message
     assert "nothing to save" in refused(divided, **RANDOM, save_backbone=tmp_path / "m").message
     alone = {**RANDOM, "backbone_weights": str(kept / "x.safetensors")}
-    assert "one domain alone" in refused(divided, **alone).message
+    assert "does not fit" in refused(divided, **alone).message
     (kept / "y.safetensors").unlink()
     assert "y.safetensors does not exist" in refused(divided, **weights).message
 

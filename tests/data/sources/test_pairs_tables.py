@@ -40,8 +40,9 @@ def read(manifest, **options):
 
 def values(split):
     """x and y value of every pair."""
-    x, y = split.pair_rows(np.arange(split.pair_count))
-    return list(zip(x[:, 0, 0, 0].tolist(), y[:, 0, 0, 0].tolist(), strict=True))
+    pairs = split.take_pairs(np.arange(split.pair_count))
+    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
+    return list(zip(x, y, strict=True))
 
 
 # ---- what is read
