@@ -9,7 +9,9 @@ other anyway. Parameters come from the CPU's generator whatever the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ SHIFT = 0.24  # of half a side
 CONTRAST, LIGHT = 0.4, 0.3  # of the picture: exponent of the factor, and what is added
 TINT, CAST = 0.2, 0.15  # the same of each channel
 ERASED = (0.06, 0.25)  # half sides of an erased rectangle, of the picture's side
+
+Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [0, 1) for every row: (B, *shape)
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,17 @@ class Augmentation:
     def __call__(self, x: Tensor, y: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Changes both pictures of every pair, (B, C, H, W) in [−1, 1], as (seed, step) decide."""
         state = np.random.SeedSequence((seed, 1, step)).generate_state(1, np.uint64)[0]
-        draw = _Draw(int(state), len(x))
+        count, generator = len(x), torch.Generator().manual_seed(int(state))
+
+        def draw(*shape: int) -> Tensor:
+            return torch.rand((count, *shape), generator=generator)
+
         if self.geometric or self.flip or self.misalign:
             both = _affine(self.geometric, self.flip, draw)
             x, y = (self._warp(pictures, both, draw) for pictures in (x, y))
         return self._recolour(x, draw), self._recolour(y, draw)
 
-    def _warp(self, pictures: Tensor, maps: Tensor, draw: _Draw) -> Tensor:
+    def _warp(self, pictures: Tensor, maps: Tensor, draw: Draw) -> Tensor:
         """Bilinear; what comes in from outside repeats the border."""
         if self.misalign:
             maps = maps @ _affine(self.misalign, 0.0, draw)
@@ -58,36 +66,27 @@ class Augmentation:
         grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
         return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
-    def _recolour(self, pictures: Tensor, draw: _Draw) -> Tensor:
+    def _recolour(self, pictures: Tensor, draw: Draw) -> Tensor:
         channels, height, width = pictures.shape[1:]
         if strength := self.photometric:
-            gain = torch.exp(strength * (CONTRAST * draw.signed(1) + TINT * draw.signed(channels)))
-            offset = strength * (LIGHT * draw.signed(1) + CAST * draw.signed(channels))
+            contrast, tint = _signed(draw(1)), _signed(draw(channels))
+            light, cast = _signed(draw(1)), _signed(draw(channels))
+            gain = torch.exp(strength * (CONTRAST * contrast + TINT * tint))
+            offset = strength * (LIGHT * light + CAST * cast)
             pictures = pictures * _per_channel(gain, pictures) + _per_channel(offset, pictures)
         if self.grey:
-            lost = _per_channel((draw.unit() < self.grey)[:, None], pictures)
+            lost = _per_channel((draw() < self.grey)[:, None], pictures)
             pictures = torch.where(lost, pictures.mean(dim=1, keepdim=True), pictures)
         if self.erase:
             inside = _rectangles(height, width, self.erase, draw).to(pictures.device)
-            colour = _per_channel(draw.signed(channels), pictures)
+            colour = _per_channel(_signed(draw(channels)), pictures)
             pictures = torch.where(inside, colour, pictures)
         return pictures.clamp(-1.0, 1.0) if self.photometric else pictures
 
 
-class _Draw:
-    """Random numbers for the rows of a batch."""
-
-    def __init__(self, seed: int, rows: int) -> None:
-        self._rows = rows
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def unit(self, *shape: int) -> Tensor:
-        """(B, *shape) in [0, 1)."""
-        return torch.rand((self._rows, *shape), generator=self._generator)
-
-    def signed(self, *shape: int) -> Tensor:
-        """(B, *shape) in [−1, 1)."""
-        return 2.0 * self.unit(*shape) - 1.0
+def _signed(values: Tensor) -> Tensor:
+    """[0, 1) → [−1, 1)."""
+    return 2.0 * values - 1.0
 
 
 def _per_channel(values: Tensor, pictures: Tensor) -> Tensor:
@@ -95,24 +94,24 @@ def _per_channel(values: Tensor, pictures: Tensor) -> Tensor:
     return values[:, :, None, None].to(pictures.device)
 
 
-def _affine(strength: float, flip: float, draw: _Draw) -> Tensor:
+def _affine(strength: float, flip: float, draw: Draw) -> Tensor:
     """Maps (B, 3, 3) from coordinates in changed pictures, in [−1, 1], to those that they read."""
-    angle = strength * TURN * draw.signed()
-    scale = torch.exp(strength * ZOOM * draw.signed())
-    mirror = torch.where(draw.unit() < flip, -1.0, 1.0)
+    angle = strength * TURN * _signed(draw())
+    scale = torch.exp(strength * ZOOM * _signed(draw()))
+    mirror = torch.where(draw() < flip, -1.0, 1.0)
     maps = torch.zeros(len(angle), 3, 3)
     maps[:, 0, 0], maps[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
     maps[:, 1, 0], maps[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
-    maps[:, :2, 2] = strength * SHIFT * draw.signed(2)
+    maps[:, :2, 2] = strength * SHIFT * _signed(draw(2))
     maps[:, 2, 2] = 1.0
     return maps
 
 
-def _rectangles(height: int, width: int, chance: float, draw: _Draw) -> Tensor:
+def _rectangles(height: int, width: int, chance: float, draw: Draw) -> Tensor:
     """Masks (B, 1, H, W), empty but for a rectangle in a fraction `chance` of them."""
     least, most = ERASED
-    centre, half = draw.unit(2), least + (most - least) * draw.unit(2)
-    half = torch.where(draw.unit(1) < chance, half, -1.0)
+    centre, half = draw(2), least + (most - least) * draw(2)
+    half = torch.where(draw(1) < chance, half, -1.0)
     rows, columns = ((torch.arange(side) + 0.5) / side for side in (height, width))
     down = (rows - centre[:, :1]).abs() < half[:, :1]
     across = (columns - centre[:, 1:]).abs() < half[:, 1:]

@@ -224,8 +224,7 @@ def shared_regression(
     partner's shared mean (N, S) is the instrument: it cannot know this domain's exclusive factors,
     so whatever of them leaks into this domain's shared mean is not mistaken for shared. Its
     covariance with this domain's mean is made symmetric and not negative, as the covariance of one
-    latent is, before `ridge` is added. With `ridge` 1 and the mean as its own instrument this is
-    the regression on *samples* of the shared posterior.
+    latent is, before `ridge` is added.
     """
     own, other = basis.coordinates(mean), basis.coordinates(partner)
     other = other - other.mean(dim=0)

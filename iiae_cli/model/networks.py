@@ -30,12 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAKY_SLOPE = 0.2
-NORM_EPS = 1e-5
+LEAKY_SLOPE, NORM_EPS = 0.2, 1e-5
 NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
-
-
-# ---- layers
 
 
 def init_paper_weights(module: nn.Module) -> None:

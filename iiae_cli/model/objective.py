@@ -30,7 +30,6 @@ from iiae_cli.model.gaussian import full, kl_between, kl_to_prior
 from iiae_cli.model.iiae import Posteriors, Reconstructions
 
 BoundKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii"]
-ReconstructionLoss: TypeAlias = Literal["l1", "l2"]
 ByDomain: TypeAlias = Mapping[Domain, Tensor]
 
 
@@ -103,7 +102,7 @@ def bound_weights(kind: BoundKind, lam: float) -> Weights:
 def bound(
     weights: Weights,
     *,
-    reconstruction: ReconstructionLoss = "l1",
+    reconstruction: Literal["l1", "l2"] = "l1",
     reconstruction_weight: float = 1000.0,
     annealing_steps: float = 25000.0,
 ) -> Objective:

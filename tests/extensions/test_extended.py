@@ -21,19 +21,12 @@ from iiae_cli.model.objective import bound
 # ---- standardisation
 
 
-def standardising(each):
-    """A model that standardises features of a large mean and scale; x and y."""
-    model = small_model("features", ExtendedIIAE, standardise=True)
-    x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
-    for domain, rows in (("x", x), ("y", y)):
-        model.standardise[domain].fit(rows.numpy(), each=each)
-    return model, x, y
-
-
 def test_a_standardising_model_is_the_plain_one_on_standardised_features():
     plain = small_model("features").eval()
-    model, x, y = standardising(each=True)
-    model.eval()
+    model = small_model("features", ExtendedIIAE, standardise=True).eval()
+    x, y = (1000 + 50 * rows for rows in small_pairs("features", rows=32))
+    for domain, rows in (("x", x), ("y", y)):
+        model.standardise[domain].fit(rows.numpy(), each=True)
     read = [(rows - rows.mean(dim=0)) / rows.std(dim=0, correction=0) for rows in (x, y)]
     found, expected = model.infer(x, y), plain.infer(*read)
     torch.testing.assert_close(found.inputs["x"], read[0], rtol=1e-3, atol=1e-3)
@@ -45,13 +38,6 @@ def test_a_standardising_model_is_the_plain_one_on_standardised_features():
     # What leaves the model is in the data's units.
     decoded = plain.decode("y", shared, exclusive) * y.std(dim=0, correction=0) + y.mean(dim=0)
     torch.testing.assert_close(model.decode("y", shared, exclusive), decoded)
-
-
-def test_reconstructions_are_compared_in_standardised_units():
-    """The mean predicts standardised features with error 1, whatever the data's own scale."""
-    model, x, y = standardising(each=False)
-    terms = bound(ELBO, reconstruction="l2", reconstruction_weight=1.0)(*model(x, y), 0)
-    assert 0.3 < terms["reconstruction_x"] < 10.0 and 0.3 < terms["reconstruction_y"] < 10.0
 
 
 def test_scales_are_the_rows_own():

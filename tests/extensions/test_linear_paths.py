@@ -167,15 +167,3 @@ def test_pictures_begin_as_linear_maps_of_their_descriptions(kind, size):
         torch.testing.assert_close(shared.mean, expected[domain], rtol=1e-4, atol=1e-4)
     joint = (expected["x"] + expected["y"]) / 2
     torch.testing.assert_close(found.joint_shared.mean, joint, rtol=1e-4, atol=1e-4)
-
-
-def test_a_path_reads_the_description_of_every_cells_window():
-    model = IIAE(PICTURES["maps"]((32, 32)), {"x": 3, "y": 3}, exclusive_dim=3)
-    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
-    rows = described_rows(model, "x", pictures)
-    described = PictureMap(3, (8, 8), 8)(pictures)
-    assert rows.shape == (2 * 4 * 4, 16 * described.shape[1])
-    window = described[1, :, 1:5, 3:7]  # row 1, column 2 of the 4×4 grid
-    assert torch.equal(rows[16 + 4 + 2], window.reshape(-1))
-    flat = IIAE(PICTURES["flat"]((32, 32)), {"x": 3, "y": 3}, exclusive_dim=3)
-    assert torch.equal(described_rows(flat, "x", pictures), PictureDescription(3)(pictures))

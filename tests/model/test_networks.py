@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import FAMILIES
 from torch import nn
 
@@ -18,9 +17,7 @@ from iiae_cli.model.networks import (
     ImageNetworks,
     PadToMultiple,
     TiledEntry,
-    conv_trunk,
     grid_after,
-    init_paper_weights,
 )
 from iiae_cli.model.objective import bound, bound_weights
 
@@ -107,23 +104,6 @@ def test_layers_have_the_released_codes_settings(family):
             assert layer.negative_slope == 0.2
 
 
-def test_a_conv_trunk_computes_what_functional_torch_computes():
-    torch.manual_seed(0)
-    trunk = conv_trunk(2, [3, 4]).apply(init_paper_weights)
-    for layer in trunk:
-        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
-            nn.init.normal_(layer.bias)
-    pictures = torch.randn(3, 2, 8, 12)
-    hidden = pictures
-    for conv, norm in ((trunk[1], trunk[2]), (trunk[4], trunk[5])):
-        hidden = F.conv2d(F.pad(hidden, (1, 1, 1, 1)), conv.weight, conv.bias, stride=2)
-        centred = hidden - hidden.mean((0, 2, 3), keepdim=True)
-        hidden = centred / torch.sqrt(centred.square().mean((0, 2, 3), keepdim=True) + 1e-5)
-        hidden = hidden * norm.weight[:, None, None] + norm.bias[:, None, None]
-        hidden = torch.maximum(hidden, 0.2 * hidden)
-    torch.testing.assert_close(trunk(pictures), hidden, rtol=1e-4, atol=1e-5)
-
-
 # ---- decoders
 
 
@@ -155,17 +135,6 @@ def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels
     torch.testing.assert_close(pictures, whole[..., : size[0], : size[1]])
 
 
-@pytest.mark.parametrize("family", ["maps", "flat"])
-def test_decoder_dropout_is_off_in_evaluation_mode(family):
-    torch.manual_seed(0)
-    networks = FAMILIES[family]
-    net = networks.decoder(3, 3)
-    shared, exclusive = torch.randn(4, *networks.shared_shape), torch.randn(4, 3)
-    assert not torch.equal(net(shared, exclusive), net(shared, exclusive))
-    net.eval()
-    assert torch.equal(net(shared, exclusive), net(shared, exclusive))
-
-
 def test_a_feature_decoder_has_no_output_activation():
     net = FeatureDecoder(6, 6, 9)
     net.layers[-1].bias.data.copy_(torch.linspace(-50, 50, 9))
@@ -181,15 +150,6 @@ def test_grid_after_counts_the_halvings_of_the_padded_side(stages):
     for size in range(1, 70):
         padded = PadToMultiple(2**stages)(torch.zeros(1, 1, size, size)).shape[-1]
         assert grid_after(size, stages) == padded >> stages and padded - size < 2**stages
-
-
-def test_padding_repeats_the_bottom_and_right_edges_and_does_nothing_at_multiples():
-    pictures = torch.randn(2, 3, 5, 7)
-    padded = PadToMultiple(8)(pictures)
-    assert torch.equal(padded[..., :5, :7], pictures) and padded.shape == (2, 3, 8, 8)
-    assert torch.equal(padded[..., 5:, :7], pictures[..., 4:5, :].expand(2, 3, 3, 7))
-    assert torch.equal(padded[..., 7], padded[..., 6])
-    assert PadToMultiple(8)(padded) is padded
 
 
 def test_encoder_and_decoder_need_the_same_depth():
