@@ -184,20 +184,11 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
 def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Networks:
     """Use networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
-    if (x.backbone, x.preprocessing) != (y.backbone, y.preprocessing):
+    other = options.backbone not in (None, x.backbone) or y.backbone != x.backbone
+    if other or options.fine_tune_epochs or options.save_backbone is not None:
         raise IiaeError(
-            f"{folder} holds networks that differ in more than their weights",
-            "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote",
-        )
-    if options.backbone not in (None, x.backbone):
-        raise IiaeError(
-            f"{folder} holds networks of {x.backbone}, not {options.backbone}",
-            "leave --backbone out",
-        )
-    if options.fine_tune_epochs or options.save_backbone is not None:
-        raise IiaeError(
-            f"the networks in {folder} are fine-tuned already",
-            "leave --fine-tune-epochs and --save-backbone out",
+            f"{folder} holds networks of {x.backbone} and {y.backbone}, fine-tuned already",
+            "leave --backbone, --fine-tune-epochs and --save-backbone out",
         )
     inputs = _inputs(options, x.preprocessing)
     if inputs.preprocessing != x.preprocessing:

@@ -1,15 +1,21 @@
-"""The recipes of coloured digits by hand, and the embedded digits."""
+"""The recipes of coloured digits by hand, the embedded digits, and sets in IDX files."""
+
+import gzip
 
 import numpy as np
 import pytest
-from helpers import built
+from helpers import built, refusal
 from PIL import Image
 
+from iiae_cli.common.files import sha256_of
+from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.sources import cdcb
 from iiae_cli.data.sources.cdcb import (
+    IDX_FILES,
     colour_pair,
     embedded_digits,
+    find_idx,
     outline_pair,
-    resize_pictures,
     sketch_pair,
 )
 from iiae_cli.data.sources.plan import PrepareOptions
@@ -25,7 +31,7 @@ def many(seed=0, rows=40, size=9):
     return rng(seed).integers(0, 256, (rows, size, size)).astype(np.uint8)
 
 
-# ---- the recipe of MNIST-CDCB
+# ---- the recipes
 
 
 def test_the_recipe_by_hand():
@@ -38,22 +44,11 @@ def test_the_recipe_by_hand():
     assert x.dtype == y.dtype == np.uint8 and x.shape == y.shape == (1, 2, 3, 3)
 
 
-def test_the_same_digit_stands_in_both_domains():
-    grey = many()
-    x, y, factors = colour_pair(grey, rng(1))
-    digit = grey > 102
-    for row in range(len(grey)):
-        assert (x[row][~digit[row]] == factors["x_color"][row]).all()
-        assert (y[row][digit[row]] == factors["y_color"][row]).all()
-        assert (x[row][digit[row]] == grey[row][digit[row]][:, None]).all()
-        assert (y[row][~digit[row]] == grey[row][~digit[row]][:, None]).all()
-
-
 @pytest.mark.parametrize("recipe", [colour_pair, outline_pair, sketch_pair])
 def test_colours_are_seeded(recipe):
     first, again, other = recipe(many(), rng(3)), recipe(many(), rng(3)), recipe(many(), rng(4))
-    for one, two in zip(first[:2], again[:2], strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first[:2], again[:2], strict=True):
+        np.testing.assert_array_equal(left, right)
     assert not np.array_equal(first[2]["y_color"], other[2]["y_color"])
     assert first[2]["y_color"].dtype == np.uint8 and first[2]["y_color"].shape == (40, 3)
 
@@ -74,13 +69,10 @@ def test_an_outline_is_the_ring_of_pixels_around_the_digit():
     grey[0, 0, 0] = 103  # at a corner
     x, y, factors = outline_pair(grey, rng(7))
     np.testing.assert_array_equal(x, colour_pair(grey, rng(7))[0])
-    for row in range(5):
-        for i in range(8):
-            for j in range(9):
-                around = grey[row, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2] > 102
-                outlined = grey[row, i, j] <= 102 and around.any()
-                expected = factors["y_color"][row] if outlined else [0, 0, 0]
-                assert y[row, i, j].tolist() == list(expected)
+    for row, i, j in np.ndindex(grey.shape):
+        around = grey[row, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2] > 102
+        outlined = grey[row, i, j] <= 102 and around.any()
+        assert y[row, i, j].tolist() == (factors["y_color"][row].tolist() if outlined else [0] * 3)
     assert (y[0] == factors["y_color"][0]).all(axis=2).sum() == 3
 
 
@@ -111,23 +103,9 @@ def test_a_garment_covers_its_coloured_ground_by_its_opacity():
     grey = np.array([[[0, 51], [102, 240]]], np.uint8)
     _, y, factors = sketch_pair(grey, rng(9))
     ground = factors["y_color"][0].astype(float)
-    assert set(factors) == {"y_color"}
     np.testing.assert_array_equal(y[0, 0, 0], ground)
     np.testing.assert_allclose(y[0, 0, 1], 0.5 * 51 + 0.5 * ground, atol=0.51)
     assert y[0, 1].tolist() == [[102] * 3, [240] * 3]
-
-
-@pytest.mark.parametrize("recipe", [colour_pair, outline_pair, sketch_pair])
-def test_no_pictures_give_no_pairs(recipe):
-    x, y, _ = recipe(np.empty((0, 28, 28), np.uint8), rng())
-    assert x.shape == y.shape == (0, 28, 28, 3)
-
-
-def test_grey_pictures_are_enlarged_bicubically():
-    grey = many(10, rows=2)
-    assert resize_pictures(grey, 9) is grey
-    expected = Image.fromarray(grey[1]).resize((20, 20), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(resize_pictures(grey, 20)[1], np.asarray(expected))
 
 
 # ---- embedded digits
@@ -138,14 +116,6 @@ def digits():
     return built("digits-cdcb", PrepareOptions(seed=0)).splits
 
 
-def test_the_embedded_digits_are_all_there(digits):
-    assert set(digits) == {"train", "test"}
-    train, test = digits["train"], digits["test"]
-    assert train.x.rows.shape == train.y.rows.shape == (1497, 32, 32, 3)
-    assert test.x.rows.shape == test.y.rows.shape == (300, 32, 32, 3)
-    assert train.x.rows.dtype == train.y.rows.dtype == np.uint8
-
-
 def recovered(split):
     """(grey, digit mask) of every pair: x shows the digit's grey, y the rest."""
     digit = (split.y.rows == split.factors["y_color"][:, None, None]).all(axis=3)
@@ -153,75 +123,172 @@ def recovered(split):
 
 
 def test_embedded_pairs_agree_with_their_factors_and_labels(digits):
-    for name, split in digits.items():
-        rows = len(split.x)
-        assert (
-            split.x.ids == split.y.ids == [f"{name}/{number:05d}" for number in range(1, rows + 1)]
-        )
+    for (name, split), rows in zip(digits.items(), (1497, 300), strict=True):
+        assert split.x.rows.shape == split.y.rows.shape == (rows, 32, 32, 3)
+        ids = [f"{name}/{number:05d}" for number in range(1, rows + 1)]
+        assert split.x.ids == split.y.ids == ids and split.pairs is None
         assert split.x.labels == split.y.labels == [str(label) for label in split.factors["class"]]
         assert split.factors["x_color"].shape == split.factors["y_color"].shape == (rows, 3)
-        assert split.pairs is None
         _, digit = recovered(split)
         assert (digit.mean((1, 2)) > 0.03).all() and (digit.mean((1, 2)) < 0.7).all()
-        background = split.x.rows == split.factors["x_color"][:, None, None]
-        assert background[~digit].all()
-        assert (split.x.rows[digit] == split.x.rows[digit][:, :1]).all() and split.x.rows[
-            digit
-        ].min() > 102
+        assert (split.x.rows == split.factors["x_color"][:, None, None])[~digit].all()
 
 
-def test_train_and_test_divide_the_digits_without_overlap(digits):
+def test_train_and_test_divide_the_digits_without_overlap_and_stratified(digits):
     grey, labels = embedded_digits(32)
-    assert grey.shape == (1797, 32, 32) and labels.shape == (1797,)
     known = {}
-    for one, label in zip(grey, labels.tolist(), strict=True):
-        known.setdefault((one.tobytes(), str(label)), []).append(1)
+    for picture, label in zip(grey, labels.tolist(), strict=True):
+        known.setdefault((picture.tobytes(), str(label)), []).append(1)
     for split in digits.values():
-        for one, label in zip(recovered(split)[0], split.x.labels, strict=True):
-            known[
-                (one.tobytes(), label)
-            ].pop()  # KeyError or IndexError: changed, mislabelled or seen twice
+        for picture, label in zip(recovered(split)[0], split.x.labels, strict=True):
+            known[picture.tobytes(), label].pop()  # raises if changed, mislabelled or seen twice
     assert not any(known.values())
-
-
-def test_the_division_is_stratified(digits):
-    _, labels = embedded_digits(32)
     for label in range(10):
         share = 300 * (labels == label).sum() / 1797
         assert abs(digits["test"].x.labels.count(str(label)) - share) <= 1
 
 
 def test_the_seed_decides_colours_and_division(digits):
-    again = built("digits-cdcb", PrepareOptions(seed=0)).splits
-    other = built("digits-cdcb", PrepareOptions(seed=1)).splits
+    again, other = (built("digits-cdcb", PrepareOptions(seed=seed)).splits for seed in (0, 1))
     for name in ("train", "test"):
         np.testing.assert_array_equal(again[name].x.rows, digits[name].x.rows)
         np.testing.assert_array_equal(again[name].y.rows, digits[name].y.rows)
         assert other[name].x.labels != digits[name].x.labels
         assert not np.array_equal(other[name].factors["x_color"], digits[name].factors["x_color"])
-    assert not np.array_equal(
-        digits["train"].factors["x_color"][:300], digits["test"].factors["x_color"]
-    )
 
 
-def test_the_edge_variant_shares_x_and_outlines_y(digits):
+def test_the_edge_variant_outlines_y_and_limit_and_size_apply(digits):
     edge = built("digits-edge", PrepareOptions(seed=0, limit=20)).splits
     for name in ("train", "test"):
-        assert len(edge[name].x) == 20
         assert edge[name].x.labels == digits[name].x.labels[:20]
         coloured = (edge[name].y.rows == edge[name].factors["y_color"][:, None, None]).all(axis=3)
         assert (edge[name].y.rows[~coloured] == 0).all()
         _, digit = recovered(digits[name])
         assert not (coloured & digit[:20]).any() and (coloured.sum((1, 2)) > 20).all()
-    np.testing.assert_array_equal(
-        edge["train"].x.rows, colour_pair(recovered(digits["train"])[0][:20], rng(0))[0]
-    )
+    small = built("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
+    assert [split.x.rows.shape for split in small.values()] == [(7, 16, 16, 3)] * 2
 
 
-def test_limit_and_image_size_apply_to_the_embedded_digits():
-    splits = built("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
-    assert {name: split.x.rows.shape for name, split in splits.items()} == {
-        "train": (7, 16, 16, 3),
-        "test": (7, 16, 16, 3),
+# ---- IDX files
+
+
+def idx_bytes(array):
+    extents = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return b"\0\0\x08" + bytes([array.ndim]) + extents + array.tobytes()
+
+
+def idx_source(folder, *, suffix="", train=8, test=4):
+    """MNIST's four files; returns pictures and labels of train, pictures and labels of test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = [
+        rng(seed).integers(0, high, shape).astype(np.uint8)
+        for seed, (rows, high) in enumerate(((train, 256), (train, 10), (test, 256), (test, 10)))
+        for shape in [(rows, 28, 28) if high == 256 else rows]
+    ]
+    for name, array in zip(IDX_FILES, arrays, strict=True):
+        content = idx_bytes(array)
+        path = folder / f"{name}{suffix}"
+        path.write_bytes(gzip.compress(content) if suffix else content)
+    return arrays
+
+
+def build_from(name, source, **options):
+    return built(name, PrepareOptions(source=source, **options))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffix):
+    assert cdcb.TRAIN_IDX == 50_000 and cdcb.TEST_DIGITS == 300  # the paper's
+    monkeypatch.setattr(cdcb, "TRAIN_IDX", 5)
+    train, train_labels, test, test_labels = idx_source(tmp_path, suffix=suffix)
+    prepared = build_from("mnist-cdcb", tmp_path)
+    wanted = {
+        "train": (train[:5], train_labels[:5]),
+        "valid": (train[5:], train_labels[5:]),
+        "test": (test, test_labels),
     }
-    assert len(splits["train"].x.labels) == len(splits["train"].factors["class"]) == 7
+    assert list(prepared.splits) == ["train", "valid", "test"]
+    for name, (grey, labels) in wanted.items():
+        split, digit = prepared.splits[name], grey > 102
+        assert split.x.labels == split.y.labels == [str(label) for label in labels]
+        np.testing.assert_array_equal(split.factors["class"], labels)
+        assert split.x.ids[0] == split.y.ids[0] == f"{name}/00001"
+        assert (split.x.rows[digit] == grey[digit][:, None]).all()
+        assert (split.y.rows[~digit] == grey[~digit][:, None]).all()
+    colours = [split.factors["x_color"] for split in prepared.splits.values()]
+    assert len(np.unique(np.concatenate(colours), axis=0)) == 12
+    sha256 = sha256_of(*[tmp_path / f"{name}{suffix}" for name in IDX_FILES])
+    assert prepared.attributes == {"source": "MNIST", "source_sha256": sha256}
+
+
+def test_idx_pictures_are_coloured_first_and_resized_after(tmp_path):
+    idx_source(tmp_path)
+    native, sized, other = (
+        build_from("mnist-cdcb", tmp_path, limit=2, image_size=size, seed=seed).splits["train"]
+        for size, seed in ((None, 0), (20, 0), (20, 1))
+    )
+    for domain in "xy":  # as the published pictures were
+        resized = resize_pictures(native.side(domain).rows, 20)
+        np.testing.assert_array_equal(sized.side(domain).rows, resized)
+    assert not np.array_equal(other.factors["x_color"], sized.factors["x_color"])
+
+
+def test_fashion_sets_use_their_recipes_and_debians_files(tmp_path, monkeypatch):
+    train, *_ = idx_source(tmp_path)
+    coloured = build_from("fashion-cdcb", tmp_path).splits
+    np.testing.assert_array_equal(coloured["train"].x.rows, colour_pair(train, rng())[0])
+    sketched = build_from("fashion-edges", tmp_path).splits["train"]
+    np.testing.assert_array_equal(sketched.y.rows, sketch_pair(train, rng())[1])
+    monkeypatch.setattr(cdcb, "DEBIAN_FASHION", tmp_path)
+    found = built("fashion-cdcb", PrepareOptions()).splits["train"]
+    np.testing.assert_array_equal(found.x.rows, coloured["train"].x.rows)
+    assert "was not named" in refusal(built, "mnist-cdcb", PrepareOptions()).message
+    assert "does not exist" in refusal(build_from, "mnist-cdcb", tmp_path / "none").message
+
+
+def test_torchvisions_folder_is_found_and_plain_files_come_first(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    for suffix in (".gz", ""):
+        idx_source(folder, suffix=suffix)
+        assert find_idx(tmp_path, IDX_FILES[0]) == folder / f"{IDX_FILES[0]}{suffix}"
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        (0, lambda content: content[:-1], "is truncated"),
+        (0, lambda content: content[:8], "is truncated"),
+        (1, lambda content: b"<html>not found</html>", "is not an IDX file of bytes"),
+        (1, lambda content: b"\0\0\x0d\x01\0\0\0\0", "is not an IDX file of bytes"),
+        (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "it claims to hold"),
+        (1, lambda content: idx_bytes(np.zeros(5, np.uint8)), "(8, 28, 28) pictures, (5,) labels"),
+        (3, None, f"holds no {IDX_FILES[3]}[.gz]"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_damaged_and_missing_files_are_named(tmp_path, place, change, said, suffix):
+    idx_source(tmp_path, suffix=suffix)
+    path = tmp_path / f"{IDX_FILES[place]}{suffix}"
+    content = path.read_bytes()
+    path.unlink()
+    if change is not None and suffix:
+        path.write_bytes(gzip.compress(change(gzip.decompress(content))))
+    elif change is not None:
+        path.write_bytes(change(content))
+    assert said in refusal(build_from, "mnist-cdcb", tmp_path).message
+
+
+def test_original_folders_are_cut_in_the_middle_in_numeric_order(tmp_path):
+    for name, value in (("train/1", 10), ("train/2", 20), ("train/10", 100), ("test/3", 30)):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        array = np.full((8, 16, 3), value, np.uint8)
+        array[:, 8:] += 5
+        Image.fromarray(array).save(path)
+    splits = build_from("mnist-cdcb", tmp_path).splits
+    train = splits["train"]
+    assert list(splits) == ["train", "test"] and splits["test"].x.ids == ["test/3"]
+    assert train.x.ids == train.y.ids == ["train/1", "train/2", "train/10"]
+    assert train.x.rows.shape == (3, 8, 8, 3)
+    assert train.x.rows[:, 0, 0, 0].tolist() == [10, 20, 100]
+    assert train.y.rows[:, 7, 7, 0].tolist() == [15, 25, 105]

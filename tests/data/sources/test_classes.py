@@ -259,7 +259,7 @@ def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys)
     assert "prepared in another way" in capsys.readouterr().err
     # Kept networks exclude other options.
     weights = {"backbone_weights": str(kept)}
-    assert "leave --backbone out" in refused(divided, **weights, backbone="vgg16").hint
+    assert "leave --backbone" in refused(divided, **weights, backbone="vgg16").hint
     assert "fine-tuned already" in refused(divided, **weights, fine_tune_epochs=2).message
     assert "nothing to save" in refused(divided, **RANDOM, save_backbone=tmp_path / "m").message
     alone = {**RANDOM, "backbone_weights": str(kept / "x.safetensors")}

@@ -1,4 +1,4 @@
-"""Pairs in folders, and pictures that hold a pair side by side: Facades, Maps and your own."""
+"""Pairs in folders, side by side in one picture (Facades, Maps and your own), and in tables."""
 
 from itertools import chain
 
@@ -7,9 +7,17 @@ import pytest
 from helpers import built, refusal
 from PIL import Image
 
+from iiae_cli.common.files import sha256_of
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.pictures import resize_picture
 from iiae_cli.data.sources.plan import PrepareOptions
+
+WHOLE = {"valid_fraction": 0, "test_fraction": 0}
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
 
 
 def side_by_side(folder, stem, value, size=(8, 16), suffix=".png"):
@@ -21,31 +29,22 @@ def side_by_side(folder, stem, value, size=(8, 16), suffix=".png"):
     save(folder / f"{stem}{suffix}", array)
 
 
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def flat(path, value, size=(8, 8)):
-    save(path, np.full((*size, 3), value, np.uint8))
+def in_folders(folder, stem, value):
+    """The same pair in folders of its own, suffixes differing."""
+    for offset, (domain, suffix) in enumerate((("x", ".png"), ("y", ".bmp"))):
+        array = np.full((8, 8, 3), value + offset, np.uint8)
+        save(folder / domain / f"{stem}{suffix}", array)
 
 
 def prepared(name, source, **options):
     return built(name, PrepareOptions(source=source, **options))
 
 
-def values(splits):
-    """First values of x and y by split."""
-    return {
-        name: tuple(side.rows[:, 0, 0, 0].tolist() for side in (split.x, split.y))
-        for name, split in splits.items()
-    }
-
-
-def ids(splits):
-    for split in splits.values():
-        assert split.x.ids == split.y.ids and split.pairs is None
-    return {name: split.x.ids for name, split in splits.items()}
+def values(split):
+    """x and y value of every pair."""
+    pairs = split.take_pairs(np.arange(split.pair_count))
+    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
+    return list(zip(x, y, strict=True))
 
 
 # ---- Facades and Maps
@@ -56,31 +55,29 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
         for number in numbers:
             side_by_side(tmp_path / "facades" / split, number, number, size=(256, 513))
     splits = prepared("facades", tmp_path).splits  # the folder that the archive was unpacked in
-    assert ids(splits) == {
-        "train": ["train/1", "train/2", "train/10", "train/100"],
-        "valid": ["valid/3"],
-        "test": ["test/9", "test/30"],
-    }
-    for split in splits.values():
-        numbers = np.array([int(name.partition("/")[2]) for name in split.x.ids])
-        assert split.x.rows.shape == split.y.rows.shape == (len(numbers), 256, 256, 3)
-        assert (split.x.rows == numbers[:, None, None, None]).all()
-        assert (split.y.rows == numbers[:, None, None, None] + 1).all()
+    wanted = {"train": (1, 2, 10, 100), "valid": (3,), "test": (9, 30)}
+    for name, numbers in wanted.items():
+        split = splits[name]
+        assert split.x.ids == split.y.ids == [f"{name}/{number}" for number in numbers]
+        assert split.x.rows.shape == (len(numbers), 256, 256, 3) and split.pairs is None
+        assert (split.x.rows == np.array(numbers)[:, None, None, None]).all()
+        assert (split.y.rows == np.array(numbers)[:, None, None, None] + 1).all()
 
 
 @pytest.mark.parametrize(
     ("folders", "wanted"),
     [
         (("train", "val"), ("train", "test")),
-        (("train", "test"), ("train", "test")),
         (("train", "val", "test"), ("train", "valid", "test")),
     ],
 )
 def test_either_folder_of_maps_is_the_test_split(tmp_path, folders, wanted):
     for number, folder in enumerate(folders):
         side_by_side(tmp_path / folder, 1, 10 * number)
-    found = values(prepared("maps", tmp_path, image_size=16).splits)
-    assert found == {name: ([10 * number], [10 * number + 1]) for number, name in enumerate(wanted)}
+    splits = prepared("maps", tmp_path, image_size=16).splits
+    assert {name: values(split) for name, split in splits.items()} == {
+        name: [(10 * number, 10 * number + 1)] for number, name in enumerate(wanted)
+    }
 
 
 def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
@@ -96,64 +93,46 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
         np.testing.assert_array_equal(native.side(domain).rows[0], half)
 
 
-@pytest.mark.parametrize("name", ["facades", "maps"])
-def test_the_source_must_be_named_and_hold_pictures(tmp_path, name):
-    assert f"iiae prepare {name} SOURCE" in refusal(prepared, name, None).hint
-    assert refusal(prepared, name, tmp_path / "none").message.endswith("none does not exist")
-    assert "holds nothing that can be read" in refusal(prepared, name, tmp_path).message
+def test_a_source_without_readable_pictures_is_refused(tmp_path):
+    assert "holds nothing that can be read" in refusal(prepared, "facades", tmp_path).message
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.png").write_bytes(b"broken")
-    assert "1.png" in refusal(prepared, name, tmp_path).hint
+    assert "1.png" in refusal(prepared, "maps", tmp_path).hint
 
 
-# ---- your own
+# ---- your own, in folders or side by side
+
+BOTH = pytest.mark.parametrize("write", [in_folders, side_by_side])
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_splits_are_kept_val_is_valid_and_subfolders_are_part_of_the_name(tmp_path, apart):
+@BOTH
+def test_splits_are_kept_val_is_valid_and_subfolders_are_part_of_the_name(tmp_path, write):
     for number, name in enumerate(("train/a", "train/cats/b", "val/c")):
         split, _, stem = name.partition("/")
-        if apart:
-            flat(tmp_path / split / "x" / f"{stem}.png", 10 * number)
-            flat(tmp_path / split / "y" / f"{stem}.bmp", 10 * number + 1)
-        else:
-            side_by_side(tmp_path / split, stem.replace("cats/", ""), 10 * number) if (
-                "cats" not in stem
-            ) else side_by_side(tmp_path / split / "cats", "b", 10 * number)
-    splits = prepared("pairs", tmp_path, side_by_side=not apart).splits
-    assert ids(splits) == {"train": ["train/a", "train/cats/b"], "valid": ["valid/c"]}
-    assert values(splits) == {"train": ([0, 10], [1, 11]), "valid": ([20], [21])}
+        write(tmp_path / split, stem, 10 * number)
+    splits = prepared("pairs", tmp_path, side_by_side=write is side_by_side).splits
+    assert splits["train"].x.ids == splits["train"].y.ids == ["train/a", "train/cats/b"]
+    assert values(splits["train"]) == [(0, 1), (10, 11)] and splits["valid"].x.ids == ["valid/c"]
     assert splits["train"].x.rows.shape == (2, 8, 8, 3)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path, apart):
+@BOTH
+def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path, write):
     for number in range(20):
-        if apart:
-            for offset, domain in enumerate("xy"):
-                flat(tmp_path / domain / f"{number}.png", 10 * number + offset)
-        else:
-            side_by_side(tmp_path, number, 10 * number)
-    options = {"side_by_side": not apart, "valid_fraction": 0.1, "test_fraction": 0.25}
-    found = {}
+        write(tmp_path, number, 10 * number)
+    fractions = {"valid_fraction": 0.1, "test_fraction": 0.25}
+    drawn = []
     for seed in (0, 0, 1):
-        splits = prepared("pairs", tmp_path, seed=seed, **options).splits
-        numbers = {
-            name: [int(text.partition("/")[2]) for text in texts]
-            for name, texts in ids(splits).items()
-        }
-        assert {name: len(part) for name, part in numbers.items()} == {
-            "train": 13,
-            "valid": 2,
-            "test": 5,
-        }
-        assert sorted(chain.from_iterable(numbers.values())) == list(range(20))
-        assert values(splits) == {
-            name: ([10 * n for n in part], [10 * n + 1 for n in part])
-            for name, part in numbers.items()
-        }
-        assert found.setdefault(seed, numbers) == numbers
-    assert found[0] != found[1]
+        options = {"side_by_side": write is side_by_side, "seed": seed, **fractions}
+        splits = prepared("pairs", tmp_path, **options).splits
+        counts = {name: split.pair_count for name, split in splits.items()}
+        assert counts == {"train": 13, "valid": 2, "test": 5}
+        numbers = [[int(text.partition("/")[2]) for text in s.x.ids] for s in splits.values()]
+        assert sorted(chain(*numbers)) == list(range(20))
+        for part, split in zip(numbers, splits.values(), strict=True):
+            assert values(split) == [(10 * n, 10 * n + 1) for n in part]
+        drawn.append(numbers)
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_pictures_of_several_sizes_become_256(tmp_path):
@@ -164,26 +143,22 @@ def test_pictures_of_several_sizes_become_256(tmp_path):
         assert splits["test"].y.rows.shape == (1, side, side, 3)
 
 
-def test_what_cannot_be_used_is_named_with_its_partner(tmp_path):
+def test_what_cannot_be_used_is_named(tmp_path):
     for stem in "abc":
-        for domain in "xy":
-            flat(tmp_path / "train" / domain / f"{stem}.png", 10)
-            side_by_side(tmp_path / "halves", stem, 10)
-    flat(tmp_path / "train" / "x" / "a.bmp", 90)
-    flat(tmp_path / "train" / "y" / "lone.png", 90)
+        in_folders(tmp_path / "apart", stem, 10)
+        side_by_side(tmp_path / "halves", stem, 10)
+    save(tmp_path / "apart" / "y" / "lone.png", np.zeros((8, 8, 3), np.uint8))
     side_by_side(tmp_path / "halves", "a", 90, suffix=".bmp")
     side_by_side(tmp_path / "halves", "thin", 10, size=(8, 1))
-    for path in ("train/x/c.png", "halves/c.png"):
+    for path in ("apart/x/c.png", "halves/c.png"):
         (tmp_path / path).write_bytes(b"broken")
     for workers in (1, 3):
-        apart = prepared(
-            "pairs", tmp_path / "train", valid_fraction=0, test_fraction=0, workers=workers
-        )
-        assert apart.splits["train"].x.ids == ["train/a", "train/b"]
-        same, lone, broken = apart.skipped
-        assert "a.png: a.bmp has the same stem" in same and "lone.png: has no partner" in lone
+        apart = prepared("pairs", tmp_path / "apart", **WHOLE, workers=workers)
+        assert apart.splits["train"].y.ids == ["train/a", "train/b"]
+        lone, broken = apart.skipped
+        assert lone.endswith("lone.png: has no partner")
         assert broken.endswith("x/c.png: is not a readable picture")
-    options = {"side_by_side": True, "valid_fraction": 0, "test_fraction": 0, "image_size": 8}
+    options = {"side_by_side": True, "image_size": 8, **WHOLE}
     beside = prepared("pairs", tmp_path / "halves", **options)
     assert [line.partition(": ")[2] for line in beside.skipped] == [
         "a.bmp has the same stem",
@@ -199,13 +174,11 @@ def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     side_by_side(tmp_path, 1, 10)
     error = refusal(prepared, "pairs", tmp_path)
     assert error.message == f"{tmp_path} has no folder x/" and "--side-by-side" in error.hint
-    for domain in "xy":
-        side_by_side(tmp_path / "apart" / "train" / domain, 1, 10)
+    in_folders(tmp_path / "apart" / "train", 1, 10)
     error = refusal(prepared, "pairs", tmp_path / "apart", side_by_side=True)
     assert "folders of their own" in error.message and "leave out --side-by-side" in error.hint
     error = refusal(prepared, "pairs", tmp_path / "1.png", side_by_side=True)
     assert "is neither a tar nor a zip archive" in error.message and "folder" in error.hint
-    assert "does not apply" in refusal(prepared, "digits-cdcb", None, side_by_side=True).message
 
 
 def test_the_program_prepares_maps_and_says_what_it_left_out(iiae, tmp_path):
@@ -217,3 +190,166 @@ def test_the_program_prepares_maps_and_says_what_it_left_out(iiae, tmp_path):
     assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 1}
     assert "1.jpg: is not a readable picture" in done.err
     assert DataFile(tmp_path / "maps.h5").info.shape_x == (256, 256, 3)
+
+
+# ---- tables
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures a … f: x/a.png is 10, y/a.bmp is 11, x/b.png is 20, and so on."""
+    for number, stem in enumerate("abcdef", start=1):
+        in_folders(tmp_path, stem, 10 * number)
+    return tmp_path
+
+
+def table(folder, *lines, name="mine.csv", encoding="utf-8", end="\n"):
+    path = folder / name
+    path.write_bytes("".join(line + end for line in lines).encode(encoding))
+    return path
+
+
+def pairs(*stems, end=""):
+    return [f"x/{stem[0]}.png,y/{stem[-1]}.bmp{end}" for stem in stems]
+
+
+def read(manifest, **options):
+    return prepared("pairs", manifest, **{**WHOLE, **options})
+
+
+def test_rows_with_splits_and_labels(folder):
+    ends = (",train,cat", ",train,dog", ",val,cat", ",Test,dog")
+    lines = [pairs(stem, end=end)[0] for stem, end in zip("bacd", ends, strict=True)]
+    manifest = table(folder, "x,y,split,label", *lines)
+    made = read(manifest)
+    assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(manifest)
+    assert {name: values(split) for name, split in made.splits.items()} == {
+        "train": [(20, 21), (10, 11)],
+        "valid": [(30, 31)],
+        "test": [(40, 41)],
+    }
+    train = made.splits["train"]
+    assert train.x.ids == train.y.ids == ["train/x/b", "train/x/a"] and train.pairs is None
+    assert train.x.labels == train.y.labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "file"),
+    [
+        ("a.csv", ["note, Y ,x", "hm,y/a.bmp,x/a.png", '"a, b",y/b.bmp, x/b.png'], {}),
+        ("a.csv", ["x,y", *pairs(*"ab")], {"encoding": "utf-8-sig", "end": "\r\n"}),
+        ("a.tsv", ["x\ty\tlabel", "x/a.png\ty/a.bmp\tcat, big", "x/b.png\ty/b.bmp\tdog"], {}),
+    ],
+)
+def test_columns_in_any_order_and_tables_of_other_programs(folder, name, lines, file):
+    made = read(table(folder, *lines, name=name, **file))
+    assert made.skipped == [] and values(made.splits["train"]) == [(10, 11), (20, 21)]
+    wanted = ["cat, big", "dog"] if name.endswith("tsv") else None
+    assert made.splits["train"].y.labels == wanted
+
+
+def test_paths_are_absolute_or_relative_to_the_table_and_ids_unique(
+    folder, tmp_path_factory, monkeypatch
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    Image.open(folder / "x" / "f.png").save(elsewhere / "z.png")
+    Image.open(folder / "x" / "b.png").save(folder / "x" / "b.bmp")
+    outside = f"../{folder.name}/x"
+    lines = [f"{elsewhere / 'z.png'},y/a.bmp", f"{outside}/b.png,y/b.bmp"]
+    lines += [f"{outside}/b.bmp,{folder / 'y' / 'c.bmp'}"]
+    train = read(table(folder, "x,y", *lines)).splits["train"]
+    assert values(train) == [(60, 11), (20, 21), (20, 31)]
+    inside = f"train/{folder.name}/x/b"  # no id leads out of a folder
+    assert train.x.ids == [f"train{elsewhere}/z", f"{inside}#1", f"{inside}#2"]
+
+
+def test_a_recurring_picture_is_stored_once(folder):
+    lines = pairs("ab", "cd", "cb", "ad", end=",train") + pairs("ef", end=",test")
+    made = read(table(folder, "x,y,split", *lines))
+    train, test = made.splits["train"], made.splits["test"]
+    assert made.skipped == [] and values(train) == [(10, 21), (30, 41), (30, 21), (10, 41)]
+    assert train.x.ids == ["train/x/a", "train/x/c"] and train.y.ids == ["train/y/b", "train/y/d"]
+    assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
+    assert test.pairs.tolist() == [[0, 0]] and test.y.ids == ["test/y/f"]
+
+
+def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
+    path = folder / "x" / "a.png"
+    path.write_bytes(b"broken")
+    made = read(table(folder, "x,y,label", *pairs("aa", "ab", "cb", "dc", end=",cat")))
+    train = made.splits["train"]
+    assert made.skipped == [f"{path}: is not a readable picture"]
+    assert values(train) == [(30, 21), (40, 31)] and train.pairs.tolist() == [[0, 0], [1, 1]]
+    assert train.y.ids == ["train/y/b", "train/y/c"]  # y/a.bmp has no partner left
+    assert train.x.labels == train.y.labels == ["cat", "cat"]
+
+
+def test_rows_that_cannot_be_used_are_named(folder):
+    manifest = table(
+        folder,
+        "x,y,split,label",
+        *("x/a.png,y/a.bmp,train,cat", "x/b.png,,train,cat", "x/c.png,y/c.bmp"),
+        *("x/d.png,y/d.bmp,training,cat", "x/a.png,y/a.bmp,test,cat"),
+        *("x/a.png,y/f.bmp,train,dog", "x/e.png,y/e.bmp,train,big, cat"),
+        *("x/f.png,y/f.bmp,train,dog", "x/none.png,y/d.bmp,train,dog"),
+    )
+    made = read(manifest)
+    assert list(made.splits) == ["train"] and values(made.splits["train"]) == [(10, 11), (60, 61)]
+    assert made.skipped == [
+        f"{manifest}:8: more cells than columns",
+        f"{manifest}:3: y empty",
+        f"{manifest}:4: split and label empty",
+        f"{manifest}:5: unknown split 'training' (splits: train, valid, test)",
+        f"{manifest}:6: the same pair as in line 2",
+        f"{manifest}:7: label 'dog', but 'cat' above for the same picture",
+        f"{folder / 'x' / 'none.png'}: does not exist",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["x,z", "a,b"], "has no column 'y'"),
+        (["x,y,x", "a,b,c"], "has more than one column 'x'"),
+        (["x,y"], "names no pair"),
+        (["x,y", "x/none.png,y/a.bmp"], "holds nothing that can be read"),
+        (["x,y", '"x/a.png,y/a.bmp'], "is damaged: unexpected end of data"),
+        (["x,y", "\udcff,y"], "is damaged: 'utf-8' codec"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(folder, lines, said):
+    manifest = folder / "mine.csv"
+    manifest.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    assert said in refusal(read, manifest).message
+
+
+def test_columns_of_factors_are_kept_with_their_pairs(folder):
+    lines = [
+        "x,y,split,x_angle,y_Pen,shared_a/b,x_view,x_none,note",
+        "x/a.png,y/a.bmp,train,0.5,ink,round,3,,hm",
+        "x/b.png,y/b.bmp,test,,,square,1,,hm",
+        "x/c.png,y/missing.bmp,train,7,chalk,round,2,,hm",
+        "x/d.png,y/d.bmp,train,-2e1,chalk,,4,,hm",
+    ]
+    splits = read(table(folder, *lines)).splits
+    train, test = splits["train"].factors, splits["test"].factors
+    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_a-b", "x_view", "x_none"}
+    np.testing.assert_array_equal(train["x_angle"], [0.5, -20.0])  # the third row is left out
+    assert np.isnan(test["x_angle"]).all()
+    assert train["y_pen"].tolist() == ["ink", "chalk"] and test["y_pen"].tolist() == [""]
+    assert train["shared_a-b"].tolist() == ["round", ""]
+    assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
+    assert train["x_none"].tolist() == ["", ""]
+
+
+def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
+    lines = [*pairs("aa", "ab", end=",train,ink"), "x/c.png,,train,chalk"]
+    table(folder, "x,y,split,y_pen", *lines)
+    done = iiae("prepare", "pairs", "mine.csv", "-o", "mine.h5", "--json")
+    assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 0}
+    assert done.json["skipped"] == ["mine.csv:4: y empty"]
+    assert "warning: skipped mine.csv:4: y empty" in done.err
+    train = DataFile(folder / "mine.h5").split("train")
+    assert train.pairs.tolist() == [[0, 0], [0, 1]]
+    assert train.factors["y_pen"].tolist() == ["ink", "ink"]
