@@ -23,7 +23,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
-from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs, exclusive_kl
+from iiae_cli.evaluation.retrieval import DYING_NATS, EncodedPairs, encode_pairs, exclusive_kl
 from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
@@ -32,7 +32,6 @@ from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
 from iiae_cli.model.objective import Objective
 
 PROBE_ROWS = 3000
-DYING_NATS = 3.0  # an exclusive latent below says next to nothing
 ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data (Burda et al.)
 KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 LATENTS = tuple(product(KINDS, DOMAINS))
@@ -42,13 +41,14 @@ _CONTROL_MARGIN = 0.05  # of R², or four standard errors of an accuracy
 
 Figures: TypeAlias = dict[str, Any]
 Ints: TypeAlias = NDArray[np.int64]
+ReadSplit: TypeAlias = Callable[[], Split]
 
 
 def measure_disentanglement(
     subject: Subject,
     objective: Objective,
     metric: Metric,
-    train: Callable[[], Split] | None = None,
+    train: ReadSplit | None = None,
     *,
     probe_rows: int = PROBE_ROWS,
     shared: Sequence[str] = (),
@@ -97,11 +97,7 @@ class ProbedRows:
 
 
 def choose_rows(
-    subject: Subject,
-    train: Callable[[], Split] | None,
-    count: int,
-    shared: Sequence[str],
-    by_class: bool,
+    subject: Subject, train: ReadSplit | None, count: int, shared: Sequence[str], by_class: bool
 ) -> dict[Domain, ProbedRows]:
     """Draw `count` rows for the probes; if there are fewer, training rows are learnt from too.
 
@@ -130,8 +126,8 @@ def choose_rows(
             for name, values in columns[domain].items()
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
-        encoded = subject.pairs.of(domain).take(chosen)
-        encoded = encoded if extra is None else encoded.joined(extra.of(domain))
+        encoded = subject.pairs[domain].take(chosen)
+        encoded = encoded if extra is None else encoded.joined(extra[domain])
         probed[domain] = ProbedRows(encoded, factors, draw_folds(groups, learning, seed))
     return probed
 
@@ -211,40 +207,20 @@ def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
 # ---- latents
 
 
-@dataclass(frozen=True)
-class LatentUsage:
-    """One latent of one domain, dimension by dimension (D,), over a split."""
-
-    kl: NDArray[np.float64]  # mean KL(q ‖ N(0, 1)) in nats
-    variance: NDArray[np.float64]  # of the posterior means over the rows
-
-    @property
-    def active(self) -> int:
-        """Dimensions whose mean moves with the data."""
-        return int((self.variance > ACTIVE_VARIANCE).sum())
-
-
-def latent_usage(encoded: Encoded, kind: LatentKind) -> LatentUsage | None:
-    """How much of its latents a model uses; None for a kind of latent that it does not have."""
-    logvar = encoded.logvar(kind)
-    if logvar is None:
-        return None
-    mean = encoded.mean(kind).astype(np.float64)
-    each = (torch.from_numpy(mean).reshape(-1, 1), torch.from_numpy(logvar).double().reshape(-1, 1))
-    nats = kl_to_prior(DiagonalGaussian(*each)).numpy().reshape(mean.shape)
-    return LatentUsage(nats.mean(axis=0), mean.var(axis=0))
-
-
 def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str, Figures]:
     """Use, `leakage_…` and `informativeness_…` of every latent, from means and from samples."""
     figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
-        usage = latent_usage(pairs.of(domain), kind)
-        if usage is None:
+        name, encoded = f"{kind}_{domain}", pairs[domain]
+        logvar = encoded.logvar(kind)
+        if logvar is None:
             continue
-        name = f"{kind}_{domain}"
-        dimensions, nats = len(usage.kl), float(usage.kl.sum())
-        entry: Figures = {"dimensions": dimensions, "active": usage.active, "kl": nats}
+        mean = encoded.mean(kind)
+        halves = (torch.from_numpy(half).double().reshape(-1, 1) for half in (mean, logvar))
+        each = kl_to_prior(DiagonalGaussian(*halves)).numpy().reshape(mean.shape)
+        nats, moving = each.mean(axis=0), mean.var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE
+        entry: Figures = {"dimensions": len(nats), "active": int(moving.sum())}
+        entry["kl"] = float(nats.sum())
         for way in WAYS:
             held: dict[bool, list[float]] = {True: [], False: []}
             for factor in probes.get(name, {}).values():
@@ -252,7 +228,7 @@ def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str,
                     held[factor["belongs"]].append(factor[way]["above_control"])
             entry[f"leakage_{way}"] = max(held[False], default=None)
             entry[f"informativeness_{way}"] = float(np.mean(held[True])) if held[True] else None
-        entry["kl_per_dimension"] = [float(f"{nats:.4g}") for nats in usage.kl]
+        entry["kl_per_dimension"] = [float(f"{value:.4g}") for value in nats]
         figures[name] = entry
     return figures
 

@@ -245,7 +245,7 @@ def judged_translations(
     for way in DIRECTIONS:
         judge, rows = judges[way[1]], split.side(way[1]).rows
         wanted, own = (np.array(split.side(domain).labels) for domain in way)
-        manner = subject.pairs.of(way[1]).exclusive_mean
+        manner = subject.pairs[way[1]].exclusive_mean
         manner = None if manner is None else manner[reference]
         real = judge.read(subject.trained.inputs(rows[part]) for part in subject.parts(count))
         guided = judge.read(subject.translated(way, manner))

@@ -21,6 +21,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from iiae_cli.common.errors import IiaeError
@@ -35,7 +41,6 @@ _PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
 _INVERSE_PENALTIES = (0.01, 1.0)
 _BUMPS = 300
 _BUMP_DIMENSIONS = 32
-_LEAST_ROWS = 2 * FOLDS
 _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -180,7 +185,7 @@ def ridge_predictions(
 
 def _readable(factor: Factor, layout: Ints) -> bool:
     folds, values = layout[layout >= 0], factor.values[layout >= 0]
-    if len(folds) < _LEAST_ROWS or len(np.unique(folds)) < 2:
+    if len(folds) < 2 * FOLDS or len(np.unique(folds)) < 2:
         return False
     if not factor.classes:
         return bool(np.ptp(values, axis=0).any())
@@ -191,9 +196,6 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 
 def _narrowed(latents: Floats, seed: int) -> Floats:
     """The leading principal components of standardised latents, with their scales."""
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
-
     count = min(MAX_DIMENSIONS, len(latents) - 1)
     components = PCA(count, svd_solver="randomized", iterated_power=2, random_state=seed)
     narrow: Floats = components.fit_transform(StandardScaler().fit_transform(latents))
@@ -204,8 +206,6 @@ def _probe_together(
     latents: Floats, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
     """Scores of factors that are known in the same rows, and in all of these."""
-    from sklearn.preprocessing import StandardScaler
-
     order = np.random.default_rng(seed).permutation(len(latents))
     blocks = [
         np.eye(item.classes)[item.values] if item.classes else item.values for item in factors
@@ -267,9 +267,6 @@ def _classify(known: Floats, targets: Floats, asked: Floats, seed: int) -> Float
 
 def _logistic(known: Floats, indicators: Floats, asked: Floats, inverse_penalty: float) -> Floats:
     """Indicators (A, classes) of the classes that are read."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     codes = indicators.argmax(axis=1)
     read = np.full(len(asked), codes[0])
     if len(np.unique(codes)) > 1:
@@ -285,11 +282,6 @@ def _logistic(known: Floats, indicators: Floats, asked: Floats, inverse_penalty:
 
 def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:
     """Gaussian bumps around learning rows, as wide as rows lie apart, of the dimensions' weight."""
-    from scipy.spatial.distance import pdist
-    from sklearn.decomposition import PCA
-    from sklearn.kernel_approximation import Nystroem
-    from sklearn.preprocessing import StandardScaler
-
     if known.shape[1] > _BUMP_DIMENSIONS:
         count = min(_BUMP_DIMENSIONS, len(known))
         leading = PCA(count, svd_solver="randomized", random_state=seed).fit(known)

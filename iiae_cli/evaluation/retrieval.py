@@ -22,12 +22,13 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.inference.neighbours import Metric, partner_ranks
-from iiae_cli.inference.trained import Encoded, TrainedModel
+from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
 
 RECALL_CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 200
+DYING_NATS = 3.0  # an exclusive latent below says next to nothing
 PRECISION_CUTOFFS = (100, 200)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
 CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
@@ -35,27 +36,25 @@ _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
 _BASELINE_SIDE = 32  # pixels
 
 Floats: TypeAlias = NDArray[np.float64]
+EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
 Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
-
-
-@dataclass
-class EncodedPairs:
-    """Latents of both domains; row i of x belongs to row i of y, unless paired by class."""
-
-    x: Encoded
-    y: Encoded
-
-    def of(self, domain: Domain) -> Encoded:
-        """One domain's latents."""
-        return self.x if domain == "x" else self.y
 
 
 def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
     """Encode both domains of a split."""
-    x, y = (
-        trained.encode(split.side(domain).rows, domain, batch_size=batch_size) for domain in DOMAINS
-    )
-    return EncodedPairs(x, y)
+    return {
+        domain: trained.encode(split.side(domain).rows, domain, batch_size=batch_size)
+        for domain in DOMAINS
+    }
+
+
+def both_means(pairs: EncodedPairs, kind: LatentKind) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The means of x (N, S) and of y."""
+    return pairs["x"].mean(kind), pairs["y"].mean(kind)
+
+
+def _kinds(pairs: EncodedPairs) -> tuple[LatentKind, ...]:
+    return ("shared",) if pairs["x"].exclusive_mean is None else ("shared", "exclusive")
 
 
 def direction_name(source: Domain, target: Domain) -> str:
@@ -86,10 +85,9 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
 
 def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric) -> dict[str, Directions]:
     """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the `baseline`."""
-    figures = {"shared": retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"), metric)}
-    if pairs.x.exclusive_mean is not None:
-        x, y = pairs.x.mean("exclusive"), pairs.y.mean("exclusive")
-        figures["exclusive"] = retrieval_figures(x, y, metric)
+    figures: dict[str, Directions] = {
+        kind: retrieval_figures(*both_means(pairs, kind), metric) for kind in _kinds(pairs)
+    }
     baseline = baseline_figures(split, metric)
     return figures if baseline is None else {**figures, "baseline": baseline}
 
@@ -258,11 +256,11 @@ def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
 
 def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
     """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
-    (x, y), labels = (pairs.x, pairs.y), (split.x.labels or [], split.y.labels or [])
-    figures: dict[str, Any] = class_retrieval(x.mean("shared"), y.mean("shared"), *labels)
-    if x.exclusive_mean is not None:
-        means = x.mean("exclusive"), y.mean("exclusive")
-        figures["exclusive"] = class_retrieval(*means, *labels)
+    labels = split.x.labels or [], split.y.labels or []
+    figures: dict[str, Any] = {
+        kind: class_retrieval(*both_means(pairs, kind), *labels) for kind in _kinds(pairs)
+    }
+    figures = {**figures.pop("shared"), **figures}
     for name, baseline in class_baselines(train, split).items():
         figures[f"baseline_{name}"] = baseline
     return figures
@@ -272,10 +270,10 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
 
 
 def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
-    """Mean KL(q(z^x|x)‖p) over rows in nats, by domain; below about 3 it says next to nothing."""
+    """Mean KL(q(z^x|x)‖p) over rows in nats, by domain; see `DYING_NATS`."""
     figures: dict[Domain, float] = {}
     for domain in DOMAINS:
-        mean, logvar = pairs.of(domain).exclusive_mean, pairs.of(domain).exclusive_logvar
+        mean, logvar = pairs[domain].exclusive_mean, pairs[domain].exclusive_logvar
         if mean is not None and logvar is not None:
             halves = (torch.from_numpy(half).double() for half in (mean, logvar))
             figures[domain] = float(kl_to_prior(DiagonalGaussian(*halves)).mean())

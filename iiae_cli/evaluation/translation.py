@@ -69,7 +69,7 @@ class Subject:
 
     def translated(self, way: tuple[Domain, Domain], exclusive: Latents | None) -> Iterator[Tensor]:
         """The rows decoded in the other domain with its exclusive latents (N, E), in batches."""
-        return self.decoded(way[1], self.pairs.of(way[0]).mean("shared"), exclusive)
+        return self.decoded(way[1], self.pairs[way[0]].mean("shared"), exclusive)
 
 
 # ---- translation
@@ -115,7 +115,7 @@ def translation_figures(
     figures: dict[str, Figures] = {}
     drawn = subject.samples(samples)
     for way in DIRECTIONS:
-        guided = _measured(subject, way, subject.pairs.of(way[1]).exclusive_mean, measures)
+        guided = _measured(subject, way, subject.pairs[way[1]].exclusive_mean, measures)
         entry: Figures = {name: _mean(values) for name, values in guided.items()}
         sampled = [_measured(subject, way, exclusive, measures) for exclusive in drawn]
         if sampled:
@@ -169,8 +169,8 @@ def swap_figures(
         contents, references = _draw_swaps(*counts, rows, subject.seed)
         if len(contents) < 2:
             continue
-        content = pairs.of(source).mean("shared")[contents]
-        own, manner = pairs.of(source).exclusive_mean, pairs.of(target).exclusive_mean
+        content = pairs[source].mean("shared")[contents]
+        own, manner = pairs[source].exclusive_mean, pairs[target].exclusive_mean
         if own is not None and manner is not None:
             own, manner = own[contents], manner[references]
         again, _ = _decode_and_encode(subject, target, content, manner)

@@ -178,7 +178,7 @@ class _Search:
 
     @property
     def means(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self.pairs.of(self.source).mean("shared"), self.pairs.of(self.target).mean("shared")
+        return self.pairs[self.source].mean("shared"), self.pairs[self.target].mean("shared")
 
     def examples(
         self, title: str, notes: Mapping[int, str], *, partners: bool = False

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.evaluation.disentanglement import DYING_NATS
 from iiae_cli.evaluation.figures import bound_table, latent_table, probe_table, swap_table
-from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
+from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.grids import analogy_grid, sample_grid, spread

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from iiae_cli.common import console
 from iiae_cli.config.schema import Config, SelectionSection
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.disentanglement import DYING_NATS
 from iiae_cli.evaluation.retrieval import (
+    DYING_NATS,
     EncodedPairs,
     baseline_figures,
+    both_means,
     class_baselines,
     class_retrieval,
     encode_pairs,
@@ -132,7 +133,7 @@ def validate(
     nats = (kl["x"], kl["y"]) if kl else None
     if by_class:
         labels_x, labels_y = split.x.labels or [], split.y.labels or []
-        ranked = class_retrieval(pairs.x.mean("shared"), pairs.y.mean("shared"), labels_x, labels_y)
+        ranked = class_retrieval(*both_means(pairs, "shared"), labels_x, labels_y)
         counts = {"classes": len({*labels_x} & {*labels_y}), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
     metrics = METRICS if metric == "auto" else (metric,)
@@ -159,7 +160,7 @@ def baseline(
 
 
 def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
-    return _both(retrieval_figures(pairs.x.mean(kind), pairs.y.mean(kind), metric), "recall@1")
+    return _both(retrieval_figures(*both_means(pairs, kind), metric), "recall@1")
 
 
 def _both(figures: dict[str, Any], key: str) -> Both:

@@ -17,14 +17,13 @@ from iiae_cli.evaluation.disentanglement import (
     bound_figures,
     items_of,
     latent_figures,
-    latent_usage,
     own_factors,
     probe_figures,
     warnings_of,
 )
 from iiae_cli.evaluation.figures import disentanglement_tables
 from iiae_cli.evaluation.probes import draw_folds, read_factor
-from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs
+from iiae_cli.evaluation.retrieval import encode_pairs
 from iiae_cli.evaluation.translation import Subject, moved, swap_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import IIAE
@@ -81,7 +80,7 @@ def known():
     columns = {"class": codes, "x_color": colours["x"], "y_color": colours["y"]}
     columns["mood"] = normal(4, ROWS)
     factors = [read_factor(name, values, np.empty(0)) for name, values in columns.items()]
-    folds, pairs = draw_folds(np.arange(ROWS)), EncodedPairs(**encoded)
+    folds, pairs = draw_folds(np.arange(ROWS)), encoded
     probes = probe_figures({d: ProbedRows(encoded[d], factors, folds) for d in ("x", "y")})
     return pairs, probes, latent_figures(pairs, probes)
 
@@ -158,14 +157,13 @@ def test_the_name_or_the_caller_says_where_a_factor_belongs(where, names):
         assert [belongs(name, *latent, ["pitch", "x_mine"]) for latent in LATENTS] == where
 
 
-def test_usage_is_the_divergence_of_each_dimension(known):
-    encoded = known[0].x
-    usage = latent_usage(encoded, "exclusive")
+def test_use_is_the_divergence_of_each_dimension(known):
+    encoded, figures = known[0]["x"], known[2]["exclusive_x"]
     scale = np.exp(0.5 * encoded.exclusive_logvar)
     q = Normal(torch.tensor(encoded.exclusive_mean), torch.tensor(scale))
     expected = kl_divergence(q, Normal(0.0, 1.0)).mean(dim=0).tolist()
-    assert usage.kl.tolist() == pytest.approx(expected, rel=1e-4)
-    assert latent_usage(Encoded(shared_mean=encoded.shared_mean), "exclusive") is None
+    assert figures["kl_per_dimension"] == pytest.approx(expected, rel=1e-3)
+    assert figures["kl"] == pytest.approx(sum(expected), rel=1e-4)
 
 
 def test_collapsed_latents_loud_controls_and_few_rows_are_warned_of():
@@ -227,7 +225,13 @@ class Deaf(Perfect):
 
 
 def swapped(model, x, y, **options):
-    pairs = EncodedPairs(*(Encoded(shared_mean=z[:, :3], exclusive_mean=z[:, 3:]) for z in (x, y)))
+    pairs = dict(
+        zip(
+            "xy",
+            (Encoded(shared_mean=z[:, :3], exclusive_mean=z[:, 3:]) for z in (x, y)),
+            strict=True,
+        )
+    )
     subject = Subject(TrainedModel(model, None), pairs, split_of(x, y), batch_size=8)
     return swap_figures(subject, **options)
 

@@ -19,7 +19,6 @@ from iiae_cli.evaluation.perceptual import (
     lpips_measures,
     train_judge,
 )
-from iiae_cli.evaluation.retrieval import EncodedPairs
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
@@ -253,7 +252,9 @@ def judged(judges, loses="", samples=3):
     test = painted_split(200, 1)
     shapes = np.array([float(label[-1]) for label in test.x.labels], np.float32)[:, None]
     colours = [(test.factors[f"{domain}_color"].astype(np.float32) - 127.5) / 50 for domain in "xy"]
-    pairs = EncodedPairs(*(Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours))
+    pairs = dict(
+        zip("xy", (Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours), strict=True)
+    )
     trained = TrainedModel(Painter(loses), (SIDE, SIDE))
     found = judged_translations(Subject(trained, pairs, test), judges, samples)
     assert found["y_to_x"].keys() == {"class", "x_color"}

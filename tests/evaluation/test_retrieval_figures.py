@@ -13,7 +13,6 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.retrieval import (
-    EncodedPairs,
     baseline_vectors,
     class_baselines,
     class_retrieval,
@@ -85,7 +84,7 @@ def test_shared_and_exclusive_means_are_measured_separately():
     x = encoded(shared_mean=axis, exclusive_mean=axis)
     y = encoded(shared_mean=axis, exclusive_mean=np.roll(axis, 1, axis=0))
     split = split_of(random_pictures(8, 6), random_pictures(9, 6))
-    figures = paired_retrieval(EncodedPairs(x, y), split, "euclidean")
+    figures = paired_retrieval({"x": x, "y": y}, split, "euclidean")
     assert figures["shared"]["x_to_y"]["recall@1"] == 1.0
     assert figures["exclusive"]["x_to_y"]["recall@1"] == 0.0
 
@@ -93,7 +92,7 @@ def test_shared_and_exclusive_means_are_measured_separately():
 def test_exclusive_and_baseline_figures_are_left_out_if_there_are_none():
     latents = encoded(shared_mean=np.eye(4))
     x, y = np.ones((4, 5), np.float32), np.ones((4, 6), np.float32)
-    pairs = EncodedPairs(latents, latents)
+    pairs = {"x": latents, "y": latents}
     assert set(paired_retrieval(pairs, split_of(x, y), "cosine")) == {"shared"}
     assert set(paired_retrieval(pairs, split_of(x, x), "cosine")) == {"shared", "baseline"}
 
@@ -104,7 +103,7 @@ def test_encode_pairs_encodes_each_domain_by_its_own_networks():
     pairs = encode_pairs(TrainedModel(model, (16, 16)), split, batch_size=2)
     model.eval()
     for domain in ("x", "y"):
-        inputs, found = to_inputs(split.side(domain).rows, None), pairs.of(domain)
+        inputs, found = to_inputs(split.side(domain).rows, None), pairs[domain]
         with torch.no_grad():
             shared = model.encode_shared(domain, inputs)
             exclusive = model.encode_exclusive(domain, inputs)
@@ -153,7 +152,7 @@ def test_baseline_vectors_of_features_are_the_features():
 def test_the_baseline_finds_exact_copies_whatever_the_model_says():
     pictures = random_pictures(7)
     collapsed = encoded(shared_mean=np.ones((12, 4)), exclusive_mean=np.ones((12, 2)))
-    pairs, split = EncodedPairs(collapsed, collapsed), split_of(pictures, pictures.copy())
+    pairs, split = {"x": collapsed, "y": collapsed}, split_of(pictures, pictures.copy())
     figures = paired_retrieval(pairs, split, "euclidean")
     for way in ("x_to_y", "y_to_x"):
         recalls = [figures[name][way]["recall@1"] for name in ("baseline", "shared", "exclusive")]
@@ -162,7 +161,7 @@ def test_the_baseline_finds_exact_copies_whatever_the_model_says():
 
 def test_the_metric_applies_to_features_and_correlation_to_pictures():
     latents = encoded(shared_mean=np.eye(2))
-    pairs, pictures = EncodedPairs(latents, latents), random_pictures(11, rows=2, high=100)
+    pairs, pictures = {"x": latents, "y": latents}, random_pictures(11, rows=2, high=100)
     x = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     y = np.array([[90.0, 1.0], [0.1, 0.2]], np.float32)
     for metric, recall in (("cosine", 1.0), ("euclidean", 0.5)):
@@ -365,6 +364,6 @@ def test_exclusive_kl_is_torchs():
     y = encoded(exclusive_mean=np.zeros((9, 4)), exclusive_logvar=np.zeros((9, 4)))
     mean, logvar = torch.from_numpy(x.exclusive_mean), torch.from_numpy(x.exclusive_logvar)
     divergence = kl_divergence(Normal(mean, torch.exp(logvar / 2)), Normal(0.0, 1.0))
-    figures = exclusive_kl(EncodedPairs(x, y))
+    figures = exclusive_kl({"x": x, "y": y})
     assert figures == pytest.approx({"x": float(divergence.sum(1).mean()), "y": 0}, rel=1e-5)
-    assert exclusive_kl(EncodedPairs(Encoded(), Encoded())) == {}
+    assert exclusive_kl({"x": Encoded(), "y": Encoded()}) == {}

@@ -8,7 +8,7 @@ from torch import nn
 
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.evaluation.retrieval import EncodedPairs, encode_pairs
+from iiae_cli.evaluation.retrieval import encode_pairs
 from iiae_cli.evaluation.translation import (
     PICTURE_MEASURES,
     Subject,
@@ -87,7 +87,7 @@ def figures_of(model, shared, exclusive, batch_size=2, **options):
     """Figures of one direction: three rows, whose partners are all zero."""
     encoded = Encoded(shared_mean=shared, exclusive_mean=exclusive)
     rows = Side(np.zeros((len(shared), 1), np.float32), [str(row) for row in range(len(shared))])
-    trained, pairs = TrainedModel(model, None), EncodedPairs(encoded, encoded)
+    trained, pairs = TrainedModel(model, None), {"x": encoded, "y": encoded}
     subject = Subject(trained, pairs, Split(rows, rows), seed=7, batch_size=batch_size)
     return translation_figures(subject, **options)["x_to_y"]
 

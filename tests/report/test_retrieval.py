@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
-from iiae_cli.evaluation.retrieval import EncodedPairs
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
@@ -117,7 +116,13 @@ def test_known_classes_are_named():
 
 
 def pairs_of(x, y):
-    return EncodedPairs(*(Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y)))
+    return dict(
+        zip(
+            "xy",
+            (Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y)),
+            strict=True,
+        )
+    )
 
 
 def features_of(labels_x=None, labels_y=None):

@@ -24,7 +24,7 @@ from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.evaluation.retrieval import encode_pairs, retrieval_figures
+from iiae_cli.evaluation.retrieval import both_means, encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import load_model
@@ -115,8 +115,8 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
         colours = data.train.factors["x_color"][np.sort(data._kept)]
         figures[name] = (
             factor_r2(train_x.mean("shared"), colours),
-            factor_r2(pairs.x.mean("exclusive"), test.factors["x_color"]),
-            retrieval_figures(pairs.x.mean("shared"), pairs.y.mean("shared"))["x_to_y"]["recall@1"],
+            factor_r2(pairs["x"].mean("exclusive"), test.factors["x_color"]),
+            retrieval_figures(*both_means(pairs, "shared"))["x_to_y"]["recall@1"],
         )
     plain, erased = figures["plain"], figures["channel"]
     assert plain[0] > 0.5 > 0.35 > erased[0]
