@@ -64,11 +64,9 @@ def write_features(path: Path, seed: int, width: int = 24, classes: int = 12) ->
     for split, some in (("train", range(classes - 4)), ("test", range(classes - 4, classes))):
         labels = np.repeat(np.array(some), 15)
         for domain, offset in (("sketch", 2.0), ("image", -1.0)):
-            noise = rng.standard_normal((len(labels), 4)) @ nuisance + 0.3 * rng.standard_normal(
-                (len(labels), width)
-            )
-            arrays[f"{split}_{domain}_features"] = (centres[labels] + noise + offset).astype(
-                np.float32
-            )
+            noise = rng.standard_normal((len(labels), 4)) @ nuisance
+            noise += 0.3 * rng.standard_normal(noise.shape)
+            rows = centres[labels] + noise + offset
+            arrays[f"{split}_{domain}_features"] = rows.astype(np.float32)
             arrays[f"{split}_{domain}_labels"] = labels
     np.savez(path, **arrays)

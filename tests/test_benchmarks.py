@@ -6,7 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +18,51 @@ TINY = ["--set=model.widths=[4,8]", "--set=model.decoder_widths=[8,4]", "--set=m
 TINY += ["--set=data.image_size=32", "--repetitions=1", "--json"]
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.fixture
 def measured(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
-) -> dict[str, Any]:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Any]]:
+    """Run a benchmark in this process; returns its JSON."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr("benchmarks.common.matmul_peak", lambda: 100.0)  # takes a second
-    monkeypatch.setattr(sys, "argv", [name, *options])
-    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert result["benchmark"] == name and result["threads"] == 1 and result["versions"]["torch"]
-    return result
+    threads = torch.get_num_threads()
+
+    def run(name: str, *options: str) -> Any:
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        result = json.loads(capsys.readouterr().out)
+        assert result["benchmark"] == name and result["threads"] == 1
+        assert result["versions"]["torch"]
+        return result
+
+    yield run
+    torch.set_num_threads(threads)
 
 
-def test_train_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = measured("train_step", monkeypatch, capsys, *TINY, "--no-memory", "--batch-size=4")
+def test_train_step(measured: Callable[..., Any]) -> None:
+    result = measured("train_step", *TINY, "--no-memory", "--batch-size=4")
     plain, own = result["competitors"]["plain"], result["competitors"]["fp32"]
     assert plain["time_of_plain"]["median"] == 1.0 and own["time_of_plain"]["median"] > 0
     assert result["batch_size"] == 4 and own["pairs_per_second"] > 0 and 0 < own["of_fp32_peak"] < 1
 
 
-def test_train_step_of_features(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_step_of_features(measured: Callable[..., Any]) -> None:
     options = ["--preset=sketchy", "--no-memory", "--repetitions=1", "--json", "--batch-size=4"]
-    assert measured("train_step", monkeypatch, capsys, *options)["gflop_per_step"] > 0
+    assert measured("train_step", *options)["gflop_per_step"] > 0
 
 
-def test_input_pipeline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = measured("input_pipeline", monkeypatch, capsys, *TINY, "--pairs=32", "--batch-size=4")
+def test_input_pipeline(measured: Callable[..., Any]) -> None:
+    result = measured("input_pipeline", *TINY, "--pairs=32", "--batch-size=4")
     assert result["added_to_step"]["cpu"]["median"] > 0 and result["pairs_per_second"] > 0
 
 
-def test_encode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = measured("encode", monkeypatch, capsys, *TINY, "--pictures=8", "--batch-size=4")
+def test_encode(measured: Callable[..., Any]) -> None:
+    result = measured("encode", *TINY, "--pictures=8", "--batch-size=4")
     assert result["rate_of_bare_forward"]["median"] > 0
 
 
-def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    result = measured(
-        "startup", monkeypatch, capsys, "--repetitions=1", "--only=iiae --version", "--json"
-    )
+def test_startup(measured: Callable[..., Any]) -> None:
+    result = measured("startup", "--repetitions=1", "--only=iiae --version", "--json")
     assert result["times_python"]["iiae --version"]["median"] > 0
 
 

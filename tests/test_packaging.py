@@ -32,24 +32,10 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "iiae_cli/report/templates/report.html" in archive.namelist()
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
-    code = (
-        "import iiae_cli.config.presets as c; "
-        "print(c.preset_folder()); print(*c.preset_names()); "
-        "print(len(c.preset_layers('digits-edge')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(installed)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines() == [
-        str(installed / "iiae_cli" / "presets"),
-        " ".join(preset_names()),
-        "2",
-    ]
+    code = "import iiae_cli.config.presets as c; print(c.preset_folder()); print(*c.preset_names())"
+    installed_only = {"cwd": tmp_path, "env": {"PYTHONPATH": str(installed)}}
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True, **installed_only)
+    assert shown.splitlines() == [str(installed / "iiae_cli/presets"), " ".join(preset_names())]
 
 
 def test_a_run_loads_from_python(trained: Trained) -> None:

@@ -138,7 +138,7 @@ class LinearPathHead(nn.Module):
     learned: Tensor
 
     def __init__(
-        self, head: nn.Sequential, extracted: int, beside: Sequence[int], shared_dim: int
+        self, head: nn.Module, extracted: int, beside: Sequence[int], shared_dim: int
     ) -> None:
         super().__init__()
         self.head = head
@@ -149,7 +149,7 @@ class LinearPathHead(nn.Module):
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
         """Makes it the linear map alone, weight (S, ΣF) and bias (S,), with small variances."""
-        last = self.head[-1]
+        *_, last = self.head.modules()
         assert isinstance(last, nn.Linear)
         shared_dim = len(weight)
         self.linear.weight.copy_(weight)
@@ -202,9 +202,7 @@ class LinearPathFeatures(FeatureNetworks):
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
-        head = super().shared(*widths)
-        assert isinstance(head, nn.Sequential)
-        return LinearPathHead(head, self.feature_width, widths, self.shared_dim)
+        return LinearPathHead(super().shared(*widths), self.feature_width, widths, self.shared_dim)
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,8 @@ class DescribedFlat(FlatNetworks):
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
-        head = super().shared(*widths)
-        assert isinstance(head, nn.Sequential)
-        beside = [PictureDescription(width).width for width in widths]
-        return LinearPathHead(head, self.flat_features, beside, self.shared_dim)
+        beside = [PictureDescription(channels).width for channels in widths]
+        return LinearPathHead(super().shared(*widths), self.flat_features, beside, self.shared_dim)
 
 
 @dataclass(frozen=True)
