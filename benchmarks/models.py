@@ -21,8 +21,7 @@ from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.weights import place
 from iiae_cli.training.distributed import Share, World
-from iiae_cli.training.step import Networks, Step, added
-from iiae_cli.training.step import compiled as compile_networks
+from iiae_cli.training.step import Step, added
 
 NATIVE = {
     "digits-cdcb": 32,
@@ -113,15 +112,17 @@ def own_steps(
     """`training.step.Step` so many more times, as `iiae train` calls it."""
     torch.manual_seed(0)
     model = place(build_model(work.config, work.info), device)
-    networks = Networks(model, bf16).train()
+    graphs = compiled and device.type == "cuda"
     step = Step(
-        compile_networks(networks, graphs=device.type == "cuda") if compiled else networks,
+        torch.compile(model, mode="reduce-overhead" if graphs else None) if compiled else model,
         build_objective(work.config),
         build_optimizer(work.config, model),
         batch_at,
         lambda step: work.config.optimizer.lr,
         Share(World(), len(batch_at(0)[0])),
         seed=0,
+        bf16=bf16,
+        graphs=graphs,
     )
     numbers, sums = itertools.count(), {}
 

@@ -6,10 +6,9 @@ import json
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from iiae_cli.cli.options import (
     INPUT,
@@ -18,6 +17,7 @@ from iiae_cli.cli.options import (
     JsonFlag,
     OverwriteFlag,
     finish,
+    option,
     seconds_of,
 )
 from iiae_cli.common import console
@@ -28,78 +28,69 @@ if TYPE_CHECKING:
     from iiae_cli.config.presets import Resolved
 
 
+@dataclass
+class Result:
+    """How a run ended: the figures that `session.train` returns."""
+
+    figures: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints."""
+        return {"schema": "iiae.train/1", **self.figures}
+
+    def show(self) -> None:
+        """Print for people and pipes."""
+        rows = [(key.replace("_", " "), self.figures[key]) for key in ("run", "steps", "kept_step")]
+        for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
+            figures = (self.figures["validation"] or {}).get(key, ())
+            for direction, figure in zip(("x→y", "y→x"), figures, strict=False):
+                rows.append((f"validation {name} {direction}", figure))
+        rows.append(("seconds", round(self.figures["seconds"], 1)))
+        rows.append(("fingerprint", self.figures["fingerprint"]))
+        console.print_table(["", self.figures["run"]], rows, header=False)
+
+
 def command(
-    preset: Annotated[str, typer.Option("--preset", help="Name of a preset, or a YAML file.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Data file [IIAE_DATA or data, /SET.h5].")
-    ] = None,
+    preset: Annotated[str, option("Name of a preset, or a YAML file.", "--preset")],
+    data: Annotated[Path | None, option("Data file [IIAE_DATA or data, /SET.h5].")] = None,
     run: Annotated[
         Path | None,
-        typer.Option(
-            "--run", "--run-dir", help="Run directory [runs/PRESET-seedN]; torchrun garbles --run."
-        ),
+        option("Run directory [runs/PRESET-seedN]; torchrun garbles --run.", "--run", "--run-dir"),
     ] = None,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any value, dotted; repeatable."),
+        list[str] | None, option("Any value, dotted; repeatable.", "--set", metavar="KEY=VALUE")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the training pairs.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs per step.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of weights, order, noise and dropout.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue where the run stands, or start it.")
-    ] = False,
+    epochs: Annotated[int | None, option("Passes over the training pairs.", min=1)] = None,
+    steps: Annotated[int | None, option("Optimiser steps.", min=1)] = None,
+    batch_size: Annotated[int | None, option("Pairs per step.", min=2)] = None,
+    seed: Annotated[int | None, option("Of weights, order, noise and dropout.", min=0)] = None,
+    resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
     config: Annotated[
-        list[Path] | None,
-        typer.Option(help="YAML file on top of the preset; repeatable.", rich_help_panel=INPUT),
+        list[Path] | None, option("YAML file on top of the preset; repeatable.", panel=INPUT)
     ] = None,
     overwrite: OverwriteFlag = False,
     print_config: Annotated[
-        bool,
-        typer.Option(
-            "--print-config", help="Show every value and its source; stop.", rich_help_panel=OUTPUT
-        ),
+        bool, option("Show every value and its source; stop.", "--print-config", panel=OUTPUT)
     ] = False,
     as_json: JsonFlag = False,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING)
-    ] = None,
+    device: Annotated[str | None, option("auto, cpu, cuda, cuda:N or mps.", panel=RUNNING)] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
-        typer.Option(help="Arithmetic of the networks [auto].", rich_help_panel=RUNNING),
+        option("Arithmetic of the networks [auto].", panel=RUNNING),
     ] = None,
     compile_: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile", help="Use torch.compile [auto].", rich_help_panel=RUNNING
-        ),
+        bool | None, option("Use torch.compile [auto].", "--compile/--no-compile", panel=RUNNING)
     ] = None,
     deterministic: Annotated[
         bool | None,
-        typer.Option(
-            "--deterministic/--no-deterministic",
-            help="Deterministic algorithms on GPUs.",
-            rich_help_panel=RUNNING,
-        ),
+        option("GPUs compute alike.", "--deterministic/--no-deterministic", panel=RUNNING),
     ] = None,
     time_limit: Annotated[
-        str | None,
-        typer.Option(
-            help="Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).", rich_help_panel=RUNNING
-        ),
+        str | None, option("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).", panel=RUNNING)
     ] = None,
     preempt_signal: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="Save and stop at this signal, as at TERM (exit 75).",
-            rich_help_panel=RUNNING,
-        ),
+        option("Save and stop as at TERM (exit 75).", panel=RUNNING, metavar="NAME"),
     ] = PREEMPT_SIGNAL,
 ) -> None:
     """Train a model and leave a run directory.
@@ -135,16 +126,9 @@ def command(
     """
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
-    values = {
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "compile": compile_,
-        "deterministic": deterministic,
-    }
+    values: dict[str, object] = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+    values |= {"seed": seed, "device": device, "precision": precision}
+    values |= {"compile": compile_, "deterministic": deterministic}
     deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     resolved = _resolve(preset, config or [], values, assignments or [])
     if print_config:
@@ -157,19 +141,15 @@ def command(
     with stop_on_signals(preempt_signal) as stop:
         name, chosen = Path(preset).stem, resolved.config
         options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
-        result = session.train(options, stop)
-        if result is not None:
-            finish(result, as_json)
+        figures = session.train(options, stop)
+        if figures is not None:
+            finish(Result(figures), as_json)
 
 
 def _resolve(
     preset: str, files: list[Path], values: Mapping[str, object], assignments: list[str]
 ) -> Resolved:
-    """Merge preset < --config < environment < options < --set.
-
-    Raises:
-        IiaeError: unknown preset or keys, bad values.
-    """
+    """Merge preset < --config < environment < options < --set."""
     from iiae_cli.config import presets
 
     given = {f"training.{key}": value for key, value in values.items() if value is not None}

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ from iiae_cli.config.presets import read_yaml
 from iiae_cli.config.schema import Config
 
 CHECKPOINT_SCHEMA = "iiae.checkpoint/3"
-KEPT_CHECKPOINTS = 2
 HINT = "start afresh with --overwrite; the kept weights, model.safetensors, may still serve"
 
 
@@ -209,7 +207,7 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Drop all but the two newest."""
-        for old in self.files()[:-KEPT_CHECKPOINTS]:
+        for old in self.files()[:-2]:
             with write_errors(old):
                 old.unlink(missing_ok=True)
 
@@ -258,13 +256,13 @@ def run_versions() -> dict[str, str]:
 
 def run_origin(command: list[str]) -> dict[str, Any]:
     """Versions, git commit of the working folder, host, processor and command of a run."""
-    commit = ""
-    if which("git") is not None:
+    commit = None
+    with suppress(OSError):  # no git
         asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = asked.stdout.strip() if asked.returncode == 0 else ""
+        commit = asked.stdout.strip() if asked.returncode == 0 else None
     return {
         "versions": run_versions(),
-        "git": commit or None,
+        "git": commit,
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "command": command,

@@ -1,7 +1,4 @@
-"""Kept weights: model.safetensors, whose header holds the configuration and the data's shapes.
-
-A fingerprint over all tensors ties latent caches to the weights that made them.
-"""
+"""Kept weights: model.safetensors, whose header holds the configuration and the data's shapes."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class LoadedModel:
     config: Config  # that it was trained with
     info: DataInfo  # shapes of the data that it was trained on
     size: tuple[int, int] | None  # (H, W) its pictures are resized to; None for features
-    fingerprint: str  # of the weights; latent caches carry it
+    fingerprint: str  # of the weights
     details: dict[str, Any]  # step, epoch, validation figures, preset, data path
 
     @property
@@ -47,7 +44,7 @@ class LoadedModel:
 
 
 def fingerprint_of(state: dict[str, Tensor]) -> str:
-    """16 hex digits over names, shapes and bytes of a model's tensors."""
+    """16 hex digits over a model's tensors; ties latent caches to the weights that made them."""
     return digest_of(state)[:16]
 
 
@@ -93,14 +90,9 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     """The kept weights of a run."""
-    if not run.path.exists():
-        raise IiaeError(
-            f"run {run.path} does not exist", "train one: iiae train --preset digits-cdcb"
-        )
     if not run.model_file.exists():
-        raise IiaeError(
-            f"run {run.path} holds no model.safetensors yet", "continue it: iiae train … --resume"
-        )
+        state = "holds no model.safetensors yet" if run.path.exists() else "does not exist"
+        raise IiaeError(f"run {run.path} {state}", "train it: iiae train --preset NAME --resume")
     return read_weights(run.model_file, device)
 
 

@@ -36,15 +36,13 @@ class TrainingData:
     """The training and validation rows of a data file, as the configuration divides them.
 
     Sets that are paired one by one hold out pairs; sets that are paired by class hold out whole
-    classes, so that validation asks what zero-shot evaluation will ask. `train` holds all rows of
-    the split where pairs are held out; `order` leaves those out.
+    classes, as zero-shot evaluation does.
     """
 
     def __init__(self, file: DataFile, config: Config) -> None:
         self.file, self.info, self.by_class = file, file.info, file.info.by_class
         self.train = self._all = file.split("train")
-        self._refuse_unusable()
-        self._kept: Indices | None = None  # pairs to train on; None: all of them
+        self._refuse_unpaired()
         self.validation: Split | None = None  # aligned pairs, or rows of held-out classes
         holdout, valid = config.data.holdout, file.split("valid")
         if config.selection.validate_on == "train":
@@ -54,23 +52,21 @@ class TrainingData:
         elif holdout and self.by_class:
             self._hold_out_classes(holdout)
         elif holdout and self.train.pair_count >= 4:
-            self._kept, held = hold_out(self.train.pair_count, holdout, fewest=2)
+            kept, held = hold_out(self.train.pair_count, holdout)
+            rows = np.stack([np.arange(len(self.train.x))] * 2, axis=1)
+            pairs = rows if self.train.pairs is None else self.train.pairs
             self.validation = self.train.take_pairs(held)
+            self.train = Split(self.train.x, self.train.y, pairs=pairs[kept])
         if self.validation is not None:
             self.validation = self._some(self.validation, config.selection.validation_pairs)
 
-    def _refuse_unusable(self) -> None:
-        train, rows_x, rows_y = self.train, len(self.train.x), len(self.train.y)
-        if train.pair_count == 0 or not rows_y:
+    def _refuse_unpaired(self) -> None:
+        rows_x, rows_y = len(self.train.x), len(self.train.y)
+        paired = self.by_class or self.train.pairs is not None or rows_x == rows_y
+        if not paired or 0 in (rows_x, rows_y):
             raise IiaeError(
-                f"{self.file.path} has no training rows",
-                "prepare the set again, or name another file",
-            )
-        if not self.by_class and train.pairs is None and rows_x != rows_y:
-            raise IiaeError(
-                f"{self.file.path} is not paired: {rows_x} rows of x, {rows_y} of y in train",
-                "pair it one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes "
-                "…)",
+                f"{self.file.path} has no pairs: {rows_x} rows of x, {rows_y} of y in train",
+                "pair one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes …)",
             )
 
     def _hold_out_classes(self, fraction: float) -> None:
@@ -78,7 +74,7 @@ class TrainingData:
         classes = np.intersect1d(labels_x, labels_y)
         if len(classes) < FEWEST_CLASSES:
             return
-        _, held = hold_out(len(classes), fraction, fewest=2)
+        _, held = hold_out(len(classes), fraction)
         in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
         self.validation = self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
         self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
@@ -96,11 +92,6 @@ class TrainingData:
         return split.take_pairs(drawn(split.pair_count))
 
     @property
-    def count(self) -> int:
-        """Training pairs; rows of x where the set is paired by class."""
-        return self.train.pair_count if self._kept is None else len(self._kept)
-
-    @property
     def classes(self) -> list[str]:
         """Classes that both domains have training rows of."""
         return _classes(self.train)
@@ -108,20 +99,20 @@ class TrainingData:
     @property
     def holds_out(self) -> bool:
         """Whether rows of the training split are kept for validation."""
-        return self._kept is not None or self.train is not self._all
+        return self.train is not self._all
 
     def use_all(self) -> None:
         """Train on the held-out rows too; nothing is left to validate on."""
-        self.train, self._kept, self.validation = self._all, None, None
+        self.train, self.validation = self._all, None
 
     def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
         """What each step reads; refuses fewer pairs than a batch, and fewer than two classes."""
         try:
             if self.by_class:
                 return ClassOrder(*_labels(self.train), batch_size, seed)
-            return PairOrder(self.count, batch_size or PAIRED_BATCH, seed)
+            return PairOrder(self.train.pair_count, batch_size or PAIRED_BATCH, seed)
         except ValueError as error:
-            hint = f"pass --batch-size {max(2, self.count // 4)}, or prepare more pairs"
+            hint = f"pass --batch-size {max(2, self.train.pair_count // 4)}, or prepare more pairs"
             if self.by_class:
                 hint = "give both domains pictures of the same classes"
             raise IiaeError(str(error), hint) from error
@@ -134,7 +125,6 @@ class TrainingData:
     def row_numbers(self, indices: Indices) -> tuple[Indices, Indices]:
         """Which rows of x and of y (B,) those are."""
         if not self.by_class:
-            indices = indices if self._kept is None else self._kept[indices]
             if self.train.pairs is None:
                 return indices, indices
             indices = self.train.pairs[indices]
@@ -143,19 +133,21 @@ class TrainingData:
     def summary(self) -> str:
         """One line that says what is learned from."""
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
-        held = self.validation
+        held, noun, count = self.validation, "pairs", self.train.pair_count
+        kept = 0 if held is None else len(held.x)
         if self.by_class:
-            kept = "none" if held is None else _sizes(held)
-            counts = f"{_sizes(self.train)} to train on, {kept} for validation"
-        else:
-            counts = f"{self.count} training pairs, {len(held.x) if held else 0} for validation"
-        return f"{self.info.name}: {counts}; x {x}, y {y}"
+            noun, count, kept = (
+                "classes",
+                len(self.classes),
+                0 if held is None else len(_classes(held)),
+            )
+        return f"{self.info.name}: {count} training {noun}, {kept} for validation; x {x}, y {y}"
 
 
-def hold_out(count: int, fraction: float, *, fewest: int, seed: int = 0) -> tuple[Indices, Indices]:
-    """Divide 0…N−1 into ascending (training, validation) indices; at least `fewest` validate."""
-    held = max(fewest, round(count * fraction))
-    order = np.random.default_rng((seed, count)).permutation(count)
+def hold_out(count: int, fraction: float) -> tuple[Indices, Indices]:
+    """Divide 0…N−1 into ascending (training, validation) indices; at least two validate."""
+    held = max(2, round(count * fraction))
+    order = np.random.default_rng((0, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
@@ -166,10 +158,6 @@ def _labels(split: Split) -> tuple[list[str], list[str]]:
 def _classes(split: Split) -> list[str]:
     labels_x, labels_y = _labels(split)
     return sorted({*labels_x} & {*labels_y})
-
-
-def _sizes(split: Split) -> str:
-    return f"{len(_classes(split))} classes ({len(split.x)} rows of x, {len(split.y)} of y)"
 
 
 # ---- what a model takes from training rows in closed form, beside what it learns
@@ -195,12 +183,11 @@ def _start_two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> 
     if data.by_class:
         pairs, labels = (data.train.x.rows, data.train.y.rows), _labels(data.train)
     else:  # each pair is a class of its own
-        names = [str(number) for number in range(data.count)]
-        pairs, labels = data.rows(np.arange(data.count)), (names, names)
+        names = [str(number) for number in range(data.train.pair_count)]
+        pairs, labels = data.rows(np.arange(data.train.pair_count)), (names, names)
     with torch.no_grad():
         x, y = (
-            model.read(domain, _tensor(rows)).numpy()
-            for domain, rows in zip(DOMAINS, pairs, strict=True)
+            model.read(d, _tensor(rows)).numpy() for d, rows in zip(DOMAINS, pairs, strict=True)
         )
     dim = model.shared_shape[0]
     weight = _tensor(two_covariance_map(x, y, *labels, dim, shrinkage)).float()
@@ -211,7 +198,7 @@ def _start_two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> 
 def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
     size = picture_size(config, data.info)
     cells = math.prod(model.shared_shape[1:])
-    count = min(data.count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
+    count = min(data.train.pair_count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
     blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}
     for start in range(0, count, 256):
         pairs = data.rows(np.arange(start, min(start + 256, count)))
@@ -242,18 +229,16 @@ def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
     if data.by_class:
         rows = [_spread(data.train.side(domain).rows, erasure.rows) for domain in DOMAINS]
     else:
-        rows = [*data.rows(_spread(np.arange(data.count), erasure.rows))]
+        rows = [*data.rows(_spread(np.arange(data.train.pair_count), erasure.rows))]
     encoded = {d: trained.encode(part, d) for d, part in zip(DOMAINS, rows, strict=True)}
     for domain in DOMAINS:
         own, partner = encoded[domain], encoded[other_domain(domain)]
-        erase = dict(model.erase_shared).get(domain)
-        shared_part = dict(model.shared_part).get(domain)
-        assert isinstance(erase, LinearErasure | None)
-        assert isinstance(shared_part, SharedPart | None)
+        erase, part = (dict(maps).get(domain) for maps in (model.erase_shared, model.shared_part))
+        assert isinstance(erase, LinearErasure | None) and isinstance(part, SharedPart | None)
         leace = erasure.shared.endswith("leace")
         fit_maps(
             erase,
-            shared_part,
+            part,
             DiagonalGaussian(_tensor(own.shared_mean), _tensor(own.shared_logvar)),
             None if own.exclusive_mean is None else _tensor(own.exclusive_mean),
             None if data.by_class else _tensor(partner.shared_mean),

@@ -1,11 +1,9 @@
 """Several processes (ranks) that train one model, each on its slice of every batch.
 
-DistributedDataParallel averages the gradients. Batch norm reads the whole batch on GPUs
-(SyncBatchNorm, unless `training.batch_norm=local`) and each rank's slice on CPUs. Noise, dropout
-and augmentation are seeded by rank.
-
-What ranks tell each other beside gradients (stop, resume at that step) goes over gloo on the CPU:
-it neither waits for a GPU nor times out while rank 0 validates.
+Batch norm reads the whole batch on GPUs (SyncBatchNorm, unless `training.batch_norm=local`) and
+each rank's slice on CPUs. Noise, dropout and augmentation are seeded by rank. What ranks tell each
+other beside gradients goes over gloo on the CPU: it neither waits for a GPU nor times out while
+rank 0 validates.
 """
 
 from __future__ import annotations
@@ -56,29 +54,19 @@ class World:
         """This rank's device, where `chosen` is the configured one."""
         if self.size == 1 or chosen.type == "cpu":
             return chosen
-        if chosen.type != "cuda" or chosen.index is not None:
-            raise IiaeError(
-                f"{self.size} ranks cannot train on {chosen}",
-                "pass --device cuda, where each rank takes its own GPU, or --device cpu",
-            )
         count = torch.cuda.device_count()
         alone = count == 1 and "SLURM_STEP_ID" in os.environ  # srun may show each task its own
         index = 0 if alone else self.local_rank
-        if index >= count:
+        if chosen.type != "cuda" or chosen.index is not None or index >= count:
             raise IiaeError(
-                f"rank {self.rank} is number {self.local_rank} on a machine that has {count} GPUs",
-                "start as many processes per machine as it has GPUs, or pass --device cpu",
+                f"{self.size} ranks cannot train on {chosen}: rank {self.rank} sees {count} GPUs",
+                "pass --device cuda and start a process for each GPU, or pass --device cpu",
             )
         return torch.device("cuda", index)
 
     @contextmanager
     def joined(self, device: torch.device, stop: Stop) -> Iterator[None]:
-        """Meet the other ranks, and leave them at the end.
-
-        Raises:
-            IiaeError: they do not appear, or one is lost.
-            Interrupted: a signal came before they appeared.
-        """
+        """Meet the other ranks and leave them at the end; refuses to go on if one is lost."""
         if self.size == 1:
             yield
             return
@@ -150,11 +138,8 @@ def find_world(environment: Mapping[str, str]) -> World:
     try:
         size = int(environment.get("WORLD_SIZE", "1"))
         if size > 1:
-            rank, _ = (
-                int(environment["RANK"]),
-                (environment["MASTER_ADDR"], environment["MASTER_PORT"]),
-            )
-            return World(rank, size, int(environment.get("LOCAL_RANK", str(rank))))
+            number, *_ = (environment[name] for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+            return World(int(number), size, int(environment.get("LOCAL_RANK", number)))
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
             job = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000

@@ -1,8 +1,7 @@
 """Which arithmetic a run uses and whether it is compiled, where both are `auto`.
 
-The choice follows from facts that stay the same from call to call (device, processor, picture size,
-length of the run), never from a measurement: a run and its repetition end in the same weights. It
-is recorded in the run's configuration, and a resumed run keeps it.
+The choice follows from device, processor, picture size and length of the run, never from a
+measurement: a run and its repetition end in the same weights. A resumed run keeps it.
 """
 
 from __future__ import annotations
@@ -72,10 +71,7 @@ def _choose_compile(steps: int | None, device: torch.device) -> tuple[bool, str]
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has a matrix unit for bfloat16 (AMX) that programs may use.
-
-    Instructions for single vectors (AVX512-BF16) do not count: casting eats what they save.
-    """
+    """Whether this CPU has a matrix unit for bfloat16 (AMX); on vectors, casting eats the gain."""
     try:
         return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
     except AttributeError:  # an older torch

@@ -31,6 +31,7 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
 from iiae_cli.training.precision import choose_speed, set_gpu_arithmetic
 from iiae_cli.training.trainer import InterruptibleModel, Trainer
+from iiae_cli.training.validation import as_text
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
@@ -51,43 +52,10 @@ class TrainOptions:
     deadline: float | None = None  # `time.monotonic()` at which to stop, after one step at least
 
 
-@dataclass
-class TrainResult:
-    """How a run ended."""
-
-    run: Path
-    steps: int  # done in all
-    kept_step: int | None  # of the kept weights
-    validation: dict[str, Any] | None  # their figures, if there was a validation
-    warnings: list[str]  # what a person should know of the model
-    seconds: float  # of this call's training
-    fingerprint: str  # of the kept weights
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
-        return {"schema": "iiae.train/1", **vars(self), "run": str(self.run)}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        rows: list[tuple[str, object]] = [
-            ("run", self.run),
-            ("steps", self.steps),
-            ("kept step", self.kept_step),
-        ]
-        for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
-            figures = (self.validation or {}).get(key, ())
-            for direction, figure in zip(("x→y", "y→x"), figures, strict=False):
-                rows.append((f"validation {name} {direction}", figure))
-        rows += [("seconds", round(self.seconds, 1)), ("fingerprint", self.fingerprint)]
-        console.print_table(["", str(self.run)], rows, header=False)
-
-
-def train(options: TrainOptions, stop: Stop) -> TrainResult | None:
+def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
     """Train, or continue training, one run; returns how it ended, on the first rank.
 
-    Raises:
-        IiaeError: configuration, data or run directory do not allow it.
-        Interrupted: a signal or the time limit came; everything is saved.
+    Raises `Interrupted`, with everything saved, after a signal or the time limit.
     """
     world, training = find_world(os.environ), options.config.training
     if not world.first:
@@ -169,12 +137,10 @@ def _begin(trainer: Trainer, *, resuming: bool) -> None:
                 f"{run.path} was trained to its end, but its checkpoints are gone",
                 "evaluate it as it is, or replace it with --overwrite",
             )
-        if resuming:
-            console.say(f"{run.path} holds no checkpoint yet: starting from step 0")
         run.create(trainer.config)
 
 
-def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
+def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
     run, world, stop, memory = trainer.run, trainer.world, trainer.stop, trainer.keeper.memory
     before = run.read_info() if world.first else {}
@@ -190,9 +156,8 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        "ranks": world.size,
     }
-    if world.size > 1:
-        record["ranks"] = world.size
     if world.first:
         run.write_info({**record, "state": "running"})
     ended = trainer.finished or trainer.train()
@@ -205,7 +170,7 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
         run.write_info(record)
     if not world.share(ended):
         command = shlex.join(["iiae", *sys.argv[1:]]) + ("" if resuming else " --resume")
-        saved = f"saved at step {trainer.saved_step} in {run.path}; continue: {command}"
+        saved = f"saved at step {trainer.steps_done} in {run.path}; continue: {command}"
         raise Interrupted(world.agree(stop.exit_code or 0), saved if world.first else "")
     if not world.first:
         return None
@@ -215,21 +180,18 @@ def _finish(trainer: Trainer, resuming: bool) -> TrainResult | None:
 
 
 def _announce(trainer: Trainer) -> None:
-    device, model, world = trainer.device, trainer.model, trainer.world
+    device, model = str(trainer.device), trainer.model
     parameters = sum(values.numel() for values in model.parameters())
     latent = " x ".join(map(str, model.shared_shape))
-    ranks = f"{world.size} ranks, this one on " if world.size > 1 else ""
-    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
-    size = trainer.order.batch_size
+    device += f" ({torch.get_num_threads()} threads)" if device == "cpu" else ""
+    device += f" of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
-        f"{trainer.total_steps} steps of {size} pairs on {ranks}{device}{threads} "
+        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs on {device} "
         f"into {trainer.run.path}"
     )
     if trainer.keeper.baseline is not None:
-        name = "mAP@all" if trainer.data.by_class else "Recall@1"
-        forward, back = trainer.keeper.baseline
-        console.say(f"training-free baseline on validation: {name} {forward:.3f} / {back:.3f}")
+        console.say(f"training-free baseline on validation: {as_text(trainer.keeper.baseline)}")
 
 
 def _write_gallery(trainer: Trainer) -> bool:
@@ -259,14 +221,14 @@ def _write_gallery(trainer: Trainer) -> bool:
     return True
 
 
-def _result(trainer: Trainer, seconds: float) -> TrainResult:
-    memory, run = trainer.keeper.memory, trainer.run
-    return TrainResult(
-        run.path,
-        trainer.steps_done,
-        memory.kept_step,
-        memory.kept,
-        memory.warnings,
-        seconds,
-        load_model(run, trainer.device).fingerprint,
-    )
+def _result(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    memory = trainer.keeper.memory
+    return {
+        "run": str(trainer.run.path),
+        "steps": trainer.steps_done,  # in all
+        "kept_step": memory.kept_step,
+        "validation": memory.kept,
+        "warnings": memory.warnings,
+        "seconds": seconds,  # of this call's training
+        "fingerprint": load_model(trainer.run, trainer.device).fingerprint,
+    }

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iiae_cli.data.batches import from_stored, stored_tensor
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
@@ -23,54 +23,28 @@ from iiae_cli.training.data import Indices, TrainingData
 from iiae_cli.training.distributed import Share
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # x (B, …) and y (B, …), or row numbers of both
-Pass: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
+Networks: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that rows may take
 
 
-class Networks(nn.Module):
-    """One pass through a model; with `bf16` under autocast, KLs and losses stay in float32."""
-
-    def __init__(self, model: IIAE, bf16: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self._bf16 = bf16
-        self._device = next(model.parameters()).device.type
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        """Posteriors and reconstructions of a batch of x (B, …) and y (B, …)."""
-        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._bf16):
-            passed: tuple[Posteriors, Reconstructions] = self.model(x, y)
-            return passed
-
-
-def compiled(networks: nn.Module, *, graphs: bool) -> Pass:
-    """Networks compiled by torch.compile.
-
-    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off
-    the CPU. The objective stays outside: it depends on the step number, and each new number would
-    compile again.
-    """
-    run: Pass = torch.compile(networks, mode="reduce-overhead" if graphs else None)
-
-    def marked(x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return run(x, y)
-
-    return marked if graphs else run
-
-
 @dataclass
 class Step:
-    """One optimiser step of a model."""
+    """One optimiser step of a model.
 
-    networks: Pass  # `Networks` in training mode, wrapped or compiled
+    CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off
+    the CPU. The objective is not compiled: each new step number would compile it again.
+    """
+
+    networks: Networks  # in training mode
     objective: Objective
     optimizer: torch.optim.Optimizer
     batch_at: Callable[[int], Pair]  # of step 0, 1, …, this process's share
     learning_rate: Callable[[int], float]  # of step 0, 1, …
     share: Share
     seed: int  # of noise and dropout
+    bf16: bool = False  # autocast the networks; KLs and losses stay in float32
+    graphs: bool = False  # whether the networks are compiled to CUDA graphs
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Update the weights; returns the loss terms. Nothing waits for the device."""
@@ -78,7 +52,10 @@ class Step:
         seed_step(self.seed, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        posteriors, reconstructions = self.networks(x, y)
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            posteriors, reconstructions = self.networks(x, y)
         terms = self.objective(posteriors, reconstructions, step)
         self.optimizer.zero_grad(set_to_none=True)
         self.share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
@@ -123,15 +100,8 @@ class Feed:
       pinned memory for a GPU) while the current step computes.
     * Everything fits on the GPU: rows go there once, as uint8, and a step sends row numbers.
 
-    Scaling and resizing happen on the device, so all three give the same batches.
-
-    Args:
-        data: where rows come from.
-        indices_at: what step 0, 1, … reads; a pure function of the step.
-        size: (H, W) that pictures are resized to; None for features.
-        device: the networks'.
-        ahead: read the next step in a thread; None: where it helps.
-        resident: keep all rows on the device; None: where they fit on a GPU.
+    Scaling and resizing to `size` (H, W) happen on the device, so all three give the same batches.
+    `indices_at` names what step 0, 1, … reads. `ahead` and `resident` choose the way.
     """
 
     def __init__(
@@ -148,10 +118,8 @@ class Feed:
         self._size, self._device = size, device
         sides = data.train.x.rows, data.train.y.rows
         if resident is None:
-            resident = device.type == "cuda" and (
-                sides[0].nbytes + sides[1].nbytes
-                <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-            )
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+            resident = sides[0].nbytes + sides[1].nbytes <= RESIDENT_SHARE * free
         if ahead is None:
             ahead = device.type != "cpu" or any(isinstance(rows, np.memmap) for rows in sides)
         self._resident: Pair | None = None

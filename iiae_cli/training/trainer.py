@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from iiae_cli import builders
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import reading, sync_file, write_errors, writing
-from iiae_cli.common.signals import Stop
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
@@ -36,7 +36,7 @@ from iiae_cli.runs.directory import HINT, Checkpoint, RunDir
 from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
-from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, compiled, restore_adam
+from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, restore_adam
 from iiae_cli.training.validation import Keeper, Progress, Validation, as_text
 
 _SHOWN = {  # by the progress bar, and the terms that it is of
@@ -51,7 +51,7 @@ _SHOWN = {  # by the progress bar, and the terms that it is of
 class InterruptibleModel(TrainedModel):
     """A model whose long work raises `Interrupted` before a batch if it should stop."""
 
-    stop: Stop = field(default_factory=Stop)
+    stop: Stop = NEVER
 
     def inputs(self, rows: NDArray[Any]) -> Tensor:
         """Stored rows as the network takes them."""
@@ -62,14 +62,8 @@ class InterruptibleModel(TrainedModel):
 class Trainer:
     """Trains the model of a run.
 
-    Args:
-        config: with precision and compilation chosen.
-        data: training and validation rows.
-        run: where everything is written.
-        device: that computes.
-        details: what the kept weights' header says of the run.
-        world: the ranks that train together.
-        stop: asked after every step and before every batch of a validation.
+    In `config` precision and compilation are chosen. `details` are what the kept weights' header
+    says of the run. `stop` is asked after every step and before every batch of a validation.
     """
 
     def __init__(
@@ -87,9 +81,7 @@ class Trainer:
         self.size = builders.picture_size(config, data.info)
         self.augmentation = builders.build_augmentation(config)
         if self.augmentation.active and self.size is None:
-            raise IiaeError(
-                "augmentation is for pictures, the data set holds features", "leave augment.* at 0"
-            )
+            raise IiaeError("augmentation is for pictures, not features", "leave augment.* at 0")
         self._build()
         training, per_epoch = config.training, self.order.steps_per_epoch
         self.total_steps = training.steps or (training.epochs or 1) * per_epoch
@@ -97,10 +89,9 @@ class Trainer:
         self.learning_rate = builders.build_schedule(config, self.total_steps)
         self.step = self.offset = 0  # steps done of the training under way, and before it
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
-        self.saved_step = 0  # the newest checkpoint's
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
         self._writer: Any = None  # TensorBoard's, on the first rank
-        self.keeper = Keeper(config, data, run, details, first=world.first)
+        self.keeper = Keeper(config, data, run, details)
         self._grid_pairs = None
         if not data.by_class and not data.info.is_features and training.samples:
             self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
@@ -129,15 +120,13 @@ class Trainer:
         if checkpoint is None:
             checkpoint = checkpoints.load(saved)
         with reading(checkpoints.path(saved), HINT):
-            memory = TypeAdapter(Progress).validate_python(checkpoint.progress)
-        self.keeper.memory = memory
-        if memory.refit_steps is not None:
-            self._enter_refit(memory.refit_steps, memory.held)
-        with reading(checkpoints.path(saved), HINT):
+            memory = self.keeper.memory = TypeAdapter(Progress).validate_python(checkpoint.progress)
+            if memory.refit_steps is not None:
+                self._enter_refit(memory.refit_steps, memory.held)
             self.model.load_state_dict(checkpoint.model)
             restore_adam(self.model, self.optimizer, checkpoint.optimizer)
         self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
-        self.saved_step, self.step = saved, saved - self.offset
+        self.step = saved - self.offset
         if self.world.first:
             checkpoints.prune()
             self.run.truncate_metrics(saved, validated=not memory.owed)
@@ -221,22 +210,25 @@ class Trainer:
 
     def _stepper(self, feed: Feed) -> Step:
         training, seed = self.config.training, self.world.seed(self.config.training.seed)
-        networks = Networks(self.model, training.precision == "bf16").train()
         local = training.batch_norm == "local"
-        wrapped = self.share.wrapped(networks, self.device, local=local)
-        graphs = self.device.type == "cuda" and self.world.size == 1
+        networks: Networks = self.share.wrapped(self.model.train(), self.device, local=local)
+        graphs = training.compile is True and self.device.type == "cuda" and self.world.size == 1
+        if training.compile is True:
+            networks = torch.compile(networks, mode="reduce-overhead" if graphs else None)
 
         def augmented(step: int) -> tuple[Tensor, Tensor]:
             return self.augmentation(*feed(step), seed, step)
 
         return Step(
-            compiled(wrapped, graphs=graphs) if training.compile is True else wrapped,
+            networks,
             builders.build_objective(self.config, self.share.gather),
             self.optimizer,
             augmented if self.augmentation.active else feed,
             self.learning_rate,
             self.share,
             seed,
+            training.precision == "bf16",
+            graphs,
         )
 
     def _settle(self, steps: int) -> bool:
@@ -279,13 +271,13 @@ class Trainer:
                 "lower optimizer.lr; the newest checkpoint is whole, --resume continues from it",
             )
         started, first = self._started
-        pairs = (self.step - first) * self.order.batch_size
+        steps_per_s = (self.step - first) / max(1e-9, time.monotonic() - started)
         figures = {
             "epoch": self._epoch,
             **terms,
             "annealing": kl_annealing(self.step, self.config.objective.annealing_steps),
             "lr": self.learning_rate(self.step - 1),
-            "pairs_per_s": pairs / max(1e-9, time.monotonic() - started),
+            "pairs_per_s": steps_per_s * self.order.batch_size,
         }
         self._write("train", {"step": self.steps_done, **figures}, figures)
         for name, keys in _SHOWN.items():
@@ -327,23 +319,21 @@ class Trainer:
             self._bar.facts[validation.name] = as_text(validation.shared)
             console.say(f"step {self.step}: validation {validation.summary()}")
         if grid is not None:
-            name = f"step-{self.steps_done:08d}.png"
-            with writing(self.run.samples_folder / name) as temporary:
+            step = self.steps_done
+            with writing(self.run.samples_folder / f"step-{step:08d}.png") as temporary:
                 grid.save(temporary, format="PNG")
-            picture = np.asarray(grid)
-            self._writer.add_image("samples", picture, self.steps_done, dataformats="HWC")
+            self._writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
 
     def checkpoint(self) -> None:
         """Save everything that continuing needs; every rank has the same, so one writes it."""
         self.running = self.share.mean(self.running)
-        self.saved_step = self.steps_done
         if not self.world.first:
             return
         if self.run.metrics_file.exists():
             sync_file(self.run.metrics_file)  # after a power failure, a checkpoint has its metrics
         self.run.checkpoints.save(
             Checkpoint(
-                self.saved_step,
+                self.steps_done,
                 model=dict(self.model.state_dict()),
                 optimizer=adam_tensors(self.model, self.optimizer),
                 running=self.running,

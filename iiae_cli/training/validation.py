@@ -86,10 +86,7 @@ class Validation:
         return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
 
     def warnings(self, baseline: Both | None) -> list[str]:
-        """What to warn of: a dead exclusive latent, retrieval below the baseline.
-
-        Recall counts as below if the difference is more than two standard errors of so many pairs.
-        """
+        """What to warn of: a dead exclusive latent, retrieval below the baseline."""
         warnings = [
             f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
             f"{DYING_NATS:.0f}, says next to nothing of its domain. Try "
@@ -101,11 +98,11 @@ class Validation:
         advice = "Train longer, or try a larger objective.reconstruction_weight"
         if "classes" in self.counts:
             advice = (
-                "A model of features stays collapsed for long where "
-                "objective.reconstruction_weight is small: train longer, raise it a hundredfold, "
-                "or use --preset features"
+                "Train longer, raise objective.reconstruction_weight a hundredfold, or use "
+                "--preset features"
             )
-        pairs = self.counts.get("pairs", math.inf)  # no noise is allowed for in mAP over classes
+        # Recall is below by more than two standard errors; mAP over classes by any difference.
+        pairs = self.counts.get("pairs", math.inf)
         for way, figure, raw in zip(("x→y", "y→x"), self.shared, baseline or (), strict=False):
             if figure + 2.0 * math.sqrt(figure * (1 - figure) / pairs) < raw:
                 warnings.append(
@@ -148,14 +145,14 @@ def validate(
     return Validation(recalls[best], nats, {"pairs": count}, hits, guided, best)
 
 
-def baseline(
-    train: Split, split: Split, *, metric: Metric | Literal["auto"], by_class: bool
-) -> Both | None:
-    """What `validate` measures, of the baseline; None if the domains' widths differ."""
-    if by_class:
-        centred = class_baselines(train, split).get("centred")
+def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | None:
+    """What `validate` measures, without training; None if the domains' widths differ."""
+    if data.validation is None:
+        return None
+    if data.by_class:
+        centred = class_baselines(data.train, data.validation).get("centred")
         return None if centred is None else _both(centred, "map@all")
-    figures = baseline_figures(split, "cosine" if metric == "auto" else metric)
+    figures = baseline_figures(data.validation, "cosine" if metric == "auto" else metric)
     return None if figures is None else _both(figures, "recall@1")
 
 
@@ -188,11 +185,15 @@ class Progress:
         """Whether the weights just validated are to be kept; if so, their score is remembered.
 
         `recall`: the highest score, the later of equals. `paper`: the same among validations with
-        at most one exclusive hit per direction. `last`: always, and without a validation.
+        at most one exclusive hit per direction. `last`: always, but for those before the first
+        step, which the other rules keep until a score exceeds theirs by `least_gain`.
         """
         if selection.rule == "last":
-            return True
+            return epochs_done > 0
         assert validation is not None
+        if epochs_done == 0:
+            self.best = validation.score * (1.0 + selection.least_gain)
+            return True
         if epochs_done < selection.first_epoch:
             return False
         if selection.rule == "paper" and max(validation.exclusive_hits or (0,)) > 1:
@@ -206,37 +207,18 @@ class Progress:
 
 
 class Keeper:
-    """Validates a model in training on the first rank, and keeps the weights that do best.
-
-    Args:
-        config: of the run.
-        data: training and validation rows.
-        run: where weights are kept.
-        details: what the kept weights' header says of the run.
-        first: whether this is the first rank.
-    """
+    """Validates a model in training on the first rank, and keeps the weights that do best."""
 
     def __init__(
-        self,
-        config: Config,
-        data: TrainingData,
-        run: RunDir,
-        details: dict[str, Any],
-        *,
-        first: bool,
+        self, config: Config, data: TrainingData, run: RunDir, details: dict[str, Any]
     ) -> None:
         self._config, self._data, self._run, self._details = config, data, run, details
         self.memory = Progress(owed=config.selection.from_start)
         self.selection = config.selection
-        self.baseline = None
+        self.baseline = baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = SelectionSection(rule="last")
-        if data.validation is not None and first:
-            metric = config.evaluation.metric
-            self.baseline = baseline(
-                data.train, data.validation, metric=metric, by_class=data.by_class
-            )
 
     @property
     def wants_refit(self) -> bool:
@@ -247,10 +229,14 @@ class Keeper:
         return self._data.holds_out or kept == 0
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the score has not risen for as many validations as patience allows."""
+        return 0 < self.selection.patience <= self.memory.stale
+
+    @property
     def enough(self) -> bool:
         """Whether no further step of this training is wanted."""
-        exhausted = 0 < self.selection.patience <= self.memory.stale
-        return exhausted or (self._data.validation is None and self.wants_refit)
+        return self.exhausted or (self._data.validation is None and self.wants_refit)
 
     def enter_refit(self, steps: int, held: bool) -> None:
         """Keep the last weights of the second training, in which nothing validates."""
@@ -272,21 +258,13 @@ class Keeper:
         """Keep weights that were just measured, or not."""
         if validation is not None:
             self.memory.warnings = validation.warnings(self.baseline)
-        if step == 0:
-            self._keep_start(trained, validation)
+        if step == 0 and validation is None:
+            self.memory.kept_step = 0  # for good: the second training holds the means there
         elif self.memory.accepts(validation, epoch, self.selection):
             self.keep(trained, step, epoch, validation)
-        if 0 < self.selection.patience <= self.memory.stale:
+        if self.exhausted:
             stale = self.memory.stale
             console.say(f"step {step}: no better score in {stale} validations: training ends here")
-
-    def _keep_start(self, trained: TrainedModel, validation: Validation | None) -> None:
-        """Keep the first weights for the time being or, if nothing is held out, for good."""
-        if validation is None:
-            self.memory.kept_step = 0
-        elif self.selection.rule != "last":
-            self.keep(trained, 0, 0.0, validation)
-            self.memory.best = validation.score * (1.0 + self._config.selection.least_gain)
 
     def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
         """Keep the weights as they are where no validation kept any; a stand-in unless `ended`."""
@@ -294,9 +272,7 @@ class Keeper:
             return
         if ended:
             rule = self.selection.rule
-            console.warn(
-                f"no validation satisfied selection.rule={rule}: the last weights are kept"
-            )
+            console.warn(f"no validation satisfied selection.rule={rule}: the last weights stay")
         fit_erasure(trained, self._data, self._config.erasure)
         self.keep(trained, step, epoch, None)
         if not ended:

@@ -25,7 +25,7 @@ from iiae_cli.model.iiae import Posteriors
 from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Share, World, find_world
-from iiae_cli.training.step import Feed, Networks, seed_step
+from iiae_cli.training.step import Feed, seed_step
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 TORCHRUN |= {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
@@ -64,12 +64,9 @@ def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float
     torch.manual_seed(config.training.seed)
     model = place(builders.build_model(config, data.info).double(), "cpu")
     named: dict[int, Tensor] = {}  # a part's rows, by their identity, to all parts' rows
-    networks = Networks(model)
     objective = builders.build_objective(config, lambda rows: named[id(rows)])
-    optimizer, augment = (
-        builders.build_optimizer(config, model),
-        builders.build_augmentation(config),
-    )
+    optimizer = builders.build_optimizer(config, model)
+    augment = builders.build_augmentation(config)
     rate, order = builders.build_schedule(config, STEPS), data.order(BATCH, config.training.seed)
     worlds = [World(rank, 2) for rank in (0, 1)]
     shares = [Share(world, BATCH) for world in worlds]
@@ -78,13 +75,12 @@ def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float
         passes = []
         for world, share in zip(worlds, shares, strict=True):
             seed = world.seed(config.training.seed)
-            x, y = Feed(data, lambda step, s=share: order.indices(step)[s.rows], (32, 32), CPU)(
-                step
-            )
+            feed = Feed(data, lambda step, s=share: order.indices(step)[s.rows], (32, 32), CPU)
+            x, y = feed(step)
             if augment.active:
                 x, y = augment(x, y, seed, step)
             seed_step(seed, step)
-            passes.append(networks(x, y))
+            passes.append(model(x, y))
         named.update(joined([posteriors for posteriors, _ in passes]))
         terms = [objective(*part, step) for part in passes]
         mean = {
@@ -193,7 +189,7 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert World().device(torch.device("cuda:1")) == torch.device("cuda:1")
     for device in ("cuda:1", "mps"):
         assert f"cannot train on {device}" in refusal(world.device, torch.device(device)).message
-    assert "has 2 GPUs" in refusal(World(2, 4, 2).device, cuda).message
+    assert "sees 2 GPUs" in refusal(World(2, 4, 2).device, cuda).message
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert world.device(cuda) == torch.device("cuda", 0)

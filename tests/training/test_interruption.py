@@ -194,24 +194,18 @@ def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
 @pytest.mark.exhaustive
 def test_killed_and_stopped_at_random_times(trials: Trials) -> None:
     """Forty times `kill -9`, twenty times SIGTERM, whatever the process is doing."""
-    start = time.monotonic()
-    assert trials.train(trials.folder / "timed")["code"] == 0
-    length = time.monotonic() - start
-    draw, slowest = random.Random(0), 0.0
+    draw = random.Random(0)
     for index in range(60):
         act = "KILL" if index < 40 else "TERM"
         run = trials.folder / f"random-{act}-{index}"
-        stopped = trials.train(run, "--resume", after=draw.uniform(0.1, length), act=act)
+        stopped = trials.train(run, "--resume", after=draw.uniform(0.1, 5.0), act=act)
         ended = run.exists() and RunDir(run).read_info().get("state") == "finished"
         expected = (0, -9) if act == "KILL" else (0,) if ended else (75,)
         assert stopped["code"] in expected, stopped["err"]
-        if act == "TERM" and not ended:
-            slowest = max(slowest, stopped["seconds"])
+        assert act == "KILL" or ended or stopped["seconds"] < SOON
         if run.exists():
             assert_whole(run)
         trials.finish(run)
-    print(f"a run takes {length:.1f} s; exit after SIGTERM in {slowest:.2f} s at most")
-    assert slowest < SOON
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import Program, Trained
+from helpers import Program, Trained, refusal
 
 from iiae_cli.builders import picture_size
-from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
@@ -27,17 +26,11 @@ def config_of(preset: str, *assignments: str) -> Config:
     return resolve([*preset_layers(preset), set_layer(list(assignments))]).config
 
 
-def info_of(side: int | None) -> DataInfo:
-    shape = (512,) if side is None else (side, side, 3)
-    return DataInfo("some", shape, shape, {}, {})
-
-
-def chosen(
-    config: Config, device: torch.device, before: Config | None = None, side: int | None = 32
-) -> Any:
-    pictures = None if side is None else picture_size(config, info_of(side))
+def chosen(config: Config, device: torch.device, before: Config | None = None) -> Any:
+    shape = (512,) if config.model.kind == "features" else (32, 32, 3)
+    pictures = picture_size(config, DataInfo("some", shape, shape, {}, {}))
     config, line = choose_speed(config, pictures, device, before)
-    return config.training.model_dump(include={"precision", "compile"}), line
+    return config.training.precision, config.training.compile, line
 
 
 @pytest.fixture
@@ -53,16 +46,16 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx: None) -> None:
     for preset in ("mnist-cdcb", "mnist-cdcb-32"):
-        values, line = chosen(config_of(preset), CPU)
-        assert values == {"precision": "bf16", "compile": False}
+        precision, compiled, line = chosen(config_of(preset), CPU)
+        assert (precision, compiled) == ("bf16", False)
         assert line.startswith("precision bf16 (") and "not compiled (" in line
-    assert chosen(config_of("digits-cdcb", "data.image_size=28"), CPU)[0]["precision"] == "fp32"
-    assert chosen(config_of("sketchy"), CPU, side=None)[0]["precision"] == "fp32"
+    for config in (config_of("digits-cdcb", "data.image_size=28"), config_of("sketchy")):
+        assert chosen(config, CPU)[0] == "fp32"
 
 
 def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert chosen(config_of("mnist-cdcb"), CPU)[0]["precision"] == "fp32"
+    assert chosen(config_of("mnist-cdcb"), CPU)[0] == "fp32"
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert not speed.multiplies_bf16()
 
@@ -70,21 +63,33 @@ def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPat
 def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
     ampere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chosen(config_of("mnist-cdcb"), GPU)[0] == {"precision": "tf32", "compile": True}
-    assert chosen(config_of("digits-cdcb"), GPU)[0] == {"precision": "tf32", "compile": False}
-    assert chosen(config_of("sketchy"), GPU, side=None)[0]["precision"] == "fp32"
+    assert chosen(config_of("mnist-cdcb"), GPU)[:2] == ("tf32", True)
+    assert chosen(config_of("digits-cdcb"), GPU)[:2] == ("tf32", False)
+    assert chosen(config_of("sketchy"), GPU)[0] == "fp32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert chosen(config_of("mnist-cdcb"), GPU)[0]["precision"] == "fp32"
+    assert chosen(config_of("mnist-cdcb"), GPU)[0] == "fp32"
 
 
 def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
     ampere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "has_compiler", lambda device: False)
-    assert chosen(config_of("mnist-cdcb"), GPU)[0]["compile"] is False
-    with pytest.raises(IiaeError, match="no C\\+\\+ compiler") as caught:
-        chosen(config_of("mnist-cdcb", "training.compile=true"), CPU)
-    assert "--no-compile" in caught.value.hint
+    assert chosen(config_of("mnist-cdcb"), GPU)[1] is False
+    refused = refusal(chosen, config_of("mnist-cdcb", "training.compile=true"), CPU)
+    assert "no C++ compiler" in refused.message and "--no-compile" in refused.hint
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_what_is_asked_for_counts_before_what_a_resumed_run_began_with(
+    amx: None, ampere: None, device: torch.device
+) -> None:
+    asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
+    for config, before, why in (
+        (asked, None, "as asked"),
+        (config_of("mnist-cdcb"), asked, "as the run began"),
+    ):
+        precision, compiled, line = chosen(config, device, before)
+        assert (precision, compiled) == ("fp32", True) and line.count(why) == 2
 
 
 def test_a_compiler_is_looked_for_on_the_path(
@@ -97,21 +102,6 @@ def test_a_compiler_is_looked_for_on_the_path(
     assert has_compiler(CPU)
     monkeypatch.setattr(speed, "find_spec", lambda name: None)
     assert has_compiler(CPU) and not has_compiler(GPU)
-
-
-def test_what_is_asked_for_is_done(amx: None, ampere: None) -> None:
-    for device in (CPU, GPU):
-        asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=false")
-        values, line = chosen(asked, device)
-        assert values == {"precision": "fp32", "compile": False}
-        assert line.count("as asked") == 2
-
-
-def test_a_resumed_run_keeps_what_it_began_with(amx: None) -> None:
-    before = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
-    values, line = chosen(config_of("mnist-cdcb"), CPU, before)
-    assert values == {"precision": "fp32", "compile": True}
-    assert line.count("as the run began") == 2
 
 
 def test_gpus_round_factors_unless_fp32_is_asked_for() -> None:
@@ -129,26 +119,8 @@ def test_a_run_records_its_choice_and_resumes_with_it(
     iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, amx: None
 ) -> None:
     monkeypatch.setattr(speed, "BF16_PIXELS", 0)
-    tiny = [
-        "--set",
-        "model.widths=[4,8]",
-        "--set",
-        "model.decoder_widths=[8,4]",
-        "--set",
-        "training.samples=0",
-    ]
-    call = [
-        "train",
-        "--preset",
-        "digits-cdcb",
-        "--data",
-        trained.data,
-        "--run",
-        "run",
-        "--steps",
-        2,
-        *tiny,
-    ]
+    call = ["train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run"]
+    call += ["--steps", 2, "--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"]
     first = iiae(*call)
     assert first.code == 0 and "precision bf16" in first.err
     recorded = yaml.safe_load(Path("run/config.yaml").read_text())["training"]

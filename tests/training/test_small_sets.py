@@ -4,15 +4,14 @@ stopping, linear paths.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import Outcome, Program, stopping_at
 from safetensors.torch import load_file
+from test_train import metrics_of, same_tensors
 
 TINY = (
     *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--batch-size", 16),
@@ -48,8 +47,7 @@ def train(
 
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in metrics_of(run) if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("preset", ["pairs-plus", "fashion-edges-plus"])
@@ -83,18 +81,14 @@ def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(
     names = {".".join(name.split(".")[:2]) for name in load_file("run/model.safetensors")}
     assert names == {"features.x", "features.y", "shared.x", "shared.y"}
     everything = iiae("evaluate", "--run", "run", "--task", "all", "--report", "report", "--json")
-    assert (
-        everything.code == 0 and set(everything.json) & {"translation", "disentanglement"} == set()
-    )
+    assert everything.code == 0
+    assert not everything.json.keys() & {"translation", "disentanglement"}
     for task in ("translation", "disentanglement"):
         refused = iiae("evaluate", "--run", "run", "--task", task)
         assert refused.code == 2 and "infonce" in refused.error()[0] and task in refused.error()[1]
     refused = iiae("translate", data, "--from", "x", "--run", "run", "--grid", "grid.png")
-    assert (
-        refused.code == 2
-        and "no decoders" in refused.error()[0]
-        and "objective.kind" in refused.error()[1]
-    )
+    assert refused.code == 2
+    assert "no decoders" in refused.error()[0] and "objective.kind" in refused.error()[1]
     assert iiae("encode", data, "--domain", "y", "--run", "run", "-o", "y.h5").code == 0
 
 
@@ -121,17 +115,13 @@ def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
         assert train(iiae, data, "parts", *more).code == 75
     assert train(iiae, data, "parts", *more, "--resume").code == 0
     for name in ("model.safetensors", "checkpoints/step-00000012.safetensors"):
-        whole, parts = (load_file(Path(run) / name) for run in ("whole", "parts"))
-        assert whole.keys() == parts.keys() and all(
-            torch.equal(whole[one], parts[one]) for one in whole
-        )
+        assert same_tensors(Path("whole") / name, Path("parts") / name)
 
 
 def test_augmentation_changes_training_and_nothing_else(iiae: Program, data: Path) -> None:
-    for run, more in (("plain", []), ("augmented", AUGMENTED)):
-        assert (
-            train(iiae, data, run, *more, "--set", "selection.from_start=true", steps=4).code == 0
-        )
+    for run, more in (("plain", ()), ("augmented", AUGMENTED)):
+        from_start = ("--set", "selection.from_start=true")
+        assert train(iiae, data, run, *more, *from_start, steps=4).code == 0
     plain, augmented = (records(run, "validation") for run in ("plain", "augmented"))
     assert plain[0] == augmented[0]  # before the first step: validation pictures are left alone
     assert plain[1]["guided_l1"] != augmented[1]["guided_l1"]
@@ -148,9 +138,8 @@ def test_a_time_limit_never_stops_before_the_first_step(iiae: Program, data: Pat
 def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> None:
     still = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
     stopped = train(iiae, data, "run", *still, "--json", steps=400)
-    assert (
-        stopped.code == 0 and stopped.json["steps"] == 12
-    )  # validated at 4, 8 and 12, never better than at 4
+    # Validated at 4, 8 and 12, never better than at 4.
+    assert stopped.code == 0 and stopped.json["steps"] == 12
     assert "training ends here" in stopped.err
     weights = Path("run/model.safetensors").read_bytes()
     again = train(iiae, data, "run", *still, "--resume", "--json", steps=400)
@@ -159,14 +148,8 @@ def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> Non
 
 
 def test_early_stopping_may_be_followed_by_training_on_all_pairs(iiae: Program, data: Path) -> None:
-    more = (
-        "--set",
-        "optimizer.lr=1e-12",
-        "--set",
-        "selection.patience=1",
-        "--set",
-        "selection.refit=true",
-    )
+    more = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=1")
+    more += ("--set", "selection.refit=true")
     trained = train(iiae, data, "run", *more, steps=400)
     assert trained.code == 0 and "training again on all rows" in trained.err, trained.err
 
@@ -177,6 +160,5 @@ def test_augmenting_features_is_refused(iiae: Program) -> None:
     write_features(Path("mine.npz"), 0)
     assert iiae("prepare", "classes", "mine.npz").code == 0
     refused = iiae("train", "--preset", "features", "--steps", 2, "--set", "augment.photometric=1")
-    assert (
-        refused.code == 2 and "features" in refused.error()[0] and "augment" in refused.error()[1]
-    )
+    assert refused.code == 2
+    assert "features" in refused.error()[0] and "augment" in refused.error()[1]

@@ -84,16 +84,3 @@ def test_rows_in_memory_need_no_thread_and_mapped_rows_have_one(tmp_path: Path) 
         feed(0)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
-
-
-def test_an_error_of_the_thread_reaches_the_caller(tmp_path: Path) -> None:
-    data = training_data(tmp_path, "pictures")
-
-    def broken(step: int) -> Any:
-        raise OSError("the disk is gone")
-
-    with (
-        Feed(data, broken, (16, 16), CPU, ahead=True) as feed,
-        pytest.raises(OSError, match="disk is gone"),
-    ):
-        feed(0)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from class_sources import write_features
 from helpers import Outcome, Program, stopping_at
-from safetensors import safe_open
+from safetensors.torch import load_file
+from test_train import metrics_of, same_tensors
 
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
@@ -41,12 +42,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         ids = [f"{split}/{number}" for number in range(len(x))]
         splits[split] = Split(Side(x, ids, labels[0]), Side(y, ids[:-2], labels[1][:-2]))
-    backbone = json.dumps(
-        {"name": "given", "classes_seen": ["class 0", "class 1"], "classes_seen_complete": True}
-    )
-    write_data_file(
-        folder / "mine.h5", "classes", splits, {"alignment": "class", "backbone": backbone}
-    )
+    seen = {"classes_seen": ["class 0", "class 1"], "classes_seen_complete": True}
+    backbone = json.dumps({"name": "given", **seen})
+    attributes = {"alignment": "class", "backbone": backbone}
+    write_data_file(folder / "mine.h5", "classes", splits, attributes)
     return folder / "mine.h5"
 
 
@@ -55,18 +54,6 @@ def train(
 ) -> Outcome:
     named = ("--preset", preset, "--data", data, "--run", run, "--steps", steps)
     return iiae("train", *named, *SMALL, *more)
-
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, framework="np") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def same(first: Path, second: Path) -> bool:
-    one, other = tensors(first), tensors(second)
-    return one.keys() == other.keys() and all(
-        np.array_equal(one[name], other[name]) for name in one
-    )
 
 
 def training_data(data: Path, **section: object) -> TrainingData:
@@ -82,19 +69,16 @@ def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
     away = {*held.validation.x.labels} | {*(held.validation.y.labels or [])}
     assert len(away) == 2 and len(held.classes) == 6 and not away & {*held.classes}
     assert not away & {*(held.train.x.labels or []), *(held.train.y.labels or [])}
-    assert (
-        len(held.train.x) + len(held.validation.x) == 120
-        and len(held.train.y) + len(held.validation.y) == 118
-    )
+    assert len(held.train.x) + len(held.validation.x) == 120
+    assert len(held.train.y) + len(held.validation.y) == 118
     held.use_all()
     assert len(held.classes) == 8 and held.validation is None and len(held.train.x) == 120
 
 
 def test_nothing_is_held_out_on_request(data: Path) -> None:
     everything = training_data(data, holdout=0.0)
-    assert (
-        everything.validation is None and len(everything.classes) == 8 and not everything.holds_out
-    )
+    assert everything.validation is None and len(everything.classes) == 8
+    assert not everything.holds_out
 
 
 # ---- runs
@@ -104,13 +88,10 @@ def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, d
     outcome = train(iiae, data, "run", "--set", "selection.least_gain=9", "--json")
     assert outcome.code == 0 and "the shared means held where they began" in outcome.err
     assert outcome.json["steps"] == 40
-    weights = tensors(Path("run/model.safetensors"))
-    assert all(
-        weights[f"{name}.learned"] == 0.0 for name in ("shared.x", "shared.y", "joint_shared")
-    )
-    np.testing.assert_array_equal(
-        weights["shared.x.linear.weight"], weights["shared.y.linear.weight"]
-    )
+    weights = load_file("run/model.safetensors")
+    held = ("shared.x", "shared.y", "joint_shared")
+    assert all(weights[f"{name}.learned"] == 0.0 for name in held)
+    assert (weights["shared.x.linear.weight"] == weights["shared.y.linear.weight"]).all()
     # The closed form is that of all training classes, held-out ones too.
     x = h5py.File(data)["train/x"][()]
     np.testing.assert_allclose(weights["standardise.x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
@@ -121,9 +102,8 @@ def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(
 ) -> None:
     outcome = train(iiae, data, "run", "--set", "data.holdout=0", "--json")
     assert outcome.code == 0 and "the shared means held where they began" in outcome.err
-    assert tensors(Path("run/model.safetensors"))["joint_shared.learned"] == 0.0
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [24, 28, 32, 36, 40]
+    assert load_file("run/model.safetensors")["joint_shared.learned"] == 0.0
+    assert [line["step"] for line in metrics_of("run")] == [24, 28, 32, 36, 40]
 
 
 def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
@@ -142,11 +122,11 @@ def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
 def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path) -> None:
     outcome = train(iiae, data, "run", "--set", "selection.from_start=false", steps=40)
     assert outcome.code == 0 and "shared means held" not in outcome.err
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of("run")
     validations = [line for line in lines if line["kind"] == "validation" and line["step"] > 0]
     best = max(validations, key=lambda line: (sum(line["shared_map"]), line["step"]))
     assert lines[-1]["step"] == 40 + best["step"]
-    assert tensors(Path("run/model.safetensors"))["shared.x.learned"] == 1.0
+    assert load_file("run/model.safetensors")["shared.x.learned"] == 1.0
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 20, 26])
@@ -162,9 +142,8 @@ def test_resuming_either_training_ends_in_the_same_weights(
     assert stopped.code == 75 and f"saved at step {stop_after}" in stopped.err
     assert iiae("evaluate", "--run", "parts").code == 0
     assert train(iiae, data, "parts", *gain, "--resume").code == 0
-    assert same(Path("whole/model.safetensors"), Path("parts/model.safetensors"))
-    last = "checkpoints/step-00000040.safetensors"
-    assert same(Path("whole") / last, Path("parts") / last)
+    for name in ("model.safetensors", "checkpoints/step-00000040.safetensors"):
+        assert same_tensors(Path("whole") / name, Path("parts") / name)
 
 
 def test_the_papers_preset_reads_features_as_they_are_and_keeps_the_last_weights(
@@ -172,10 +151,8 @@ def test_the_papers_preset_reads_features_as_they_are_and_keeps_the_last_weights
 ) -> None:
     outcome = train(iiae, data, "run", "--json", preset="sketchy")
     assert outcome.code == 0 and outcome.json["kept_step"] == outcome.json["steps"] == 20
-    assert not any(
-        "standardise" in name or "linear." in name
-        for name in tensors(Path("run/model.safetensors"))
-    )
+    names = " ".join(load_file("run/model.safetensors"))
+    assert "standardise" not in names and "linear." not in names
 
 
 def test_a_collapsed_model_is_warned_of(iiae: Program, data: Path) -> None:
@@ -208,21 +185,15 @@ def test_zero_shot_is_what_rows_paired_by_class_are_measured_by(iiae: Program, d
 def test_partners_are_not_asked_of_rows_paired_by_class(iiae: Program, data: Path) -> None:
     train(iiae, data, "run")
     outcome = iiae("evaluate", "--run", "run", "--task", "retrieval")
-    assert (
-        outcome.code == 2
-        and "paired by class" in outcome.error()[0]
-        and "zero-shot" in outcome.error()[1]
-    )
+    assert outcome.code == 2
+    assert "paired by class" in outcome.error()[0] and "zero-shot" in outcome.error()[1]
 
 
 def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, data: Path) -> None:
     train(iiae, data, "run")
     refused = iiae("evaluate", "--run", "run", "--split", "train")
-    assert (
-        refused.code == 2
-        and "class 0, class 1" in refused.error()[0]
-        and "--allow-leak" in refused.error()[1]
-    )
+    assert refused.code == 2
+    assert "class 0, class 1" in refused.error()[0] and "--allow-leak" in refused.error()[1]
     allowed = iiae("evaluate", "--run", "run", "--split", "train", "--allow-leak", "--json")
     assert allowed.code == 0
     protocol = allowed.json["protocol"]
@@ -235,13 +206,8 @@ def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, 
 def test_a_file_without_labels_cannot_be_paired_by_class(
     iiae: Program, data: Path, tmp_path: Path
 ) -> None:
-    rows = np.zeros((4, 3), np.float32)
-    ids = list("abcd")
-    write_data_file(
-        tmp_path / "bad.h5",
-        "bad",
-        {"train": Split(Side(rows, ids), Side(rows, ids))},
-        {"alignment": "class"},
-    )
+    side = Side(np.zeros((4, 3), np.float32), list("abcd"))
+    splits = {"train": Split(side, side)}
+    write_data_file(tmp_path / "bad.h5", "bad", splits, {"alignment": "class"})
     outcome = iiae("train", "--preset", "features", "--data", "bad.h5")
     assert outcome.code == 2 and "without labels" in outcome.error()[0]

@@ -33,6 +33,13 @@ def test_selection_by_recall_keeps_the_best_and_the_later_of_equals() -> None:
     assert kept(Progress(), SelectionSection(rule="recall"), scores) == expected
 
 
+def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
+    memory, selection = Progress(), SelectionSection(rule="recall", least_gain=0.1)
+    assert memory.accepts(validation(0.40, 0.40), 0.0, selection)
+    expected = [False, False, True, False, True]
+    assert kept(memory, selection, [0.43, 0.4399, 0.45, 0.44, 0.46]) == expected
+
+
 def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() -> None:
     memory, paper = Progress(), SelectionSection(rule="paper", first_epoch=6)
     assert not memory.accepts(validation(1.0, 1.0), 5.9, paper)
@@ -42,7 +49,7 @@ def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() 
 
 
 def test_selection_last_keeps_everything() -> None:
-    assert Progress().accepts(None, 0.0, SelectionSection(rule="last", first_epoch=99))
+    assert Progress().accepts(None, 0.1, SelectionSection(rule="last", first_epoch=99))
 
 
 def test_patience_counts_validations_since_the_score_last_rose() -> None:
