@@ -30,7 +30,10 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "iiae_cli/report/templates/report.html" in archive.namelist()
+        templates = {
+            f"iiae_cli/report/templates/{name}" for name in ("report.html", "charts.mplstyle")
+        }
+        assert templates <= set(archive.namelist())
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = "import iiae_cli.config.presets as c; print(c.preset_folder()); print(*c.preset_names())"
     installed_only = {"cwd": tmp_path, "env": {"PYTHONPATH": str(installed)}}

@@ -83,8 +83,8 @@ def _global(
 
     \b
     Start here:
-      iiae train --preset digits-cdcb          a minute on a CPU, nothing to download
-      iiae evaluate                            Recall@1 beside a training-free baseline
+      iiae train --preset digits-cdcb     a minute on a CPU, nothing to download
+      iiae evaluate                       Recall@1 beside a training-free baseline
       iiae encode imgs/ --domain y -o z.h5
       iiae retrieve query.png --k 5
       iiae translate query.png --from x --grid grid.png
