@@ -285,7 +285,7 @@ def _written(name: str, path: Path, part: Part | None) -> Written:
         about = part_of(path).about
         return Written(path, name, {}, about["skipped"], about["rows"], part.name)
     file = DataFile(path)
-    written = Written(path, name, dict(file.info.pair_counts), file.skipped())
+    written = Written(path, name, dict(file.info.counts), file.skipped())
     if name in CLASS_SETS:
         splits = {split: file.split(split) for split in SPLITS}
         written.rows = {

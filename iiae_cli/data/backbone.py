@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Rows (M,) of the readable pictures, their input (M, 3, 224, 224), and the errors of the others.
+Batch: TypeAlias = tuple[list[int], Tensor, list[PictureError]]
 _UNFIT = ("googlenet", "inception_v3")  # they have second classifiers
 _HINT = "name a state dict (.pth) or a .safetensors file"
 
@@ -67,32 +69,25 @@ class Inputs:
     device: torch.device
     workers: int = 1  # decoding threads
 
-    def of(
-        self, batches: Iterable[Sequence[Path]], domain: Domain
-    ) -> Iterator[tuple[list[int], Tensor, list[PictureError]]]:
-        """Decode batches of pictures of a domain, one batch ahead of the caller.
+    def of(self, batches: Iterable[Sequence[Path]], domain: Domain) -> Iterator[Batch]:
+        """Decode batches of pictures of a domain, one batch ahead of the caller."""
 
-        Yields which M pictures of the batch are readable, their input (M, 3, 224, 224), and the
-        errors of the others.
-        """
+        def read(paths: Sequence[Path]) -> Batch:
+            decoded = list(read_all(paths, lambda path: decode(path, 3, INPUT_SIZE), self.workers))
+            rows = [row for row, item in enumerate(decoded) if isinstance(item, np.ndarray)]
+            stack = np.array([decoded[row] for row in rows], np.uint8).reshape(-1, *INPUT_SIZE, 3)
+            errors = [item for item in decoded if isinstance(item, PictureError)]
+            return rows, self.preprocessing.tensor(stack, domain, self.device), errors
+
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             for paths in batches:
-                coming = pool.submit(self._read, paths, domain)
+                coming = pool.submit(read, paths)
                 if ahead is not None:
                     yield ahead.result()
                 ahead = coming
             if ahead is not None:
                 yield ahead.result()
-
-    def _read(
-        self, paths: Sequence[Path], domain: Domain
-    ) -> tuple[list[int], Tensor, list[PictureError]]:
-        decoded = list(read_all(paths, lambda path: decode(path, 3, INPUT_SIZE), self.workers))
-        pictures = {row: item for row, item in enumerate(decoded) if isinstance(item, np.ndarray)}
-        stack = np.array([*pictures.values()], np.uint8).reshape(-1, *INPUT_SIZE, 3)
-        errors = [item for item in decoded if isinstance(item, PictureError)]
-        return list(pictures), self.preprocessing.tensor(stack, domain, self.device), errors
 
 
 @dataclass(frozen=True)
@@ -122,19 +117,15 @@ def check_name(name: str) -> None:
 
 
 def find_weights(name: str, given: str | None, *, download: bool = False) -> Weights:
-    """Find the weights of a backbone.
+    """Find the weights of a backbone: the file `given`, random ones if it is `none`.
 
-    Args:
-        name: of the backbone.
-        given: a file; `none` for random weights; None: what torchvision publishes, from torch's
-            hub cache.
-        download: whether that may be fetched into the cache.
+    None stands for what torchvision publishes, from torch's hub cache, where `download` fetches it.
     """
     check_name(name)
     if given == "none":
         return Weights("random")
-    urls = [str(weights.url) for weights in models.get_model_weights(name)]
-    default = str(models.get_model_weights(name)["DEFAULT"].url)
+    published = models.get_model_weights(name)
+    default = str(published["DEFAULT"].url)
     if given is None:
         path = _published_file(name, default, download)
     else:
@@ -142,7 +133,7 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
         takes = f"{Path(default).name}, a .safetensors file, a --save-backbone folder, or none"
         regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
-    if any(digest.startswith(_hash_in(url)) for url in urls):
+    if any(digest.startswith(_hash_in(weights.url)) for weights in published):
         return Weights("imagenet", path, digest)
     if given is None:
         raise IiaeError(

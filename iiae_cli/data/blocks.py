@@ -137,13 +137,8 @@ def block_store(
     """Open the store of an output's blocks; it is removed when the block ends well.
 
     It stays after an interruption, a bug or a full disk, and goes after any other user's error,
-    which would only come again.
-
-    Args:
-        output: the file that is made.
-        job: everything that decides the values, as JSON.
-        resume: keep finished blocks of the same job; drop those of another job, with a word.
-        overwrite: drop finished blocks.
+    which would only come again. The job is everything that decides the values, as JSON. `resume`
+    keeps finished blocks of the same job, and drops those of another with a word.
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
@@ -282,10 +277,7 @@ class PartFile:
 def write_part(
     path: Path, store: BlockStore, part: Part, total: int, about: Mapping[str, Any]
 ) -> None:
-    """Write a part of `total` blocks, atomically; one block is in memory at a time.
-
-    The store has every block of the part. Parts of a job may differ in what `about` says.
-    """
+    """Write a part, whose blocks the store has; parts of a job may differ in what `about` says."""
     with writing(path, folder=store.folder) as temporary, new_hdf5(temporary) as file:
         head = {"part": [part.index, part.count, total], "job": store.job, "about": about}
         file.attrs["schema"] = PART_SCHEMA
@@ -309,16 +301,15 @@ def part_of(path: Path) -> PartFile:
 
 
 def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
-    """All parts of one job, given in any order, in their order, their blocks unread.
-
-    Parts of different jobs or divisions are refused, and parts that are doubled or missing; `again`
-    says how a missing one is made, up to the options: `iiae prepare …`.
-    """
+    """All parts of one job in order, their blocks unread; see `in_order`."""
     return in_order([part_of(path) for path in paths], again)
 
 
 def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
-    """All parts of one job, in order; what is wrong raises IiaeError as in `read_parts`."""
+    """Sort the parts of one job; some of other jobs or divisions, doubled or missing are refused.
+
+    `again` says how a missing one is made, up to the options: `iiae prepare …`.
+    """
     first = parts[0]
     by_index: dict[int, PartFile] = {}
     for item in parts:

@@ -11,9 +11,8 @@ Per split `train`, `valid`, `test` (`valid` may be empty):
 and /skipped (K,) UTF-8, a line for every input that was left out.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is
-`class`, they belong together by their labels alone, and the two domains may differ in length; a
-file whose domains differ in length and have labels is read so too. Arrays are stored contiguously,
-so that a split larger than memory can be mapped instead of read.
+`class`, or the domains differ in length and have labels, they belong together by labels alone.
+Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+import iiae_cli
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
-from iiae_cli.data.blocks import PART_SCHEMA
 from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
@@ -55,7 +54,7 @@ SPLITS = ("train", "valid", "test")
 SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 
-_HINT = "make it again: iiae prepare NAME … --overwrite"
+_HINT = "make it again: iiae prepare NAME … --overwrite (or join shards: --merge)"
 
 
 # ---- a split in memory
@@ -65,8 +64,8 @@ _HINT = "make it again: iiae prepare NAME … --overwrite"
 class Side:
     """One domain of a split."""
 
-    # Pictures (N, H, W, C) uint8 or features (N, F) float32. They may be a memory map: index them
-    # with slices or ascending integers.
+    # Pictures (N, H, W, C) uint8 or features (N, F) float32, perhaps a memory map: index them with
+    # slices or ascending integers.
     rows: Rows
     ids: list[str]  # unique in the split; partners of a paired set share theirs
     labels: list[str] | None = None  # the class of every row, where known
@@ -113,8 +112,7 @@ class Split:
         return taken
 
 
-# ---- what a backbone has seen: only the data set's classes count, as ImageNet's are another
-# vocabulary from which every published figure starts
+# ---- which classes a backbone has seen: the data set's alone, not ImageNet's
 
 
 def normalise_class(name: str) -> str:
@@ -135,7 +133,7 @@ class Seen:
     complete: bool = True  # there are no others; not known of features and weights of others
 
     def and_also(self, classes: Iterable[str]) -> Seen:
-        """The same after training on more classes."""
+        """These after training on more classes."""
         return Seen(tuple(sorted({*self.classes, *classes})), self.complete)
 
     def among(self, test_classes: Iterable[str]) -> list[str]:
@@ -200,15 +198,10 @@ def write_data_file(
     skipped: Sequence[str] = (),
     folder: Path | None = None,
 ) -> None:
-    """Write a whole data file, atomically.
+    """Write a whole data file, atomically; absent splits are written empty.
 
-    Args:
-        path: an existing file is replaced.
-        name: of the data set.
-        splits: those of `SPLITS`; absent ones are written empty.
-        attributes: what to say of the file's making: source checksums, command, versions.
-        skipped: a line for every input left out.
-        folder: for the temporary file; None: beside `path`.
+    The attributes say how it was made: source checksums, command, versions. `skipped` has a line
+    for every input left out. The temporary file lies in `folder`, or beside `path`.
     """
     none = np.empty(0, np.int64)
     empty = next(iter(splits.values())).take(none, none)
@@ -237,10 +230,8 @@ def _write_split(group: h5py.Group, split: Split) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides an array's bytes, for a file's attributes."""
-    from iiae_cli import __version__
-
-    numeric = {"h5py": h5py.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
-    return {"iiae": __version__, **numeric}
+    modules = {"iiae": iiae_cli, "h5py": h5py, "numpy": np, "pillow": PIL}
+    return {name: str(module.__version__) for name, module in modules.items()}
 
 
 # ---- reading
@@ -253,10 +244,9 @@ class DataInfo:
     name: str  # of the data set
     shape_x: tuple[int, ...]  # (H, W, C) of a picture of x, or (F,) of a feature vector
     shape_y: tuple[int, ...]
-    counts: dict[str, int]  # rows of x per split
+    counts: dict[str, int]  # pairs per split, rows of x if none are listed
     attributes: dict[str, str]  # everything the file says of its making
     by_class: bool = False  # x and y belong together by class rather than one by one
-    pair_counts: dict[str, int] = field(default_factory=dict)  # other than `counts` with `pairs`
 
     @property
     def is_features(self) -> bool:
@@ -273,17 +263,13 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_hdf5(path, _HINT) as file:
-            attributes = text_attributes(file)
-            if attributes.get("schema") == PART_SCHEMA:
-                raise IiaeError(
-                    f"{path} is one shard of a data set",
-                    "join all shards first: iiae prepare SHARD.h5… --merge -o FILE.h5",
-                )
             check_schema(file, path, SCHEMA, _HINT)
+            attributes = text_attributes(file)
             groups = {name: subgroup(file, name) for name in SPLITS if name in file}
             shape_x, shape_y = (_shape(groups, domain) for domain in DOMAINS)
-            counts = {name: len(groups[name]["x"]) if name in groups else 0 for name in SPLITS}
-            pairs = {name: dataset(group, "pairs") for name, group in groups.items()}
+            counts = dict.fromkeys(SPLITS, 0)
+            for name, group in groups.items():
+                counts[name] = len(group["pairs" if dataset(group, "pairs") else "x"])
             self.info = DataInfo(
                 attributes.get("name", path.stem),
                 shape_x,
@@ -291,7 +277,6 @@ class DataFile:
                 counts,
                 attributes,
                 _by_class(groups, attributes.get("alignment", "")),
-                counts | {name: len(data) for name, data in pairs.items() if data is not None},
             )
 
     def skipped(self) -> list[str]:
@@ -323,13 +308,12 @@ class DataFile:
 
     def _side(self, group: h5py.Group, domain: Domain, most: int | None = None) -> Side:
         """A domain's rows, memory-mapped where they take more than `most` bytes."""
+        data = f"{group.name}/{domain}"
         ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
         side = Side(read_or_map(group, domain, self.path, most), ids or [], labels)
         for what, texts in (("ids", side.ids), ("labels", labels)):
             if texts is not None and len(texts) != len(side):
-                raise ValueError(
-                    f"{len(side)} rows but {len(texts)} {what} in {group.name}/{domain}"
-                )
+                raise ValueError(f"{len(side)} rows but {len(texts)} {what} in {data}")
         return side
 
     @contextmanager
@@ -341,9 +325,6 @@ class DataFile:
             yield subgroup(file, name)
 
 
-# What follows raises ValueError on damage, inside of `open_hdf5`.
-
-
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
     """The shape of a row of a domain, equal in all splits."""
     shapes = set()
@@ -351,8 +332,7 @@ def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
         data = dataset(group, domain)
         if data is None or (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
             raise ValueError(
-                f"{group.name}/{domain} holds no uint8 pictures (N, H, W, C) "
-                "and no float32 features (N, F)"
+                f"{group.name}/{domain} holds no uint8 pictures (N, H, W, C) or float32 rows (N, F)"
             )
         shapes.add(tuple(int(size) for size in data.shape[1:]))
     if len(shapes) != 1 or 0 in (shape := shapes.pop()):

@@ -4,8 +4,8 @@ The recipe of the Sketchy features: backbone → linear 512, no activation (the 
 linear classifier; cross-entropy, SGD with momentum 0.9, learning rate 0.01 decayed linearly to 0,
 batches of 64 that draw every class equally often. Each domain has a network of its own.
 
-A step's batch and its dropout are functions of seed and step, so that fine-tuning resumed from a
-checkpoint ends in the weights of one that was never stopped.
+A step's batch and its dropout are functions of seed and step, so that resumed fine-tuning ends in
+the weights of one that was never stopped.
 
 A folder of two networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone` writes and
 `--backbone-weights` takes. Their headers name the classes that they have seen.
@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,8 +57,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Features (B, width)."""
-        features: Tensor = self.embed(self.body(pictures))
-        return features
+        return cast(Tensor, self.embed(self.body(pictures)))
 
 
 @dataclass(frozen=True)

@@ -37,19 +37,16 @@ def is_hdf5(path: Path) -> bool:
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to fill; what cannot be finished is let go of.
-
-    HDF5 keeps a file whose last blocks it could not write, tries again when the program ends, and
-    crashes there (seen on a full disk). So the descriptor of such a file is pointed at the null
-    device before it is closed: the file is lost, as its maker knows from the error.
-    """
+    """A new HDF5 file to fill; what cannot be finished is let go of."""
     file = h5py.File(path, "w")
     descriptor = file.id.get_vfd_handle()
     try:
         yield file
         file.flush()
     except BaseException as error:
-        if "write failed" in str(error):  # HDF5's words; it may close whatever else went wrong
+        # HDF5 keeps a file that it could not write, tries again when the program ends, and crashes
+        # (seen on a full disk). So the descriptor first becomes the null device's.
+        if "write failed" in str(error):  # HDF5's words
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, descriptor, inheritable=False)
             os.close(nowhere)
@@ -101,8 +98,8 @@ def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
 
 
 def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
-    """An attribute that is one text; ValueError if it is missing without a default."""
-    value = text_attributes(file).get(name, default if name not in file.attrs else None)
+    """An attribute that is one text; ValueError if it is none, or missing without a default."""
+    value = text_attributes(file).get(name, None if name in file.attrs else default)
     if value is None:
         raise ValueError(f"attribute {name} is no text")
     return value
@@ -110,15 +107,10 @@ def text_attribute(file: h5py.File, name: str, default: str | None = None) -> st
 
 def text_attributes(file: h5py.File) -> dict[str, str]:
     """Every attribute that is one text; others are passed over."""
-    identities = {name: file.attrs.get_id(name) for name in file.attrs}
-    values = {
-        name: file.attrs[name]
-        for name, identity in identities.items()
-        if identity.shape == () and h5py.check_string_dtype(identity.dtype) is not None
-    }
     return {
-        name: value.decode() if isinstance(value, bytes) else str(value)
-        for name, value in values.items()
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in file.attrs.items()
+        if isinstance(value, str | bytes)
     }
 
 

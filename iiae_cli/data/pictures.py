@@ -94,11 +94,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """8 bits per channel in the mode of `channels`, transparency on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        unit = image.mode == "F" and values.max(initial=0) <= 1
-        top = 1.0 if unit else 255.0 if image.mode == "F" else 65535.0
-        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits
+        values = np.asarray(image, dtype=np.float32) * (255 / 65535)
+        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if image.has_transparency_data and channels not in (2, 4):
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -193,4 +193,4 @@ def test_shards_of_several_sets_or_in_the_place_of_a_data_file_are_refused(iiae:
     assert "another data set" in iiae("prepare", "cdcb.h5", "edge.h5", "--merge").error()[0]
     assert iiae("prepare", "digits-cdcb", "--limit", 3, "--shard", "0/1", "-o", "d.h5").code == 0
     error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "d.h5").error()
-    assert "d.h5 is one shard of a data set" in error and "--merge" in hint
+    assert "d.h5 has schema iiae.part/1" in error and "--merge" in hint

@@ -99,12 +99,8 @@ def test_pairs_name_rows_of_recurring_pictures(path):
     file = write(path, train=shared)
     again = file.split("train")
     assert_same(again, shared)
-    assert again.pairs.dtype == np.int64
-    assert (file.info.counts["train"], file.info.pair_counts["train"], again.pair_count) == (
-        4,
-        5,
-        5,
-    )
+    assert again.pairs.dtype == np.int64 and again.pair_count == 5
+    assert file.info.counts["train"] == 5
 
 
 def test_taking_pairs_aligns_rows_ids_labels_and_factors():
@@ -156,7 +152,7 @@ def test_a_file_written_by_another_program_is_read(path):
         group["x_ids"] = group["y_ids"] = np.array(["a", "b", "c"], "S")
         group["pairs"] = np.array([[0, 2]], np.int32)
     file = DataFile(path)
-    assert file.info.name == "set" and file.info.counts == {"train": 0, "valid": 0, "test": 3}
+    assert file.info.name == "set" and file.info.counts == {"train": 0, "valid": 0, "test": 1}
     split = file.split("test")
     np.testing.assert_array_equal(split.y.rows, pictures(1, 3))
     assert split.pairs.dtype == np.int64 and split.y.ids == ["a", "b", "c"]
