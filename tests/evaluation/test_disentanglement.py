@@ -225,13 +225,8 @@ class Deaf(Perfect):
 
 
 def swapped(model, x, y, **options):
-    pairs = dict(
-        zip(
-            "xy",
-            (Encoded(shared_mean=z[:, :3], exclusive_mean=z[:, 3:]) for z in (x, y)),
-            strict=True,
-        )
-    )
+    own = {"x": x, "y": y}
+    pairs = {d: Encoded(shared_mean=own[d][:, :3], exclusive_mean=own[d][:, 3:]) for d in own}
     subject = Subject(TrainedModel(model, None), pairs, split_of(x, y), batch_size=8)
     return swap_figures(subject, **options)
 

@@ -90,22 +90,11 @@ def test_the_smallest_recalls_are_one_hit_in_the_gallery():
 
 def test_rows_stand_beside_our_figures():
     rows = rows_of("facades", RETRIEVAL, picture_size=(256, 256), metric="euclidean")
-    (row,) = [
-        row
-        for row in rows
-        if row.key == "retrieval.shared.x_to_y.recall@1" and (row.table, row.method) == (2, "IIAE")
-    ]
-    assert row.to_json() == {
-        "table": 2,
-        "method": "IIAE",
-        "direction": "F→L",
-        "figure": "Recall@1 shared",
-        "key": "retrieval.shared.x_to_y.recall@1",
-        "paper": 0.962,
-        "paper_spread": None,
-        "ours": 0.91,
-        "note": "",
-    }
+    key = "retrieval.shared.x_to_y.recall@1"
+    (row,) = [row for row in rows if (row.table, row.method, row.key) == (2, "IIAE", key)]
+    names = {"table": 2, "method": "IIAE", "direction": "F→L", "figure": "Recall@1 shared"}
+    values = {"key": key, "paper": 0.962, "paper_spread": None, "ours": 0.91, "note": ""}
+    assert row.to_json() == {**names, **values}
     assert rows_of("digits-cdcb", RETRIEVAL) == []
 
 

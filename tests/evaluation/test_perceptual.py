@@ -171,27 +171,24 @@ def test_a_bad_cache_is_warned_of(files, capsys):
 
 class Harmful:
     def __reduce__(self):
-        return (print, ("this must not run",))
+        return pytest.fail, ("a pickle was run",)
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
         ("absent.pth", "does not exist"),
-        ("text.pth", "cannot be read as weights"),
         ("pickle.pth", "cannot be read as weights"),
         ("resnet.pth", "does not hold alexnet or vgg16"),
         (".", "is not a file"),
     ],
 )
-def test_a_given_file_that_does_not_fit_is_an_error(tmp_path, capsys, name, message):
-    (tmp_path / "text.pth").write_text("no weights\n")
+def test_a_given_file_that_does_not_fit_is_an_error(tmp_path, name, message):
     torch.save({"features.0.weight": Harmful()}, tmp_path / "pickle.pth")
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
     with pytest.raises(IiaeError, match=message) as caught:
         lpips_measures([tmp_path / name])
     assert str(tmp_path) in caught.value.message and ".pth" in caught.value.hint
-    assert "this must not run" not in capsys.readouterr().out
 
 
 # ---- the judge
@@ -252,11 +249,9 @@ def judged(judges, loses="", samples=3):
     test = painted_split(200, 1)
     shapes = np.array([float(label[-1]) for label in test.x.labels], np.float32)[:, None]
     colours = [(test.factors[f"{domain}_color"].astype(np.float32) - 127.5) / 50 for domain in "xy"]
-    pairs = dict(
-        zip("xy", (Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours), strict=True)
-    )
+    x, y = (Encoded(shared_mean=shapes, exclusive_mean=own) for own in colours)
     trained = TrainedModel(Painter(loses), (SIDE, SIDE))
-    found = judged_translations(Subject(trained, pairs, test), judges, samples)
+    found = judged_translations(Subject(trained, {"x": x, "y": y}, test), judges, samples)
     assert found["y_to_x"].keys() == {"class", "x_color"}
     return found["x_to_y"]["class"], found["x_to_y"]["y_color"]
 

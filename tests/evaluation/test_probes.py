@@ -62,18 +62,12 @@ def test_columns_are_averaged_and_what_never_varies_is_left_out():
     assert read(latents, factor).linear == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_leak_in_quadrant_is_found_by_the_nonlinear_probe_alone():
-    """Exclusive or: the class is whether two signs agree."""
+def test_leaks_in_quadrant_and_in_distance_are_found_by_the_nonlinear_probe_alone():
     latents = normal(9, 2 * ROWS, 6)
     score = read(latents, np.where(latents[:, 1] * latents[:, 4] > 0, "same", "other"))
     chances = [score.chance, score.linear, score.control, score.control_nonlinear]
     assert chances == pytest.approx([0.5] * 4, abs=0.06)
     assert score.nonlinear > 0.8 and score.above_control > 0.6
-
-
-def test_a_leak_in_distance_is_found_by_the_nonlinear_probe_alone():
-    """Circles: the factor is how far out a row lies in the plane of two dimensions."""
-    latents = normal(10, 2 * ROWS, 6)
     score = read(latents, np.hypot(latents[:, 0], latents[:, 5]))
     assert score.linear < 0.02 and score.nonlinear > 0.7 and abs(score.control_nonlinear) < 0.03
 

@@ -116,13 +116,8 @@ def test_known_classes_are_named():
 
 
 def pairs_of(x, y):
-    return dict(
-        zip(
-            "xy",
-            (Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y)),
-            strict=True,
-        )
-    )
+    x, y = (Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y))
+    return {"x": x, "y": y}
 
 
 def features_of(labels_x=None, labels_y=None):
