@@ -132,8 +132,6 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
             im = loadmat(path, variable_names=["im"]).get("im")
     except Exception as error:  # SciPy and h5py pass on whatever a damaged file makes of them
         raise PictureError(path, "is not a readable MATLAB file") from error
-    if not isinstance(im, np.ndarray):
-        raise PictureError(path, "holds no variable im")
-    if im.shape != SHAPE or im.dtype != np.uint8:
-        raise PictureError(path, f"im is {im.dtype} {im.shape}, not uint8 {SHAPE}")
+    if not isinstance(im, np.ndarray) or im.shape != SHAPE or im.dtype != np.uint8:
+        raise PictureError(path, f"holds no im of uint8 {SHAPE}")
     return im

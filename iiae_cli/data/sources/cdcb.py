@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, reading, sha256_of
@@ -42,15 +43,7 @@ _MOST_BYTES = 2**31  # of one file; the largest known, EMNIST's, has 640 million
 
 
 def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
-    return rng.integers(0, 256, size=(count, 3), dtype=np.uint8)
-
-
-def _paint(mask: NDArray[np.bool_], inside: UInt8Array, outside: UInt8Array) -> UInt8Array:
-    return np.where(mask[..., None], inside, outside)
-
-
-def _grounds(colours: UInt8Array) -> UInt8Array:
-    return colours[:, None, None, :]
+    return rng.integers(0, 256, size=(count, 1, 1, 3), dtype=np.uint8)
 
 
 def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
@@ -63,19 +56,19 @@ def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
         x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3).
     """
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
-    digit, mask = grey[..., None], grey > THRESHOLD
-    x = _paint(mask, digit, _grounds(background))
-    y = _paint(mask, _grounds(foreground), digit)
-    return x, y, {"x_color": background, "y_color": foreground}
+    digit = grey[..., None]
+    x = np.where(digit > THRESHOLD, digit, background)
+    y = np.where(digit > THRESHOLD, foreground, digit)
+    return x, y, {"x_color": background[:, 0, 0], "y_color": foreground[:, 0, 0]}
 
 
 def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     """x as in `colour_pair`; y is the digit's outline, one pixel around it, coloured on black."""
-    background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
+    x, _, factors = colour_pair(grey, rng)
     mask = grey > THRESHOLD
-    x = _paint(mask, grey[..., None], _grounds(background))
-    y = _paint(_dilate(mask) & ~mask, _grounds(foreground), np.zeros((1, 1, 1, 1), np.uint8))
-    return x, y, {"x_color": background, "y_color": foreground}
+    ring = binary_dilation(mask, np.ones((1, 3, 3))) & ~mask
+    y = np.where(ring[..., None], factors["y_color"][:, None, None], np.uint8(0))
+    return x, y, factors
 
 
 def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
@@ -86,18 +79,8 @@ def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     x = np.repeat(255 - strength[..., None], 3, axis=3)
     # The garment's own grey covers the ground by its opacity, so that soft borders stay soft.
     opacity = np.minimum(grey.astype(np.float32) / THRESHOLD, 1.0)[..., None]
-    y = opacity * grey[..., None] + (1 - opacity) * _grounds(ground)
-    return x, np.rint(y).astype(np.uint8), {"y_color": ground}
-
-
-def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Grow (N, H, W) masks by one pixel in the eight directions."""
-    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
-    height, width = mask.shape[1:]
-    grown = np.zeros_like(mask)
-    for row, column in np.ndindex(3, 3):
-        grown |= padded[:, row : row + height, column : column + width]
-    return grown
+    y = opacity * grey[..., None] + (1 - opacity) * ground
+    return x, np.rint(y).astype(np.uint8), {"y_color": ground[:, 0, 0]}
 
 
 def embedded_digits(size: int = 32) -> Grey:

@@ -194,21 +194,11 @@ def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
     """Divide by `--unseen-classes`: a number, drawn by seed, or a file of one class per line.
 
-    Returns:
-        The splits train and test, and the division's name.
-
-    Raises:
-        IiaeError: no such file or class, or nothing is left to train or to test on.
+    Returns the splits train and test, and the division's name.
     """
     unseen, known = str(options.unseen_classes), classes_of(split)
     if unseen.isdecimal():
-        count = int(unseen)
-        if not 0 < count < len(known):
-            raise IiaeError(
-                f"--unseen-classes {count} leaves nothing to train or to test on: "
-                f"there are {len(known)} classes",
-                f"choose a number from 1 to {max(1, len(known) - 1)}",
-            )
+        count = min(int(unseen), len(known))
         drawn = np.random.default_rng(options.seed).choice(len(known), count, replace=False)
         wanted, name = [known[i] for i in drawn], f"unseen-{count}-seed{options.seed}"
     else:
@@ -240,7 +230,8 @@ def divide_classes(
     test = {spelling[normalise_class(label)] for label in wanted}
     if not test or len(test) == len(known):
         raise IiaeError(
-            f"{what} leaves no class to train or to test on", "name some of the classes, not all"
+            f"{what} leaves no class to train or to test on",
+            f"choose some of the {len(known)} classes, not all",
         )
     parts = {"train": {*known} - test, "test": test}
     return {
@@ -292,9 +283,8 @@ def finish(
         splits: of features.
         options: whether a leak is allowed.
         split_name: of the division; `given` and published names are decided by the test classes.
-        backbone: how features came about; `classes_seen` is added.
-        seen: classes that the backbone, for an error `what`, was trained on.
-        what: the backbone.
+        backbone: how features came about, for the data file; `what` names it in an error.
+        seen: classes that the backbone was trained on.
 
     Raises:
         IiaeError: nothing to train on, or the backbone has seen a test class.

@@ -73,9 +73,9 @@ def plan_pairs(options: PrepareOptions) -> Plan:
 def plan_published(options: PrepareOptions) -> Plan:
     """Plan Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
-    holders = [path.parent for path in options.source.rglob("train") if path.is_dir()]
-    top = min(holders, key=lambda path: (len(path.parts), path), default=options.source)
-    folders = split_folders(top) or {"train": top / "train"}
+    found = [path for path in options.source.rglob("train") if path.is_dir()]
+    train = min(found, key=lambda path: (len(path.parts), path), default=options.source / "train")
+    folders = {"train": train, **split_folders(train.parent)}
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
     size = options.image_size or DEFAULT_SIZE
@@ -160,11 +160,7 @@ def _by_stem(folder: Path, skipped: list[str]) -> dict[str, Path]:
 def _plan_files(
     pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, skipped: Sequence[str]
 ) -> Plan:
-    """Plan pairs per split, of each the first `options.limit`.
-
-    Where a picture stands in several pairs, each picture is stored once and pairs are indices. An
-    unreadable picture is left out with its partners.
-    """
+    """Plan pairs per split. If a picture recurs, each is stored once and pairs are indices."""
     limited = {name: items[: options.limit] for name, items in pairs.items() if items}
     files = {
         (name, domain): list(dict.fromkeys(pair.files[domain] for pair in items))
@@ -177,13 +173,11 @@ def _plan_files(
     def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
         return _halves(path, size) if options.side_by_side else (decode(path, 3, size),)
 
-    # What is side by side is read once for both domains.
-    names: dict[tuple[str, Domain], str] = {
-        (name, domain): name if options.side_by_side else f"{name}/{domain}"
-        for name, domain in files
-    }
+    def reading_of(name: str, domain: Domain) -> str:  # one for both of what is side by side
+        return name if options.side_by_side else f"{name}/{domain}"
+
     readings = {
-        names[key]: file_reading(names[key], paths, read, workers=options.workers)
+        reading_of(*key): file_reading(reading_of(*key), paths, read, workers=options.workers)
         for key, paths in files.items()
     }
 
@@ -193,7 +187,7 @@ def _plan_files(
             row_of: dict[Domain, dict[Path, int]] = {}
             stored: dict[Domain, NDArray[np.uint8]] = {}
             for domain in DOMAINS:
-                part, paths = rows[names[name, domain]], files[name, domain]
+                part, paths = rows[reading_of(name, domain)], files[name, domain]
                 row_of[domain] = {paths[place]: row for row, place in enumerate(part.places)}
                 if part.rows:
                     stored[domain] = part.rows[0 if domain == "x" else -1]
@@ -328,8 +322,7 @@ def _table(manifest: Path, skipped: list[str]) -> dict[int, dict[str, str]]:
         table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
         for column in DOMAINS:
             if columns.count(column) != 1:
-                count = "no" if column not in columns else "more than one"
-                raise IiaeError(f"{manifest} has {count} column '{column}'", _HINT)
+                raise IiaeError(f"{manifest} needs one column '{column}'", _HINT)
         plain = ("x", "y", "split", "label")
         known = [name for name in columns if name in plain or name.startswith(FACTORS)]
         for row in table:

@@ -256,9 +256,7 @@ def _joined(reading: Reading, blocks: Iterable[Arrays], folder: Path) -> ReadRow
         if rows and not arrays:
             stem = folder / reading.name.replace("/", "-")
             arrays = [
-                _empty(
-                    (len(reading.files), *values.shape[1:]), values, Path(f"{stem}-{column}.rows")
-                )
+                _empty(len(reading.files), values, Path(f"{stem}-{column}.rows"))
                 for column, values in enumerate(rows)
             ]
         for array, values in zip(arrays, rows, strict=bool(rows)):
@@ -267,8 +265,9 @@ def _joined(reading: Reading, blocks: Iterable[Arrays], folder: Path) -> ReadRow
     return ReadRows(np.array(places, np.int64), kept, errors)
 
 
-def _empty(shape: tuple[int, ...], like: Rows, path: Path) -> Rows:
+def _empty(count: int, like: Rows, path: Path) -> Rows:
     """An array in memory, or in a file where it would take more than half of what is free."""
+    shape = (count, *like.shape[1:])
     if math.prod(shape) * like.itemsize > free_memory() // 2:
         return np.memmap(path, like.dtype, "w+", shape=shape)
     return np.empty(shape, like.dtype)

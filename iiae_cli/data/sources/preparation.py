@@ -31,12 +31,12 @@ from iiae_cli.data.blocks import (
     read_parts,
     write_part,
 )
-from iiae_cli.data.datafile import SPLITS, DataFile, Split, versions, write_data_file
+from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
 from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.data.sources.pairs import is_manifest, pictures_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.registry import BUILDERS, build
-from iiae_cli.model import DOMAINS
+from iiae_cli.model import DOMAINS, Domain
 
 
 def prepare_file(
@@ -49,12 +49,10 @@ def prepare_file(
     overwrite: bool = False,
     stop: Stop = NEVER,
 ) -> None:
-    """Write the data file of a set, or the file of a part of its blocks.
+    """Write the data file of a set, or of a `part` of its blocks.
 
     Args:
-        name: of the set.
-        path: the file.
-        options: of the set's builder.
+        name, path, options: the set, the file, and what the set's builder is told.
         part: which part; None: the data file.
         resume: continue interrupted work, and leave a finished file of the same options as it is.
         overwrite: replace a file or interrupted work.
@@ -251,35 +249,28 @@ def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
         Interrupted: a signal came.
     """
     file = DataFile(path)
-    rows = [row for name in SPLITS for row in _save_split(file.split(name), folder, name, stop)]
+    rows: list[list[str]] = []
+    for name in SPLITS:
+        split = file.split(name)
+        x, y = (_save_side(split.side(domain), domain, folder, stop) for domain in DOMAINS)
+        for row_x, row_y in [] if split.pairs is None else split.pairs.tolist():
+            label = [] if split.x.labels is None else [split.x.labels[row_x]]
+            rows.append([x[row_x], y[row_y], name, *label])
     if rows:
         table_path = folder / "pairs.csv"
         with (
             writing(table_path) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as table,
         ):
-            writer = csv.writer(table)
-            writer.writerow(("x", "y", "split", "label")[: len(rows[0])])
-            writer.writerows(rows)
+            csv.writer(table).writerows([["x", "y", "split", "label"][: len(rows[0])], *rows])
 
 
-def _save_split(split: Split, folder: Path, name: str, stop: Stop) -> list[tuple[str, ...]]:
-    """Write the pictures of a split; returns its rows of `pairs.csv`."""
-    files: dict[str, list[str]] = {}
-    for domain in DOMAINS:
-        side = split.side(domain)
-        parts = [identity.partition("/") for identity in side.ids]
-        files[domain] = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
-        for path, picture in zip(files[domain], side.rows, strict=True):
-            stop.check(
-                f"some pictures are in {folder}; continue with the same command and --resume"
-            )
-            with writing(folder / path, sync=False) as temporary:
-                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
-    if split.pairs is None:
-        return []
-    labels = split.x.labels
-    return [
-        (files["x"][x], files["y"][y], name) + (() if labels is None else (labels[x],))
-        for x, y in split.pairs.tolist()
-    ]
+def _save_side(side: Side, domain: Domain, folder: Path, stop: Stop) -> list[str]:
+    """Write the pictures of a side; returns their paths in the folder."""
+    parts = [identity.partition("/") for identity in side.ids]
+    paths = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
+    for path, picture in zip(paths, side.rows, strict=True):
+        stop.check(f"some pictures are in {folder}; continue with the same command and --resume")
+        with writing(folder / path, sync=False) as temporary:
+            Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+    return paths

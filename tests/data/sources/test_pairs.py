@@ -310,8 +310,8 @@ def test_rows_that_cannot_be_used_are_named(folder):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["x,z", "a,b"], "has no column 'y'"),
-        (["x,y,x", "a,b,c"], "has more than one column 'x'"),
+        (["x,z", "a,b"], "needs one column 'y'"),
+        (["x,y,x", "a,b,c"], "needs one column 'x'"),
         (["x,y"], "names no pair"),
         (["x,y", "x/none.png,y/a.bmp"], "holds nothing that can be read"),
         (["x,y", '"x/a.png,y/a.bmp'], "is damaged: unexpected end of data"),
