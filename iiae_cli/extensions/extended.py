@@ -78,10 +78,7 @@ class LinearErasure(nn.Module):
 
     def set(self, centre: Tensor, left: Tensor, right: Tensor) -> None:
         """Takes a map: centre (S,), left and right (S, r)."""
-        self.make_room(left.shape[1])
-        self.centre.copy_(centre)
-        self.left.copy_(left)
-        self.right.copy_(right)
+        self.load_state_dict({"centre": centre, "left": left, "right": right})
 
     def make_room(self, rank: int) -> None:
         """Takes the shape of a map of this rank, at most S; rank 0 is the identity."""
