@@ -122,7 +122,8 @@ def command(
     Examples:
       iiae retrieve query.png --k 5
       iiae retrieve query.png --index z.h5 --montage hits.png
-      find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 | cut -f1,3 > hits.tsv
+      find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 \\
+          | cut -f1,3 > hits.tsv
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
       iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """

@@ -102,14 +102,15 @@ def command(
       mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
       fashion-edges   edge map and garment, the paper's objective
       pairs           your own pairs of pictures at 32x32, the paper's objective
-      sketchy         the paper's networks on features, a pair of every class a step
+      sketchy         the paper's networks on features
       mnist-cdcb, facades, maps, cars   the paper's at 256x256; want a GPU
     \b
     Beyond the paper:
-      features        your own features paired by class: standardised, linear paths
+      features        your own features by class: standardised, linear paths
       sketchy-tuned   the same for sketchy, 800 steps
-      pairs-plus, fashion-edges-plus   a contrastive term; pairs-plus: linear paths
-      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what they should not tell
+      pairs-plus      a contrastive term, linear paths
+      fashion-edges-plus               a contrastive term
+      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what should not leak
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command

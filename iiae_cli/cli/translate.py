@@ -138,7 +138,8 @@ def command(
     Examples:
       iiae translate query.png --from x --grid grid.png
       iiae translate imgs/ --from x --reference red.png -o out/
-      iiae translate query.png --from y --to y --reference red.png --grid analogy.png
+      iiae translate query.png --from y --to y --reference red.png \\
+          --grid analogy.png
       iiae translate query.png --from x --reference red.png --reference blue.png \\
           --interpolate 7 --grid line.png
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided \\

@@ -33,9 +33,13 @@ def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_has_examples_that_parse(iiae: Program, command: str) -> None:
+def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
+    iiae: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     outcome = iiae(command, "--help")
     assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
     lines = [line.strip() for line in outcome.out.splitlines()]
     examples = [line for line in lines[lines.index("Examples:") + 1 :] if f"iiae {command}" in line]
     assert len(examples) >= 3
