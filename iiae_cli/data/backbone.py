@@ -154,19 +154,17 @@ def _published_file(name: str, url: str, download: bool) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
         return path
+    by_hand = f"fetch {url} and pass --backbone-weights FILE"
     if not download:
         raise IiaeError(
             f"the weights of {name} ({path.name}) are not in torch's cache {path.parent}",
-            f"fetch {url} and pass --backbone-weights FILE, or pass --download",
+            f"{by_hand}, or pass --download",
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(url), progress=False)
     except (OSError, RuntimeError) as error:
-        raise IiaeError(
-            f"{url} could not be downloaded: {error}",
-            "fetch it elsewhere and pass --backbone-weights FILE",
-        ) from error
+        raise IiaeError(f"{url} could not be downloaded: {error}", by_hand) from error
     return path
 
 
@@ -209,8 +207,8 @@ def _load(network: nn.Module, name: str, path: Path, cut: str) -> None:
     state = read_state_dict(path, _HINT)
     # densenet's published weights still have the names of an older torchvision.
     old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    state = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
-    state = {key: values for key, values in state.items() if not key.startswith(f"{cut}.")}
+    named = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
+    state = {key: values for key, values in named.items() if not key.startswith(f"{cut}.")}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -37,7 +37,7 @@ from iiae_cli.data.datafile import Seen
 from iiae_cli.model import Domain
 
 NETWORK_SCHEMA = "iiae.backbone/2"
-CHECKPOINT_SCHEMA = "iiae.fine-tuning/2"
+CHECKPOINT_SCHEMA = "iiae.fine-tuning/3"
 FEATURES = 512  # width of a fine-tuned network's features
 _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
 
@@ -49,8 +49,7 @@ class FeatureNetwork(nn.Module):
         self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
     ) -> None:
         super().__init__()
-        self.body = body
-        self.width = width
+        self.body, self.width = body, width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed = nn.Linear(body_width, width)
@@ -124,8 +123,8 @@ class _Tuner:
         settings: FineTuning,
         device: torch.device,
     ) -> None:
-        self.settings, self.domain = settings, domain
-        self.rows_of = [np.flatnonzero(targets == row) for row in range(int(targets.max()) + 1)]
+        self.settings, self.domain, self.targets = settings, domain, targets
+        self.rows_of = [np.flatnonzero(targets == label) for label in range(targets.max() + 1)]
         network.to(device)
         self._seed(-1)
         classifier = nn.Linear(network.width, len(self.rows_of)).to(device)
@@ -133,8 +132,8 @@ class _Tuner:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), settings.learning_rate, momentum=settings.momentum
         )
-        self.step = 0  # steps done
-        self.correct = self.shown = 0  # pictures of this epoch: classified correctly, and all
+        # Steps done; pictures of this epoch that were classified correctly, and all.
+        self.counts = {"step": 0, "correct": 0, "shown": 0}
 
     def _entropy(self, step: int) -> np.random.SeedSequence:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
@@ -147,27 +146,28 @@ class _Tuner:
         """Rows (B,) of a step: a class uniformly, then one of its pictures uniformly."""
         rng = np.random.default_rng(self._entropy(step))
         classes = rng.integers(len(self.rows_of), size=self.settings.batch_size)
-        places = rng.integers([len(self.rows_of[row]) for row in classes])
-        drawn = [self.rows_of[row][place] for row, place in zip(classes, places, strict=True)]
-        return np.array(drawn, np.int64)
+        places = rng.integers([len(self.rows_of[label]) for label in classes])
+        return np.array([self.rows_of[classes[n]][place] for n, place in enumerate(places)])
 
-    def learn(self, inputs: Tensor, targets: Tensor, total: int) -> None:
+    def learn(self, inputs: Tensor, rows: NDArray[np.int64], total: int) -> None:
         """Take one of `total` steps of SGD; a loss that is not finite is an error."""
+        step = self.counts["step"]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * (1.0 - self.step / total)
-        self._seed(self.step)
+            group["lr"] = self.settings.learning_rate * (1.0 - step / total)
+        targets = torch.from_numpy(self.targets[rows]).to(inputs.device)
+        self._seed(step)
         logits = self.model["classifier"](self.model["network"](inputs))
         loss = F.cross_entropy(logits, targets)
         if not math.isfinite(float(loss.detach())):
             raise IiaeError(
-                f"fine-tuning of domain {self.domain} diverged at step {self.step}",
+                f"fine-tuning of domain {self.domain} diverged at step {step}",
                 "check the weights, or take the features as they are: --fine-tune-epochs 0",
             )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.correct += int((logits.argmax(1) == targets).sum())
-        self.shown += len(targets)
+        self.counts["correct"] += int((logits.argmax(1) == targets).sum())
+        self.counts["shown"] += len(targets)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
@@ -176,8 +176,7 @@ class _Tuner:
             for name, values in self.model.named_parameters()
             if values in self.optimizer.state
         }
-        counts = {key: str(getattr(self, key)) for key in ("step", "correct", "shown")}
-        header = {"schema": CHECKPOINT_SCHEMA, **counts}
+        header = {"schema": CHECKPOINT_SCHEMA, "counts": json.dumps(self.counts)}
         with writing(path) as temporary:
             save_tensors({**self.model.state_dict(), **momenta}, temporary, header)
 
@@ -190,8 +189,7 @@ class _Tuner:
             if momentum is not None:
                 self.optimizer.state[values]["momentum_buffer"] = momentum.to(values.device)
         self.model.load_state_dict(tensors)
-        for key in ("step", "correct", "shown"):
-            setattr(self, key, int(header[key]))
+        self.counts = json.loads(header["counts"])
 
 
 def fine_tune(
@@ -223,29 +221,28 @@ def fine_tune(
         tuner = _Tuner(network, targets, domain, settings, inputs.device)
         if checkpoint.exists():
             tuner.restore(checkpoint)
-        progress.start_at(tuner.step)
+        counts = tuner.counts
+        progress.start_at(counts["step"])
         network.train()
-        batches = [tuner.draw(step) for step in range(tuner.step, total)]
+        batches = [tuner.draw(step) for step in range(counts["step"], total)]
         decoded = inputs.of(([paths[row] for row in rows] for rows in batches), domain)
-        for rows, (there, pictures, _) in zip(batches, decoded, strict=True):
-            if tuner.step % steps == 0:
-                tuner.correct = tuner.shown = 0
-            if len(there) > 1:  # batch norm needs two
-                wanted = torch.from_numpy(targets[rows[there]]).to(inputs.device)
-                tuner.learn(pictures, wanted, total)
-            tuner.step += 1
-            progress.facts["accuracy"] = f"{tuner.correct / max(1, tuner.shown):.3f}"
-            progress.update(tuner.step)
+        for rows, (readable, pictures, _) in zip(batches, decoded, strict=True):
+            if counts["step"] % steps == 0:
+                counts["correct"] = counts["shown"] = 0
+            if len(readable) > 1:  # batch norm needs two
+                tuner.learn(pictures, rows[readable], total)
+            counts["step"] += 1
+            progress.facts["accuracy"] = f"{counts['correct'] / max(1, counts['shown']):.3f}"
+            progress.update(counts["step"])
             stopping = stop.exit_code is not None
-            if stopping or tuner.step % steps == 0:
+            if stopping or counts["step"] % steps == 0:
                 tuner.save(checkpoint)
             if stopping:
-                saved = f"fine-tuning of {domain} is saved at step {tuner.step} of {total}"
-                stop.check(f"{saved}; continue with the same command and --resume")
+                stop.check(f"fine-tuning of {domain} is saved at step {counts['step']} of {total}")
     network.eval()
-    if tuner.shown == 0:
+    if counts["shown"] == 0:
         raise IiaeError(
             f"no training picture of domain {domain} can be read",
             f"check {paths[0]} and the others",
         )
-    return tuner.correct / tuner.shown
+    return counts["correct"] / counts["shown"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,7 @@ FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM"
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-Filter: TypeAlias = Literal["bicubic", "area", "bilinear"]
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_PILLOW: dict[Filter, Image.Resampling] = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-}
 Read = TypeVar("Read")
 
 
@@ -143,7 +137,8 @@ def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture of 8 bits a channel at `size` = (H, W); opacity weighs its colours."""
     kind = _filter_of((image.height, image.width), size)
-    return image.resize((size[1], size[0]), _PILLOW[kind])
+    resampling = Image.Resampling["BOX" if kind == "area" else kind.upper()]
+    return image.resize((size[1], size[0]), resampling)
 
 
 def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -156,7 +151,7 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
     return resized
 
 
-def _filter_of(old: tuple[int, int], new: tuple[int, int]) -> Filter:
+def _filter_of(old: tuple[int, int], new: tuple[int, int]) -> str:
     if new[0] * new[1] > old[0] * old[1]:
         return "bicubic"
     whole = all(before % after == 0 for before, after in zip(old, new, strict=True))

@@ -85,14 +85,7 @@ def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(
         work.facts |= {"loss": "198.9", "Recall@1": "0.989 / 0.991", "memory": "1.20 GB"}
         console.say("a line between")
     text = terminal.getvalue()
-    for part in (
-        "training [sic]",
-        "410/800",
-        "pairs/s",
-        "left",
-        "loss\xa0198.9",
-        "Recall@1\xa00.989\xa0/\xa00.991",
-        "memory\xa01.20",
-    ):
+    for part in ("training [sic]", "410/800", "pairs/s", "left", "a line between"):
         assert part in text, (part, text)
-    assert "a line between" in text
+    for fact in ("loss 198.9", "Recall@1 0.989 / 0.991", "memory 1.20"):
+        assert fact.replace(" ", "\xa0") in text, (fact, text)
