@@ -19,8 +19,7 @@ from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, repo
 from benchmarks.models import own_steps, workload
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.precision import choose_speed
-from iiae_cli.training.step import Feed
+from iiae_cli.training.step import Feed, choose_speed
 
 
 def main() -> None:

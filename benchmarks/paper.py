@@ -34,7 +34,7 @@ from benchmarks.models import (
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.neighbours import nearest
-from iiae_cli.training.precision import set_gpu_arithmetic
+from iiae_cli.training.step import set_gpu_arithmetic
 
 Row = dict[str, Any]
 TINY = {"model.stages": 3, "model.widths": [4, 8], "model.decoder_widths": [8, 4]}

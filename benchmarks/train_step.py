@@ -33,7 +33,7 @@ from benchmarks.models import (
 )
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.training.precision import multiplies_bf16
+from iiae_cli.training.step import multiplies_bf16
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,6 +23,7 @@ from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import DataFile, DataInfo
 from iiae_cli.data.hdf5 import is_hdf5
@@ -82,6 +83,7 @@ class TrainedModel:
     network: IIAE  # its mode is restored after every call
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
     device: torch.device | str = "cpu"
+    stop: Stop = NEVER  # asked before every batch
 
     @classmethod
     def load(cls, run: Path | str, device: str = "auto") -> TrainedModel:
@@ -95,6 +97,7 @@ class TrainedModel:
 
     def inputs(self, rows: NDArray[Any]) -> Tensor:
         """Returns stored rows as the network takes them: (N, C, H, W) in [-1, 1], or (N, F)."""
+        self.stop.check()
         return to_inputs(rows, self.size, self.device)
 
     def shown(self, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:

@@ -92,11 +92,6 @@ class TrainingData:
         return split.take_pairs(drawn(split.pair_count))
 
     @property
-    def classes(self) -> list[str]:
-        """Classes that both domains have training rows of."""
-        return _classes(self.train)
-
-    @property
     def holds_out(self) -> bool:
         """Whether rows of the training split are kept for validation."""
         return self.train is not self._all
@@ -112,9 +107,7 @@ class TrainingData:
                 return ClassOrder(*_labels(self.train), batch_size, seed)
             return PairOrder(self.train.pair_count, batch_size or PAIRED_BATCH, seed)
         except ValueError as error:
-            hint = f"pass --batch-size {max(2, self.train.pair_count // 4)}, or prepare more pairs"
-            if self.by_class:
-                hint = "give both domains pictures of the same classes"
+            hint = "give both domains the same classes" if self.by_class else "lower --batch-size"
             raise IiaeError(str(error), hint) from error
 
     def rows(self, indices: Indices) -> tuple[Rows, Rows]:
@@ -138,8 +131,8 @@ class TrainingData:
         if self.by_class:
             noun, count, kept = (
                 "classes",
-                len(self.classes),
-                0 if held is None else len(_classes(held)),
+                len(classes_of(self.train)),
+                0 if held is None else len(classes_of(held)),
             )
         return f"{self.info.name}: {count} training {noun}, {kept} for validation; x {x}, y {y}"
 
@@ -155,7 +148,8 @@ def _labels(split: Split) -> tuple[list[str], list[str]]:
     return split.x.labels or [], split.y.labels or []
 
 
-def _classes(split: Split) -> list[str]:
+def classes_of(split: Split) -> list[str]:
+    """Classes that both domains have rows of."""
     labels_x, labels_y = _labels(split)
     return sorted({*labels_x} & {*labels_y})
 
@@ -206,14 +200,9 @@ def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
             blocks[domain].append(described_rows(model, domain, to_inputs(rows, size)))
     x, y = (torch.cat(blocks[domain]).numpy() for domain in DOMAINS)
     maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
-    start_linear_paths(
-        model,
-        {
-            domain: _tensor(weight).float()
-            for domain, (weight, _) in zip(DOMAINS, maps, strict=True)
-        },
-        {domain: _tensor(bias).float() for domain, (_, bias) in zip(DOMAINS, maps, strict=True)},
-    )
+    weights = {d: _tensor(weight).float() for d, (weight, _) in zip(DOMAINS, maps, strict=True)}
+    biases = {d: _tensor(bias).float() for d, (_, bias) in zip(DOMAINS, maps, strict=True)}
+    start_linear_paths(model, weights, biases)
 
 
 def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:

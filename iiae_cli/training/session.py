@@ -25,12 +25,13 @@ from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
 from iiae_cli.inference.latents import LatentCache, write_latents
+from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs.directory import RunDir, run_origin
 from iiae_cli.runs.weights import load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
-from iiae_cli.training.precision import choose_speed, set_gpu_arithmetic
-from iiae_cli.training.trainer import InterruptibleModel, Trainer
+from iiae_cli.training.step import choose_speed, set_gpu_arithmetic
+from iiae_cli.training.trainer import Trainer
 from iiae_cli.training.validation import as_text
 
 FINISHED = "finished"  # the state in run.json when everything is written
@@ -142,7 +143,7 @@ def _begin(trainer: Trainer, *, resuming: bool) -> None:
 
 def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
-    run, world, stop, memory = trainer.run, trainer.world, trainer.stop, trainer.keeper.memory
+    run, world, stop = trainer.run, trainer.world, trainer.stop
     before = run.read_info() if world.first else {}
     whole = before.get("state") == FINISHED and run.gallery_file.exists()
     if world.share(trainer.finished and whole):
@@ -162,9 +163,9 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
         run.write_info({**record, "state": "running"})
     ended = trainer.finished or trainer.train()
     record["seconds"] = round(time.monotonic() - started, 3)
+    memory = trainer.keeper.memory
     if world.first:
         ended = ended and _write_gallery(trainer)
-        memory = trainer.keeper.memory
         record |= {"steps": trainer.steps_done, "kept_step": memory.kept_step}
         record |= {"warnings": memory.warnings, "state": FINISHED if ended else "interrupted"}
         run.write_info(record)
@@ -183,7 +184,6 @@ def _announce(trainer: Trainer) -> None:
     device, model = str(trainer.device), trainer.model
     parameters = sum(values.numel() for values in model.parameters())
     latent = " x ".join(map(str, model.shared_shape))
-    device += f" ({torch.get_num_threads()} threads)" if device == "cpu" else ""
     device += f" of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
@@ -200,7 +200,7 @@ def _write_gallery(trainer: Trainer) -> bool:
     loaded = load_model(run, trainer.device)
     name = "test" if file.info.counts["test"] else "train"
     side = file.split(name).y
-    kept = InterruptibleModel(loaded.model, loaded.size, trainer.device, trainer.stop)
+    kept = TrainedModel(loaded.model, loaded.size, trainer.device, trainer.stop)
     try:
         encoded = kept.encode(side.rows, "y")
     except Interrupted:

@@ -1,4 +1,4 @@
-"""One optimiser step, and the batches that it reads.
+"""One optimiser step, its arithmetic, and the batches that it reads.
 
 A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs,
 the noise of the reparameterisation and dropout are re-seeded from (seed, step). A run that was
@@ -7,15 +7,21 @@ stopped and resumed therefore ends in the same weights as one that was not, on C
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.schema import Config, Precision
 from iiae_cli.data.batches import from_stored, stored_tensor
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective
@@ -26,6 +32,8 @@ Pair: TypeAlias = tuple[Tensor, Tensor]  # x (B, …) and y (B, …), or row num
 Networks: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
 
 RESIDENT_SHARE = 0.25  # of a GPU's free memory that rows may take
+BF16_PIXELS = 32 * 32  # the smallest pictures on which it was measured: it pays, recall stays
+COMPILE_STEPS = 10_000  # compiling takes a minute or two and saves milliseconds a step on a GPU
 
 
 @dataclass
@@ -92,7 +100,7 @@ def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[st
             optimizer.state[parameter] = state
 
 
-class Feed:
+class Feed(AbstractContextManager["Feed"]):
     """Batches of any step on the networks' device, so that no step waits for its rows.
 
     * Rows in memory, networks on the CPU: rows are read when asked for, a copy of some kilobytes.
@@ -128,9 +136,6 @@ class Feed:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed") if ahead else None
         self._coming: dict[int, Future[Pair]] = {}  # the next step's batch
 
-    def __enter__(self) -> Feed:
-        return self
-
     def __exit__(self, *_: object) -> None:
         """End the thread."""
         if self._pool is not None:
@@ -155,3 +160,75 @@ class Feed:
         lookup = self._data.rows if self._resident is None else self._data.row_numbers
         x, y = (stored_tensor(part) for part in lookup(indices))
         return (x.pin_memory(), y.pin_memory()) if self._device.type == "cuda" else (x, y)
+
+
+def choose_speed(
+    config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
+) -> tuple[Config, str]:
+    """The configuration with `precision` and `compile` chosen, and a line that says why.
+
+    The choice follows from device, processor, picture `size` (H, W; None for features) and length
+    of the run, never from a measurement: a run and its repetition end in the same weights. A run
+    that is resumed keeps what it had `before`.
+    """
+    asked, begun = config.training, None if before is None else before.training
+    precision, why = asked.precision, "as asked"
+    if precision == "auto" and begun is not None:
+        precision, why = begun.precision, "as the run began"
+    elif precision == "auto":
+        precision, why = _choose_precision(size, device)
+    compiled, why_compiled = asked.compile, "as asked"
+    if compiled == "auto" and begun is not None:
+        compiled, why_compiled = begun.compile, "as the run began"
+    elif compiled == "auto":
+        compiled, why_compiled = _choose_compile(asked.steps, device)
+    if compiled and not has_compiler(device):
+        hint = "install g++, or pass --no-compile"
+        raise IiaeError("torch.compile finds no C++ compiler here", hint)
+    training = asked.model_copy(update={"precision": precision, "compile": compiled})
+    reasons = f"precision {precision} ({why}), "
+    reasons += f"{'compiled' if compiled else 'not compiled'} ({why_compiled})"
+    return config.model_copy(update={"training": training}), reasons
+
+
+def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tuple[Precision, str]:
+    if size is None:
+        return "fp32", "a model of features has no products worth rounding"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):  # Ampere
+            return "tf32", "the GPU has it; bf16 made the shared KL jump"
+        return "fp32", "the GPU has no TF32"
+    if device.type != "cpu" or not multiplies_bf16():
+        return "fp32", f"the {device.type.upper()} has no bf16 matrix unit"
+    if size[0] * size[1] < BF16_PIXELS:
+        return "fp32", "pictures too small for bf16 to pay on a CPU"
+    return "bf16", "the CPU has a bf16 matrix unit"
+
+
+def _choose_compile(steps: int | None, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"it does not pay on {device.type}"
+    if steps is not None and steps < COMPILE_STEPS:
+        return False, f"it does not pay in fewer than {COMPILE_STEPS} steps"
+    return (True, "with CUDA graphs") if has_compiler(device) else (False, "no compiler")
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has a matrix unit for bfloat16 (AMX); on vectors, casting eats the gain."""
+    try:
+        return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+    except AttributeError:  # an older torch
+        return False
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can work: it needs a C++ compiler, and Triton for a GPU."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    compiler = any(shutil.which(name) for name in names if name)
+    return compiler and (device.type != "cuda" or find_spec("triton") is not None)
+
+
+def set_gpu_arithmetic(precision: str) -> None:
+    """Let GPUs round factors to TF32, unless the precision is fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"

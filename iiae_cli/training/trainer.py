@@ -12,12 +12,10 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -26,7 +24,7 @@ from iiae_cli import builders
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import reading, sync_file, write_errors, writing
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
@@ -45,18 +43,6 @@ _SHOWN = {  # by the progress bar, and the terms that it is of
     "KL(z^s)": ("kl_shared_prior",),
     "KL(z^x, z^y)": ("kl_exclusive_x", "kl_exclusive_y"),
 }
-
-
-@dataclass(frozen=True)
-class InterruptibleModel(TrainedModel):
-    """A model whose long work raises `Interrupted` before a batch if it should stop."""
-
-    stop: Stop = NEVER
-
-    def inputs(self, rows: NDArray[Any]) -> Tensor:
-        """Stored rows as the network takes them."""
-        self.stop.check()
-        return super().inputs(rows)
 
 
 class Trainer:
@@ -105,7 +91,7 @@ class Trainer:
         if training.precision == "fp64":
             model.double()
         self.model = place(model, self.device)
-        self.trained = InterruptibleModel(self.model, self.size, self.device, self.stop)
+        self.trained = TrainedModel(self.model, self.size, self.device, self.stop)
         self.order = self.data.order(training.batch_size, training.seed)
         self.share = Share(self.world, self.order.batch_size)
         self.optimizer = builders.build_optimizer(self.config, self.model)
@@ -113,23 +99,20 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False if there is none."""
         checkpoints = self.run.checkpoints
-        checkpoint = checkpoints.latest() if self.world.first else None
-        saved = self.world.share(None if checkpoint is None else checkpoint.step)
-        if saved is None:
-            return False
+        checkpoint = self.world.share(checkpoints.latest() if self.world.first else None)
         if checkpoint is None:
-            checkpoint = checkpoints.load(saved)
-        with reading(checkpoints.path(saved), HINT):
+            return False
+        with reading(checkpoints.path(checkpoint.step), HINT):
             memory = self.keeper.memory = TypeAdapter(Progress).validate_python(checkpoint.progress)
             if memory.refit_steps is not None:
                 self._enter_refit(memory.refit_steps, memory.held)
             self.model.load_state_dict(checkpoint.model)
             restore_adam(self.model, self.optimizer, checkpoint.optimizer)
         self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
-        self.step = saved - self.offset
+        self.step = checkpoint.step - self.offset
         if self.world.first:
             checkpoints.prune()
-            self.run.truncate_metrics(saved, validated=not memory.owed)
+            self.run.truncate_metrics(checkpoint.step, validated=not memory.owed)
         return True
 
     @property

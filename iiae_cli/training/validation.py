@@ -29,9 +29,8 @@ from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import save_weights
-from iiae_cli.training.data import TrainingData, fit_erasure
+from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
 
-METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
 
@@ -50,11 +49,6 @@ class Validation:
     def name(self) -> str:
         """What `shared` measures."""
         return "mAP@all" if "classes" in self.counts else "Recall@1"
-
-    @property
-    def score(self) -> float:
-        """What the selection compares: the sum of both directions."""
-        return sum(self.shared)
 
     def record(self) -> dict[str, Any]:
         """As plain values for metrics.jsonl."""
@@ -89,18 +83,14 @@ class Validation:
         """What to warn of: a dead exclusive latent, retrieval below the baseline."""
         warnings = [
             f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
-            f"{DYING_NATS:.0f}, says next to nothing of its domain. Try "
-            "objective.reconstruction=l2 where its pictures are mostly background, a larger "
-            "objective.reconstruction_weight or annealing_steps, or fewer model.stages"
+            f"{DYING_NATS:.0f}. Try objective.reconstruction=l2 if pictures are mostly background, "
+            "a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
             for domain, value in zip("xy", self.exclusive_kl or (), strict=False)
             if value < DYING_NATS
         ]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
         if "classes" in self.counts:
-            advice = (
-                "Train longer, raise objective.reconstruction_weight a hundredfold, or use "
-                "--preset features"
-            )
+            advice += " (a hundredfold), or --preset features"
         # Recall is below by more than two standard errors; mAP over classes by any difference.
         pairs = self.counts.get("pairs", math.inf)
         for way, figure, raw in zip(("x→y", "y→x"), self.shared, baseline or (), strict=False):
@@ -133,7 +123,7 @@ def validate(
         ranked = class_retrieval(*both_means(pairs, "shared"), labels_x, labels_y)
         counts = {"classes": len({*labels_x} & {*labels_y}), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
-    metrics = METRICS if metric == "auto" else (metric,)
+    metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
     recalls = {metric: _recall(pairs, "shared", metric) for metric in metrics}
     best = max(recalls, key=lambda metric: sum(recalls[metric]))
     count, hits, guided = len(split.x), None, None
@@ -184,21 +174,20 @@ class Progress:
     ) -> bool:
         """Whether the weights just validated are to be kept; if so, their score is remembered.
 
-        `recall`: the highest score, the later of equals. `paper`: the same among validations with
-        at most one exclusive hit per direction. `last`: always, but for those before the first
-        step, which the other rules keep until a score exceeds theirs by `least_gain`.
+        `recall`: the highest score, the later of equals. `paper`: the same with at most one
+        exclusive hit per direction. `last`: always, but for those before the first step.
         """
         if selection.rule == "last":
             return epochs_done > 0
         assert validation is not None
         if epochs_done == 0:
-            self.best = validation.score * (1.0 + selection.least_gain)
+            self.best = sum(validation.shared) * (1.0 + selection.least_gain)
             return True
         if epochs_done < selection.first_epoch:
             return False
         if selection.rule == "paper" and max(validation.exclusive_hits or (0,)) > 1:
             return False
-        score = validation.score
+        score = sum(validation.shared)
         self.stale = 0 if self.best is None or score > self.best else self.stale + 1
         if self.best is not None and score < self.best:
             return False
@@ -293,6 +282,6 @@ class Keeper:
             "validation": memory.kept,
             "refit": memory.refit_steps is not None,
             "held": memory.held,
-            "train_classes": data.classes if data.by_class else None,
+            "train_classes": classes_of(data.train) if data.by_class else None,
         }
         save_weights(self._run.model_file, trained.network, self._config, data.info, details)

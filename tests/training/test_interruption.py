@@ -194,11 +194,13 @@ def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
 @pytest.mark.exhaustive
 def test_killed_and_stopped_at_random_times(trials: Trials) -> None:
     """Forty times `kill -9`, twenty times SIGTERM, whatever the process is doing."""
-    draw = random.Random(0)
+    draw, start = random.Random(0), time.monotonic()
+    assert trials.train(trials.folder / "timed")["code"] == 0
+    length = time.monotonic() - start
     for index in range(60):
         act = "KILL" if index < 40 else "TERM"
         run = trials.folder / f"random-{act}-{index}"
-        stopped = trials.train(run, "--resume", after=draw.uniform(0.1, 5.0), act=act)
+        stopped = trials.train(run, "--resume", after=draw.uniform(0.1, length), act=act)
         ended = run.exists() and RunDir(run).read_info().get("state") == "finished"
         expected = (0, -9) if act == "KILL" else (0,) if ended else (75,)
         assert stopped["code"] in expected, stopped["err"]
@@ -214,9 +216,11 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.0, 4.0])
-def test_a_signal_while_the_program_starts_ends_it_soon(
+EARLY = [pytest.param(seconds, marks=pytest.mark.exhaustive) for seconds in (0.0, 1.0, 2.0, 4.0)]
+
+
+@pytest.mark.parametrize("seconds", [8.0, *EARLY])
+def test_a_signal_ends_the_program_soon_while_it_starts_and_while_it_trains(
     trials: Trials, tmp_path: Path, seconds: float
 ) -> None:
     command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]

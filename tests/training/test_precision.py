@@ -16,8 +16,8 @@ from iiae_cli.builders import picture_size
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.training import precision as speed
-from iiae_cli.training.precision import choose_speed, has_compiler, set_gpu_arithmetic
+from iiae_cli.training import step as speed
+from iiae_cli.training.step import choose_speed, has_compiler, set_gpu_arithmetic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -17,7 +17,7 @@ from test_train import metrics_of, same_tensors
 
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
-from iiae_cli.training.data import TrainingData
+from iiae_cli.training.data import TrainingData, classes_of
 
 SMALL = (
     *("--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]"),
@@ -67,17 +67,17 @@ def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
     held = training_data(data, holdout=0.25)
     assert held.validation is not None and held.validation.x.labels is not None
     away = {*held.validation.x.labels} | {*(held.validation.y.labels or [])}
-    assert len(away) == 2 and len(held.classes) == 6 and not away & {*held.classes}
+    assert len(away) == 2 and len(classes_of(held.train)) == 6
     assert not away & {*(held.train.x.labels or []), *(held.train.y.labels or [])}
     assert len(held.train.x) + len(held.validation.x) == 120
     assert len(held.train.y) + len(held.validation.y) == 118
     held.use_all()
-    assert len(held.classes) == 8 and held.validation is None and len(held.train.x) == 120
+    assert len(classes_of(held.train)) == 8 and held.validation is None and len(held.train.x) == 120
 
 
 def test_nothing_is_held_out_on_request(data: Path) -> None:
     everything = training_data(data, holdout=0.0)
-    assert everything.validation is None and len(everything.classes) == 8
+    assert everything.validation is None and len(classes_of(everything.train)) == 8
     assert not everything.holds_out
 
 

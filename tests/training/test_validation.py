@@ -90,7 +90,7 @@ def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
     euclidean, cosine = (
         validate(trained, split, metric=metric) for metric in ("euclidean", "cosine")
     )
-    best = max((euclidean, cosine), key=lambda either: either.score)
+    best = max((euclidean, cosine), key=lambda either: sum(either.shared))
     assert validate(trained, split, metric="auto") == best
     for metric, kept in (("euclidean", None), ("euclidean", euclidean), ("cosine", cosine)):
         details = {"validation": None if kept is None else kept.record()}
