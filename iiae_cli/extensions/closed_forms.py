@@ -160,10 +160,7 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
 
 
 def leace(
-    values: Tensor,
-    concept: Tensor,
-    partner: Tensor | None = None,
-    least_correlation: float = 0.0,
+    values: Tensor, concept: Tensor, partner: Tensor | None = None, least_correlation: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A and B, each (D, r).
 
@@ -197,11 +194,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def without(
-    basis: Basis,
-    mean: Tensor,
-    concept: Tensor,
-    partner: Tensor | None = None,
-    least_correlation: float = 0.0,
+    basis: Basis, mean: Tensor, concept: Tensor, partner: Tensor | None, least_correlation: float
 ) -> Basis:
     """The basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
     others = None if partner is None else basis.coordinates(partner)

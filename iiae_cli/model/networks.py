@@ -11,8 +11,9 @@ Each family makes the same four kinds of network for a domain of `width` channel
     shared      r(z^s|·) of one domain's FE output, or q(z^s|x,y) of both, concatenated
     decoder     p(x|z^x, z^s), or p(x|z^s) if `exclusive_dim` is 0
 
-Shapes: B batch; C channels; H W height, width; F features; S shared and E exclusive latent; n = 1
-or 2 domains. Heads return means and log-variances in one tensor: twice the latent on dimension 1.
+Shapes: B batch; C channels; H W height, width; F features; S shared latent (channels of a map);
+E exclusive latent; n = 1 or 2 domains. Heads return means and log-variances in one tensor: twice
+the latent on dimension 1.
 
 Pictures whose sides are no multiple of 2^stages are extended by edge replication on entry and
 cropped on exit, so that any size works; at the paper's 256×256 both steps do nothing.

@@ -244,7 +244,9 @@ def test_channel_and_leace_together_drop_and_erase():
     means, variance, scores = channel_case(strength=(30.0, 8.0, 0.01))
     concept = scores[:, 1:2] + noise(N, 1, seed=5)
     for least_snr, kept in ((0.1, 0.0), (0.0, 1.0)):  # with the channel, and LEACE alone
-        erase = erasure(without(channel_basis(means, variance, least_snr), means, concept))
+        erase = erasure(
+            without(channel_basis(means, variance, least_snr), means, concept, None, 0.0)
+        )
         clean = erase(means.float())
         assert r2(clean, concept) < 1e-6 < 0.3 < r2(means, concept)
         assert r2(clean, scores[:, :1]) > 0.98
