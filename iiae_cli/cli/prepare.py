@@ -201,7 +201,8 @@ def command(
     """
     given = dict(locals())
 
-    from iiae_cli.data.blocks import Part
+    from iiae_cli.data.blocks import Part, read_parts
+    from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
     from iiae_cli.data.sources.registry import CLASS_SETS
@@ -227,8 +228,11 @@ def command(
         )
     part = None if shard is None else Part(*shard_of(shard))
     with stop_on_signals() as stop:
-        parts = preparation.read_shards([name, *map(str, named)]) if merge else []
-        name = str(parts[0].job["data set"]) if merge else name
+        parts = []
+        if merge:
+            words = expand_inputs([name, *map(str, named)])
+            parts = read_parts([Path(word) for word in words], "iiae prepare …")
+            name = str(parts[0].job.get("data set"))
         path = _output(output, name, shard, part)
         _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)
         if merge:

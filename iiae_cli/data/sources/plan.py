@@ -136,7 +136,7 @@ class ReadRows:
 
     places: NDArray[np.int64]  # (M,) of the readable files, ascending
     rows: tuple[Rows, ...]  # (M, …) for each array of a file; none where no file is readable
-    errors: list[PictureError]  # of the other files
+    skipped: list[str]  # a line for each of the other files
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Plan:
             reading.name: _joined(reading, islice(coming, reading.total), work.folder)
             for reading in self.readings
         }
-        lost = [*self.skipped, *(str(error) for part in rows.values() for error in part.errors)]
+        lost = [*self.skipped, *(line for part in rows.values() for line in part.skipped)]
         made = self.assemble(rows, work)
         if not made.splits:
             raise IiaeError(
@@ -244,12 +244,12 @@ def _packed(made: Sequence[Made]) -> Arrays:
 def _joined(reading: Reading, blocks: Iterable[Arrays], folder: Path) -> ReadRows:
     arrays: list[Rows] = []
     places: list[int] = []
-    errors: list[PictureError] = []
+    skipped: list[str] = []
     for number, block in enumerate(blocks):
         start = len(places)
         for place, reason in enumerate(block["reasons"], number * reading.size):
             if reason:
-                errors.append(PictureError(reading.files[place], str(reason)))
+                skipped.append(f"{reading.files[place]}: {reason}")
             else:
                 places.append(place)
         rows = [block[f"rows{column}"] for column in range(len(block) - 1)]
@@ -262,7 +262,7 @@ def _joined(reading: Reading, blocks: Iterable[Arrays], folder: Path) -> ReadRow
         for array, values in zip(arrays, rows, strict=bool(rows)):
             array[start : len(places)] = values
     kept = tuple(array[: len(places)] for array in arrays)
-    return ReadRows(np.array(places, np.int64), kept, errors)
+    return ReadRows(np.array(places, np.int64), kept, skipped)
 
 
 def _empty(count: int, like: Rows, path: Path) -> Rows:

@@ -28,14 +28,12 @@ from iiae_cli.data.blocks import (
     differences,
     discard,
     part_of,
-    read_parts,
     write_part,
 )
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
-from iiae_cli.data.pictures import expand_inputs
 from iiae_cli.data.sources.pairs import is_manifest, pictures_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
-from iiae_cli.data.sources.registry import BUILDERS, build
+from iiae_cli.data.sources.registry import build
 from iiae_cli.model import DOMAINS, Domain
 
 
@@ -85,21 +83,6 @@ def prepare_file(
             write_part(path, store, part, plan.total, about)
 
 
-def read_shards(words: Sequence[str]) -> list[PartFile]:
-    """All parts of a data set in order; `-` reads their paths from standard input.
-
-    Raises:
-        IiaeError: parts are missing, doubled or of different preparations, or no parts.
-    """
-    parts = read_parts([Path(path) for path in expand_inputs(words)], "iiae prepare …")
-    if parts[0].job.get("data set") not in BUILDERS:
-        raise IiaeError(
-            f"{parts[0].path} is no shard of a data set",
-            "join what iiae encode --shard wrote by iiae encode PART… --merge",
-        )
-    return parts
-
-
 def merge(
     parts: Sequence[PartFile],
     path: Path,
@@ -108,7 +91,7 @@ def merge(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the data file of all parts of a preparation, which `read_shards` returns.
+    """Write the data file of all parts of a preparation, in order.
 
     The source is planned once more, so it has to be as it was; no picture is read again.
     `download`: whether the backbone's weights may be fetched; the others are as of `prepare_file`.

@@ -104,11 +104,11 @@ def build(name: str, options: PrepareOptions) -> Plan:
     """Plan a data set.
 
     Raises:
-        IiaeError: unknown set, an option that does not apply, or a source that is missing or
-            damaged.
+        IiaeError: unknown set, an option that does not apply, a missing or damaged source.
     """
     if name not in BUILDERS:
-        raise IiaeError(f"unknown data set '{name}'", _what_else(name))
+        own = f"; for your own data: iiae prepare pairs {name}" if Path(name).exists() else ""
+        raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
     if options.wants_classes and name not in CLASS_SETS:
         raise IiaeError(
             f"{name} takes no --split, --unseen-classes or --backbone…",
@@ -124,16 +124,6 @@ def build(name: str, options: PrepareOptions) -> Plan:
             "leave it out; it is for: iiae prepare pairs SOURCE",
         )
     return BUILDERS[name](options)
-
-
-def _what_else(name: str) -> str:
-    """A hint for somebody who names something else in a data set's place."""
-    path = Path(name)
-    if path.is_file() and path.suffix in (".h5", ".hdf5"):
-        return f"to join shards: iiae prepare {name} … --merge -o OUTPUT"
-    if path.exists():
-        return f"for pictures of your own: iiae prepare pairs {name}, or classes for their classes"
-    return f"data sets: {', '.join(BUILDERS)}"
 
 
 def how_to_prepare(name: str, path: Path) -> str:

@@ -44,15 +44,6 @@ def test_the_recipe_by_hand():
     assert x.dtype == y.dtype == np.uint8 and x.shape == y.shape == (1, 2, 3, 3)
 
 
-@pytest.mark.parametrize("recipe", [colour_pair, outline_pair, sketch_pair])
-def test_colours_are_seeded(recipe):
-    first, again, other = recipe(many(), rng(3)), recipe(many(), rng(3)), recipe(many(), rng(4))
-    for left, right in zip(first[:2], again[:2], strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert not np.array_equal(first[2]["y_color"], other[2]["y_color"])
-    assert first[2]["y_color"].dtype == np.uint8 and first[2]["y_color"].shape == (40, 3)
-
-
 @pytest.mark.parametrize("recipe", [colour_pair, outline_pair])
 def test_colours_are_uniform_over_rgb_and_independent(recipe):
     factors = recipe(np.zeros((8000, 1, 1), np.uint8), rng(5))[2]

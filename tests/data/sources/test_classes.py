@@ -70,16 +70,12 @@ def test_divided_pictures_become_features(divided):
     assert set(backbone["versions"]) == {"torch", "torchvision"}
 
 
-def test_undivided_pictures_are_divided_by_number_or_file(tmp_path):
+def test_undivided_pictures_are_divided_by_unseen_classes(tmp_path):
     for domain in "xy":
         class_folders(tmp_path / domain, dict.fromkeys(("ant", "bee", "cow", "dog"), 2))
-    (tmp_path / "unseen.txt").write_text("dog\nant\n")
-    by_file = prepared(tmp_path, **RANDOM, unseen_classes=str(tmp_path / "unseen.txt"))
-    assert told(by_file, "test_classes") == ["ant", "dog"]
-    assert sorted(set(by_file.splits["train"].y.labels)) == ["bee", "cow"]
     drawn = prepared(tmp_path, **RANDOM, unseen_classes="1")
     assert drawn.attributes["split_name"] == "unseen-1-seed0"
-    assert len(told(drawn, "test_classes")) == 1
+    assert len(told(drawn, "test_classes")) == 1 and len(told(drawn, "train_classes")) == 3
     assert "--unseen-classes 10" in refused(tmp_path, **RANDOM).hint
 
 
@@ -308,7 +304,6 @@ def test_the_program_shows_both_domains(iiae: Program, divided: Path):
     outcome = iiae(*command, "-o", "mine.h5", "--overwrite")
     assert outcome.out == "split\tx\ty\tclasses\ntrain\t7\t7\t2\nvalid\t0\t0\t0\ntest\t2\t3\t1\n"
     assert "--pictures" in iiae(*command, "-o", "more.h5", "--pictures", "p").error()[0]
-    assert "--image-size" in iiae(*command, "-o", "more.h5", "--image-size", 32).error()[0]
 
 
 # ---- divisions of classes

@@ -169,10 +169,3 @@ def test_released_features_of_other_classes_are_recorded_as_given(tmp_path, caps
     made = make(tmp_path, split="sempcyc-25")
     assert made.attributes["split_name"] == "given" and "ant" in told(made, "test_classes")
     assert "not those of sempcyc-25" in capsys.readouterr().err
-
-
-def test_the_program_prepares_released_features(iiae, tmp_path):
-    released(tmp_path / "SketchyVGG", "split1", UNSEEN["sempcyc-25"])
-    outcome = iiae("prepare", "sketchy", tmp_path, "-o", "s.h5", "--split", "sempcyc-25", "--json")
-    assert outcome.code == 0
-    assert outcome.json["rows"]["test"] == {"x": 50, "y": 75, "classes": 25}
