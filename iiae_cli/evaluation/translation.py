@@ -50,11 +50,11 @@ class Subject:
 
     def samples(self, count: int) -> list[Latents]:
         """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
-        exclusive_dim = self.trained.network.exclusive_dim
-        if not count or not exclusive_dim:
+        exclusive_dim, rows = self.trained.network.exclusive_dim, range(len(self.split.x))
+        if not exclusive_dim:
             return []
-        drawn = prior_samples(count, range(len(self.split.x)), exclusive_dim, self.seed).numpy()
-        return [drawn[:, number] for number in range(count)]
+        drawn = prior_samples(count, rows, exclusive_dim, self.seed).numpy()
+        return list(drawn.transpose(1, 0, 2))
 
     def decoded(
         self, domain: Domain, shared: Latents, exclusive: Latents | None
