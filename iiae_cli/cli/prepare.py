@@ -201,7 +201,7 @@ def command(
     """
     given = dict(locals())
 
-    from iiae_cli.data.blocks import Part, read_parts
+    from iiae_cli.data.blocks import Part, in_order, part_of
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
@@ -231,7 +231,7 @@ def command(
         parts = []
         if merge:
             words = expand_inputs([name, *map(str, named)])
-            parts = read_parts([Path(word) for word in words], "iiae prepare …")
+            parts = in_order([part_of(Path(word)) for word in words], "iiae prepare …")
             name = str(parts[0].job.get("data set"))
         path = _output(output, name, shard, part)
         _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)

@@ -20,7 +20,6 @@ import io
 import json
 import os
 import struct
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +58,6 @@ PART_SCHEMA = "iiae.part/1"
 _SCHEMA = "iiae.partial/2"
 _MAGIC = b"iiaeblk2"
 _HEAD = struct.Struct("<8sQQI")
-_SYNC_SECONDS = 10.0  # what a machine that dies loses at most; a killed process loses no block
 _NAMED = 8  # missing parts that an error names
 _REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
 
@@ -78,7 +76,6 @@ class BlockStore:
         with write_errors(self._path):
             self._file = self._path.open("a+b")
             self._file.truncate(self._scan())
-        self._synced = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -97,9 +94,6 @@ class BlockStore:
             self._file.write(_HEAD.pack(_MAGIC, number, len(payload), zlib.crc32(payload)))
             self._file.write(payload)
             self._file.flush()
-            if time.monotonic() - self._synced >= _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
         self._spans[number] = (end + _HEAD.size, len(payload))
 
     def read(self, number: int) -> Arrays:
@@ -298,11 +292,6 @@ def part_of(path: Path) -> PartFile:
         if not 0 <= index < count or total < 0:
             raise ValueError(f"there is no part {index} of {count}")
         return PartFile(path, Part(index, count), total, dict(head["job"]), dict(head["about"]))
-
-
-def read_parts(paths: Sequence[Path], again: str) -> list[PartFile]:
-    """All parts of one job in order, their blocks unread; see `in_order`."""
-    return in_order([part_of(path) for path in paths], again)
 
 
 def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:

@@ -19,8 +19,9 @@ from iiae_cli.data.blocks import (
     Part,
     block_store,
     discard,
+    in_order,
+    part_of,
     partial_of,
-    read_parts,
     write_part,
 )
 
@@ -158,7 +159,8 @@ def test_parts_cover_all_blocks_once_and_evenly(count: int, total: int) -> None:
 
 @pytest.mark.parametrize("total", [0, 2, 7])
 def test_parts_in_any_order_hold_every_block_in_order(tmp_path: Path, total: int) -> None:
-    parts = read_parts(write_parts(tmp_path, 3, total)[::-1], "iiae encode …")
+    paths = write_parts(tmp_path, 3, total)
+    parts = in_order([part_of(path) for path in paths[::-1]], "iiae encode …")
     assert [part.about["index"] for part in parts] == [0, 1, 2] and parts[0].job == JOB
     blocks = [block for part in parts for block in part.blocks()]
     assert len(blocks) == total
@@ -174,7 +176,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     fewer, foreign = write_parts(folders[1], 2, 7), write_parts(folders[2], 3, 7, {"seed": 9})
 
     def why(*paths: Path) -> tuple[str, str]:
-        error = refusal(read_parts, paths, "iiae encode …")
+        error = refusal(lambda: in_order([part_of(path) for path in paths], "iiae encode …"))
         return error.message, error.hint
 
     message, hint = why(own[0])
