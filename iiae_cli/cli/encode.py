@@ -135,8 +135,6 @@ def command(
             rows = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
             job = EncodeJob.of(loaded, rows, domain, form, batch_size)
             written = encode(job, Options(place, part, resume, overwrite), stop)
-        for line in written.skipped:
-            console.warn(f"skipped {line}")
         finish(written, as_json, written.skipped)
 
 
@@ -171,8 +169,8 @@ def encode(job: EncodeJob, options: Options, stop: Stop) -> Written:
         console.say(f"shard {part.name}: {range_} of {job.inputs.total}")
     with block_store(output, settings, resume=resume, overwrite=options.overwrite) as store:
         job.make(store, numbers, stop)
-        texts = write_blocks(output, job, store, part)
-    return Written(output, len(texts["ids"]), *_made_by(settings), texts["skipped"])
+        rows, skipped = write_blocks(output, job, store, part)
+    return Written(output, rows, settings["domain"], settings["model"], skipped)
 
 
 def _finished(
@@ -204,11 +202,7 @@ def _finished(
         raise
     console.say(f"{output} is complete already")
     discard(output)
-    return Written(output, len(there), *_made_by(settings), there.skipped)
-
-
-def _made_by(settings: dict[str, Any]) -> tuple[str, str]:
-    return settings["domain"], settings["model"]
+    return Written(output, len(there), settings["domain"], settings["model"], there.skipped)
 
 
 def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
@@ -224,5 +218,5 @@ def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
     if done := _finished(output, settings, None, options.resume, options.overwrite):
         return done
     stop.check(f"{output} was not written; run the same command again")
-    texts = write_merged(output, shards)
-    return Written(output, len(texts["ids"]), *_made_by(settings), texts["skipped"])
+    rows, skipped = write_merged(output, shards)
+    return Written(output, rows, settings["domain"], settings["model"], skipped)

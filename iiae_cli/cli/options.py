@@ -68,7 +68,9 @@ class Result(Protocol):
 
 
 def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
-    """Print a result; exit 3 if inputs were skipped."""
+    """Print a result, and name what was skipped; exit 3 if inputs were."""
+    for line in skipped or ():
+        console.warn(f"skipped {line}")
     try:
         if as_json:
             console.print_json(result.to_json())

@@ -246,8 +246,6 @@ def command(
                 name, path, options, part=part, resume=resume, overwrite=overwrite, stop=stop
             )
         written = _written(name, path, part)
-        for line in written.skipped:
-            console.warn(f"skipped {line}")
         if pictures is not None:
             preparation.save_pictures(path, pictures, stop)
             written.pictures = pictures

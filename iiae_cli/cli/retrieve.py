@@ -29,8 +29,10 @@ from iiae_cli.common.files import refuse_existing, writing
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
+    from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.latents import Gallery, LatentCache
     from iiae_cli.inference.neighbours import Floats, Ints
+    from iiae_cli.runs.weights import LoadedModel
 
 MONTAGE_ROWS = 32
 
@@ -129,7 +131,9 @@ def command(
     """
     from iiae_cli.common.files import index_file
     from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.latents import Gallery, is_latent_cache, read_latents
+    from iiae_cli.inference.inputs import open_inputs
+    from iiae_cli.inference.latents import Gallery, is_latent_cache
+    from iiae_cli.inference.trained import open_run
 
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
@@ -141,38 +145,27 @@ def command(
     console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
     skipped: list[str] = []
     if len(paths) == 1 and is_latent_cache(Path(paths[0])):
-        encoded = read_latents(Path(paths[0]))
+        encoded = Gallery(Path(paths[0])).read()
     else:
-        domain = domain or other_domain(gallery.head.domain)
-        encoded, skipped = _encoded(paths, domain, run, device, split=split, workers=workers)
+        domain, loaded = domain or other_domain(gallery.head.domain), open_run(run, device)
+        console.say(f"queries are of domain {domain}")
+        inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
+        encoded, skipped = _encoded(loaded, inputs, domain)
     options = Options(k, metric, latents, backend, approximate, montage)
     neighbours = retrieve(encoded, gallery, options)
-    for line in skipped:
-        console.warn(f"skipped {line}")
     neighbours.skipped = skipped
     finish(neighbours, as_json, skipped)
 
 
 def _encoded(
-    paths: list[str],
-    domain: DomainName,
-    run: Path | None,
-    device: str,
-    *,
-    split: str,
-    workers: int,
+    loaded: LoadedModel, inputs: Inputs, domain: DomainName
 ) -> tuple[LatentCache, list[str]]:
     """Returns the latents of queries, and a line for each of them that was left out."""
-    from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.latents import LatentCache
-    from iiae_cli.inference.trained import TrainedModel, open_run
+    from iiae_cli.inference.trained import TrainedModel
 
-    loaded = open_run(run, device)
-    console.say(f"queries are of domain {domain}")
-    inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
-    block = inputs.read_all()
+    block, model = inputs.read_all(), (loaded.fingerprint, loaded.model.shared_shape)
     encoded = TrainedModel.of(loaded).encode(block.rows, domain)
-    model = loaded.fingerprint, loaded.model.shared_shape
     cache = LatentCache(encoded, block.ids, block.labels, domain, *model, source=inputs.source)
     return cache, block.skipped
 

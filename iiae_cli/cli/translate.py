@@ -5,7 +5,7 @@ sampled, or taken from a reference or from the input's partner.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +64,7 @@ class Translated:
     target: DomainName
     results: list[dict[str, Any]]
     grid: Path | None
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `--json` prints."""
@@ -170,13 +170,9 @@ def command(
     if guided:
         partners = partners_of(Path(paths[0]), rows.total, target, info, split=split)
     if interpolate and (references is None or len(references.ids) != 2):
-        raise IiaeError(
-            "an interpolation needs two references", "pass --reference FIRST --reference LAST"
-        )
+        raise IiaeError("an interpolation needs two references", "pass --reference twice")
     options = Options(source, target, samples, interpolate, seed, output, grid, overwrite)
     translated = translate(loaded, rows, references, partners, options)
-    for line in translated.skipped:
-        console.warn(f"skipped {line}")
     finish(translated, as_json, translated.skipped)
 
 
@@ -260,10 +256,8 @@ def plan_files(
 ) -> list[list[Path]]:
     """Returns the files `FOLDER/STEM-to-TARGET-NAME.png` of every input (N) and output (K).
 
-    All of them are different, and the folder is made.
-
-    Raises:
-        IiaeError: a file exists, or is an input, or the folder cannot be made.
+    All of them are different, and the folder is made. Raises IiaeError if one exists, or is an
+    input, or the folder cannot be made.
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,11 @@
-"""An approximate index for galleries that many queries search: faiss' IVF-flat, kept beside its
-cache.
+"""Approximate search by faiss' IVF-flat, for galleries that many queries search.
 
-The gallery is divided into lists around centroids, and a query looks into the few lists whose
-centroids are nearest. The index file (z.h5, z.faiss) holds the division alone, centroids and every
-row's list, as plain checked arrays; the vectors come from the cache. A file made for other latents,
-or damaged, is made again. What is found is measured and ordered exactly, and compared with the
-exact neighbours of a sample of the queries. Memory: the gallery in float32, twice.
+A query looks into the few lists of gallery rows whose centroids are nearest. The index file (z.h5,
+z.faiss) holds the centroids; the vectors come from the cache. A file made for other latents, or
+damaged, is made again. What is found is measured and ordered exactly, and compared with the exact
+neighbours of a sample of the queries. Memory: the gallery, twice.
 
-Shapes: Q queries, G gallery rows, S dimensions, L lists.
+Shapes: Q queries, G gallery rows, S dimensions.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +35,10 @@ from iiae_cli.inference.neighbours import (
     unit_rows,
 )
 
-SCHEMA = "iiae.index/2"
+SCHEMA = "iiae.index/3"
 RECALL = 0.95  # of the exact neighbours that the sample's queries must find
 SAMPLE = 100
 _SPARE = 16  # neighbours asked for beyond k, to be ordered exactly
-Division: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]  # centroids (L, S), list (G,)
 
 
 @dataclass(frozen=True)
@@ -62,30 +59,21 @@ def search(
 ) -> Approximate:
     """Searches more and more lists until the sample's queries find `RECALL` of their neighbours.
 
-    Args:
-        queries: (Q, S).
-        gallery: (G, S).
-        k: how many neighbours; at most G.
-        metric: distance.
-        path: the index file; read if it belongs to this gallery, else written.
-        fingerprint: of the model that encoded the gallery.
-
-    Raises:
-        IiaeError: faiss is not installed, a value is not finite, or the file cannot be written.
+    The index at `path` is read if it belongs to this gallery (G, S) and the model of this
+    fingerprint, else written. Raises IiaeError if faiss is missing or a value is not finite.
     """
     k = min(k, gallery.shape[0])
     rows = np.concatenate([part for _, part in checked_slices(gallery)])
     vectors, looked = _directions(rows, metric), _directions(queries, metric)
     digest = hashlib.blake2b(rows.data, digest_size=16).hexdigest()
     header = {"schema": SCHEMA, "fingerprint": fingerprint, "metric": metric, "rows": digest}
-    division = _read(path, header)
-    built = division is None
-    if division is None:
-        division = _divide(vectors, metric)
-        centroids, lists = map(torch.from_numpy, division)
+    centroids = _read(path, header)
+    built = centroids is None
+    if centroids is None:
+        centroids = _centroids(vectors, metric)
         with writing(path) as temporary:
-            save_tensors({"centroids": centroids, "lists": lists}, temporary, header)
-    index, count = _index(vectors, division, metric), len(division[0])
+            save_tensors({"centroids": torch.from_numpy(centroids)}, temporary, header)
+    index, count = _index(vectors, centroids, metric), len(centroids)
     asked = min(k + _SPARE, len(rows))
     few = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(np.int64))
     wanted, _ = nearest(queries[few], rows, k, metric=metric)
@@ -106,33 +94,26 @@ def search(
     return Approximate(near, distances, recall, len(few), probes, count, built)
 
 
-def _read(path: Path, header: dict[str, str]) -> Division | None:
-    """Returns the division in a file; None if it is missing, damaged, or belongs to other rows."""
+def _read(path: Path, header: dict[str, str]) -> NDArray[np.float32] | None:
+    """Returns the centroids in a file; None if it is missing, damaged, or of other rows."""
     try:
         found, tensors = read_tensors(path, SCHEMA, "remove it; it is made again")
     except (IiaeError, OSError):
         return None
-    if found != header:
-        return None
-    # Copies: the tensors are a view of the file, which another program may cut short.
-    return tensors["centroids"].numpy().copy(), tensors["lists"].numpy().copy()
+    # A copy: the tensor is a view of the file, which another program may cut short.
+    return tensors["centroids"].numpy().copy() if found == header else None
 
 
-def _divide(vectors: NDArray[np.float32], metric: Metric) -> Division:
-    """Returns √G lists around centroids that k-means finds from a sample of the rows (seed 0)."""
-    lists = max(1, min(round(len(vectors) ** 0.5), len(vectors) // 39))
-    rng, most = np.random.default_rng(0), min(len(vectors), 64 * lists)
-    sample = rng.choice(len(vectors), most, replace=False)
-    means = import_faiss().Kmeans(
-        vectors.shape[1],
-        lists,
-        niter=10,
-        seed=0,
-        spherical=metric == "cosine",
-        min_points_per_centroid=1,
-    )
+def _centroids(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """Returns the centroids (√G, S) that k-means finds from a sample of the rows (seed 0)."""
+    count, width = vectors.shape
+    lists = max(1, min(round(count**0.5), count // 39))
+    sample = np.random.default_rng(0).choice(count, min(count, 64 * lists), replace=False)
+    settings = {"niter": 10, "seed": 0, "min_points_per_centroid": 1}
+    means = import_faiss().Kmeans(width, lists, spherical=metric == "cosine", **settings)
     means.train(vectors[np.sort(sample)])
-    return means.centroids, means.index.search(vectors, 1)[1][:, 0].astype(np.int32)
+    centroids: NDArray[np.float32] = means.centroids
+    return centroids
 
 
 def _directions(rows: NDArray[Any], metric: Metric) -> NDArray[np.float32]:
@@ -141,15 +122,12 @@ def _directions(rows: NDArray[Any], metric: Metric) -> NDArray[np.float32]:
     return values.numpy() if metric == "euclidean" else unit_rows(values, 0)[:, :-2].numpy()
 
 
-def _index(vectors: NDArray[np.float32], division: Division, metric: Metric) -> Any:
+def _index(vectors: NDArray[np.float32], centroids: NDArray[np.float32], metric: Metric) -> Any:
     faiss = import_faiss()
     kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
     quantizer = faiss.IndexFlat(vectors.shape[1], kind)
-    quantizer.add(division[0])
-    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], len(division[0]), kind)
+    quantizer.add(centroids)
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], len(centroids), kind)
     index.is_trained = True
-    vectors, numbers = np.ascontiguousarray(vectors), np.arange(len(vectors))
-    lists = division[1].astype(np.int64)
-    pointers = (faiss.swig_ptr(values) for values in (vectors, numbers, lists))
-    index.add_core(len(vectors), *pointers)
+    index.add(np.ascontiguousarray(vectors))
     return index

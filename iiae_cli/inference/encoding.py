@@ -21,22 +21,16 @@ from iiae_cli import __version__
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
+from iiae_cli.data.blocks import BlockStore, Part, PartFile, in_order
 from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.latents import Gallery, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
 from iiae_cli.runs.weights import LoadedModel
 
-_HEAD = ("domain", "shared_shape", "preset", "metric", "source")
-
 
 def batch_size_for(size: tuple[int, int] | None) -> int:
-    """Returns a number of rows that a core's caches hold, by the size (H, W); None for features.
-
-    On a CPU the paper's 256×256 networks are fastest with few pictures at once; a GPU is not slowed
-    down by 16.
-    """
+    """Returns how many rows of this size (H, W), or of features (None), a core's caches hold."""
     return 256 if size is None else max(8, min(64, (1 << 20) // (size[0] * size[1])))
 
 
@@ -83,9 +77,10 @@ class EncodeJob:
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that decides the values, as JSON; errors name the keys."""
+        head = {name.replace("_", " "): value for name, value in self.head.items()}
         settings = {
-            **{name.replace("_", " "): self.head[name] for name in _HEAD},
-            "model": self.head["fingerprint"],
+            "model": head.pop("fingerprint"),
+            **head,
             "options": asdict(self.form),
             **self.inputs.digests(),
             "batch size": self.batch_size,
@@ -101,9 +96,7 @@ class EncodeJob:
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
         """Encodes those of these blocks that the store does not have.
 
-        Raises:
-            IiaeError: the disk is full, or a number format cannot hold a latent.
-            Interrupted: a signal came; what was encoded is in the store.
+        Raises IiaeError if a block cannot be stored. Interrupted leaves what was encoded there.
         """
         missing, total = store.missing(numbers), len(self.rows_of(numbers))
         parts = [self.rows_of(range(number, number + 1)) for number in missing]
@@ -130,11 +123,10 @@ class EncodeJob:
             if coming is not None:
                 yield coming.result()
 
-    def _encoded(self, block: Block) -> Arrays:
-        """Returns ids, labels where known, lines of what was left out, and latents."""
-        arrays: Arrays = {"ids": _texts(block.ids), "skipped": _texts(block.skipped)}
-        if block.labels is not None:
-            arrays["labels"] = _texts(block.labels)
+    def _encoded(self, block: Block) -> dict[str, NDArray[Any]]:
+        """Returns texts, those of which are empty missing, and latents."""
+        texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
+        arrays = {name: np.array(column, np.str_) for name, column in texts.items() if column}
         if block.ids:
             encoded = self.trained.encode(
                 block.rows,
@@ -149,10 +141,11 @@ class EncodeJob:
 
 def write_blocks(
     path: Path, job: EncodeJob, store: BlockStore, part: Part | None = None
-) -> dict[str, list[str]]:
+) -> tuple[int, list[str]]:
     """Writes the cache of a job, or of a part of it, whose blocks are in the store.
 
-    Returns its texts. Raises IiaeError if not one input of the whole job could be read.
+    Returns the number of rows, and a line for every input left out; raises IiaeError if no input
+    of the whole job could be read.
     """
     numbers = (part or Part(0, 1)).of(job.total)
     texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
@@ -164,13 +157,13 @@ def write_blocks(
     arrays = (
         {name: values for name, values in block.items() if name not in texts}
         for block in map(store.read, numbers)
-        if len(block["ids"])
+        if "ids" in block
     )
     head = {**job.head, "job": json.dumps(store.job, sort_keys=True)}
     if part is not None:
         head["part"] = [part.index, part.count, job.total]
     write_stream(path, head, texts, arrays, folder=store.folder)
-    return texts
+    return len(texts["ids"]), texts["skipped"]
 
 
 def read_shards(paths: Sequence[str]) -> list[Gallery]:
@@ -184,20 +177,12 @@ def read_shards(paths: Sequence[str]) -> list[Gallery]:
     return [shards[file.path] for file in in_order(files, "iiae encode …")]
 
 
-def write_merged(path: Path, shards: Sequence[Gallery]) -> dict[str, list[str]]:
-    """Writes the cache that shards make up in this order; returns its texts.
-
-    Raises:
-        IiaeError: not one input could be read, or the file cannot be written.
-    """
+def write_merged(path: Path, shards: Sequence[Gallery]) -> tuple[int, list[str]]:
+    """Writes the cache that shards make up in this order; otherwise as `write_blocks`."""
     columns = [shard.columns() for shard in shards]
     texts = {name: [text for column in columns for text in column[name]] for name in columns[0]}
     if not texts["ids"]:
         raise none_read(texts["skipped"])
     head = {**shards[0].head.head(), "job": json.dumps(shards[0].job, sort_keys=True)}
     write_stream(path, head, texts, (block for shard in shards for block in shard.blocks()))
-    return texts
-
-
-def _texts(texts: Sequence[str]) -> NDArray[Any]:
-    return np.array(texts, np.str_) if texts else np.empty(0, "<U1")
+    return len(texts["ids"]), texts["skipped"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,6 @@ class LatentCache:
     # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def head(self) -> dict[str, Any]:
         """Returns the file's attributes, as JSON."""
         names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
@@ -75,11 +72,7 @@ class LatentFormat:
     dtype: str = "float32"  # or float16
 
     def stored(self, encoded: Encoded, ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Returns the arrays as they are written, by their names in `Encoded`.
-
-        Raises:
-            IiaeError: a value is not finite, or beyond what `dtype` can hold; its id is named.
-        """
+        """Returns the arrays as they are written; raises IiaeError if one cannot be."""
         arrays: dict[str, NDArray[Any]] = {}
         for name in ARRAYS:
             kind, _, part = name.partition("_")
@@ -89,13 +82,9 @@ class LatentFormat:
             with np.errstate(over="ignore"):
                 arrays[name] = values.astype(self.dtype, copy=False)
             for row in np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1)).tolist():
-                if np.isfinite(values[row]).all():
-                    raise IiaeError(
-                        f"{name} of {ids[row]} holds values that {self.dtype} cannot hold",
-                        "pass --dtype float32",
-                    )
                 raise IiaeError(
-                    f"the latents of {ids[row]} are not finite", "check this input and the run"
+                    f"{name} of {ids[row]} is not finite, or beyond what {self.dtype} can hold",
+                    "check this input and the run, or pass --dtype float32",
                 )
         return arrays
 
@@ -115,14 +104,10 @@ def write_stream(
     *,
     folder: Path | None = None,
 ) -> None:
-    """Writes a cache, atomically, with one block of it in memory at a time.
+    """Writes a cache, atomically, with one block of its arrays in memory at a time.
 
-    Args:
-        path: an existing file is replaced.
-        head: attributes.
-        texts: ids (N,), and labels (N,) and skipped (K,) if there are any.
-        blocks: rows of the arrays, in order.
-        folder: for the temporary file; None: beside `path`.
+    `texts` are ids (N,), and labels (N,) and skipped (K,) if there are any. The temporary file lies
+    in `folder`, else beside `path`.
     """
     count, done = len(texts["ids"] or ()), 0
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
@@ -167,10 +152,8 @@ class Gallery:
 
     `head` is a cache without rows, and `labelled` says whether classes are known. `job` is what
     made the cache, and `skipped` has a line for every input left out. Of a shard, `part` says
-    which, and `total` is the number of blocks of the whole job.
-
-    Raises:
-        IiaeError: the file is missing, damaged, or of another schema.
+    which, and `total` is the number of blocks of the whole job. Raises IiaeError if the file is
+    missing, damaged, or of another schema.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,25 +220,20 @@ class Gallery:
 
     def read(self) -> LatentCache:
         """Returns the whole cache."""
-        cache = self.head
         with np.errstate(over="ignore"):
             rows = {name: StoredRows(self.path, data)[:] for name, data in self._arrays.items()}
             arrays = {name: values.astype(np.float32) for name, values in rows.items()}
-        columns = self.columns()
-        cache.encoded, cache.ids = Encoded(**arrays), columns["ids"]
-        cache.labels = columns["labels"] if self.labelled else None
-        return cache
+        texts = self.columns()
+        labels = texts["labels"] if self.labelled else None
+        return replace(self.head, encoded=Encoded(**arrays), ids=texts["ids"], labels=labels)
 
 
 def _head(file: h5py.File) -> LatentCache:
     domain = text_attribute(file, "domain")
-    source = json.loads(text_attribute(file, "source", "{}"))
-    if domain not in DOMAINS:
-        raise ValueError(f"domain {domain[:80]}")
-    if not isinstance(source, dict) or not all(
-        isinstance(value, str | bool) for value in source.values()
-    ):
-        raise ValueError("attribute source is no JSON object of texts")
+    source = dict(json.loads(text_attribute(file, "source", "{}")))
+    texts = all(isinstance(value, str | bool) for value in source.values())
+    if domain not in DOMAINS or not texts:
+        raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}")
     return LatentCache(
         Encoded(),
         [],
@@ -276,8 +254,3 @@ def is_latent_cache(path: Path) -> bool:
             return text_attribute(file, "schema", "none") == SCHEMA
     except IiaeError:
         return False
-
-
-def read_latents(path: Path) -> LatentCache:
-    """Reads a whole cache; raises IiaeError if it is missing, damaged, or of another schema."""
-    return Gallery(path).read()

@@ -74,9 +74,7 @@ def nearest(
     """Returns the rows (Q, k) of the gallery (G, S) nearest to every query, and their distances.
 
     All G rows if they are fewer than k. A zero vector is at cosine distance 1 from everything.
-
-    Raises:
-        IiaeError: a value is not finite, or faiss is not installed.
+    Raises IiaeError if a value is not finite, or faiss is missing.
     """
     queries, (size, width) = _numbers(queries, "queries"), gallery.shape
     proposer = PROPOSERS[choose_backend(backend, len(queries), size, width)]
@@ -86,7 +84,7 @@ def nearest(
     for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
         propose = proposer(frame(part, 1))
-        for block in _query_blocks(len(queries), max(width, k)):
+        for block in _slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
             near, apart = _search(queries[block], part, k, frame, propose)
             near = np.concatenate([rows[block, :filled], near + start], axis=1)
             apart = np.concatenate([distances[block, :filled], apart], axis=1)
@@ -133,7 +131,7 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
     for start, part in checked_slices(gallery):
         frame = Frame(queries, part, metric)
         moved_part = frame(part, 1)
-        for block in _query_blocks(len(queries), queries.shape[1]):
+        for block in _slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // queries.shape[1])):
             few, moved = queries[block], frame(queries[block], 0)
             squared = own[block] * 2 if metric == "cosine" else (own[block] * frame.scale) ** 2
             error = frame.error(moved, squared)
@@ -184,9 +182,8 @@ def _distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> Floats:
     left, right = (torch.from_numpy(rows).double() for rows in (a, b))
     if metric == "cosine":
         left, right = unit_rows(left, 0), unit_rows(right, 1)
-    found = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-    distances: Floats = found.numpy() if metric == "euclidean" else found.square().numpy() / 2
-    return distances
+    found: Floats = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    return found if metric == "euclidean" else found**2 / 2
 
 
 def _keys(distances: Floats, metric: Metric) -> Ints:
@@ -333,10 +330,6 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
             "encode them again; check the model and its inputs",
         )
     return rows
-
-
-def _query_blocks(count: int, values: int) -> Iterator[slice]:
-    return _slices(count, min(QUERY_ROWS, QUERY_VALUES // max(1, values)))
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

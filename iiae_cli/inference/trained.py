@@ -50,10 +50,7 @@ class Encoded:
         """Returns the means of one kind; raises IiaeError if they were not encoded."""
         value = self.shared_mean if kind == "shared" else self.exclusive_mean
         if value is None:
-            raise IiaeError(
-                f"the rows were encoded without {kind} latents",
-                f"encode with --latents {kind} or both",
-            )
+            raise IiaeError(f"the rows have no {kind} latents", f"encode with --latents {kind}")
         return value
 
     def logvar(self, kind: LatentKind) -> Array | None:
@@ -142,8 +139,8 @@ class TrainedModel:
                 part = slice(start, start + batch_size)
                 own = None if exclusive is None else exclusive[part].to(self.device)
                 decoded = self.network.decode(domain, shared[part].to(self.device), own)
-                picture = decoded.ndim == 4
-                outputs.append(to_pictures(decoded) if picture else decoded.float().cpu().numpy())
+                features = decoded.ndim == 2
+                outputs.append(decoded.float().cpu().numpy() if features else to_pictures(decoded))
         return np.concatenate(outputs)
 
     def translate(
@@ -197,21 +194,11 @@ def inference(network: IIAE) -> Iterator[None]:
 
 
 def prior_samples(count: int, rows: Iterable[int], exclusive_dim: int, seed: int) -> Tensor:
-    """Draws z ~ N(0, I) for each of the N rows: (N, count, E).
-
-    A row's samples are a function of seed and row, so neither more rows nor a division into blocks
-    changes them.
-    """
+    """Draws z ~ N(0, I) for each of the N rows: (N, count, E), a function of seed and row alone."""
     samples = [
         np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in rows
     ]
     return torch.from_numpy(np.stack(samples).astype(np.float32))
-
-
-def interpolated(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Returns latents (steps, E) at equal distances from `start` to `end` (E,), both included."""
-    weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-    return torch.lerp(start, end, weights[:, None])
 
 
 @dataclass(frozen=True)
@@ -258,7 +245,7 @@ def styles_of(
         means = encoded(references.rows)
         first, *others = zip(trained.shown(references.rows), references.ids, strict=True)
         if interpolate:
-            means = interpolated(means[0], means[1], interpolate)
+            means = torch.lerp(means[0], means[1], torch.linspace(0, 1, interpolate)[:, None])
             names += [f"step {number + 1}" for number in range(interpolate)]
             pictures += [first, *[None] * (interpolate - 2), *others]
         else:
@@ -277,11 +264,7 @@ def styles_of(
 def partners_of(
     path: Path, count: int, target: Domain, trained_on: DataInfo, *, split: str
 ) -> Inputs:
-    """Returns the partners of the first `count` inputs, row by row.
-
-    Raises:
-        IiaeError: the inputs are no prepared file, or one whose rows are not aligned.
-    """
+    """Returns the partners of the first `count` inputs; raises IiaeError if they have none."""
     file = DataFile(path) if is_hdf5(path) else None
     if file is None or file.info.by_class or file.split(split).pairs is not None:
         raise IiaeError(

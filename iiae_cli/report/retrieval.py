@@ -92,7 +92,7 @@ def _partners(
     """Returns the ids of every query's partners in the gallery; none if they are not known."""
     sources = filter(None, [_source(queries), _source(gallery)])
     if any(DataFile(path).info.by_class for path, _ in sources):
-        return [set()] * len(queries)
+        return [set()] * len(queries.ids)
     present = {*gallery.ids}
     if split is not None:
         listed = defaultdict(set)

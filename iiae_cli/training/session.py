@@ -217,7 +217,7 @@ def _write_gallery(trainer: Trainer) -> bool:
         source={"data": str(file.path.absolute()), "split": name},
     )
     write_latents(run.gallery_file, cache)
-    console.say(f"gallery of {len(cache)} {name} pictures of y: {run.gallery_file}")
+    console.say(f"gallery of {len(side.ids)} {name} pictures of y: {run.gallery_file}")
     return True
 
 

@@ -11,7 +11,7 @@ from helpers import Program, Trained, call, untrained_run
 
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.latents import read_latents
+from iiae_cli.inference.latents import Gallery
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "2"}
 
@@ -104,7 +104,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert "--shard 1/3" in missing.error()[1]
     merged = iiae("encode", *reversed(parts), "--merge", "-o", "merged.h5", "--json")
     assert merged.code == 3 and len(merged.json["skipped"]) == 2 and merged.json["rows"] == 298
-    one, other = read_latents(Path("merged.h5")), read_latents(Path("whole.h5"))
+    one, other = Gallery(Path("merged.h5")).read(), Gallery(Path("whole.h5")).read()
     assert one.ids == other.ids and one.head() == other.head()
     np.testing.assert_allclose(one.encoded.shared_mean, other.encoded.shared_mean, atol=1e-5)
     again = iiae("encode", *parts, "--merge", "-o", "merged.h5", "--resume")

@@ -296,7 +296,7 @@ def test_interpolation_goes_from_the_first_reference_to_the_second(
 @pytest.mark.parametrize(
     ("arguments", "says", "mends"),
     [
-        (("PICTURE", "--interpolate", "3"), "two references", "--reference FIRST --reference LAST"),
+        (("PICTURE", "--interpolate", "3"), "two references", "--reference twice"),
         (("PICTURE", "--guided"), "partners", "--reference"),
         (("DATA", "--guided", "--to", "x", "--reference", "PICTURE"), "--guided", "leave --to out"),
     ],

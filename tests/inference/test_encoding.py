@@ -19,7 +19,7 @@ from iiae_cli.inference.encoding import (
     write_merged,
 )
 from iiae_cli.inference.inputs import open_inputs
-from iiae_cli.inference.latents import Gallery, LatentFormat, read_latents
+from iiae_cli.inference.latents import Gallery, LatentFormat
 from iiae_cli.inference.trained import TrainedModel
 
 SHAPE = (16, 16, 3)
@@ -59,7 +59,7 @@ def encoded(job, path, part=None):
     with block_store(path, job.settings(), resume=True) as store:
         job.make(store, (part or Part(0, 1)).of(job.total))
         write_blocks(path, job, store, part)
-    return read_latents(path)
+    return Gallery(path).read()
 
 
 def test_a_cache_holds_what_encoding_at_once_returns(job, folder, tmp_path):
@@ -79,7 +79,7 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
     assert [name for shard in shards for name in shard.ids] == whole.ids
     write_merged(tmp_path / "merged.h5", read_shards(paths[::-1]))
-    merged = read_latents(tmp_path / "merged.h5")
+    merged = Gallery(tmp_path / "merged.h5").read()
     assert (merged.ids, merged.labels, merged.head()) == (whole.ids, whole.labels, whole.head())
     assert Gallery(tmp_path / "merged.h5").skipped == Gallery(tmp_path / "whole.h5").skipped
     for name, values in vars(whole.encoded).items():
@@ -100,7 +100,7 @@ def test_an_interrupted_encoding_continues_at_the_next_block(job, tmp_path, stop
         write_blocks(path, job, store)
     whole = encoded(job, tmp_path / "whole.h5")
     np.testing.assert_allclose(
-        read_latents(path).encoded.shared_mean, whole.encoded.shared_mean, rtol=1e-6
+        Gallery(path).read().encoded.shared_mean, whole.encoded.shared_mean, rtol=1e-6
     )
 
 

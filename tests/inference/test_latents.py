@@ -12,7 +12,6 @@ from iiae_cli.inference.latents import (
     LatentCache,
     LatentFormat,
     is_latent_cache,
-    read_latents,
     write_latents,
 )
 from iiae_cli.inference.trained import Encoded
@@ -59,13 +58,13 @@ def assert_same(left, right, parts=PARTS, **tolerance):
 def test_everything_comes_back(path):
     cache = cache_of()
     write_latents(path, cache, EVERYTHING)
-    assert_same(read_latents(path), cache)
+    assert_same(Gallery(path).read(), cache)
 
 
 def test_log_variances_are_kept_only_if_asked_for(path):
     cache = cache_of()
     write_latents(path, cache)
-    assert_same(read_latents(path), cache, parts=("shared_mean", "exclusive_mean"))
+    assert_same(Gallery(path).read(), cache, parts=("shared_mean", "exclusive_mean"))
 
 
 def test_half_precision_is_stored_as_such_and_read_as_float32(path):
@@ -73,14 +72,14 @@ def test_half_precision_is_stored_as_such_and_read_as_float32(path):
     write_latents(path, cache, LatentFormat(logvar=True, dtype="float16"))
     with h5py.File(path) as file:
         assert file["shared/mean"].dtype == file["exclusive/logvar"].dtype == np.float16
-    assert_same(read_latents(path), cache, rtol=1e-3, atol=1e-4)
+    assert_same(Gallery(path).read(), cache, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["shared", "exclusive"])
 def test_one_kind_of_latents_alone_and_no_labels(path, kind):
     cache = cache_of(parts=(f"{kind}_mean",), labels=None, source={})
     write_latents(path, cache)
-    assert_same(read_latents(path), cache, parts=(f"{kind}_mean",))
+    assert_same(Gallery(path).read(), cache, parts=(f"{kind}_mean",))
 
 
 def test_any_program_can_read_the_cache_with_h5py_alone(path):
@@ -123,7 +122,7 @@ def test_a_kind_that_the_cache_lacks_is_named(path):
     write_latents(path, cache)
     stored = refusal(Gallery(path).means, "exclusive")
     assert stored.message == f"{path} holds no exclusive latents"
-    read = refusal(read_latents(path).encoded.mean, "exclusive")
+    read = refusal(Gallery(path).read().encoded.mean, "exclusive")
     assert "--latents exclusive" in stored.hint and "--latents exclusive" in read.hint
 
 
@@ -140,17 +139,21 @@ def test_caches_are_told_from_other_files(path, tmp_path):
 
 
 def test_missing_foreign_and_truncated_files_are_refused(path):
-    assert refusal(read_latents, path).message == f"{path} does not exist"
+    assert refusal(Gallery, path).message == f"{path} does not exist"
     path.write_bytes(b"no HDF5")
-    error = refusal(read_latents, path)
+    error = refusal(Gallery, path)
     assert "is damaged" in error.message and "iiae encode" in error.hint
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.latents/1"
-    message = refusal(read_latents, path).message
+    message = refusal(Gallery, path).message
     assert message == f"{path} has schema iiae.latents/1, expected iiae.latents/2"
     write_latents(path, cache_of(rows=50))
     path.write_bytes(path.read_bytes()[:-50])
-    assert "is damaged" in refusal(read_latents, path).message
+    assert "is damaged" in refusal(Gallery, path).message
+
+
+def read(path):
+    return Gallery(path).read()
 
 
 def replace(file, name, values):
@@ -182,19 +185,15 @@ def test_a_damaged_cache_is_refused(path, change):
     write_latents(path, cache_of(), EVERYTHING)
     with h5py.File(path, "a") as file:
         change(file)
-    assert refusal(read_latents, path).message.startswith(f"{path} is damaged")
+    assert refusal(read, path).message.startswith(f"{path} is damaged")
 
 
 @pytest.mark.parametrize(
-    "value, dtype, said",
-    [
-        (1e6, "float16", "exclusive_mean of é2.png holds values that float16 cannot hold"),
-        (np.nan, "float32", "the latents of é2.png are not finite"),
-        (np.inf, "float16", "the latents of é2.png are not finite"),
-    ],
+    "value, dtype", [(1e6, "float16"), (np.nan, "float32"), (np.inf, "float16")]
 )
-def test_a_value_that_cannot_be_stored_is_refused_by_name(path, value, dtype, said):
+def test_a_value_that_cannot_be_stored_is_refused_by_name(path, value, dtype):
     cache = cache_of()
     cache.encoded.exclusive_mean[2, 1] = value
-    assert refusal(write_latents, path, cache, LatentFormat(dtype=dtype)).message == said
+    error = refusal(write_latents, path, cache, LatentFormat(dtype=dtype))
+    assert error.message.startswith("exclusive_mean of é2.png is not finite, or beyond")
     assert not path.exists()

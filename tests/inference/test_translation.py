@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.inference.trained import TrainedModel, interpolated, prior_samples
+from iiae_cli.inference.inputs import Block
+from iiae_cli.inference.trained import TrainedModel, prior_samples, styles_of
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks, ImageNetworks
 
@@ -53,18 +54,21 @@ def test_samples_of_blocks_are_those_of_the_whole():
         assert torch.equal(torch.cat(blocks), whole)
 
 
-# ---- between two latents
+# ---- where exclusive latents come from
 
 
 @pytest.mark.parametrize("steps", [2, 3, 7])
 def test_interpolation_is_linear_with_both_ends(steps):
-    start, end = torch.tensor([0.1, -3.0, 7.7]), torch.tensor([1.3, 5.0, 7.7])
-    found = interpolated(start, end, steps)
-    assert found.shape == (steps, 3)
-    assert torch.equal(found[0], start) and torch.equal(found[-1], end)
+    trained = TrainedModel(image_model(), SIZE)
+    references = Block(pictures(rows=2), [0, 1], ["a/1.png", "b/2.png"], None, [])
+    styles = styles_of(trained, "x", references, None, samples=0, interpolate=steps, seed=0)
+    assert styles.names == [f"step {number}" for number in range(1, steps + 1)]
+    assert [shown is None for shown in styles.pictures] == [False, *[True] * (steps - 2), False]
+    start, end = trained.encode(references.rows, "x").mean("exclusive")
+    latents = styles.exclusive([0, 4])
     for number in range(steps):
         direct = start + (end - start) * number / (steps - 1)
-        np.testing.assert_allclose(found[number], direct, atol=1e-5)
+        np.testing.assert_allclose(latents[:, number], np.stack([direct, direct]), atol=1e-5)
 
 
 # ---- translation

@@ -30,7 +30,9 @@ def cache(ids, labels, domain, **more):
 
 def verdicts(asked, searched, split=None):
     judge = judgement(asked, searched, split)
-    return [[judge(query, row) for row in range(len(searched))] for query in range(len(asked))]
+    return [
+        [judge(query, row) for row in range(len(searched.ids))] for query in range(len(asked.ids))
+    ]
 
 
 @pytest.mark.parametrize(
