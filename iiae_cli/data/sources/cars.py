@@ -33,7 +33,7 @@ def plan_cars(options: PrepareOptions) -> Plan:
     """Plan splits train and test, with 4 rows of x, 92 rows of y and 92 pairs per car.
 
     The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
-    `pitch` 0…3 of y. `options.limit` counts pairs.
+    `pitch` 0…3 of y.
     """
     folder, skipped = options.source, list[str]()
     assert folder is not None

@@ -241,11 +241,8 @@ def divide_classes(
 
 
 def _with_labels(split: Split, wanted: set[str]) -> Split:
-    rows = (
-        np.array([row for row, label in enumerate(side.labels or []) if label in wanted], np.int64)
-        for side in (split.x, split.y)
-    )
-    return split.take(*rows)
+    labels = (np.array(side.labels or [], np.str_) for side in (split.x, split.y))
+    return split.take(*(np.flatnonzero(np.isin(column, [*wanted])) for column in labels))
 
 
 def limit_rows(split: Split, limit: int | None) -> Split:

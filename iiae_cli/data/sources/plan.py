@@ -173,7 +173,8 @@ class Plan:
         first = 0
         for reading in self.readings:
             mine = [number for number in numbers if first <= number < first + reading.total]
-            _make(reading, first, mine, store, Work(store.folder, stop))
+            if store.missing(mine):
+                _make(reading, first, mine, store, Work(store.folder, stop))
             first += reading.total
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
@@ -213,8 +214,6 @@ class Plan:
 def _make(reading: Reading, first: int, numbers: list[int], store: BlockStore, work: Work) -> None:
     """Make the missing ones among blocks of a reading whose first block is `first`."""
     missing = store.missing(numbers)
-    if not missing:
-        return
     files = {number: reading.block(number - first) for number in numbers}
     total = sum(map(len, files.values()))
     done = total - sum(len(files[number]) for number in missing)
