@@ -92,12 +92,6 @@ def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(
     assert iiae("encode", data, "--domain", "y", "--run", "run", "-o", "y.h5").code == 0
 
 
-def test_the_elbo_baseline_goes_all_the_way(iiae: Program, data: Path) -> None:
-    assert train(iiae, data, "run", "--set", "objective.kind=elbo", preset="pairs").code == 0
-    measured = iiae("evaluate", "--run", "run", "--task", "all", "--lpips", "none", "--json")
-    assert measured.code == 0 and measured.json["protocol"]["objective"] == "elbo"
-
-
 AUGMENTED = (
     *("--set", "augment.geometric=0.5", "--set", "augment.misalign=0.2"),
     *("--set", "augment.photometric=0.5", "--set", "augment.flip=0.5"),
