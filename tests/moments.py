@@ -18,9 +18,7 @@ as torchrun would start them, lets the act happen to the one that `rank` names (
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import os
 import signal
@@ -125,13 +123,10 @@ def run_child(job: dict[str, Any], err: Path) -> None:
 
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job in the server itself: its children find imported what is imported on the way."""
-    from iiae_cli.cli import app as cli
+    from helpers import call
 
     os.chdir(job["folder"])
-    sys.argv = ["iiae", *job["arguments"]]
-    out = contextlib.redirect_stdout(io.StringIO())
-    with out, contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        cli.main()
+    call(*job["arguments"])
     return {}
 
 

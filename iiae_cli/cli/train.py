@@ -108,8 +108,7 @@ def command(
     Beyond the paper:
       features        your own features by class: standardised, linear paths
       sketchy-tuned   the same for sketchy, 800 steps
-      pairs-plus      a contrastive term, linear paths
-      fashion-edges-plus               a contrastive term
+      pairs-plus, fashion-edges-plus   linear paths, a contrastive term
       digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what should not leak
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.

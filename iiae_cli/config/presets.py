@@ -75,9 +75,9 @@ def key_help() -> dict[str, str]:
     """One line of help for every dotted key of the configuration."""
     texts = {}
     for section, info in Config.model_fields.items():
-        fields = getattr(info.annotation, "model_fields", None)
-        for name, item in fields.items() if fields else [("", info)]:
-            key = f"{section}.{item.alias or name}" if name else section
+        fields = getattr(info.annotation, "model_fields", {"": info})
+        for name, item in fields.items():
+            key = f"{section}.{item.alias or name}".rstrip(".")
             texts[key] = " ".join((item.description or "").split())
     return texts
 
@@ -208,8 +208,7 @@ def environment_layer(environment: Mapping[str, str] = os.environ) -> Layer:
             key = _SHORT_NAMES.get(name) or name.removeprefix("IIAE_").lower().replace("__", ".")
             layer.values[key] = load_yaml(text, name)
         elif name not in _OTHER_NAMES:
-            near = _near(name, [*_SHORT_NAMES, *_OTHER_NAMES])
-            console.warn(f"{name} is set, but means nothing{near}")
+            console.warn(f"{name} is set, but means nothing{_near(name, _SHORT_NAMES)}")
     return layer
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import SMALL, Program, Trained
-from PIL import Image
 
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.report.sections import cell
@@ -225,16 +224,6 @@ def test_a_browser_shows_it_without_errors(
     assert console == []  # which would also say that the page's policy forbade a request
     seen = Checked(text)
     assert SCRIPT in seen.text and not seen.all("script")
-
-    for width, scheme, dark in ((1200, 0, True), (390, 1, False)):
-        shot = tmp_path / f"{width}.png"
-        options = (f"--window-size={width},1600", f"--screenshot={shot}", "--hide-scrollbars")
-        colours = f"--blink-settings=preferredColorScheme={scheme}"
-        _, console = browse(tmp_path / "profile", page, *options, colours)
-        assert console == []
-        pixels = np.asarray(Image.open(shot).convert("L"))
-        assert pixels.shape == (1600, width)
-        assert (np.median(pixels) < 64) == dark and pixels.std() > 10
 
     # Nothing but the tables' and grids' own boxes scrolls sideways, and every picture has loaded.
     frames = "".join(
