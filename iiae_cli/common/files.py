@@ -56,10 +56,8 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary file that becomes `path` if the block succeeds, else is removed.
 
-    Args:
-        path: the file to make; an older one stays until the new one is complete.
-        sync: wait for the disk; False suits many small files that can be made again.
-        folder: holds the temporary file, on the same file system; None: beside `path`.
+    An older file stays until the new one is complete. The temporary file lies in `folder`, on the
+    same file system, or beside `path`. Many small files that can be made again need no `sync`.
     """
     name = f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}"
     temporary = (folder or path.parent) / name
@@ -149,10 +147,7 @@ def sha256_of(*paths: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, hint: str) -> Iterator[None]:
-    """Keep other processes from working in a folder while inside.
-
-    The system takes the lock back when its process dies.
-    """
+    """Keep other processes out of a folder while inside; a process that dies loses its lock."""
     from filelock import FileLock, Timeout  # not at every start
 
     lock = FileLock(folder / LOCK, timeout=0)
@@ -198,8 +193,8 @@ def index_file(
 ) -> tuple[Path, str]:
     """The gallery and how it was chosen.
 
-    In this order: `--index`, `IIAE_INDEX`, the only latent cache (as `is_cache` tells) in the
-    current folder, gallery.h5 of the run.
+    In this order: `--index`, `IIAE_INDEX`, the only latent cache (by `is_cache`) in the current
+    folder, gallery.h5 of the run.
     """
     if option is not None:
         return option, "--index"
