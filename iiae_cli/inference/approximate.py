@@ -4,8 +4,6 @@ A query looks into the few lists of gallery rows whose centroids are nearest. Th
 z.faiss) holds the centroids; the vectors come from the cache. A file made for other latents, or
 damaged, is made again. What is found is measured and ordered exactly, and compared with the exact
 neighbours of a sample of the queries. Memory: the gallery, twice.
-
-Shapes: Q queries, G gallery rows, S dimensions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Encoding many rows at the pace of the forward pass: the next ones are read meanwhile.
 
 The rows of a job are numbered blocks of a few batches each, whoever makes them: one call, a resumed
-one, or shards. All of them therefore run the same batches, and a merge has the values of one call.
-Memory holds a few blocks, for a thousand rows as for a million.
+one, or shards. So all run the same batches, and memory holds a few blocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a command is given to read: pictures, folders, a prepared file or feature arrays, as rows.
 
 Rows are read by position and nothing is remembered in between, so a resumed or sharded encoding
-reads what an uninterrupted one would have, and memory does not grow with the number of rows.
+reads what an uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def open_inputs(
 
     Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, or pictures and
     folders, which `workers` threads decode. Raises IiaeError if they are missing, mixed, empty, or
-    of another shape than the data that the model was trained on.
+    of another shape than the model's data.
     """
     shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
     first = Path(inputs[0])

@@ -106,8 +106,8 @@ def write_stream(
 ) -> None:
     """Writes a cache, atomically, with one block of its arrays in memory at a time.
 
-    `texts` are ids (N,), and labels (N,) and skipped (K,) if there are any. The temporary file lies
-    in `folder`, else beside `path`.
+    `texts` are ids (N,), and labels (N,) and skipped (K,) if any. The temporary file lies in
+    `folder`, else beside `path`.
     """
     count, done = len(texts["ids"] or ()), 0
     with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:

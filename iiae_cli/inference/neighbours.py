@@ -10,9 +10,8 @@ for Euclidean ones, absolute for cosine) tie, so that collapsed latents have rec
 probability below 10⁻⁹ float32 misplaces a neighbour by more than √S times 8 units of its last
 place, and it is missed (Higham & Mary, 2019).
 
-Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: one slice of the
-gallery as it is stored and as it is multiplied (in a crowd also in float64), and one block of
-products.
+Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: a slice of the
+gallery as it is stored and as it is multiplied, and a block of products.
 """
 
 from __future__ import annotations

@@ -155,10 +155,8 @@ class TrainedModel:
         """Decodes every row's shared mean in `target` with each of its K exclusive latents.
 
         A target equal to the source makes visual analogies (Table 8). `exclusive` holds (N, K, E)
-        latents of `target`; None for a network without them (K = 1).
-
-        Returns:
-            Pictures (N, K, H, W, C) uint8, or features (N, K, F) float32.
+        latents of `target`; None for a network without them (K = 1). Returns pictures (N, K, H, W,
+        C) uint8, or features (N, K, F) float32.
         """
         outputs = []
         with inference(self.network):
@@ -226,8 +224,7 @@ def styles_of(
 ) -> Styles:
     """Returns `samples` samples, then references or steps between two, then each input's partner.
 
-    References and partners are of the domain `target`. `interpolate` is the number of steps. The
-    seed and an input's position decide its samples.
+    References and partners are of the domain `target`; `interpolate` is the number of steps.
     """
     width = trained.network.exclusive_dim
     if not width:

@@ -30,14 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("word", ["auto", "slurm"])
 def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word: str) -> None:
     assert shard_of(word, ARRAY) == (3, 4)
-    assert shard_of(word, {**ARRAY, "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_STEP": "1"}) == (
-        0,
-        4,
-    )
-    assert shard_of(word, {**ARRAY, "SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_STEP": "3"}) == (
-        2,
-        4,
-    )
+    for task, step, index in (("2", "1", 0), ("8", "3", 2)):
+        changed = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_STEP": step}
+        assert shard_of(word, {**ARRAY, **changed}) == (index, 4)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +52,8 @@ def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word: str) -> Non
 def test_no_array_or_a_broken_one_is_refused(change: dict[str, str], said: str) -> None:
     with pytest.raises(IiaeError) as caught:
         shard_of("auto", {**ARRAY, **change})
-    assert (
-        said in caught.value.message
-        and "--array" in caught.value.hint
-        and "--shard" in caught.value.hint
-    )
+    error = caught.value
+    assert said in error.message and "--array" in error.hint and "--shard" in error.hint
 
 
 def test_outputs_of_shards_are_named_so_that_they_sort() -> None:
@@ -113,15 +105,14 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert other_job.code == 2 and "with another batch size" in other_job.error()[0]
     assert "--overwrite" in other_job.error()[1]
     strange = iiae("encode", *parts, "whole.h5", "--merge", "-o", "new.h5")
-    assert strange.code == 2 and not Path("new.h5").exists()
-    assert not Path("new.h5.partial").exists()
+    assert strange.code == 2 and not list(Path().glob("new.h5*"))
 
 
 def test_shards_of_another_list_do_not_merge(iiae: Program, trained: Trained) -> None:
     files = sorted((trained.pictures / "test" / "x").glob("*.png"))
     base = ("--domain", "x", "--run", trained.run)
-    iiae("encode", *files[:40], *base, "--shard", "0/2", "-o", "a.h5")
-    iiae("encode", *files[1:41], *base, "--shard", "1/2", "-o", "b.h5")
+    for name, index in (("a.h5", 0), ("b.h5", 1)):
+        iiae("encode", *files[index : 40 + index], *base, "--shard", f"{index}/2", "-o", name)
     outcome = iiae("encode", "a.h5", "b.h5", "--merge", "-o", "z.h5")
     assert outcome.code == 2 and "list of inputs than a.h5" in outcome.error()[0]
 

@@ -1,6 +1,4 @@
-"""The approximate index: neighbours are measured exactly, and the file is checked before it is
-believed.
-"""
+"""The approximate index: neighbours are measured exactly; a file that does not fit is replaced."""
 
 from importlib.util import find_spec
 

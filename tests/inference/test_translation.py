@@ -123,34 +123,23 @@ def test_one_row_may_have_more_latents_than_a_batch():
     np.testing.assert_allclose(found[:, 9].astype(int), single[:, 0], atol=1)
 
 
-def test_an_analogy_joins_the_querys_content_and_the_references_style():
-    """Within one domain: z^s of the query, exclusive mean of the reference, the same domain's
-    decoder.
-    """
-    model = image_model()
-    queries, references = pictures(seed=3), pictures(rows=2, seed=4)
-    model.eval()
-    with torch.no_grad():
-        styles = model.encode_exclusive("x", to_inputs(references, SIZE)).mean
-    exclusive = styles[None].expand(5, -1, -1)
-    found = TrainedModel(model, SIZE).translate(queries, "x", "x", exclusive)
-    assert found.shape == (5, 2, 16, 16, 3)
-    with torch.no_grad():
-        shared = model.encode_shared("x", to_inputs(queries, SIZE)).mean
-        for number in range(2):
-            direct = to_pictures(model.decode("x", shared, styles[number].expand(5, -1)))
-            np.testing.assert_allclose(found[:, number].astype(int), direct, atol=1)
+def test_an_analogy_takes_the_references_exclusive_mean_beside_samples():
+    trained = TrainedModel(image_model(), SIZE)
+    references = Block(pictures(rows=2, seed=4), [0, 1], ["a.png", "b.png"], None, [])
+    styles = styles_of(trained, "x", references, None, samples=1, interpolate=None, seed=0)
+    assert styles.names == ["sample 1", "a.png", "b.png"]
+    means, latents = trained.encode(references.rows, "x").exclusive_mean, styles.exclusive([0, 2])
+    np.testing.assert_allclose(latents[:, 1:], np.stack([means, means]), atol=1e-6)
+    assert torch.equal(latents[:, :1], prior_samples(1, [0, 2], 3, seed=0))
 
 
 def test_pictures_are_resized_to_the_models_size():
-    model = image_model()
+    trained = TrainedModel(image_model(), SIZE)
     rows, exclusive = pictures(side=32), prior_samples(1, range(5), 3, seed=0)
-    found = TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
+    found = trained.translate(rows, "x", "y", exclusive)
     small = to_pictures(to_inputs(rows, SIZE))
     assert found.shape == (5, 1, 16, 16, 1)
-    np.testing.assert_array_equal(
-        found, TrainedModel(model, SIZE).translate(small, "x", "y", exclusive)
-    )
+    np.testing.assert_array_equal(found, trained.translate(small, "x", "y", exclusive))
 
 
 def test_a_model_without_exclusive_latents_gives_one_output_a_row():
@@ -186,10 +175,10 @@ def test_translation_uses_evaluation_mode_and_gives_the_mode_back(training):
     model = image_model().train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows, exclusive = pictures(), prior_samples(1, range(5), 3, seed=0)
-    first = TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
-    np.testing.assert_array_equal(
-        first, TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive)
+    first, again = (
+        TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive) for _ in range(2)
     )
+    np.testing.assert_array_equal(first, again)
     assert model.training is training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
