@@ -280,7 +280,7 @@ def _written(name: str, path: Path, part: Part | None) -> Written:
     """Describe a finished file."""
     from iiae_cli.data.blocks import part_of
     from iiae_cli.data.datafile import SPLITS, DataFile
-    from iiae_cli.data.sources.classes import classes_of
+    from iiae_cli.data.sources.features import classes_of
     from iiae_cli.data.sources.registry import CLASS_SETS
 
     if part is not None:

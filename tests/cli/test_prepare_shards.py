@@ -109,10 +109,10 @@ def test_a_signal_leaves_features_that_resume_takes_up(
     classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
     compute, computed = extraction._features, []
 
-    def stop(network, inputs, paths):  # type: ignore[no-untyped-def]
+    def stop(network, inputs):  # type: ignore[no-untyped-def]
         computed.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        return compute(network, inputs, paths)
+        return compute(network, inputs)
 
     part = ("--shard", "1/2", "-o", "f-{shard}.h5")
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from helpers import Program
 from PIL import Image
 from scipy.io import savemat
 
-from iiae_cli.data.sources.classes import CLASS_SPLITS
+from iiae_cli.data.sources.features import CLASS_SPLITS
 
 RNG = np.random.default_rng(0)
 EASE = (

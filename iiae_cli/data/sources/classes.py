@@ -1,4 +1,4 @@
-"""Two domains that belong together by class: pictures in folders, or features that exist.
+"""Two domains that belong together by class: your own, and Sketchy Extended.
 
     SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (`val` is taken for `valid`)
     SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
@@ -6,60 +6,43 @@
 
 x and y have lengths of their own, every row a class, and no pairs. A class that only one domain has
 cannot be learnt from or retrieved, and is left out by name. Until pictures become features, the
-rows of a side are their files.
+rows of a side are their files. Sketchy Extended has sketches (x) and photos (y) of 125 classes:
 
-A zero-shot figure means nothing without its list of test classes, so every division has a name and
-a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
-the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses, and its figures
-compare with neither.
+    SOURCE/sketch/tx_000000000000/CLASS/*.png              sketches
+    SOURCE/photo/tx_000000000000/CLASS/*.jpg               photos
+    SOURCE/extended_photo/CLASS/*.jpg                      more photos
+    SOURCE/256x256/{sketch,photo}/tx_000000000000*/CLASS   the same in the resized archive
+    SOURCE/[SketchyVGG/]split{1,2}/{train,test}_{sketch,image}_{features,paths}.npy
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import sha256_of
-from iiae_cli.data.datafile import (
-    SPLITS,
-    Seen,
-    Side,
-    Split,
-    class_list_hash,
-    normalise_class,
-    refuse_leak,
-)
+from iiae_cli.data.datafile import Side, Split, normalise_class
 from iiae_cli.data.pictures import pictures_in
-from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
+from iiae_cli.data.sources.features import (
+    CLASS_SPLITS,
+    GIVEN,
+    classes_of,
+    divide_classes,
+    has_features,
+    keep_common,
+    limit_rows,
+    plan_existing,
+)
 from iiae_cli.data.sources.pairs import split_folders
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
-_LISTS = {
-    "sempcyc-25": (
-        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
-        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
-        "tiger trumpet violin wheelchair"
-    ),
-    "eccv18-21": (
-        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
-        "seagull skyscraper songbird sword tree wheelchair windmill window"
-    ),
-    "sake-25": (
-        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
-        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
-        "camel horse bell"
-    ),
-}
-CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
-GIVEN = "given"  # name of a division that is not one of these
+DEFAULT_SPLIT = "sempcyc-25"
+RELEASED = {"sempcyc-25": "split1", "eccv18-21": "split2"}
+EPOCHS = 10
+_TRANSFORM = "tx_000000000000"
 
 
 def plan_classes(options: PrepareOptions) -> Plan:
@@ -91,33 +74,6 @@ def plan_classes(options: PrepareOptions) -> Plan:
     from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
     return plan_features(divided, options, split_name=split_name, epochs=0, skipped=skipped)
-
-
-def plan_existing(
-    source: Path,
-    options: PrepareOptions,
-    backbone: dict[str, Any],
-    split_name: str = GIVEN,
-    *,
-    normalise: bool = False,
-) -> Plan:
-    """Plan features that exist, in the released layout or an `.npz`, made by a `backbone`."""
-
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits = read_features(source)
-        for side in [split.side(domain) for split in splits.values() for domain in DOMAINS]:
-            if normalise:
-                side.labels = [normalise_class(label) for label in side.labels or []]
-        return finish(
-            {name: limit_rows(split, options.limit) for name, split in splits.items()},
-            options,
-            split_name=split_name,
-            backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
-            seen=read_seen(source),
-            what=f"the network of {source}",
-        )
-
-    return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
 
 
 def _divided(
@@ -158,9 +114,6 @@ def _pictures(folder: Path, root: Path, skipped: list[str]) -> Split:
     return split
 
 
-# ---- shared with sketchy and extraction
-
-
 def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
     """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names."""
     files: list[Path] = []
@@ -174,21 +127,6 @@ def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
     rows = np.empty(len(files), object)
     rows[:] = files
     return Side(rows, [path.relative_to(root).as_posix() for path in files], labels)
-
-
-def classes_of(split: Split | None) -> list[str]:
-    """The sorted classes of a split."""
-    return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
-
-
-def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
-    """The rows of classes that both domains have; a line in `skipped` for every class left out."""
-    x, y = split.x.labels or [], split.y.labels or []
-    lone = {*x} ^ {*y}
-    for name in sorted(lone):
-        domain, count = ("x", x.count(name)) if name in x else ("y", y.count(name))
-        skipped.append(f"class {name} of {where}: only in {domain}, its {count} rows are left out")
-    return _with_labels(split, {*x} & {*y}) if lone else split
 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
@@ -214,108 +152,62 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
     return divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
 
 
-def divide_classes(
-    split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
-) -> dict[str, Split]:
-    """Splits train and test, the test classes being `wanted` by `what`, in whichever spelling."""
-    known = classes_of(split)
-    spelling = {normalise_class(label): label for label in known}
-    missing = sorted({label for label in wanted if normalise_class(label) not in spelling})
-    if missing:
-        some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
+# ---- Sketchy
+
+
+def plan_sketchy(options: PrepareOptions) -> Plan:
+    """Plan Sketchy's features: the released ones where SOURCE holds them, else of its pictures."""
+    source, split_name = options.source, options.split or DEFAULT_SPLIT
+    assert source is not None
+    if options.split is not None and options.unseen_classes is not None:
+        raise IiaeError("--split and --unseen-classes exclude each other", "pass one of them")
+    if split_name not in CLASS_SPLITS:
         raise IiaeError(
-            f"the source has no class {', '.join(missing)} of {what}",
-            f"name the folder of the whole set; its {len(known)} classes: {some}",
+            f"unknown class split '{split_name}'", f"--split takes {', '.join(CLASS_SPLITS)}"
         )
-    test = {spelling[normalise_class(label)] for label in wanted}
-    if not test or len(test) == len(known):
-        raise IiaeError(
-            f"{what} leaves no class to train or to test on",
-            f"choose some of the {len(known)} classes, not all",
-        )
-    parts = {"train": {*known} - test, "test": test}
-    return {
-        name: limit_rows(_with_labels(split, classes), options.limit)
-        for name, classes in parts.items()
-    }
+    if not options.wants_backbone and options.unseen_classes is None:
+        part = RELEASED.get(split_name, "none")
+        for folder in (source, source / "SketchyVGG" / part, source / part):
+            if has_features(folder):
+                backbone = {"name": "vgg16", "weights": "released"}
+                named = options.split or GIVEN
+                return plan_existing(folder, options, backbone, named, normalise=True)
+    skipped: list[str] = []
+    pictures = keep_common(find_pictures(source), str(source), skipped)
+    if options.unseen_classes is not None:
+        divided, split_name = divide_unseen(pictures, options)
+    else:
+        wanted = CLASS_SPLITS[split_name]
+        divided = divide_classes(pictures, wanted, f"split {split_name}", options)
+
+    from iiae_cli.data.sources import extraction  # imports torch
+
+    return extraction.plan_features(
+        divided, options, split_name=split_name, epochs=EPOCHS, skipped=skipped
+    )
 
 
-def _with_labels(split: Split, wanted: set[str]) -> Split:
-    labels = (np.array(side.labels or [], np.str_) for side in (split.x, split.y))
-    return split.take(*(np.flatnonzero(np.isin(column, [*wanted])) for column in labels))
-
-
-def limit_rows(split: Split, limit: int | None) -> Split:
-    """At most `limit` rows of each side, evenly over classes, in their order."""
-    if limit is None:
-        return split
-    return split.take(*(_evenly(side.labels or [], limit) for side in (split.x, split.y)))
-
-
-def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
-    classes, which = np.unique(np.array(labels, np.str_), return_inverse=True)
-    if limit < len(classes):
-        raise IiaeError(
-            f"--limit {limit} is fewer than the {len(classes)} classes",
-            f"pass --limit {len(classes)} or more",
-        )
-    turn = np.empty(len(labels), np.int64)  # a row's place within its class
-    for label in range(len(classes)):
-        turn[which == label] = np.arange((which == label).sum())
-    return np.sort(np.lexsort((which, turn))[:limit])
-
-
-def finish(
-    splits: dict[str, Split],
-    options: PrepareOptions,
-    *,
-    split_name: str,
-    backbone: dict[str, Any],
-    seen: Seen,
-    what: str,
-) -> Prepared:
-    """Leave out classes of one domain, check for a leak, and describe it all in attributes.
-
-    Args:
-        splits: of features.
-        options: whether a leak is allowed.
-        split_name: of the division; `given` and published names are decided by the test classes.
-        backbone: how features came about, for the data file; `what` names it in an error.
-        seen: classes that the backbone was trained on.
+def find_pictures(source: Path) -> Split:
+    """Files of sketches and photos, class names normalised.
 
     Raises:
-        IiaeError: nothing to train on, or the backbone has seen a test class.
+        IiaeError: they are in neither layout.
     """
-    skipped: list[str] = []
-    splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}
-    train, test = classes_of(splits.get("train")), classes_of(splits.get("test"))
-    if not train:
+    for root in (source, source / "256x256"):
+        sketches, photos = (sorted((root / d).glob(f"{_TRANSFORM}*")) for d in ("sketch", "photo"))
+        if sketches and photos:
+            break
+    else:
         raise IiaeError(
-            "no class of the training split is in both domains", "name classes alike in x and y"
+            f"{source} is not laid out as Sketchy",
+            f"it should hold sketch/{_TRANSFORM}/CLASS, photo/{_TRANSFORM}/CLASS and "
+            "extended_photo/CLASS, or the released features of the split",
         )
-    if split_name in (GIVEN, *CLASS_SPLITS):
-        published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
-        named, split_name = split_name, next(published, GIVEN)
-        if named != split_name and named != GIVEN:
-            console.warn(f"the test classes are not those of {named}: recorded as '{split_name}'")
-    refuse_leak(seen, test, what, options.allow_leak)
-    both = {*train} & {*test}
-    if both:
-        console.say(
-            f"{len(both)} of {len(test)} test classes are training classes too: not zero-shot"
-        )
-    values: dict[str, Any] = {
-        "test_classes": test,
-        "train_classes": train,
-        "backbone": {**backbone, **seen.to_json()},
-    }
-    leak = seen.leak(test)
-    if leak is not None:  # absent: unknown
-        values["leak"] = leak
-    attributes = {
-        "alignment": "class",
-        "split_name": split_name,
-        "test_classes_sha256": class_list_hash(test),
-        **{key: json.dumps(value, ensure_ascii=False) for key, value in values.items()},
-    }
-    return Prepared(splits, attributes, skipped)
+    places = (root / "extended_photo", source / "extended_photo")
+    extended = [folder for folder in places if folder.is_dir()]
+    if not extended:
+        console.say(f"{source} has no extended_photo/: this is Sketchy, not Sketchy Extended")
+    return Split(
+        class_pictures(sketches[0], root=source, normalise=True),
+        class_pictures(photos[0], *extended[:1], root=source, normalise=True),
+    )

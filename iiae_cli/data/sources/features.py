@@ -1,4 +1,6 @@
-"""Features that already exist, of any width: the released layout, or one `.npz`.
+"""Features of pictures in two domains that belong together by class, given or extracted.
+
+Features that exist, of any width, are in the released layout, or one `.npz`:
 
     FOLDER/{train,valid,test}_{sketch,image}_features.npy    (N, D) numbers
     FOLDER/…_paths.npy                 (N,) texts, the class being the second-last part
@@ -6,27 +8,88 @@
     FOLDER/classes_seen.txt            classes the features' network was trained on, where known
 
 An `.npz` has the same names as keys, without suffix. `sketch` is x, `image` is y.
+
+A zero-shot figure means nothing without its list of test classes, so every division has a name and
+a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
+the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses, and its figures
+compare with neither.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
-from iiae_cli.data.datafile import SPLITS, UNKNOWN, Seen, Side, Split
-from iiae_cli.data.sources.plan import distinct
+from iiae_cli.common.files import reading, sha256_of
+from iiae_cli.data.datafile import (
+    SPLITS,
+    UNKNOWN,
+    Seen,
+    Side,
+    Split,
+    class_list_hash,
+    normalise_class,
+    refuse_leak,
+)
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, distinct
 from iiae_cli.model import DOMAINS, Domain
 
+_LISTS = {
+    "sempcyc-25": (
+        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
+        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
+        "tiger trumpet violin wheelchair"
+    ),
+    "eccv18-21": (
+        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
+        "seagull skyscraper songbird sword tree wheelchair windmill window"
+    ),
+    "sake-25": (
+        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
+        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
+        "camel horse bell"
+    ),
+}
+CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
+GIVEN = "given"  # name of a division that is not one of these
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
 _STEM = re.compile(r"\w+_(features|paths|labels)")
 _HINT = "make it again; where you trust a pickled array, save it anew as plain numbers or text"
+
+
+def plan_existing(
+    source: Path,
+    options: PrepareOptions,
+    backbone: dict[str, Any],
+    split_name: str = GIVEN,
+    *,
+    normalise: bool = False,
+) -> Plan:
+    """Plan features that exist, in the released layout or an `.npz`, made by a `backbone`."""
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits = read_features(source)
+        for side in [split.side(domain) for split in splits.values() for domain in DOMAINS]:
+            if normalise:
+                side.labels = [normalise_class(label) for label in side.labels or []]
+        return finish(
+            {name: limit_rows(split, options.limit) for name, split in splits.items()},
+            options,
+            split_name=split_name,
+            backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
+            seen=read_seen(source),
+            what=f"the network of {source}",
+        )
+
+    return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
 
 
 def has_features(folder: Path) -> bool:
@@ -105,12 +168,6 @@ def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side:
         )
     with np.errstate(over="ignore"):
         features = values.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise IiaeError(
-            f"{where} has values that are not finite, first in row {bad[0]}",
-            "extract the features again",
-        )
     paths, labels = (
         _texts(arrays[name], f"{source}: {name}", len(features)) if name in arrays else None
         for name in (f"{stem}_paths", f"{stem}_labels")
@@ -145,3 +202,135 @@ def _class_of(path: str, where: str) -> str:
             "paths are …/CLASS/NAME; or save …_labels.npy",
         )
     return parts[-2]
+
+
+# ---- classes, and what the data file says of them
+
+
+def classes_of(split: Split | None) -> list[str]:
+    """The sorted classes of a split."""
+    return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
+
+
+def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
+    """The rows of classes that both domains have; a line in `skipped` for every class left out."""
+    x, y = split.x.labels or [], split.y.labels or []
+    lone = {*x} ^ {*y}
+    for name in sorted(lone):
+        domain, count = ("x", x.count(name)) if name in x else ("y", y.count(name))
+        skipped.append(f"class {name} of {where}: only in {domain}, its {count} rows are left out")
+    return _with_labels(split, {*x} & {*y}) if lone else split
+
+
+def divide_classes(
+    split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
+) -> dict[str, Split]:
+    """Splits train and test, the test classes being `wanted` by `what`, in whichever spelling."""
+    known = classes_of(split)
+    spelling = {normalise_class(label): label for label in known}
+    missing = sorted({label for label in wanted if normalise_class(label) not in spelling})
+    if missing:
+        some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
+        raise IiaeError(
+            f"the source has no class {', '.join(missing)} of {what}",
+            f"name the folder of the whole set; its {len(known)} classes: {some}",
+        )
+    test = {spelling[normalise_class(label)] for label in wanted}
+    if not test or len(test) == len(known):
+        raise IiaeError(
+            f"{what} leaves no class to train or to test on",
+            f"choose some of the {len(known)} classes, not all",
+        )
+    parts = {"train": {*known} - test, "test": test}
+    return {
+        name: limit_rows(_with_labels(split, classes), options.limit)
+        for name, classes in parts.items()
+    }
+
+
+def _with_labels(split: Split, wanted: set[str]) -> Split:
+    labels = (np.array(side.labels or [], np.str_) for side in (split.x, split.y))
+    return split.take(*(np.flatnonzero(np.isin(column, [*wanted])) for column in labels))
+
+
+def limit_rows(split: Split, limit: int | None) -> Split:
+    """At most `limit` rows of each side, evenly over classes, in their order."""
+    if limit is None:
+        return split
+    return split.take(*(_evenly(side.labels or [], limit) for side in (split.x, split.y)))
+
+
+def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
+    classes, which = np.unique(np.array(labels, np.str_), return_inverse=True)
+    if limit < len(classes):
+        raise IiaeError(
+            f"--limit {limit} is fewer than the {len(classes)} classes",
+            f"pass --limit {len(classes)} or more",
+        )
+    turn = np.empty(len(labels), np.int64)  # a row's place within its class
+    for label in range(len(classes)):
+        turn[which == label] = np.arange((which == label).sum())
+    return np.sort(np.lexsort((which, turn))[:limit])
+
+
+def finish(
+    splits: dict[str, Split],
+    options: PrepareOptions,
+    *,
+    split_name: str,
+    backbone: dict[str, Any],
+    seen: Seen,
+    what: str,
+) -> Prepared:
+    """Leave out classes of one domain, check for a leak, and describe it all in attributes.
+
+    Args:
+        splits: of features.
+        options: whether a leak is allowed.
+        split_name: of the division; `given` and published names are decided by the test classes.
+        backbone: how features came about, for the data file; `what` names it in an error.
+        seen: classes that the backbone was trained on.
+
+    Raises:
+        IiaeError: nothing to train on, values that are not finite, or a test class that the
+            backbone has seen.
+    """
+    skipped: list[str] = []
+    splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}
+    for side in (split.side(domain) for split in splits.values() for domain in DOMAINS):
+        bad = np.flatnonzero(~np.isfinite(side.rows).all(axis=1))
+        if len(bad):
+            raise IiaeError(
+                f"the features of {side.ids[bad[0]]} are not finite", f"check {what}, and its input"
+            )
+    train, test = classes_of(splits.get("train")), classes_of(splits.get("test"))
+    if not train:
+        raise IiaeError(
+            "no class of the training split is in both domains", "name classes alike in x and y"
+        )
+    if split_name in (GIVEN, *CLASS_SPLITS):
+        published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
+        named, split_name = split_name, next(published, GIVEN)
+        if named != split_name and named != GIVEN:
+            console.warn(f"the test classes are not those of {named}: recorded as '{split_name}'")
+    refuse_leak(seen, test, what, options.allow_leak)
+    both = {*train} & {*test}
+    if both:
+        console.say(
+            f"{len(both)} of {len(test)} test classes are training classes too: not zero-shot"
+        )
+    values: dict[str, Any] = {
+        "test_classes": test,
+        "train_classes": train,
+        "backbone": {**backbone, **seen.to_json()},
+    }
+    leak = seen.leak(test)
+    if leak is not None:  # absent: unknown
+        values["leak"] = leak
+    attributes = {
+        "alignment": "class",
+        "split_name": split_name,
+        "test_classes_sha256": class_list_hash(test),
+        **{key: json.dumps(value, ensure_ascii=False) for key, value in values.items()},
+    }
+    return Prepared(splits, attributes, skipped)

@@ -24,10 +24,9 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, reading, sha256_of, write_errors
 from iiae_cli.data.sources.cars import plan_cars
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
-from iiae_cli.data.sources.classes import plan_classes
+from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
-from iiae_cli.data.sources.sketchy import plan_sketchy
 
 MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
 MAX_BYTES = 64 * 2**30  # that an archive may unpack to

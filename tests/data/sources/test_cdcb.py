@@ -269,17 +269,12 @@ def test_damaged_and_missing_files_are_named(tmp_path, place, change, said, suff
     assert said in refusal(build_from, "mnist-cdcb", tmp_path).message
 
 
-def test_original_folders_are_cut_in_the_middle_in_numeric_order(tmp_path):
+def test_a_folder_of_the_published_pictures_is_taken_as_it_is(tmp_path):
     for name, value in (("train/1", 10), ("train/2", 20), ("train/10", 100), ("test/3", 30)):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        array = np.full((8, 16, 3), value, np.uint8)
-        array[:, 8:] += 5
-        Image.fromarray(array).save(path)
+        Image.fromarray(np.full((8, 16, 3), value, np.uint8)).save(path)
     splits = build_from("mnist-cdcb", tmp_path).splits
-    train = splits["train"]
-    assert list(splits) == ["train", "test"] and splits["test"].x.ids == ["test/3"]
-    assert train.x.ids == train.y.ids == ["train/1", "train/2", "train/10"]
-    assert train.x.rows.shape == (3, 8, 8, 3)
-    assert train.x.rows[:, 0, 0, 0].tolist() == [10, 20, 100]
-    assert train.y.rows[:, 7, 7, 0].tolist() == [15, 25, 105]
+    assert splits["train"].x.ids == ["train/1", "train/2", "train/10"]
+    assert splits["train"].x.rows.shape == splits["train"].y.rows.shape == (3, 8, 8, 3)
+    assert splits["test"].y.rows[0, 0, 0].tolist() == [30] * 3

@@ -13,7 +13,8 @@ from torch import nn
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, normalise_class
 from iiae_cli.data.sources import extraction
-from iiae_cli.data.sources.classes import CLASS_SPLITS, divide_unseen
+from iiae_cli.data.sources.classes import divide_unseen
+from iiae_cli.data.sources.features import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 
@@ -146,11 +147,15 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     assert "divided already" in refused(source, backbone="vgg16").message
 
 
-def test_given_features_that_saw_a_test_class_are_refused(tmp_path):
-    save_arrays(tmp_path, feature_arrays({"train": ["ant"], "test": ["cow", "dog"]}))
+def test_given_features_that_saw_a_test_class_or_are_not_finite_are_refused(tmp_path):
+    arrays = feature_arrays({"train": ["ant"], "test": ["cow", "dog"]})
+    save_arrays(tmp_path, arrays)
     (tmp_path / "classes_seen.txt").write_text("ant\ndog\n")
     assert "1 of the test classes: dog" in refused(tmp_path).message
     assert told(prepared(tmp_path, allow_leak=True), "leak") == ["dog"]
+    arrays["train_sketch_features"] = np.full((3, 6), 1e300)
+    error = refused(save_arrays(tmp_path, arrays), allow_leak=True)
+    assert "the features of data/sketch/ant/0.png are not finite" in error.message
 
 
 # ---- extraction

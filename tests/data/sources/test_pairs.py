@@ -181,17 +181,6 @@ def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     assert "is neither a tar nor a zip archive" in error.message and "folder" in error.hint
 
 
-def test_the_program_prepares_maps_and_says_what_it_left_out(iiae, tmp_path):
-    for folder in ("train", "val"):
-        for number in (1, 2):
-            side_by_side(tmp_path / "maps" / folder, number, 10 * number, suffix=".jpg")
-    (tmp_path / "maps" / "val" / "1.jpg").write_bytes(b"broken")
-    done = iiae("prepare", "maps", "maps", "-o", "maps.h5", "--json")
-    assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 1}
-    assert "1.jpg: is not a readable picture" in done.err
-    assert DataFile(tmp_path / "maps.h5").info.shape_x == (256, 256, 3)
-
-
 # ---- tables
 
 

@@ -10,9 +10,9 @@ from helpers import built, refusal
 
 from iiae_cli.data.datafile import class_list_hash
 from iiae_cli.data.sources import extraction
-from iiae_cli.data.sources.classes import CLASS_SPLITS
+from iiae_cli.data.sources.classes import find_pictures
+from iiae_cli.data.sources.features import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.sketchy import find_pictures
 
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none", "fine_tune_epochs": 0}
 TX = "tx_000000000000"
