@@ -150,11 +150,9 @@ class TranslationGrid:
             return self._draw_triples(above)
         lines = [[_named(picture, name), *map(Tile, out)] for picture, name, out in self.rows]
         headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
-        for number, tile in enumerate(above, 1):
-            if tile.picture is not None and self.interpolated:
+        for tile in above:
+            if tile.picture is not None:
                 tile.caption = (f"reference {self.target}", *tile.caption)
-            elif tile.picture is not None:
-                headers[number] = f"reference {self.target}"
         if above:
             lines.insert(0, [Tile(None), *above])
         return draw_grid(lines, headers, gaps_after=[0])

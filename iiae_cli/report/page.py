@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import base64
 import io
-import platform
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
 from iiae_cli.report.retrieval import Ints, class_examples, paired_examples
-from iiae_cli.runs.directory import RunDir, run_versions
+from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import LoadedModel
 
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
@@ -91,7 +89,7 @@ def _values(measured: Measured) -> dict[str, object]:
         "command": shlex.join(measured.command),
         "trained_by": shlex.join(map(str, info.get("command", ()))),
         "protocol": _mapping("Protocol", protocol),
-        "versions": _versions(info.get("versions", {})),
+        "versions": _mapping("Versions it was trained with", info.get("versions", {})),
         "facts": _mapping("Training", {key: info[key] for key in info if key not in _ELSEWHERE}),
         "config": measured.loaded.config.to_yaml(),
         "version": __version__,
@@ -118,13 +116,6 @@ def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]
 def _mapping(title: str, values: Mapping[str, Any]) -> Table:
     rows = [(key.replace("_", " "), sections.cell(value)) for key, value in values.items()]
     return Table(title, ["what", "value"], rows)
-
-
-def _versions(trained: Mapping[str, str]) -> Table:
-    now = run_versions() | {name: version(name) for name in ("numpy", "matplotlib", "jinja2")}
-    now["system"] = f"{platform.system()} {platform.machine()}"
-    rows = [(name, trained.get(name), now.get(name)) for name in {**now, **trained}]
-    return Table("Versions", ["what", "of training", "of this page"], rows)
 
 
 def render(**values: object) -> str:

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 
-from iiae_cli.report.plots import Line, line_charts
 from iiae_cli.report.sections import (
+    Line,
     cell,
     headline_cards,
+    line_charts,
     read_records,
     recall_charts,
     training_charts,
