@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -24,12 +25,7 @@ from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Inte
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 # How torch says that memory is short, beside MemoryError.
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "Storage size calculation overflowed",
-)
+_NO_MEMORY = r"(out of|can't allocate|not enough) memory|Storage size calculation overflowed"
 
 app = typer.Typer(
     name="iiae",
@@ -126,8 +122,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         )
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
-        if not short:
+        if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
             raise
         console.fail(
             f"there is not enough memory: {error or 'Python could get no more'}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from class_sources import NETWORK, class_folders, make_quick, write_features
 from helpers import Program
 from PIL import Image
-from scipy.io import savemat
+from test_cars import file_of, im_of, save_v5
+from test_cdcb import idx_source
 
 from iiae_cli.data.sources.features import CLASS_SPLITS
 
@@ -22,21 +22,6 @@ EASE = (
 )
 
 
-def mnist(folder: Path) -> None:
-    for stem, count in (("train", 40), ("t10k", 6)):
-        grey = RNG.integers(0, 256, (count, 28, 28), np.uint8)
-        header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in grey.shape)
-        (folder / f"{stem}-images-idx3-ubyte.gz").write_bytes(
-            gzip.compress(header + grey.tobytes())
-        )
-        labels = (
-            b"\0\0\x08\x01"
-            + count.to_bytes(4, "big")
-            + bytes(number % 10 for number in range(count))
-        )
-        (folder / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-
-
 def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
     for split, count in counts.items():
         (folder / split).mkdir(parents=True)
@@ -45,30 +30,19 @@ def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
             small.resize((2 * height, height)).save(folder / split / f"{number}.jpg")
 
 
-def cars(folder: Path) -> None:
-    place = folder / "data" / "cars"
-    place.mkdir(parents=True)
-    for number in (1, 191, 192):
-        im = np.broadcast_to(RNG.integers(0, 256, (1, 1, 3, 24, 4), np.uint8), (128, 128, 3, 24, 4))
-        savemat(
-            place / f"car_{number:03d}_mesh.mat",
-            {"im": np.ascontiguousarray(im)},
-            do_compression=True,
-        )
-    (place / "list.txt").write_text("car_001_mesh\ncar_191_mesh\ncar_192_mesh\n")
-
-
 def source_of(preset: str, folder: Path) -> tuple[object, ...]:
     """Make a preset's source; what `prepare` is told beside."""
     folder.mkdir()
     if preset == "mnist-cdcb":
-        mnist(folder)
+        idx_source(folder, suffix=".gz", train=40, test=6)
     elif preset == "facades":
         side_by_side(folder / "facades", {"train": 8, "val": 2, "test": 4}, 256)
     elif preset == "maps":
         side_by_side(folder / "maps", {"train": 8, "val": 4}, 600)
     elif preset == "cars":
-        cars(folder)
+        for number in (1, 191, 192):
+            save_v5(file_of(folder / "data" / "cars", number), im_of(number))
+        (folder / "data/cars/list.txt").write_text("car_001_mesh\ncar_191_mesh\ncar_192_mesh\n")
     else:
         once = dict.fromkeys((*CLASS_SPLITS["sempcyc-25"], "ant", "bee", "cat", "dog", "owl"), 2)
         class_folders(folder / "sketch" / "tx_000000000000", once)
