@@ -53,14 +53,8 @@ class AugmentSection(Section):
     """turn, zoom and shift of both pictures of a pair alike; 1: up to 15 degrees, 15 %, 12 %"""
     flip: Fraction = 0.0
     """probability of mirroring both pictures of a pair, left to right"""
-    misalign: NonNegative = 0.0
-    """turn, zoom and shift drawn for each picture beside the pair's, in the same unit"""
     photometric: NonNegative = 0.0
     """contrast, light and tint, drawn for each picture; 1: contrast by up to 50 %"""
-    grey: Fraction = 0.0
-    """probability of losing its colour, for each picture"""
-    erase: Fraction = 0.0
-    """probability of a rectangle of one random colour, for each picture"""
 
 
 class ModelSection(Section):

@@ -2,8 +2,7 @@
 
 What is drawn once for both pictures of a pair stays shared; what is drawn for each becomes
 exclusive by construction. Geometry is therefore drawn once, so that partners still lie on each
-other; `misalign` adds a little of its own to each, for pairs whose pictures do not lie on each
-other anyway. Parameters come from the CPU's generator whatever the device.
+other. Parameters come from the CPU's generator whatever the device.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ ZOOM = 0.15
 SHIFT = 0.24  # of half a side
 CONTRAST, LIGHT = 0.4, 0.3  # of the picture: exponent of the factor, and what is added
 TINT, CAST = 0.2, 0.15  # the same of each channel
-ERASED = (0.06, 0.25)  # half sides of an erased rectangle, of the picture's side
 
-Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [0, 1) for every row: (B, *shape)
+Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [−1, 1) for every row: (B, *shape)
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,7 @@ class Augmentation:
 
     geometric: float = 0.0  # strength of turn, zoom and shift, the same for both pictures of a pair
     flip: float = 0.0  # probability of mirroring both pictures of a pair, left to right
-    misalign: float = 0.0  # strength of turn, zoom and shift, for each picture beside the pair's
     photometric: float = 0.0  # strength of contrast, light and tint, for each picture
-    grey: float = 0.0  # probability of losing colour, for each picture
-    erase: float = 0.0  # probability of a rectangle of one random colour, for each picture
 
     @property
     def active(self) -> bool:
@@ -51,68 +46,38 @@ class Augmentation:
         count, generator = len(x), torch.Generator().manual_seed(int(state))
 
         def draw(*shape: int) -> Tensor:
-            return torch.rand((count, *shape), generator=generator)
+            return 2.0 * torch.rand((count, *shape), generator=generator) - 1.0
 
-        if self.geometric or self.flip or self.misalign:
-            both = _affine(self.geometric, self.flip, draw)
-            x, y = (self._warp(pictures, both, draw) for pictures in (x, y))
-        return self._recolour(x, draw), self._recolour(y, draw)
+        if self.geometric or self.flip:
+            maps = self._affine(draw)
+            x, y = (_warp(pictures, maps) for pictures in (x, y))
+        if self.photometric:
+            x, y = (self._recolour(pictures, draw) for pictures in (x, y))
+        return x, y
 
-    def _warp(self, pictures: Tensor, maps: Tensor, draw: Draw) -> Tensor:
-        """Bilinear; what comes in from outside repeats the border."""
-        if self.misalign:
-            maps = maps @ _affine(self.misalign, 0.0, draw)
-        maps = maps[:, :2].to(pictures.device)
-        grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
-        return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    def _affine(self, draw: Draw) -> Tensor:
+        """Maps (B, 2, 3) from coordinates in changed pictures, in [−1, 1], to those they read."""
+        angle = self.geometric * TURN * draw()
+        scale = torch.exp(self.geometric * ZOOM * draw())
+        mirror = torch.where(draw() < 2.0 * self.flip - 1.0, -1.0, 1.0)
+        shift = self.geometric * SHIFT * draw(2)
+        down = torch.stack([mirror * scale * angle.sin(), scale * angle.cos(), shift[:, 1]], dim=1)
+        across = torch.stack(
+            [mirror * scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], dim=1
+        )
+        return torch.stack([across, down], dim=1)
 
     def _recolour(self, pictures: Tensor, draw: Draw) -> Tensor:
-        channels, height, width = pictures.shape[1:]
-        if strength := self.photometric:
-            contrast, tint = _signed(draw(1)), _signed(draw(channels))
-            light, cast = _signed(draw(1)), _signed(draw(channels))
-            gain = torch.exp(strength * (CONTRAST * contrast + TINT * tint))
-            offset = strength * (LIGHT * light + CAST * cast)
-            pictures = pictures * _per_channel(gain, pictures) + _per_channel(offset, pictures)
-        if self.grey:
-            lost = _per_channel((draw() < self.grey)[:, None], pictures)
-            pictures = torch.where(lost, pictures.mean(dim=1, keepdim=True), pictures)
-        if self.erase:
-            inside = _rectangles(height, width, self.erase, draw).to(pictures.device)
-            colour = _per_channel(_signed(draw(channels)), pictures)
-            pictures = torch.where(inside, colour, pictures)
-        return pictures.clamp(-1.0, 1.0) if self.photometric else pictures
+        channels = pictures.shape[1]
+        contrast, tint, light, cast = draw(1), draw(channels), draw(1), draw(channels)
+        gain = torch.exp(self.photometric * (CONTRAST * contrast + TINT * tint))
+        offset = self.photometric * (LIGHT * light + CAST * cast)
+        gain, offset = (part[:, :, None, None].to(pictures.device) for part in (gain, offset))
+        return (pictures * gain + offset).clamp(-1.0, 1.0)
 
 
-def _signed(values: Tensor) -> Tensor:
-    """[0, 1) → [−1, 1)."""
-    return 2.0 * values - 1.0
-
-
-def _per_channel(values: Tensor, pictures: Tensor) -> Tensor:
-    """(B, C) → (B, C, 1, 1)."""
-    return values[:, :, None, None].to(pictures.device)
-
-
-def _affine(strength: float, flip: float, draw: Draw) -> Tensor:
-    """Maps (B, 3, 3) from coordinates in changed pictures, in [−1, 1], to those that they read."""
-    angle = strength * TURN * _signed(draw())
-    scale = torch.exp(strength * ZOOM * _signed(draw()))
-    mirror = torch.where(draw() < flip, -1.0, 1.0)
-    maps = torch.zeros(len(angle), 3, 3)
-    maps[:, 0, 0], maps[:, 0, 1] = mirror * scale * angle.cos(), -scale * angle.sin()
-    maps[:, 1, 0], maps[:, 1, 1] = mirror * scale * angle.sin(), scale * angle.cos()
-    maps[:, :2, 2] = strength * SHIFT * _signed(draw(2))
-    maps[:, 2, 2] = 1.0
-    return maps
-
-
-def _rectangles(height: int, width: int, chance: float, draw: Draw) -> Tensor:
-    """Masks (B, 1, H, W), empty but for a rectangle in a fraction `chance` of them."""
-    least, most = ERASED
-    centre, half = draw(2), least + (most - least) * draw(2)
-    half = torch.where(draw(1) < chance, half, -1.0)
-    rows, columns = ((torch.arange(side) + 0.5) / side for side in (height, width))
-    down = (rows - centre[:, :1]).abs() < half[:, :1]
-    across = (columns - centre[:, 1:]).abs() < half[:, 1:]
-    return down[:, None, :, None] & across[:, None, None, :]
+def _warp(pictures: Tensor, maps: Tensor) -> Tensor:
+    """Bilinear; what comes in from outside repeats the border."""
+    maps = maps.to(pictures.device)
+    grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

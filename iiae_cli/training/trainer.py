@@ -26,6 +26,7 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import reading, sync_file, write_errors, writing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
+from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
@@ -65,7 +66,7 @@ class Trainer:
         self.config, self.data, self.run, self.device = config, data, run, device
         self.world, self.stop, self.details = world, stop, details
         self.size = builders.picture_size(config, data.info)
-        self.augmentation = builders.build_augmentation(config)
+        self.augmentation = Augmentation(**config.augment.model_dump())
         if self.augmentation.active and self.size is None:
             raise IiaeError("augmentation is for pictures, not features", "leave augment.* at 0")
         self._build()

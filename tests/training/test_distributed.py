@@ -21,6 +21,7 @@ from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataFile
+from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.model.iiae import Posteriors
 from iiae_cli.runs.weights import place
 from iiae_cli.training.data import TrainingData
@@ -66,7 +67,7 @@ def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float
     named: dict[int, Tensor] = {}  # a part's rows, by their identity, to all parts' rows
     objective = builders.build_objective(config, lambda rows: named[id(rows)])
     optimizer = builders.build_optimizer(config, model)
-    augment = builders.build_augmentation(config)
+    augment = Augmentation(**config.augment.model_dump())
     rate, order = builders.build_schedule(config, STEPS), data.order(BATCH, config.training.seed)
     worlds = [World(rank, 2) for rank in (0, 1)]
     shares = [Share(world, BATCH) for world in worlds]
