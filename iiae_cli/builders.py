@@ -16,19 +16,12 @@ from torch import Tensor
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE
 from iiae_cli.extensions.linear_paths import DescribedFlat, DescribedMaps, LinearPathFeatures
 from iiae_cli.extensions.terms import contrastive_term, dependence_term
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.networks import (
-    FeatureNetworks,
-    FlatNetworks,
-    ImageNetworks,
-    Networks,
-    grid_after,
-)
+from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
 from iiae_cli.model.objective import Objective, bound, bound_weights
 
 SMALLEST_GRID = 4
@@ -59,7 +52,7 @@ def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
     """Halvings from picture to latent grid: `model.stages`, else as many as a 4×4 grid allows."""
     stages = len(model.widths) + 1
     if model.stages is None:
-        while stages > 2 and min(grid_after(side, stages) for side in size) < SMALLEST_GRID:
+        while stages > 2 and math.ceil(min(size) / 2**stages) < SMALLEST_GRID:
             stages -= 1
         return stages
     if model.stages > stages or 2**model.stages > min(size):
@@ -149,11 +142,6 @@ def build_objective(
     if section.independence:
         terms.append(dependence_term(section.independence, gather))
     return replace(objective, terms=terms)
-
-
-def build_augmentation(config: Config) -> Augmentation:
-    """What a configuration does to training pictures."""
-    return Augmentation(**config.augment.model_dump())
 
 
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:

@@ -51,7 +51,7 @@ def canonical_maps(
     across = centred[0].T @ centred[1] / len(x)
     white = solve_triangular(lower_x, across, lower=True)
     white = solve_triangular(lower_y, white.T, lower=True).T
-    left, correlations, right = thin_svd(white)
+    left, correlations, right = (part.numpy() for part in thin_svd(torch.from_numpy(white)))
     kept = min(dim, len(correlations))
     power = correlations[:kept] ** CORRELATION_POWER
     weights = []
@@ -108,13 +108,13 @@ def two_covariance_map(
     return weight
 
 
-def thin_svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+def thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
     """A thin SVD, by LAPACK's slow driver if the fast one fails, as it does on a rare matrix."""
     try:
-        left, sizes, right = svd(matrix, full_matrices=False)
+        parts = svd(matrix.numpy(), full_matrices=False)
     except LinAlgError:
-        left, sizes, right = svd(matrix, full_matrices=False, lapack_driver="gesvd")
-    return left, sizes, right
+        parts = svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
+    return tuple(torch.from_numpy(part) for part in parts)
 
 
 # ---- what is erased from posterior means
@@ -176,7 +176,7 @@ def leace(
     concept_variances, concept_axes = _spectrum(concept)
     seen = values if partner is None else values - partner.double()
     white_concept = concept @ (concept_axes / concept_variances.sqrt())
-    directions, correlation, _ = _svd(whiten @ seen.T @ white_concept / len(values))
+    directions, correlation, _ = thin_svd(whiten @ seen.T @ white_concept / len(values))
     erased = directions[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
     return colour @ erased, whiten @ erased
 
@@ -188,11 +188,6 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
     return variances[kept], axes[:, kept]
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, sizes, right = (torch.from_numpy(part) for part in thin_svd(matrix.numpy()))
-    return left, sizes, right
-
-
 def without(
     basis: Basis, mean: Tensor, concept: Tensor, partner: Tensor | None, least_correlation: float
 ) -> Basis:
@@ -201,7 +196,7 @@ def without(
     removed, read = leace(basis.coordinates(mean), concept, others, least_correlation)
     remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T
     rank = len(basis.snr) - removed.shape[1]
-    towards, sizes, source = _svd(remaining)
+    towards, sizes, source = thin_svd(remaining)
     right = basis.right @ source[:rank].T
     snr = ((mean.double() - basis.centre) @ right).square().mean(dim=0)
     return Basis(basis.centre, basis.left @ (towards[:, :rank] * sizes[:rank]), right, snr)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions, posterior
+from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
 
@@ -189,17 +189,8 @@ class DualEncoder(ExtendedIIAE):
         self, networks: Networks, widths: Mapping[Domain, int], **extensions: bool
     ) -> None:
         super().__init__(networks, widths, exclusive_dim=0, **extensions)
-        del self.joint_shared  # nothing trains it
+        self.joint_shared = None  # nothing trains it
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
         """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
         return self.infer(x, y), Reconstructions({})
-
-    def infer(self, x: Tensor, y: Tensor) -> Posteriors:
-        """The shared posteriors of pairs x (B, …) and y (B, …)."""
-        inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
-        shared = {
-            domain: posterior(self.shared[domain], self.features[domain](inputs[domain]))
-            for domain in DOMAINS
-        }
-        return Posteriors(inputs, exclusive={}, joint_shared=None, shared=shared)

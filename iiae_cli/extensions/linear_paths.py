@@ -14,8 +14,9 @@ beside them; S shared latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -67,44 +68,28 @@ def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     return pictures if pictures.shape[-2:] == size else F.adaptive_avg_pool2d(pictures, size)
 
 
-class PictureDescription(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → (B, 64·(8 + C)): edges and colours of 8×8 cells."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.width = CELLS**2 * (DIRECTIONS + channels)
-
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Describes a batch; no gradient passes."""
-        height, width = (min(SIDE, side) for side in pictures.shape[-2:])
-        pictures = _pooled(pictures, (height, width))
-        edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
-        colours = F.adaptive_avg_pool2d(pictures, CELLS)
-        return torch.cat([edges.flatten(1), colours.flatten(1)], dim=1)
+@torch.no_grad()
+def describe_picture(pictures: Tensor) -> Tensor:
+    """Edges and colours of 8×8 cells: pictures (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
+    height, width = (min(SIDE, side) for side in pictures.shape[-2:])
+    pictures = _pooled(pictures, (height, width))
+    edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
+    colours = F.adaptive_avg_pool2d(pictures, CELLS)
+    return torch.cat([edges.flatten(1), colours.flatten(1)], dim=1)
 
 
-class PictureMap(nn.Module):
-    """Pictures (B, C, H, W) in [−1, 1] → (B, 16 + C, *grid): colours of cells, edges of quarters.
+@torch.no_grad()
+def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Tensor:
+    """Colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
 
     `grid` is what a trunk of convolutions makes of pictures, extended to a `multiple`. Quarters are
-    finer than `PictureDescription`'s cells, with four directions instead of eight.
+    finer than `describe_picture`'s cells, with four directions instead of eight.
     """
-
-    def __init__(self, channels: int, grid: tuple[int, int], multiple: int) -> None:
-        super().__init__()
-        self.width = 4 * MAP_DIRECTIONS + channels
-        self.grid = grid
-        self.extend = PadToMultiple(multiple)
-
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Describes a batch; no gradient passes."""
-        height, width = self.grid
-        pictures = _pooled(self.extend(pictures), (4 * height, 4 * width))
-        quarters = edge_strengths(pictures, (2 * height, 2 * width), MAP_DIRECTIONS)
-        edges, colours = F.pixel_unshuffle(quarters, 2), F.adaptive_avg_pool2d(pictures, self.grid)
-        return torch.cat([edges, colours], dim=1).contiguous(memory_format=torch.channels_last)
+    height, width = grid
+    pictures = _pooled(PadToMultiple(multiple)(pictures), (4 * height, 4 * width))
+    quarters = edge_strengths(pictures, (2 * height, 2 * width), MAP_DIRECTIONS)
+    edges, colours = F.pixel_unshuffle(quarters, 2), F.adaptive_avg_pool2d(pictures, grid)
+    return torch.cat([edges, colours], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 # ---- heads
@@ -113,7 +98,7 @@ class PictureMap(nn.Module):
 class PassInput(nn.Module):
     """A feature extractor whose input, or a description of it, continues beside its output."""
 
-    def __init__(self, trunk: nn.Module, describe: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, describe: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.trunk = trunk
         self.describe = describe
@@ -211,11 +196,11 @@ class DescribedFlat(FlatNetworks):
 
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, W + F)."""
-        return PassInput(super().features(width), PictureDescription(width))
+        return PassInput(super().features(width), describe_picture)
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
-        beside = [PictureDescription(channels).width for channels in widths]
+        beside = [CELLS**2 * (DIRECTIONS + channels) for channels in widths]
         return LinearPathHead(super().shared(*widths), self.flat_features, beside, self.shared_dim)
 
 
@@ -225,7 +210,7 @@ class DescribedMaps(ImageNetworks):
 
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, W + F, *trunk_grid)."""
-        describe = PictureMap(width, self.trunk_grid, self.multiple)
+        describe = partial(describe_cells, grid=self.trunk_grid, multiple=self.multiple)
         return PassInput(super().features(width), describe)
 
     def shared(self, *widths: int) -> nn.Module:
@@ -238,7 +223,7 @@ def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
     """What a domain's path reads of pictures: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
     features = model.features[domain]
     assert isinstance(features, PassInput)
-    described: Tensor = features.describe(pictures)
+    described = features.describe(pictures)
     if described.ndim == 2:
         return described
     return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)

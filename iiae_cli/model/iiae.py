@@ -66,7 +66,7 @@ class IIAE(nn.Module):
     shared: nn.ModuleDict
     decoder: nn.ModuleDict
     shared_decoder: nn.ModuleDict
-    joint_shared: nn.Module
+    joint_shared: nn.Module | None  # None where nothing is generated
 
     def __init__(
         self,
@@ -113,8 +113,10 @@ class IIAE(nn.Module):
         """All posteriors of pairs x (B, …) and y (B, …); each FE runs once."""
         inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
         features = {domain: self.features[domain](inputs[domain]) for domain in DOMAINS}
-        both = torch.cat([features["x"], features["y"]], dim=1)  # on channels: (B, 2·F, …)
-        joint_shared = posterior(self.joint_shared, both)
+        joint_shared = None
+        if self.joint_shared is not None:
+            both = torch.cat([features["x"], features["y"]], dim=1)  # on channels: (B, 2·F, …)
+            joint_shared = posterior(self.joint_shared, both)
         exclusive = {
             domain: posterior(self.exclusive[domain], inputs[domain])
             for domain in DOMAINS

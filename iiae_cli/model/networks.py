@@ -22,6 +22,7 @@ cropped on exit, so that any size works; at the paper's 256×256 both steps do n
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -96,15 +97,10 @@ class PadToMultiple(nn.Module):
         return pictures
 
 
-def grid_after(size: int, stages: int) -> int:
-    """Side of the grid after `stages` halvings of a side, extended to a multiple of 2^stages."""
-    return math.ceil(size / 2.0**stages)
-
-
 # ---- encoders
 
 
-def conv_trunk(channels: int, widths: Sequence[int], multiple: int = 1) -> nn.Sequential:
+def conv_trunk(channels: int, widths: Sequence[int], multiple: int) -> nn.Sequential:
     """Convolutions with batch norm and LeakyReLU: (B, C, H, W) → (B, widths[-1], H', W')."""
     layers: list[nn.Module] = [PadToMultiple(multiple)]
     for width in widths:
@@ -131,39 +127,18 @@ def vector_head(width: int, hidden: Sequence[int], latent: int) -> nn.Sequential
 
 
 def joined(shared: Tensor, exclusive: Tensor | None) -> Tensor:
-    """Both latents on dimension 1, the exclusive one first: (B, E + S…)."""
-    return shared if exclusive is None else torch.cat([exclusive, shared], dim=1)
-
-
-class TiledEntry(nn.Module):
-    """Repeats z^x in every cell of the map z^s: (B, S, H, W) and (B, E) → (B, E + S, H, W)."""
-
-    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
-        """Joins a batch of latents."""
-        if exclusive is not None:
-            exclusive = exclusive[:, :, None, None].expand(-1, -1, *shared.shape[-2:])
-        return joined(shared, exclusive)
-
-
-class FlatEntry(nn.Module):
-    """Spreads vectors over a grid: (B, S) and (B, E) → (B, width, *grid)."""
-
-    def __init__(self, latent: int, width: int, grid: tuple[int, int], dropout: float) -> None:
-        super().__init__()
-        self.shape = (width, *grid)
-        layer = nn.Linear(latent, width * grid[0] * grid[1])
-        self.layers = nn.Sequential(*normed(layer, nn.ReLU(inplace=True), dropout))
-
-    def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
-        """Joins a batch of latents."""
-        cells: Tensor = self.layers(joined(shared, exclusive))
-        return cells.view(-1, *self.shape)  # channels before rows and columns
+    """z^x, repeated in every cell of a map, before z^s: (B, S…) and (B, E) → (B, E + S…)."""
+    if exclusive is None:
+        return shared
+    if shared.ndim == 4:
+        exclusive = exclusive[:, :, None, None].expand(-1, -1, *shared.shape[-2:])
+    return torch.cat([exclusive, shared], dim=1)
 
 
 class ImageDecoder(nn.Module):
     """p(x|z^x, z^s) for pictures: transposed convolutions from a grid to tanh pixels.
 
-    `entry` makes a grid of widths[0] channels of both latents; widths[-1] are the picture's.
+    `entry` makes a grid of widths[0] channels of the joined latents; widths[-1] are the picture's.
     `dropout` is the rate in the first two stages. What exceeds `size` (H, W) is cropped.
     """
 
@@ -181,7 +156,7 @@ class ImageDecoder(nn.Module):
 
     def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Decodes (B, S…) and (B, E) or None into pictures (B, C, H, W) in [−1, 1]."""
-        pictures = torch.tanh(self.stages(self.entry(shared, exclusive)))
+        pictures = torch.tanh(self.stages(self.entry(joined(shared, exclusive))))
         return pictures[..., : self.size[0], : self.size[1]]
 
 
@@ -208,14 +183,9 @@ class ImageNetworks:
 
     size: tuple[int, int]  # (H, W), the same in both domains, ≥ 16
     widths: Sequence[int]  # of FE's and the exclusive encoder's convolutions; paper: 32 … 256
-    decoder_widths: Sequence[int]  # of the decoder's convolutions but the last; paper: 512 … 64
+    decoder_widths: Sequence[int]  # as many, of the decoder's but the last; paper: 512 … 64
     shared_dim: int  # channels of the shared map; paper: 128
     dropout: float = 0.5  # in the decoder's first stages
-
-    def __post_init__(self) -> None:
-        encoder, decoder = len(self.widths), len(self.decoder_widths)
-        if encoder != decoder:
-            raise ValueError(f"{encoder} encoder widths need as many decoder widths, not {decoder}")
 
     @property
     def multiple(self) -> int:
@@ -225,8 +195,8 @@ class ImageNetworks:
     @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the latent grid."""
-        stages = len(self.widths) + 1
-        return grid_after(self.size[0], stages), grid_after(self.size[1], stages)
+        height, width = self.size
+        return math.ceil(height / self.multiple), math.ceil(width / self.multiple)
 
     @property
     def trunk_grid(self) -> tuple[int, int]:
@@ -255,7 +225,7 @@ class ImageNetworks:
     def decoder(self, width: int, exclusive_dim: int) -> nn.Module:
         """(B, S, *grid) and (B, E) → (B, C, H, W)."""
         widths = [self.shared_dim + exclusive_dim, *self.decoder_widths, width]
-        return ImageDecoder(TiledEntry(), widths, self.size, self.dropout)
+        return ImageDecoder(nn.Identity(), widths, self.size, self.dropout)
 
 
 @dataclass(frozen=True)
@@ -289,8 +259,10 @@ class FlatNetworks(ImageNetworks):
 
     def decoder(self, width: int, exclusive_dim: int) -> nn.Module:
         """(B, S) and (B, E) → (B, C, H, W)."""
-        latent = self.shared_dim + exclusive_dim
-        entry = FlatEntry(latent, self.flat_width, self.grid, self.dropout)
+        grid = (self.flat_width, *self.grid)
+        layer = nn.Linear(self.shared_dim + exclusive_dim, math.prod(grid))
+        layers = nn.Sequential(*normed(layer, nn.ReLU(inplace=True), self.dropout))
+        entry = nn.Sequential(OrderedDict(layers=layers, grid=nn.Unflatten(1, grid)))
         widths = [self.flat_width, *self.decoder_widths, width]
         return ImageDecoder(entry, widths, self.size, self.dropout)
 

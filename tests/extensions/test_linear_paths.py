@@ -1,6 +1,7 @@
 """Descriptions of pictures, and paths that begin as a linear map of them and learn or are held."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from iiae_cli.extensions.linear_paths import (
     DescribedFlat,
     DescribedMaps,
     LinearPathFeatures,
-    PictureDescription,
-    PictureMap,
+    describe_cells,
+    describe_picture,
     described_rows,
     edge_directions,
     hold_linear_paths,
@@ -54,11 +55,12 @@ def test_the_steepest_channel_counts():
 
 def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
     picture = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.8).float()
-    describe = PictureDescription(1)
-    plain, negative, faint = (describe(scale * picture)[:, : -(CELLS**2)] for scale in (1, -1, 0.5))
+    plain, negative, faint = (
+        describe_picture(scale * picture)[:, : -(CELLS**2)] for scale in (1, -1, 0.5)
+    )
     torch.testing.assert_close(plain, negative, atol=1e-3, rtol=0)
     assert torch.cosine_similarity(plain, faint) > 0.999
-    assert describe(torch.zeros(1, 1, 32, 32)).abs().max() == 0
+    assert describe_picture(torch.zeros(1, 1, 32, 32)).abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -67,11 +69,11 @@ def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
 )
 def test_descriptions_have_the_shapes_that_they_announce(shape, grid, multiple):
     pictures, channels = torch.rand(2, *shape) * 2 - 1, shape[0]
-    whole, mapped = PictureDescription(channels), PictureMap(channels, grid, multiple)
-    assert whole(pictures).shape == (2, whole.width) == (2, CELLS**2 * (DIRECTIONS + channels))
-    assert mapped(pictures).shape == (2, mapped.width, *grid) and mapped.width == 16 + channels
-    for describe in (whole, mapped):
-        assert describe(pictures).isfinite().all() and not list(describe.parameters())
+    cells = partial(describe_cells, grid=grid, multiple=multiple)
+    assert describe_picture(pictures).shape == (2, CELLS**2 * (DIRECTIONS + channels))
+    assert cells(pictures).shape == (2, 16 + channels, *grid)
+    for describe in (describe_picture, cells):
+        assert describe(pictures).isfinite().all()
         half = pictures.bfloat16()
         assert torch.equal(describe(half), describe(half.float()))
 
@@ -80,7 +82,7 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     picture = torch.zeros(1, 3, 32, 32)
     # Columns 14 and 15 see the edge: the right half of cells of the columns 12 to 15.
     picture[:, :, :, 15:] = 1.0
-    described = PictureMap(3, (8, 8), 8)(picture)[0]
+    described = describe_cells(picture, (8, 8), 8)[0]
     edges, colours = described[:16].view(4, 2, 2, 8, 8), described[16:]
     assert edges[0, :, 1, :, 3].min() > 0.5  # by direction, half above, half left
     assert edges[1:].max() == 0 and edges[:, :, 0].max() == 0
@@ -92,9 +94,9 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
 def test_a_map_lies_on_the_grid_of_a_trunk_that_extends_the_picture():
     picture = torch.rand(1, 1, 32, 20) * 2 - 1
     extended = torch.cat([picture, picture[..., -1:].expand(1, 1, 32, 4)], dim=3)
-    described = PictureMap(1, (8, 6), 8)(picture)
-    assert torch.equal(described, PictureMap(1, (8, 6), 8)(extended))
-    assert torch.equal(described[..., :4], PictureMap(1, (8, 5), 4)(picture)[..., :4])
+    described = describe_cells(picture, (8, 6), 8)
+    assert torch.equal(described, describe_cells(extended, (8, 6), 8))
+    assert torch.equal(described[..., :4], describe_cells(picture, (8, 5), 4)[..., :4])
 
 
 # ---- paths

@@ -11,13 +11,11 @@ from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import (
     FeatureDecoder,
     FeatureNetworks,
-    FlatEntry,
     FlatNetworks,
     ImageDecoder,
     ImageNetworks,
     PadToMultiple,
-    TiledEntry,
-    grid_after,
+    joined,
 )
 from iiae_cli.model.objective import bound, bound_weights
 
@@ -109,27 +107,26 @@ def test_layers_have_the_released_codes_settings(family):
 
 def test_an_exclusive_latent_stands_before_the_shared_one_in_every_cell():
     shared, exclusive = torch.randn(2, 5, 2, 3), torch.randn(2, 3)
-    tiled = TiledEntry()(shared, exclusive)
+    tiled = joined(shared, exclusive)
     assert torch.equal(tiled[:, 3:], shared)
     assert torch.equal(tiled[:, :3], exclusive[:, :, None, None].expand(2, 3, 2, 3))
-    assert torch.equal(TiledEntry()(shared, None), shared)
+    assert torch.equal(joined(shared, None), shared)
 
 
 def test_vector_latents_spread_over_the_grid_channels_first():
-    entry = FlatEntry(8, 4, (2, 3), dropout=0.0).eval()
-    shared, exclusive = torch.randn(2, 5), torch.randn(2, 3)
-    cells = entry.layers(torch.cat([exclusive, shared], dim=1))
-    assert torch.equal(entry(shared, exclusive), cells.reshape(2, 4, 2, 3))
+    networks = FlatNetworks((16, 24), [4, 6], [8, 6], 5, flat_width=4)
+    entry, latents = networks.decoder(3, 3).eval().entry, torch.randn(2, 8)
+    assert torch.equal(entry(latents), entry.layers(latents).reshape(2, 4, 2, 3))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (60, 90), (33, 65)])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels):
     torch.manual_seed(1)
-    net = ImageDecoder(TiledEntry(), [8, 8, 6, 4, 4, channels], size, dropout=0.0)
+    net = ImageDecoder(nn.Identity(), [8, 8, 6, 4, 4, channels], size, dropout=0.0)
     net.stages[-1].weight.data.mul_(30)
     shared, exclusive = torch.randn(2, 5, 2, 3), torch.randn(2, 3)
-    whole = torch.tanh(net.stages(net.entry(shared, exclusive)))
+    whole = torch.tanh(net.stages(joined(shared, exclusive)))
     pictures = net(shared, exclusive)
     assert whole.shape[-2:] == (64, 96) and pictures.shape == (2, channels, *size)
     torch.testing.assert_close(pictures, whole[..., : size[0], : size[1]])
@@ -145,16 +142,11 @@ def test_a_feature_decoder_has_no_output_activation():
 # ---- sizes
 
 
-@pytest.mark.parametrize("stages", [1, 2, 5])
-def test_grid_after_counts_the_halvings_of_the_padded_side(stages):
+def test_the_grid_counts_the_halvings_of_the_padded_side():
     for size in range(1, 70):
-        padded = PadToMultiple(2**stages)(torch.zeros(1, 1, size, size)).shape[-1]
-        assert grid_after(size, stages) == padded >> stages and padded - size < 2**stages
-
-
-def test_encoder_and_decoder_need_the_same_depth():
-    with pytest.raises(ValueError, match="2 encoder widths need as many decoder widths, not 3"):
-        ImageNetworks((16, 16), [4, 6], [8, 6, 4], 5)
+        padded = PadToMultiple(8)(torch.zeros(1, 1, size, size)).shape[-1]
+        grid = ImageNetworks((size, size), [4, 6], [8, 6], 5).grid
+        assert grid == (padded // 8, padded // 8) and padded - size < 8
 
 
 # ---- initial weights
