@@ -32,7 +32,6 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
 from iiae_cli.training.step import choose_speed, set_gpu_arithmetic
 from iiae_cli.training.trainer import Trainer
-from iiae_cli.training.validation import as_text
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
@@ -73,8 +72,7 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         data = TrainingData(DataFile(path), options.config)
         console.say(data.summary())
         size = picture_size(options.config, data.info)
-        config, reasons = world.share(choose_speed(options.config, size, device, before))
-        console.say(reasons)
+        config = world.share(choose_speed(options.config, size, device, before))
         if device.type == "cuda":
             set_gpu_arithmetic(config.training.precision)
         details = {"preset": options.preset, "data": str(path.absolute())}
@@ -181,17 +179,16 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
 
 
 def _announce(trainer: Trainer) -> None:
-    device, model = str(trainer.device), trainer.model
+    model, training = trainer.model, trainer.config.training
     parameters = sum(values.numel() for values in model.parameters())
     latent = " x ".join(map(str, model.shared_shape))
-    device += f" of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
+    ranks = f" of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
+    compiled = "compiled" if training.compile else "not compiled"
     console.say(
         f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
-        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs on {device} "
-        f"into {trainer.run.path}"
+        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs in "
+        f"{training.precision}, {compiled}, on {trainer.device}{ranks} into {trainer.run.path}"
     )
-    if trainer.keeper.baseline is not None:
-        console.say(f"training-free baseline on validation: {as_text(trainer.keeper.baseline)}")
 
 
 def _write_gallery(trainer: Trainer) -> bool:

@@ -164,53 +164,36 @@ class Feed(AbstractContextManager["Feed"]):
 
 def choose_speed(
     config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
-) -> tuple[Config, str]:
-    """The configuration with `precision` and `compile` chosen, and a line that says why.
+) -> Config:
+    """The configuration with `precision` and `compile` chosen where they are `auto`.
 
     The choice follows from device, processor, picture `size` (H, W; None for features) and length
     of the run, never from a measurement: a run and its repetition end in the same weights. A run
     that is resumed keeps what it had `before`.
     """
-    asked, begun = config.training, None if before is None else before.training
-    precision, why = asked.precision, "as asked"
-    if precision == "auto" and begun is not None:
-        precision, why = begun.precision, "as the run began"
-    elif precision == "auto":
-        precision, why = _choose_precision(size, device)
-    compiled, why_compiled = asked.compile, "as asked"
-    if compiled == "auto" and begun is not None:
-        compiled, why_compiled = begun.compile, "as the run began"
-    elif compiled == "auto":
-        compiled, why_compiled = _choose_compile(asked.steps, device)
+    asked, begun = config.training, (before or config).training
+    precision = begun.precision if asked.precision == "auto" else asked.precision
+    if precision == "auto":
+        precision = _choose_precision(size, device)
+    compiled = begun.compile if asked.compile == "auto" else asked.compile
+    if compiled == "auto":
+        long = asked.steps is None or asked.steps >= COMPILE_STEPS
+        compiled = device.type == "cuda" and long and has_compiler(device)
     if compiled and not has_compiler(device):
         hint = "install g++, or pass --no-compile"
         raise IiaeError("torch.compile finds no C++ compiler here", hint)
     training = asked.model_copy(update={"precision": precision, "compile": compiled})
-    reasons = f"precision {precision} ({why}), "
-    reasons += f"{'compiled' if compiled else 'not compiled'} ({why_compiled})"
-    return config.model_copy(update={"training": training}), reasons
+    return config.model_copy(update={"training": training})
 
 
-def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> tuple[Precision, str]:
-    if size is None:
-        return "fp32", "a model of features has no products worth rounding"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):  # Ampere
-            return "tf32", "the GPU has it; bf16 made the shared KL jump"
-        return "fp32", "the GPU has no TF32"
-    if device.type != "cpu" or not multiplies_bf16():
-        return "fp32", f"the {device.type.upper()} has no bf16 matrix unit"
-    if size[0] * size[1] < BF16_PIXELS:
-        return "fp32", "pictures too small for bf16 to pay on a CPU"
-    return "bf16", "the CPU has a bf16 matrix unit"
-
-
-def _choose_compile(steps: int | None, device: torch.device) -> tuple[bool, str]:
-    if device.type != "cuda":
-        return False, f"it does not pay on {device.type}"
-    if steps is not None and steps < COMPILE_STEPS:
-        return False, f"it does not pay in fewer than {COMPILE_STEPS} steps"
-    return (True, "with CUDA graphs") if has_compiler(device) else (False, "no compiler")
+def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> Precision:
+    if size is None:  # a model of features has no products worth rounding
+        return "fp32"
+    if device.type == "cuda":  # bf16 made the shared KL jump there
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "tf32" if ampere else "fp32"
+    pays = device.type == "cpu" and size[0] * size[1] >= BF16_PIXELS and multiplies_bf16()
+    return "bf16" if pays else "fp32"
 
 
 def multiplies_bf16() -> bool:

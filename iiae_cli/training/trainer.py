@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from iiae_cli import builders
@@ -104,7 +103,7 @@ class Trainer:
         if checkpoint is None:
             return False
         with reading(checkpoints.path(checkpoint.step), HINT):
-            memory = self.keeper.memory = TypeAdapter(Progress).validate_python(checkpoint.progress)
+            memory = self.keeper.memory = Progress(**checkpoint.progress)
             if memory.refit_steps is not None:
                 self._enter_refit(memory.refit_steps, memory.held)
             self.model.load_state_dict(checkpoint.model)
