@@ -158,9 +158,8 @@ def _write(
         "versions": json.dumps(versions(), sort_keys=True),
         "skipped": str(len(made.skipped)),
     }
-    folder = work.folder if work.folder != path.parent else None
     name = str(settings["data set"])
-    write_data_file(path, name, made.splits, attributes, skipped=made.skipped, folder=folder)
+    write_data_file(path, name, made.splits, attributes, skipped=made.skipped, folder=work.folder)
 
 
 def _command() -> str:

@@ -45,6 +45,7 @@ class Archive:
 
 _PIX2PIX = (
     "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
+    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",  # the authors' own
     "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets/",
 )
 ARCHIVES: dict[str, Archive] = {

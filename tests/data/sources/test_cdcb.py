@@ -251,7 +251,7 @@ def test_torchvisions_folder_is_found_and_plain_files_come_first(tmp_path):
         (0, lambda content: content[:8], "is truncated"),
         (1, lambda content: b"<html>not found</html>", "is not an IDX file of bytes"),
         (1, lambda content: b"\0\0\x0d\x01\0\0\0\0", "is not an IDX file of bytes"),
-        (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "it claims to hold"),
+        (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "is truncated"),
         (1, lambda content: idx_bytes(np.zeros(5, np.uint8)), "(8, 28, 28) pictures, (5,) labels"),
         (3, None, f"holds no {IDX_FILES[3]}[.gz]"),
     ],
