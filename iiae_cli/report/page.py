@@ -26,7 +26,7 @@ from iiae_cli.evaluation.paper import PaperRow, paper_table
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
-from iiae_cli.report.retrieval import Ints, class_examples, paired_examples
+from iiae_cli.report.retrieval import Examples, Ints, class_tables, paired_examples
 from iiae_cli.runs.directory import RunDir
 from iiae_cli.runs.weights import LoadedModel
 
@@ -62,11 +62,9 @@ def _values(measured: Measured) -> dict[str, object]:
     figures, protocol = measured.figures, measured.protocol
     split, pairs = measured.subject.split, measured.subject.pairs
     info = measured.run.read_info()
-    classes: list[Table] = []
+    examples: list[Examples] = []
     ranked: dict[str, Ints] = {}
-    if measured.by_class:
-        examples, classes = class_examples(pairs, split)
-    else:
+    if not measured.by_class:
         examples, ranked = paired_examples(pairs, split, protocol["metric"])
     return {
         "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
@@ -80,7 +78,7 @@ def _values(measured: Measured) -> dict[str, object]:
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
         "recall_charts": sections.recall_charts(ranked),
         "examples": examples,
-        "classes": classes,
+        "classes": class_tables(pairs, split) if measured.by_class else (),
         "grids": sections.translation_grids(
             measured.subject, aligned=not measured.by_class, samples=measured.samples
         ),

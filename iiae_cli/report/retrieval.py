@@ -14,7 +14,7 @@ Elsewhere nothing is known and nothing framed.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +29,6 @@ from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, rank_by_class
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
-from iiae_cli.model import Domain
 from iiae_cli.report.grids import RIGHT, WRONG, Picture, Tile, draw_grid, spread
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -153,59 +152,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Examples:
-    """A table of queries: each row is a query, its partner if shown, and its neighbours."""
+    """A table of queries: each row is a query, its partner, and its neighbours."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[Item]]
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Retrieval by shared means in one direction; rows of equal keys belong together."""
-
-    pairs: EncodedPairs
-    split: Split
-    source: Domain
-    target: Domain
-    metric: Metric
-    keys: tuple[NDArray[Any], NDArray[Any]]  # of queries and gallery; so are the means
-    right: str  # what makes a neighbour right
-
-    @property
-    def name(self) -> str:
-        return f"{self.source} → {self.target}"
-
-    @property
-    def means(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self.pairs[self.source].mean("shared"), self.pairs[self.target].mean("shared")
-
-    def examples(
-        self, title: str, notes: Mapping[int, str], *, partners: bool = False
-    ) -> list[Examples]:
-        """Returns a table of queries, each with a note; none without queries."""
-        if not notes:
-            return []
-        side, other = self.split.side(self.source), self.split.side(self.target)
-        queries, gallery = self.means
-        rows, distances = nearest(queries[[*notes]], gallery, NEIGHBOURS, metric=self.metric)
-        lines = []
-        for query, near, lengths in zip(notes, rows.tolist(), distances, strict=True):
-            line = [_item(side, query, notes[query]), *[_item(other, query)] * partners]
-            for row, length in zip(near, lengths, strict=True):
-                right = bool(self.keys[0][query] == self.keys[1][row])
-                note = f"{'✓' if right else '✗ not'} {self.right}, distance {length:.4g}"
-                line.append(_item(other, row, note, right))
-            lines.append(line)
-        ranks = [f"rank {rank}" for rank in range(1, rows.shape[1] + 1)]
-        headers = ["query", *["its partner"] * partners, *ranks]
-        return [Examples(f"{self.name}: {title}", headers, lines)]
-
-
-def _item(side: Side, row: int, note: str = "", right: bool | None = None) -> Item:
-    label = None if side.labels is None else side.labels[row]
-    picture = side.rows[row] if side.rows.ndim == 4 else None
-    return Item(side.ids[row], label, picture, note, right)
 
 
 def paired_examples(
@@ -215,55 +166,61 @@ def paired_examples(
 
     The choice of queries depends on the figures alone: a page made twice is the same page.
     """
-    examples: list[Examples] = []
-    ranked = {}
-    rows = np.arange(split.pair_count)
-    for domains in DIRECTIONS:
-        search = _Search(pairs, split, *domains, metric, (rows, rows), "its partner")
-        ranked[search.name] = ranks = partner_ranks(*search.means, metric=metric)
-        notes = [f"partner at rank {rank:,}" for rank in ranks.tolist()]
+    examples, ranked = [], {}
+    for source, target in DIRECTIONS:
+        queries, gallery = pairs[source].mean("shared"), pairs[target].mean("shared")
+        ranked[f"{source} → {target}"] = ranks = partner_ranks(queries, gallery, metric=metric)
         hits = np.flatnonzero(ranks == 1)
-        hits = hits[spread(len(hits), EXAMPLES)]
         misses = np.argsort(-ranks, kind="stable")[: min(EXAMPLES, (ranks > 1).sum())]
-        examples += search.examples("found at once", {row: notes[row] for row in hits.tolist()})
-        failures = {row: notes[row] for row in misses.tolist()}
-        examples += search.examples("failures, the worst first", failures, partners=True)
+        for title, rows in (
+            ("found at once", hits[spread(len(hits), EXAMPLES)]),
+            ("failures, the worst first", misses),
+        ):
+            if not len(rows):
+                continue
+            near, distances = nearest(queries[rows], gallery, NEIGHBOURS, metric=metric)
+            lines = []
+            for row, *neighbours in zip(rows.tolist(), near.tolist(), distances, strict=True):
+                query = _item(split.side(source), row, f"partner at rank {ranks[row]:,}")
+                lines.append([query, *_neighbours(split.side(target), row, *neighbours)])
+            headers = ["query", "its partner", *(f"rank {k}" for k in range(1, near.shape[1] + 1))]
+            examples.append(Examples(f"{source} → {target}: {title}", headers, lines))
     return examples, ranked
 
 
-def class_examples(pairs: EncodedPairs, split: Split) -> tuple[list[Examples], list[Table]]:
-    """Shows queries, where every row of the query's class is right, and the classes' precision.
+def _neighbours(
+    side: Side, partner: int, rows: list[int], distances: Sequence[float]
+) -> list[Item]:
+    items = [_item(side, partner)]
+    for row, distance in zip(rows, distances, strict=True):
+        right = row == partner
+        note = f"{'✓' if right else '✗ not'} its partner, distance {distance:.4g}"
+        items.append(_item(side, row, note, right))
+    return items
 
-    The queries have the best and the worst average precision, no two of one class.
-    """
-    examples: list[Examples] = []
+
+def _item(side: Side, row: int, note: str = "", right: bool | None = None) -> Item:
+    label = None if side.labels is None else side.labels[row]
+    picture = side.rows[row] if side.rows.ndim == 4 else None
+    return Item(side.ids[row], label, picture, note, right)
+
+
+def class_tables(pairs: EncodedPairs, split: Split) -> list[Table]:
+    """Lists the mean average precision of each class, the worst first, in both directions."""
     tables = []
     for source, target in DIRECTIONS:
-        keys = np.asarray(split.side(source).labels), np.asarray(split.side(target).labels)
-        search = _Search(pairs, split, source, target, "cosine", keys, "its class")
-        ranking = rank_by_class(*search.means, *(labels.tolist() for labels in keys))
-        precision = ranking.average_precision
-        ranked = np.flatnonzero(np.isin(*keys))  # rows that have a precision
-        classes = keys[0][ranked]
-        order = np.argsort(-precision, kind="stable")
-        best = _distinct_classes(order, classes)
-        worst = [place for place in _distinct_classes(order[::-1], classes) if place not in best]
-        for which, places in (("best", best), ("worst", worst)):
-            notes = {ranked[at].item(): f"average precision {precision[at]:.3f}" for at in places}
-            examples += search.examples(f"queries of {which} average precision", notes)
-        names, codes, counts = np.unique(classes, return_inverse=True, return_counts=True)
+        labels, others = (np.asarray(split.side(domain).labels) for domain in (source, target))
+        queries, gallery = pairs[source].mean("shared"), pairs[target].mean("shared")
+        precision = rank_by_class(
+            queries, gallery, labels.tolist(), others.tolist()
+        ).average_precision
+        known = labels[np.isin(labels, others)]  # of the rows that have a precision
+        names, codes, counts = np.unique(known, return_inverse=True, return_counts=True)
         means = np.bincount(codes, precision) / counts
         worst_first = np.argsort(means, kind="stable")
         rows = zip(
             *(column[worst_first].tolist() for column in (names, means, counts)), strict=True
         )
-        title = f"{search.name}: average precision by class, worst first"
-        headers = ["class", "mean average precision", "queries"]
-        tables.append(Table(title, headers, list(rows)))
-    return examples, tables
-
-
-def _distinct_classes(order: Ints, classes: NDArray[np.str_]) -> list[int]:
-    """Returns the first positions in `order` of up to `EXAMPLES` classes."""
-    _, first = np.unique(classes[order], return_index=True)
-    return [int(place) for place in order[np.sort(first)[:EXAMPLES]]]
+        title = f"{source} → {target}: average precision by class, worst first"
+        tables.append(Table(title, ["class", "mean average precision", "queries"], list(rows)))
+    return tables

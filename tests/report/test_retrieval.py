@@ -7,7 +7,7 @@ from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
-from iiae_cli.report.retrieval import class_examples, draw_montage, judgement, paired_examples
+from iiae_cli.report.retrieval import class_tables, draw_montage, judgement, paired_examples
 
 PARTNER, OTHER, SAME, DIFFERENT = "partner", "other", "same class", "other class"
 
@@ -140,14 +140,9 @@ def test_successes_and_the_worst_failures_are_shown():
     assert (row[0].note, row[4].note) == ("partner at rank 3", "✓ its partner, distance 24")
 
 
-def test_classes_are_listed_from_the_worst_and_shown_once():
+def test_classes_are_listed_from_the_worst():
     pairs = pairs_of([[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]])
-    split = features_of(["a", "b", "nowhere"], ["a", "b", "b"])
-    (best, *others), (table, _) = class_examples(pairs, split)
+    table, _ = class_tables(pairs, features_of(["a", "b", "nowhere"], ["a", "b", "b"]))
     # a: its one item is first, 1. b: its items are second and third, (1/2 + 2/3) / 2.
     assert [(name, count) for name, _, count in table.rows] == [("b", 1), ("a", 1)]
     assert [value for _, value, _ in table.rows] == pytest.approx([7 / 12, 1.0])
-    assert [row[0].identity for row in best.rows] == ["0", "1"]
-    assert [item.right for item in best.rows[1][1:]] == [False, True, True]
-    # Both classes are among the best, so there are no worst ones.
-    assert not any(shown.title.startswith("x → y") for shown in others)
