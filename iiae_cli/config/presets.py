@@ -189,8 +189,7 @@ def _preset_path(name: str, folder: Path) -> Path:
 def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
     """The mapping in a YAML file."""
     with reading(path, hint), path.open(encoding="utf-8") as file:
-        content = load_yaml(file.read(), str(path))
-    content = {} if content is None else content
+        content = load_yaml(file.read(), str(path)) or {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise IiaeError(
             f"{path} does not hold a mapping of keys", "compare it with a preset in presets/"
@@ -224,12 +223,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without surprises: no repeated keys, no aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few of them can stand for billions of values
-            raise yaml.YAMLError("aliases are not supported")
-        return super().compose_node(parent, index)
+    """YAML without repeated keys, the last of which would win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

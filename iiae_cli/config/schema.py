@@ -27,7 +27,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        protected_namespaces=(),
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
