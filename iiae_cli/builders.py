@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,12 +135,12 @@ def build_objective(
         reconstruction_weight=section.reconstruction_weight,
         annealing_steps=section.annealing_steps,
     )
-    terms = [*objective.terms]
     if section.contrastive:
-        terms.append(contrastive_term(section.contrastive, section.temperature, gather))
+        term = contrastive_term(section.contrastive, section.temperature, gather)
+        objective.terms.append(term)
     if section.independence:
-        terms.append(dependence_term(section.independence, gather))
-    return replace(objective, terms=terms)
+        objective.terms.append(dependence_term(section.independence, gather))
+    return objective
 
 
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:

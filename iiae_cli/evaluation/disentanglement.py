@@ -28,8 +28,8 @@ from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
-from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
-from iiae_cli.model.objective import Objective
+from iiae_cli.model.iiae import DiagonalGaussian
+from iiae_cli.model.objective import Objective, kl_to_prior
 
 PROBE_ROWS = 3000
 ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data (Burda et al.)

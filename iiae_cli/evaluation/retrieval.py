@@ -24,7 +24,8 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.gaussian import DiagonalGaussian, kl_to_prior
+from iiae_cli.model.iiae import DiagonalGaussian
+from iiae_cli.model.objective import kl_to_prior
 
 RECALL_CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 200

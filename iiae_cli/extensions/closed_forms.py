@@ -23,7 +23,7 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
 from torch import Tensor
 
 from iiae_cli.extensions.extended import LinearErasure, SharedPart
-from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.iiae import DiagonalGaussian
 
 CORRELATION_POWER = 0.75
 SMALLEST_VARIANCE = 1e-10  # of the largest: directions below it are taken for rounding errors
@@ -243,8 +243,6 @@ def fit_maps(
     """
     mean = shared.mean
     basis = channel_basis(mean, torch.exp(shared.logvar.double()).mean(dim=0), least_snr)
-    if exclusive is not None:
-        exclusive = exclusive.double()
     if shared_part is not None and exclusive is not None:
         instrument = mean if partner is None else partner
         weight = shared_regression(exclusive, basis, mean, instrument, ridge)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
+from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Posteriors, Reconstructions
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
 

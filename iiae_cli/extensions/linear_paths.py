@@ -164,8 +164,7 @@ class DescribedMapHead(nn.Conv2d):
         shared_dim = len(weight)
         assert self.bias is not None
         described = torch.split(self.weight, self._pieces, dim=1)[1::2]
-        widths = [part.shape[1] for part in described]
-        windows = torch.split(weight.view(shared_dim, -1, 4, 4), widths, dim=1)
+        windows = torch.split(weight.view(shared_dim, -1, 4, 4), self._pieces[1::2], dim=1)
         self.weight[:shared_dim] = 0.0
         for part, values in zip(described, windows, strict=True):
             part[:shared_dim] = values

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iiae_cli.model import Domain, other_domain
-from iiae_cli.model.gaussian import DiagonalGaussian, full
-from iiae_cli.model.iiae import Posteriors, Reconstructions
+from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions, full
 from iiae_cli.model.objective import Term
 
 FEWEST_ROWS = 4  # below, bias-corrected distance correlation does not exist

@@ -18,8 +18,38 @@ import torch
 from torch import Tensor, nn
 
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.gaussian import DiagonalGaussian
 from iiae_cli.model.networks import Networks, init_paper_weights
+
+MAX_LOGVAR = 9.21035  # log(10⁴), in the released code: variances stay at or below 10⁴
+
+
+def full(values: Tensor) -> Tensor:
+    """Returns values in float32, or as they are if they are float64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag(exp(logvar))) over every dimension after the first.
+
+    Log-variances are clamped when the value is made, so sampling and every KL see the same figure.
+    """
+
+    mean: Tensor  # (B, …)
+    logvar: Tensor  # (B, …), at most `MAX_LOGVAR`
+
+    @classmethod
+    def from_heads(cls, heads: Tensor) -> DiagonalGaussian:
+        """Splits heads (B, 2·D, …) into means and log-variances (B, D, …), in float32 at least."""
+        mean, logvar = full(heads).chunk(2, dim=1)
+        return cls(mean, logvar.clamp(max=MAX_LOGVAR))
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I)."""
+        noise = torch.randn(
+            self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator
+        )
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
 @dataclass(frozen=True)
@@ -46,11 +76,6 @@ class Reconstructions:
 
     mean: Mapping[Domain, Tensor]  # of p(x|z^x, z^s), p(y|z^y, z^s)
     shared_only: Mapping[Domain, Tensor] = field(default_factory=dict)  # ELBO + λ·II: of p(·|z^s)
-
-
-def posterior(network: nn.Module, read: Tensor) -> DiagonalGaussian:
-    """The Gaussian whose mean and log-variance a network makes of what it reads."""
-    return DiagonalGaussian.from_heads(network(read))
 
 
 class IIAE(nn.Module):
@@ -116,13 +141,16 @@ class IIAE(nn.Module):
         joint_shared = None
         if self.joint_shared is not None:
             both = torch.cat([features["x"], features["y"]], dim=1)  # on channels: (B, 2·F, …)
-            joint_shared = posterior(self.joint_shared, both)
+            joint_shared = DiagonalGaussian.from_heads(self.joint_shared(both))
         exclusive = {
-            domain: posterior(self.exclusive[domain], inputs[domain])
+            domain: DiagonalGaussian.from_heads(self.exclusive[domain](inputs[domain]))
             for domain in DOMAINS
             if domain in self.exclusive
         }
-        shared = {domain: posterior(self.shared[domain], features[domain]) for domain in DOMAINS}
+        shared = {
+            domain: DiagonalGaussian.from_heads(self.shared[domain](features[domain]))
+            for domain in DOMAINS
+        }
         return Posteriors(inputs, exclusive, joint_shared, shared)
 
     @staticmethod
@@ -148,13 +176,13 @@ class IIAE(nn.Module):
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """r(z^s|·) of one domain alone (B, S…): what retrieval and translation use."""
         features = self.features[domain](self.read(domain, inputs))
-        return posterior(self.shared[domain], features)
+        return DiagonalGaussian.from_heads(self.shared[domain](features))
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
         """q(z^x|x) or q(z^y|y) (B, E); a ValueError for a model without exclusive latents."""
         if domain not in self.exclusive:
             raise ValueError("this model was trained without exclusive latents")
-        return posterior(self.exclusive[domain], self.read(domain, inputs))
+        return DiagonalGaussian.from_heads(self.exclusive[domain](self.read(domain, inputs)))
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s): pictures (B, C, H, W) in [−1, 1], or features (B, F).

@@ -32,8 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAKY_SLOPE, NORM_EPS = 0.2, 1e-5
-NORM_MOMENTUM = 0.1  # 0.9 in TensorFlow's sense
+LEAKY_SLOPE = 0.2
 
 
 def init_paper_weights(module: nn.Module) -> None:
@@ -73,12 +72,10 @@ def normed(
     """
     assert layer.bias is not None
     layer.bias.requires_grad_(False)
-    norm: nn.Module
-    if isinstance(layer, nn.Linear):
-        norm = nn.BatchNorm1d(layer.out_features, eps=NORM_EPS, momentum=NORM_MOMENTUM)
-    else:
-        norm = nn.BatchNorm2d(layer.out_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
-    return [layer, norm, *([nn.Dropout(dropout)] if dropout else []), activation]
+    norm = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    # torch's defaults are the released ones: eps 1e-5, momentum 0.1 (0.9 in TensorFlow's sense).
+    dropouts = [nn.Dropout(dropout)] if dropout else []
+    return [layer, norm(len(layer.bias)), *dropouts, activation]
 
 
 class PadToMultiple(nn.Module):

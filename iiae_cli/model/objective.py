@@ -17,20 +17,32 @@ Every term is a scalar: KLs in nats, summed over latent dimensions and averaged 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from iiae_cli.model import Domain
-from iiae_cli.model.gaussian import full, kl_between, kl_to_prior
-from iiae_cli.model.iiae import Posteriors, Reconstructions
+from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions, full
 
 BoundKind: TypeAlias = Literal["elbo+ii-mi", "elbo+ii", "ii-mi", "ii"]
 ByDomain: TypeAlias = Mapping[Domain, Tensor]
+
+
+def kl_between(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
+    """KL(q ‖ p) in nats, summed over latent dimensions: (B,)."""
+    ratio = torch.exp(q.logvar - p.logvar)
+    distance = (q.mean - p.mean).square() * torch.exp(-p.logvar)
+    return 0.5 * (ratio + distance - 1.0 + p.logvar - q.logvar).flatten(1).sum(dim=1)
+
+
+def kl_to_prior(q: DiagonalGaussian) -> Tensor:
+    """KL(q ‖ N(0, I)) in nats, summed over latent dimensions: (B,)."""
+    return 0.5 * (torch.exp(q.logvar) + q.mean.square() - 1.0 - q.logvar).flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Term:
 class Objective:
     """The loss of a step: the weighted sum of its terms."""
 
-    terms: Sequence[Term]
+    terms: list[Term]
     annealing_steps: float = 25000.0  # τ
 
     def __call__(
@@ -120,7 +132,7 @@ def bound(
             for domain, error in differences.items()
         }
 
-    terms = (
+    terms = [
         Term("reconstruction", weights.reconstruction, lambda q, p: errors(p.mean, q)),
         Term("kl_shared", weights.shared_kl, _shared_kl),
         Term("kl_shared_prior", weights.shared_prior_kl, _shared_prior_kl, annealed=True),
@@ -130,7 +142,7 @@ def bound(
             weights.shared_only_reconstruction,
             lambda q, p: errors(p.shared_only, q),
         ),
-    )
+    ]
     return Objective(terms, annealing_steps)
 
 

@@ -21,8 +21,7 @@ from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, SharedPart
 from iiae_cli.extensions.linear_paths import described_rows, start_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
-from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import IIAE
+from iiae_cli.model.iiae import IIAE, DiagonalGaussian
 
 Indices: TypeAlias = NDArray[np.int64]
 

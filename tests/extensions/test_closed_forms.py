@@ -19,7 +19,7 @@ from iiae_cli.extensions.closed_forms import (
     without,
 )
 from iiae_cli.extensions.extended import LinearErasure, SharedPart
-from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.iiae import DiagonalGaussian
 
 N = 2000
 

@@ -18,7 +18,7 @@ from iiae_cli.extensions.terms import (
     info_nce,
     whitened,
 )
-from iiae_cli.model.gaussian import DiagonalGaussian
+from iiae_cli.model.iiae import DiagonalGaussian
 
 
 def normal(*shape, seed=0):

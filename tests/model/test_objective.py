@@ -10,8 +10,7 @@ import torch
 from helpers import small_model, small_pairs
 from torch.distributions import Normal, kl_divergence
 
-from iiae_cli.model.gaussian import DiagonalGaussian
-from iiae_cli.model.iiae import Posteriors, Reconstructions
+from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions
 from iiae_cli.model.objective import bound, bound_weights, kl_annealing
 
 KINDS = ("elbo+ii-mi", "elbo+ii", "ii-mi", "ii")
