@@ -117,9 +117,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "iiae"
         message: str = getattr(error, "format_message", error.__str__)()
-        console.fail(
-            message.replace("Value error, ", ""), f"{path} --help shows options and examples"
-        )
+        console.fail(message, f"{path} --help shows options and examples")
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):

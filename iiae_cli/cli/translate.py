@@ -241,7 +241,7 @@ def translate(
                 room = max(0, GRID_ROWS - len(grid.rows)) if columns else 0
                 shown = trained.shown(block.rows[:room])
                 for picture, name, pictures in zip(shown, block.ids, outputs, strict=False):
-                    grid.add(picture, name, list(pictures[columns]))
+                    grid.rows.append((picture, name, list(pictures[columns])))
             bar.update(min(start + step, inputs.total))
     if not results:
         raise none_read(skipped)

@@ -138,10 +138,6 @@ class TranslationGrid:
     # An input's picture, its id and its K outputs.
     rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
 
-    def add(self, picture: Picture, name: str, outputs: Sequence[Picture]) -> None:
-        """Adds a row."""
-        self.rows.append((picture, name, outputs))
-
     def draw(self) -> Image.Image:
         """Draws all rows added."""
         above = [Tile(None) if item is None else _named(*item) for item in self.references]

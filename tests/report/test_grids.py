@@ -127,7 +127,7 @@ def grid(count, source="x", references=0, **more):
     drawn = TranslationGrid(source, "y", names, given, **more)
     for number in range(2):
         outputs = [flat(50 + 20 * number + k) for k in range(count)]
-        drawn.add(flat(10 + number), f"in/{number}.png", outputs)
+        drawn.rows.append((flat(10 + number), f"in/{number}.png", outputs))
     return drawn.draw()
 
 

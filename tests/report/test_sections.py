@@ -28,8 +28,6 @@ def test_cards_compare_with_the_baseline():
     forward, back = headline_cards(figures)
     assert forward.lines == [("good", "▲ above the training-free baseline 0.25")]
     assert back.lines == [("bad", "▼ below the training-free baseline 0.75")]
-    baseline["y_to_x"]["recall@1"] = 0.55
-    assert headline_cards(figures)[1].lines[0][0] == "quiet"  # within the sampling error
 
 
 def test_a_dying_latent_and_its_leak_have_cards():
