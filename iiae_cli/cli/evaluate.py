@@ -25,6 +25,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_file, refuse_existing, run_folder
 from iiae_cli.evaluation.figures import (
+    Task,
     disentanglement_tables,
     failed_gates,
     figure_tables,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs.weights import LoadedModel
 
-Task = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 Figures = dict[str, Any]
 TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
 
@@ -103,26 +103,17 @@ def command(
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,
-        option(
-            "AlexNet's or VGG16's ImageNet weights [torch's cache]; repeatable.", panel=TRANSLATION
-        ),
+        option("AlexNet's or VGG16's weights [torch's cache]; repeatable.", panel=TRANSLATION),
     ] = None,
     judge: Annotated[
-        bool,
-        option(
-            "Let networks trained on real pictures read class and factors.",
-            "--judge",
-            panel=TRANSLATION,
-        ),
+        bool, option("Let trained networks read class and factors.", "--judge", panel=TRANSLATION)
     ] = False,
     probe_rows: Annotated[
         int, option("Rows that probes see at most.", panel=DISENTANGLEMENT, min=20)
     ] = 3000,
     shared_factor: Annotated[
         list[str] | None,
-        option(
-            "A factor that both domains hold; repeatable.", panel=DISENTANGLEMENT, metavar="NAME"
-        ),
+        option("A factor of both domains; repeatable.", panel=DISENTANGLEMENT, metavar="NAME"),
     ] = None,
     report: Annotated[
         Path | None,
@@ -169,7 +160,7 @@ def command(
     step = loaded.details.get("step")
     console.say(f"model {loaded.fingerprint} of {folder} ({origin}), kept at step {step}")
     file = _data_of(data, loaded)
-    chosen = tasks.choose_tasks(task, report is not None, file, loaded)
+    chosen = tasks.choose_tasks(task or ("all" if report else None), file, loaded)
     rows = tasks.rows_of(file, split, chosen)
     if judge:
         tasks.check_judge(loaded, file, rows, chosen)
@@ -238,11 +229,11 @@ def _translation(
     """L1, and of pictures SSIM and LPIPS as far as its weights are there; a judge's reading."""
     from iiae_cli.evaluation import perceptual, translation
 
-    measures = translation.FEATURE_MEASURES
+    measures = {"l1": translation.l1}
     if subject.trained.size is not None:
         chosen = [net for net in perceptual.BACKBONES if nets in (net, "both")]
         lpips = perceptual.lpips_measures(weights, subject.trained.device, chosen)
-        measures = {**translation.PICTURE_MEASURES, **lpips}
+        measures |= {"ssim": translation.ssim, **lpips}
     figures: Figures = {"translation": translation.translation_figures(subject, measures, samples)}
     protocol = {"samples": samples, "samples_seed": subject.seed}
     if train is not None:
@@ -265,9 +256,6 @@ def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     file = DataFile(data_file(path, loaded.config.data.set or loaded.info.name))
     own, trained = ((info.shape_x, info.shape_y) for info in (file.info, loaded.info))
     if [shape[-1:] for shape in own] != [shape[-1:] for shape in trained]:
-        raise IiaeError(
-            f"{file.path} holds {own[0]} and {own[1]}, "
-            f"the model was trained on {trained[0]} and {trained[1]}",
-            "evaluate on data of the shape that the run was trained on",
-        )
+        message = f"{file.path} holds {own}, the model was trained on {trained}"
+        raise IiaeError(message, "evaluate on data of the shape that the run was trained on")
     return file

@@ -2,15 +2,13 @@
 
 Four latents are read: shared and exclusive, of x and of y; each by its posterior *mean*, which
 retrieval and translation use, and by one *sample* per row, which is all that training lets through.
-A factor should be in the shared latents if both domains hold it, and in its own domain's exclusive
-latent if that alone does. docs/disentanglement.md defines every figure.
+docs/disentanglement.md defines every figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,13 +29,11 @@ from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import DiagonalGaussian
 from iiae_cli.model.objective import Objective, kl_to_prior
 
-PROBE_ROWS = 3000
 ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data (Burda et al.)
-KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
-LATENTS = tuple(product(KINDS, DOMAINS))
+LATENTS: tuple[tuple[LatentKind, Domain], ...]
+LATENTS = (("shared", "x"), ("shared", "y"), ("exclusive", "x"), ("exclusive", "y"))
 WAYS = ("mean", "sample")
 _SCORES = ("linear", "nonlinear", "control", "control_nonlinear", "above_control")
-_CONTROL_MARGIN = 0.05  # of R², or four standard errors of an accuracy
 
 Figures: TypeAlias = dict[str, Any]
 Ints: TypeAlias = NDArray[np.int64]
@@ -48,25 +44,23 @@ def measure_disentanglement(
     subject: Subject,
     objective: Objective,
     metric: Metric,
-    train: ReadSplit | None = None,
+    train: ReadSplit | None,
     *,
-    probe_rows: int = PROBE_ROWS,
-    shared: Sequence[str] = (),
-    by_class: bool = False,
+    probe_rows: int,
+    shared: Sequence[str],
+    by_class: bool,
 ) -> tuple[Figures, Figures]:
     """The figures, whose warnings are logged too, and what a reader must know of their making.
 
-    `train` reads the training split, for probes that the measured rows are too few for; the bounds
-    are terms of the `objective`. `shared` names factors of both domains, beside those whose names
-    say so. Rows paired `by_class` have no partners, so that factors of pairs mean nothing there.
+    Probes learn from the split that `train` reads too if the measured rows are few. `shared` names
+    factors of both domains. Rows paired `by_class` have no partners, and no factors of pairs.
     """
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
     probes = probe_figures(probed, shared, subject.seed)
-    latents = latent_figures(subject.pairs, probes)
     figures: Figures = {
-        "exclusive_kl": dict(exclusive_kl(subject.pairs)),
+        "exclusive_kl": exclusive_kl(subject.pairs),
         "factors": own_factors(probes),
-        "latents": latents,
+        "latents": latent_figures(subject.pairs, probes),
         "probes": probes,
         "swaps": swap_figures(subject, metric),
     }
@@ -74,14 +68,20 @@ def measure_disentanglement(
         chosen = _draw(len(subject.split.x), probe_rows, subject.seed)
         partners = replace(subject, split=subject.split.take_pairs(chosen))
         figures["bounds"] = bound_figures(partners, objective)
-    learning = int((probed["x"].folds == LEARN_ONLY).sum())
-    measured = len(probed["x"].folds) - learning
+    folds = probed["x"].folds
+    learning = int((folds == LEARN_ONLY).sum())
+    measured = len(folds) - learning
     learnt = measured * (FOLDS - 1) // FOLDS + learning
-    figures["warnings"] = warnings_of(latents, probes, learnt)
+    figures["warnings"] = warnings_of(figures["latents"], probes, learnt)
     for line in figures["warnings"]:
         console.warn(line)
     protocol = {"probe_rows": measured, "probe_rows_learnt_from_train": learning}
     return figures, {**protocol, "probe_folds": FOLDS, "probe_seed": subject.seed}
+
+
+def _draw(count: int, rows: int, seed: int) -> Ints:
+    """At most `rows` of `count` row numbers, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:rows])
 
 
 # ---- probes
@@ -99,14 +99,11 @@ class ProbedRows:
 def choose_rows(
     subject: Subject, train: ReadSplit | None, count: int, shared: Sequence[str], by_class: bool
 ) -> dict[Domain, ProbedRows]:
-    """Draw `count` rows for the probes; if there are fewer, training rows are learnt from too.
-
-    A few hundred rows cannot read a latent of as many dimensions, and would miss a leak.
-    """
+    """Draw `count` rows for the probes; if there are fewer, training rows are learnt from too."""
     split, seed = subject.split, subject.seed
     columns = {domain: _columns(split, domain, by_class) for domain in DOMAINS}
     known = sorted({name for values in columns.values() for name in values})
-    unknown = [repr(name) for name in shared if name not in known]
+    unknown = [name for name in shared if name not in known]
     if unknown:
         hint = f"factors of this data: {', '.join(known) or 'none'}"
         raise IiaeError(f"there is no factor {', '.join(unknown)}", hint)
@@ -141,13 +138,10 @@ def _columns(split: Split, domain: Domain, by_class: bool) -> dict[str, NDArray[
 
 def items_of(split: Split) -> Ints:
     """The item of each aligned row: rows that share a picture, by any chain, are one item."""
-    x, y = (
-        np.unique(np.array(ids, dtype=object), return_inverse=True)[1]
-        for ids in (split.x.ids, split.y.ids)
-    )
-    pictures = int(x.max(initial=-1)) + 1
-    nodes = pictures + int(y.max(initial=-1)) + 1
-    links = coo_array((np.ones(len(x)), (x, pictures + y)), shape=(nodes, nodes))
+    ids = [f"{domain} {name}" for domain in DOMAINS for name in split.side(domain).ids]
+    pictures, places = np.unique(ids, return_inverse=True)
+    x, y = np.split(places, 2)
+    links = coo_array((np.ones(len(x)), (x, y)), shape=(len(pictures), len(pictures)))
     items: Ints = connected_components(links, directed=False)[1][x].astype(np.int64)
     return items
 
@@ -164,22 +158,20 @@ def probe_figures(
             continue
         mean = rows.encoded.mean(kind)
         noise = np.random.default_rng((seed, number)).standard_normal(mean.shape, dtype=np.float32)
-        by_mean = probe(mean, rows.factors, rows.folds, seed)
-        by_sample = probe(mean + np.exp(0.5 * logvar) * noise, rows.factors, rows.folds, seed)
+        latents = {"mean": mean, "sample": mean + np.exp(0.5 * logvar) * noise}
+        scores = {way: probe(latents[way], rows.factors, rows.folds, seed) for way in WAYS}
         entries = figures.setdefault(f"{kind}_{domain}", {})
         for factor in rows.factors:
-            scores = {"mean": by_mean[factor.name], "sample": by_sample[factor.name]}
-            known = scores["mean"] or scores["sample"]
-            entries[factor.name] = {
+            score = scores["mean"][factor.name]  # None if the sample's is
+            entry = entries[factor.name] = {
                 "kind": "classes" if factor.classes else "quantity",
                 "belongs": belongs(factor.name, kind, domain, shared),
-                "chance": known and known.chance,
-                "n": known.rows if known else 0,
-                **{
-                    way: {name: score and getattr(score, name) for name in _SCORES}
-                    for way, score in scores.items()
-                },
+                "chance": score and score.chance,
+                "n": score.rows if score else 0,
             }
+            for way in WAYS:
+                score = scores[way][factor.name]
+                entry[way] = {name: score and getattr(score, name) for name in _SCORES}
     return figures
 
 
@@ -236,40 +228,21 @@ def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str,
 def warnings_of(
     latents: dict[str, Figures], probes: dict[str, Figures], learning: int
 ) -> list[str]:
-    """Collapsed latents, and probes that learn from too few rows or whose control is loud."""
-    lines = []
-    if not any(probes.values()):
-        hint = "see 'Bring your own factors' in docs/disentanglement.md"
-        lines.append(f"the data file holds no factors to probe: {hint}")
+    """Collapsed latents, and probes that learn from too few rows."""
+    none = "there are no factors to probe: see 'Bring your own factors' in docs/disentanglement.md"
+    lines = [] if any(probes.values()) else [none]
     for name, latent in latents.items():
-        title, dimensions = f"the {name.replace('_', ' ')} latent", latent["dimensions"]
-        if probes.get(name) and learning < dimensions:
-            few = f"{learning} rows, fewer than its {dimensions} dimensions"
-            lines.append(f"probes of {title} learn from {few}: a leak may go unseen")
+        title = f"the {name.replace('_', ' ')} latent"
+        if probes.get(name) and learning < latent["dimensions"]:
+            lines.append(
+                f"probes of {title} learn from {learning} rows, "
+                f"fewer than its {latent['dimensions']} dimensions: a leak may go unseen"
+            )
         if not latent["active"]:
             lines.append(f"{title} has collapsed: no dimension of its mean moves with the data")
         elif name.startswith("exclusive") and latent["kl"] < DYING_NATS:
-            use = f"{latent['kl']:.2g} nats, {latent['active']} active"
-            lines.append(f"{title} says next to nothing: {use}")
-    for (name, factors), way in product(probes.items(), WAYS):
-        for factor, entry in factors.items():
-            score, chance, rows = entry[way]["control"], entry["chance"], entry["n"]
-            if score is None:
-                continue
-            deviation = float(np.sqrt(chance * (1.0 - chance) / rows))
-            margin = 4.0 * deviation if entry["kind"] == "classes" else _CONTROL_MARGIN
-            if score > chance + margin:
-                reading = (
-                    f"shuffled {factor} reads {score:.2f} from {name.replace('_', ' ')} ({way})"
-                )
-                few = f"{rows} rows are too few for these figures"
-                lines.append(f"{reading}, chance is {chance:.2f}: {few}")
+            lines.append(f"{title} says next to nothing: {latent['kl']:.2g} nats")
     return lines
-
-
-def _draw(count: int, rows: int, seed: int) -> Ints:
-    """At most `rows` of `count` row numbers, in order."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:rows])
 
 
 # ---- bounds
@@ -278,11 +251,11 @@ def _draw(count: int, rows: int, seed: int) -> Ints:
 def bound_figures(subject: Subject, objective: Objective) -> Figures:
     """The variational bounds that training works on, from the objective's own terms, in nats.
 
-    docs/disentanglement.md says what each bounds; `exclusive_shared_plus_entropy` follows from
-    I(Z^x; Z^s) = I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s) (the paper's supplement, A.2), where the
-    last term is at least H(X) + E log p(x|z^x,z^s).
+    `exclusive_shared_plus_entropy` follows from the paper's supplement, A.2: I(Z^x; Z^s) =
+    I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s), the last at least H(X) + E log p(x|z^x,z^s).
     """
-    network, trained, split = subject.trained.network, subject.trained, subject.split
+    trained, split = subject.trained, subject.split
+    network = trained.network
     generator = torch.Generator(trained.device).manual_seed(subject.seed)
     sums: dict[str, float] = {}
     with inference(network):

@@ -21,7 +21,6 @@ from iiae_cli.evaluation.figures import Table, dotted_figures
 CLASS_SPLIT = "sempcyc-25"
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
-_FULL_OBJECTIVE = "elbo+ii-mi"
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
 
 
@@ -31,26 +30,27 @@ class PaperRow:
 
     table: int
     method: str
-    data_set: str  # as `prepare` names it
     direction: str
     figure: str
     key: str  # of the counterpart among `evaluate`'s figures
-    value: float  # fraction in [0, 1], or LPIPS
-    spread: float | None = None  # what the paper puts behind ±
-    split: str = "test"
-    queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
+    paper: float  # fraction in [0, 1], or LPIPS
+    paper_spread: float | None = None  # what the paper puts behind ±
     ours: float | None = None  # None if not measured
     note: str = ""  # how the set-ups differ
+    data_set: str = ""  # as `prepare` names it
+    split: str = "test"
+    queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
 
     def to_json(self) -> dict[str, Any]:
         """The row's object in `--json`."""
-        names = ("table", "method", "direction", "figure", "key")
-        row = {name: getattr(self, name) for name in names}
-        paper = {"paper": self.value, "paper_spread": self.spread}
-        return {**row, **paper, "ours": self.ours, "note": self.note}
+        left_out = ("data_set", "split", "queries")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
-_X_TO_Y = ("CB→CD", "S→M", "F→L", "X→Y")  # the other directions are y→x
+_WAYS = {
+    **dict.fromkeys(("CB→CD", "S→M", "F→L", "X→Y"), "x_to_y"),
+    **dict.fromkeys(("CD→CB", "M→S", "L→F", "Y→X"), "y_to_x"),
+}
 # Split, number of queries and directions of a table's data set.
 _MEASURED = {
     (2, "mnist-cdcb"): ("test", 10000, ("CD→CB", "CB→CD")),
@@ -99,22 +99,19 @@ def _published() -> Iterator[PaperRow]:
         split, queries, directions = _MEASURED[table, data_set]
         for direction, percents in zip(directions, recalls, strict=True):
             for latents, percent in zip(("shared", "exclusive"), percents, strict=False):
-                key = f"retrieval.{latents}.{_way(direction)}.recall@1"
-                names = (table, method, data_set, direction, f"Recall@1 {latents}", key)
-                yield PaperRow(*names, round(percent / 100, 6), split=split, queries=queries)
+                key = f"retrieval.{latents}.{_WAYS[direction]}.recall@1"
+                names = (table, method, direction, f"Recall@1 {latents}", key)
+                value = round(percent / 100, 6)
+                yield PaperRow(*names, value, data_set=data_set, split=split, queries=queries)
     for method, *distances in _LPIPS:
         for direction, (value, spread) in zip(("X→Y", "Y→X"), distances, strict=True):
-            key = f"translation.{_way(direction)}.lpips_mean"
-            yield PaperRow(4, method, "cars", direction, "LPIPS", key, value, spread)
+            key = f"translation.{_WAYS[direction]}.lpips_mean"
+            yield PaperRow(4, method, direction, "LPIPS", key, value, spread, data_set="cars")
     for table, method, *values in _ZERO_SHOT:
         figures = (("mAP@all", "map@all"), ("P@100", "precision@100"))
         for (figure, name), value in zip(figures, values, strict=True):
-            names = (table, method, "sketchy", "sketch→photo", figure, f"zero_shot.x_to_y.{name}")
-            yield PaperRow(*names, value, queries=14421)
-
-
-def _way(direction: str) -> str:
-    return "x_to_y" if direction in _X_TO_Y else "y_to_x"
+            names = (table, method, "sketch→photo", figure, f"zero_shot.x_to_y.{name}")
+            yield PaperRow(*names, value, data_set="sketchy", queries=14421)
 
 
 PUBLISHED = tuple(_published())
@@ -130,8 +127,7 @@ def paper_rows(
     Table 6 has a row for each objective; ours stands beside the one that the run was trained with.
     `picture_size` (H, W) is what the model works at.
     """
-    measured = dotted_figures(figures)
-    split, objective = protocol["split"], protocol.get("objective", _FULL_OBJECTIVE)
+    measured, split = dotted_figures(figures), protocol["split"]
     rows = []
     for row in PUBLISHED:
         if row.data_set != protocol["data_set"]:
@@ -139,7 +135,7 @@ def paper_rows(
         ours = None
         if row.split != split:
             notes = [f"the paper measured split '{row.split}', this is '{split}'"]
-        elif row.table == 6 and row.method != OBJECTIVES.get(objective):
+        elif row.table == 6 and row.method != OBJECTIVES.get(protocol["objective"]):
             notes = ["another objective than this run's"]
         else:
             ours, notes = measured.get(row.key), _differences(row, protocol, picture_size)
@@ -159,17 +155,14 @@ def _differences(
     if row.data_set == "sketchy" and class_split != CLASS_SPLIT:
         notes.append(f"not comparable: class split {class_split}, the paper's is {CLASS_SPLIT}")
     if row.table == 4:
-        notes.append(
-            "the paper: bimodal Cars, LPIPS network and number of samples not stated; "
-            "ours: AlexNet, v0.1"
-        )
+        unknown = "LPIPS network and number of samples not stated"
+        notes.append(f"the paper: bimodal Cars, {unknown}; ours: AlexNet, v0.1")
     if picture_size is not None and picture_size != PICTURE_SIZE:
         notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
-    usual, objective = _METRICS.get(row.table), protocol.get("objective", _FULL_OBJECTIVE)
-    metric = protocol.get("metric", usual)
-    if usual is not None and metric != usual:
-        notes.append(f"{metric} distance, the paper's is {usual}")
-    if row.table != 6 and objective != _FULL_OBJECTIVE:
+    usual, objective = _METRICS.get(row.table, protocol["metric"]), protocol["objective"]
+    if protocol["metric"] != usual:
+        notes.append(f"{protocol['metric']} distance, the paper's is {usual}")
+    if row.table != 6 and objective != "elbo+ii-mi":
         name = OBJECTIVES.get(objective, objective)
         notes.append(f"this run's objective is the ablation {name}")
     return notes
@@ -178,6 +171,6 @@ def _differences(
 def paper_table(rows: Sequence[PaperRow]) -> Table:
     """The paper's rows beside a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
-    objects = [row.to_json() for row in rows]
-    cells = [["" if item[name] is None else item[name] for name in headers] for item in objects]
+    values = [[getattr(row, name) for name in headers] for row in rows]
+    cells = [["" if value is None else value for value in row] for row in values]
     return Table("Beside the paper", headers, cells, 4)

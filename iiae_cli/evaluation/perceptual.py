@@ -1,12 +1,12 @@
 """What trained networks see in translations: LPIPS, and a judge that reads class and factors.
 
 Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A judge
-that learned from real pictures says what a person would look for: is it still the same digit, and
-has it the reference's colour? Its reading of real test pictures is the best that any can get.
+of real pictures says what a person would look for: is the class kept, the colour taken?
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,9 +56,7 @@ BACKBONES: dict[LpipsNet, _Backbone] = {
 
 
 def lpips_measures(
-    files: Sequence[Path],
-    device: torch.device | str = "cpu",
-    nets: Sequence[LpipsNet] = ("alex", "vgg"),
+    files: Sequence[Path], device: torch.device | str, nets: Sequence[LpipsNet]
 ) -> dict[str, Measure]:
     """Measures by the figure's name, of networks whose weights are given or in torch's hub cache.
 
@@ -68,17 +66,20 @@ def lpips_measures(
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
     for net in nets:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net].file_name
+        figure, cached = BACKBONES[net].figure, _cache() / BACKBONES[net].file_name
         try:
             state = given[net] if net in given else _read_weights(cached, (net,))[1]
+            measures[figure] = lpips(net, state, device)
         except IiaeError as error:
-            console.warn(f"no {BACKBONES[net].figure}: {error.message}; {error.hint}")
-        else:
-            measures[BACKBONES[net].figure] = lpips(net, state, device)
+            console.warn(f"no {figure}: {error.message}; {error.hint}")
     return measures
 
 
-def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str = "cpu") -> Measure:
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:
     """LPIPS v0.1 (Zhang et al., CVPR 2018), "the updated version" of the paper.
 
     Grey is repeated, channels past the third are left out. Pictures too small for the network are
@@ -88,19 +89,17 @@ def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str = 
 
     backbone, hub = BACKBONES[net], torch.hub.get_dir()
     with TemporaryDirectory() as folder:  # a cache, where torchvision looks before it downloads
-        (Path(folder) / "checkpoints").mkdir()
-        torch.save(state, Path(folder) / "checkpoints" / backbone.file_name)
         torch.hub.set_dir(folder)
         try:
+            _cache().mkdir()
+            torch.save(state, _cache() / backbone.file_name)
             network = LearnedPerceptualImagePatchSimilarity(net_type=net).net.to(device)
         finally:
             torch.hub.set_dir(hub)
 
     def prepared(pictures: Tensor) -> Tensor:
         rgb = pictures.float()[:, : 3 if pictures.shape[1] >= 3 else 1].expand(-1, 3, -1, -1)
-        factor = -(-backbone.least_side // min(rgb.shape[-2:]))
-        if factor == 1:
-            return rgb
+        factor = math.ceil(backbone.least_side / min(rgb.shape[-2:]))
         return functional.interpolate(rgb, scale_factor=factor, mode="bilinear")
 
     def measure(translated: Tensor, wanted: Tensor) -> Tensor:
@@ -116,20 +115,17 @@ def _read_weights(path: Path, nets: Sequence[LpipsNet]) -> tuple[LpipsNet, dict[
     """Read torchvision's weights of one of the networks, which all names and shapes decide."""
     from torchvision import models
 
-    backbones = [BACKBONES[net] for net in nets]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    names = " or ".join(backbone.file_name for backbone in backbones)
-    hint = f"put torchvision's {names} into {folder}, or pass --lpips-weights FILE"
+    names = " or ".join(BACKBONES[net].file_name for net in nets)
+    hint = f"put torchvision's {names} into {_cache()}, or pass --lpips-weights FILE"
     state = read_state_dict(path, hint)
-    shapes = {name: values.shape for name, values in state.items()}
-    for net, backbone in zip(nets, backbones, strict=True):
+    for net in nets:
         with torch.device("meta"):  # shapes without 138 million numbers
-            expected = models.get_model(backbone.architecture, weights=None).state_dict()
-        if shapes == {name: values.shape for name, values in expected.items()}:
+            expected = models.get_model(BACKBONES[net].architecture, weights=None).state_dict()
+        shapes = {name: values.shape for name, values in expected.items()}
+        if shapes == {name: values.shape for name, values in state.items()}:
             return net, state
-    raise IiaeError(
-        f"{path} does not hold {' or '.join(item.architecture for item in backbones)}", hint
-    )
+    wanted = " or ".join(BACKBONES[net].architecture for net in nets)
+    raise IiaeError(f"{path} does not hold {wanted}", hint)
 
 
 # ---- the judge
@@ -188,10 +184,7 @@ class Judge:
 def train_judge(
     train: Split, domain: Domain, trained: TrainedModel, seed: int = 0, steps: int = JUDGE_STEPS
 ) -> Judge:
-    """Train a judge of one domain's pictures, at the size and on the device of a `trained` model.
-
-    It learns the labels, and the numeric factors `DOMAIN_…` that every pair knows.
-    """
+    """Train a judge of a domain's labels, and of the numeric factors `DOMAIN_…` of every pair."""
     if train.pairs is not None:
         train = train.take_pairs(np.arange(train.pair_count))
     rows, labels = train.side(domain).rows, train.side(domain).labels
@@ -206,8 +199,8 @@ def train_judge(
             factors[name] = slice(width, width + values[0].size)
             width = factors[name].stop
     table = _factor_table(train, factors)
-    low = table.min(axis=0)
-    span = np.where(np.ptp(table, axis=0) > 0, np.ptp(table, axis=0), np.float32(1))
+    low, span = table.min(axis=0), np.ptp(table, axis=0)
+    span[span == 0] = 1
     wanted = torch.from_numpy((table - low) / span).to(device)
     order = PairOrder(len(rows), min(_JUDGE_BATCH, len(rows)), seed)
     with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
@@ -229,25 +222,22 @@ def train_judge(
 
 
 def judged_translations(
-    subject: Subject, judges: dict[Domain, Judge], samples: int = 3
+    subject: Subject, judges: dict[Domain, Judge], samples: int
 ) -> dict[str, dict[str, Figures]]:
     """What the judges, by target domain, read off translations of pairs with labels, per direction.
 
-    `class` is the fraction read as the (input's) class. Factors, as fractions of their range, have
-    mean absolute errors against the picture's own and against the reference's, and standard
-    deviations over real pictures and over the samples of one input. Guided translations take the
-    exclusive mean of another row than the partner, whose colour says nothing about the input.
+    docs/cli.md defines the figures. Guided translations take the exclusive mean of another row than
+    the partner, whose colour says nothing about the input.
     """
-    split, count = subject.split, len(subject.split.x)
+    split, count, trained = subject.split, len(subject.split.x), subject.trained
     drawn = subject.samples(samples)
     reference = np.random.default_rng(subject.seed).permutation(count)
     figures: dict[str, dict[str, Figures]] = {}
     for way in DIRECTIONS:
         judge, rows = judges[way[1]], split.side(way[1]).rows
         wanted, own = (np.array(split.side(domain).labels) for domain in way)
-        manner = subject.pairs[way[1]].exclusive_mean
-        manner = None if manner is None else manner[reference]
-        real = judge.read(subject.trained.inputs(rows[part]) for part in subject.parts(count))
+        manner = subject.pairs[way[1]].take(reference).exclusive_mean
+        real = judge.read(trained.inputs(rows[part]) for part in subject.parts(count))
         guided = judge.read(subject.translated(way, manner))
         sampled = [judge.read(subject.translated(way, exclusive)) for exclusive in drawn]
         kept = [(classes == wanted).mean() for classes, _ in sampled]

@@ -1,10 +1,9 @@
 """What can be read from latents: probes of factors, each beside the same probe on shuffled values.
 
 A *linear* probe is ridge regression for quantities and logistic regression for classes, on
-standardised dimensions: a leak is found however small its variance, as a network that reads the
-latent could find it too. A *non-linear* one is ridge regression on the same dimensions joined by
-Gaussian bumps (Nyström features) over their leading principal components; classes are read from
-indicator columns. Both are tested on rows that they did not learn from.
+standardised dimensions, which finds a leak however small its variance. A *non-linear* one is ridge
+regression on the same dimensions joined by Gaussian bumps (Nyström features) over their leading
+principal components. Both are tested on rows that they did not learn from.
 
 Shapes: N rows, S latent dimensions, T columns of factors' values.
 """
@@ -37,7 +36,7 @@ MAX_DIMENSIONS = 1024  # wider latents are represented by so many principal comp
 MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
-_PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
+PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
 _INVERSE_PENALTIES = (0.01, 1.0)
 _BUMPS = 300
 _BUMP_DIMENSIONS = 32
@@ -60,19 +59,17 @@ class Factor:
     classes: int = 0  # 0 for a quantity
 
 
-def read_factor(
-    name: str, measured: NDArray[Any], learning: NDArray[Any], least: int = FOLDS
-) -> Factor:
+def read_factor(name: str, measured: NDArray[Any], learning: NDArray[Any]) -> Factor:
     """A factor of measured rows (M, …), then of rows to learn from (L, …).
 
     Text, truth values and up to `MAX_CODES` distinct whole numbers are classes, anything else is a
-    quantity. Unknown are empty text, NaN, infinity, classes that fewer than `least` measured rows
+    quantity. Unknown are empty text, NaN, infinity, classes that fewer than `FOLDS` measured rows
     have, and all of `learning` if it is unlike `measured`.
     """
     if _is_classes(name, measured):
         texts, more_texts = ([str(value) for value in rows] for rows in (measured, learning))
         counts = Counter(text for text in sorted(texts) if text)
-        kept = [text for text, count in counts.most_common(MAX_CLASSES) if count >= least]
+        kept = [text for text, count in counts.most_common(MAX_CLASSES) if count >= FOLDS]
         codes = {text: code for code, text in enumerate(sorted(kept))}
         coded = np.array([codes.get(text, -1) for text in (*texts, *more_texts)], np.int64)
         return Factor(name, coded, coded >= 0, len(codes))
@@ -108,12 +105,9 @@ class ProbeScore:
     @property
     def above_control(self) -> float:
         """The better probe, in [0, 1] from its control (or chance, if higher) to a perfect one."""
-        best = 0.0
-        pairs = ((self.linear, self.control), (self.nonlinear, self.control_nonlinear))
-        for score, control in pairs:
-            floor = max(control, self.chance)
-            best = max(best, (score - floor) / (1.0 - floor)) if floor < 1.0 else best
-        return best
+        floors = np.maximum([self.control, self.control_nonlinear], self.chance)
+        above = (np.array([self.linear, self.nonlinear]) - floors) / np.maximum(1 - floors, 1e-12)
+        return max(0.0, float(above.max()))
 
 
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
@@ -143,8 +137,7 @@ def probe(
     if not layouts:
         return scores
     with threadpool_limits(1):  # small problems, whose threads would wait for one another
-        wide = latents.shape[1] > MAX_DIMENSIONS
-        values = latents.astype(np.float64)
+        wide, values = latents.shape[1] > MAX_DIMENSIONS, latents.astype(np.float64)
         values = _narrowed(values, seed) if wide else values
         for layout, together in layouts.values():
             rows = layout != _LEFT_OUT
@@ -153,9 +146,7 @@ def probe(
     return scores
 
 
-def ridge_predictions(
-    known: Floats, columns: Floats, asked: Floats, penalties: Sequence[float] = _PENALTIES
-) -> Floats:
+def ridge_predictions(known: Floats, columns: Floats, asked: Floats) -> Floats:
     """Ridge regression of `columns` (N, T) from `known` (N, S), read at `asked` (A, S): (A, T).
 
     Leave-one-out error chooses each column's penalty. It is scikit-learn's
@@ -172,7 +163,7 @@ def ridge_predictions(
     coordinates = inputs @ basis  # (N, K)
     products, squares = coordinates.T @ targets, coordinates**2  # (K, T), (N, K)
     best, weights = np.full(targets.shape[1], np.inf), np.zeros_like(products)
-    for penalty in penalties:
+    for penalty in PENALTIES:
         shrunk = products / (values + penalty)[:, None]
         leverage = 1.0 / len(inputs) + squares @ (1.0 / (values + penalty))
         left_out = (targets - coordinates @ shrunk) / np.maximum(1.0 - leverage, 1e-12)[:, None]
@@ -210,9 +201,9 @@ def _probe_together(
     blocks = [
         np.eye(item.classes)[item.values] if item.classes else item.values for item in factors
     ]
-    ends = np.cumsum([block.shape[1] for block in blocks]).tolist()
-    spans = [slice(*ends) for ends in pairwise([0, *ends])]
-    quantity = np.repeat([not item.classes for item in factors], np.diff([0, *ends]))
+    widths = [block.shape[1] for block in blocks]
+    spans = [slice(*ends) for ends in pairwise(np.cumsum([0, *widths]).tolist())]
+    quantity = np.repeat([not item.classes for item in factors], widths)
     true = np.hstack(blocks)
     targets = np.stack([true, true[order]])  # (2, N, T): true values, shuffled ones
     linear, bent = np.zeros_like(targets), np.zeros_like(targets)
@@ -247,14 +238,13 @@ def _probe_together(
 
 def _regress(known: Floats, targets: Floats, asked: Floats) -> Floats:
     """Ridge regression of true values and of shuffled ones (2, N, T) at once."""
-    columns = np.hstack((targets[0], targets[1]))
-    return np.stack(np.hsplit(ridge_predictions(known, columns, asked), 2))
+    return np.stack(np.hsplit(ridge_predictions(known, np.hstack([*targets]), asked), 2))
 
 
 def _classify(known: Floats, targets: Floats, asked: Floats, seed: int) -> Floats:
     """Logistic regression of true and of shuffled classes; the true ones choose the penalty."""
     order = np.random.default_rng(seed).permutation(len(known))
-    held, kept = order[: len(order) // 4], order[len(order) // 4 :]
+    held, kept = np.split(order, [len(order) // 4])
     true = targets[0]
 
     def score(inverse: float) -> float:

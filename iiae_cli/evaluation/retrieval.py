@@ -34,7 +34,6 @@ PRECISION_CUTOFFS = (100, 200)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
 CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
 _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
-_BASELINE_SIDE = 32  # pixels
 
 Floats: TypeAlias = NDArray[np.float64]
 EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
@@ -54,12 +53,14 @@ def both_means(pairs: EncodedPairs, kind: LatentKind) -> tuple[NDArray[Any], NDA
     return pairs["x"].mean(kind), pairs["y"].mean(kind)
 
 
-def _kinds(pairs: EncodedPairs) -> tuple[LatentKind, ...]:
-    return ("shared",) if pairs["x"].exclusive_mean is None else ("shared", "exclusive")
+def _means(pairs: EncodedPairs) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    kinds: tuple[LatentKind, ...] = ("shared", "exclusive")
+    kinds = kinds[:1] if pairs["x"].exclusive_mean is None else kinds
+    return {kind: both_means(pairs, kind) for kind in kinds}
 
 
 def direction_name(source: Domain, target: Domain) -> str:
-    """`x_to_y` or `y_to_x`."""
+    """As in figures: `x_to_y`."""
     return f"{source}_to_{target}"
 
 
@@ -86,9 +87,7 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
 
 def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric) -> dict[str, Directions]:
     """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the `baseline`."""
-    figures: dict[str, Directions] = {
-        kind: retrieval_figures(*both_means(pairs, kind), metric) for kind in _kinds(pairs)
-    }
+    figures = {kind: retrieval_figures(*both, metric) for kind, both in _means(pairs).items()}
     baseline = baseline_figures(split, metric)
     return figures if baseline is None else {**figures, "baseline": baseline}
 
@@ -102,22 +101,19 @@ def baseline_figures(split: Split, metric: Metric) -> Directions | None:
 
 
 def baseline_vectors(rows: NDArray[Any]) -> Floats:
-    """Features as they are; pictures as small grey ones, each z-scored: (N, …) → (N, P).
+    """Features as they are; pictures as grey ones of 32×32, each z-scored: (N, …) → (N, P).
 
     So Euclidean distance ranks pictures as correlation does.
     """
     if rows.ndim == 2:
         return rows.astype(np.float64)
-    blocks = [np.empty((0, _BASELINE_SIDE**2))]
+    channels = rows.shape[-1]
+    grey = [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels
+    weights = torch.tensor(grey, dtype=torch.float64)[:, None, None]
+    blocks = []
     for start in range(0, len(rows), 1024):
-        size = (_BASELINE_SIDE, _BASELINE_SIDE)
-        pictures = to_inputs(rows[start : start + 1024], size).double()
-        if pictures.shape[1] == 3:
-            weights = pictures.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
-            grey = (pictures * weights).sum(dim=1)
-        else:
-            grey = pictures.mean(dim=1)
-        pixels = grey.flatten(1).numpy()
+        pictures = to_inputs(rows[start : start + 1024], (32, 32)).double()
+        pixels = (pictures * weights).sum(dim=1).flatten(1).numpy()
         pixels = pixels - pixels.mean(axis=1, keepdims=True)
         spread = pixels.std(axis=1, keepdims=True)
         blocks.append(pixels / np.where(spread > 0, spread, 1.0))
@@ -140,16 +136,11 @@ class ClassRanking:
     by_query: dict[str, Floats]
     without_relevant: int  # queries left out: nothing in the gallery has their class
 
-    @property
-    def average_precision(self) -> Floats:
-        """Over the whole ranking (Q,)."""
-        return self.by_query["map@all"]
-
     def figures(self) -> dict[str, float]:
         """Means over queries, as `evaluate --json` names them."""
         means = {name: float(values.mean()) for name, values in self.by_query.items()}
-        counts = {"n": len(self.average_precision), "without_relevant": self.without_relevant}
-        return {**means, **counts}
+        count = len(self.by_query["map@all"])
+        return {**means, "n": count, "without_relevant": self.without_relevant}
 
 
 def rank_by_class(
@@ -166,14 +157,12 @@ def rank_by_class(
     default as many as torch's, rank chunks of queries that bound the memory. Latents that are not
     finite are an error, and so are queries without any relevant item.
     """
-    texts = np.asarray([*query_labels, *gallery_labels], dtype=np.str_)
-    codes = np.unique(texts, return_inverse=True)[1]
+    codes = np.unique([*query_labels, *gallery_labels], return_inverse=True)[1]
     query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
     kept = np.isin(query_codes, gallery_codes)
     if not kept.any():
-        raise IiaeError(
-            "no query has an item of its class in the gallery", "check the labels of both domains"
-        )
+        message = "no query has an item of its class in the gallery"
+        raise IiaeError(message, "check the labels of both domains")
     vectors, query_codes = _unit(queries, "queries")[kept], query_codes[kept]
     columns = np.ascontiguousarray(_unit(gallery, "the gallery").T)
     size = len(gallery_codes)
@@ -233,38 +222,28 @@ def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> Directions:
     """`rank_by_class` in both directions; the two domains may differ in length."""
-    return {
-        "x_to_y": rank_by_class(x, y, x_labels, y_labels).figures(),
-        "y_to_x": rank_by_class(y, x, y_labels, x_labels).figures(),
-    }
+    there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
+    return {"x_to_y": rank_by_class(*there).figures(), "y_to_x": rank_by_class(*back).figures()}
 
 
 def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
-    """`raw` rows as they are, features also `centred`: each domain on its mean over `train`.
-
-    Empty if the domains' widths differ.
-    """
+    """Raw rows, and features centred on their domain's mean over `train`; none if widths differ."""
     x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
     labels = split.x.labels or [], split.y.labels or []
     if x.shape[1] != y.shape[1]:
         return {}
-    figures = {"raw": class_retrieval(x, y, *labels)}
+    figures = {"baseline_raw": class_retrieval(x, y, *labels)}
     if split.x.rows.ndim == 2 and len(train.x) and len(train.y):
         means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x.rows, train.y.rows))
-        figures["centred"] = class_retrieval(x - next(means), y - next(means), *labels)
+        figures["baseline_centred"] = class_retrieval(x - next(means), y - next(means), *labels)
     return figures
 
 
 def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
     """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
     labels = split.x.labels or [], split.y.labels or []
-    figures: dict[str, Any] = {
-        kind: class_retrieval(*both_means(pairs, kind), *labels) for kind in _kinds(pairs)
-    }
-    figures = {**figures.pop("shared"), **figures}
-    for name, baseline in class_baselines(train, split).items():
-        figures[f"baseline_{name}"] = baseline
-    return figures
+    figures = {kind: class_retrieval(*both, *labels) for kind, both in _means(pairs).items()}
+    return {**figures.pop("shared"), **figures, **class_baselines(train, split)}
 
 
 # ---- exclusive latents

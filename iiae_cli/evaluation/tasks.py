@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import DataFile, Seen, Split, class_list_hash, refuse_leak
+from iiae_cli.evaluation.figures import Task
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs.weights import LoadedModel
 
-Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 
-
-def choose_tasks(
-    asked: Task | None, report: bool, file: DataFile, loaded: LoadedModel
-) -> list[Task]:
+def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
     """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
-    asked = asked or ("all" if report else None)
     by_class, generative = file.info.by_class, loaded.model.generative
     if not generative and asked in ("translation", "disentanglement"):
         kind = loaded.config.objective.kind
@@ -28,11 +24,10 @@ def choose_tasks(
     if asked in ("retrieval", "translation") and by_class:
         message = f"{file.path} is paired by class: no row has a partner of its own"
         raise IiaeError(message, "measure retrieval by class: iiae evaluate --task zero-shot")
-    if asked is None or (asked == "all" and not generative):
-        return ["zero-shot" if by_class else "retrieval"]
-    if asked == "all" and by_class:
-        return ["zero-shot", "disentanglement"]
-    return ["retrieval", "translation", "disentanglement"] if asked == "all" else [asked]
+    if asked is not None and asked != "all":
+        return [asked]
+    tasks: list[Task] = ["zero-shot"] if by_class else ["retrieval", "translation"]
+    return [*tasks, "disentanglement"] if asked and generative else tasks[:1]
 
 
 def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) -> Metric:
@@ -49,9 +44,9 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     """What is measured on: rows with labels, or aligned pairs; anything else is an error."""
     split = file.split(name)
     if split.pair_count == 0 or not len(split.y):
-        have = [f"{other} ({count})" for other, count in file.info.counts.items() if count]
+        others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"
-        raise IiaeError(message, f"choose another --split: {', '.join(have)}")
+        raise IiaeError(message, f"choose another --split: {others}")
     if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
         message = f"split '{name}' of {file.path} has no labels"
         raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
@@ -63,10 +58,8 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     if split.pairs is None:
         return split
     if "retrieval" in tasks:
-        console.warn(
-            "pictures recur in several pairs: "
-            "recall counts one of several equal partners as the true one"
-        )
+        rule = "recall counts one of several equal partners as the true one"
+        console.warn(f"pictures recur in several pairs: {rule}")
     return split.take_pairs(np.arange(split.pair_count))
 
 
@@ -74,13 +67,8 @@ def check_judge(loaded: LoadedModel, file: DataFile, split: Split, tasks: list[T
     """Refuse --judge if there is nothing for it to read."""
     if "translation" not in tasks:
         raise IiaeError("--judge reads translations, and none are made", "add --task translation")
-    message = None
-    if loaded.size is None:
-        message = "--judge reads pictures, and this model translates features"
-    elif split.x.labels is None or split.y.labels is None:
-        message = f"{file.path} has no labels to train a judge by"
-    if message is not None:
-        raise IiaeError(message, "leave --judge out")
+    if loaded.size is None or split.x.labels is None or split.y.labels is None:
+        raise IiaeError(f"{file.path} has no pictures with labels to judge by", "leave --judge out")
 
 
 def protocol_of(
@@ -101,14 +89,11 @@ def protocol_of(
     refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
     leak = backbone.leak(classes)
     if leak:
-        seen_classes = f"{len(leak)} of {count} classes: {', '.join(leak)}"
-        console.warn(f"not zero-shot: the backbone has seen {seen_classes}")
+        console.warn(f"not zero-shot: the backbone has seen {len(leak)}/{count}: {', '.join(leak)}")
     trained = loaded.details.get("train_classes")
     seen = None if trained is None else sorted({*trained} & {*classes})
     if seen:
-        console.warn(
-            f"not zero-shot: the model was trained on {len(seen)} of these {count} classes"
-        )
+        console.warn(f"not zero-shot: the model was trained on {len(seen)}/{count} classes")
     means = "each domain minus its mean over the training split"
     return {
         "x": len(split.x),

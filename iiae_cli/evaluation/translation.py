@@ -29,8 +29,6 @@ Latents: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
 
 SWAP_ROWS = 1000  # at most; recall's gallery is as large
-_SSIM_MARGIN = 5  # pixels around a window's centre; the window is a Gaussian of σ = 1.5
-_HIGHER_IS_BETTER = frozenset({"ssim"})
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,14 @@ class Subject:
 
     def parts(self, count: int) -> Iterator[slice]:
         """Batches of so many rows."""
-        for start in range(0, count, self.batch_size):
-            yield slice(start, start + self.batch_size)
+        return (slice(s, s + self.batch_size) for s in range(0, count, self.batch_size))
 
     def samples(self, count: int) -> list[Latents]:
         """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
         exclusive_dim, rows = self.trained.network.exclusive_dim, range(len(self.split.x))
         if not exclusive_dim:
             return []
-        drawn = prior_samples(count, rows, exclusive_dim, self.seed).numpy()
-        return list(drawn.transpose(1, 0, 2))
+        return [*prior_samples(count, rows, exclusive_dim, self.seed).numpy().swapaxes(0, 1)]
 
     def decoded(
         self, domain: Domain, shared: Latents, exclusive: Latents | None
@@ -87,25 +83,17 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    if min(wanted.shape[-2:]) <= 2 * _SSIM_MARGIN:
+    if min(wanted.shape[-2:]) < 11:
         return wanted.new_full((len(wanted),), math.nan)
+    first, second = ((pictures.float() + 1) / 2 for pictures in (translated, wanted))
     _, windows = structural_similarity_index_measure(
-        (translated.float() + 1) / 2,
-        (wanted.float() + 1) / 2,
-        data_range=1.0,
-        reduction="none",
-        return_full_image=True,
+        first, second, data_range=1.0, reduction="none", return_full_image=True
     )
-    inside = slice(_SSIM_MARGIN, -_SSIM_MARGIN)
-    return windows[..., inside, inside].flatten(1).mean(dim=1)
-
-
-FEATURE_MEASURES: Mapping[str, Measure] = {"l1": l1}
-PICTURE_MEASURES: Mapping[str, Measure] = {"l1": l1, "ssim": ssim}
+    return windows[..., 5:-5, 5:-5].flatten(1).mean(dim=1)  # windows of 11×11
 
 
 def translation_figures(
-    subject: Subject, measures: Mapping[str, Measure] = FEATURE_MEASURES, samples: int = 0
+    subject: Subject, measures: Mapping[str, Measure], samples: int = 0
 ) -> dict[str, Figures]:
     """How close each row's translation comes to its partner, per direction; None if not finite.
 
@@ -122,7 +110,7 @@ def translation_figures(
             entry["samples"] = len(sampled)
             for name in measures:
                 values = np.stack([by_name[name] for by_name in sampled])  # (samples, N)
-                best = values.max(axis=0) if name in _HIGHER_IS_BETTER else values.min(axis=0)
+                best = values.max(axis=0) if name == "ssim" else values.min(axis=0)
                 entry |= {f"{name}_mean": _mean(values), f"{name}_best": _mean(best)}
         figures[direction_name(*way)] = {**entry, "n": len(subject.split.x)}
     return figures
@@ -137,9 +125,8 @@ def _measured(
     """Every measure (N,) of translations against the partners."""
     rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
-    for part, outputs in zip(
-        subject.parts(len(rows)), subject.translated(way, exclusive), strict=True
-    ):
+    translated = subject.translated(way, exclusive)
+    for part, outputs in zip(subject.parts(len(rows)), translated, strict=True):
         wanted = subject.trained.inputs(rows[part])
         for name, measure in measures.items():
             values[name].append(measure(outputs, wanted).double().cpu().numpy())
@@ -159,10 +146,13 @@ def swap_figures(
 ) -> dict[str, Figures]:
     """Shared means decoded with the exclusive means of other rows, and encoded again.
 
-    The encoders should read both again: in the other domain of a translation, in the same one of a
-    visual analogy. A translation then goes home with the exclusive mean that it came with.
+    Translations then go home with the exclusive mean that they came with.
     """
     split, pairs = subject.split, subject.pairs
+
+    def recall(queries: Latents, gallery: Latents) -> float:
+        return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)
+
     figures: dict[str, Figures] = {}
     for source, target in product(DOMAINS, DOMAINS):
         counts = len(split.side(source)), len(split.side(target))
@@ -176,18 +166,18 @@ def swap_figures(
         again, _ = _decode_and_encode(subject, target, content, manner)
         shared = again.mean("shared")
         entry: Figures = {
-            "shared_recall@1": _recall(shared, content, metric),
+            "shared_recall@1": recall(shared, content),
             "shared_distance": moved(shared, content),
         }
         if again.exclusive_mean is not None and manner is not None:
             apart = moved(again.exclusive_mean, manner)
-            entry["exclusive_recall@1"] = _recall(again.exclusive_mean, manner, metric)
+            entry["exclusive_recall@1"] = recall(again.exclusive_mean, manner)
             # Two rows lie √2 standard deviations apart.
             entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
         if source != target:
             home = split.side(source).rows[contents]
             back, error = _decode_and_encode(subject, source, shared, own, home)
-            entry["return_recall@1"] = _recall(back.mean("shared"), content, metric)
+            entry["return_recall@1"] = recall(back.mean("shared"), content)
             entry["return_distance"] = moved(back.mean("shared"), content)
             entry["round_trip_l1"] = error
         figures[direction_name(source, target)] = {**entry, "n": len(content)}
@@ -230,15 +220,8 @@ def _decode_and_encode(
 
 
 def moved(latents: Latents, given: Latents) -> float | None:
-    """How far latents are from where they began: 0 there, 1 as far as another row (RMS).
-
-    None if all began in one place.
-    """
+    """How far latents are from where they began, 1 as far as another row; None if all are one."""
     between = 2.0 * given.astype(np.float64).var(axis=0).sum()
     if between <= 0:
         return None
     return float(np.sqrt(((latents.astype(np.float64) - given) ** 2).sum(axis=1).mean() / between))
-
-
-def _recall(queries: Latents, gallery: Latents, metric: Metric) -> float:
-    return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)

@@ -211,9 +211,8 @@ def class_tables(pairs: EncodedPairs, split: Split) -> list[Table]:
     for source, target in DIRECTIONS:
         labels, others = (np.asarray(split.side(domain).labels) for domain in (source, target))
         queries, gallery = pairs[source].mean("shared"), pairs[target].mean("shared")
-        precision = rank_by_class(
-            queries, gallery, labels.tolist(), others.tolist()
-        ).average_precision
+        ranking = rank_by_class(queries, gallery, labels.tolist(), others.tolist())
+        precision = ranking.by_query["map@all"]
         known = labels[np.isin(labels, others)]  # of the rows that have a precision
         names, codes, counts = np.unique(known, return_inverse=True, return_counts=True)
         means = np.bincount(codes, precision) / counts

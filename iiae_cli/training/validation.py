@@ -24,7 +24,7 @@ from iiae_cli.evaluation.retrieval import (
     exclusive_kl,
     retrieval_figures,
 )
-from iiae_cli.evaluation.translation import Subject, translation_figures
+from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.runs.directory import RunDir
@@ -131,7 +131,7 @@ def validate(
         x_to_y, y_to_x = _recall(pairs, "exclusive", best)
         hits = round(x_to_y * count), round(y_to_x * count)
     if trained.network.generative:
-        guided = _both(translation_figures(Subject(trained, pairs, split)), "l1")
+        guided = _both(translation_figures(Subject(trained, pairs, split), {"l1": l1}), "l1")
     return Validation(recalls[best], nats, {"pairs": count}, hits, guided, best)
 
 
@@ -140,7 +140,7 @@ def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | Non
     if data.validation is None:
         return None
     if data.by_class:
-        centred = class_baselines(data.train, data.validation).get("centred")
+        centred = class_baselines(data.train, data.validation).get("baseline_centred")
         return None if centred is None else _both(centred, "map@all")
     figures = baseline_figures(data.validation, "cosine" if metric == "auto" else metric)
     return None if figures is None else _both(figures, "recall@1")

@@ -61,8 +61,8 @@ def test_what_is_not_key_value_is_refused(text):
         parse_gates([f"{RECALL}=0.5", text])
     assert caught.value.message == f"--fail-under {text} is not KEY=VALUE"
     assert caught.value.hint.startswith("write --fail-under retrieval.")
-    with pytest.raises(IiaeError, match="--fail-over one, two=x is not KEY=VALUE"):
-        parse_gates([], ["one", "fine=1", "two=x"])
+    with pytest.raises(IiaeError, match=f"--fail-over {text} is not KEY=VALUE"):
+        parse_gates([], ["fine=1", text])
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,11 @@ def test_what_is_not_key_value_is_refused(text):
 def test_an_unknown_key_gets_near_matches(key, near):
     with pytest.raises(IiaeError, match="there is no figure") as caught:
         failed_gates(parse_gates([f"{key}=1"]), FIGURES)
-    start, matches = caught.value.hint.split(": ")
-    assert start == "near matches" and near in matches.split(", ")
+    assert near in caught.value.hint.removeprefix("figures: ").split(", ")
 
 
-def test_all_unknown_keys_are_named_and_all_figures_where_nothing_is_near():
-    gates = parse_gates(["zebra=1", f"{RECALL}=2", "note=1", "flag=1", "zebra=2"])
-    with pytest.raises(IiaeError) as caught:
-        failed_gates(gates, FIGURES)
-    assert caught.value.message == "there is no figure 'zebra', 'note', 'flag'"
+@pytest.mark.parametrize("key", ["zebra", "note", "flag"])
+def test_all_figures_are_named_where_nothing_is_near(key):
+    with pytest.raises(IiaeError, match=f"there is no figure '{key}'") as caught:
+        failed_gates(parse_gates([f"{key}=1"]), FIGURES)
     assert caught.value.hint == f"figures: {', '.join(dotted_figures(FIGURES))}"
-    with pytest.raises(IiaeError) as caught:
-        failed_gates(parse_gates(["a=1"]), {})
-    assert caught.value.hint == "figures: none was measured"

@@ -23,6 +23,7 @@ from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
 # v0.1 compares the outputs of these ReLUs in torchvision's `features`.
+NETS = tuple(BACKBONES)
 COMPARED = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
 SHIFT, SCALE = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
 
@@ -65,7 +66,7 @@ def files(tmp_path_factory):
 
 def measure(files, net):
     """LPIPS by the weights of one file."""
-    (measured,) = lpips_measures([files[net]], nets=[net]).values()
+    (measured,) = lpips_measures([files[net]], "cpu", [net]).values()
     return measured
 
 
@@ -135,7 +136,7 @@ def cache_file(net):
 
 
 def test_without_weights_a_warning_names_the_file_and_its_place(capsys):
-    assert lpips_measures([]) == {}
+    assert lpips_measures([], "cpu", NETS) == {}
     lines = capsys.readouterr().err.splitlines()
     for line, (net, backbone) in zip(lines, BACKBONES.items(), strict=True):
         path = cache_file(net)
@@ -154,8 +155,8 @@ def test_weights_are_found_in_torchs_cache_and_given_ones_go_first(files, alex):
     a, b = pictures(), pictures(seed=1)
     state = torch.load(files["alex"], weights_only=True)
     torch.save({name: value * 0.5 for name, value in state.items()}, cache_file("alex"))
-    cached = lpips_measures([])
-    given = lpips_measures([files["alex"]])
+    cached = lpips_measures([], "cpu", NETS)
+    given = lpips_measures([files["alex"]], "cpu", NETS)
     assert list(cached) == list(given) == ["lpips"]
     torch.testing.assert_close(given["lpips"](a, b), alex(a, b))
     assert not torch.allclose(cached["lpips"](a, b), alex(a, b))
@@ -164,7 +165,7 @@ def test_weights_are_found_in_torchs_cache_and_given_ones_go_first(files, alex):
 def test_a_bad_cache_is_warned_of(files, capsys):
     cache_file("alex").write_bytes(files["alex"].read_bytes()[:5000])
     cache_file("vgg").symlink_to(files["alex"])
-    assert lpips_measures([]) == {}
+    assert lpips_measures([], "cpu", NETS) == {}
     damaged, other = capsys.readouterr().err.splitlines()
     assert "cannot be read as weights" in damaged and "does not hold vgg16" in other
 
@@ -187,7 +188,7 @@ def test_a_given_file_that_does_not_fit_is_an_error(tmp_path, name, message):
     torch.save({"features.0.weight": Harmful()}, tmp_path / "pickle.pth")
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
     with pytest.raises(IiaeError, match=message) as caught:
-        lpips_measures([tmp_path / name])
+        lpips_measures([tmp_path / name], "cpu", NETS)
     assert str(tmp_path) in caught.value.message and ".pth" in caught.value.hint
 
 

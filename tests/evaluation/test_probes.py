@@ -11,6 +11,7 @@ from iiae_cli.evaluation.probes import (
     MAX_CLASSES,
     MAX_CODES,
     MAX_DIMENSIONS,
+    PENALTIES,
     ProbeScore,
     draw_folds,
     probe,
@@ -211,9 +212,8 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
     inputs, asked = normal(41, rows, width), normal(42, 20, width)
     inputs[:, 0] = 3.0
     columns = inputs[:, 1:4] + normal(43, rows, 3) * [0.1, 1, 5] + 4
-    penalties = np.logspace(-2, 5, 15)
-    oracle = RidgeCV(alphas=penalties, alpha_per_target=True).fit(inputs, columns)
-    predicted = ridge_predictions(inputs, columns, asked, penalties)
+    oracle = RidgeCV(alphas=PENALTIES, alpha_per_target=True).fit(inputs, columns)
+    predicted = ridge_predictions(inputs, columns, asked)
     np.testing.assert_allclose(predicted, oracle.predict(asked), atol=1e-8)
 
 
@@ -222,7 +222,9 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
 NONE = np.empty(0)
 
 
-def objects(*texts):
+def words(**counts):
+    """Texts, each so many times; `_` is the empty one."""
+    texts = [text.strip("_") for text, count in counts.items() for _ in range(count)]
     return np.array(texts, dtype=object)
 
 
@@ -232,38 +234,37 @@ def objects(*texts):
         (np.array([[1, 2], [3, 4]], np.uint8), 0),
         (np.zeros((3, 2, 2)), 0),
         (np.array([0.5, 1.0]), 0),
-        (objects("ink", "chalk", "ink"), 2),
-        (np.array([True, False]), 2),
-        (np.arange(MAX_CODES), MAX_CODES),
+        (words(ink=5, chalk=6), 2),
+        (np.array([True, False] * 5), 2),
+        (np.repeat(np.arange(MAX_CODES), 5), MAX_CODES),
         (np.arange(MAX_CODES + 1), 0),
-        (np.arange(MAX_CODES, dtype=float), 0),
+        (np.repeat(np.arange(MAX_CODES, dtype=float), 5), 0),
     ],
 )
 def test_numbers_are_quantities_words_and_few_codes_are_classes(values, classes):
-    factor = read_factor("factor", values, NONE, least=1)
+    factor = read_factor("factor", values, NONE)
     assert factor.classes == classes and factor.known.all()
     if not classes:
         assert factor.values.shape == (len(values), values[0].size)
-    assert read_factor("class", np.arange(MAX_CODES + 1), NONE, least=1).classes == MAX_CODES + 1
+    many = np.repeat(np.arange(MAX_CODES + 1), 5)
+    assert read_factor("class", many, NONE).classes == MAX_CODES + 1
 
 
 def test_empty_texts_nan_and_rare_classes_are_unknown():
-    line = read_factor("line", np.array([0.5, np.nan, np.inf]), NONE, least=1)
+    line = read_factor("line", np.array([0.5, np.nan, np.inf]), NONE)
     assert line.known.tolist() == [True, False, False]
-    pen = read_factor("pen", objects("ink", "", "chalk", "ink", "quill"), NONE, least=1)
-    assert pen.values.tolist() == [1, -1, 0, 1, 2]
-    rare = read_factor("pen", objects("a", "a", "b", "c", "c"), NONE, least=2)
-    assert rare.classes == 2 and rare.known.tolist() == [True, True, False, True, True]
-    many = objects(*[f"c{code:03d}" for code in range(MAX_CLASSES + 5)], *["c054"] * 3)
-    factor = read_factor("pen", many, NONE, least=1)
+    pen = read_factor("pen", words(ink=5, _=7, quill=4, chalk=6), NONE)
+    assert pen.values.tolist() == [1] * 5 + [-1] * 11 + [0] * 6
+    many = words(**{f"c{code:03d}": 5 + (code == 54) for code in range(MAX_CLASSES + 5)})
+    factor = read_factor("pen", many, NONE)
     assert factor.classes == MAX_CLASSES and factor.known[-1]
-    assert factor.known.sum() == MAX_CLASSES + 3
+    assert factor.known.sum() == 5 * MAX_CLASSES + 1
 
 
 def test_rows_to_learn_from_follow_and_what_is_strange_in_them_is_unknown():
-    pen = read_factor("pen", objects("a", "b"), objects("b", "z", ""), least=1)
-    assert pen.values.tolist() == [0, 1, 1, -1, -1]
+    pen = read_factor("pen", words(a=5, b=5), words(b=1, z=1, _=1))
+    assert pen.values.tolist() == [0] * 5 + [1] * 6 + [-1, -1]
     line = read_factor("line", np.array([[1.0], [2.0]]), np.array([[3.0]]))
     assert line.values.ravel().tolist() == [1, 2, 3]
-    for unlike in (objects("a"), np.ones((1, 2)), np.full(1, np.nan)):
+    for unlike in (words(a=1), np.ones((1, 2)), np.full(1, np.nan)):
         assert read_factor("line", np.ones(2), unlike).known.tolist() == [True, True, False]
