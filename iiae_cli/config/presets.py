@@ -21,17 +21,11 @@ from pydantic import ValidationError
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
-from iiae_cli.config.schema import Config
+from iiae_cli.config.schema import Config, TrainingSection
 
 # Environment names beside the general form IIAE_SECTION__KEY.
-_SHORT_NAMES = {
-    f"IIAE_{name.upper()}": f"training.{name}"
-    for name in (
-        *("steps", "epochs", "batch_size", "seed", "device"),
-        *("precision", "compile", "deterministic", "threads"),
-    )
-}
-_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/paths.py
+_SHORT_NAMES = {f"IIAE_{name.upper()}": f"training.{name}" for name in TrainingSection.model_fields}
+_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/files.py
 
 # A later layer's choice of one takes back an earlier layer's choice of the other.
 _EXCLUSIVE = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
