@@ -72,21 +72,16 @@ def _shrunk(centred: Floats, shrinkage: float) -> Floats:
 
 
 def two_covariance_map(
-    x: NDArray[Any],
-    y: NDArray[Any],
-    labels_x: Sequence[str],
-    labels_y: Sequence[str],
-    dim: int,
-    shrinkage: float,
+    x: NDArray[Any], y: NDArray[Any], labels: Sequence[Sequence[str]], dim: int, shrinkage: float
 ) -> Floats:
     """Weights (S, F): the S widest directions after isotropic within-class variation.
 
     In the linear-Gaussian model x = V z^s + W z^x + noise the shared posterior mean weighs down
     what varies within a class. That is estimated around each class's mean, in which both domains
     count alike, so that their gap is part of it; few rows estimate it badly, hence the shrinkage.
-    Rows (N, F) are centred by domain. Outputs have unit variance; what exceeds F is zero.
+    Rows (N, F) of either domain are centred. Outputs have unit variance; what exceeds F is zero.
     """
-    classes, codes = np.unique(np.concatenate([labels_x, labels_y]), return_inverse=True)
+    classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     rows = np.concatenate([x, y]).astype(np.float64)
     means = np.zeros((len(classes), rows.shape[1]))
     domains = np.zeros(len(classes))  # in which a class occurs

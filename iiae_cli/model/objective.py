@@ -124,13 +124,11 @@ def bound(
     |x̂ − x| (`l1`, pictures) or (x̂ − x)² (`l2`, features).
     """
 
+    size = torch.abs if reconstruction == "l1" else torch.square
+
     def errors(decoded: ByDomain, posteriors: Posteriors) -> ByDomain:
         differences = {d: full(mean) - full(posteriors.inputs[d]) for d, mean in decoded.items()}
-        return {
-            domain: reconstruction_weight
-            * (error.abs() if reconstruction == "l1" else error.square()).mean()
-            for domain, error in differences.items()
-        }
+        return {d: reconstruction_weight * size(error).mean() for d, error in differences.items()}
 
     terms = [
         Term("reconstruction", weights.reconstruction, lambda q, p: errors(p.mean, q)),

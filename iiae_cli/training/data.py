@@ -183,7 +183,7 @@ def _start_two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> 
             model.read(d, _tensor(rows)).numpy() for d, rows in zip(DOMAINS, pairs, strict=True)
         )
     dim = model.shared_shape[0]
-    weight = _tensor(two_covariance_map(x, y, *labels, dim, shrinkage)).float()
+    weight = _tensor(two_covariance_map(x, y, labels, dim, shrinkage)).float()
     bias = torch.zeros(dim)
     start_linear_paths(model, {"x": weight, "y": weight}, {"x": bias, "y": bias})
 

@@ -102,14 +102,14 @@ def two_classes(count=4000, gap=0.0):
         rows[:, 0] += 2.0 * labels - 1.0
         rows[:, 2] += offset
     names = [str(label) for label in labels]
-    return x, y, names, names
+    return x, y, [names, names]
 
 
 def test_the_map_makes_variation_within_classes_isotropic():
-    x, y, labels, _ = two_classes()
-    weight = two_covariance_map(x, y, labels, labels, 3, 1e-9)
+    x, y, labels = two_classes()
+    weight = two_covariance_map(x, y, labels, 3, 1e-9)
     mapped = np.concatenate([x, y]) @ weight.T
-    first = np.array([*labels, *labels]) == "1"
+    first = np.concatenate(labels) == "1"
     groups = [mapped[first], mapped[~first]]
     within = np.cov(np.concatenate([group - group.mean(0) for group in groups]).T)
     np.testing.assert_allclose(within, np.eye(3) * within[0, 0], atol=0.02 * within[0, 0])
@@ -123,8 +123,8 @@ def test_the_gap_between_domains_counts_as_variation_within_a_class():
 
 
 def test_much_shrinkage_leaves_principal_components():
-    x, y, labels, _ = two_classes()
-    weight = two_covariance_map(x, y, labels, labels, 2, 1e9)
+    x, y, labels = two_classes()
+    weight = two_covariance_map(x, y, labels, 2, 1e9)
     _, vectors = np.linalg.eigh(np.cov(np.concatenate([x, y]).T))
     directions = weight / np.linalg.norm(weight, axis=1, keepdims=True)
     np.testing.assert_allclose(abs(directions @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-3)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from helpers import small_batch
 
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.config.schema import ObjectiveSection
 from iiae_cli.extensions.terms import (
     contrastive_term,
     dependence,
@@ -163,6 +162,5 @@ def test_the_term_compares_with_the_partner():
 
 @pytest.mark.parametrize("kind", ["ii", "infonce"])
 def test_objectives_without_exclusive_latents_refuse_it(kind):
-    settings = set_layer(["objective.independence=1", f"objective.kind={kind}"])
-    with pytest.raises(IiaeError, match="independence"):
-        resolve([*preset_layers("digits-cdcb"), settings])
+    with pytest.raises(ValueError, match="independence"):
+        ObjectiveSection(independence=1, kind=kind)
