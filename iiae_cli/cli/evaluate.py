@@ -98,8 +98,7 @@ def command(
     ] = False,
     samples: Annotated[int, option("Sampled outputs per input.", panel=TRANSLATION, min=0)] = 3,
     lpips: Annotated[
-        Literal["alex", "vgg", "both", "none"],
-        option("LPIPS by these networks.", panel=TRANSLATION),
+        Literal["alex", "vgg", "both", "none"], option("LPIPS by these.", panel=TRANSLATION)
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,

@@ -1,8 +1,5 @@
 """The paper's published figures (Hwang et al., NeurIPS 2020; Tables 2 to 6) beside a run's own.
 
-Every published figure carries the dotted key of its counterpart among `evaluate`'s. Figures are
-fractions in [0, 1]; LPIPS as it is. What the paper leaves blank has no row.
-
 Domain x is CB of MNIST-CDCB, the aerial picture S of Maps, the photo F of Facades, the sketch of
 Sketchy. So CD→CB is y→x, and the paper's zero-shot figures, sketches looking for photos, are x→y.
 Table 4 was measured on "bimodal" Cars, not on the 23 views of Tables 1 and 9, by "the updated
@@ -124,8 +121,7 @@ def paper_rows(
 ) -> list[PaperRow]:
     """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
 
-    Table 6 has a row for each objective; ours stands beside the one that the run was trained with.
-    `picture_size` (H, W) is what the model works at.
+    In Table 6 ours stands beside the objective of the run. `picture_size` (H, W) is the model's.
     """
     measured, split = dotted_figures(figures), protocol["split"]
     rows = []

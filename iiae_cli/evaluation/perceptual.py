@@ -35,8 +35,6 @@ Array: TypeAlias = NDArray[Any]
 
 JUDGE_STEPS = 1500
 _JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
-_JUDGE_BATCH = 64
-_LEARNING_RATE = 2e-3
 
 
 # ---- LPIPS
@@ -58,10 +56,9 @@ BACKBONES: dict[LpipsNet, _Backbone] = {
 def lpips_measures(
     files: Sequence[Path], device: torch.device | str, nets: Sequence[LpipsNet]
 ) -> dict[str, Measure]:
-    """Measures by the figure's name, of networks whose weights are given or in torch's hub cache.
+    """Measures by figure, of networks whose weights are given or in torch's hub cache.
 
-    A file is recognised by what it holds; one of neither network is an error. Nothing is
-    downloaded.
+    A file is recognised by what it holds. Nothing is downloaded.
     """
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
@@ -82,8 +79,8 @@ def _cache() -> Path:
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:
     """LPIPS v0.1 (Zhang et al., CVPR 2018), "the updated version" of the paper.
 
-    Grey is repeated, channels past the third are left out. Pictures too small for the network are
-    enlarged bilinearly by a whole factor; such figures compare among themselves only.
+    Grey is repeated, channels past the third are left out. Small pictures are enlarged bilinearly
+    by a whole factor; such figures compare among themselves only.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -202,13 +199,13 @@ def train_judge(
     low, span = table.min(axis=0), np.ptp(table, axis=0)
     span[span == 0] = 1
     wanted = torch.from_numpy((table - low) / span).to(device)
-    order = PairOrder(len(rows), min(_JUDGE_BATCH, len(rows)), seed)
+    order = PairOrder(len(rows), min(64, len(rows)), seed)
     with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
         torch.manual_seed(seed)
         network = _Network(rows.shape[-1], len(classes), width).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
+        optimizer = torch.optim.Adam(network.parameters())
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             chosen = order.indices(step)
             scores, read = network(trained.inputs(rows[chosen]))
             loss = functional.cross_entropy(scores, codes[chosen])

@@ -37,7 +37,6 @@ MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantit
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
 PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
-_INVERSE_PENALTIES = (0.01, 1.0)
 _BUMPS = 300
 _BUMP_DIMENSIONS = 32
 _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
@@ -120,10 +119,10 @@ def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
 def probe(
     latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0
 ) -> dict[str, ProbeScore | None]:
-    """Scores of every factor of latents (N, S) by name; latents that are not finite are an error.
+    """Scores of every factor of latents (N, S) by name; `folds` (N,) are those of `draw_folds`.
 
     None: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or a
-    class of a single group of rows. `folds` (N,) are those of `draw_folds`.
+    class of a single group of rows.
     """
     if not np.isfinite(latents).all():
         hint = "train with a lower optimizer.lr, or keep an earlier step"
@@ -149,8 +148,7 @@ def probe(
 def ridge_predictions(known: Floats, columns: Floats, asked: Floats) -> Floats:
     """Ridge regression of `columns` (N, T) from `known` (N, S), read at `asked` (A, S): (A, T).
 
-    Leave-one-out error chooses each column's penalty. It is scikit-learn's
-    `RidgeCV(alpha_per_target=True)`, three to four times as fast by one eigenbasis for all.
+    scikit-learn's `RidgeCV(alpha_per_target=True)`, three to four times as fast.
     """
     centre, mean = known.mean(axis=0), columns.mean(axis=0)
     inputs, targets = known - centre, columns - mean
@@ -251,7 +249,7 @@ def _classify(known: Floats, targets: Floats, asked: Floats, seed: int) -> Float
         read = _logistic(known[kept], true[kept], known[held], inverse)
         return _balanced_accuracy(true[held], read)
 
-    chosen = max(_INVERSE_PENALTIES, key=score)
+    chosen = max((0.01, 1.0), key=score)
     return np.stack([_logistic(known, indicators, asked, chosen) for indicators in targets])
 
 

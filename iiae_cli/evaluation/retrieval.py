@@ -1,7 +1,6 @@
 """Retrieval as the paper measures it: by pair (Tables 2, 5) and by class (Tables 3, 6).
 
-By pair, only the true partner is a hit; by class, every gallery item of the query's class. Beside a
-model's latents stand baselines that need no training.
+By pair, only the true partner is a hit; by class, every gallery item of the query's class.
 
 Shapes: Q queries, G gallery items, N pairs of rows, S dimensions.
 """
@@ -27,10 +26,8 @@ from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.iiae import DiagonalGaussian
 from iiae_cli.model.objective import kl_to_prior
 
-RECALL_CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 200
 DYING_NATS = 3.0  # an exclusive latent below says next to nothing
-PRECISION_CUTOFFS = (100, 200)
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
 CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
 _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
@@ -78,7 +75,7 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
     for name, queries, gallery in (("x_to_y", x, y), ("y_to_x", y, x)):
         ranks = partner_ranks(queries, gallery, metric=metric)
         figures[name] = {
-            **{f"recall@{k}": recall_at_k(ranks, k) for k in RECALL_CUTOFFS},
+            **{f"recall@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
             "median_rank": float(np.median(ranks)),
             "n": len(ranks),
         }
@@ -127,10 +124,9 @@ def baseline_vectors(rows: NDArray[Any]) -> Floats:
 class ClassRanking:
     """Figures of every query that has a relevant item, in the queries' order.
 
-    `map@all` is the mean over all relevant items of the precision at their rank. `map@200` is the
-    sum over those among the first 200, divided by the most that it can be; `map@200_released` by
-    200 always, as the paper's released code does. `precision@K` is the relevant fraction of the
-    first K, or of all if the gallery is smaller.
+    `map@200` divides the sum of precisions at relevant ranks up to 200 by the most that it can be,
+    `map@200_released` by 200 always, as the paper's released code does. `precision@K` is of the
+    whole gallery if that is smaller.
     """
 
     by_query: dict[str, Floats]
@@ -154,8 +150,7 @@ def rank_by_class(
     """Rank the gallery (G, S) for every query (Q, S) by cosine similarity.
 
     Similarities equal to 10⁻¹² rank in gallery order; a zero vector is at 0 from all. Threads, by
-    default as many as torch's, rank chunks of queries that bound the memory. Latents that are not
-    finite are an error, and so are queries without any relevant item.
+    default as many as torch's, rank chunks of queries that bound the memory.
     """
     codes = np.unique([*query_labels, *gallery_labels], return_inverse=True)[1]
     query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
@@ -204,7 +199,7 @@ def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, F
         f"map@{MAP_CUTOFF}": early / np.minimum(MAP_CUTOFF, counts),
         f"map@{MAP_CUTOFF}_released": early / MAP_CUTOFF,
     }
-    for k in PRECISION_CUTOFFS:
+    for k in (100, 200):
         hits = np.add.reduceat(every <= k, starts, dtype=np.float64)
         figures[f"precision@{k}"] = hits / min(k, size)
     return figures

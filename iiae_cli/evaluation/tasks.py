@@ -76,13 +76,10 @@ def protocol_of(
 ) -> dict[str, Any]:
     """What a reader must know before comparing figures; warns of what is not zero-shot."""
     if "zero-shot" not in tasks:
-        pixels, baseline = "pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation"
-        return {
-            "pairs": len(split.x),
-            "relevance": "the true pair only",
-            "l1_scale": "features" if loaded.size is None else pixels,
-            "baseline": "raw features" if loaded.size is None else baseline,
-        }
+        scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
+        l1_scale, baseline = scales if loaded.size else ("features", "raw features")
+        figures = {"pairs": len(split.x), "relevance": "the true pair only"}
+        return {**figures, "l1_scale": l1_scale, "baseline": baseline}
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
     attributes, count = file.info.attributes, len(classes)
     backbone = Seen.of_data_file(attributes)

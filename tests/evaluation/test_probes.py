@@ -93,14 +93,6 @@ def test_accuracy_is_balanced():
     assert score.chance == 0.5 and max(score.linear, score.nonlinear) < 0.6
 
 
-def test_the_accuracy_of_two_overlapping_classes_is_theirs():
-    """Two unit Gaussians 2 apart: the best reader is right in Φ(1) = 0.841 of the rows."""
-    codes = np.random.default_rng(18).integers(0, 2, 4 * ROWS)
-    latents = normal(19, 4 * ROWS, 3)
-    latents[:, 0] += 2.0 * codes
-    assert read(latents, codes).linear == pytest.approx(0.841, abs=0.03)
-
-
 # ---- what it takes to be right
 
 

@@ -5,25 +5,22 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from helpers import small_model
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.retrieval import (
     baseline_vectors,
     class_baselines,
     class_retrieval,
-    encode_pairs,
     exclusive_kl,
     paired_retrieval,
     rank_by_class,
     recall_at_k,
     retrieval_figures,
 )
-from iiae_cli.inference.trained import Encoded, TrainedModel
+from iiae_cli.inference.trained import Encoded
 
 
 def random_pictures(seed, rows=12, shape=(32, 32, 3), low=0, high=256):
@@ -90,22 +87,6 @@ def test_exclusive_and_baseline_figures_are_left_out_if_there_are_none():
     assert set(paired_retrieval(pairs, split_of(x, x), "cosine")) == {"shared", "baseline"}
 
 
-def test_encode_pairs_encodes_each_domain_by_its_own_networks():
-    model = small_model("maps")
-    split = split_of(random_pictures(12, 5, (16, 16, 3)), random_pictures(13, 5, (16, 16, 1)))
-    pairs = encode_pairs(TrainedModel(model, (16, 16)), split, batch_size=2)
-    model.eval()
-    for domain in ("x", "y"):
-        inputs, found = to_inputs(split.side(domain).rows, None), pairs[domain]
-        with torch.no_grad():
-            shared = model.encode_shared(domain, inputs)
-            exclusive = model.encode_exclusive(domain, inputs)
-        np.testing.assert_allclose(found.shared_mean, shared.mean.flatten(1), atol=1e-5)
-        np.testing.assert_allclose(found.shared_logvar, shared.logvar.flatten(1), atol=1e-5)
-        np.testing.assert_allclose(found.exclusive_mean, exclusive.mean, atol=1e-5)
-        np.testing.assert_allclose(found.exclusive_logvar, exclusive.logvar, atol=1e-5)
-
-
 # ---- the training-free baseline
 
 
@@ -134,16 +115,6 @@ def test_baseline_vectors_bring_every_size_to_one_and_keep_the_order():
     few = [0, 1023, 1024, 1029]
     np.testing.assert_allclose(baseline_vectors(rows)[few], baseline_vectors(small[few]), atol=0.05)
     assert baseline_vectors(random_pictures(4, rows=2, shape=(8, 11, 3))).shape == (2, 1024)
-
-
-def test_the_baseline_finds_exact_copies_whatever_the_model_says():
-    pictures = random_pictures(7)
-    collapsed = encoded(shared_mean=np.ones((12, 4)), exclusive_mean=np.ones((12, 2)))
-    pairs, split = {"x": collapsed, "y": collapsed}, split_of(pictures, pictures.copy())
-    figures = paired_retrieval(pairs, split, "euclidean")
-    for way in ("x_to_y", "y_to_x"):
-        recalls = [figures[name][way]["recall@1"] for name in ("baseline", "shared", "exclusive")]
-        assert recalls == pytest.approx([1, 1 / 12, 1 / 12])
 
 
 def test_the_metric_applies_to_features_and_correlation_to_pictures():
@@ -245,23 +216,6 @@ def test_a_case_worked_by_hand():
     expected = {"map@all": 5 / 6, "map@200": 5 / 6, "map@200_released": 5 / 3 / 200}
     expected |= {"precision@100": 0.5, "precision@200": 0.5, "n": 1, "without_relevant": 0}
     assert figures == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("relevant, cut, released", [(300, 1.0, 1.0), (50, 1.0, 0.25)])
-def test_the_two_cut_maps_differ_by_what_they_divide_by(relevant, cut, released):
-    """Relevant items come first: of 300 the sum over 200 is 200, of 50 it is 50."""
-    gallery = np.stack([np.ones(400), np.linspace(0, 1, 400)], axis=1)
-    labels = ["a"] * relevant + ["b"] * (400 - relevant)
-    figures = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["a"], labels).figures()
-    assert [figures["map@200"], figures["map@200_released"]] == pytest.approx([cut, released])
-
-
-def test_a_collapsed_model_ranks_in_gallery_order():
-    """The class that stands last has the worst figure."""
-    labels = ["a"] * 10 + ["b"] * 10
-    found = rank_by_class(np.ones((2, 4)), np.ones((20, 4)), ["a", "b"], labels)
-    last = np.mean([(i + 1) / (10 + i + 1) for i in range(10)])
-    assert found.by_query["map@all"] == pytest.approx([1.0, last])
 
 
 def test_equal_latents_tie_although_sums_round_differently():
