@@ -17,11 +17,22 @@ def _nothing_begun(number: int, frame: FrameType | None) -> None:
     os._exit(75)
 
 
+def _speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files are then the same text everywhere, and go out as the bytes that they are.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run the program."""
     if "train" in sys.argv[1:3]:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, _nothing_begun)
+    _speak_utf8()
     from iiae_cli.cli.app import main as run
 
     run()

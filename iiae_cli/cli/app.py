@@ -5,7 +5,6 @@ Importing this module and the commands' modules loads nothing heavy, so that `--
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
@@ -20,6 +19,8 @@ from iiae_cli.cli import encode, evaluate, prepare, retrieve, train, translate
 from iiae_cli.cli.options import GROUPS, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted
+from iiae_cli.common.files import refusal_of_system
+from iiae_cli.common.machine import cores
 
 # From 0.26 on typer contains click, so click's exception is reached through typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -95,8 +96,7 @@ for _module in (prepare, train, encode, retrieve, translate, evaluate):
 def main() -> None:
     """Run the program on `sys.argv` and exit."""
     _calm_threads()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names go out as they came in
+    console.prepare_streams()
     arguments = sys.argv[1:] or ["--help"]
     sys.exit(_exit_code(lambda: app(arguments, prog_name="iiae", standalone_mode=False)))
 
@@ -105,6 +105,7 @@ def _exit_code(call: Callable[[], object]) -> int:
     """The error boundary: the exit code of whatever a user can cause; a bug keeps its traceback."""
     try:
         code = call()
+        console.flush_results()
         return code if isinstance(code, int) else 0
     except IiaeError as error:
         console.fail(error.message, error.hint)
@@ -127,16 +128,24 @@ def _exit_code(call: Callable[[], object]) -> int:
             "take a smaller --batch-size, smaller pictures or a smaller model, or another --device",
         )
         return EXIT_USER_ERROR
+    except OSError as error:
+        refusal = refusal_of_system(error)
+        if refusal is None:
+            raise
+        console.fail(refusal.message, refusal.hint)
+        return EXIT_USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")
         return EXIT_CTRL_C
 
 
 def _calm_threads() -> None:
-    """Let waiting OpenMP threads sleep early; must run before torch is imported.
+    """No more threads than cores, and waiting ones sleep early; runs before torch is imported.
 
     By default they spin at every barrier, and a step of the 32×32 models took 2.3 s instead of
     0.05 s on two cores that another process used too. This costs a tenth on an idle machine.
     """
+    if cores() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -194,7 +194,7 @@ def _finished(
         if other:
             raise IiaeError(
                 f"{output} exists already, with another {', '.join(other)}",
-                "pass --overwrite to replace it, or choose another output",
+                "choose another output, or replace it with --overwrite",
             )
     except IiaeError:
         if overwrite:

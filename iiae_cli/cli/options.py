@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -71,14 +70,11 @@ def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> N
     """Print a result, and name what was skipped; exit 3 if inputs were."""
     for line in skipped or ():
         console.warn(f"skipped {line}")
-    try:
-        if as_json:
-            console.print_json(result.to_json())
-        else:
-            result.show()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, wants no more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if as_json:
+        console.print_json(result.to_json())
+    else:
+        result.show()
+    console.flush_results()
     if skipped:
         console.warn(f"{len(skipped)} inputs were skipped")
         raise typer.Exit(EXIT_SOME_SKIPPED)

@@ -6,13 +6,16 @@ progress line every few seconds. `NO_COLOR` is honoured (by rich).
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 LINE_SECONDS = 5.0  # between progress lines in a pipe
 
@@ -23,6 +26,28 @@ def set_verbosity(level: int) -> None:
     """Set how much goes to stderr: −1 warnings and errors only, 0 normal, 1 more."""
     global _verbosity
     _verbosity = level
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text and any file name, whatever the locale; closed ones too.
+
+    Bytes of a file name that are no text go out as they came in, other characters that an encoding
+    lacks as escapes.
+    """
+    codecs.register_error("iiae", _escape)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as by >&-
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="iiae")
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def say(message: str, level: int = 0) -> None:
@@ -45,25 +70,51 @@ def fail(message: str, hint: str) -> None:
 def _stderr(text: str, style: str = "") -> None:
     """Print a line, control characters escaped: file names may hold anything."""
     text = "".join(repr(char)[1:-1] if char < " " or char == "\x7f" else char for char in text)
-    if style and sys.stderr.isatty():
-        from rich.console import Console
+    with _to(sys.stderr):
+        if style and sys.stderr.isatty():
+            from rich.console import Console
 
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False)
-    else:
-        print(text, file=sys.stderr, flush=True)
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            console.print(text, style=style, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _to(stream: TextIO) -> Iterator[None]:
+    """Let go of a stream that takes no more: its reader has ended, or its disk is full.
+
+    Work goes on without messages; results that are lost are an error, unless nobody reads them.
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            raise
 
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     indent = 2 if sys.stdout.isatty() else None
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    text = json.dumps(value, indent=indent, ensure_ascii=plain, allow_nan=False)
     # Bytes of a file name that are no UTF-8 become escapes.
     print_line(text.encode("utf-8", "backslashreplace").decode())
 
 
 def print_line(text: str) -> None:
     """Print one line of results on stdout."""
-    sys.stdout.write(text + "\n")
+    with _to(sys.stdout):
+        sys.stdout.write(text + "\n")
+
+
+def flush_results() -> None:
+    """Hand on what was printed; nothing is wrong if its reader, such as `head`, wants no more."""
+    with _to(sys.stdout):
+        sys.stdout.flush()
 
 
 def print_table(

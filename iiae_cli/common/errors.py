@@ -21,6 +21,10 @@ class IiaeError(Exception):
         self.hint = hint
 
 
+class DamagedFile(IiaeError):
+    """A file whose content is certainly not what was once written."""
+
+
 class Interrupted(Exception):
     """A signal stopped the work after everything was saved."""
 

@@ -3,52 +3,129 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
+import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import DamagedFile, IiaeError, Interrupted
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_IMPOSSIBLE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
+_BROKEN = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK)
+_OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # what seeking to a place that is not there answers
+
+
+def missing(path: Path, hint: str) -> IiaeError:
+    """The error for a path that is not there; the hint says where it was looked for."""
+    if path.is_symlink():
+        return IiaeError(f"{path} links to {path.readlink()}, which does not exist", hint)
+    whole = path.absolute()
+    near = next(parent for parent in whole.parents if parent.is_dir())
+    where = f"{near} holds no {whole.relative_to(near)}"
+    return IiaeError(f"{path} does not exist", f"{hint} ({where})")
 
 
 def regular_file(path: Path, hint: str) -> None:
     """Refuse a path that is missing or no regular file; a reader would wait for a pipe."""
-    if not os.path.lexists(path):
-        raise IiaeError(f"{path} does not exist", hint)
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises on some names
+        raise missing(path, hint)
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
         raise IiaeError(f"{path} is not a file", hint)
 
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[None]:
-    """The one boundary around readers: whatever they raise on a damaged file is a user's error."""
+    """The one boundary around readers: whatever they raise is a user's error.
+
+    `hint` is for a missing or damaged file alone. What may be whole, because another program holds
+    it or the system refuses, is never called damaged.
+    """
     regular_file(path, hint)
     try:
         yield
     except (IiaeError, Interrupted):
         raise
-    except PermissionError as error:
-        raise IiaeError(f"no permission to read {path}", "check its permissions") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise IiaeError(f"{path} is damaged: {reason}", hint) from error
+        code = _errno(error)
+        if code in _BUSY or _is_written(path) or "already open for write" in reason:
+            raise IiaeError(
+                f"{path} is in use: another program writes it, or did not close it",
+                "wait until that program has closed the file, then run again",
+            ) from error
+        if code in _FORBIDDEN:
+            raise IiaeError(f"no permission to read {path}", "check its permissions") from error
+        if isinstance(error, MemoryError):
+            raise IiaeError(
+                f"there is not enough memory to read {path}", "free some, then run again"
+            ) from error
+        if code and code not in _OF_CONTENT:
+            raise IiaeError(f"{path} cannot be read: {os.strerror(code)}", _again(code)) from error
+        raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
+
+
+def _is_written(path: Path) -> bool:
+    """Whether another program holds a file open for writing, as far as this system can say."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        with suppress(OSError):  # no locks here
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 holds one
+            except BlockingIOError:
+                return True
+        with suppress(OSError, AttributeError):  # Linux leases what nobody writes
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored, unlike SIGIO
+            try:
+                fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except BlockingIOError:
+                return True
+        return False
+    finally:
+        os.close(handle)
+
+
+def _again(code: int) -> str:
+    """What helps where the system, not the file, is at fault."""
+    if code == errno.ENOLCK:
+        return "this file system has no locks: unset HDF5_USE_FILE_LOCKING, then run again"
+    return "it may be whole: check permissions, disk, network and limits, then run again"
+
+
+def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
+    """Refuse a file of another schema; `hint`, to make it again, is for older ones alone."""
+    if given == expected:
+        return
+    kind, _, number = expected.partition("/")
+    given_kind, _, given_number = given[:80].partition("/")
+    if given_kind == kind and given_number.isdecimal():
+        if int(given_number) > int(number):
+            hint = "use the newer version of iiae that wrote it"
+    else:
+        joined = "; join shards by --merge" if given_kind == "iiae.part" else ""
+        hint = f"name a file of schema {expected}{joined}"
+    raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse to replace a file or folder unless `overwrite`."""
     if path.exists() and not overwrite:
         raise IiaeError(
-            f"{path} already exists", "pass --overwrite to replace it, or choose another output"
+            f"{path} already exists", "choose another output, or replace it with --overwrite"
         )
 
 
@@ -82,9 +159,12 @@ def append_line(path: Path, line: str) -> None:
     content = (line + "\n").encode()
     with write_errors(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
-        if file.write(content) != len(content):
+        try:
+            while content:  # after a part, the next attempt says what is wrong
+                content = content[file.write(content) :]
+        except OSError:
             file.truncate(before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise
 
 
 def sync_file(path: Path) -> None:
@@ -109,30 +189,56 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        code = _errno(error)
-        if code in _FULL:
-            raise IiaeError(
-                f"no space left while writing {path}; nothing was replaced",
-                "free some space or choose another path, then run again (with --resume)",
-            ) from error
-        if code in _FORBIDDEN:
-            raise IiaeError(
-                f"no permission to write {path}", "choose a folder that you may write to"
-            ) from error
-        if code in _IMPOSSIBLE:
-            raise IiaeError(
-                f"cannot write {path}: {os.strerror(code)}", "choose another output path"
-            ) from error
+        if code := _errno(error):
+            raise refused(path, code) from error
         raise
 
 
-def _errno(error: OSError | RuntimeError) -> int:
-    """The error's number, else 0; h5py reports a full disk in a text that names the number."""
+def refused(path: Path | str, code: int) -> IiaeError:
+    """The user's error for an error number of a system that does not write `path`."""
+    if code in _FULL:
+        return IiaeError(
+            f"no space left while writing {path}; nothing was replaced",
+            "free some space or choose another path, then run again (with --resume)",
+        )
+    if code == errno.EFBIG:
+        return IiaeError(
+            f"{path} grows beyond the limit on file sizes; nothing was replaced",
+            "raise the limit (ulimit -f unlimited), then run again (with --resume)",
+        )
+    if code in _FORBIDDEN:
+        what = "is read-only" if code == errno.EROFS else "allows no writing"
+        return IiaeError(
+            f"no permission to write {path}: its file system or folder {what}",
+            "choose a folder that you may write to",
+        )
+    return IiaeError(f"cannot write {path}: {os.strerror(code)}", "choose another output path")
+
+
+def refusal_of_system(error: OSError) -> IiaeError | None:
+    """The user's error for what a machine refuses wherever it is asked; None for what may be a bug.
+
+    A working folder that was deleted, and made again, is another one for the processes in it.
+    """
+    path, code = error.filename or "a file", _errno(error)
+    if code in (*_FULL, errno.EFBIG):
+        return refused(path, code)
+    if code in (*_FORBIDDEN, *_BROKEN):
+        return IiaeError(f"{path} cannot be used: {os.strerror(code)}", _again(code))
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return IiaeError("the working folder no longer exists", 'enter it anew: cd "$PWD"')
+    return None
+
+
+def _errno(error: BaseException) -> int:
+    """The error's number, else 0; h5py and others report it in a text alone."""
     code = getattr(error, "errno", None)
     if isinstance(code, int):
         return code
-    known = (*_FULL, errno.EACCES)
-    return next((code for code in known if f"errno = {code}," in str(error)), 0)
+    match = re.search(r"errno = (\d+)|\(os error (\d+)\)", str(error))
+    return int(match[1] or match[2]) if match else 0
 
 
 def sha256_of(*paths: Path) -> str:
@@ -152,10 +258,14 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of filelock's other lock, which outlives a kill
+            lock.acquire()
     except Timeout as error:
         raise IiaeError(f"another process works in {folder}", hint) from error
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError, UserWarning) as error:
+        if (code := _errno(error)) in (*_FULL, *_FORBIDDEN):
+            raise refused(folder / LOCK, code) from error
         console.warn(f"{folder} cannot be locked ({error}): let no second process work there")
     try:
         yield

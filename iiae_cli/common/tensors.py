@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, regular_file
+from iiae_cli.common.files import check_kind, reading, regular_file
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -52,9 +52,7 @@ def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
     """The header alone; neither tensors nor the checksum are read."""
     with reading(path, hint), safe_open(path, framework="pt") as file:
         header = dict(file.metadata() or {})
-        given = header.get("schema", "none")
-        if given != schema:
-            raise IiaeError(f"{path} has schema {given}, expected {schema}", hint)
+        check_kind(path, header.get("schema", "none"), schema, hint)
     return header
 
 

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
+from iiae_cli.common.files import check_kind, reading
+from iiae_cli.common.machine import free_memory
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
 _LONGEST_TEXT = 65_536  # bytes of one id or label
 _SMALL = 1 << 20  # bytes that need no proof
@@ -38,7 +40,7 @@ def is_hdf5(path: Path) -> bool:
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file to fill; what cannot be finished is let go of."""
-    file = h5py.File(path, "w")
+    file = h5py.File(path, "w", locking=False)  # renamed into place: nobody else opens it
     descriptor = file.id.get_vfd_handle()
     try:
         yield file
@@ -86,15 +88,23 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
 @contextmanager
 def open_hdf5(path: Path, hint: str) -> Iterator[h5py.File]:
     """Read an HDF5 file; whatever h5py or this module raises inside the block is a user's error."""
-    with reading(path, hint), h5py.File(path, "r", locking=False) as file:
+    with reading(path, hint), read_only(path) as file:
         yield file
+
+
+def read_only(path: Path) -> h5py.File:
+    """Open an HDF5 file to read, without a lock; one of another kind is named as such."""
+    with path.open("rb") as file:
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            raise IiaeError(
+                f"{path} is no HDF5 file", "name a file that iiae prepare or iiae encode wrote"
+            )
+    return h5py.File(path, "r", locking=False)
 
 
 def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
     """Refuse a file of another schema."""
-    given = text_attributes(file).get("schema", "none")
-    if given != schema:
-        raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {schema}", hint)
+    check_kind(path, text_attributes(file).get("schema", "none"), schema, hint)
 
 
 def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
@@ -207,12 +217,3 @@ def _refuse_beyond_memory(data: h5py.Dataset) -> None:
         raise ValueError(
             f"{data.name} takes {data.nbytes >> 20} MiB of memory, {free >> 20} MiB are free"
         )
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be had without swapping; all of it if the system is not Linux."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

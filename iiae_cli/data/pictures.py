@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,7 +214,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
                 )
             paths += inside
         elif len(inputs) == 1 and not os.path.lexists(path):
-            raise IiaeError(f"{path} does not exist", "check the path")
+            raise missing(path, "check the path")
         else:
             paths.append(path)
     return paths

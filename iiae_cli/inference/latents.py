@@ -29,6 +29,7 @@ from iiae_cli.data.hdf5 import (
     check_schema,
     dataset,
     new_hdf5,
+    read_only,
     read_texts,
     text_attribute,
     text_column,
@@ -159,7 +160,7 @@ class Gallery:
     def __init__(self, path: Path) -> None:
         self.path = path
         with reading(path, REMEDY):
-            self._file = file = h5py.File(path, "r", locking=False)
+            self._file = file = read_only(path)
             check_schema(file, path, SCHEMA, REMEDY)
             ids, labels = text_column(file, "ids"), text_column(file, "labels")
             arrays = {name: dataset(file, name.replace("_", "/")) for name in ARRAYS}
@@ -250,7 +251,7 @@ def _head(file: h5py.File) -> LatentCache:
 def is_latent_cache(path: Path) -> bool:
     """Returns whether a file is readable HDF5 of this schema."""
     try:
-        with reading(path, REMEDY), h5py.File(path, "r", locking=False) as file:
+        with reading(path, REMEDY), read_only(path) as file:
             return text_attribute(file, "schema", "none") == SCHEMA
     except IiaeError:
         return False

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from iiae_cli import __version__
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import DamagedFile, IiaeError
 from iiae_cli.common.files import (
     LOCK,
     TEMPORARY,
@@ -116,7 +116,7 @@ class RunDir:
         except ValidationError as error:
             raise IiaeError(
                 f"{self.config_file} is of another version: {error.errors()[0]['msg']}",
-                "train again with this version",
+                "use the version that wrote it, or train with this one into another --run",
             ) from error
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ class RunDir:
             late = record["kind"] == "validation" and not validated
             return int(record["step"]) < step + (0 if late else 1)
 
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if belongs(line)]
         if kept != lines:
             write_text(self.metrics_file, "".join(kept))
@@ -151,7 +151,7 @@ class RunDir:
     def read_info(self) -> dict[str, Any]:
         """run.json; empty where it is missing or damaged."""
         try:
-            return dict(json.loads(self.info_file.read_text()))
+            return dict(json.loads(self.info_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -228,7 +228,7 @@ class Checkpoints:
         for path in reversed(self.files()):
             try:
                 checkpoint = self.load(int(path.stem.removeprefix("step-")))
-            except IiaeError as error:
+            except DamagedFile as error:
                 damaged[path] = error.message
                 continue
             for newer, reason in damaged.items():
@@ -239,7 +239,7 @@ class Checkpoints:
             return checkpoint
         if damaged:
             reasons = "; ".join(damaged.values())
-            raise IiaeError(f"no checkpoint can be read: {reasons}", HINT)
+            raise DamagedFile(f"no checkpoint can be read: {reasons}", HINT)
         return None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from iiae_cli.builders import build_model, picture_size
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, writing
+from iiae_cli.common.files import missing, reading, writing
 from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
@@ -20,7 +20,7 @@ from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs.directory import RunDir, run_versions
 
 MODEL_SCHEMA = "iiae.model/2"
-HINT = "train again with this version, or use the version that wrote it"
+HINT = "use the version of iiae that wrote it, or train with this one into another --run"
 
 
 @dataclass
@@ -90,9 +90,11 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     """The kept weights of a run."""
+    hint = "train it: iiae train --preset NAME --resume"
+    if not run.path.exists():
+        raise missing(run.path, hint)
     if not run.model_file.exists():
-        state = "holds no model.safetensors yet" if run.path.exists() else "does not exist"
-        raise IiaeError(f"run {run.path} {state}", "train it: iiae train --preset NAME --resume")
+        raise IiaeError(f"run {run.path} holds no model.safetensors yet", hint)
     return read_weights(run.model_file, device)
 
 

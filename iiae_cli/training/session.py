@@ -16,7 +16,7 @@ import torch
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import data_file
+from iiae_cli.common.files import data_file, missing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
@@ -90,9 +90,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
     if path.exists():
         return path
     if name not in EMBEDDED or option is not None:
-        raise IiaeError(
-            f"data file {path} does not exist", f"make it: {how_to_prepare(name, path)}"
-        )
+        raise missing(path, f"make it: {how_to_prepare(name, path)}")
     console.say(f"preparing the embedded data set {name} in {path}")
     prepare_file(name, path, PrepareOptions(), overwrite=True)  # other runs may make it too
     return path
@@ -102,9 +100,7 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
     """The configuration of the run to resume; None for a new run."""
     if not run.exists():
         if not run.is_free() and not options.overwrite:
-            raise IiaeError(
-                f"{run.path} exists and is no run", "choose another --run, or pass --overwrite"
-            )
+            raise IiaeError(f"{run.path} exists and is no run", "choose another --run")
         return None
     if not options.resume:
         if options.overwrite:
@@ -134,7 +130,7 @@ def _begin(trainer: Trainer, *, resuming: bool) -> None:
         if resuming and run.read_info().get("state") == FINISHED:
             raise IiaeError(
                 f"{run.path} was trained to its end, but its checkpoints are gone",
-                "evaluate it as it is, or replace it with --overwrite",
+                "evaluate it as it is, or choose another --run",
             )
         run.create(trainer.config)
 

@@ -99,7 +99,7 @@ def test_a_line_is_added_whole_or_not_at_all(path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))  # as a disk that is nearly full
     try:
-        assert "no space left" in refusal(append_line, path, "three").message
+        assert "limit on file sizes" in refusal(append_line, path, "three").message
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     append_line(path, "two")
@@ -136,6 +136,7 @@ H5PY = (
         (RuntimeError(H5PY), "no space left while writing"),
         (OSError(errno.EROFS, "no"), "no permission to write"),
         (OSError(errno.ENAMETOOLONG, "no"), "cannot write"),
+        (OSError(errno.EIO, "broken"), "cannot write"),
     ],
 )
 def test_a_refusal_to_write_is_a_users_error(path: Path, error: Exception, said: str) -> None:
@@ -146,7 +147,7 @@ def test_a_refusal_to_write_is_a_users_error(path: Path, error: Exception, said:
     refusal(raising, write_errors(path.parent / "a" / "b"), error)  # a place that is not there
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("bug")])
+@pytest.mark.parametrize("error", [OSError("bug"), RuntimeError("bug")])
 def test_any_other_error_keeps_its_kind(path: Path, error: Exception) -> None:
     with pytest.raises(type(error)):
         raising(write_errors(path), error)
@@ -180,7 +181,7 @@ def test_what_is_no_file_is_refused_before_anybody_waits_for_it(
         path.read_bytes()
 
 
-@pytest.mark.parametrize("error", [ValueError("bad"), KeyError(3), MemoryError(), OSError(5, "no")])
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyError(3), OSError(errno.EINVAL, "no")])
 def test_whatever_a_reader_raises_is_a_damaged_file(path: Path, error: Exception) -> None:
     path.touch()
     refused = refusal(raising, reading(path, "make it again"), error)

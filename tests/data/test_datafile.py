@@ -190,8 +190,8 @@ def test_a_file_that_is_missing_or_no_data_file_names_the_command_that_makes_it(
     reasons.append(refusal(DataFile, path))
     said = (
         "does not exist",
-        "is damaged",
-        "is damaged",
+        "is no HDF5 file",
+        "is no HDF5 file",
         "has schema iiae.data/1, expected iiae.data/2",
     )
     for reason, words in zip(reasons, said, strict=True):

@@ -142,7 +142,7 @@ def test_missing_foreign_and_truncated_files_are_refused(path):
     assert refusal(Gallery, path).message == f"{path} does not exist"
     path.write_bytes(b"no HDF5")
     error = refusal(Gallery, path)
-    assert "is damaged" in error.message and "iiae encode" in error.hint
+    assert "is no HDF5 file" in error.message and "iiae encode" in error.hint
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.latents/1"
     message = refusal(Gallery, path).message

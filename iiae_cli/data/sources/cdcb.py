@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder, reading, sha256_of
+from iiae_cli.common.files import data_folder, missing, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.sources.pairs import plan_folders, split_folders
@@ -179,8 +179,10 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
 def _folder(title: str, options: PrepareOptions) -> Path:
     hint = f"name the folder with {title}'s IDX files"
     if options.source is not None:
+        if not options.source.exists():
+            raise missing(options.source, hint)
         if not options.source.is_dir():
-            raise IiaeError(f"folder {options.source} does not exist", hint)
+            raise IiaeError(f"{options.source} is a file, not a folder", hint)
         return options.source
     if title == "Fashion-MNIST" and DEBIAN_FASHION.is_dir():
         return DEBIAN_FASHION

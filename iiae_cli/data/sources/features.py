@@ -62,7 +62,7 @@ CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
 GIVEN = "given"  # name of a division that is not one of these
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
 _STEM = re.compile(r"\w+_(features|paths|labels)")
-_HINT = "make it again; where you trust a pickled array, save it anew as plain numbers or text"
+_HINT = "save plain numbers or text with numpy.save or numpy.savez: pickled arrays are not read"
 
 
 def plan_existing(

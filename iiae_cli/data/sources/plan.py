@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.machine import free_memory
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.blocks import Arrays, BlockStore
 from iiae_cli.data.datafile import Rows, Split
-from iiae_cli.data.hdf5 import free_memory
 from iiae_cli.data.pictures import PictureError, read_all
 
 BLOCK_FILES = 64

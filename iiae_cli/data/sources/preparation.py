@@ -134,7 +134,7 @@ def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overw
     if made_by != digest:
         raise IiaeError(
             f"{path} already exists, made by other options or from another source",
-            "pass --overwrite to replace it, or choose another output",
+            "choose another output, or replace it with --overwrite",
         )
     console.say(f"{path} is complete already")
     discard(path)

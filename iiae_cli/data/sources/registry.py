@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder, reading, sha256_of, write_errors
+from iiae_cli.common.files import data_folder, missing, reading, sha256_of, write_errors
 from iiae_cli.data.sources.cars import plan_cars
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
@@ -158,7 +158,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
             hint = f"iiae prepare {name} --download, or with what you have: {hint}"
         raise IiaeError(f"the source of {name} was not named", hint)
     if not source.exists():
-        raise IiaeError(f"{source} does not exist", "name a folder, or a tar or zip archive")
+        raise missing(source, "name a folder, or a tar or zip archive")
     if source.is_dir() or source.suffix.lower() in _PLAIN:
         return source, {"source": origin}
     target = downloads / source.name.partition(".")[0]
@@ -220,7 +220,7 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
     with reading(archive, hint), write_errors(target):
         sha256 = sha256_of(archive)
         marker = target / MARKER
-        if marker.is_file() and sha256 in marker.read_text():
+        if marker.is_file() and sha256 in marker.read_text(encoding="utf-8"):
             return sha256
         if target.exists():
             raise IiaeError(
@@ -240,7 +240,10 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
                         raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
                     file.extractall(folder)
             else:
-                raise IiaeError(f"{archive} is neither a tar nor a zip archive", hint)
+                raise IiaeError(
+                    f"{archive} is neither a tar nor a zip archive",
+                    "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive",
+                )
             if not any(path.is_file() for path in folder.rglob("*")):
                 raise ValueError("it holds none of the files looked for")
             (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
