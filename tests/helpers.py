@@ -24,6 +24,7 @@ from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import block_store
 from iiae_cli.data.datafile import DataInfo
+from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
 from iiae_cli.data.sources.registry import build
 from iiae_cli.model import Domain
@@ -75,6 +76,7 @@ def call(*arguments: object) -> Outcome:
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape") for _ in range(2)]
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     code: object = 0
+    SEEN.clear()  # of the call before
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["iiae", *map(str, arguments)])
         patch.setattr(sys, "stdout", streams[0])

@@ -66,12 +66,25 @@ class Result(Protocol):
         """Print for people and pipes."""
 
 
-def finish(result: Result, as_json: bool, skipped: list[str] | None = None) -> None:
-    """Print a result, and name what was skipped; exit 3 if inputs were."""
+def finish(
+    result: Result, as_json: bool, skipped: list[str] | None = None, *, pictures: bool = False
+) -> None:
+    """Print a result, and name what was skipped; exit 3 if inputs were.
+
+    What was seen of pictures is said if something was changed or left out, or always: `pictures`.
+    """
+    from iiae_cli.data.seen import SEEN, left_out_line, line_of
+
     for line in skipped or ():
         console.warn(f"skipped {line}")
+    seen = SEEN.take()
+    if seen["left_out"]:
+        console.warn(left_out_line(seen["left_out"]))
+    if seen["changes"] or (pictures and seen["read"]):
+        console.say(line_of(seen, len(skipped or ())))
+    more = {"pictures_seen": seen} if pictures or seen["read"] or seen["left_out"] else {}
     if as_json:
-        console.print_json(result.to_json())
+        console.print_json({**result.to_json(), **more})
     else:
         result.show()
     console.flush_results()

@@ -249,7 +249,7 @@ def command(
         if pictures is not None:
             preparation.save_pictures(path, pictures, stop)
             written.pictures = pictures
-        finish(written, as_json, written.skipped)
+        finish(written, as_json, written.skipped, pictures=True)
 
 
 def _output(output: Path | None, name: str, shard: str | None, part: Part | None) -> Path:

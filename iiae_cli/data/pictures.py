@@ -1,11 +1,13 @@
 """Picture files: which ones there are, how one becomes an array, and its size another.
 
-Any mode is read: grey, palette, transparency (shown on white), 16-bit, rotated by EXIF. Files that
-cannot be read raise `PictureError`, so that a caller can name, count and skip them.
+Every mode that Pillow opens is read (docs/data.md says how), and what was changed on the way is
+counted in `SEEN`. Files that cannot be read raise `PictureError`, so that a caller can name, count
+and skip them.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -13,27 +15,45 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import missing
+from iiae_cli.data.modes import ORIENTATION, UnusableError, plain
+from iiae_cli.data.seen import SEEN, left_out_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it
 # would run.
-FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
+FORMATS = {
+    "PNG": ".png .apng",
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "JPEG2000": ".jp2 .j2k .jpc .jpf .jpx .j2c",
+    "BMP": ".bmp",
+    "DIB": ".dib",
+    "GIF": ".gif",
+    "TIFF": ".tif .tiff",
+    "WEBP": ".webp",
+    "PPM": ".ppm .pgm .pbm .pnm .pfm",
+    "AVIF": ".avif .avifs",
+}
+if find_spec("pillow_heif"):
+    import_module("pillow_heif").register_heif_opener()
+    FORMATS["HEIF"] = ".heic .heif .hif"
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split()}
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_JUNK = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found"}
 Read = TypeVar("Read")
 
 
@@ -54,10 +74,15 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 
     `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
+    changes: list[str] = []
     with _opened(path) as opened:
-        image = _plain(ImageOps.exif_transpose(opened), channels)
-    if size is not None and image.size != (size[1], size[0]):
+        mode = opened.mode
+        image = plain(opened, channels, changes)
+    shown = image.size
+    if size is not None and shown != (size[1], size[0]):
         image = resize_picture(image, size)
+        changes.append(f"resized to {size[1]}×{size[0]}")
+    SEEN.add(path, mode, shown, changes)
     array = np.asarray(image)
     return array if array.ndim == 3 else array[..., None]
 
@@ -65,8 +90,10 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 def picture_size_of(path: Path) -> tuple[int, int]:
     """(H, W) of a picture file from its header, as shown (EXIF rotation applied)."""
     with _opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        tags = getattr(image, "tag_v2", {})  # a TIFF's width and height are turned already
+        width, height = tags.get(256, image.width), tags.get(257, image.height)
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (width, height) if turned else (height, width)
 
 
 @contextmanager
@@ -77,25 +104,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if not path.is_file():  # a reader would wait for a pipe
             raise ValueError("it is not a file")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if not image.width * image.height:
+                raise UnusableError("has no pixels")
             yield image
+    except UnusableError as error:
+        raise PictureError(path, str(error)) from error
     except Image.DecompressionBombError as error:
         raise PictureError(path, "has too many pixels") from error
     except Exception as error:  # its readers pass on whatever they stumble over
         raise PictureError(path, "is not a readable picture") from error
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """8 bits per channel in the mode of `channels`, transparency on white."""
-    if image.mode.startswith("I"):  # 16 bits
-        values = np.asarray(image, dtype=np.float32) * (255 / 65535)
-        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if image.has_transparency_data and channels not in (2, 4):
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(_MODES[channels])
 
 
 def read_all(
@@ -169,31 +189,55 @@ def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Every picture file below a folder, hidden ones left out, in natural order."""
-    paths = (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return sorted(paths, key=natural_key)
+    """Every picture file below a folder, through links, hidden ones left out, in natural order."""
+    return sorted(_walk(folder, frozenset()), key=natural_key)
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Picture files below a folder, which lies in those `above` (device, inode); notes others."""
+    try:
+        paths, status = list(folder.iterdir()), folder.stat()
+    except OSError:
+        SEEN.leave_out(folder, "unreadable folder")
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to where it lies
+        return
+    for path in paths:
+        if path.name[0] == "." or path.name.lower() in _JUNK:
+            continue
+        if os.path.isdir(path):  # noqa: PTH112 - Path's own raise in a folder that cannot be entered
+            yield from _walk(path, above | {here})
+        elif not os.path.isfile(path):  # noqa: PTH113
+            SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+        else:
+            SEEN.leave_out(path, path.suffix.lower() or "no suffix")
 
 
 def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
     """Replace `-` by the paths on standard input, one a line, or NUL-separated."""
     paths: list[str] = []
     for word in inputs:
-        if word == "-":
-            text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-            paths += [part for part in text.split("\0" if nul else "\n") if part]
-        else:
-            paths.append(word)
+        paths += _listed(sys.stdin.buffer.read(), nul) if word == "-" else [word]
     if not paths:
         raise IiaeError(
             "no input paths were given", "name pictures or folders, or pipe paths to '-'"
         )
     return paths
+
+
+def _listed(content: bytes, nul: bool) -> list[str]:
+    """The paths of a list, in which Windows may have written line ends and a byte order mark."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", "replace")
+    else:
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    if nul:
+        return [part for part in text.split("\0") if part]
+    lines = (line if os.path.lexists(line) else line.rstrip("\r") for line in text.split("\n"))
+    return [line for line in lines if line.strip()]
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -208,8 +252,10 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
             if not inside:
+                left_out = SEEN.take()["left_out"]
+                others = f"; {left_out_line(left_out)}" if left_out else ""
                 raise IiaeError(
-                    f"folder {path} holds no pictures",
+                    f"folder {path} holds no pictures{others}",
                     f"it should hold {', '.join(sorted(SUFFIXES))} files",
                 )
             paths += inside

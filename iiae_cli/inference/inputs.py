@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import DataFile, DataInfo
@@ -85,9 +86,13 @@ class Inputs:
 
 
 def none_read(skipped: Sequence[str]) -> IiaeError:
-    """Returns the error for inputs of which not one could be read."""
-    reason = f": {skipped[0]}" if skipped else ""
-    return IiaeError(f"none of the inputs could be read{reason}", "check the paths")
+    """Names inputs of which not one could be read; returns their error."""
+    if len(skipped) == 1:
+        return IiaeError(f"none of the inputs could be read: {skipped[0]}", "check the path")
+    for line in skipped:
+        console.warn(f"skipped {line}")
+    count = f"{len(skipped)} " if skipped else ""
+    return IiaeError(f"none of the {count}inputs could be read", "check the paths")
 
 
 def open_inputs(

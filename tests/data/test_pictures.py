@@ -6,6 +6,7 @@ Resizing is held to Pillow's kernels, to exact areas, and to what no resizing ma
 import io
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +27,15 @@ from iiae_cli.data.pictures import (
     resize,
     resize_picture,
 )
+from iiae_cli.data.seen import SEEN
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 SIDES = st.integers(1, 40)
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    SEEN.clear()
 
 
 def noise(shape, seed=0):
@@ -77,16 +84,6 @@ def test_a_palette_is_looked_up_and_its_transparency_shown_on_white(path, transp
     image.save(path, **({} if transparent is None else {"transparency": transparent}))
     assert Image.open(path).mode == "P"
     assert decode(path)[0].tolist() == [RED, [0, 0, 255] if transparent is None else WHITE]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bits_are_reduced_to_eight(tmp_path, suffix):
-    eight = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    path = tmp_path / f"deep{suffix}"
-    Image.fromarray(eight * 257).save(path)
-    assert Image.open(path).mode.startswith("I")
-    np.testing.assert_array_equal(decode(path, 1)[..., 0], eight)
-    np.testing.assert_array_equal(decode(path, 3)[..., 2], eight)
 
 
 @pytest.mark.parametrize("orientation, turned", [(1, 0), (3, 2), (6, 3), (8, 1)])
@@ -230,6 +227,54 @@ def test_folders_are_searched_recursively_in_natural_order(tmp_path):
     assert pictures_in(tmp_path) == find_pictures([str(tmp_path)])
 
 
+def links_of(tmp_path):
+    """A folder of a picture, and another that links to it, to itself and to nothing."""
+    touch(tmp_path / "store" / "2.png")
+    inside = tmp_path / "inside"
+    touch(inside / "own.png")
+    (inside / "part").symlink_to(tmp_path / "store")
+    (inside / "loop").symlink_to(inside)
+    (inside / "gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "store" / "back").symlink_to(inside)
+    (tmp_path / "store" / "self").symlink_to("self")
+    return inside
+
+
+def test_linked_folders_are_walked_and_loops_end(tmp_path):
+    inside = links_of(tmp_path)
+    assert find_pictures([str(inside)]) == [inside / "own.png", inside / "part" / "2.png"]
+    assert SEEN.take()["left_out"] == {"broken link": 2}
+
+
+def test_pictures_of_every_suffix_that_pillow_opens_are_found(tmp_path):
+    for suffix in ("jfif", "jpe", "JP2", "j2k", "avif", "pbm", "PNM", "dib"):
+        touch(tmp_path / f"a.{suffix}")
+    assert len(pictures_in(tmp_path)) == 8 and not SEEN.take()["left_out"]
+
+
+def test_what_is_not_taken_is_counted_but_for_what_no_one_put_there(tmp_path):
+    names = "a.png b.heic c.TXT d.txt e .DS_Store Thumbs.db @eaDir/a.jpg .thumbs/a.png"
+    for name in names.split():
+        touch(tmp_path / name)
+    assert find_pictures([str(tmp_path), str(tmp_path)]) == [tmp_path / "a.png"] * 2
+    assert SEEN.take()["left_out"] == {".txt": 2, ".heic": 1, "no suffix": 1}
+
+
+def test_folders_that_cannot_be_entered_are_counted(tmp_path, monkeypatch):
+    touch(tmp_path / "a.png")
+    touch(tmp_path / "closed" / "b.png")
+    entries = Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "closed":
+            raise PermissionError(folder)
+        return entries(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert pictures_in(tmp_path) == [tmp_path / "a.png"]
+    assert SEEN.take()["left_out"] == {"unreadable folder": 1}
+
+
 def test_files_named_outright_keep_their_order_and_any_suffix(tmp_path):
     second, first = touch(tmp_path / "z.dat"), touch(tmp_path / "a.png")
     missing = tmp_path / "missing.png"
@@ -239,7 +284,8 @@ def test_files_named_outright_keep_their_order_and_any_suffix(tmp_path):
 def test_an_empty_folder_and_a_single_missing_input_are_refused(tmp_path):
     touch(tmp_path / "readme.md")
     error = refusal(find_pictures, [str(tmp_path)])
-    assert error.message == f"folder {tmp_path} holds no pictures" and ".png" in error.hint
+    assert error.message.startswith(f"folder {tmp_path} holds no pictures; left out 1 file ")
+    assert ".md 1" in error.message and ".png" in error.hint
     assert "does not exist" in refusal(find_pictures, [str(tmp_path / "none.png")]).message
 
 
@@ -251,6 +297,9 @@ def standard_input(monkeypatch, content):
     ("content", "nul", "paths"),
     [
         (b"a.png\nmy pictures/b c.png\n\nd.png", False, ["a.png", "my pictures/b c.png", "d.png"]),
+        (b"a.png\r\nb c.png\r\n\r\n \r\n", False, ["a.png", "b c.png"]),
+        (b"\xef\xbb\xbfa.png\r\nb.png", False, ["a.png", "b.png"]),
+        ("\ufeffä.png\r\nb.png\r\n".encode("utf-16-le"), False, ["ä.png", "b.png"]),
         (b"a\nb.png\0c.png\0", True, ["a\nb.png", "c.png"]),
         (b"caf\xe9.png\n", False, [os.fsdecode(b"caf\xe9.png")]),  # no UTF-8
     ],
@@ -259,6 +308,13 @@ def test_a_dash_reads_paths_from_standard_input(monkeypatch, content, nul, paths
     standard_input(monkeypatch, content)
     wanted = ["first.png", *paths, "last.png"]
     assert expand_inputs(["first.png", "-", "last.png"], nul=nul) == wanted
+
+
+def test_a_file_whose_name_ends_in_a_carriage_return_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "odd.png\r")
+    standard_input(monkeypatch, b"odd.png\r\neven.png\r\n")
+    assert expand_inputs(["-"]) == ["odd.png\r", "even.png"]
 
 
 @pytest.mark.parametrize("nul", [False, True])

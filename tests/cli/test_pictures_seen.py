@@ -1,0 +1,113 @@
+"""What commands say of the pictures that they read: on stderr, and in `--json`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Outcome, Program, untrained_run
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained_run(tmp_path_factory.mktemp("untrained") / "run")
+
+
+def pairs(folder: Path) -> Path:
+    """Six pairs: floats up to 1400, and RGB, one of them turned and one no picture."""
+    for name in ("x", "y"):
+        (folder / name).mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for number in range(6):
+        ramp = np.linspace(0, 1400, 256, dtype="f4").reshape(16, 16)
+        Image.fromarray(ramp).save(folder / "x" / f"{number}.tif")
+        turned = {"exif": exif} if number == 2 else {}
+        Image.new("RGB", (16, 16)).save(folder / "y" / f"{number}.png", **turned)
+    (folder / "y" / "5.png").write_text("no picture")
+    (folder / "y" / "notes.txt").write_text("no picture")
+    return folder
+
+
+CHANGES = {"scaled from 0 to 2047": 6, "turned as EXIF says": 1}
+
+
+def test_prepare_ends_with_a_line_on_its_pictures(iiae: Program) -> None:
+    outcome = iiae("prepare", "pairs", pairs(Path("in")), "-o", "p.h5", "--json")
+    assert outcome.code == 3
+    assert outcome.json["pictures_seen"] == {
+        "read": 11,
+        "modes": {"F": 6, "RGB": 5},
+        "sizes": ["16×16"],
+        "changes": CHANGES,
+        "left_out": {".txt": 1},
+    }
+    lines = outcome.err.splitlines()
+    assert "warning: left out 1 file of other kinds: .txt 1" in lines
+    assert (
+        "pictures: 11 read (F 6, RGB 5), 16×16; 6 scaled from 0 to 2047; 1 turned as EXIF says; "
+        "1 inputs skipped"
+    ) in lines
+
+
+def test_a_call_counts_what_it_read_itself(iiae: Program) -> None:
+    source = pairs(Path("in"))
+    options = ("--test-fraction", "0.5", "--valid-fraction", "0", "--json")
+    seen = []
+    for part in range(2):
+        outcome = iiae(
+            "prepare", "pairs", source, "-o", f"{part}.h5", "--shard", f"{part}/2", *options
+        )
+        seen.append(outcome.json["pictures_seen"])
+    assert sum(item["read"] for item in seen) == 11 and all(item["read"] < 11 for item in seen)
+    merged = iiae("prepare", "0.h5", "1.h5", "--merge", "-o", "p.h5", "--json")
+    assert merged.code == 3 and merged.json["pictures_seen"]["read"] == 0
+    assert "pictures:" not in merged.err
+
+
+@pytest.mark.parametrize(
+    "command", [("encode", "-o", "z.h5", "--domain"), ("translate", "-o", "out", "--from")]
+)
+def test_others_say_what_they_changed(iiae: Program, run: Path, command: tuple[str, ...]) -> None:
+    Image.new("RGBA", (8, 9)).save("clear.png")
+    Image.new("RGB", (32, 32)).save("plain.png")
+    name, *options = command
+    outcome = iiae(name, "clear.png", *options, "x", "--run", run, "--json")
+    assert outcome.json["pictures_seen"]["changes"] == {
+        "flattened on white": 1,
+        "resized to 32×32": 1,
+    }
+    assert "pictures: 1 read (RGBA 1), 8×9; 1 flattened on white; 1 resized to" in outcome.err
+    outcome = iiae(name, "plain.png", *options, "x", "--run", run, "--json", "--overwrite")
+    assert outcome.code == 0 and "pictures:" not in outcome.err
+    assert outcome.json["pictures_seen"]["changes"] == {}
+
+
+def test_retrieve_reads_a_list_from_windows_and_names_all_if_none_is_readable(
+    iiae: Program, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save("a.png")
+    assert iiae("encode", "a.png", "--domain", "y", "--run", run, "-o", "z.h5").code == 0
+
+    def retrieve(*names: str) -> Outcome:
+        listing = "".join(f"{name}\r\n" for name in names).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listing)))
+        return iiae("retrieve", "-", "--index", "z.h5", "--run", run, "--json")
+
+    outcome = retrieve("a.png")
+    assert outcome.code == 0 and outcome.json["results"][0]["query"] == "a.png"
+    assert outcome.json["pictures_seen"]["changes"] == {"resized to 32×32": 1}
+    outcome = retrieve("b.png", "c.png")
+    assert outcome.code == 2 and "none of the 2 inputs could be read" in outcome.error()[0]
+    assert all(f"skipped {name}: does not exist" in outcome.err for name in ("b.png", "c.png"))
+
+
+def test_a_folder_without_pictures_says_what_it_holds(iiae: Program, run: Path) -> None:
+    Path("in").mkdir()
+    Path("in/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    outcome = iiae("encode", "in", "--domain", "x", "--run", run, "-o", "z.h5")
+    assert outcome.code == 2 and ".heic 1" in outcome.error()[0]

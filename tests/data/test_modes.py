@@ -1,0 +1,278 @@
+"""Pictures of every mode, depth and number format become the values that docs/data.md states."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from iiae_cli.data.pictures import PictureError, decode, picture_size_of
+from iiae_cli.data.seen import SEEN, left_out_line, line_of
+
+RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    SEEN.clear()
+
+
+def saved(path, pixels, mode=None, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+    return path
+
+
+def changes(path, channels=3):
+    """What the only change of a picture is called."""
+    decode(path, channels)
+    return list(SEEN.take()["changes"])
+
+
+# ---- numbers of more than 8 bits
+
+
+def ramp(top, dtype, low=0):
+    """32 × 32, from `low` to `top`."""
+    return np.linspace(low, top, 1024).astype(dtype).reshape(32, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (ramp(1, "f4"), 0, 1),
+        (ramp(1.02, "f4"), 0, 1),
+        (ramp(1, "f4", low=-0.03), 0, 1),
+        (ramp(255, "f4"), 0, 255),
+        (ramp(260, "f4"), 0, 255),
+        (ramp(1400, "f4"), 0, 2047),
+        (ramp(65535, "f4"), 0, 65535),
+        (ramp(0.01, "f4"), 0, 0.01),  # fills less than a sixteenth of 0 … 1
+        (ramp(10, "f4"), 0, 10),
+        (ramp(1, "f4", low=-1), -1, 1),
+        (ramp(3000, "f4", low=-1000), -1000, 3000),
+        (ramp(1e6, "f4", low=1e5), 1e5, 1e6),
+        (ramp(255, "i4"), 0, 255),
+        (ramp(256, "i4"), 0, 1023),
+        (ramp(1, "i4"), 0, 1),  # a mask
+        (ramp(4095, "i4"), 0, 4095),
+        (ramp(70000, "i4"), 0, 70000),
+        (ramp(100, "i4", low=-100), -100, 100),
+        (ramp(255, "u2"), 0, 255),
+        (ramp(1000, "u2"), 0, 1023),
+        (ramp(4000, "u2"), 0, 4095),
+        (ramp(16000, "u2"), 0, 16383),
+        (ramp(20000, "u2"), 0, 65535),
+        (ramp(4000, ">u2"), 0, 4095),
+    ],
+)
+def test_the_range_of_the_values_decides_not_their_type(tmp_path, values, low, high):
+    path = saved(tmp_path / "deep.tif", values)
+    worked = np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(decode(path, 1)[..., 0], worked, atol=0.5 + 1e-6)
+    np.testing.assert_array_equal(decode(path, 3)[..., 2], decode(path, 1)[..., 0])
+    usual = low == 0 and high in (1, 255, 1023, 2047, 4095, 16383, 65535)
+    (change,) = SEEN.take()["changes"]
+    assert change in (f"scaled from 0 to {high}", "scaled from their own range")
+    assert usual or change == "scaled from their own range"
+
+
+@pytest.mark.parametrize("overshoot", [1.5, 50, 1e6, -3])
+def test_a_few_floats_beyond_0_to_1_do_not_darken_the_others(tmp_path, overshoot):
+    values = ramp(1, "f4")
+    values[3, 4] = overshoot
+    decoded = decode(saved(tmp_path / "sharpened.tif", values), 1)[..., 0]
+    assert decoded[3, 4] == (255 if overshoot > 0 else 0)
+    assert decoded[31, 31] == 255 and decoded[16, 0] == 128  # 512 / 1023
+
+
+def test_thin_bright_strokes_are_not_taken_for_overshoots(tmp_path):
+    values = np.zeros((32, 32), "f4")
+    values[3, 4] = 200
+    assert decode(saved(tmp_path / "dot.tif", values), 1)[3, 4, 0] == 200
+
+
+@pytest.mark.parametrize("value", [0, 7, -7])
+@pytest.mark.parametrize("dtype", ["f4", "i4"])
+def test_an_even_picture_without_a_usual_range_is_black(tmp_path, value, dtype):
+    path = saved(tmp_path / "even.tif", np.full((4, 4), value, dtype))
+    assert decode(path, 1).max() == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    values = ramp(1, "f4")
+    values[1, 1] = value
+    with pytest.raises(PictureError, match=r"bad\.tif: holds values that are not finite"):
+        decode(saved(tmp_path / "bad.tif", values))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
+    """Signed 16 bits, unsigned 32 bits, and 16 bits in which zero is white."""
+
+    def decoded(values, kind, photometric=1):
+        bits, count = values.itemsize * 8, values.nbytes
+        tags = [(256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1)]
+        tags += [(262, photometric), (273, 8), (277, 1), (278, values.shape[0]), (279, count)]
+        entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, n) for tag, n in tags)
+        entries += struct.pack(order + "HHIHH", 339, 3, 1, kind, 0)
+        head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + count)
+        path = tmp_path / "written.tif"
+        path.write_bytes(
+            head + values.tobytes() + struct.pack(order + "H", 10) + entries + bytes(4)
+        )
+        return decode(path, 1)[..., 0].tolist()
+
+    assert decoded(np.array([[-100, 0, 100]], order + "i2"), 2) == [[0, 128, 255]]
+    if order == "<":  # Pillow knows these in one byte order
+        assert decoded(np.array([[0, 2**31, 2**32 - 1]], order + "u4"), 1) == [[0, 128, 255]]
+        assert decoded(np.array([[0, 16384, 65535]], order + "u2"), 1, 0) == [[255, 191, 0]]
+
+
+def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path):
+    """Pillow reads the upper eight; a PNG of them is written by hand."""
+
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    row = b"\0" + struct.pack(">HHH", 65535, 256, 255)
+    header, pixels = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(row)
+    path = tmp_path / "deep.png"
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks))
+    assert decode(path).tolist() == [[[255, 1, 0]]]
+    assert changes(path) == ["cut to the upper 8 of 16 bits"]
+
+
+# ---- modes of 8 bits and fewer
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "colour", "expected"),
+    [
+        ("1", ".png", 255, WHITE),
+        ("L", ".png", 77, [77, 77, 77]),
+        ("LA", ".png", (0, 0), WHITE),
+        ("PA", ".tif", (0, 0), WHITE),
+        ("RGB", ".png", (255, 0, 0), RED),
+        ("RGBA", ".png", (255, 0, 0, 0), WHITE),
+        ("RGBX", ".tif", (255, 0, 0, 9), RED),
+        ("CMYK", ".tif", (0, 255, 255, 0), RED),
+        ("YCbCr", ".tif", (76, 85, 255), [254, 0, 0]),
+        ("LAB", ".tif", (255, 128, 128), WHITE),  # L* 100, a* and b* 0
+    ],
+)
+def test_every_mode_is_read(tmp_path, mode, suffix, colour, expected):
+    path = saved(tmp_path / f"one{suffix}", Image.new(mode, (3, 2), colour))
+    np.testing.assert_allclose(decode(path), [[expected] * 3] * 2, atol=1)
+    for channels in (1, 2, 4):
+        assert decode(path, channels).shape == (2, 3, channels)
+
+
+def test_the_first_frame_of_several_is_read_and_said_once(tmp_path):
+    first, second = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
+    for suffix in (".gif", ".png", ".tif", ".webp"):
+        path = tmp_path / f"moving{suffix}"
+        first.save(path, save_all=True, append_images=[second])
+        np.testing.assert_allclose(decode(path), [[RED] * 4] * 3, atol=8)
+        decode(path)
+        assert SEEN.take()["changes"] == {"first of several frames": 1}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_turned_picture(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"turned{suffix}", Image.new("RGB", (6, 4)), exif=exif)
+    assert picture_size_of(path) == decode(path).shape[:2] == ((4, 6), (6, 4))[orientation > 4]
+    assert changes(path) == ([] if orientation == 1 else ["turned as EXIF says"])
+
+
+def test_a_turned_picture_of_16_bits_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = saved(tmp_path / "turned.png", np.array([[0, 65535]], np.uint16), exif=exif)
+    assert decode(path, 1)[..., 0].tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+def test_pictures_one_pixel_wide_or_high_are_read(tmp_path, size):
+    path = saved(tmp_path / "line.png", Image.new("RGB", size, (255, 0, 0)))
+    assert decode(path, 3, (4, 4)).reshape(-1, 3).tolist() == [RED] * 16
+
+
+def test_pictures_without_pixels_are_refused(tmp_path):
+    path = saved(tmp_path / "none.pgm", Image.new("L", (1, 1)))
+    path.write_bytes(b"P5\n0 4\n255\n")
+    with pytest.raises(PictureError):
+        decode(path)
+
+
+# ---- colour profiles
+
+
+def swapped():
+    """sRGB's profile with red for green."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    names = data.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+    return names.replace("sRGB".encode("utf-16-be"), "GRBs".encode("utf-16-be"))
+
+
+def test_an_embedded_profile_is_converted_to_srgb(tmp_path):
+    path = saved(tmp_path / "wide.png", np.array([[RED]], np.uint8), icc_profile=swapped())
+    np.testing.assert_allclose(decode(path), [[GREEN]], atol=2)
+    assert changes(path) == ["converted to sRGB"]
+    half = np.array([[[*RED, 40]]], np.uint8)
+    path = saved(tmp_path / "clear.png", half, icc_profile=swapped())
+    np.testing.assert_allclose(decode(path, 4), [[[*GREEN, 40]]], atol=2)  # opacity is kept
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_a_profile_that_cannot_be_used_is_said(tmp_path, mode):
+    image = Image.new(mode, (1, 1), (0, 255, 255, 0) if mode == "CMYK" else (255, 0, 0))
+    path = saved(tmp_path / "odd.tif", image, icc_profile=b"no profile")
+    assert decode(path).tolist() == [[RED]]
+    assert changes(path) == ["read without their colour profile"]
+
+
+def test_srgb_is_left_as_it_is(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = saved(tmp_path / "usual.png", np.array([[[10, 20, 30]]], np.uint8), icc_profile=profile)
+    assert decode(path).tolist() == [[[10, 20, 30]]] and changes(path) == []
+
+
+# ---- what is said
+
+
+def test_what_was_seen_is_said_in_a_line(tmp_path):
+    saved(tmp_path / "a.png", Image.new("RGB", (4, 3)))
+    saved(tmp_path / "b.png", Image.new("RGBA", (8, 6)))
+    saved(tmp_path / "c.png", Image.new("RGBA", (2, 2), (0, 0, 0, 255)))
+    for name in "abca":
+        decode(tmp_path / f"{name}.png", 3, (3, 4))
+    seen = SEEN.take()
+    assert seen == {
+        "read": 3,
+        "modes": {"RGBA": 2, "RGB": 1},
+        "sizes": ["2×2", "8×6"],
+        "changes": {"resized to 4×3": 2, "flattened on white": 1},
+        "left_out": {},
+    }
+    assert line_of(seen, 2) == (
+        "pictures: 3 read (RGBA 2, RGB 1), 2×2 to 8×6; 2 resized to 4×3; 1 flattened on white; "
+        "2 inputs skipped"
+    )
+    assert left_out_line({".txt": 2, ".heic": 1}) == (
+        "left out 3 files of other kinds: .txt 2, .heic 1"
+    )
+    assert SEEN.take()["read"] == 0
+
+
+def test_colours_made_grey_are_said(tmp_path):
+    path = saved(tmp_path / "a.png", Image.new("RGB", (4, 3)))
+    assert changes(path, 1) == ["made grey"] and changes(path, 3) == []
+    assert changes(saved(path, Image.new("L", (4, 3))), 1) == []
