@@ -9,12 +9,15 @@ rank 0 validates.
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +25,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.signals import Stop
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(minutes=10)  # for all ranks to appear, and for one sum of gradients
+MEETING = timedelta(minutes=10)  # for all ranks to come, and for one sum of gradients
+FIRST_WORD, NEXT_WORD = 5.0, 30.0  # seconds of waiting until it is said, and said again
+POLL = 0.1  # seconds
 PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
 _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a rank that is gone
 
@@ -43,7 +52,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those on this machine: which GPU to take
-    address: str = "env://"  # where they meet, a URL for `init_process_group`
+    address: str = ""  # where they meet, HOST:PORT
 
     @property
     def first(self) -> bool:
@@ -70,8 +79,8 @@ class World:
         if self.size == 1:
             yield
             return
+        self._meet(device, Meeting(self, stop))
         try:
-            self._meet(device, stop)
             yield
             # not after an error: it would wait for ranks that are gone
             dist.destroy_process_group()
@@ -80,31 +89,32 @@ class World:
             if not any(sign in reason.lower() for sign in _SIGNS):
                 raise
             raise IiaeError(
-                f"another rank has ended or did not appear: {reason[:200]}",
+                f"another rank has ended: {reason[:200]}",
                 "see what the other ranks said; then run again with --resume",
             ) from error
 
-    def _meet(self, device: torch.device, stop: Stop) -> None:
-        """Join the process group in a thread, so that a signal ends the wait."""
-        backend, failures = "nccl" if device.type == "cuda" else "gloo", list[Exception]()
+    def _meet(self, device: torch.device, meeting: Meeting) -> None:
+        """Join the process group once every rank has come to the meeting point."""
+        backend = "nccl" if device.type == "cuda" else "gloo"
         ranks: dict[str, Any] = {"rank": self.rank, "world_size": self.size}
 
         def join() -> None:
-            try:
-                dist.init_process_group(backend, self.address, timeout=MEETING, **ranks)
-                _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            except Exception as error:
-                failures.append(error)
+            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
+            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        thread = threading.Thread(target=join, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            stop.check()
-        if failures:
-            raise failures[0]
+        try:
+            store = meeting.gather()
+            meeting.work(join, "the connections between all ranks")
+        except (RuntimeError, OSError) as error:
+            time.sleep(1.0)  # a signal to all ranks may have ended the others first
+            meeting.stop.check()
+            reason = " ".join(str(error).split())[:200]
+            raise IiaeError(
+                f"{meeting.name} cannot meet the others: {reason}",
+                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
+            ) from error
 
     def agree(self, number: int) -> int:
         """The largest of all ranks' numbers."""
@@ -129,29 +139,107 @@ class World:
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
+class Meeting:
+    """Ranks that wait for each other: interruptible, never silent, and not for ever."""
+
+    def __init__(self, world: World, stop: Stop) -> None:
+        self.world, self.stop = world, stop
+        self.name = f"rank {world.rank} of {world.size} at {world.address}"
+        self._started = time.monotonic()
+        self._next_word = self._started + FIRST_WORD
+
+    def gather(self) -> Store:
+        """The store at the meeting point, once all ranks are there."""
+        whole = self.work(self._connect, "rank 0" if self.world.rank else "an answer there")
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        prefix = f"iiae/{self.world.size}/{attempt}"
+        store: Store = dist.PrefixStore(prefix, whole)  # type: ignore[attr-defined]
+        keys = [f"rank {rank}" for rank in range(self.world.size)]
+        store.set(keys[self.world.rank], "")
+        try:
+            while not store.check(keys):
+                self.wait(lambda: ", ".join(key for key in keys if not store.check([key])))
+        except Interrupted:
+            store.delete_key(keys[self.world.rank])  # the others go on waiting for this rank
+            raise
+        return store
+
+    def _connect(self) -> Store:
+        """Connect to rank 0's store or torchrun's; on rank 0 itself, open the store."""
+        host, _, port = self.world.address.rpartition(":")
+        torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        opens = self.world.first and not torchruns
+        while not opens:
+            try:
+                socket.create_connection((host, int(port)), timeout=5.0).close()
+                break
+            except OSError:
+                self.stop.check()
+                time.sleep(POLL)
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, int(port), self.world.size, opens, MEETING, wait_for_workers=False
+        )
+        return store
+
+    def work(self, call: Callable[[], Value], awaited: str) -> Value:
+        """What a call returns that may block: it runs in a thread, so that a signal ends it."""
+        outcome: Future[Value] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(call())
+            except Exception as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while not outcome.done():
+            self.wait(lambda: awaited)
+        return outcome.result()
+
+    def wait(self, awaited: Callable[[], str]) -> None:
+        """Wait a moment; ends by a signal or when the time is up, and says what is awaited."""
+        self.stop.check()
+        time.sleep(POLL)
+        now = time.monotonic()
+        if now - self._started > MEETING.total_seconds():
+            raise IiaeError(
+                f"{self.name} has waited {MEETING.seconds // 60} minutes for {awaited()}",
+                "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
+            )
+        if now >= self._next_word:
+            self._next_word = now + NEXT_WORD
+            console.warn(f"{self.name} waits for {awaited()} ({now - self._started:.0f} s so far)")
+
+
 def find_world(environment: Mapping[str, str]) -> World:
     """The world that a launcher's environment describes.
 
     torchrun's variables count first. Those of an srun step with several tasks count only with
     MASTER_ADDR, which a person who runs several independent trainings in one step does not set.
     """
+    world = World()
     try:
         size = int(environment.get("WORLD_SIZE", "1"))
-        if size > 1:
-            number, *_ = (environment[name] for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-            return World(int(number), size, int(environment.get("LOCAL_RANK", number)))
         tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-        if "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
+        if size > 1:
+            address = f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT'])}"
+            rank = int(environment["RANK"])
+            world = World(rank, size, int(environment.get("LOCAL_RANK", rank)), address)
+        elif "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
             job = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
             address = f"{environment['MASTER_ADDR']}:{int(environment.get('MASTER_PORT', job))}"
             rank, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
-            return World(rank, tasks, local, f"tcp://{address}")
+            world = World(rank, tasks, local, address)
+        if not 0 <= world.rank < world.size:
+            raise ValueError(f"rank {world.rank} of {world.size}, counted from 0")
+        if world.size > 1 and not 0 < int(world.address.rpartition(":")[2]) < 2**16:
+            raise ValueError(f"no port in {world.address}")
     except (KeyError, ValueError) as error:
         raise IiaeError(
-            f"the launcher's variables are incomplete: {error}",
+            f"the launcher's variables are incomplete or wrong: {error}",
             "start with torchrun, or with srun and MASTER_ADDR set; or unset WORLD_SIZE",
         ) from error
-    return World()
+    return world
 
 
 class Share:

@@ -5,25 +5,27 @@ lost ranks.
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import refusal
+from helpers import StopAt, refusal
 from moments import TINY, Server
 from torch import Tensor
 
 from iiae_cli import builders
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import Interrupted
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.model.iiae import Posteriors
 from iiae_cli.runs.weights import place
+from iiae_cli.training import distributed
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Share, World, find_world
 from iiae_cli.training.step import Feed, seed_step
@@ -164,17 +166,19 @@ def test_torchrun_starts_and_stops_it(nursery: Server, tmp_path: Path) -> None:
 
 
 def test_torchruns_variables_make_a_world() -> None:
-    assert find_world(TORCHRUN) == World(1, 4, 1)
+    assert find_world(TORCHRUN) == World(1, 4, 1, "a:1")
     assert find_world({}) == find_world({**TORCHRUN, "WORLD_SIZE": "1"}) == World()
     assert "MASTER_ADDR" in refusal(find_world, {"WORLD_SIZE": "2", "RANK": "0"}).message
+    assert "rank 4 of 4" in refusal(find_world, {**TORCHRUN, "RANK": "4"}).message
+    assert "a:70000" in refusal(find_world, {**TORCHRUN, "MASTER_PORT": "70000"}).message
 
 
 def test_sruns_variables_make_a_world_only_where_a_meeting_point_is_named() -> None:
     assert find_world(SRUN) == World()
     named = {**SRUN, "MASTER_ADDR": "node7", "SLURM_JOB_ID": "1234567"}
-    assert find_world(named) == World(3, 4, 1, "tcp://node7:34567")
-    assert find_world({**named, "MASTER_PORT": "5000"}).address == "tcp://node7:5000"
-    assert find_world({**named, **TORCHRUN}) == World(1, 4, 1)
+    assert find_world(named) == World(3, 4, 1, "node7:34567")
+    assert find_world({**named, "MASTER_PORT": "5000"}).address == "node7:5000"
+    assert find_world({**named, **TORCHRUN}) == World(1, 4, 1, "a:1")
     batch_script = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "MASTER_ADDR": "node7"}
     assert find_world(batch_script) == World()
     del named["SLURM_LOCALID"]
@@ -203,15 +207,59 @@ def test_slices_cover_the_batch_and_too_small_a_batch_is_refused() -> None:
     assert "too small for 3 ranks" in refusal(Share, World(0, 3), 5).message
 
 
-def test_ranks_that_do_not_meet_are_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(*_: object, **__: object) -> None:
-        raise RuntimeError("[c10d] timed out\nmore")
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A free meeting point on this machine, where ranks say at every look what they miss."""
+    monkeypatch.setattr(distributed, "FIRST_WORD", 0.0)
+    monkeypatch.setattr(distributed, "NEXT_WORD", 0.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
-    monkeypatch.setattr(torch.distributed, "init_process_group", nobody)
-    with pytest.raises(IiaeError, match="did not appear"), World(0, 2).joined(CPU, Stop()):
+
+def wait_alone(rank: int, address: str, code: int = 75) -> int:
+    """Wait for two other ranks, until a signal comes; the exit code."""
+    with (
+        pytest.raises(Interrupted) as caught,
+        World(rank, 3, 0, address).joined(CPU, StopAt(9, code)),
+    ):
         raise AssertionError("nobody is there")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: time.sleep(60))
-    stop = Stop()
-    stop.request(75)
-    with pytest.raises(Interrupted), World(0, 2).joined(CPU, stop):
-        raise AssertionError("nobody is there")
+    assert "nothing was lost" in caught.value.where
+    return caught.value.exit_code
+
+
+@pytest.mark.parametrize(
+    ("rank", "missing", "code"), [(0, "rank 1, rank 2", 75), (2, "rank 0", 130)]
+)
+def test_a_lone_rank_says_what_it_waits_for_until_a_signal_ends_it(
+    rank: int, missing: str, code: int, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wait_alone(rank, address, code) == code
+    assert f"rank {rank} of 3 at {address} waits for {missing} (" in capsys.readouterr().err
+
+
+def test_a_rank_that_came_and_left_is_waited_for_again(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    store = torch.distributed.TCPStore("127.0.0.1", int(address[10:]), is_master=True)
+    for rank in (1, 0):
+        wait_alone(rank, address)
+    assert "rank 0 of 3" in (said := capsys.readouterr().err) and "waits for rank 1, rank 2" in said
+    del store
+
+
+def test_the_wait_has_an_end_and_a_port_that_is_taken_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meet() -> None:
+        with World(0, 2, 0, address).joined(CPU, Stop()):
+            raise AssertionError("nobody is there")
+
+    with socket.socket() as taken:
+        taken.bind(("", int(address[10:])))
+        taken.listen()
+        refused = refusal(meet)
+        assert address in refused.message and "MASTER_PORT" in refused.hint
+    monkeypatch.setattr(distributed, "MEETING", timedelta())
+    assert "has waited 0 minutes for " in refusal(meet).message
