@@ -16,11 +16,12 @@ from typer.core import TyperCommand
 
 from iiae_cli import __version__
 from iiae_cli.cli import encode, evaluate, prepare, retrieve, train, translate
-from iiae_cli.cli.options import GROUPS, option
+from iiae_cli.cli.options import GROUPS, option, say_left_out
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted
 from iiae_cli.common.files import refusal_of_system
 from iiae_cli.common.machine import cores
+from iiae_cli.data.seen import SEEN
 
 # From 0.26 on typer contains click, so click's exception is reached through typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -108,6 +109,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         console.flush_results()
         return code if isinstance(code, int) else 0
     except IiaeError as error:
+        say_left_out(SEEN.take())
         console.fail(error.message, error.hint)
         return EXIT_USER_ERROR
     except Interrupted as stopped:

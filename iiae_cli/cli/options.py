@@ -12,6 +12,7 @@ import typer
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
+from iiae_cli.data.seen import SEEN, line_of
 
 DomainName = Literal["x", "y"]
 SplitName = Literal["train", "valid", "test"]
@@ -73,13 +74,10 @@ def finish(
 
     What was seen of pictures is said if something was changed or left out, or always: `pictures`.
     """
-    from iiae_cli.data.seen import SEEN, left_out_line, line_of
-
     for line in skipped or ():
         console.warn(f"skipped {line}")
     seen = SEEN.take()
-    if seen["left_out"]:
-        console.warn(left_out_line(seen["left_out"]))
+    say_left_out(seen)
     if seen["changes"] or (pictures and seen["read"]):
         console.say(line_of(seen, len(skipped or ())))
     more = {"pictures_seen": seen} if pictures or seen["read"] or seen["left_out"] else {}
@@ -91,6 +89,14 @@ def finish(
     if skipped:
         console.warn(f"{len(skipped)} inputs were skipped")
         raise typer.Exit(EXIT_SOME_SKIPPED)
+
+
+def say_left_out(seen: Mapping[str, Any]) -> None:
+    """Say how many files of folders were not taken for pictures, by their suffixes."""
+    kinds = ", ".join(f"{kind} {count}" for kind, count in seen["left_out"].items())
+    count = sum(seen["left_out"].values())
+    if count:
+        console.warn(f"left out {count} file{'s' * (count > 1)} of other kinds: {kinds}")
 
 
 def seconds_of(text: str) -> float:

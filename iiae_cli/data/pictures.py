@@ -27,7 +27,7 @@ from PIL import Image
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import missing
 from iiae_cli.data.modes import ORIENTATION, UnusableError, plain
-from iiae_cli.data.seen import SEEN, left_out_line
+from iiae_cli.data.seen import SEEN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,10 +252,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
             if not inside:
-                left_out = SEEN.take()["left_out"]
-                others = f"; {left_out_line(left_out)}" if left_out else ""
                 raise IiaeError(
-                    f"folder {path} holds no pictures{others}",
+                    f"folder {path} holds no pictures",
                     f"it should hold {', '.join(sorted(SUFFIXES))} files",
                 )
             paths += inside

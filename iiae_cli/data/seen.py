@@ -62,10 +62,3 @@ def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:
     lost = [f"{skipped} inputs skipped"] if skipped else []
     sizes = " to ".join(seen["sizes"])
     return "; ".join([f"pictures: {seen['read']} read ({modes}), {sizes}", *changes, *lost])
-
-
-def left_out_line(left_out: Mapping[str, int]) -> str:
-    """What was left out of folders, as a line for people."""
-    kinds = ", ".join(f"{kind} {count}" for kind, count in left_out.items())
-    count = sum(left_out.values())
-    return f"left out {count} file{'s' * (count > 1)} of other kinds: {kinds}"

@@ -106,8 +106,16 @@ def test_retrieve_reads_a_list_from_windows_and_names_all_if_none_is_readable(
     assert all(f"skipped {name}: does not exist" in outcome.err for name in ("b.png", "c.png"))
 
 
-def test_a_folder_without_pictures_says_what_it_holds(iiae: Program, run: Path) -> None:
-    Path("in").mkdir()
-    Path("in/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    outcome = iiae("encode", "in", "--domain", "x", "--run", run, "-o", "z.h5")
-    assert outcome.code == 2 and ".heic 1" in outcome.error()[0]
+@pytest.mark.parametrize(
+    "command", [("encode", "in", "--domain", "x", "-o", "z.h5"), ("prepare", "pairs", "in")]
+)
+def test_what_was_left_out_is_said_if_nothing_remains(
+    iiae: Program, run: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IIAE_RUN", str(run))
+    for name in ("x/a.heic", "y/a.heic", "y/b.txt"):
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("in", name).write_bytes(b"\0\0\0\x18ftypheic")
+    outcome = iiae(*command)
+    assert outcome.code == 2 and outcome.error()
+    assert "warning: left out 3 files of other kinds: .heic 2, .txt 1" in outcome.err

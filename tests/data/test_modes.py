@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
-from iiae_cli.data.seen import SEEN, left_out_line, line_of
+from iiae_cli.data.seen import SEEN, line_of
 
 RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
 
@@ -265,9 +265,6 @@ def test_what_was_seen_is_said_in_a_line(tmp_path):
     assert line_of(seen, 2) == (
         "pictures: 3 read (RGBA 2, RGB 1), 2×2 to 8×6; 2 resized to 4×3; 1 flattened on white; "
         "2 inputs skipped"
-    )
-    assert left_out_line({".txt": 2, ".heic": 1}) == (
-        "left out 3 files of other kinds: .txt 2, .heic 1"
     )
     assert SEEN.take()["read"] == 0
 

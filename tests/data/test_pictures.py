@@ -284,8 +284,7 @@ def test_files_named_outright_keep_their_order_and_any_suffix(tmp_path):
 def test_an_empty_folder_and_a_single_missing_input_are_refused(tmp_path):
     touch(tmp_path / "readme.md")
     error = refusal(find_pictures, [str(tmp_path)])
-    assert error.message.startswith(f"folder {tmp_path} holds no pictures; left out 1 file ")
-    assert ".md 1" in error.message and ".png" in error.hint
+    assert error.message == f"folder {tmp_path} holds no pictures" and ".png" in error.hint
     assert "does not exist" in refusal(find_pictures, [str(tmp_path / "none.png")]).message
 
 
