@@ -41,6 +41,7 @@ class Written:
     name: str
     splits: dict[str, int]  # pairs; empty for a shard
     skipped: list[str]
+    notes: list[str]  # what was read in another way than it is written
     rows: dict[str, Any] | None = None  # of a set of classes by split, of a shard by reading
     shard: str | None = None
     pictures: Path | None = None
@@ -178,7 +179,7 @@ def command(
       pairs          your own: SOURCE/[train|valid|test/]{x,y}/NAME.png; with
                      --side-by-side SOURCE/[train|valid|test/]NAME.png; or a
                      table SOURCE.csv with columns x,y[,split][,label] and
-                     factors x_…, y_…, shared_…
+                     factors x_…, y_…, shared_… (validation/ is valid, too)
       sketchy        Sketchy Extended as features: sketches (x), photos (y)
       classes        your own: SOURCE/[train|test/]{x,y}/CLASS, or features
                      (.npy, .npz)
@@ -285,9 +286,11 @@ def _written(name: str, path: Path, part: Part | None) -> Written:
 
     if part is not None:
         about = part_of(path).about
-        return Written(path, name, {}, about["skipped"], about["rows"], part.name)
+        notes = str(about.get("notes", "")).splitlines()
+        return Written(path, name, {}, about["skipped"], notes, about["rows"], part.name)
     file = DataFile(path)
-    written = Written(path, name, dict(file.info.counts), file.skipped())
+    notes = str(file.info.attributes.get("notes", "")).splitlines()
+    written = Written(path, name, dict(file.info.counts), file.skipped(), notes)
     if name in CLASS_SETS:
         splits = {split: file.split(split) for split in SPLITS}
         written.rows = {

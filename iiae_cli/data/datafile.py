@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,9 +116,14 @@ class Split:
 # ---- which classes a backbone has seen: the data set's alone, not ImageNet's
 
 
+def nfc(text: str) -> str:
+    """A text in Unicode's composed form, in which names are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
 def normalise_class(name: str) -> str:
     """A class name as the published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
-    return name.strip().replace("-", "_").replace(" ", "_")
+    return nfc(name).strip().replace("-", "_").replace(" ", "_")
 
 
 def class_list_hash(names: Iterable[str]) -> str:

@@ -23,7 +23,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, missing, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import resize_pictures
-from iiae_cli.data.sources.pairs import plan_folders, split_folders
+from iiae_cli.data.sources.names import split_folders
+from iiae_cli.data.sources.pairs import plan_folders
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 
 UInt8Array: TypeAlias = NDArray[np.uint8]

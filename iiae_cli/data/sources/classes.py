@@ -1,12 +1,13 @@
 """Two domains that belong together by class: your own, and Sketchy Extended.
 
-    SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (`val` is taken for `valid`)
+    SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (other names: `names.py`)
     SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
     SOURCE[/split1]/{train,test}_{sketch,image}_{features,paths,labels}.npy, or SOURCE.npz
 
 x and y have lengths of their own, every row a class, and no pairs. A class that only one domain has
-cannot be learnt from or retrieved, and is left out by name. Until pictures become features, the
-rows of a side are their files. Sketchy Extended has sketches (x) and photos (y) of 125 classes:
+cannot be learnt from or retrieved, and is left out by name. Classes are compared and written in
+NFC. Until pictures become features, the rows of a side are their files. Sketchy Extended has
+sketches (x) and photos (y) of 125 classes:
 
     SOURCE/sketch/tx_000000000000/CLASS/*.png              sketches
     SOURCE/photo/tx_000000000000/CLASS/*.jpg               photos
@@ -17,13 +18,15 @@ rows of a side are their files. Sketchy Extended has sketches (x) and photos (y)
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Side, Split, normalise_class
+from iiae_cli.data.datafile import Side, Split, nfc, normalise_class
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.data.sources.features import (
     CLASS_SPLITS,
@@ -35,7 +38,15 @@ from iiae_cli.data.sources.features import (
     limit_rows,
     plan_existing,
 )
-from iiae_cli.data.sources.pairs import split_folders
+from iiae_cli.data.sources.names import (
+    Notes,
+    domain_of,
+    folders_by,
+    note_rest,
+    read_as,
+    refuse_held_out,
+    split_folders,
+)
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
@@ -62,32 +73,33 @@ def plan_classes(options: PrepareOptions) -> Plan:
                 "leave --backbone… and --unseen-classes out",
             )
         return plan_existing(features, options, {"name": None, "weights": "given"})
-    skipped: list[str] = []
-    divided, split_name = _divided(source, options, skipped)
+    notes = Notes()
+    divided, split_name = _divided(source, options, notes)
     weights = options.backbone_weights
     if options.backbone is None and not (weights and Path(weights).is_dir()):
+        command = f"iiae prepare classes {shlex.quote(str(source))} --backbone resnet18 --download"
         raise IiaeError(
             f"{source} holds pictures, and classes are learnt from features",
-            f"name a backbone: iiae prepare classes {source} --backbone resnet18 --download",
+            f"name a backbone: {command}",
         )
 
     from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    return plan_features(divided, options, split_name=split_name, epochs=0, skipped=skipped)
+    plan = plan_features(divided, options, split_name=split_name, epochs=0, skipped=notes.skipped)
+    return replace(plan, attributes={**plan.attributes, **notes.attributes()})
 
 
-def _divided(
-    source: Path, options: PrepareOptions, skipped: list[str]
-) -> tuple[dict[str, Split], str]:
+def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
     """Pictures by split, and the division's name."""
     folders = split_folders(source)
     if not folders:
-        pictures = _pictures(source, source, skipped)
+        pictures = _pictures(source, source, "", notes)
         if options.unseen_classes is None:
             raise IiaeError(
                 f"{source} does not say which classes are for testing",
                 "say how many, or name a file that lists them: "
-                f"iiae prepare classes {source} --unseen-classes 10 …",
+                f"iiae prepare classes {shlex.quote(str(source))} --unseen-classes 10 "
+                "--backbone resnet18",
             )
         return divide_unseen(pictures, options)
     if options.unseen_classes is not None:
@@ -99,31 +111,51 @@ def _divided(
             f"{source} has no folder train/",
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
-    splits = {name: _pictures(folder, source, skipped) for name, folder in folders.items()}
+    note_rest(source, [*folders.values()], notes)
+    read_as({name: folder.name for name, folder in folders.items()}, notes)
+    splits = {name: _pictures(folder, source, name, notes) for name, folder in folders.items()}
     return {name: limit_rows(split, options.limit) for name, split in splits.items()}, GIVEN
 
 
-def _pictures(folder: Path, root: Path, skipped: list[str]) -> Split:
-    x, y = (class_pictures(folder / domain, root=root) for domain in DOMAINS)
-    split = keep_common(Split(x, y), str(folder), skipped)
-    if not len(split.x):
+def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
+    domains = folders_by(folder, domain_of)
+    if domains:
+        note_rest(folder, [*domains.values()], notes)
+    x, y = (class_pictures(domains.get(domain, folder / domain), root=root) for domain in DOMAINS)
+    for side in (x, y):
+        refuse_held_out(folder, side.rows.tolist(), split)
+    for place in domains.values():
+        note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
+    both = keep_common(Split(x, y), str(folder), notes.skipped)
+    if not len(both.x):
         raise IiaeError(
             f"{folder} has no class with pictures in both x/ and y/",
             "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
         )
-    return split
+    return both
 
 
 def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
-    """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names."""
+    """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names.
+
+    Raises:
+        IiaeError: two folders beside each other are one class.
+    """
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
+        places: dict[str, Path] = {}
         for place in sorted(folder.iterdir()) if folder.is_dir() else ():
             if place.is_dir() and not place.name.startswith("."):
+                label = normalise_class(place.name) if normalise else nfc(place.name)
+                if places.setdefault(label, place) != place:
+                    raise IiaeError(
+                        f"{str(places[label])!a} and {place.name!a} are both the class {label}",
+                        "join them in one folder, or rename one",
+                    )
                 pictures = pictures_in(place)
                 files += pictures
-                labels += [normalise_class(place.name) if normalise else place.name] * len(pictures)
+                labels += [label] * len(pictures)
     rows = np.empty(len(files), object)
     rows[:] = files
     return Side(rows, [path.relative_to(root).as_posix() for path in files], labels)
@@ -141,7 +173,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
         wanted, name = [known[i] for i in drawn], f"unseen-{count}-seed{options.seed}"
     else:
         try:
-            lines = Path(unseen).read_text(encoding="utf-8").splitlines()
+            lines = Path(unseen).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise IiaeError(
                 f"--unseen-classes {unseen} is neither a number nor a readable text file",

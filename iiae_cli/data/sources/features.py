@@ -139,7 +139,7 @@ def read_seen(source: Path) -> Seen:
     if not path.exists():
         return UNKNOWN
     with reading(path, "write one class per line, in UTF-8"):
-        names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+        names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
     return Seen(tuple(sorted(names)))
 
 
@@ -227,7 +227,13 @@ def divide_classes(
 ) -> dict[str, Split]:
     """Splits train and test, the test classes being `wanted` by `what`, in whichever spelling."""
     known = classes_of(split)
-    spelling = {normalise_class(label): label for label in known}
+    spelling: dict[str, str] = {}
+    for label in known:
+        if spelling.setdefault(normalise_class(label), label) != label:
+            raise IiaeError(
+                f"{spelling[normalise_class(label)]} and {label} are two spellings of one class",
+                "join their folders, or rename one",
+            )
     missing = sorted({label for label in wanted if normalise_class(label) not in spelling})
     if missing:
         some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")

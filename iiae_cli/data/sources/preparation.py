@@ -31,9 +31,9 @@ from iiae_cli.data.blocks import (
     write_part,
 )
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
-from iiae_cli.data.sources.pairs import is_manifest, pictures_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.registry import build
+from iiae_cli.data.sources.table import is_table, pictures_of
 from iiae_cli.model import DOMAINS, Domain
 
 
@@ -79,6 +79,7 @@ def prepare_file(
         else:
             rows, skipped = plan.summary(blocks, numbers)
             about = {"command": _command(), "rows": rows, "skipped": skipped}
+            about["notes"] = plan.attributes.get("notes", "")
             about["settings_sha256"] = _digest_of(settings)
             write_part(path, store, part, plan.total, about)
 
@@ -206,7 +207,7 @@ def _state_of(source: Path) -> str:
         files = (
             Path(root, file) for root, _, names in sorted(os.walk(source)) for file in sorted(names)
         )
-    elif is_manifest(source):
+    elif is_table(source):
         files = [source, *pictures_of(source)]
     digest = hashlib.sha256()
     for path in files:

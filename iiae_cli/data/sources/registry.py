@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tarfile
 import tempfile
 import zipfile
@@ -30,7 +31,7 @@ from iiae_cli.data.sources.plan import Plan, PrepareOptions
 
 MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
 MAX_BYTES = 64 * 2**30  # that an archive may unpack to
-_PLAIN = (".npz", ".csv", ".tsv")  # sources that are files and no archives
+_PLAIN = {".csv": "pairs", ".tsv": "pairs", ".npz": "classes"}  # files that are no archives
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def build(name: str, options: PrepareOptions) -> Plan:
         IiaeError: unknown set, an option that does not apply, a missing or damaged source.
     """
     if name not in BUILDERS:
-        own = f"; for your own data: iiae prepare pairs {name}" if Path(name).exists() else ""
+        own = f"; for your own data: iiae prepare pairs {shlex.quote(name)}"
+        own = own if Path(name).exists() else ""
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
     if options.wants_classes and name not in CLASS_SETS:
         raise IiaeError(
@@ -159,8 +161,13 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         raise IiaeError(f"the source of {name} was not named", hint)
     if not source.exists():
         raise missing(source, "name a folder, or a tar or zip archive")
-    if source.is_dir() or source.suffix.lower() in _PLAIN:
+    suffix = source.suffix.lower()
+    if source.is_dir() or _PLAIN.get(suffix) == name:
         return source, {"source": origin}
+    if suffix in (*_PLAIN, ".xlsx", ".xls", ".ods"):
+        own = shlex.join(["iiae", "prepare", _PLAIN.get(suffix, "pairs"), str(source)])
+        hint = f"run: {own}" if suffix in _PLAIN else "save it as CSV in UTF-8, columns x,y"
+        raise IiaeError(f"{source} is not a source that {name} reads", hint)
     target = downloads / source.name.partition(".")[0]
     sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
     return target, {"source": origin, "source_sha256": sha256}

@@ -173,7 +173,8 @@ def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     assert "--side-by-side" not in refusal(prepared, "pairs", tmp_path).hint
     side_by_side(tmp_path, 1, 10)
     error = refusal(prepared, "pairs", tmp_path)
-    assert error.message == f"{tmp_path} has no folder x/" and "--side-by-side" in error.hint
+    assert error.message == f"{tmp_path} has no folder x/; it holds no folder"
+    assert "--side-by-side" in error.hint
     in_folders(tmp_path / "apart" / "train", 1, 10)
     error = refusal(prepared, "pairs", tmp_path / "apart", side_by_side=True)
     assert "folders of their own" in error.message and "leave out --side-by-side" in error.hint
@@ -279,7 +280,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         folder,
         "x,y,split,label",
         *("x/a.png,y/a.bmp,train,cat", "x/b.png,,train,cat", "x/c.png,y/c.bmp"),
-        *("x/d.png,y/d.bmp,training,cat", "x/a.png,y/a.bmp,test,cat"),
+        *("x/d.png,y/d.bmp,tran,cat", "x/a.png,y/a.bmp,test,cat"),
         *("x/a.png,y/f.bmp,train,dog", "x/e.png,y/e.bmp,train,big, cat"),
         *("x/f.png,y/f.bmp,train,dog", "x/none.png,y/d.bmp,train,dog"),
     )
@@ -289,10 +290,11 @@ def test_rows_that_cannot_be_used_are_named(folder):
         f"{manifest}:8: more cells than columns",
         f"{manifest}:3: y empty",
         f"{manifest}:4: split and label empty",
-        f"{manifest}:5: unknown split 'training' (splits: train, valid, test)",
+        f"{manifest}:5: unknown split 'tran' (splits: train, valid, test)",
         f"{manifest}:6: the same pair as in line 2",
         f"{manifest}:7: label 'dog', but 'cat' above for the same picture",
-        f"{folder / 'x' / 'none.png'}: does not exist",
+        f"{manifest}:10: x/none.png does not exist, neither beside the table nor in the working "
+        "folder",
     ]
 
 
@@ -302,9 +304,15 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,z", "a,b"], "needs one column 'y'"),
         (["x,y,x", "a,b,c"], "needs one column 'x'"),
         (["x,y"], "names no pair"),
-        (["x,y", "x/none.png,y/a.bmp"], "holds nothing that can be read"),
-        (["x,y", '"x/a.png,y/a.bmp'], "is damaged: unexpected end of data"),
-        (["x,y", "\udcff,y"], "is damaged: 'utf-8' codec"),
+        (["x,y", "x/none.png,y/a.bmp"], "names no pair"),
+        (["x,y", '"x/a.png,y/a.bmp'], "is damaged: line 2: unexpected end of data"),
+        (["x,y", "\udcff,y"], "is not in UTF-8: see line 2"),
+        (["x,y,split", "x/a.png,y/a.bmp,val", "x/b.png,y/b.bmp,Dev"], "both val and dev"),
+        (["x,y,Set", "x/a.png,y/a.bmp,train", "x/b.png,y/b.bmp,test"], "column 'set' of"),
+        (["x,y,x_a,x_a", "x/a.png,y/a.bmp,1,2"], "needs one column 'x_a'"),
+        (["x|z"], "separated by bars, has x, z"),
+        (["in/0.png;in/1.png"], "separated by semicolons, has in/0.png, in/1.png"),
+        ([], "is damaged: it holds no line"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(folder, lines, said):

@@ -1,0 +1,245 @@
+"""Tables that name pairs, as spreadsheets write them: columns x,y[,split][,label] in any order.
+
+Commas, semicolons, tabs or bars separate the cells, whichever makes columns x and y of the first
+line; a line `sep=;` above it says so itself. Any number of columns `x_…`, `y_…` and `shared_…` are
+generative factors of a pair: numbers where all their cells are (empty: unknown), else text. A path
+is absolute (`~` too), a file:// address, or relative to the table, else to the working folder; its
+parts may be separated by backslashes. A picture may recur in many rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading
+from iiae_cli.data.datafile import SPLITS, nfc
+from iiae_cli.data.sources.names import Listings, Notes, find_file, read_as, split_of
+from iiae_cli.model import DOMAINS, Domain
+
+FACTORS = ("x_", "y_", "shared_")
+HINT = "its first line should be x,y[,split][,label], in UTF-8"
+_PLAIN = (*DOMAINS, "split", "label")
+_DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two picture files that belong together; one file where they are side by side."""
+
+    files: Mapping[Domain, Path]
+    names: Mapping[Domain, str]  # the rest of their ids, `SPLIT/NAME`
+    label: str | None = None  # class of both, where known
+    factors: Mapping[str, float | str] = field(default_factory=dict)  # the same in every pair
+
+
+def is_table(path: Path) -> bool:
+    """Whether `path` is named as a table."""
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def pictures_of(table: Path) -> list[Path]:
+    """The pictures that a table names; none where it cannot be read."""
+    with suppress(IiaeError):
+        return [path for _, pair in pairs_of(table, Notes()) for path in pair.files.values()]
+    return []
+
+
+def pairs_of(table: Path, notes: Notes) -> Iterator[tuple[str, Pair]]:
+    """(split, or nothing; pair) of every usable row, its pictures unread; the others are noted."""
+    lines: dict[tuple[str, ...], int] = {}
+    labels: dict[str, str | None] = {}
+    called: dict[str, str] = {}  # each split, and how the table calls it
+    listings: Listings = {}
+    cells = _cells(table, notes)
+    factors = {
+        name: _numbers([row[name] for row in cells.values()])
+        for name in next(iter(cells.values()), {})
+        if name.startswith(FACTORS)
+    }
+    for number, (line, row) in enumerate(cells.items()):
+        label = nfc(row["label"]) if "label" in row else None
+        try:
+            empty = [name for name in row if not row[name] and name not in factors]
+            _refuse_if(bool(empty), f"{' and '.join(empty)} empty")
+            split = _split_of(row.get("split"), called)
+            paths = [_path_of(row[domain], table.parent, listings) for domain in DOMAINS]
+            key = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - without `..`
+            _refuse_if(key in lines, f"the same pair as in line {lines.get(key)}")
+            for other in (labels.get(path, label) for path in key):
+                what = f"label '{label}', but '{other}' above for the same picture"
+                _refuse_if(other != label, what)
+        except ValueError as error:
+            notes.skipped.append(f"{table}:{line}: {error}")
+            continue
+        lines[key] = line
+        labels.update(dict.fromkeys(key, label))
+        files = dict(zip(DOMAINS, paths, strict=True))
+        names = {domain: _name_of(path, table.parent) for domain, path in files.items()}
+        values = {name.replace("/", "-"): column[number] for name, column in factors.items()}
+        yield split, Pair(files, names, label, values)
+    read_as(called, notes)
+
+
+def _refuse_if(problem: bool, what: str) -> None:
+    if problem:
+        raise ValueError(what)
+
+
+def _split_of(cell: str | None, called: dict[str, str]) -> str:
+    """The split that a cell means, empty without such a column; each may be `called` one name."""
+    if cell is None:
+        return ""
+    split = split_of(cell)
+    if split is None:
+        raise ValueError(f"unknown split '{cell}' (splits: {', '.join(SPLITS)})")
+    name = cell.lower()
+    if called.setdefault(split, name) != name:
+        raise IiaeError(
+            f"the split {split} is called both {called[split]} and {name}",
+            "give each split one name in column split",
+        )
+    return split
+
+
+# ---- the text
+
+
+def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
+    """The cells of known columns by line; a missing one is empty, a row with too many is noted."""
+    rows = {}
+    with reading(table, HINT):
+        text = _text_of(table)
+        stated = re.match(r"(?i)sep=(.)[\r\n]+", text)
+        body = text[stated.end() if stated else 0 :].lstrip("\r\n")
+        above = len(text[: len(text) - len(body)].splitlines())
+        first = re.findall(r"[^\r\n]+", body[: 1 << 16])[:1]
+        separator, columns = _header(table, first, stated[1] if stated else "")
+        known = [name for name in columns if _is_read(name)]
+        others = [name for name in columns if name and name not in known]
+        if others:
+            text = f"{table}: columns that are not read: {', '.join(others)}"
+            notes.decided.append(text[:400])
+        splits = others if "split" not in known else []  # those that may be meant so
+        reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+        try:
+            for cells in reader:
+                line, row = above + reader.line_num, [cell.strip() for cell in cells]
+                if any(row[len(columns) :]):
+                    notes.skipped.append(f"{table}:{line}: more cells than columns")
+                elif any(row):
+                    row += [""] * (len(columns) - len(row))
+                    rows[line] = {name: row[columns.index(name)] for name in known}
+                    if len(rows) > 1:
+                        splits = [name for name in splits if split_of(row[columns.index(name)])]
+        except csv.Error as error:
+            raise ValueError(f"line {above + reader.line_num}: {error}") from error
+    del rows[min(rows)]  # the header
+    if splits and rows:
+        raise IiaeError(f"column '{splits[0]}' of {table} holds splits", "call it split")
+    if separator == ";":
+        _decimal_points(table, rows, notes)
+    return rows
+
+
+def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) -> None:
+    """Replace decimal commas, where all cells of a factor are numbers."""
+    for name in next(iter(rows.values()), {}):
+        texts = {row[name] for row in rows.values()}
+        if name not in _PLAIN and all(map(_DECIMAL.fullmatch, texts)) and "," in "".join(texts):
+            notes.decided.append(f"{table}: a comma in column '{name}' is a decimal point")
+            for row in rows.values():
+                row[name] = row[name].replace(",", ".")
+
+
+def _is_read(column: str) -> bool:
+    return column in _PLAIN or column.startswith(FACTORS)
+
+
+def _text_of(table: Path) -> str:
+    content = table.read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]
+    coding, what = "UTF-16", "is in UTF-16, not in UTF-8"
+    if not utf16:
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = len(content[: error.start + 1].splitlines())
+            coding, what = "CP1252", f"is not in UTF-8: see line {line}"
+    old, new = (shlex.quote(str(path)) for path in (table, table.with_stem(f"{table.stem}-utf8")))
+    raise IiaeError(
+        f"{table} {what}", f"save it as CSV in UTF-8, or: iconv -f {coding} -t UTF-8 {old} > {new}"
+    )
+
+
+def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[str]]:
+    """The separator and the columns of a first line, those that have x and y."""
+    if not lines:
+        raise ValueError("it holds no line")
+    columns = {
+        separator: [name.strip().lower() for name in next(csv.reader(lines, delimiter=separator))]
+        for separator in stated or _SEPARATORS
+    }
+    found = max(columns.items(), key=lambda item: (len({*DOMAINS} & {*item[1]}), len(item[1])))
+    separator, names = found
+    wrong: list[str] = [name for name in DOMAINS if name not in names]
+    wrong += [name for name in names if _is_read(name) and names.count(name) > 1]
+    if wrong:
+        called = _SEPARATORS.get(separator, separator) if len(names) > 1 else "nothing"
+        raise IiaeError(
+            f"{table} needs one column '{wrong[0]}': its first line, separated by {called}, has "
+            f"{', '.join(names)[:200]}",
+            HINT,
+        )
+    return separator, names
+
+
+def _numbers(texts: list[str]) -> Sequence[float | str]:
+    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
+    with suppress(ValueError, OverflowError):
+        whole: list[int] = np.array(texts).astype(np.int64).tolist()
+        return whole
+    with suppress(ValueError):
+        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
+    return texts
+
+
+# ---- the paths in it
+
+
+def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
+    """The file that a cell names, which exists; ValueError says what was looked for."""
+    path = cell
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", cell):
+        address = urlsplit(cell)
+        if address.scheme != "file" or address.netloc not in ("", "localhost"):
+            raise ValueError(f"{cell} is not on this machine")
+        path = unquote(address.path)
+    for text in dict.fromkeys((path, path.replace("\\", "/"))):
+        for place in (folder / text, Path(text), Path(os.path.expanduser(text))):  # noqa: PTH111
+            if (found := find_file(place, listings)) is not None:
+                return found
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+        raise ValueError(f"{cell} is a path on Windows")
+    raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
+
+
+def _name_of(path: Path, folder: Path) -> str:
+    """A name from a path, without what leads out of a folder."""
+    inner = path.relative_to(folder) if path.is_relative_to(folder) else path
+    parts = (inner.parent / inner.stem).parts
+    return "/".join(part for part in parts if part not in (inner.anchor, ".."))

@@ -1,0 +1,241 @@
+"""Splits as people call them, and files whose names are composed (NFC) or decomposed (NFD)."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from class_sources import NETWORK, class_folders, make_quick
+from helpers import built, refusal
+from PIL import Image
+
+from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.sources.names import Notes, find_file, refuse_held_out, split_of
+from iiae_cli.data.sources.plan import PrepareOptions
+
+WHOLE = {"valid_fraction": 0, "test_fraction": 0}
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def save(path, width=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, width, 3), 9, np.uint8)).save(path)
+
+
+def pair(folder, stem, other=None):
+    save(folder / "x" / f"{stem}.png")
+    save(folder / "y" / f"{other or stem}.png")
+
+
+def prepared(source, name="pairs", **options):
+    return built(name, PrepareOptions(source=source, **options))
+
+
+def refused(source, **options):
+    return refusal(prepared, source, **options).message
+
+
+def decomposing(folder):
+    """Skip where the file system takes both forms for one name."""
+    (folder / f"{NFC}-").touch()
+    if (folder / f"{NFD}-").exists():
+        pytest.skip("one name in both forms")
+
+
+# ---- splits
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", "train TRAIN Training train_set"),
+        ("valid", "valid validation Val val-set DEV"),
+        ("test", "test Testing eval holdout hold-out Hold_Out testset"),
+        (None, "train2 tests-old pictures x set tr testify ﬁnal _test .train"),
+    ],
+)
+def test_splits_have_the_names_that_people_use(split, names):
+    assert [split_of(name) for name in names.split()] == [split] * len(names.split())
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, capsys, beside):
+    for number, split in enumerate(("Training", "validation", "HOLDOUT")):
+        for item in range(number + 1):
+            if beside:
+                save(tmp_path / split / f"{item}.png", 16)
+            else:
+                pair(tmp_path / split, item)
+    made = prepared(tmp_path, side_by_side=beside)
+    counts = {name: split.pair_count for name, split in made.splits.items()}
+    assert counts == {"train": 1, "valid": 2, "test": 3} and made.skipped == []
+    said = ["Training is read as train", "validation is read as valid", "HOLDOUT is read as test"]
+    assert made.attributes["notes"].splitlines() == said
+    err = capsys.readouterr().err
+    assert [err.count(line) for line in said] == [1, 1, 1]
+    assert made.splits["test"].x.ids[0] == "test/0"
+
+
+def test_two_names_of_one_split_are_refused(tmp_path):
+    pair(tmp_path / "val", 0)
+    pair(tmp_path / "validation", 0)
+    message = refused(tmp_path)
+    assert f"{tmp_path / 'val'} and {tmp_path / 'validation'} both mean valid" in message
+
+
+def test_what_lies_beside_the_folders_is_counted(tmp_path):
+    pair(tmp_path / "train", 0)
+    pair(tmp_path / "test2", 0)  # a split, perhaps
+    pair(tmp_path, 1)
+    save(tmp_path / "cover.png")
+    save(tmp_path / "train" / "z" / "1.png")
+    save(tmp_path / "train" / "1.png")
+    (tmp_path / "empty").mkdir()
+    made = prepared(tmp_path)
+    assert made.splits["train"].pair_count == 1
+    assert made.skipped == [
+        f"{tmp_path / 'train' / 'z'}: a folder beside x/, y/, pictures in it: 1",
+        f"{tmp_path / 'train'}: loose pictures beside x/, y/: 1",
+        f"{tmp_path / 'test2'}: a folder beside train/, pictures in it: 2",
+        f"{tmp_path / 'x'}: a folder beside train/, pictures in it: 1",
+        f"{tmp_path / 'y'}: a folder beside train/, pictures in it: 1",
+        f"{tmp_path}: loose pictures beside train/: 1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["test", "val", "Holdout", "test2017", "testB", "old_test_images"])
+@pytest.mark.parametrize("below", ["x", "train/x"])
+def test_pictures_for_testing_do_not_get_into_training(tmp_path, name, below):
+    domain = tmp_path / below
+    for folder in (domain, domain.parent / "y"):
+        save(folder / "0.png")
+        save(folder / name / "1.png")
+    assert f"{domain / name} looks like pictures for" in refused(tmp_path)
+    if below == "x":
+        save(tmp_path / "halves" / "a" / name / "0.png", 16)
+        assert "looks like pictures for" in refused(tmp_path / "halves", side_by_side=True)
+
+
+def test_other_folders_are_part_of_a_name(tmp_path):
+    for name in ("testimony", "test tube", "train", "values", "a"):
+        refuse_held_out(tmp_path, [tmp_path / name / "0.png"])
+    refuse_held_out(tmp_path, [tmp_path / "val" / "0.png"], "test")
+
+
+def test_folders_of_domains_in_capitals_and_a_word_on_what_there_is(tmp_path):
+    save(tmp_path / "X" / "0.png")
+    save(tmp_path / "photos" / "0.png")
+    assert f"{tmp_path} has no folder y/; it holds X/, photos/" in refused(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "Y")
+    assert prepared(tmp_path, **WHOLE).splits["train"].x.ids == ["train/0"]
+
+
+# ---- Unicode forms
+
+
+def test_partners_pair_in_either_form_and_keep_the_name_of_the_file_system(tmp_path):
+    pair(tmp_path, NFD, NFC)
+    made = prepared(tmp_path, **WHOLE)
+    (identity,) = made.splits["train"].x.ids
+    assert made.skipped == [] and unicodedata.normalize("NFC", identity) == f"train/{NFC}"
+    assert identity.partition("/")[2] in {path.stem for path in (tmp_path / "x").iterdir()}
+
+
+def test_the_second_file_of_one_name_is_named(tmp_path):
+    decomposing(tmp_path)
+    pair(tmp_path, NFC)
+    save(tmp_path / "x" / f"{NFD}.png")
+    made = prepared(tmp_path, **WHOLE)
+    (line,) = made.skipped
+    assert made.splits["train"].pair_count == 1
+    assert NFC in line and NFD in line and "in another Unicode form" in line
+
+
+def test_a_path_is_found_in_the_other_form_unless_two_files_have_it(tmp_path):
+    save(tmp_path / NFD / f"{NFD}.png")
+    listings = {}
+    found = find_file(tmp_path / NFC / f"{NFC}.png", listings)
+    assert found is not None and found.samefile(tmp_path / NFD / f"{NFD}.png")
+    assert find_file(tmp_path / NFC / "none.png", listings) is None
+    assert find_file(tmp_path / f"{NFC}-none", listings) is None
+    twice = "e\u0323\u0302"  # has three forms: this, one in between, and one character
+    decomposing(tmp_path)
+    for form in ("\u1eb9\u0302", "\u1ec7"):
+        (tmp_path / form).touch()
+    with pytest.raises(ValueError, match="one name in two Unicode forms"):
+        find_file(tmp_path / twice, {})
+
+
+# ---- classes
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    make_quick(monkeypatch)
+
+
+def classes(source, **options):
+    options = {"backbone": NETWORK, "backbone_weights": "none", **options}
+    return prepared(source, "classes", **options)
+
+
+@pytest.mark.usefixtures("quick")
+def test_classes_pair_in_either_form_in_splits_of_other_names(tmp_path, capsys):
+    for split, name in (("training", "ant"), ("Eval", "")):
+        class_folders(tmp_path / split / "x", {name or NFC: 1})
+        class_folders(tmp_path / split / "y", {name or NFD: 1})
+    save(tmp_path / "training" / "x" / "loose.png")
+    save(tmp_path / "more" / "0.png")
+    made = classes(tmp_path)
+    assert made.splits["test"].x.labels == made.splits["test"].y.labels == [NFC]
+    assert made.skipped == [
+        f"{tmp_path / 'more'}: a folder beside training/, Eval/, pictures in it: 1",
+        f"{tmp_path / 'training' / 'x'}: loose pictures beside ant/: 1",
+    ]
+    assert "Eval is read as test" in capsys.readouterr().err
+    assert "Eval is read as test" in made.attributes["notes"]
+
+
+def test_one_class_in_two_folders_is_refused(tmp_path):
+    decomposing(tmp_path)
+    for domain in "xy":
+        class_folders(tmp_path / domain, {NFC: 1, "ant": 1})
+    class_folders(tmp_path / "x", {NFD: 1})
+    assert "are both the class" in refusal(classes, tmp_path, unseen_classes="1").message
+
+
+def test_a_list_of_classes_names_them_in_either_form_and_each_once(tmp_path):
+    for domain in "xy":
+        class_folders(tmp_path / domain, {NFD: 1, "ant": 1, "teddy bear": 1, "teddy-bear": 1})
+    unseen = tmp_path / "unseen.txt"
+    unseen.write_bytes(f"\ufeff{NFC}\r\n".encode())
+    error = refusal(classes, tmp_path, unseen_classes=str(unseen))
+    assert "teddy bear and teddy-bear are two spellings of one class" in error.message
+
+
+def test_splits_below_the_domains_of_classes_are_refused(tmp_path):
+    for domain in "xy":
+        class_folders(tmp_path / domain / "train", {"ant": 1})
+        class_folders(tmp_path / domain / "test", {"bee": 1})
+    error = refusal(classes, tmp_path, unseen_classes="1")
+    assert "looks like pictures for test" in error.message and "right below SOURCE" in error.hint
+
+
+def test_hints_quote_the_source(tmp_path):
+    source = tmp_path / "my classes"
+    for domain in "xy":
+        class_folders(source / "train" / domain, {"ant": 1})
+    hint = refusal(built, "classes", PrepareOptions(source=source)).hint
+    assert f"iiae prepare classes '{source}' --backbone resnet18 --download" in hint
+
+
+# ---- the program
+
+
+def test_the_program_says_it_in_json_too(iiae, tmp_path):
+    pair(tmp_path / "p" / "train", 0)
+    pair(tmp_path / "p" / "Validation", 0)
+    done = iiae("prepare", "pairs", "p", "-o", "p.h5", "--json")
+    assert done.code == 0 and done.err.count("Validation is read as valid") == 1
+    assert done.json["notes"] == ["Validation is read as valid"]
+    assert DataFile(tmp_path / "p.h5").info.attributes["notes"] == "Validation is read as valid"
+    assert Notes().attributes() == {}
