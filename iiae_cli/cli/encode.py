@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,7 +36,6 @@ from iiae_cli.common.signals import Stop, stop_on_signals
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
     from iiae_cli.inference.encoding import EncodeJob
-    from iiae_cli.inference.trained import LatentKind
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,6 @@ class Options:
     part: Part | None = None  # of the inputs
     resume: bool = False
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Written:
-    """A cache, or one part of it, as `--json` prints it."""
-
-    path: Path
-    rows: int
-    domain: str
-    fingerprint: str
-    skipped: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object that `--json` prints."""
-        return {"schema": "iiae.encode/1", **vars(self), "path": str(self.path)}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        row = (self.path, self.rows, self.domain)
-        console.print_table(["file", "rows", "domain"], [row], header=False)
 
 
 def command(
@@ -83,9 +64,8 @@ def command(
         bool, option("Keep log-variances beside the means.", "--logvar", panel=OUTPUT)
     ] = False,
     dtype: Annotated[
-        Literal["float32", "float16"] | None,
-        option("Number format of the cache [float32].", panel=OUTPUT),
-    ] = None,
+        Literal["float32", "float16"], option("Number format of the cache.", panel=OUTPUT)
+    ] = "float32",
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
     batch_size: Annotated[
@@ -112,111 +92,96 @@ def command(
     """
     from iiae_cli.data.blocks import Part
     from iiae_cli.data.pictures import expand_inputs
-    from iiae_cli.inference.encoding import EncodeJob
+    from iiae_cli.inference.encoding import EncodeJob, read_shards, write_merged
     from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import LatentFormat
+    from iiae_cli.inference.latents import KINDS, LatentFormat
     from iiae_cli.inference.trained import open_run
 
     with stop_on_signals() as stop:
         paths = expand_inputs(inputs, nul=nul)
+        write: Callable[[], tuple[int, list[str]]]
         if merge:
-            for name, value in (("shard", shard), ("dtype", dtype)):
-                if value is not None:
-                    raise IiaeError(f"--{name} does not apply to --merge", f"leave --{name} out")
-            written = merge_parts(paths, Options(output, None, resume, overwrite), stop)
+            shards = read_shards(paths)
+            settings, options = shards[0].job, Options(output, None, resume, overwrite)
+            write = partial(write_merged, output, shards)
         else:
             index = None if shard is None else shard_of(shard)
             place, part = shard_output(output, shard, index), index and Part(*index)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
             loaded = open_run(run, device)
-            kinds = _kinds(latents, loaded.model.exclusive_dim)
-            form = LatentFormat(kinds, logvar, dtype or "float32")
+            if latents == "exclusive" and not loaded.model.exclusive_dim:
+                raise IiaeError(
+                    "this model was trained without exclusive latents", "pass --latents shared"
+                )
+            form = LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
             rows = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
             job = EncodeJob.of(loaded, rows, domain, form, batch_size)
-            written = encode(job, Options(place, part, resume, overwrite), stop)
-        finish(written, as_json, written.skipped)
+            settings, options = job.settings(), Options(place, part, resume, overwrite)
+            write = partial(encode, job, settings, options, stop)
+        stop.check()
+        count, skipped = _finished(options, settings) or write()
+        result = {
+            "schema": "iiae.encode/1",
+            "path": str(options.output),
+            "rows": count,
+            "domain": settings["domain"],
+            "fingerprint": settings["model"],
+            "skipped": skipped,
+        }
+        row = (options.output, count, settings["domain"])
+        show = partial(console.print_table, ["file", "rows", "domain"], [row], header=False)
+        finish(result, show, as_json, skipped)
 
 
-def _kinds(latents: str, exclusive_dim: int) -> tuple[LatentKind, ...]:
-    """Returns the kinds of latents to keep, of those that the model has."""
-    if latents == "shared" or (latents == "both" and not exclusive_dim):
-        return ("shared",)
-    if not exclusive_dim:
-        raise IiaeError("this model was trained without exclusive latents", "pass --latents shared")
-    return ("exclusive",) if latents == "exclusive" else ("shared", "exclusive")
+def _finished(options: Options, settings: dict[str, Any]) -> tuple[int, list[str]] | None:
+    """Returns what an output that is complete already holds; None if it is to be made.
 
-
-def encode(job: EncodeJob, options: Options, stop: Stop) -> Written:
-    """Encode all inputs of a job, or one shard of them.
-
-    Raises:
-        IiaeError: the output exists, or none of the inputs can be read.
-        Interrupted: a signal came; what is encoded is saved.
-    """
-    from iiae_cli.data.blocks import Part, block_store
-    from iiae_cli.inference.encoding import write_blocks
-
-    output, part, resume = options.output, options.part, options.resume
-    settings = job.settings()
-    stop.check()
-    if done := _finished(output, settings, part, resume, options.overwrite):
-        return done
-    numbers = (part or Part(0, 1)).of(job.total)
-    if part is not None:
-        positions = job.rows_of(numbers)
-        range_ = f"inputs {positions.start} to {positions.stop - 1}" if positions else "no inputs"
-        console.say(f"shard {part.name}: {range_} of {job.inputs.total}")
-    with block_store(output, settings, resume=resume, overwrite=options.overwrite) as store:
-        job.make(store, numbers, stop)
-        rows, skipped = write_blocks(output, job, store, part)
-    return Written(output, rows, settings["domain"], settings["model"], skipped)
-
-
-def _finished(
-    output: Path, settings: dict[str, Any], part: Part | None, resume: bool, overwrite: bool
-) -> Written | None:
-    """Returns the output that is complete already; None if it is to be made.
-
-    Raises:
-        IiaeError: something else stands in its place and must not be overwritten.
+    Raises IiaeError if something else stands in its place and must not be overwritten.
     """
     from iiae_cli.data.blocks import differences, discard
     from iiae_cli.inference.latents import Gallery
 
-    if not resume:
-        refuse_existing(output, overwrite)
-    if not resume or not output.exists():
+    output = options.output
+    if not options.resume:
+        refuse_existing(output, options.overwrite)
+    if not options.resume or not output.exists():
         return None
     try:
         there = Gallery(output)
-        other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
+        other = differences({**there.job, "shard": there.part}, {**settings, "shard": options.part})
         if other:
             raise IiaeError(
                 f"{output} exists already, with another {', '.join(other)}",
                 "choose another output, or replace it with --overwrite",
             )
     except IiaeError:
-        if overwrite:
+        if options.overwrite:
             return None
         raise
     console.say(f"{output} is complete already")
     discard(output)
-    return Written(output, len(there), settings["domain"], settings["model"], there.skipped)
+    return len(there), there.skipped
 
 
-def merge_parts(paths: list[str], options: Options, stop: Stop) -> Written:
-    """Write the cache whose shards lie in files.
+def encode(
+    job: EncodeJob, settings: dict[str, Any], options: Options, stop: Stop
+) -> tuple[int, list[str]]:
+    """Encode all inputs of a job of these settings, or one shard of them.
 
-    Raises:
-        IiaeError: shards that are missing, doubled or of another job, or an output that exists.
+    Returns the number of rows, and a line for every input left out. Raises IiaeError if none can be
+    read, and Interrupted after a signal, with what is encoded saved.
     """
-    from iiae_cli.inference.encoding import read_shards, write_merged
+    from iiae_cli.data.blocks import Part, block_store
+    from iiae_cli.inference.encoding import write_blocks
 
-    shards, output = read_shards(paths), options.output
-    settings = shards[0].job
-    if done := _finished(output, settings, None, options.resume, options.overwrite):
-        return done
-    stop.check(f"{output} was not written; run the same command again")
-    rows, skipped = write_merged(output, shards)
-    return Written(output, rows, settings["domain"], settings["model"], skipped)
+    output, part = options.output, options.part
+    numbers = (part or Part(0, 1)).of(job.total)
+    if part is not None:
+        positions = job.rows_of(numbers)
+        span = f"inputs {positions.start} to {positions.stop - 1}" if positions else "no inputs"
+        console.say(f"shard {part.name}: {span} of {job.inputs.total}")
+    keep = {"resume": options.resume, "overwrite": options.overwrite}
+    with block_store(output, settings, **keep) as store:
+        job.make(store, numbers, stop)
+        return write_blocks(output, job, store, part)

@@ -217,7 +217,7 @@ def command(
             samples=samples,
         )
         result.report = write_report(measured, report)
-    finish(result, as_json)
+    finish(result.to_json(), result.show, as_json)
     if failures:
         raise IiaeError("; ".join(failures), "train longer, or lower the gate")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -57,34 +57,29 @@ ResumeFlag = Annotated[
 ]
 
 
-class Result(Protocol):
-    """What a command returns."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `--json` prints."""
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-
-
 def finish(
-    result: Result, as_json: bool, skipped: list[str] | None = None, *, pictures: bool = False
+    result: dict[str, Any],
+    show: Callable[[], None],
+    as_json: bool,
+    skipped: Sequence[str] = (),
+    *,
+    pictures: bool = False,
 ) -> None:
-    """Print a result, and name what was skipped; exit 3 if inputs were.
+    """Print a result, as JSON or by `show`, and name what was skipped; exit 3 if inputs were.
 
     What was seen of pictures is said if something was changed or left out, or always: `pictures`.
     """
-    for line in skipped or ():
+    for line in skipped:
         console.warn(f"skipped {line}")
     seen = SEEN.take()
     say_left_out(seen)
     if seen["changes"] or (pictures and seen["read"]):
-        console.say(line_of(seen, len(skipped or ())))
+        console.say(line_of(seen, len(skipped)))
     more = {"pictures_seen": seen} if pictures or seen["read"] or seen["left_out"] else {}
     if as_json:
-        console.print_json({**result.to_json(), **more})
+        console.print_json({**result, **more})
     else:
-        result.show()
+        show()
     console.flush_results()
     if skipped:
         console.warn(f"{len(skipped)} inputs were skipped")

@@ -250,7 +250,7 @@ def command(
         if pictures is not None:
             preparation.save_pictures(path, pictures, stop)
             written.pictures = pictures
-        finish(written, as_json, written.skipped, pictures=True)
+        finish(written.to_json(), written.show, as_json, written.skipped, pictures=True)
 
 
 def _output(output: Path | None, name: str, shard: str | None, part: Part | None) -> Path:

@@ -25,7 +25,7 @@ from iiae_cli.cli.options import (
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import refuse_existing, writing
+from iiae_cli.common.files import refuse_existing, save_picture
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
@@ -49,42 +49,13 @@ class Options:
     montage: Path | None = None
 
 
-@dataclass
-class Neighbours:
-    """The nearest gallery entries of every query, as `--json` prints them."""
-
-    index: Path  # the gallery
-    metric: MetricName
-    results: list[dict[str, Any]]  # one object per query
-    skipped: list[str]  # a line for every query left out
-    montage: Path | None
-    backend: str
-    approximate: dict[str, Any] | None  # recall, on how many queries, and how it was reached
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object that `--json` prints."""
-        montage = None if self.montage is None else str(self.montage)
-        paths = {"index": str(self.index), "montage": montage}
-        return {"schema": "iiae.retrieve/1", **vars(self), **paths}
-
-    def show(self) -> None:
-        """Print for people and pipes: query, rank, id, distance and, where known, label."""
-        entries = [
-            (result["query"], entry) for result in self.results for entry in result["neighbours"]
-        ]
-        labelled = any("label" in entry for _, entry in entries)
-        names = ["rank", "id", "distance", *(["label"] if labelled else [])]
-        rows = [[query, *(entry.get(name, "") for name in names)] for query, entry in entries]
-        console.print_table(["query", *names], rows, header=False)
-
-
 def command(
     queries: Annotated[
         list[str], typer.Argument(metavar="QUERY...", help="Pictures, folders, -, .h5 or .npy.")
     ],
     index: Annotated[
         Path | None,
-        option("Gallery: a latent cache [IIAE_INDEX, the only one here, else RUN/gallery.h5]."),
+        option("Gallery: a latent cache [IIAE_INDEX, the only fitting one, RUN/gallery.h5]."),
     ] = None,
     run: RunOption = None,
     k: Annotated[int, option("Neighbours per query.", "--k", "-k", min=1)] = 5,
@@ -132,7 +103,7 @@ def command(
     from iiae_cli.common.files import index_file
     from iiae_cli.data.pictures import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import Gallery, is_latent_cache
+    from iiae_cli.inference.latents import Gallery, is_gallery, is_latent_cache
     from iiae_cli.inference.trained import open_run
 
     paths = expand_inputs(queries, nul=nul)
@@ -140,21 +111,36 @@ def command(
         refuse_existing(montage, overwrite)
     if approximate and backend not in ("auto", "faiss"):
         raise IiaeError(f"--approximate is faiss' own, not --backend {backend}", "leave it out")
-    path, chosen = index_file(index, run, is_latent_cache)
-    gallery = Gallery(path)
-    console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
-    skipped: list[str] = []
-    if len(paths) == 1 and is_latent_cache(Path(paths[0])):
-        encoded = Gallery(Path(paths[0])).read()
+    first = Path(paths[0])
+    encoded = Gallery(first).read() if len(paths) == 1 and is_latent_cache(first) else None
+    how = "--domain" if domain else "the other one than the gallery's"
+    if encoded is None:
+        loaded = open_run(run, device)
+        model = loaded.fingerprint
+    elif domain in (None, encoded.domain):
+        domain, how, model = encoded.domain, "as stored", encoded.fingerprint
     else:
-        domain, loaded = domain or other_domain(gallery.head.domain), open_run(run, device)
-        console.say(f"queries are of domain {domain}")
+        raise IiaeError(f"{first} holds latents of {encoded.domain}", "leave --domain out")
+    path, chosen = index_file(index, run, lambda path: is_gallery(path, model, domain))
+    gallery, skipped = Gallery(path), list[str]()
+    domain = domain or other_domain(gallery.head.domain)
+    console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
+    console.say(f"queries are of domain {domain} ({how})")
+    if encoded is None:
         inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
         encoded, skipped = _encoded(loaded, inputs, domain)
     options = Options(k, metric, latents, backend, approximate, montage)
-    neighbours = retrieve(encoded, gallery, options)
-    neighbours.skipped = skipped
-    finish(neighbours, as_json, skipped)
+    result = {**retrieve(encoded, gallery, options), "skipped": skipped}
+    finish(result, lambda: _show(result["results"]), as_json, skipped)
+
+
+def _show(results: list[dict[str, Any]]) -> None:
+    """Print for people and pipes: query, rank, id, distance and, where known, label."""
+    entries = [(result["query"], entry) for result in results for entry in result["neighbours"]]
+    labelled = any("label" in entry for _, entry in entries)
+    names = ["rank", "id", "distance", *(["label"] if labelled else [])]
+    rows = [[query, *(entry.get(name, "") for name in names)] for query, entry in entries]
+    console.print_table(["query", *names], rows, header=False)
 
 
 def _encoded(
@@ -170,8 +156,8 @@ def _encoded(
     return cache, block.skipped
 
 
-def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> Neighbours:
-    """Find the nearest gallery entries of every query.
+def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[str, Any]:
+    """Find the nearest gallery entries of every query; returns what `--json` prints.
 
     Raises:
         IiaeError: latents of another model, or of a kind that one side lacks.
@@ -189,6 +175,8 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> Neighb
             f"{model}",
             "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
+    if k > len(gallery):
+        console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
     figures = None
     if options.approximate:
         backend = "faiss"
@@ -212,7 +200,15 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> Neighb
     results = _results(queries.ids, gallery, rows, distances)
     if options.montage is not None:
         _draw(options.montage, queries, gallery, rows, distances)
-    return Neighbours(gallery.path, metric, results, [], options.montage, backend, figures)
+    return {
+        "schema": "iiae.retrieve/1",
+        "index": str(gallery.path),
+        "metric": metric,
+        "backend": backend,
+        "approximate": figures,
+        "results": results,
+        "montage": options.montage and str(options.montage),
+    }
 
 
 def _results(
@@ -238,6 +234,4 @@ def _draw(
     shown = min(len(rows), MONTAGE_ROWS)
     if shown < len(rows):
         console.say(f"the montage shows the first {shown} of {len(rows)} queries")
-    picture = draw_montage(queries, gallery.read(), rows[:shown], distances[:shown])
-    with writing(path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(draw_montage(queries, gallery.read(), rows[:shown], distances[:shown]), path)

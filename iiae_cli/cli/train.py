@@ -6,7 +6,6 @@ import json
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,28 +25,6 @@ from iiae_cli.common.signals import PREEMPT_SIGNAL, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
     from iiae_cli.config.presets import Resolved
-
-
-@dataclass
-class Result:
-    """How a run ended: the figures that `session.train` returns."""
-
-    figures: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `--json` prints."""
-        return {"schema": "iiae.train/1", **self.figures}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        rows = [(key.replace("_", " "), self.figures[key]) for key in ("run", "steps", "kept_step")]
-        for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
-            figures = (self.figures["validation"] or {}).get(key, ())
-            for direction, figure in zip(("x→y", "y→x"), figures, strict=False):
-                rows.append((f"validation {name} {direction}", figure))
-        rows.append(("seconds", round(self.figures["seconds"], 1)))
-        rows.append(("fingerprint", self.figures["fingerprint"]))
-        console.print_table(["", self.figures["run"]], rows, header=False)
 
 
 def command(
@@ -143,7 +120,19 @@ def command(
         options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
         figures = session.train(options, stop)
         if figures is not None:
-            finish(Result(figures), as_json)
+            finish({"schema": "iiae.train/1", **figures}, lambda: _show(figures), as_json)
+
+
+def _show(figures: dict[str, Any]) -> None:
+    """Print how a run ended, as `session.train` says, for people and pipes."""
+    rows = [(key.replace("_", " "), figures[key]) for key in ("run", "steps", "kept_step")]
+    for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
+        values = (figures["validation"] or {}).get(key, ())
+        for direction, value in zip(("x→y", "y→x"), values, strict=False):
+            rows.append((f"validation {name} {direction}", value))
+    rows.append(("seconds", round(figures["seconds"], 1)))
+    rows.append(("fingerprint", figures["fingerprint"]))
+    console.print_table(["", figures["run"]], rows, header=False)
 
 
 def _resolve(

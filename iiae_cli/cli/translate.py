@@ -27,7 +27,7 @@ from iiae_cli.cli.options import (
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import refuse_existing, write_errors, writing
+from iiae_cli.common.files import refuse_existing, save_picture, write_errors, writing
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
-GRID_COLUMNS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
 
 
@@ -54,41 +53,6 @@ class Options:
     output: Path | None = None
     grid: Path | None = None
     overwrite: bool = False
-
-
-@dataclass
-class Translated:
-    """What was written: per input its id and the files of its outputs, and the grid's file."""
-
-    source: DomainName
-    target: DomainName
-    results: list[dict[str, Any]]
-    grid: Path | None
-    skipped: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object that `--json` prints."""
-        return {
-            "schema": "iiae.translate/1",
-            "from": self.source,
-            "to": self.target,
-            "results": self.results,
-            "grid": None if self.grid is None else str(self.grid),
-            "skipped": self.skipped,
-        }
-
-    def show(self) -> None:
-        """Print for people and pipes: input, where its exclusive latent comes from, file."""
-        rows = [
-            (result["input"], output["exclusive"], output["file"])
-            for result in self.results
-            for output in result["outputs"]
-            if output["file"]
-        ]
-        if rows:
-            console.print_table(["input", "exclusive", "file"], rows, header=False)
-        if self.grid is not None:
-            console.print_line(str(self.grid))
 
 
 def command(
@@ -173,7 +137,21 @@ def command(
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
     options = Options(source, target, samples, interpolate, seed, output, grid, overwrite)
     translated = translate(loaded, rows, references, partners, options)
-    finish(translated, as_json, translated.skipped)
+    finish(translated, lambda: _show(translated), as_json, translated["skipped"])
+
+
+def _show(translated: dict[str, Any]) -> None:
+    """Print for people and pipes: input, where its exclusive latent comes from, file."""
+    rows = [
+        (result["input"], output["exclusive"], output["file"])
+        for result in translated["results"]
+        for output in result["outputs"]
+        if output["file"]
+    ]
+    if rows:
+        console.print_table(["input", "exclusive", "file"], rows, header=False)
+    if translated["grid"]:
+        console.print_line(translated["grid"])
 
 
 def _check_model(loaded: LoadedModel, styled: bool) -> None:
@@ -201,8 +179,11 @@ def translate(
     references: Block | None,
     partners: Inputs | None,
     options: Options,
-) -> Translated:
-    """Translate every input, block by block, so that any number of them fits into memory."""
+) -> dict[str, Any]:
+    """Translate every input, block by block, so that any number of them fits into memory.
+
+    Returns what `--json` prints: per input its id and the files of its outputs.
+    """
     from iiae_cli.inference.inputs import none_read
     from iiae_cli.inference.trained import TrainedModel, styles_of
     from iiae_cli.report.grids import TranslationGrid
@@ -220,14 +201,9 @@ def translate(
     names, files = styles.names, None
     if options.output is not None:
         files = plan_files(options.output, inputs.ids, names, target, options.overwrite)
-    columns = _columns(len(names), inputs.total, options.interpolate) if options.grid else []
-    grid = TranslationGrid(
-        source=source,
-        target=target,
-        names=[names[column] for column in columns],
-        references=[styles.pictures[column] for column in columns],
-        interpolated=bool(options.interpolate),
-    )
+    grid = TranslationGrid(source, target, names, styles.pictures, bool(options.interpolate))
+    if options.grid is not None and inputs.total > GRID_ROWS:
+        console.say(f"the grid shows the first {GRID_ROWS} of {inputs.total} inputs")
     results, skipped = [], list(references.skipped if references else [])
     step = max(1, BLOCK_PICTURES // len(names))
     with console.progress("translating", inputs.total, "inputs") as bar:
@@ -238,17 +214,22 @@ def translate(
                 latents = styles.exclusive(block.positions)
                 outputs = trained.translate(block.rows, source, target, latents)
                 results += _written(block, names, outputs, files)
-                room = max(0, GRID_ROWS - len(grid.rows)) if columns else 0
+                room = GRID_ROWS - len(grid.rows) if options.grid else 0
                 shown = trained.shown(block.rows[:room])
-                for picture, name, pictures in zip(shown, block.ids, outputs, strict=False):
-                    grid.rows.append((picture, name, list(pictures[columns])))
+                grid.rows += zip(shown, block.ids, outputs, strict=False)
             bar.update(min(start + step, inputs.total))
     if not results:
         raise none_read(skipped)
     if options.grid is not None:
-        with writing(options.grid) as temporary:
-            grid.draw().save(temporary, format="PNG")
-    return Translated(source, target, results, options.grid, skipped)
+        save_picture(grid.draw(), options.grid)
+    return {
+        "schema": "iiae.translate/1",
+        "from": source,
+        "to": target,
+        "results": results,
+        "grid": options.grid and str(options.grid),
+        "skipped": skipped,
+    }
 
 
 def plan_files(
@@ -292,17 +273,6 @@ def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
         taken.update(name.casefold() for name in names)
         lines.append(names)
     return lines
-
-
-def _columns(count: int, rows: int, interpolate: int | None) -> list[int]:
-    """Returns which outputs the grid shows: the first; of an interpolation, at equal distances."""
-    if rows > GRID_ROWS:
-        console.say(f"the grid shows the first {GRID_ROWS} of {rows} inputs")
-    if count <= GRID_COLUMNS:
-        return list(range(count))
-    console.say(f"the grid shows {GRID_COLUMNS} of {count} outputs of each input")
-    last = count - 1 if interpolate else GRID_COLUMNS - 1
-    return [round(column * last / (GRID_COLUMNS - 1)) for column in range(GRID_COLUMNS)]
 
 
 def _written(

@@ -13,9 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import DamagedFile, IiaeError, Interrupted
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
@@ -152,6 +156,15 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
                     sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write a picture in the format that its suffix names, else as PNG."""
+    from PIL.Image import SAVE, registered_extensions  # not at every start
+
+    kind = registered_extensions().get(path.suffix.lower())
+    with writing(path) as temporary:
+        picture.save(temporary, kind if kind in SAVE else "PNG")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -299,21 +312,21 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
 
 
 def index_file(
-    option: Path | None, run: Path | None, is_cache: Callable[[Path], bool]
+    option: Path | None, run: Path | None, fits: Callable[[Path], bool]
 ) -> tuple[Path, str]:
     """The gallery and how it was chosen.
 
-    In this order: `--index`, `IIAE_INDEX`, the only latent cache (by `is_cache`) in the current
-    folder, gallery.h5 of the run.
+    In this order: `--index`, `IIAE_INDEX`, the only .h5 in the current folder that `fits`,
+    gallery.h5 of the run.
     """
     if option is not None:
         return option, "--index"
     named = os.environ.get("IIAE_INDEX")
     if named:
         return Path(named), "IIAE_INDEX"
-    caches = [path for path in sorted(Path().glob("*.h5")) if is_cache(path)]
+    caches = [path for path in sorted(Path().glob("*.h5")) if fits(path)]
     if len(caches) == 1:
-        return caches[0], "the only latent cache in this folder"
+        return caches[0], "the only cache in this folder that fits"
     gallery = run_folder(run)[0] / "gallery.h5"
     if not gallery.exists():
         raise IiaeError(

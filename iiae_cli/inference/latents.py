@@ -39,6 +39,7 @@ from iiae_cli.inference.trained import Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.latents/2"
+KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
@@ -68,7 +69,7 @@ class LatentCache:
 class LatentFormat:
     """What a cache keeps of a model's posteriors."""
 
-    kinds: tuple[LatentKind, ...] = ("shared", "exclusive")
+    kinds: tuple[LatentKind, ...] = KINDS
     logvar: bool = False
     dtype: str = "float32"  # or float16
 
@@ -246,6 +247,15 @@ def _head(file: h5py.File) -> LatentCache:
         text_attribute(file, "metric", "euclidean"),
         source,
     )
+
+
+def is_gallery(path: Path, fingerprint: str, queries: Domain | None) -> bool:
+    """Returns whether a file is a whole cache of this model, of another domain than `queries`."""
+    try:
+        head = Gallery(path).head
+    except IiaeError:
+        return False
+    return head.fingerprint == fingerprint and head.domain != queries
 
 
 def is_latent_cache(path: Path) -> bool:

@@ -185,13 +185,26 @@ def test_approximate_is_faiss_own(
         assert "pip install 'iiae-cli[faiss]'" in hint
 
 
-def test_the_only_cache_here_is_the_default_gallery(
+def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gallery(
     iiae: Program, trained: Trained, query: Path
 ) -> None:
-    folder = trained.pictures / "test" / "y"
-    iiae("encode", folder, "--domain", "y", "--run", trained.run, "-o", "mine.h5")
-    outcome = iiae("retrieve", query, "--run", trained.run)
-    assert "mine.h5" in outcome.err and str(trained.pictures) in outcome.out
+    def chosen(*arguments: object) -> str:
+        return iiae("retrieve", *arguments, "--run", trained.run).err
+
+    for domain in ("x", "y"):
+        iiae("encode", trained.data, "--domain", domain, "--run", trained.run, "-o", f"{domain}.h5")
+    assert "gallery y.h5" in chosen(query, "--domain", "x")
+    assert "gallery y.h5" in chosen("x.h5") and "of domain x (as stored)" in chosen("x.h5")
+    assert f"gallery {trained.run / 'gallery.h5'}" in chosen(query)
+    Path("y.h5").unlink()
+    assert f"gallery {trained.run / 'gallery.h5'}" in chosen(query, "--domain", "x")
+    flipped = chosen(query)
+    assert "gallery x.h5" in flipped and "of domain y (the other one" in flipped
+    with h5py.File("x.h5", "a") as file:
+        file.attrs["fingerprint"] = "0" * 16
+    assert f"gallery {trained.run / 'gallery.h5'}" in chosen(query)
+    error, hint = iiae("retrieve", "x.h5", "--domain", "y").error()
+    assert "latents of x" in error and "--domain" in hint
 
 
 def test_a_gallery_of_other_weights_is_refused(
@@ -230,7 +243,8 @@ def test_a_montage_frames_partners_green_and_all_others_red(
     iiae: Program, trained: Trained, query: Path
 ) -> None:
     base = ("--run", trained.run, "--json", "--montage")
-    outcome = iiae("retrieve", query, *base, "all.png", "--k", "300")
+    outcome = iiae("retrieve", query, *base, "all.png", "--k", "1000")
+    assert "300 entries, fewer than --k 1000" in outcome.err
     greens, reds = frames("all.png")
     assert greens > 0 and reds == 299 * greens and outcome.json["montage"] == "all.png"
     iiae("retrieve", trained.data, *base, "file.png", "--k", "2")
@@ -239,6 +253,8 @@ def test_a_montage_frames_partners_green_and_all_others_red(
     Path("stranger.png").write_bytes(query.read_bytes())
     iiae("retrieve", "stranger.png", *base, "hits.png", "--k", "2")
     assert frames("hits.png") == (0, 0)
+    iiae("retrieve", "stranger.png", *base, "hits.jpg", "--k", "2")
+    assert Image.open("hits.jpg").format == "JPEG"
 
 
 # ---- translate
