@@ -21,6 +21,7 @@ from iiae_cli.cli.options import (
 )
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import run_folder
 from iiae_cli.common.signals import PREEMPT_SIGNAL, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    preset: Annotated[str, option("Name of a preset, or a YAML file.", "--preset")],
+    preset: Annotated[
+        str | None, option("Name of a preset, or a YAML file [--resume: the run's own].")
+    ] = None,
     data: Annotated[Path | None, option("Data file [IIAE_DATA or data, /SET.h5].")] = None,
     run: Annotated[
         Path | None,
@@ -90,7 +93,8 @@ def command(
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command
-    with --resume continues it and ends in the same weights.
+    with --resume continues it and ends in the same weights; so does --run with
+    --resume alone, by the configuration in the run.
 
     \b
     Examples:
@@ -99,6 +103,7 @@ def command(
       iiae train --preset digits-edge --set objective.lambda=50
       iiae train --preset sketchy --set objective.kind=ii-mi
       iiae train --preset digits-cdcb --time-limit 2h --resume
+      iiae train --run runs/digits-cdcb-seed0 --resume
       iiae train --preset digits-cdcb --print-config
     """
     if epochs is not None and steps is not None:
@@ -107,6 +112,10 @@ def command(
     values |= {"seed": seed, "device": device, "precision": precision}
     values |= {"compile": compile_, "deterministic": deterministic}
     deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
+    name = None if preset is None else Path(preset).stem
+    if preset is None:
+        run = _begun_run(run, resume)
+        preset = str(run / "config.yaml")
     resolved = _resolve(preset, config or [], values, assignments or [])
     if print_config:
         _show_config(resolved, as_json)
@@ -116,7 +125,7 @@ def command(
     from iiae_cli.training import session
 
     with stop_on_signals(preempt_signal) as stop:
-        name, chosen = Path(preset).stem, resolved.config
+        chosen = resolved.config
         options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
         figures = session.train(options, stop)
         if figures is not None:
@@ -133,6 +142,21 @@ def _show(figures: dict[str, Any]) -> None:
     rows.append(("seconds", round(figures["seconds"], 1)))
     rows.append(("fingerprint", figures["fingerprint"]))
     console.print_table(["", figures["run"]], rows, header=False)
+
+
+def _begun_run(run: Path | None, resume: bool) -> Path:
+    """The run to resume by the configuration that it holds, where no preset is named."""
+    if not resume:
+        raise IiaeError(
+            "no preset was named",
+            "pass --preset NAME, such as digits-cdcb, or continue a run: --run RUN --resume",
+        )
+    folder, origin = run_folder(run)
+    if not (folder / "config.yaml").exists():
+        raise IiaeError(
+            f"there is no run to resume in {folder} ({origin})", "start it: pass --preset NAME too"
+        )
+    return folder if run else folder.resolve()  # `latest` may come to mean another
 
 
 def _resolve(

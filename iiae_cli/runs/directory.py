@@ -176,6 +176,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor] = field(default_factory=dict)  # Adam's state by PARAMETER.FIELD
     running: dict[str, Tensor] = field(default_factory=dict)  # loss terms since the last log line
     progress: dict[str, Any] = field(default_factory=dict)  # what a run remembers, as JSON values
+    data: dict[str, Any] = field(default_factory=dict)  # the fingerprint of what it learns from
 
 
 class Checkpoints:
@@ -200,7 +201,7 @@ class Checkpoints:
             for name, values in getattr(checkpoint, part).items()
         }
         header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
-        header["progress"] = json.dumps(checkpoint.progress)
+        header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
         with writing(self.path(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
         self.prune()
@@ -220,7 +221,8 @@ class Checkpoints:
             for full_name, values in tensors.items():
                 part, name = full_name.split("/", 1)
                 parts[part][name] = values
-            return Checkpoint(step, **parts, progress=json.loads(header["progress"]))
+            data = json.loads(header.get("data", "{}"))
+            return Checkpoint(step, **parts, progress=json.loads(header["progress"]), data=data)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, or None; damaged ones are set aside."""

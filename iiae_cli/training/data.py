@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from iiae_cli.builders import picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
@@ -28,6 +30,7 @@ Indices: TypeAlias = NDArray[np.int64]
 PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
 FEWEST_CLASSES = 8  # with fewer no class is held out
 CANONICAL_PAIRS = 10_000  # more change little
+HASHED = 1 << 32  # bytes of a domain's rows, evenly spread, that a fingerprint reads
 MAP_ROWS = 40_000  # cells of a map have one map in common, and a pair has many
 
 
@@ -90,6 +93,22 @@ class TrainingData:
             return split.take(drawn(len(split.x)), drawn(len(split.y)))
         return split.take_pairs(drawn(split.pair_count))
 
+    def fingerprint(self, stop: Stop) -> dict[str, Any]:
+        """What tells this data from other: name and pairs, and digests of all that is read.
+
+        The file's path, age and compression do not matter.
+        """
+        parts: dict[str, Any] = {"name": self.info.name}
+        for name, split in (("train", self._all), ("valid", self.file.split("valid"))):
+            parts[f"{name} pairs"] = split.pair_count
+            for domain in DOMAINS:
+                side = split.side(domain)
+                columns = {"ids": np.array(side.ids), "labels": np.array(side.labels or [])}
+                parts[f"{name} {domain}"] = _digest({"rows": side.rows, **columns}, stop)
+            pairs = {} if split.pairs is None else {"pairs": split.pairs}
+            parts[f"{name} factors"] = _digest({**pairs, **split.factors}, stop)
+        return parts
+
     @property
     def holds_out(self) -> bool:
         """Whether rows of the training split are kept for validation."""
@@ -141,6 +160,20 @@ def hold_out(count: int, fraction: float) -> tuple[Indices, Indices]:
     held = max(2, round(count * fraction))
     order = np.random.default_rng((0, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _digest(arrays: dict[str, Rows], stop: Stop) -> str:
+    """16 hex digits over names, types, shapes and values; `stop` is asked between blocks."""
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.shape} {values.dtype} ".encode())
+        size = max(1, values.itemsize * math.prod(values.shape[1:]))
+        numbers = _spread(np.arange(len(values)), max(1, HASHED // size))
+        step = max(1, (1 << 24) // size)
+        for start in range(0, len(numbers), step):
+            stop.check()
+            digest.update(values[numbers[start : start + step]].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _labels(split: Split) -> tuple[list[str], list[str]]:

@@ -20,13 +20,14 @@ from iiae_cli.common.files import data_file, missing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
+from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs.directory import RunDir, run_origin
+from iiae_cli.runs.directory import Checkpoint, RunDir, run_origin
 from iiae_cli.runs.weights import load_model
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
@@ -43,7 +44,7 @@ _MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "des
 class TrainOptions:
     """What `iiae train` was told."""
 
-    preset: str  # its name, without folder and suffix
+    preset: str | None  # its name, without folder and suffix; None: the configuration is the run's
     config: Config  # the merged configuration
     data: Path | None = None  # data file, or its folder; None: where the configuration's set lies
     run: Path | None = None  # run directory; None: runs/PRESET-seedN
@@ -67,21 +68,62 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
     with world.joined(device, stop), run.locked() if world.first else nullcontext():
-        path = world.share(_data_path(options.data, options.config) if world.first else Path())
+        preset, recorded = options.preset, options.data
+        if preset is None:
+            preset, recorded = _own_words(run, options.data)
+        path = world.share(_data_path(recorded, options.config) if world.first else Path())
         before = world.share(_claim(run, options) if world.first else None)
+        checkpoint = run.checkpoints.latest() if world.first and before is not None else None
+        checkpoint = world.share(checkpoint)
         data = TrainingData(DataFile(path), options.config)
         console.say(data.summary())
+        fingerprint = data.fingerprint(stop)
+        _refuse_other_data(path, fingerprint, world.share(fingerprint), "rank 0 reads")
+        if checkpoint is not None:
+            _refuse_other_data(path, fingerprint, checkpoint.data, f"{run.path} was begun with")
         size = picture_size(options.config, data.info)
         config = world.share(choose_speed(options.config, size, device, before))
         if device.type == "cuda":
             set_gpu_arithmetic(config.training.precision)
-        details = {"preset": options.preset, "data": str(path.absolute())}
+        details = {"preset": preset, "data": str(path.absolute()), "data_fingerprint": fingerprint}
         trainer = Trainer(config, data, run, device, details, world, stop)
         trainer.deadline = options.deadline
-        _begin(trainer, resuming=before is not None)
+        _begin(trainer, checkpoint, resuming=before is not None)
         if options.run is None and world.first:
             run.link_latest()
         return _finish(trainer, options.resume)
+
+
+def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
+    """What a run that is resumed without a preset says of itself: its preset's name, its data."""
+    info = run.read_info()
+    preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))
+    console.say(f"{run.path} goes on by its own {run.config_file.name} (preset {preset or '?'})")
+    if data is None and recorded.is_file():
+        console.say(f"data: {recorded}, named by {run.info_file}")
+        return preset, recorded
+    return preset, data
+
+
+def _refuse_other_data(
+    path: Path, found: dict[str, Any], known: dict[str, Any], whose: str
+) -> None:
+    """Refuse data that differs from what is `known` by more than its name; `whose` says of what."""
+    differing = differences(known, found)
+    if not known or differing in ([], ["name"]):
+        return
+    texts = [
+        f"{key} {value}, not {known.get(key)}"
+        if key == "name" or key.endswith("pairs")
+        else f"the content of {key}"
+        for key, value in found.items()
+        if key in differing
+    ]
+    raise IiaeError(
+        f"{path} holds other data than {whose}: {'; '.join(texts)}",
+        "name the first data with --data, or train anew: choose another --run, or pass --overwrite "
+        "in place of --resume",
+    )
 
 
 def _data_path(option: Path | None, config: Config) -> Path:
@@ -120,10 +162,11 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
     return config
 
 
-def _begin(trainer: Trainer, *, resuming: bool) -> None:
+def _begin(trainer: Trainer, checkpoint: Checkpoint | None, *, resuming: bool) -> None:
     """Take up a run where it stands, or start it."""
     run = trainer.run
-    if resuming and trainer.resume():
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
         if not trainer.finished:
             console.say(f"resuming {run.path} at step {trainer.steps_done}")
     elif trainer.world.first:

@@ -96,12 +96,9 @@ class Trainer:
         self.share = Share(self.world, self.order.batch_size)
         self.optimizer = builders.build_optimizer(self.config, self.model)
 
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint; False if there is none."""
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the run, its newest."""
         checkpoints = self.run.checkpoints
-        checkpoint = self.world.share(checkpoints.latest() if self.world.first else None)
-        if checkpoint is None:
-            return False
         with reading(checkpoints.path(checkpoint.step), HINT):
             memory = self.keeper.memory = Progress(**checkpoint.progress)
             if memory.refit_steps is not None:
@@ -113,7 +110,6 @@ class Trainer:
         if self.world.first:
             checkpoints.prune()
             self.run.truncate_metrics(checkpoint.step, validated=not memory.owed)
-        return True
 
     @property
     def steps_done(self) -> int:
@@ -321,6 +317,7 @@ class Trainer:
                 optimizer=adam_tensors(self.model, self.optimizer),
                 running=self.running,
                 progress=vars(self.keeper.memory),
+                data=self.details["data_fingerprint"],
             )
         )
 

@@ -42,7 +42,8 @@ def with_checkpoints(path: Path, *steps: int) -> RunDir:
     run, _, _ = saved(path)
     for step in steps:
         weights = {"w": torch.full((40,), float(step))}
-        run.checkpoints.save(Checkpoint(step, weights, progress={"best": step}))
+        data = {"name": "tiny", "train pairs": 3}
+        run.checkpoints.save(Checkpoint(step, weights, progress={"best": step}, data=data))
     return run
 
 
@@ -100,6 +101,7 @@ def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None
     assert [path.stem for path in run.checkpoints.files()] == ["step-00000009", "step-00000100"]
     newest = run.checkpoints.latest()
     assert newest is not None and newest.step == 100 and newest.progress == {"best": 100}
+    assert newest.data == {"name": "tiny", "train pairs": 3}
     assert newest.model["w"].tolist() == [100.0] * 40
 
 

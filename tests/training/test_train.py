@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from helpers import Outcome, Program, Trained, stopping_at
 from safetensors.torch import load_file
 
-from iiae_cli.data.datafile import Side, Split, write_data_file
-from iiae_cli.training.data import hold_out
+from iiae_cli.common.signals import NEVER
+from iiae_cli.config.schema import Config
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.training.data import TrainingData, hold_out
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
 TINY = (
@@ -76,6 +80,71 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(
     assert Path("run/model.safetensors").read_bytes() == before
     assert train(iiae, trained, "run", "--overwrite", "--seed", 1, steps=4).code == 0
     assert Path("run/model.safetensors").read_bytes() != before
+
+
+def test_a_run_goes_on_with_its_own_data_alone(iiae: Program, trained: Trained) -> None:
+    shutil.copy(trained.data, "d.h5")
+    own = ("train", "--preset", "digits-cdcb", "--run", "run", "--steps", 8, *TINY)
+    with stopping_at(3):
+        assert iiae(*own, "--data", "d.h5").code == 75
+    iiae("prepare", "digits-cdcb", "--limit", 300, "-o", "fewer.h5")
+    with h5py.File("d.h5", "r+") as file:
+        file["train/y"][7, 0, 0, 0] += 1
+    for data, difference in (("d.h5", "the content of train y"), ("fewer.h5", "pairs 300, not 14")):
+        refused = iiae(*own, "--data", data, "--resume")
+        assert refused.code == 2 and difference in refused.error()[0], refused.err
+        assert "other data than run was begun with" in refused.error()[0]
+        assert "--data" in refused.error()[1] and "--overwrite" in refused.error()[1]
+    assert "train x" not in iiae(*own, "--data", "d.h5", "--resume").error()[0]
+    iiae("prepare", "digits-cdcb", "-o", "again/equal.h5")
+    assert iiae(*own, "--data", "again/equal.h5", "--resume").code == 0
+    assert iiae("evaluate", "--run", "run", "--data", "fewer.h5").code == 0
+    assert iiae(*own, "--data", "fewer.h5", "--overwrite").code == 0
+
+
+def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained) -> None:
+    assert train(iiae, trained, "whole", "--seed", 4).code == 0
+    with stopping_at(7):
+        train(iiae, trained, "runs/a", "--seed", 4)
+    alone = ("train", "--resume", "--run", "runs/a")
+    assert "training.seed=4, not 5" in iiae(*alone, "--seed", 5).error()[0]
+    resumed = iiae(*alone, "--set", "training.log_every=5")
+    assert resumed.code == 0, resumed.err
+    assert "runs/a goes on by its own config.yaml (preset digits-cdcb)" in resumed.err
+    assert str(trained.data) in resumed.err and "at step 7" in resumed.err
+    assert same_tensors(Path("whole/model.safetensors"), Path("runs/a/model.safetensors"))
+    Path("runs/latest").symlink_to("a")
+    assert "finished already" in iiae("train", "--resume").err
+    assert Path("runs/latest").readlink() == Path("a")
+    assert "--preset" in iiae("train", "--run", "runs/a").error()[1]
+    assert "no run to resume in b" in iiae("train", "--resume", "--run", "b").error()[0]
+
+
+def pairs_file(path: str, change: str = "") -> TrainingData:
+    """Six rows in four pairs, one of its parts changed."""
+    parts = {"rows": np.arange(96, dtype=np.float32).reshape(6, 16), "labels": np.arange(6)}
+    parts |= {"ids": np.arange(6), "pairs": np.array([[0, 1], [1, 1], [2, 3], [5, 5]])}
+    parts["factors"] = np.linspace(0, 1, 4)
+    if change:
+        parts[change] = parts[change][::-1]
+    ids, labels = (list(map(str, parts[name])) for name in ("ids", "labels"))
+    side, factors = Side(parts["rows"], ids, labels), {"colour": parts["factors"]}
+    split = Split(side, side, factors, parts["pairs"])
+    write_data_file(Path(path), "mine", {"train": split, "valid": split}, {"made": path})
+    return TrainingData(DataFile(Path(path)), Config.model_validate({"training": {"steps": 1}}))
+
+
+@pytest.mark.parametrize("change", ["rows", "ids", "labels", "pairs", "factors"])
+def test_a_fingerprint_covers_all_that_is_read_but_not_the_file(
+    tmp_path: Path, change: str
+) -> None:
+    first = pairs_file(f"{tmp_path}/a.h5").fingerprint(NEVER)
+    assert first["train pairs"] == 4 and first["name"] == "mine"
+    assert pairs_file(f"{tmp_path}/b.h5").fingerprint(NEVER) == first
+    other = pairs_file(f"{tmp_path}/c.h5", change).fingerprint(NEVER)
+    parts = ("factors",) if change in ("pairs", "factors") else ("x", "y")
+    expected = {f"{split} {part}" for split in ("train", "valid") for part in parts}
+    assert {key for key in first if first[key] != other[key]} == expected
 
 
 def test_default_run_name_and_latest_link(iiae: Program, trained: Trained) -> None:
