@@ -115,23 +115,19 @@ def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[in
             f"--shard {text} is not I/N with 0 <= I < N",
             "write --shard 0/4, 1/4, 2/4, 3/4, or auto in a job array",
         )
-    values = {"ID": "", "MIN": "", "COUNT": "", "STEP": "1"}
-    for name, default in values.items():
-        values[name] = value = environment.get(f"SLURM_ARRAY_TASK_{name}", default)
-        if not value.isdecimal():
-            state = repr(value) if value else "not set"
-            raise IiaeError(
-                f"--shard {text} needs a SLURM job array: SLURM_ARRAY_TASK_{name} is {state}",
-                "submit with sbatch --array=0-15, or pass --shard I/N",
-            )
-    task, lowest, count, step = map(int, values.values())
-    index, rest = divmod(task - lowest, max(step, 1))
-    if rest or not 0 <= index < count:
-        raise IiaeError(
-            f"SLURM_ARRAY_TASK_ID {task} has no place among {count} tasks from {lowest} on",
-            f"submit an unbroken --array=0-{max(count - 1, 1)}, or pass --shard {task}/N",
-        )
-    return index, count
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT", "STEP")]
+    values = [environment.get(name, "not set") for name in names[:3]]
+    values.append(environment.get(names[3], "1"))
+    if all(map(str.isdecimal, values)):
+        task, lowest, count, step = map(int, values)
+        index, rest = divmod(task - lowest, max(step, 1))
+        if not rest and 0 <= index < count:
+            return index, count
+    states = ", ".join(f"{name} is {value}" for name, value in zip(names, values, strict=True))
+    raise IiaeError(
+        f"--shard {text} needs a task of an unbroken SLURM job array: {states}",
+        "submit with sbatch --array=0-15, or pass --shard I/N",
+    )
 
 
 def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:

@@ -182,15 +182,9 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[s
         backend = "faiss"
         suffix = ".faiss" if kind == "shared" else f".{kind}.faiss"
         path = gallery.path.with_suffix(suffix)
-        found = approximate.search(means, entries, k, metric=metric, path=path, fingerprint=model)
-        recall = f"{found.recall:.3f} on {found.sample} of {len(means)} queries"
-        console.say(
-            f"index {path} {'made' if found.built else 'read'}; "
-            f"{found.probes} of {found.lists} lists; recall@{k} {recall}"
+        rows, distances, figures = approximate.search(
+            means, entries, k, metric=metric, path=path, fingerprint=model
         )
-        names = ("recall", "sample", "probes", "lists")
-        figures = {"index": str(path), **{name: getattr(found, name) for name in names}}
-        rows, distances = found.rows, found.distances
     else:
         backend = choose_backend(options.backend, len(means), *entries.shape)
         if options.backend == "auto":

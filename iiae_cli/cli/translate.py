@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,15 +157,10 @@ def _show(translated: dict[str, Any]) -> None:
 
 def _check_model(loaded: LoadedModel, styled: bool) -> None:
     """Refuse a model that does not translate pictures, or has no exclusive latents to take."""
-    if not loaded.model.generative:
-        kind = loaded.config.objective.kind
+    if not loaded.model.generative or loaded.size is None:
         raise IiaeError(
-            f"a model of objective {kind} translates nothing: it has no decoders",
-            "use a run of objective.kind=elbo+ii-mi",
-        )
-    if loaded.size is None:
-        raise IiaeError(
-            "this model translates features, not pictures", "use a run that was trained on pictures"
+            "this model translates no pictures: it has no decoders, or was trained on features",
+            "use a run of objective.kind=elbo+ii-mi that was trained on pictures",
         )
     if styled and not loaded.model.exclusive_dim:
         raise IiaeError(
@@ -242,17 +238,16 @@ def plan_files(
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        existing = {path.name for path in folder.iterdir()}
     suffixes = [f"-to-{target}-{Path(name).stem.replace(' ', '')}" for name in names]
     endings = [f"{suffix}.png" for (suffix,) in _numbered(suffixes, [""])]
-    files = _numbered([Path(name).stem for name in ids], endings)
-    planned = {name for line in files for name in line}
-    for name in sorted(planned & existing)[:1]:
-        refuse_existing(folder / name, overwrite)
-    for path in map(Path, ids):
-        if path.name in planned and path.resolve().parent == folder.resolve():
+    lines = _numbered([Path(name).stem for name in ids], endings)
+    files = [[folder / name for name in line] for line in lines]
+    inputs = {Path(name).resolve() for name in ids}
+    for path in chain.from_iterable(files):
+        refuse_existing(path, overwrite)
+        if path.resolve() in inputs:
             raise IiaeError(f"output {path} is an input, too", "choose another folder with -o")
-    return [[folder / name for name in line] for line in files]
+    return files
 
 
 def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:

@@ -9,7 +9,6 @@ neighbours of a sample of the queries. Memory: the gallery, twice.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
 from iiae_cli.common.tensors import read_tensors, save_tensors
@@ -39,26 +39,15 @@ SAMPLE = 100
 _SPARE = 16  # neighbours asked for beyond k, to be ordered exactly
 
 
-@dataclass(frozen=True)
-class Approximate:
-    """What an approximate search found, and how good it is."""
-
-    rows: Ints  # (Q, k) of the gallery
-    distances: Floats  # (Q, k), exact
-    recall: float  # fraction of the exact neighbours found for the sample's queries
-    sample: int  # number of queries that recall was measured on
-    probes: int  # lists looked into per query
-    lists: int
-    built: bool  # whether the index was made just now
-
-
 def search(
     queries: NDArray[Any], gallery: Rows, k: int, *, metric: Metric, path: Path, fingerprint: str
-) -> Approximate:
+) -> tuple[Ints, Floats, dict[str, Any]]:
     """Searches more and more lists until the sample's queries find `RECALL` of their neighbours.
 
     The index at `path` is read if it belongs to this gallery (G, S) and the model of this
-    fingerprint, else written. Raises IiaeError if faiss is missing or a value is not finite.
+    fingerprint, else made. Returns rows of the gallery (Q, k), their exact distances, and how they
+    were found: the fraction of the sample's exact neighbours, lists looked into per query, and of
+    how many. Raises IiaeError if faiss is missing or a value is not finite.
     """
     k = min(k, gallery.shape[0])
     rows = np.concatenate([part for _, part in checked_slices(gallery)])
@@ -89,7 +78,12 @@ def search(
         found[short] = index.search(looked[short], asked)[1]
     near = np.sort(found, axis=1)
     near, distances = first_of(near, measure(queries, rows, near, metric), k, metric)
-    return Approximate(near, distances, recall, len(few), probes, count, built)
+    console.say(
+        f"index {path} {'made' if built else 'read'}; {probes} of {count} lists; "
+        f"recall@{k} {recall:.3f} on {len(few)} of {len(queries)} queries"
+    )
+    about = {"index": str(path), "recall": recall, "sample": len(few)}
+    return near, distances, {**about, "probes": probes, "lists": count, "made": built}
 
 
 def _read(path: Path, header: dict[str, str]) -> NDArray[np.float32] | None:

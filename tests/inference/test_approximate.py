@@ -28,57 +28,59 @@ def found(latents, tmp_path, k=10, metric="euclidean", fingerprint="f" * 16):
     return search(*latents, k, metric=metric, path=path, fingerprint=fingerprint)
 
 
+def made(*arguments, **options):
+    return found(*arguments, **options)[2]["made"]
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_recall_is_measured_against_exact_neighbours(latents, tmp_path, metric):
-    first = found(latents, tmp_path, metric=metric)
-    exact, distances = nearest(*latents, 10, metric=metric)
-    true = np.mean(
-        [len(np.intersect1d(*pair)) / 10 for pair in zip(first.rows, exact, strict=True)]
-    )
-    assert first.recall >= approximate.RECALL and first.sample == 100 and true > 0.9
-    assert first.built and 8 <= first.probes <= first.lists == 55
-    same = (first.rows == exact).all(axis=1)
-    np.testing.assert_allclose(first.distances[same], distances[same], rtol=1e-9)
-    again = found(latents, tmp_path, metric=metric)
-    assert not again.built
-    np.testing.assert_array_equal(again.rows, first.rows)
+    rows, distances, about = found(latents, tmp_path, metric=metric)
+    exact, expected = nearest(*latents, 10, metric=metric)
+    true = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(rows, exact, strict=True)])
+    assert about["recall"] >= approximate.RECALL and about["sample"] == 100 and true > 0.9
+    assert about["made"] and 8 <= about["probes"] <= about["lists"] == 55
+    same = (rows == exact).all(axis=1)
+    np.testing.assert_allclose(distances[same], expected[same], rtol=1e-9)
+    again, _, about = found(latents, tmp_path, metric=metric)
+    assert not about["made"]
+    np.testing.assert_array_equal(again, rows)
 
 
 def test_looking_into_every_list_is_exact(latents, tmp_path, monkeypatch):
     monkeypatch.setattr(approximate, "RECALL", 1.1)  # never reached
-    result = found(latents, tmp_path)
-    assert result.probes == result.lists and result.recall == 1.0
-    np.testing.assert_array_equal(result.rows, nearest(*latents, 10)[0])
+    rows, _, about = found(latents, tmp_path)
+    assert about["probes"] == about["lists"] and about["recall"] == 1.0
+    np.testing.assert_array_equal(rows, nearest(*latents, 10)[0])
 
 
 def test_more_neighbours_than_a_list_holds(latents, tmp_path):
-    result = found((latents[0][:5], latents[1]), tmp_path, k=2999)
-    assert all(len(set(line)) == 2999 for line in result.rows.tolist())
+    rows, *_ = found((latents[0][:5], latents[1]), tmp_path, k=2999)
+    assert all(len(set(line)) == 2999 for line in rows.tolist())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 60])
-def test_tiny_galleries(latents, tmp_path, rows):
-    queries, gallery = latents[0], latents[1][:rows]
-    result = found((queries, gallery), tmp_path, k=5, metric="cosine")
-    np.testing.assert_array_equal(result.rows, nearest(queries, gallery, 5, metric="cosine")[0])
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_tiny_galleries(latents, tmp_path, count):
+    queries, gallery = latents[0], latents[1][:count]
+    rows, *_ = found((queries, gallery), tmp_path, k=5, metric="cosine")
+    np.testing.assert_array_equal(rows, nearest(queries, gallery, 5, metric="cosine")[0])
 
 
 def test_an_index_of_other_rows_model_or_metric_is_made_again(latents, tmp_path):
     changed = latents[1].copy()
     changed[17, 3] += 1
-    assert found(latents, tmp_path).built
-    assert found((latents[0], changed), tmp_path).built
-    assert found(latents, tmp_path).built
-    assert found(latents, tmp_path, fingerprint="e" * 16).built
-    assert found(latents, tmp_path, metric="cosine").built
-    assert not found(latents, tmp_path, metric="cosine").built
+    assert made(latents, tmp_path)
+    assert made((latents[0], changed), tmp_path)
+    assert made(latents, tmp_path)
+    assert made(latents, tmp_path, fingerprint="e" * 16)
+    assert made(latents, tmp_path, metric="cosine")
+    assert not made(latents, tmp_path, metric="cosine")
 
 
 def test_a_damaged_file_is_made_again(latents, tmp_path):
-    path, expected = tmp_path / "z.faiss", found(latents, tmp_path)
+    path, (expected, *_) = tmp_path / "z.faiss", found(latents, tmp_path)
     good = path.read_bytes()
     for bad in (b"", b"IxFl" * 100, good[:1000], good[:-1], good[:-50] + bytes(50)):
         path.write_bytes(bad)
-        result = found(latents, tmp_path)
-        assert result.built
-        np.testing.assert_array_equal(result.rows, expected.rows)
+        rows, _, about = found(latents, tmp_path)
+        assert about["made"]
+        np.testing.assert_array_equal(rows, expected)

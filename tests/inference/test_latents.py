@@ -55,16 +55,11 @@ def assert_same(left, right, parts=PARTS, **tolerance):
     assert (left.ids, left.labels) == (right.ids, right.labels)
 
 
-def test_everything_comes_back(path):
+@pytest.mark.parametrize("form, parts", [(EVERYTHING, PARTS), (LatentFormat(), PARTS[::2])])
+def test_what_is_written_comes_back_log_variances_if_asked_for(path, form, parts):
     cache = cache_of()
-    write_latents(path, cache, EVERYTHING)
-    assert_same(Gallery(path).read(), cache)
-
-
-def test_log_variances_are_kept_only_if_asked_for(path):
-    cache = cache_of()
-    write_latents(path, cache)
-    assert_same(Gallery(path).read(), cache, parts=("shared_mean", "exclusive_mean"))
+    write_latents(path, cache, form)
+    assert_same(Gallery(path).read(), cache, parts)
 
 
 def test_half_precision_is_stored_as_such_and_read_as_float32(path):
