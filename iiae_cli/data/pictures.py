@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
@@ -188,12 +188,19 @@ def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def is_hidden(path: Path) -> bool:
+    """Whether a name is one that systems, not people, write into folders."""
+    return path.name[0] == "." or path.name.lower() in _JUNK
+
+
+def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
     """Every picture file below a folder, through links, hidden ones left out, in natural order."""
-    return sorted(_walk(folder, frozenset()), key=natural_key)
+    return sorted(_walk(folder, frozenset(), without), key=natural_key)
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(
+    folder: Path, above: frozenset[tuple[int, int]], without: Collection[Path]
+) -> Iterator[Path]:
     """Picture files below a folder, which lies in those `above` (device, inode); notes others."""
     try:
         paths, status = list(folder.iterdir()), folder.stat()
@@ -204,10 +211,10 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     if here in above:  # a link to where it lies
         return
     for path in paths:
-        if path.name[0] == "." or path.name.lower() in _JUNK:
+        if is_hidden(path) or path in without:
             continue
         if os.path.isdir(path):  # noqa: PTH112 - Path's own raise in a folder that cannot be entered
-            yield from _walk(path, above | {here})
+            yield from _walk(path, above | {here}, without)
         elif not os.path.isfile(path):  # noqa: PTH113
             SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
         elif path.suffix.lower() in SUFFIXES:

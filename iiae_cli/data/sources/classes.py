@@ -27,7 +27,7 @@ import numpy as np
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Side, Split, nfc, normalise_class
-from iiae_cli.data.pictures import pictures_in
+from iiae_cli.data.pictures import is_hidden, pictures_in
 from iiae_cli.data.sources.features import (
     CLASS_SPLITS,
     GIVEN,
@@ -146,7 +146,7 @@ def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
     for folder in folders:
         places: dict[str, Path] = {}
         for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if place.is_dir() and not place.name.startswith("."):
+            if place.is_dir() and not is_hidden(place):
                 label = normalise_class(place.name) if normalise else nfc(place.name)
                 if places.setdefault(label, place) != place:
                     raise IiaeError(

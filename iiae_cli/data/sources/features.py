@@ -36,9 +36,11 @@ from iiae_cli.data.datafile import (
     Side,
     Split,
     class_list_hash,
+    nfc,
     normalise_class,
     refuse_leak,
 )
+from iiae_cli.data.sources.names import Notes, split_of
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, distinct
 from iiae_cli.model import DOMAINS, Domain
 
@@ -61,7 +63,7 @@ _LISTS = {
 CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
 GIVEN = "given"  # name of a division that is not one of these
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
-_STEM = re.compile(r"\w+_(features|paths|labels)")
+_STEM = re.compile(r"(\w+)_(sketch|image)_(features|paths|labels)")
 _HINT = "save plain numbers or text with numpy.save or numpy.savez: pickled arrays are not read"
 
 
@@ -76,11 +78,12 @@ def plan_existing(
     """Plan features that exist, in the released layout or an `.npz`, made by a `backbone`."""
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits = read_features(source)
+        notes = Notes()
+        splits = read_features(source, notes)
         for side in [split.side(domain) for split in splits.values() for domain in DOMAINS]:
             if normalise:
                 side.labels = [normalise_class(label) for label in side.labels or []]
-        return finish(
+        made = finish(
             {name: limit_rows(split, options.limit) for name, split in splits.items()},
             options,
             split_name=split_name,
@@ -88,13 +91,24 @@ def plan_existing(
             seen=read_seen(source),
             what=f"the network of {source}",
         )
+        made.attributes.update(notes.attributes())
+        made.skipped[:0] = notes.skipped
+        return made
 
     return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
 
 
 def has_features(folder: Path) -> bool:
     """Whether a folder is in the released layout."""
-    return any(folder.glob("train_*_features.npy"))
+    stems = (_key(path.stem) for path in folder.glob("*_features.npy"))
+    return any(stem.startswith("train_") for stem in stems)
+
+
+def _key(name: str) -> str:
+    """The name of an array, its split under its own name."""
+    match = _STEM.fullmatch(name)
+    split = split_of(match[1]) if match else None
+    return name.replace(match[1], split, 1) if match and split else name
 
 
 def source_files(source: Path) -> list[Path]:
@@ -104,13 +118,23 @@ def source_files(source: Path) -> list[Path]:
     return sorted(path for path in source.glob("*.npy") if _STEM.fullmatch(path.stem))
 
 
-def read_features(source: Path) -> dict[str, Split]:
+def read_features(source: Path, notes: Notes) -> dict[str, Split]:
     """Read the splits of a folder in the released layout, or of an `.npz`.
 
     Raises:
         IiaeError: an array is missing, damaged, pickled, of another shape, or not finite.
     """
-    arrays = _arrays(source)
+    arrays: dict[str, NDArray[Any]] = {}
+    words = WORDS.values()
+    for name, array in _arrays(source).items():
+        key = _key(name)
+        if key in arrays:
+            raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
+        arrays[key] = array
+        if not any(key.startswith(f"{split}_{word}_") for split in SPLITS for word in words):
+            notes.skipped.append(f"{source}: {name} is of no split ({', '.join(SPLITS)})")
+        elif key != name:
+            notes.decided.append(f"{name} is read as {key}")
     splits = {}
     for name in SPLITS:
         present = [word for word in WORDS.values() if f"{name}_{word}_features" in arrays]
@@ -179,6 +203,7 @@ def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side:
                 "name the class of every row",
             )
         labels = [_class_of(path, f"{source}: {stem}_paths") for path in paths]
+    labels = [nfc(label) for label in labels]
     ids = paths or [f"{stem}/{row:06d}" for row in range(len(features))]
     return Side(features, distinct(ids), labels)
 

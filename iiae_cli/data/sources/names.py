@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import TypeAlias
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import SPLITS, nfc
-from iiae_cli.data.pictures import SUFFIXES, natural_key, pictures_in
+from iiae_cli.data.pictures import pictures_in
 from iiae_cli.model import DOMAINS
 
 _WORDS = {
@@ -93,17 +94,14 @@ def read_as(names: Mapping[str, str], notes: Notes) -> None:
 
 
 def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
-    """Note the pictures in a folder, and below it, that are not below those taken."""
-    beside = f"beside {', '.join(f'{path.name}/' for path in taken)}"
-    loose = 0
-    for path in sorted(folder.iterdir(), key=natural_key) if folder.is_dir() else ():
-        if path.is_dir() and path not in taken and not path.name.startswith("."):
-            count = len(pictures_in(path))
-            if count:
-                notes.skipped.append(f"{path}: a folder {beside}, pictures in it: {count}")
-        loose += path.suffix.lower() in SUFFIXES and path.is_file()
-    if loose:
-        notes.skipped.append(f"{folder}: loose pictures {beside}: {loose}")
+    """Note the pictures below a folder that are not below those `taken`, which are read."""
+    beside = ", ".join(f"{path.name}/" for path in taken)[:80]
+    rest = (path.relative_to(folder).parts for path in pictures_in(folder, taken))
+    for name, count in Counter(parts[0] if parts[1:] else "" for parts in rest).items():
+        where, what = (
+            (folder / name, "pictures in a folder") if name else (folder, "loose pictures")
+        )
+        notes.skipped.append(f"{where}: {count} {what} beside {beside}")
 
 
 def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> None:

@@ -111,9 +111,12 @@ def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
     domains = folders_by(folder, domain_of)
     for domain in DOMAINS:
         if domain not in domains:
-            hint = "put the pictures of both domains in x/ and y/"
+            hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
             inside = sorted(folder.iterdir(), key=natural_key)
-            if any(path.suffix.lower() in SUFFIXES for path in inside):
+            inner = next((path for path in inside if split_folders(path)), None)
+            if inner is not None:
+                hint = f"name {inner} as SOURCE"
+            elif any(path.suffix.lower() in SUFFIXES for path in inside):
                 hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
             held = ", ".join(f"{path.name}/" for path in inside if path.is_dir()) or "no folder"
             raise IiaeError(f"{folder} has no folder {domain}/; it holds {held[:200]}", hint)

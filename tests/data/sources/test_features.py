@@ -7,6 +7,7 @@ from helpers import refusal
 
 from iiae_cli.data.datafile import UNKNOWN, Seen
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
+from iiae_cli.data.sources.names import Notes
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 
@@ -17,7 +18,7 @@ def arrays():
 
 
 def test_the_released_layout(tmp_path, arrays):
-    splits = read_features(save_arrays(tmp_path, arrays))
+    splits = read_features(save_arrays(tmp_path, arrays), Notes())
     assert list(splits) == ["train", "test"]
     assert has_features(tmp_path) and len(source_files(tmp_path)) == 8
     train = splits["train"]
@@ -39,7 +40,7 @@ def test_the_released_layout(tmp_path, arrays):
 )
 def test_paths_of_other_kinds(tmp_path, arrays, change):
     arrays |= {name: change(values) for name, values in arrays.items() if name.endswith("paths")}
-    assert read_features(save_arrays(tmp_path, arrays))["test"].x.labels == ["cow"] * 3
+    assert read_features(save_arrays(tmp_path, arrays), Notes())["test"].x.labels == ["cow"] * 3
 
 
 def test_labels_instead_of_paths_in_a_folder_or_an_npz(tmp_path, arrays):
@@ -48,10 +49,10 @@ def test_labels_instead_of_paths_in_a_folder_or_an_npz(tmp_path, arrays):
         arrays[name.replace("paths", "labels")] = np.arange(count) % 3
     source = tmp_path / "features.npz"
     np.savez(source, **arrays, more=np.array([{}], object))
-    splits = read_features(source)
+    splits = read_features(source, Notes())
     assert splits["train"].x.labels == ["0", "1", "2", "0", "1", "2"]
     assert splits["train"].x.ids[1] == "train_sketch/000001"
-    same = read_features(save_arrays(tmp_path / "folder", arrays))
+    same = read_features(save_arrays(tmp_path / "folder", arrays), Notes())
     np.testing.assert_array_equal(same["test"].y.rows, splits["test"].y.rows)
     assert source_files(source) == [source]
 
@@ -61,7 +62,7 @@ def test_widths_of_the_domains_may_differ_and_a_path_that_recurs_is_numbered(tmp
         values = arrays[f"{split}_image_features"]
         arrays[f"{split}_image_features"] = values[:, :4].astype(np.float64)
     arrays["test_sketch_paths"][:] = "a/cow/1.png"
-    splits = read_features(save_arrays(tmp_path, arrays))
+    splits = read_features(save_arrays(tmp_path, arrays), Notes())
     rows = splits["train"].y.rows
     assert splits["train"].x.rows.shape[1] == 6 and (rows.shape[1], rows.dtype) == (4, np.float32)
     assert splits["test"].x.ids == ["a/cow/1.png#0", "a/cow/1.png#1", "a/cow/1.png#2"]
@@ -90,7 +91,7 @@ def test_classes_seen_may_lie_beside(tmp_path, arrays):
 def test_arrays_that_do_not_fit_or_are_missing_are_refused(tmp_path, arrays, name, values, said):
     changed = {**arrays, name: values}
     kept = {key: array for key, array in changed.items() if array is not None}
-    assert said in refusal(read_features, save_arrays(tmp_path, kept)).message
+    assert said in refusal(read_features, save_arrays(tmp_path, kept), Notes()).message
 
 
 def test_pickled_arrays_are_refused_without_being_read(tmp_path, arrays):
@@ -101,4 +102,20 @@ def test_pickled_arrays_are_refused_without_being_read(tmp_path, arrays):
     arrays |= {"test_sketch_paths": np.array([Bomb()] * 3, dtype=object)}
     np.savez(tmp_path / "bad.npz", **arrays)
     for source in (save_arrays(tmp_path / "bad", arrays), tmp_path / "bad.npz"):
-        assert "is damaged: " in refusal(read_features, source).message
+        assert "is damaged: " in refusal(read_features, source, Notes()).message
+
+
+def test_splits_under_other_names_and_arrays_of_none_are_said(tmp_path, arrays):
+    arrays = {
+        name.replace("train", "training").replace("test", "Eval"): values
+        for name, values in arrays.items()
+    }
+    arrays["test2_sketch_features"] = arrays["Eval_sketch_features"]
+    folder, notes = save_arrays(tmp_path, arrays), Notes()
+    assert has_features(folder) and list(read_features(folder, notes)) == ["train", "test"]
+    assert "Eval_image_paths is read as test_image_paths" in notes.decided
+    assert len(notes.decided) == 8
+    lost = f"{folder}: test2_sketch_features is of no split (train, valid, test)"
+    assert notes.skipped == [lost]
+    save_arrays(folder, {"test_image_paths": arrays["Eval_image_paths"]})
+    assert "holds two test_image_paths" in refusal(read_features, folder, Notes()).message

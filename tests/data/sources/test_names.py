@@ -9,6 +9,7 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.names import Notes, find_file, refuse_held_out, split_of
 from iiae_cli.data.sources.plan import PrepareOptions
 
@@ -89,17 +90,21 @@ def test_what_lies_beside_the_folders_is_counted(tmp_path):
     save(tmp_path / "cover.png")
     save(tmp_path / "train" / "z" / "1.png")
     save(tmp_path / "train" / "1.png")
-    (tmp_path / "empty").mkdir()
+    save(tmp_path / "__MACOSX" / "0.png")
+    (tmp_path / "more.txt").touch()
     made = prepared(tmp_path)
+    assert SEEN.take()["left_out"] == {".txt": 1}
     assert made.splits["train"].pair_count == 1
-    assert made.skipped == [
-        f"{tmp_path / 'train' / 'z'}: a folder beside x/, y/, pictures in it: 1",
-        f"{tmp_path / 'train'}: loose pictures beside x/, y/: 1",
-        f"{tmp_path / 'test2'}: a folder beside train/, pictures in it: 2",
-        f"{tmp_path / 'x'}: a folder beside train/, pictures in it: 1",
-        f"{tmp_path / 'y'}: a folder beside train/, pictures in it: 1",
-        f"{tmp_path}: loose pictures beside train/: 1",
-    ]
+    assert sorted(made.skipped) == sorted(
+        [
+            f"{tmp_path / 'train' / 'z'}: 1 pictures in a folder beside x/, y/",
+            f"{tmp_path / 'train'}: 1 loose pictures beside x/, y/",
+            f"{tmp_path / 'test2'}: 2 pictures in a folder beside train/",
+            f"{tmp_path / 'x'}: 1 pictures in a folder beside train/",
+            f"{tmp_path / 'y'}: 1 pictures in a folder beside train/",
+            f"{tmp_path}: 1 loose pictures beside train/",
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", ["test", "val", "Holdout", "test2017", "testB", "old_test_images"])
@@ -127,6 +132,13 @@ def test_folders_of_domains_in_capitals_and_a_word_on_what_there_is(tmp_path):
     assert f"{tmp_path} has no folder y/; it holds X/, photos/" in refused(tmp_path)
     (tmp_path / "photos").rename(tmp_path / "Y")
     assert prepared(tmp_path, **WHOLE).splits["train"].x.ids == ["train/0"]
+
+
+def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
+    pair(tmp_path / "data" / "Train", 0)
+    error = refusal(prepared, tmp_path)
+    assert "has no folder x/; it holds data/" in error.message
+    assert error.hint == f"name {tmp_path / 'data'} as SOURCE"
 
 
 # ---- Unicode forms
@@ -188,8 +200,8 @@ def test_classes_pair_in_either_form_in_splits_of_other_names(tmp_path, capsys):
     made = classes(tmp_path)
     assert made.splits["test"].x.labels == made.splits["test"].y.labels == [NFC]
     assert made.skipped == [
-        f"{tmp_path / 'more'}: a folder beside training/, Eval/, pictures in it: 1",
-        f"{tmp_path / 'training' / 'x'}: loose pictures beside ant/: 1",
+        f"{tmp_path / 'more'}: 1 pictures in a folder beside training/, Eval/",
+        f"{tmp_path / 'training' / 'x'}: 1 loose pictures beside ant/",
     ]
     assert "Eval is read as test" in capsys.readouterr().err
     assert "Eval is read as test" in made.attributes["notes"]
