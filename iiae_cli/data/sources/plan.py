@@ -204,10 +204,10 @@ class Plan:
         lost = [*self.skipped, *(line for part in rows.values() for line in part.skipped)]
         made = self.assemble(rows, work)
         if not made.splits:
-            raise IiaeError(
-                f"{self.attributes.get('source')} holds nothing that can be read",
-                f"the first that was left out: {lost[0]}" if lost else "see iiae prepare --help",
-            )
+            for line in lost:
+                console.warn(f"skipped {line}")
+            source = self.attributes.get("source")
+            raise IiaeError(f"{source} holds nothing that can be read", "see iiae prepare --help")
         return Prepared(made.splits, {**self.attributes, **made.attributes}, [*lost, *made.skipped])
 
 

@@ -350,7 +350,7 @@ def test_a_number_of_classes_is_drawn_by_seed():
 
 def test_a_file_names_classes_in_any_spelling(tmp_path):
     path = tmp_path / "unseen.txt"
-    path.write_text("# mine\nteddy bear\n\nzebra\n")
+    path.write_bytes(b"\xef\xbb\xbf# mine\r\nteddy bear\r\n\r\nzebra\r\n")  # by Windows
     assert unseen(path, ["ant", "teddy-bear", "zebra"]) == (["teddy-bear", "zebra"], "given")
     assert "no class teddy bear of" in refusal(unseen, path, ["ant", "zebra"]).message
     assert "no class to train" in refusal(unseen, path, ["teddy_bear", "zebra"]).message

@@ -93,11 +93,14 @@ def test_maps_are_stored_at_256_by_exact_area_unless_asked_otherwise(tmp_path):
         np.testing.assert_array_equal(native.side(domain).rows[0], half)
 
 
-def test_a_source_without_readable_pictures_is_refused(tmp_path):
+def test_a_source_without_readable_pictures_is_refused(tmp_path, capsys):
     assert "holds nothing that can be read" in refusal(prepared, "facades", tmp_path).message
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "1.png").write_bytes(b"broken")
-    assert "1.png" in refusal(prepared, "maps", tmp_path).hint
+    for name in ("1.png", "2.png"):
+        (tmp_path / "train" / name).write_bytes(b"broken")
+    assert "holds nothing that can be read" in refusal(prepared, "maps", tmp_path).message
+    said = capsys.readouterr().err
+    assert all(f"{name}: is not a readable" in said for name in ("1.png", "2.png"))
 
 
 # ---- your own, in folders or side by side
