@@ -32,6 +32,7 @@ from iiae_cli.data.sources.plan import Plan, PrepareOptions
 MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
 MAX_BYTES = 64 * 2**30  # that an archive may unpack to
 _PLAIN = {".csv": "pairs", ".tsv": "pairs", ".npz": "classes"}  # files that are no archives
+_KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
             hint = f"iiae prepare {name} --download, or with what you have: {hint}"
         raise IiaeError(f"the source of {name} was not named", hint)
     if not source.exists():
-        raise missing(source, "name a folder, or a tar or zip archive")
+        raise missing(source, _KINDS)
     suffix = source.suffix.lower()
     if source.is_dir() or _PLAIN.get(suffix) == name:
         return source, {"source": origin}
@@ -249,7 +250,7 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
             else:
                 raise IiaeError(
                     f"{archive} is neither a tar nor a zip archive",
-                    "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive",
+                    _KINDS,
                 )
             if not any(path.is_file() for path in folder.rglob("*")):
                 raise ValueError("it holds none of the files looked for")

@@ -147,7 +147,10 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
                     if len(rows) > 1:
                         splits = [name for name in splits if split_of(row[columns.index(name)])]
         except csv.Error as error:
-            raise ValueError(f"line {above + reader.line_num}: {error}") from error
+            raise IiaeError(
+                f"{table} is no CSV at line {above + reader.line_num}: {error}",
+                "close the quotes of that line, and double those inside a cell",
+            ) from error
     del rows[min(rows)]  # the header
     if splits and rows:
         raise IiaeError(f"column '{splits[0]}' of {table} holds splits", "call it split")
@@ -230,12 +233,16 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
             raise ValueError(f"{cell} is not on this machine")
         path = unquote(address.path)
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
-        for place in (folder / text, Path(text), Path(os.path.expanduser(text))):  # noqa: PTH111
-            if (found := find_file(place, listings)) is not None:
+        for place in (folder.joinpath, Path, _at_home):
+            if (found := find_file(place(text), listings)) is not None:
                 return found
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
         raise ValueError(f"{cell} is a path on Windows")
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
+
+
+def _at_home(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises without a home
 
 
 def _name_of(path: Path, folder: Path) -> str:
