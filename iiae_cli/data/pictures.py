@@ -14,9 +14,8 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -46,7 +45,7 @@ FORMATS = {
     "PPM": ".ppm .pgm .pbm .pnm .pfm",
     "AVIF": ".avif .avifs",
 }
-if find_spec("pillow_heif"):
+with suppress(ImportError):  # an optional package
     import_module("pillow_heif").register_heif_opener()
     FORMATS["HEIF"] = ".heic .heif .hif"
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split()}

@@ -5,6 +5,7 @@ Resizing is held to Pillow's kernels, to exact areas, and to what no resizing ma
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -250,6 +251,32 @@ def test_pictures_of_every_suffix_that_pillow_opens_are_found(tmp_path):
     for suffix in ("jfif", "jpe", "JP2", "j2k", "avif", "pbm", "PNM", "dib"):
         touch(tmp_path / f"a.{suffix}")
     assert len(pictures_in(tmp_path)) == 8 and not SEEN.take()["left_out"]
+
+
+def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
+    """A stand-in for `pillow-heif`, in a process of its own: it registers with Pillow for good."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image\n"
+        "def register_heif_opener():\n"
+        "    accept = lambda prefix: prefix[4:12] == b'ftypheic'\n"
+        "    Image.register_open('HEIF', lambda file, name: Image.new('L', (4, 3), 77), accept)\n"
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
+    program = (
+        "from iiae_cli.data.pictures import decode, find_pictures\n"
+        "print(*(decode(path, 1).tolist() for path in find_pictures(['in'])))"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    outcome = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert outcome.stdout == f"{[[[77]] * 4] * 3}\n"
 
 
 def test_what_is_not_taken_is_counted_but_for_what_no_one_put_there(tmp_path):
