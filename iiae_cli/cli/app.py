@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -98,19 +100,30 @@ def main() -> None:
     """Run the program on `sys.argv` and exit."""
     _calm_threads()
     console.prepare_streams()
+    threading.excepthook = _in_thread
     arguments = sys.argv[1:] or ["--help"]
     sys.exit(_exit_code(lambda: app(arguments, prog_name="iiae", standalone_mode=False)))
+
+
+def _in_thread(error: threading.ExceptHookArgs) -> None:
+    """Leave what a system refuses to a thread, such as TensorBoard's, to whoever waits for it."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def _exit_code(call: Callable[[], object]) -> int:
     """The error boundary: the exit code of whatever a user can cause; a bug keeps its traceback."""
     try:
+        Path.cwd()  # libraries end the process where the working folder was deleted
         code = call()
         console.flush_results()
         return code if isinstance(code, int) else 0
-    except IiaeError as error:
+    except (IiaeError, OSError) as error:
+        refusal = error if isinstance(error, IiaeError) else refusal_of_system(error)
+        if refusal is None:
+            raise
         say_left_out(SEEN.take())
-        console.fail(error.message, error.hint)
+        console.fail(refusal.message, refusal.hint)
         return EXIT_USER_ERROR
     except Interrupted as stopped:
         if stopped.where:
@@ -130,12 +143,8 @@ def _exit_code(call: Callable[[], object]) -> int:
             "take a smaller --batch-size, smaller pictures or a smaller model, or another --device",
         )
         return EXIT_USER_ERROR
-    except OSError as error:
-        refusal = refusal_of_system(error)
-        if refusal is None:
-            raise
-        console.fail(refusal.message, refusal.hint)
-        return EXIT_USER_ERROR
+    except SystemExit:  # typer's answer where nobody reads its help to the end, such as `head`
+        return 0
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")
         return EXIT_CTRL_C

@@ -225,7 +225,8 @@ def refused(path: Path | str, code: int) -> IiaeError:
             f"no permission to write {path}: its file system or folder {what}",
             "choose a folder that you may write to",
         )
-    return IiaeError(f"cannot write {path}: {os.strerror(code)}", "choose another output path")
+    hint = "check that path and its disk, or choose another output"
+    return IiaeError(f"cannot write {path}: {os.strerror(code)}", hint)
 
 
 def refusal_of_system(error: OSError) -> IiaeError | None:
@@ -238,6 +239,10 @@ def refusal_of_system(error: OSError) -> IiaeError | None:
         return refused(path, code)
     if code in (*_FORBIDDEN, *_BROKEN):
         return IiaeError(f"{path} cannot be used: {os.strerror(code)}", _again(code))
+    if "temporary directory" in str(error):  # Python's words
+        return IiaeError(
+            "no temporary folder can be written", "set TMPDIR to a folder that you may write to"
+        )
     try:
         Path.cwd()
     except FileNotFoundError:

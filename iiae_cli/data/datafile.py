@@ -45,6 +45,7 @@ from iiae_cli.data.hdf5 import (
     read_texts,
     subgroup,
     text_attributes,
+    write_array,
     write_column,
     write_texts,
 )
@@ -224,14 +225,14 @@ def write_data_file(
 def _write_split(group: h5py.Group, split: Split) -> None:
     for domain in DOMAINS:
         side = split.side(domain)
-        group.create_dataset(domain, data=side.rows)
+        write_array(group, domain, side.rows)
         write_texts(group, f"{domain}_ids", side.ids)
         if side.labels is not None:
             write_texts(group, f"{domain}_labels", side.labels)
     for name, values in split.factors.items():
         write_column(group.require_group("factors"), name, values)
     if split.pairs is not None:
-        group.create_dataset("pairs", data=split.pairs)
+        write_array(group, "pairs", split.pairs)
 
 
 def versions() -> dict[str, str]:

@@ -45,13 +45,12 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         yield file
         file.flush()
-    except BaseException as error:
+    except BaseException:
         # HDF5 keeps a file that it could not write, tries again when the program ends, and crashes
         # (seen on a full disk). So the descriptor first becomes the null device's.
-        if "write failed" in str(error):  # HDF5's words
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, descriptor, inheritable=False)
-            os.close(nowhere)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
         with suppress(OSError, RuntimeError):
             file.close()
         raise
@@ -62,8 +61,12 @@ def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     """Write a column of texts, which `read_texts` reads back; file names may be no UTF-8."""
     column = [_bytes_of(text) for text in texts]
     dtype = h5py.string_dtype("utf-8", max(map(len, column), default=0) or 1)
-    written = group.create_dataset(name, data=np.array(column, dtype))
-    # A full disk is noticed here, while the dataset is held, and not when it is let go of.
+    write_array(group, name, np.array(column, dtype))
+
+
+def write_array(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
+    """Write numbers; a full disk is noticed while the dataset is held, not when it is let go of."""
+    written = group.create_dataset(name, data=values)
     written.flush()
 
 
@@ -79,7 +82,7 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     if values.dtype.kind in "OU":
         write_texts(group, name, values.tolist())
     else:
-        group.create_dataset(name, data=values)
+        write_array(group, name, values)
 
 
 # ---- reading

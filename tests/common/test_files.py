@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import resource
@@ -14,10 +15,14 @@ from pathlib import Path
 import pytest
 from helpers import refusal
 
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import DamagedFile, IiaeError
 from iiae_cli.common.files import (
     append_line,
+    check_kind,
+    locked,
+    missing,
     reading,
+    refusal_of_system,
     refuse_existing,
     remove_temporaries,
     sha256_of,
@@ -200,3 +205,75 @@ def test_the_checksum_runs_over_files_in_order(tmp_path: Path) -> None:
     second.write_bytes(b"bc")
     assert sha256_of(first, second) == hashlib.sha256(b"a" * 2_000_000 + b"bc").hexdigest()
     assert sha256_of(first, second) != sha256_of(second, first)
+
+
+# ---- what may be whole is not called damaged
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, "no"), "cannot be read: "),
+        (OSError("unable to lock file, errno = 37, error message = 'x'"), "cannot be read: "),
+        (OSError("unable to lock file, errno = 11, error message = 'x'"), "is in use"),
+        (OSError("file is already open for write (may use <h5clear file>)"), "is in use"),
+        (MemoryError(), "there is not enough memory to read"),
+    ],
+)
+def test_what_the_system_refuses_is_not_called_damaged(
+    path: Path, error: Exception, said: str
+) -> None:
+    path.touch()
+    refused = refusal(raising, reading(path, "replace it"), error)
+    assert said in refused.message and refused.hint != "replace it"
+    assert not isinstance(refused, DamagedFile)
+
+
+def test_a_file_that_somebody_locks_is_in_use(path: Path) -> None:
+    path.touch()
+    with path.open("rb") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX)
+        except OSError:
+            pytest.skip("no locks here")
+        refused = refusal(raising, reading(path, "replace it"), ValueError("cut"))
+        assert "is in use" in refused.message and refused.hint != "replace it"
+    refused = refusal(raising, reading(path, "replace it"), ValueError("cut"))
+    assert isinstance(refused, DamagedFile) and refused.hint == "replace it"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_folder_without_locks_is_worked_in_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path, "wait"):
+        pass
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and "cannot be locked" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [("iiae.data/1", "make"), ("iiae.data/3", "newer"), ("none", "name"), ("iiae.part/1", "merge")],
+)
+def test_only_a_file_of_an_older_schema_is_to_be_made_again(given: str, advice: str) -> None:
+    error = refusal(check_kind, Path("d.h5"), given, "iiae.data/2", "make it again")
+    assert f"has schema {given}, expected iiae.data/2" in error.message and advice in error.hint
+
+
+def test_a_missing_path_says_which_folder_was_searched(tmp_path: Path) -> None:
+    error = missing(tmp_path / "a" / "b.h5", "make it")
+    assert error.hint == f"make it ({tmp_path} holds no a/b.h5)"
+    (tmp_path / "link").symlink_to("gone")
+    assert "links to gone" in missing(tmp_path / "link", "make it").message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO])
+def test_the_systems_refusals_are_users_errors_wherever_they_come_from(number: int) -> None:
+    error = refusal_of_system(OSError(number, "no", "somewhere"))
+    assert error is not None and "somewhere" in error.message
+    assert refusal_of_system(FileNotFoundError(errno.ENOENT, "a bug", "somewhere")) is None

@@ -1,0 +1,101 @@
+"""Locales, closed streams, limits and folders as people have them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from helpers import Program, untrained_run
+from PIL import Image
+
+TINY = ("prepare", "digits-cdcb", "--limit", "5", "-o", "d.h5")
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **more.pop("env", {})}
+    command = [sys.executable, "-m", "iiae_cli", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, **more)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_any_name_survives_any_locale(tmp_path: Path, env: dict[str, str]) -> None:
+    names = [b"plain.png", "é→.png".encode(), b"caf\xe9.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        try:
+            Image.new("RGB", (32, 32)).save(tmp_path / "in" / os.fsdecode(name))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 alone")
+    untrained_run(tmp_path / "run")
+    words = ("encode", "in", "--domain", "x", "--run", "run", "-o", "z.h5")
+    done = start(tmp_path, *words, env=env)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "z.h5") as file:
+        assert sorted(file["ids"][()].tolist()) == sorted(b"in/" + name for name in names)
+    words = ("retrieve", "in", "--domain", "x", "--index", "z.h5", "--run", "run", "--json")
+    found = json.loads(start(tmp_path, *words, env=env).stdout)
+    assert "in/é→.png" in {result["query"] for result in found["results"]}
+
+
+def test_closed_streams_end_no_work(tmp_path: Path) -> None:
+    done = start(tmp_path, *TINY, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])
+    assert done.returncode == 0 and (tmp_path / "d.h5").exists()
+
+
+def test_a_reader_that_has_ended_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "iiae_cli", *TINY]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": writer, "stderr": writer}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, **streams)
+    os.close(writer)
+    assert done.returncode == 0 and (tmp_path / "d.h5").exists()
+
+
+@pytest.mark.parametrize("limit", [1000, 9000, 40_000])
+def test_a_limit_on_file_sizes_is_a_users_error(tmp_path: Path, limit: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    done = start(
+        tmp_path,
+        *TINY,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert b"limit on file sizes" in done.stderr and b"Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = start(gone, *TINY, preexec_fn=gone.rmdir)
+    assert done.returncode == 2 and b"the working folder no longer exists" in done.stderr
+
+
+def test_a_file_of_another_kind_is_not_to_be_replaced(iiae: Program) -> None:
+    Path("mine.h5").write_text("notes")
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = [1, 2]
+    for name in ("mine.h5", "other.h5"):
+        _, hint = iiae("train", "--preset", "digits-cdcb", "--data", name).error()
+        assert "--overwrite" not in hint
+    error, _ = iiae("prepare", "mnist-cdcb", "mine.h5", "-o", "d.h5").error()
+    assert "does not exist" not in error
+    error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "no/d.h5").error()
+    assert f"{Path.cwd()} holds no no/d.h5" in hint
