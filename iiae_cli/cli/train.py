@@ -148,8 +148,8 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
     """The run to resume by the configuration that it holds, where no preset is named."""
     if not resume:
         raise IiaeError(
-            "no preset was named",
-            "pass --preset NAME, such as digits-cdcb, or continue a run: --run RUN --resume",
+            "--preset is missing",
+            "choose a preset (iiae train --help lists them), or continue a run: --run RUN --resume",
         )
     folder, origin = run_folder(run)
     if not (folder / "config.yaml").exists():

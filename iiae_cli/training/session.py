@@ -17,7 +17,7 @@ from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import data_file, missing
-from iiae_cli.common.signals import Stop
+from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
 from iiae_cli.data.blocks import differences
@@ -77,7 +77,7 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         checkpoint = world.share(checkpoint)
         data = TrainingData(DataFile(path), options.config)
         console.say(data.summary())
-        fingerprint = data.fingerprint(stop)
+        fingerprint = data.fingerprint(stop if world.size == 1 else NEVER)  # ranks stop together
         _refuse_other_data(path, fingerprint, world.share(fingerprint), "rank 0 reads")
         if checkpoint is not None:
             _refuse_other_data(path, fingerprint, checkpoint.data, f"{run.path} was begun with")
