@@ -116,7 +116,7 @@ def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained)
     Path("runs/latest").symlink_to("a")
     assert "finished already" in iiae("train", "--resume").err
     assert Path("runs/latest").readlink() == Path("a")
-    assert "--preset" in iiae("train", "--run", "runs/a").error()[1]
+    assert "--run RUN --resume" in iiae("train", "--run", "runs/a").error()[1]
     assert "no run to resume in b" in iiae("train", "--resume", "--run", "b").error()[0]
 
 
