@@ -37,8 +37,8 @@ def missing(path: Path, hint: str) -> IiaeError:
         return IiaeError(f"{path} links to {path.readlink()}, which does not exist", hint)
     whole = path.absolute()
     near = next(parent for parent in whole.parents if parent.is_dir())
-    where = f"{near} holds no {whole.relative_to(near)}"
-    return IiaeError(f"{path} does not exist", f"{hint} ({where})")
+    where = f"{whole.relative_to(near)} was looked for in {near}"
+    return IiaeError(f"{path} does not exist", f"{where}; {hint}")
 
 
 def regular_file(path: Path, hint: str) -> None:

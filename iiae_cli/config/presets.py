@@ -176,6 +176,8 @@ def _preset_path(name: str, folder: Path) -> Path:
         return folder / name
     if name not in names:
         hint = f"presets: {', '.join(names)}"
+        if Path(name).is_file():
+            raise IiaeError(f"{name} is a file, but its name does not end in .yaml", hint)
         raise IiaeError(f"unknown preset '{name}'{_near(name, names)}", hint)
     return preset_folder() / f"{name}.yaml"
 

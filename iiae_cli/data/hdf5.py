@@ -45,12 +45,13 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         yield file
         file.flush()
-    except BaseException:
+    except BaseException as error:
         # HDF5 keeps a file that it could not write, tries again when the program ends, and crashes
         # (seen on a full disk). So the descriptor first becomes the null device's.
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, descriptor, inheritable=False)
-        os.close(nowhere)
+        if "write failed" in str(error):  # HDF5's words
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor, inheritable=False)
+            os.close(nowhere)
         with suppress(OSError, RuntimeError):
             file.close()
         raise

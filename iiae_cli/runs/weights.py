@@ -93,6 +93,8 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     hint = "train it: iiae train --preset NAME --resume"
     if not run.path.exists():
         raise missing(run.path, hint)
+    if not run.path.is_dir():
+        raise IiaeError(f"{run.path} is a file, not a run's folder", hint)
     if not run.model_file.exists():
         raise IiaeError(f"run {run.path} holds no model.safetensors yet", hint)
     return read_weights(run.model_file, device)

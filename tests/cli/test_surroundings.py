@@ -98,4 +98,4 @@ def test_a_file_of_another_kind_is_not_to_be_replaced(iiae: Program) -> None:
     error, _ = iiae("prepare", "mnist-cdcb", "mine.h5", "-o", "d.h5").error()
     assert "does not exist" not in error
     error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "no/d.h5").error()
-    assert f"{Path.cwd()} holds no no/d.h5" in hint
+    assert f"no/d.h5 was looked for in {Path.cwd()}" in hint

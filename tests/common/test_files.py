@@ -267,7 +267,7 @@ def test_only_a_file_of_an_older_schema_is_to_be_made_again(given: str, advice: 
 
 def test_a_missing_path_says_which_folder_was_searched(tmp_path: Path) -> None:
     error = missing(tmp_path / "a" / "b.h5", "make it")
-    assert error.hint == f"make it ({tmp_path} holds no a/b.h5)"
+    assert error.hint == f"a/b.h5 was looked for in {tmp_path}; make it"
     (tmp_path / "link").symlink_to("gone")
     assert "links to gone" in missing(tmp_path / "link", "make it").message
 
