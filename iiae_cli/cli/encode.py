@@ -101,6 +101,8 @@ def command(
         paths = expand_inputs(inputs, nul=nul)
         write: Callable[[], tuple[int, list[str]]]
         if merge:
+            if shard is not None:
+                raise IiaeError("--shard does not apply to --merge", "leave --shard out")
             shards = read_shards(paths)
             settings, options = shards[0].job, Options(output, None, resume, overwrite)
             write = partial(write_merged, output, shards)
