@@ -86,11 +86,12 @@ def protocol_of(
     refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
     leak = backbone.leak(classes)
     if leak:
-        console.warn(f"not zero-shot: the backbone has seen {len(leak)}/{count}: {', '.join(leak)}")
+        names = f"{len(leak)} of {count} classes: {', '.join(leak)}"
+        console.warn(f"not zero-shot: the backbone has seen {names}")
     trained = loaded.details.get("train_classes")
     seen = None if trained is None else sorted({*trained} & {*classes})
     if seen:
-        console.warn(f"not zero-shot: the model was trained on {len(seen)}/{count} classes")
+        console.warn(f"not zero-shot: the model was trained on {len(seen)} of {count} classes")
     means = "each domain minus its mean over the training split"
     return {
         "x": len(split.x),

@@ -221,7 +221,7 @@ class Checkpoints:
             for full_name, values in tensors.items():
                 part, name = full_name.split("/", 1)
                 parts[part][name] = values
-            data = json.loads(header.get("data", "{}"))
+            data = dict(json.loads(header.get("data", "{}")))
             return Checkpoint(step, **parts, progress=json.loads(header["progress"]), data=data)
 
     def latest(self) -> Checkpoint | None:

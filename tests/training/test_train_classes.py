@@ -200,7 +200,7 @@ def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, 
     assert protocol["classes_seen_by_backbone"] == ["class 0", "class 1"]
     assert len(protocol["classes_seen_in_training"]) == 8
     assert "not zero-shot: the backbone has seen 2 of 8 classes" in allowed.err
-    assert "the model was trained on 8 of these 8 classes" in allowed.err
+    assert "the model was trained on 8 of 8 classes" in allowed.err
 
 
 def test_a_file_without_labels_cannot_be_paired_by_class(
