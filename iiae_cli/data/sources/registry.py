@@ -162,6 +162,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         raise IiaeError(f"the source of {name} was not named", hint)
     if not source.exists():
         raise missing(source, _KINDS)
+    source = _features_in(source) if name == "classes" else source
     suffix = source.suffix.lower()
     if source.is_dir() or _PLAIN.get(suffix) == name:
         return source, {"source": origin}
@@ -172,6 +173,13 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     target = downloads / source.name.partition(".")[0]
     sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
     return target, {"source": origin, "source_sha256": sha256}
+
+
+def _features_in(folder: Path) -> Path:
+    """The only `.npz` of a folder that holds no folders; else the folder."""
+    files = [*folder.glob("*.npz")]
+    folders = any(path.is_dir() for path in folder.glob("*"))
+    return files[0] if len(files) == 1 and not folders else folder
 
 
 def _bar(label: str, stack: ExitStack) -> SimpleNamespace:

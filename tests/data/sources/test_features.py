@@ -8,6 +8,8 @@ from helpers import refusal
 from iiae_cli.data.datafile import UNKNOWN, Seen
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
 from iiae_cli.data.sources.names import Notes
+from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.registry import source_of
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 
@@ -119,3 +121,9 @@ def test_splits_under_other_names_and_arrays_of_none_are_said(tmp_path, arrays):
     assert notes.skipped == [lost]
     save_arrays(folder, {"test_image_paths": arrays["Eval_image_paths"]})
     assert "holds two test_image_paths" in refusal(read_features, folder, Notes()).message
+
+
+def test_the_only_npz_of_a_folder_is_its_features(tmp_path, arrays):
+    np.savez(tmp_path / "features.npz", **arrays)
+    source, attributes = source_of("classes", PrepareOptions(source=tmp_path))
+    assert source == tmp_path / "features.npz" and attributes == {"source": str(tmp_path)}
