@@ -27,7 +27,7 @@ from torchvision import models
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, regular_file, sha256_of
 from iiae_cli.common.tensors import read_state_dict
-from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen
+from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.pictures import PictureError, decode, read_all
 from iiae_cli.model import Domain
 

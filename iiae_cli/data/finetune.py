@@ -33,7 +33,7 @@ from iiae_cli.common.files import reading, writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, check_name
-from iiae_cli.data.datafile import Seen
+from iiae_cli.data.class_lists import Seen
 from iiae_cli.model import Domain
 
 NETWORK_SCHEMA = "iiae.backbone/2"

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 
-class Seen:
+class PictureCounts:
     """The files that this process read as pictures, each counted once, and those it left out."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Seen:
         return seen
 
 
-SEEN = Seen()
+SEEN = PictureCounts()
 
 
 def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:

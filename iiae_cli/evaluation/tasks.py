@@ -8,7 +8,8 @@ import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import DataFile, Seen, Split, class_list_hash, refuse_leak
+from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
+from iiae_cli.data.datafile import DataFile, Split
 from iiae_cli.evaluation.figures import Task
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs.weights import LoadedModel

@@ -13,7 +13,7 @@ from PIL import Image
 from test_cars import file_of, im_of, save_v5
 from test_cdcb import idx_source
 
-from iiae_cli.data.sources.features import CLASS_SPLITS
+from iiae_cli.data.class_lists import CLASS_SPLITS
 
 RNG = np.random.default_rng(0)
 EASE = (

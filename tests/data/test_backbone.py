@@ -14,7 +14,7 @@ from torch import nn
 
 from iiae_cli.data import backbone
 from iiae_cli.data.backbone import Preprocessing, Weights, build_backbone, final_layer, find_weights
-from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen, refuse_leak
+from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen, refuse_leak
 
 RANDOM = Weights("random")
 

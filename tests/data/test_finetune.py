@@ -12,7 +12,7 @@ from torch import nn
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data import finetune
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone
-from iiae_cli.data.datafile import Seen
+from iiae_cli.data.class_lists import Seen
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,

@@ -26,10 +26,10 @@ import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import Side, Split, nfc, normalise_class
+from iiae_cli.data.class_lists import CLASS_SPLITS, nfc, normalise_class
+from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.pictures import is_hidden, pictures_in
 from iiae_cli.data.sources.features import (
-    CLASS_SPLITS,
     GIVEN,
     classes_of,
     divide_classes,

@@ -25,7 +25,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of, writing
 from iiae_cli.data import backbone as backbones
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, find_weights
-from iiae_cli.data.datafile import Seen, Split, refuse_leak
+from iiae_cli.data.class_lists import Seen, refuse_leak
+from iiae_cli.data.datafile import Split
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,

@@ -8,11 +8,6 @@ Features that exist, of any width, are in the released layout, or one `.npz`:
     FOLDER/classes_seen.txt            classes the features' network was trained on, where known
 
 An `.npz` has the same names as keys, without suffix. `sketch` is x, `image` is y.
-
-A zero-shot figure means nothing without its list of test classes, so every division has a name and
-a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
-the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses, and its figures
-compare with neither.
 """
 
 from __future__ import annotations
@@ -29,38 +24,20 @@ from numpy.typing import NDArray
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.datafile import (
-    SPLITS,
+from iiae_cli.data.class_lists import (
+    CLASS_SPLITS,
     UNKNOWN,
     Seen,
-    Side,
-    Split,
     class_list_hash,
     nfc,
     normalise_class,
     refuse_leak,
 )
+from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.sources.names import Notes, split_of
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, distinct
 from iiae_cli.model import DOMAINS, Domain
 
-_LISTS = {
-    "sempcyc-25": (
-        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
-        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
-        "tiger trumpet violin wheelchair"
-    ),
-    "eccv18-21": (
-        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
-        "seagull skyscraper songbird sword tree wheelchair windmill window"
-    ),
-    "sake-25": (
-        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
-        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
-        "camel horse bell"
-    ),
-}
-CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
 GIVEN = "given"  # name of a division that is not one of these
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
 _STEM = re.compile(r"(\w+)_(sketch|image)_(features|paths|labels)")

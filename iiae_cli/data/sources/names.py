@@ -18,7 +18,8 @@ from typing import TypeAlias
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.data.datafile import SPLITS, nfc
+from iiae_cli.data.class_lists import nfc
+from iiae_cli.data.datafile import SPLITS
 from iiae_cli.data.pictures import pictures_in
 from iiae_cli.model import DOMAINS
 

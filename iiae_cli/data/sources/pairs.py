@@ -24,7 +24,8 @@ from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of
-from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
+from iiae_cli.data.class_lists import nfc
+from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.pictures import (
     SUFFIXES,
     PictureError,

@@ -11,10 +11,10 @@ from helpers import Program, StopAt, built, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, normalise_class
+from iiae_cli.data.class_lists import CLASS_SPLITS, class_list_hash, normalise_class
+from iiae_cli.data.datafile import DataFile, Side, Split
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.classes import divide_unseen
-from iiae_cli.data.sources.features import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 

@@ -8,10 +8,9 @@ import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
 from helpers import built, refusal
 
-from iiae_cli.data.datafile import class_list_hash
+from iiae_cli.data.class_lists import CLASS_SPLITS, class_list_hash
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.classes import find_pictures
-from iiae_cli.data.sources.features import CLASS_SPLITS
 from iiae_cli.data.sources.plan import PrepareOptions
 
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none", "fine_tune_epochs": 0}
