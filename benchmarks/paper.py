@@ -140,8 +140,10 @@ def hardware(device: torch.device) -> Row:
 def markdown(row: Row, about: Row) -> str:
     """A row of a Markdown table: name, figures, device."""
     figures = {key: value for key, value in row.items() if key not in {"name", "took", *about}}
-    cells = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-             for key, value in figures.items())  # fmt: skip
+    cells = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in figures.items()
+    )
     return f"| {row['name']} | {', '.join(cells)} | {row['device']} |"
 
 
@@ -160,7 +162,7 @@ def steps(study: Study) -> None:
             if study.small and "compiled" in name:
                 continue
             needs = 50 if "compiled" in name else 25
-            work = lambda name=name, batch=batch: step_time(study, sets, batch, name, peak)  # noqa: E731
+            work = partial(step_time, study, sets, batch, name, peak)
             study.measure(f"step, batch {batch}, {name}", needs, work)
 
 
@@ -195,15 +197,22 @@ def step_time(study: Study, sets: list[str], batch: int, name: str, peak: Row | 
         torch.cuda.reset_peak_memory_stats()
     if precision == "plain":
         step = plain_step(load, x, y, study.device)
-        run = lambda count: [step() for _ in range(count)]  # noqa: E731
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                step()
+
     else:
         bf16, compiled = precision == "bf16", "compiled" in name
         run = own_steps(load, lambda _: (x, y), study.device, bf16=bf16, compiled=compiled)
     count = 2 if study.small else max(4, 160 // batch)
     run(count)
     seconds = sorted(timed(study, lambda: run(count)) / count for _ in range(7))[3]
-    operations = products_of_a_step(load, build_model(load.config, load.info), x[:2].cpu(),
-                                    y[:2].cpu()) * batch / 2  # fmt: skip
+    operations = (
+        products_of_a_step(load, build_model(load.config, load.info), x[:2].cpu(), y[:2].cpu())
+        * batch
+        / 2
+    )
     row = {
         "ms": 1e3 * seconds,
         "pairs_per_s": batch / seconds,
@@ -268,8 +277,7 @@ def whole(study: Study) -> None:
         run, took = study.train("mnist-cdcb", data, "mnist", ("--epochs", 10), *words)
         lines = (run / "metrics.jsonl").read_text().splitlines()
         done = max((json.loads(line).get("step", 0) for line in lines), default=0)
-        return {"steps": done, "seconds": took,
-                **figures(study, run, data, pixels=done >= steps)}  # fmt: skip
+        return {"steps": done, "seconds": took, **figures(study, run, data, pixels=done >= steps)}
 
     for number, minutes in enumerate((3, 8, 8)):
         row = study.measure(f"mnist-cdcb, slice {number}", 130, partial(work, minutes))
@@ -327,7 +335,7 @@ def search(study: Study) -> None:
         model = place(build_model(load.config, load.info), study.device)
         trained = TrainedModel(model, load.size, study.device)
         rows = load.rows(8 if study.small else 4096)
-        run = lambda: trained.encode(rows, "x", batch_size=64)  # noqa: E731
+        run = partial(trained.encode, rows, "x", batch_size=64)
         run()
         return {"pictures_per_s": len(rows) / timed(study, run)}
 
@@ -344,9 +352,21 @@ def ranks(study: Study) -> None:
         start, run = time.monotonic(), study.work / "ranks"
         count = 4 if study.small else 200
         words = ("--preset", "mnist-cdcb-32", "--data", data, "--run-dir", run, "--steps", count)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   "--nproc-per-node", "2", "-m", "iiae_cli", "train", *map(str, words),
-                   "--device", device, "--overwrite"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "iiae_cli",
+            "train",
+            *map(str, words),
+            "--device",
+            device,
+            "--overwrite",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return {"backend": backend, "steps": count, "seconds": time.monotonic() - start}
 

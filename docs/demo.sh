@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole loop on scikit-learn's digits: nothing to download, about two minutes on two CPU cores.
+# The whole loop on scikit-learn's digits: nothing to download, about three minutes on two CPU cores.
 # `make demo` calls it; BIN is the folder of the iiae program, OUT takes everything it writes.
 set -eu
 iiae="${BIN:?}/iiae"
