@@ -133,6 +133,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "iiae"
         message: str = getattr(error, "format_message", error.__str__)()
+        message = message.replace("Value error, ", "")  # pydantic's words
         console.fail(message, f"{path} --help shows options and examples")
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:

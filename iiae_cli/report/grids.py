@@ -149,7 +149,7 @@ class TranslationGrid:
         for tile in above:
             if tile.picture is not None:
                 tile.caption = (f"reference {self.target}", *tile.caption)
-        if above:
+        if any(self.references):
             lines.insert(0, [Tile(None), *above])
         return draw_grid(lines, headers, gaps_after=[0])
 

@@ -146,6 +146,14 @@ def test_references_stand_above_their_outputs(count, source):
         assert above[1] == first[1] == second[1] and above[0] < first[0] < second[0]
 
 
+def test_outputs_without_a_reference_leave_no_row_for_one():
+    names, outputs = ["sample 1", "guided"], [flat(50), flat(51)]
+    grids = [TranslationGrid("x", "y", names, given) for given in ((), (None, None))]
+    for drawn in grids:
+        drawn.rows.append((flat(10), "in/0.png", outputs))
+    assert grids[0].draw().size == grids[1].draw().size
+
+
 def test_the_ends_of_an_interpolation_stand_above_its_first_and_last_step():
     image = grid(5, references=2, interpolated=True)
     assert at(image, 200)[1] == at(image, 50)[1] and at(image, 201)[1] == at(image, 54)[1]
