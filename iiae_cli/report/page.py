@@ -72,7 +72,6 @@ def _values(measured: Measured) -> dict[str, object]:
         "rows": {"x": len(split.x), "y": len(split.y)},
         "by_class": measured.by_class,
         "warnings": _warnings(info, protocol),
-        "cards": sections.headline_cards(figures),
         "tables": figure_tables(figures),
         "paper": paper_table(measured.paper) if measured.paper else None,
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),

@@ -35,16 +35,6 @@ MOST_NEAREST = 100  # on the axis of Recall@K
 _ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 Figures: TypeAlias = Mapping[str, Any]
-CardLine: TypeAlias = tuple[str, str]  # tone (good, bad or quiet) and text
-
-
-@dataclass(frozen=True)
-class Card:
-    """A headline figure, and lines of comparison."""
-
-    name: str
-    value: object
-    lines: Sequence[CardLine] = ()
 
 
 @dataclass(frozen=True)
@@ -70,68 +60,6 @@ def cell(value: object) -> str:
         return f"{value:.2g}"
     large = 100 <= abs(value) < math.inf
     return f"{value:,.1f}".removesuffix(".0") if large else f"{value:.4g}"
-
-
-# ---- headline figures
-
-
-def headline_cards(figures: Figures) -> list[Card]:
-    """Returns the cards: retrieval, translation, leakage and exclusive KL, as far as measured."""
-    cards = _retrieval_cards(figures)
-    for way, measured in figures.get("translation", {}).items():
-        if measured.get("l1") is not None:
-            others = _quiet(measured, {"ssim": "SSIM", "lpips": "LPIPS", "lpips_vgg": "LPIPS VGG"})
-            cards.append(Card(f"Guided translation L1, {_ARROWS[way]}", measured["l1"], others))
-    for name, latent in _latents(figures).items():
-        if latent["leakage_mean"] is not None:
-            names = {"leakage_sample": "from samples", "informativeness_mean": "informative"}
-            lines = _quiet(latent, names)
-            cards.append(Card(f"Leakage of {name}", round(latent["leakage_mean"], 3), lines))
-    for name, latent in _latents(figures, "exclusive").items():
-        lines = [("quiet", f"{latent['active']} of {latent['dimensions']} dimensions active")]
-        if latent["kl"] < DYING_NATS:
-            lines.insert(0, ("bad", f"▼ below {DYING_NATS:.0f} nats: says next to nothing"))
-        cards.append(Card(f"KL of {name}, nats", latent["kl"], lines))
-    return cards
-
-
-def _latents(figures: Figures, kind: str = "") -> dict[str, Figures]:
-    """Returns the measured latents of a kind, by names such as `shared x`."""
-    latents = figures.get("disentanglement", {}).get("latents", {})
-    return {name.replace("_", " "): latents[name] for name in latents if name.startswith(kind)}
-
-
-def _quiet(figures: Figures, names: Mapping[str, str]) -> list[CardLine]:
-    """Lists those of the named figures that were measured."""
-    values = {title: figures.get(key) for key, title in names.items()}
-    return [
-        ("quiet", f"{title} {cell(round(value, 3))}")
-        for title, value in values.items()
-        if value is not None
-    ]
-
-
-def _retrieval_cards(figures: Figures) -> list[Card]:
-    if "retrieval" in figures:
-        title, measure = "Recall@1", "recall@1"
-        ours, baseline = (figures["retrieval"].get(name) for name in ("shared", "baseline"))
-    else:
-        title, measure = "mAP@all", "map@all"
-        ours = figures.get("zero_shot", {})
-        baseline = ours.get("baseline_centred") or ours.get("baseline_raw")
-    cards = []
-    for way in (way for way in _ARROWS if way in ours):
-        value, lines = ours[way][measure], []
-        if baseline:
-            text = f"the training-free baseline {cell(baseline[way][measure])}"
-            if value > baseline[way][measure]:
-                lines.append(("good", f"▲ above {text}"))
-            elif value < baseline[way][measure]:
-                lines.append(("bad", f"▼ below {text}"))
-            else:
-                lines.append(("quiet", f"equal to {text}"))
-        cards.append(Card(f"{title}, {_ARROWS[way]}", value, lines))
-    return cards
 
 
 # ---- curves
@@ -304,9 +232,10 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
     if measured is None:
         return None
     lines = []
-    for name, latent in _latents(figures, "exclusive").items():
-        nats = sorted(latent["kl_per_dimension"], reverse=True)
-        lines.append(Line(name, list(enumerate(nats, 1)), marked=True))
+    for name, latent in measured["latents"].items():
+        if name.startswith("exclusive"):
+            nats = sorted(latent["kl_per_dimension"], reverse=True)
+            lines.append(Line(name.replace("_", " "), list(enumerate(nats, 1)), marked=True))
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
     probes = [probe_table(measured, way) for way in ("mean", "sample")]
     return {

@@ -21,7 +21,6 @@ from iiae_cli.report.grids import (
     draw_grid,
     enlarge,
     sample_grid,
-    spread,
     to_rgb,
 )
 
@@ -109,12 +108,6 @@ def test_any_caption_stays_within_its_tile(text):
     assert not len(columns) or (left <= columns.min() and columns.max() < left + TILE + 2)
 
 
-def test_a_missing_picture_is_a_grey_box():
-    image = np.asarray(draw_grid([[Tile(None, ["gone"]), Tile(flat(10))]]))
-    assert tuple(image[GAP + TILE // 2, GAP + TILE // 2]) == (225, 225, 225)
-    assert at(image, 10) == (GAP, TILE + 2 * GAP)
-
-
 # ---- the paper's layouts
 
 
@@ -129,13 +122,6 @@ def grid(count, source="x", references=0, **more):
         outputs = [flat(50 + 20 * number + k) for k in range(count)]
         drawn.rows.append((flat(10 + number), f"in/{number}.png", outputs))
     return drawn.draw()
-
-
-def test_samples_stand_beside_their_input():
-    image = grid(3)
-    first, second = ([at(image, v) for v in values] for values in ((10, 50, 51, 52), (11, 70, 72)))
-    assert first == sorted(first) and len({row for row, _ in first}) == 1
-    assert second == sorted(second) and second[0][0] > first[0][0]
 
 
 @pytest.mark.parametrize("count, source", [(1, "x"), (3, "x"), (3, "y")])
@@ -188,9 +174,3 @@ def test_table_one_has_the_papers_columns():
         assert len({row for row, _ in line}) == 1
         gaps = np.diff([column for _, column in line])
         assert gaps.tolist() == [*[TILE + GAP] * 3, TILE + 4 * GAP, *[TILE + GAP] * 3]
-
-
-def test_spread_reaches_both_ends():
-    assert spread(10, 4).tolist() == [0, 3, 6, 9]
-    assert spread(2, 8).tolist() == [0, 1]
-    assert spread(0, 3).tolist() == []

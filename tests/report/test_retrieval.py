@@ -108,12 +108,6 @@ def test_where_nothing_is_known_nothing_is_framed():
     assert known.height > image.height  # the word
 
 
-def test_known_classes_are_named():
-    plain = draw(queries("q"), gallery("1", "2"), [1, 0])
-    labelled = draw(queries("q"), gallery("1", "2", labels=["7", "8"]), [1, 0])
-    assert labelled.height > plain.height
-
-
 # ---- the report's tables
 
 
