@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.transforms.functional import normalize
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, regular_file, sha256_of
@@ -33,10 +35,9 @@ from iiae_cli.model import Domain
 
 INPUT_SIZE = (224, 224)
 IMAGENET_CLASSES = 1000
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-# Rows (M,) of the readable pictures, their input (M, 3, 224, 224), and the errors of the others.
-Batch: TypeAlias = tuple[list[int], Tensor, list[PictureError]]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+# Why each picture cannot be read, None where it can; and the others' input (M, 3, 224, 224).
+Batch: TypeAlias = tuple[list[PictureError | None], Tensor]
 _UNFIT = ("googlenet", "inception_v3")  # they have second classifiers
 _HINT = "name a state dict (.pth) or a .safetensors file"
 
@@ -53,12 +54,7 @@ class Preprocessing:
         values = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div(255.0)
         if self.invert_sketches and domain == "x":
             values = 1.0 - values
-        if self.normalise:
-            mean, std = (
-                values.new_tensor(three)[:, None, None] for three in (IMAGENET_MEAN, IMAGENET_STD)
-            )
-            values = (values - mean) / std
-        return values.contiguous()
+        return normalize(values, MEAN, STD) if self.normalise else values.contiguous()
 
 
 @dataclass(frozen=True)
@@ -74,20 +70,19 @@ class Inputs:
 
         def read(paths: Sequence[Path]) -> Batch:
             decoded = list(read_all(paths, lambda path: decode(path, 3, INPUT_SIZE), self.workers))
-            rows = [row for row, item in enumerate(decoded) if isinstance(item, np.ndarray)]
-            stack = np.array([decoded[row] for row in rows], np.uint8).reshape(-1, *INPUT_SIZE, 3)
-            errors = [item for item in decoded if isinstance(item, PictureError)]
-            return rows, self.preprocessing.tensor(stack, domain, self.device), errors
+            pictures = [item for item in decoded if isinstance(item, np.ndarray)]
+            stack = np.array(pictures, np.uint8).reshape(-1, *INPUT_SIZE, 3)
+            errors = [item if isinstance(item, PictureError) else None for item in decoded]
+            return errors, self.preprocessing.tensor(stack, domain, self.device)
 
         with ThreadPoolExecutor(1) as pool:
-            ahead = None
+            coming: deque[Future[Batch]] = deque()
             for paths in batches:
-                coming = pool.submit(read, paths)
-                if ahead is not None:
-                    yield ahead.result()
-                ahead = coming
-            if ahead is not None:
-                yield ahead.result()
+                coming.append(pool.submit(read, paths))
+                if len(coming) > 1:
+                    yield coming.popleft().result()
+            for last in coming:
+                yield last.result()
 
 
 @dataclass(frozen=True)
@@ -126,12 +121,9 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
         return Weights("random")
     published = models.get_model_weights(name)
     default = str(published["DEFAULT"].url)
-    if given is None:
-        path = _published_file(name, default, download)
-    else:
-        path = Path(given)
-        takes = f"{Path(default).name}, a .safetensors file, a --save-backbone folder, or none"
-        regular_file(path, f"--backbone-weights takes {takes}")
+    path = _published_file(name, default, download) if given is None else Path(given)
+    takes = f"{Path(default).name}, a .safetensors file, a --save-backbone folder, or none"
+    regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
     if any(digest.startswith(_hash_in(weights.url)) for weights in published):
         return Weights("imagenet", path, digest)
@@ -145,24 +137,22 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
 
 def _hash_in(url: str) -> str:
     """The beginning of the SHA-256 that torchvision's file names carry."""
-    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
-    return match[1] if match else "none"
+    return Path(url).stem.rpartition("-")[2]
 
 
 def _published_file(name: str, url: str, download: bool) -> Path:
     """The file of torchvision's default weights in torch's hub cache."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if path.is_file():
-        return path
     by_hand = f"fetch {url} and pass --backbone-weights FILE"
-    if not download:
+    if not path.is_file() and not download:
         raise IiaeError(
             f"the weights of {name} ({path.name}) are not in torch's cache {path.parent}",
             f"{by_hand}, or pass --download",
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(url), progress=False)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), _hash_in(url), progress=False)
     except (OSError, RuntimeError) as error:
         raise IiaeError(f"{url} could not be downloaded: {error}", by_hand) from error
     return path

@@ -1,11 +1,9 @@
 """Fine-tuning a backbone as classifier of the training classes, and the networks that result.
 
 The recipe of the Sketchy features: backbone → linear 512, no activation (the features, signed) →
-linear classifier; cross-entropy, SGD with momentum 0.9, learning rate 0.01 decayed linearly to 0,
-batches of 64 that draw every class equally often. Each domain has a network of its own.
-
-A step's batch and its dropout are functions of seed and step, so that resumed fine-tuning ends in
-the weights of one that was never stopped.
+linear classifier; cross-entropy, SGD with momentum, a rate that falls linearly to 0, batches that
+draw every class equally often. Each domain has a network of its own. A step's batch and its dropout
+are functions of seed and step, so that resumed fine-tuning ends in the same weights.
 
 A folder of two networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone` writes and
 `--backbone-weights` takes. Their headers name the classes that they have seen.
@@ -94,7 +92,7 @@ def load_network(path: Path, domain: Domain) -> FeatureNetwork:
     """Load a fine-tuned network, in evaluation mode."""
     record = read_record(path, domain)
     _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
-    body, body_width = build_backbone(record.backbone, Weights(record.weights["weights"]))
+    body, body_width = build_backbone(record.backbone, Weights("random"))
     with reading(path, _HINT):
         network = FeatureNetwork(body, body_width, state["embed.weight"].shape[0])
         network.load_state_dict(state)
@@ -126,7 +124,7 @@ class _Tuner:
         self.settings, self.domain, self.targets = settings, domain, targets
         self.rows_of = [np.flatnonzero(targets == label) for label in range(targets.max() + 1)]
         network.to(device)
-        self._seed(-1)
+        self._seed(-1)  # of the classifier's first values
         classifier = nn.Linear(network.width, len(self.rows_of)).to(device)
         self.model = nn.ModuleDict({"network": network, "classifier": classifier})
         self.optimizer = torch.optim.SGD(
@@ -139,7 +137,7 @@ class _Tuner:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
 
     def _seed(self, step: int) -> None:
-        """Make dropout a function of seed, domain and step; −1 is the classifier's first values."""
+        """Make dropout a function of seed, domain and step."""
         torch.manual_seed(int(self._entropy(step).generate_state(1)[0]))
 
     def draw(self, step: int) -> NDArray[np.int64]:
@@ -205,9 +203,8 @@ def fine_tune(
 ) -> float:
     """Fine-tune a network, in place, to classify its pictures; it ends in evaluation mode.
 
-    Unreadable pictures are left out of their batch (extraction names them). The checkpoint is
-    written after every epoch and where the work should stop, and resumed from if it exists. Returns
-    the accuracy on the pictures of the last epoch, while it was learnt.
+    Unreadable pictures are left out of their batch. The checkpoint is written after every epoch and
+    where the work should stop. Returns the accuracy while the last epoch was learnt.
     """
     targets = np.unique(np.array(labels), return_inverse=True)[1]
     steps = math.ceil(len(paths) / settings.batch_size)
@@ -226,11 +223,11 @@ def fine_tune(
         network.train()
         batches = [tuner.draw(step) for step in range(counts["step"], total)]
         decoded = inputs.of(([paths[row] for row in rows] for rows in batches), domain)
-        for rows, (readable, pictures, _) in zip(batches, decoded, strict=True):
+        for rows, (errors, pictures) in zip(batches, decoded, strict=True):
             if counts["step"] % steps == 0:
                 counts["correct"] = counts["shown"] = 0
-            if len(readable) > 1:  # batch norm needs two
-                tuner.learn(pictures, rows[readable], total)
+            if len(pictures) > 1:  # batch norm needs two
+                tuner.learn(pictures, rows[[error is None for error in errors]], total)
             counts["step"] += 1
             progress.facts["accuracy"] = f"{counts['correct'] / max(1, counts['shown']):.3f}"
             progress.update(counts["step"])

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
@@ -41,6 +39,7 @@ from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Rea
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_BACKBONE = "vgg16"
+VERSIONS = {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 @dataclass
@@ -48,27 +47,31 @@ class Networks:
     """How pictures become features."""
 
     options: PrepareOptions
-    train: Split  # files to fine-tune on
     backbone: str
-    weights: Weights | None  # to begin with; None: those in `kept`
-    kept: Path | None  # folder of networks that an earlier call fine-tuned
+    weights: Weights  # to begin with
+    kept: Path | None  # folder of networks that an earlier call fine-tuned, in place of `weights`
     tuning: FineTuning | None
-    inputs: Inputs
+    preprocessing: Preprocessing
     seen: Seen  # classes that the networks will have been trained on
 
-    def file(self, domain: Domain, work: Work) -> Path:
-        """The fine-tuned network of a domain, which is made where it is missing."""
-        path = (self.kept or work.folder) / f"{domain}.safetensors"
-        if self.kept is None and not path.exists():
-            self._tune(domain, path, work)
-        return path
+    @property
+    def inputs(self) -> Inputs:
+        """How files become inputs of the networks."""
+        device = torch.device(self.options.device)
+        return Inputs(self.preprocessing, device, self.options.workers)
 
-    def _tune(self, domain: Domain, path: Path, work: Work) -> None:
-        assert self.tuning is not None and self.weights is not None
+    def file(self, domain: Domain, work: Work) -> Path:
+        """The file of a domain's fine-tuned network."""
+        return (self.kept or work.folder) / f"{domain}.safetensors"
+
+    def tune(self, train: Split, domain: Domain, work: Work) -> None:
+        """Make a domain's fine-tuned network, where that is asked for and it is missing."""
+        if self.tuning is None or self.file(domain, work).exists():
+            return
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         body, width = build_backbone(self.backbone, self.weights, self.options.seed)
         network = FeatureNetwork(body, width, seed=self.options.seed)
-        side = self.train.side(domain)
+        side = train.side(domain)
         accuracy = fine_tune(
             network,
             side.rows.tolist(),
@@ -82,47 +85,25 @@ class Networks:
         record = NetworkRecord(
             backbone=self.backbone,
             weights=self.weights.to_json(),
-            preprocessing=self.inputs.preprocessing,
+            preprocessing=self.preprocessing,
             fine_tuning={**asdict(self.tuning), "accuracy": accuracy},
             seen=self.seen,
         )
-        save_network(path, network, domain, record)
+        save_network(self.file(domain, work), network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def _network(self, domain: Domain, work: Work) -> nn.Module:
+    def network(self, domain: Domain, work: Work) -> nn.Module:
         """A domain's network; without fine-tuning both domains have the same."""
         if self.kept is not None or self.tuning is not None:
             network: nn.Module = load_network(self.file(domain, work), domain)
         else:
-            assert self.weights is not None
             network, _ = build_backbone(self.backbone, self.weights, self.options.seed)
         return network.to(self.options.device).eval()
 
-    def reading(self, name: str, files: Sequence[Path], domain: Domain) -> Reading:
-        """The features of pictures of a domain, a batch for a block."""
-
-        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            network = self._network(domain, work)
-            inputs = self.inputs.of(blocks, domain)
-            for block, (rows, ready, errors) in zip(blocks, inputs, strict=True):
-                made: list[Made] = [()] * len(block)
-                for error in errors:
-                    made[block.index(error.path)] = error
-                if len(rows):
-                    for row, features in zip(rows, _features(network, ready), strict=True):
-                        made[row] = (features,)
-                yield made
-
-        values = [self.backbone, self._described(), self.options.seed, _versions()]
-        values.append(asdict(self.inputs.preprocessing))
-        maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        return Reading(name, files, make, self.options.batch_size, "extracting features of", maker)
-
-    def _described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """Weights as the data file describes them."""
-        if self.weights is not None:
+        if self.kept is None:
             return self.weights.to_json()
-        assert self.kept is not None
         files = {domain: self.kept / f"{domain}.safetensors" for domain in DOMAINS}
         return {
             "weights": "fine-tuned",
@@ -143,28 +124,24 @@ class Networks:
             }
         return {
             "name": self.backbone,
-            **self._described(),
+            **self.described(),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": width,
             "preprocessing": {
                 "size": list(backbones.INPUT_SIZE),
                 "resize": "area where that shrinks, bicubic where it enlarges",
-                **asdict(self.inputs.preprocessing),
+                **asdict(self.preprocessing),
             },
             "fine_tuning": tuned,
-            "versions": _versions(),
+            "versions": VERSIONS,
         }
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Networks:
     """Decide how pictures become features; `epochs` of fine-tuning unless the user says."""
     folder = Path(options.backbone_weights or "none")
     if options.backbone_weights != "none" and folder.is_dir():
-        return _kept_networks(folder, options, train)
+        return _kept_networks(folder, options)
     name = options.backbone or DEFAULT_BACKBONE
     weights = find_weights(name, options.backbone_weights, download=options.download)
     if weights.kind == "random":
@@ -176,12 +153,11 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
     seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
-    return Networks(
-        options, train, name, weights, None, tuning, _inputs(options, Preprocessing()), seen
-    )
+    preprocessing = _preprocessing(options, Preprocessing())
+    return Networks(options, name, weights, None, tuning, preprocessing, seen)
 
 
-def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Networks:
+def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
     """Use networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
     other = options.backbone not in (None, x.backbone) or y.backbone != x.backbone
@@ -190,33 +166,19 @@ def _kept_networks(folder: Path, options: PrepareOptions, train: Split) -> Netwo
             f"{folder} holds networks of {x.backbone} and {y.backbone}, fine-tuned already",
             "leave --backbone, --fine-tune-epochs and --save-backbone out",
         )
-    inputs = _inputs(options, x.preprocessing)
-    if inputs.preprocessing != x.preprocessing:
+    preprocessing = _preprocessing(options, x.preprocessing)
+    if preprocessing != x.preprocessing:
         console.warn(
             f"pictures are prepared in another way than {folder} was fine-tuned with; "
             "the data file says both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
-    return Networks(options, train, x.backbone, None, folder, None, inputs, seen)
+    return Networks(options, x.backbone, Weights("random"), folder, None, preprocessing, seen)
 
 
-def _inputs(options: PrepareOptions, default: Preprocessing) -> Inputs:
-    invert, normalise = options.invert_sketches, options.normalise
-    preprocessing = Preprocessing(
-        default.invert_sketches if invert is None else invert,
-        default.normalise if normalise is None else normalise,
-    )
-    return Inputs(preprocessing, torch.device(options.device), options.workers)
-
-
-def _features(network: nn.Module, inputs: Tensor) -> NDArray[np.float32]:
-    """Features (B, D) of a batch."""
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-    ):
-        values: NDArray[np.float32] = network(inputs).float().cpu().numpy()
-    return values
+def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
+    given = {"invert_sketches": options.invert_sketches, "normalise": options.normalise}
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def plan_features(
@@ -234,33 +196,44 @@ def plan_features(
     networks = choose_networks(options, divided["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.backbone}"
     refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
-    # One domain after the other, as each may have a network of its own.
-    files = {
-        f"{name}/{domain}": (split.side(domain), domain)
-        for domain in DOMAINS
-        for name, split in divided.items()
-    }
-    readings = [
-        networks.reading(name, side.rows.tolist(), domain) for name, (side, domain) in files.items()
-    ]
+    values = [networks.backbone, networks.described(), options.seed, VERSIONS]
+    values.append(asdict(networks.preprocessing))
+    maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def reading(name: str, domain: Domain) -> Reading:
+        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
+            networks.tune(divided["train"], domain, work)
+            network = networks.network(domain, work)
+            for errors, pictures in networks.inputs.of(blocks, domain):
+                features = iter(_features(network, pictures)) if len(pictures) else iter(())
+                yield [error or (next(features),) for error in errors]
+
+        files = divided[name].side(domain).rows.tolist()
+        verb = "extracting features of"
+        return Reading(f"{name}/{domain}", files, make, options.batch_size, verb, maker)
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        sides = {}
-        for name, (side, _) in files.items():
-            if not rows[name].rows:
-                raise IiaeError(
-                    f"no picture of {name} can be read", f"check {side.rows[0]} and the others"
-                )
-            sides[name] = replace(side.take(rows[name].places), rows=rows[name].rows[0])
+        splits = {}
+        for name, split in divided.items():
+            sides = {}
+            for domain in DOMAINS:
+                side, part = split.side(domain), rows[f"{name}/{domain}"]
+                if not part.rows:
+                    raise IiaeError(
+                        f"no picture of {name}/{domain} can be read",
+                        f"check {side.rows[0]} and the others",
+                    )
+                sides[domain] = replace(side.take(part.places), rows=part.rows[0])
+            splits[name] = Split(sides["x"], sides["y"])
         if options.save_backbone is not None:
             for domain in DOMAINS:
                 with writing(options.save_backbone / f"{domain}.safetensors") as temporary:
                     shutil.copyfile(networks.file(domain, work), temporary)
         return finish(
-            {name: Split(sides[f"{name}/x"], sides[f"{name}/y"]) for name in divided},
+            splits,
             options,
             split_name=split_name,
-            backbone=networks.record(sides["train/x"].rows.shape[1], work),
+            backbone=networks.record(splits["train"].x.rows.shape[1], work),
             seen=networks.seen,
             what=origin,
         )
@@ -270,6 +243,13 @@ def plan_features(
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    return Plan(
-        assemble, readings, skipped=skipped, whole=whole if networks.tuning is not None else None
-    )
+    # One domain after the other, as each may have a network of its own.
+    readings = [reading(name, domain) for domain in DOMAINS for name in divided]
+    return Plan(assemble, readings, skipped=skipped, whole=whole if networks.tuning else None)
+
+
+@torch.inference_mode()
+def _features(network: nn.Module, inputs: torch.Tensor) -> Any:
+    """Features (B, D) of a batch."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        return network(inputs).float().cpu().numpy()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,7 @@ def plan_existing(
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         notes = Notes()
-        splits = read_features(source, notes)
-        for side in [split.side(domain) for split in splits.values() for domain in DOMAINS]:
-            if normalise:
-                side.labels = [normalise_class(label) for label in side.labels or []]
+        splits = read_features(source, notes, normalise_class if normalise else nfc)
         made = finish(
             {name: limit_rows(split, options.limit) for name, split in splits.items()},
             options,
@@ -95,11 +92,12 @@ def source_files(source: Path) -> list[Path]:
     return sorted(path for path in source.glob("*.npy") if _STEM.fullmatch(path.stem))
 
 
-def read_features(source: Path, notes: Notes) -> dict[str, Split]:
-    """Read the splits of a folder in the released layout, or of an `.npz`.
+def read_features(
+    source: Path, notes: Notes, spell: Callable[[str], str] = nfc
+) -> dict[str, Split]:
+    """Read the splits of a folder in the released layout, or of an `.npz`; `spell` their classes.
 
-    Raises:
-        IiaeError: an array is missing, damaged, pickled, of another shape, or not finite.
+    Raises IiaeError if an array is missing, damaged, pickled, or of another shape.
     """
     arrays: dict[str, NDArray[Any]] = {}
     words = WORDS.values()
@@ -114,21 +112,20 @@ def read_features(source: Path, notes: Notes) -> dict[str, Split]:
             notes.decided.append(f"{name} is read as {key}")
     splits = {}
     for name in SPLITS:
-        present = [word for word in WORDS.values() if f"{name}_{word}_features" in arrays]
-        if len(present) == 2:
-            x, y = (_side(source, arrays, f"{name}_{word}") for word in present)
+        missing = [word for word in words if f"{name}_{word}_features" not in arrays]
+        if not missing:
+            x, y = (_side(source, arrays, f"{name}_{word}", spell) for word in words)
             splits[name] = Split(x, y)
-        elif present or name == "train":
-            missing = next(word for word in WORDS.values() if word not in present)
+        elif len(missing) == 1 or name == "train":
             raise IiaeError(
-                f"{source} holds no {name}_{missing}_features",
+                f"{source} holds no {name}_{missing[0]}_features",
                 "both domains of a split are needed",
             )
-    for domain in DOMAINS:
+    for domain, word in WORDS.items():
         widths = {split.side(domain).rows.shape[1] for split in splits.values()}
         if len(widths) > 1:
             raise IiaeError(
-                f"the features of {WORDS[domain]} in {source} differ in width: {sorted(widths)}",
+                f"the features of {word} in {source} differ in width: {sorted(widths)}",
                 "extract all splits by one network",
             )
     return splits
@@ -159,30 +156,30 @@ def _arrays(source: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _side(source: Path, arrays: Mapping[str, NDArray[Any]], stem: str) -> Side:
+def _side(
+    source: Path, arrays: Mapping[str, NDArray[Any]], stem: str, spell: Callable[[str], str]
+) -> Side:
     """Features (N, D), ids and labels of one split and domain."""
-    values, where = arrays[f"{stem}_features"], f"{source}: {stem}_features"
+    values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise IiaeError(
-            f"{where} is {values.dtype} {values.shape}, not numbers (N, D)",
+            f"{where}_features is {values.dtype} {values.shape}, not numbers (N, D)",
             "save one row per picture",
         )
-    with np.errstate(over="ignore"):
+    columns = {}
+    for name in ("paths", "labels"):
+        if f"{stem}_{name}" in arrays:
+            columns[name] = _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
+    if not columns:
+        raise IiaeError(
+            f"{where}_features has neither {stem}_paths nor {stem}_labels beside it",
+            "name the class of every row",
+        )
+    ids = columns.get("paths") or [f"{stem}/{row:06d}" for row in range(len(values))]
+    labels = columns.get("labels") or [_class_of(path, where) for path in ids]
+    with np.errstate(over="ignore"):  # infinite features are refused by name
         features = values.astype(np.float32)
-    paths, labels = (
-        _texts(arrays[name], f"{source}: {name}", len(features)) if name in arrays else None
-        for name in (f"{stem}_paths", f"{stem}_labels")
-    )
-    if labels is None:
-        if paths is None:
-            raise IiaeError(
-                f"{where} has neither {stem}_paths nor {stem}_labels beside it",
-                "name the class of every row",
-            )
-        labels = [_class_of(path, f"{source}: {stem}_paths") for path in paths]
-    labels = [nfc(label) for label in labels]
-    ids = paths or [f"{stem}/{row:06d}" for row in range(len(features))]
-    return Side(features, distinct(ids), labels)
+    return Side(features, distinct(ids), [spell(label) for label in labels])
 
 
 def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
@@ -200,7 +197,7 @@ def _class_of(path: str, where: str) -> str:
     parts = [part for part in re.split(r"[\\/]+", path) if part]
     if len(parts) < 2:
         raise IiaeError(
-            f"{where} has a path without a class: '{path}'",
+            f"{where}_paths has a path without a class: '{path}'",
             "paths are …/CLASS/NAME; or save …_labels.npy",
         )
     return parts[-2]
@@ -292,16 +289,10 @@ def finish(
 ) -> Prepared:
     """Leave out classes of one domain, check for a leak, and describe it all in attributes.
 
-    Args:
-        splits: of features.
-        options: whether a leak is allowed.
-        split_name: of the division; `given` and published names are decided by the test classes.
-        backbone: how features came about, for the data file; `what` names it in an error.
-        seen: classes that the backbone was trained on.
-
-    Raises:
-        IiaeError: nothing to train on, values that are not finite, or a test class that the
-            backbone has seen.
+    `split_name`: of the division, `given` and published names are decided by the test classes;
+    `backbone`: how features came about, for the data file, and `what` names it in an error;
+    `seen`: classes that it was trained on. Raises IiaeError if there is nothing to train on, values
+    are not finite, or the backbone has seen a test class.
     """
     skipped: list[str] = []
     splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}
