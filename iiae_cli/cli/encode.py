@@ -91,7 +91,7 @@ def command(
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
     from iiae_cli.data.blocks import Part
-    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.encoding import EncodeJob, read_shards, write_merged
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.latents import KINDS, LatentFormat

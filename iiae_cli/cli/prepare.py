@@ -203,7 +203,7 @@ def command(
     given = dict(locals())
 
     from iiae_cli.data.blocks import Part, in_order, part_of
-    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.data.names import expand_inputs
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
     from iiae_cli.data.sources.registry import CLASS_SETS

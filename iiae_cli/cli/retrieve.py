@@ -101,7 +101,7 @@ def command(
       iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
     from iiae_cli.common.files import index_file
-    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.latents import Gallery, is_gallery, is_latent_cache
     from iiae_cli.inference.trained import open_run

@@ -110,7 +110,7 @@ def command(
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided \\
           --grid table1.png
     """
-    from iiae_cli.data.pictures import expand_inputs
+    from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.trained import open_run, partners_of
 

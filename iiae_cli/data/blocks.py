@@ -1,8 +1,7 @@
 """Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
-A job is described by a JSON object of everything that decides its values, and its result by blocks
-0 … N-1, each a dictionary of arrays (numbers or text). While it runs, finished blocks lie in the
-folder `OUTPUT.partial/`:
+A job is a JSON object of everything that decides its values, and its result blocks 0 … N-1, each a
+dictionary of arrays (numbers or text). Finished blocks lie in the folder `OUTPUT.partial/`:
 
     job.json    the job
     .lock       held by the process that works here
@@ -30,26 +29,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iiae_cli.common import console
+from iiae_cli.common import console, files
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import (
-    LOCK,
-    TEMPORARY,
-    locked,
-    reading,
-    remove_temporaries,
-    write_errors,
-    writing,
-)
-from iiae_cli.data.hdf5 import (
-    check_schema,
-    new_hdf5,
-    open_hdf5,
-    read_column,
-    subgroup,
-    text_attribute,
-    write_column,
-)
+from iiae_cli.common.files import LOCK, reading, write_errors, writing
+from iiae_cli.data import hdf5
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 Job: TypeAlias = Mapping[str, Any]
@@ -58,7 +41,6 @@ PART_SCHEMA = "iiae.part/1"
 _SCHEMA = "iiae.partial/2"
 _MAGIC = b"iiaeblk2"
 _HEAD = struct.Struct("<8sQQI")
-_NAMED = 8  # missing parts that an error names
 _REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
 
 
@@ -81,7 +63,7 @@ class BlockStore:
         return len(self._spans)
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the numbers whose block is not finished, in their order."""
+        """Those of the numbers whose block is not finished."""
         return [number for number in numbers if number not in self._spans]
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -115,9 +97,8 @@ class BlockStore:
         self._file.seek(0)
         while len(head := self._file.read(_HEAD.size)) == _HEAD.size:
             magic, number, length, check = _HEAD.unpack(head)
-            if magic != _MAGIC or length > size - end:
-                break
-            if zlib.crc32(self._file.read(length)) != check:
+            whole = magic == _MAGIC and length <= size - end
+            if not whole or zlib.crc32(self._file.read(length)) != check:
                 break
             self._spans[number] = (end + _HEAD.size, length)
             end += _HEAD.size + length
@@ -128,11 +109,11 @@ class BlockStore:
 def block_store(
     output: Path, job: Job, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[BlockStore]:
-    """Open the store of an output's blocks; it is removed when the block ends well.
+    """Open the store of an output's blocks; it is removed when the `with` block ends well.
 
     It stays after an interruption, a bug or a full disk, and goes after any other user's error,
-    which would only come again. The job is everything that decides the values, as JSON. `resume`
-    keeps finished blocks of the same job, and drops those of another with a word.
+    which would only come again. `resume` keeps finished blocks of the same job, and drops those of
+    another with a word.
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
@@ -151,7 +132,7 @@ def block_store(
             with writing(folder / "job.json") as temporary:
                 content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
                 temporary.write_text(content + "\n", encoding="utf-8")
-        remove_temporaries(folder)
+        files.remove_temporaries(folder)
         store = BlockStore(folder, job)
         finished = False
         try:
@@ -167,7 +148,7 @@ def block_store(
 
 
 def partial_of(output: Path) -> Path:
-    """Where the unfinished work of an output lies: `OUTPUT.partial`."""
+    """Where the unfinished work of an output lies."""
     return output.with_name(f"{output.name}.partial")
 
 
@@ -186,11 +167,11 @@ def differences(left: Job, right: Job) -> list[str]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock; one that is not the store's is refused."""
-    _begun(folder)
+    """Make the folder and hold its lock."""
+    _begun(folder)  # refuses one that is not the store's
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "wait for it, end it, or choose another output"):
+    with files.locked(folder, "wait for it, end it, or choose another output"):
         yield
 
 
@@ -214,7 +195,7 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 def _contents(folder: Path) -> set[str]:
     """The names in a folder, without its lock and half-written files."""
     names = {path.name for path in folder.iterdir()}
-    return {name for name in names if name != LOCK and not name.endswith(TEMPORARY)}
+    return {name for name in names if name != LOCK and not name.endswith(files.TEMPORARY)}
 
 
 def _empty(folder: Path) -> None:
@@ -262,17 +243,17 @@ class PartFile:
 
     def blocks(self) -> Iterator[Arrays]:
         """Its blocks in order; one that is missing or damaged is a user's error."""
-        with open_hdf5(self.path, _REMEDY) as file:
+        with hdf5.open_hdf5(self.path, _REMEDY) as file:
             for number in self.part.of(self.total):
-                group = subgroup(subgroup(file, "blocks"), str(number))
-                yield {name: read_column(group, name) for name in group}
+                group = hdf5.subgroup(hdf5.subgroup(file, "blocks"), str(number))
+                yield {name: hdf5.read_column(group, name) for name in group}
 
 
 def write_part(
     path: Path, store: BlockStore, part: Part, total: int, about: Mapping[str, Any]
 ) -> None:
     """Write a part, whose blocks the store has; parts of a job may differ in what `about` says."""
-    with writing(path, folder=store.folder) as temporary, new_hdf5(temporary) as file:
+    with writing(path, folder=store.folder) as temporary, hdf5.new_hdf5(temporary) as file:
         head = {"part": [part.index, part.count, total], "job": store.job, "about": about}
         file.attrs["schema"] = PART_SCHEMA
         file.attrs.update({key: json.dumps(value) for key, value in head.items()})
@@ -280,14 +261,14 @@ def write_part(
         for number in part.of(total):
             group = blocks.create_group(str(number))
             for name, values in store.read(number).items():
-                write_column(group, name, values)
+                hdf5.write_column(group, name, values)
 
 
 def part_of(path: Path) -> PartFile:
     """Open a part's file."""
-    with open_hdf5(path, _REMEDY) as file:
-        check_schema(file, path, PART_SCHEMA, _REMEDY)
-        head = {key: json.loads(text_attribute(file, key)) for key in ("part", "job", "about")}
+    with hdf5.open_hdf5(path, _REMEDY) as file:
+        hdf5.check_schema(file, path, PART_SCHEMA, _REMEDY)
+        head = {key: json.loads(hdf5.text_attribute(file, key)) for key in ("part", "job", "about")}
         index, count, total = map(int, head["part"])
         if not 0 <= index < count or total < 0:
             raise ValueError(f"there is no part {index} of {count}")
@@ -295,7 +276,7 @@ def part_of(path: Path) -> PartFile:
 
 
 def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
-    """Sort the parts of one job; some of other jobs or divisions, doubled or missing are refused.
+    """Sort the parts of one job; those of another, doubled or missing ones are refused.
 
     `again` says how a missing one is made, up to the options: `iiae prepare …`.
     """
@@ -320,10 +301,10 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
                 "name every shard once",
             )
         by_index[item.part.index] = item
-    names = [f"{index}/{first.part.count}" for index in range(first.part.count)]
-    missing = [name for index, name in enumerate(names) if index not in by_index]
+    count = first.part.count
+    missing = [f"{index}/{count}" for index in range(count) if index not in by_index]
     if missing:
-        named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
+        named = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
         raise IiaeError(
             f"shard {named} is missing" if len(missing) == 1 else f"shards {named} are missing",
             f"make the rest: {again} --shard {missing[0]} --resume",

@@ -1,14 +1,4 @@
-"""The prepared data file (HDF5, schema `iiae.data/2`): self-describing, readable with h5py alone.
-
-Per split `train`, `valid`, `test` (`valid` may be empty):
-
-    /SPLIT/x, /SPLIT/y            (N, H, W, C) uint8 pictures, or (N, F) float32 features
-    /SPLIT/x_ids, /SPLIT/y_ids    (N,) UTF-8 of fixed length, like all texts
-    /SPLIT/x_labels, …/y_labels   (N,) UTF-8, where classes are known
-    /SPLIT/factors/NAME           (N, …) generative factors of each pair, numbers or UTF-8
-    /SPLIT/pairs                  (M, 2) rows of x and y, where pictures recur in many pairs
-
-and /skipped (K,) UTF-8, a line for every input that was left out.
+"""The prepared data file (HDF5, schema `iiae.data/2`), whose layout docs/data.md shows.
 
 Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is
 `class`, or the domains differ in length and have labels, they belong together by labels alone.
@@ -31,21 +21,7 @@ from numpy.typing import NDArray
 import iiae_cli
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
-from iiae_cli.data.hdf5 import (
-    check_schema,
-    dataset,
-    new_hdf5,
-    open_hdf5,
-    read_array,
-    read_column,
-    read_or_map,
-    read_texts,
-    subgroup,
-    text_attributes,
-    write_array,
-    write_column,
-    write_texts,
-)
+from iiae_cli.data import hdf5
 from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.data/2"
@@ -125,17 +101,17 @@ def write_data_file(
 ) -> None:
     """Write a whole data file, atomically; absent splits are written empty.
 
-    The attributes say how it was made: source checksums, command, versions. `skipped` has a line
-    for every input left out. The temporary file lies in `folder`, or beside `path`.
+    The attributes say how it was made, `skipped` has a line for every input left out. The temporary
+    file lies in `folder`, or beside `path`.
     """
     none = np.empty(0, np.int64)
     empty = next(iter(splits.values())).take(none, none)
-    with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
+    with writing(path, folder=folder) as temporary, hdf5.new_hdf5(temporary) as file:
         file.attrs.update({"schema": SCHEMA, "name": name})
         for key, value in attributes.items():  # bytes of file names may be no UTF-8
             file.attrs[key] = value.encode("utf-8", "backslashreplace").decode()
         if skipped:
-            write_texts(file, "skipped", skipped)
+            hdf5.write_texts(file, "skipped", skipped)
         for split_name in SPLITS:
             _write_split(file.create_group(split_name), splits.get(split_name, empty))
 
@@ -143,14 +119,14 @@ def write_data_file(
 def _write_split(group: h5py.Group, split: Split) -> None:
     for domain in DOMAINS:
         side = split.side(domain)
-        write_array(group, domain, side.rows)
-        write_texts(group, f"{domain}_ids", side.ids)
+        hdf5.write_array(group, domain, side.rows)
+        hdf5.write_texts(group, f"{domain}_ids", side.ids)
         if side.labels is not None:
-            write_texts(group, f"{domain}_labels", side.labels)
+            hdf5.write_texts(group, f"{domain}_labels", side.labels)
     for name, values in split.factors.items():
-        write_column(group.require_group("factors"), name, values)
+        hdf5.write_column(group.require_group("factors"), name, values)
     if split.pairs is not None:
-        write_array(group, "pairs", split.pairs)
+        hdf5.write_array(group, "pairs", split.pairs)
 
 
 def versions() -> dict[str, str]:
@@ -187,14 +163,14 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_hdf5(path, _HINT) as file:
-            check_schema(file, path, SCHEMA, _HINT)
-            attributes = text_attributes(file)
-            groups = {name: subgroup(file, name) for name in SPLITS if name in file}
+        with hdf5.open_hdf5(path, _HINT) as file:
+            hdf5.check_schema(file, path, SCHEMA, _HINT)
+            attributes = hdf5.text_attributes(file)
+            groups = {name: hdf5.subgroup(file, name) for name in SPLITS if name in file}
             shape_x, shape_y = (_shape(groups, domain) for domain in DOMAINS)
             counts = dict.fromkeys(SPLITS, 0)
             for name, group in groups.items():
-                counts[name] = len(group["pairs" if dataset(group, "pairs") else "x"])
+                counts[name] = len(group["pairs" if hdf5.dataset(group, "pairs") else "x"])
             self.info = DataInfo(
                 attributes.get("name", path.stem),
                 shape_x,
@@ -206,20 +182,20 @@ class DataFile:
 
     def skipped(self) -> list[str]:
         """A line for every input that was left out when the file was made."""
-        with open_hdf5(self.path, _HINT) as file:
-            return read_texts(file, "skipped") or []
+        with hdf5.open_hdf5(self.path, _HINT) as file:
+            return hdf5.read_texts(file, "skipped") or []
 
     def split(self, name: str) -> Split:
         """One split; read at once if it fits in half of the free memory, else memory-mapped."""
         with self._opened(name) as group:
             split = Split(self._side(group, "x"), self._side(group, "y"))
             if "pairs" in group:
-                pairs = split.pairs = read_array(group, "pairs").astype(np.int64)
+                pairs = split.pairs = hdf5.read_array(group, "pairs").astype(np.int64)
                 rows = (len(split.x), len(split.y))
                 if pairs.shape[1:] != (2,) or not ((pairs >= 0) & (pairs < rows)).all():
                     raise ValueError("pairs lie outside its rows")
-            for factor in subgroup(group, "factors") if "factors" in group else ():
-                column = split.factors[factor] = read_column(group["factors"], factor)
+            for factor in hdf5.subgroup(group, "factors") if "factors" in group else ():
+                column = split.factors[factor] = hdf5.read_column(group["factors"], factor)
                 if column.shape[:1] != (split.pair_count,):
                     raise ValueError(
                         f"{split.pair_count} pairs but {column.shape} values of factor {factor}"
@@ -234,8 +210,8 @@ class DataFile:
     def _side(self, group: h5py.Group, domain: Domain, most: int | None = None) -> Side:
         """A domain's rows, memory-mapped where they take more than `most` bytes."""
         data = f"{group.name}/{domain}"
-        ids, labels = (read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
-        side = Side(read_or_map(group, domain, self.path, most), ids or [], labels)
+        ids, labels = (hdf5.read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+        side = Side(hdf5.read_or_map(group, domain, self.path, most), ids or [], labels)
         for what, texts in (("ids", side.ids), ("labels", labels)):
             if texts is not None and len(texts) != len(side):
                 raise ValueError(f"{len(side)} rows but {len(texts)} {what} in {data}")
@@ -243,18 +219,18 @@ class DataFile:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[h5py.Group]:
-        with open_hdf5(self.path, _HINT) as file:
+        with hdf5.open_hdf5(self.path, _HINT) as file:
             if name not in SPLITS or name not in file:
                 held = [name for name in SPLITS if name in file]
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(held)}")
-            yield subgroup(file, name)
+            yield hdf5.subgroup(file, name)
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
     """The shape of a row of a domain, equal in all splits."""
     shapes = set()
     for group in groups.values():
-        data = dataset(group, domain)
+        data = hdf5.dataset(group, domain)
         if data is None or (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
             raise ValueError(
                 f"{group.name}/{domain} holds no uint8 pictures (N, H, W, C) or float32 rows (N, F)"

@@ -1,9 +1,8 @@
 """HDF5 files, written and read as numbers and UTF-8 texts of fixed length.
 
-The format lets a file name others (external links, external storage, virtual datasets) and declare
-arrays a million times larger than what it stores. Readers take hard links alone, and only what can
-come out of what is stored; what is refused here raises ValueError, which `open_hdf5` turns into a
-user's error like everything that h5py raises.
+The format lets a file name others, and declare arrays far larger than what it stores. Readers take
+what lies in the file itself and fits in memory; what is refused here raises ValueError, which
+`open_hdf5` turns into a user's error like everything that h5py raises.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from iiae_cli.common.machine import free_memory
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
 _LONGEST_TEXT = 65_536  # bytes of one id or label
-_SMALL = 1 << 20  # bytes that need no proof
 _CHECKED = 65_536  # rows of features looked at together
 
 
@@ -157,7 +155,7 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
     if data.is_virtual or data.external:
         raise ValueError(f"{data.name} lies in another file")
     stored = data.id.get_storage_size()
-    if data.nbytes > max(_SMALL, stored * _MOST_INFLATED):
+    if data.nbytes > (1 << 20) + stored * _MOST_INFLATED:
         raise ValueError(f"{data.name} declares {data.nbytes} bytes, of which {stored} are stored")
     return data
 

@@ -1,31 +1,27 @@
-"""Picture files: which ones there are, how one becomes an array, and its size another.
+"""Picture files as arrays of 8 bits per channel, and arrays at another size.
 
-Every mode that Pillow opens is read (docs/data.md says how), and what was changed on the way is
-counted in `SEEN`. Files that cannot be read raise `PictureError`, so that a caller can name, count
-and skip them.
+Every mode that Pillow opens is read, as docs/data.md says, and what was changed on the way is
+counted in `SEEN`. A file that cannot be read is a `PictureError`, so that a caller can name, count
+and skip it.
 """
 
 from __future__ import annotations
 
-import codecs
+import io
+import math
 import os
-import re
-import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import missing
-from iiae_cli.data.modes import ORIENTATION, UnusableError, plain
 from iiae_cli.data.seen import SEEN
 
 if TYPE_CHECKING:
@@ -52,7 +48,10 @@ SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_JUNK = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found"}
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # EXIF and TIFF tags
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
+_SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 
 
@@ -63,6 +62,10 @@ class PictureError(Exception):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class _UnusableError(Exception):
+    """Why a picture that Pillow reads is of no use."""
 
 
 # ---- decoding
@@ -76,7 +79,7 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
     changes: list[str] = []
     with _opened(path) as opened:
         mode = opened.mode
-        image = plain(opened, channels, changes)
+        image = _plain(opened, channels, changes)
     shown = image.size
     if size is not None and shown != (size[1], size[0]):
         image = resize_picture(image, size)
@@ -91,7 +94,7 @@ def picture_size_of(path: Path) -> tuple[int, int]:
     with _opened(path) as image:
         tags = getattr(image, "tag_v2", {})  # a TIFF's width and height are turned already
         width, height = tags.get(256, image.width), tags.get(257, image.height)
-        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
 
 
@@ -107,9 +110,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if not image.width * image.height:
-                raise UnusableError("has no pixels")
+                raise _UnusableError("has no pixels")
             yield image
-    except UnusableError as error:
+    except _UnusableError as error:
         raise PictureError(path, str(error)) from error
     except Image.DecompressionBombError as error:
         raise PictureError(path, "has too many pixels") from error
@@ -128,13 +131,98 @@ def read_all(
         except PictureError as error:
             return error
 
-    if workers <= 1:
-        yield from map(attempt, paths)
-        return
     with ThreadPoolExecutor(workers) as pool:
         block = workers * 64  # bounds what is decoded but not yet used
         for start in range(0, len(paths), block):
             yield from pool.map(attempt, paths[start : start + block])
+
+
+# ---- modes
+
+
+def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Image:
+    """Upright in 8 bits per channel and the mode of `channels`, transparency on white."""
+    mode, raw = opened.mode, str(getattr(opened, "tile", ""))  # how the file holds its values
+    tags = dict(getattr(opened, "tag_v2", {}))  # both are gone once the pixels are read
+    if getattr(opened, "is_animated", False):
+        changes.append("first of several frames")
+    if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        changes.append("turned as EXIF says")
+    image = ImageOps.exif_transpose(opened)
+    if mode == "F" or mode.startswith("I"):
+        values = np.asarray(image)
+        eight = _eight_bits(values.view(np.uint32) if "I;32N" in raw else values, changes)
+        profile = image.info.get("icc_profile")
+        image = Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == 0 else eight)
+        image.info["icc_profile"] = profile
+    elif ";16" in raw:
+        changes.append("cut to the upper 8 of 16 bits")
+    image = _in_srgb(image, changes)
+    image = image if image.mode in _PLAIN else image.convert("RGB")
+    if image.has_transparency_data and channels not in (2, 4):
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            changes.append("flattened on white")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image)
+    if channels < 3 and Image.getmodebase(mode) == "RGB":
+        changes.append("made grey")
+    return image.convert(_MODES[channels])
+
+
+def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
+    """Numbers of more than 8 bits as 0 … 255 over the range that `_range_of` finds."""
+    if not np.isfinite(values).all():
+        raise _UnusableError("holds values that are not finite")
+    low, high, name = _range_of(values)
+    changes.append(f"scaled from {name}")
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:
+    """The range that a picture's values fill: lowest, highest, and how it is called.
+
+    It is the smallest usual one that holds them, 0 … 1 for all but one float in 500, or else (they
+    are negative, too large, or fill less than a sixteenth) the picture's own.
+    """
+    low, high = float(values.min()), float(values.max())
+    slack, tops = 0.0, [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    if values.dtype.kind == "f":
+        slack, tops = _SLACK, [1, *(2**bits - 1 for bits in range(8, 17))]
+        spare = values.size // 500
+        inner = np.partition(values, (spare, -1 - spare), axis=None)
+        if inner[spare] >= -slack and 1 / 16 <= inner[-1 - spare] <= 1 + slack:
+            return 0.0, 1.0, "0 to 1"
+    top = next((top for top in tops if high <= top * (1 + slack)), math.inf)
+    if low >= -slack * top and high >= top / 16:
+        return 0.0, float(top), f"0 to {top}"
+    return low, high if high > low else low + 1, "their own range"
+
+
+def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
+    """The picture in sRGB, where it embeds another profile that can be read."""
+    if image.mode == "LAB" or not image.info.get("icc_profile"):
+        return image
+    try:
+        from PIL import ImageCms  # Pillow may be built without
+
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        mode = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space]
+        if mode != "RGB" and image.mode not in {"L": ("1", "L", "LA"), "CMYK": ("CMYK",)}[mode]:
+            raise ValueError("the profile is of other colours than the picture")
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        srgb = ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
+        assert shown is not None  # it is where not done in place
+        if alpha is not None:
+            shown.putalpha(alpha)
+    except Exception:  # whatever a damaged profile brings about
+        changes.append("read without their colour profile")
+        return image
+    changes.append("converted to sRGB")
+    return shown
 
 
 # ---- resizing: bicubic to more pixels, as MNIST-CDCB was enlarged; by area to fewer, as the paper
@@ -176,95 +264,3 @@ def _filter_of(old: tuple[int, int], new: tuple[int, int]) -> str:
         return "bicubic"
     whole = all(before % after == 0 for before, after in zip(old, new, strict=True))
     return "area" if whole else "bilinear"
-
-
-# ---- finding
-
-
-def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
-    """Sort key under which `2.png` stands before `10.png`."""
-    parts = re.split(r"(\d+)", str(path))
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a name is one that systems, not people, write into folders."""
-    return path.name[0] == "." or path.name.lower() in _JUNK
-
-
-def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
-    """Every picture file below a folder, through links, hidden ones left out, in natural order."""
-    return sorted(_walk(folder, frozenset(), without), key=natural_key)
-
-
-def _walk(
-    folder: Path, above: frozenset[tuple[int, int]], without: Collection[Path]
-) -> Iterator[Path]:
-    """Picture files below a folder, which lies in those `above` (device, inode); notes others."""
-    try:
-        paths, status = list(folder.iterdir()), folder.stat()
-    except OSError:
-        SEEN.leave_out(folder, "unreadable folder")
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to where it lies
-        return
-    for path in paths:
-        if is_hidden(path) or path in without:
-            continue
-        if os.path.isdir(path):  # noqa: PTH112 - Path's own raise in a folder that cannot be entered
-            yield from _walk(path, above | {here}, without)
-        elif not os.path.isfile(path):  # noqa: PTH113
-            SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
-        elif path.suffix.lower() in SUFFIXES:
-            yield path
-        else:
-            SEEN.leave_out(path, path.suffix.lower() or "no suffix")
-
-
-def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
-    """Replace `-` by the paths on standard input, one a line, or NUL-separated."""
-    paths: list[str] = []
-    for word in inputs:
-        paths += _listed(sys.stdin.buffer.read(), nul) if word == "-" else [word]
-    if not paths:
-        raise IiaeError(
-            "no input paths were given", "name pictures or folders, or pipe paths to '-'"
-        )
-    return paths
-
-
-def _listed(content: bytes, nul: bool) -> list[str]:
-    """The paths of a list, in which Windows may have written line ends and a byte order mark."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = content.decode("utf-16", "replace")
-    else:
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-    if nul:
-        return [part for part in text.split("\0") if part]
-    lines = (line if os.path.lexists(line) else line.rstrip("\r") for line in text.split("\n"))
-    return [line for line in lines if line.strip()]
-
-
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """Picture files from files and folders (recursive), in the order given.
-
-    A file named outright is taken whatever its suffix; among several, it may turn out missing when
-    it is decoded.
-    """
-    paths: list[Path] = []
-    for word in inputs:
-        path = Path(word)
-        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
-            inside = pictures_in(path)
-            if not inside:
-                raise IiaeError(
-                    f"folder {path} holds no pictures",
-                    f"it should hold {', '.join(sorted(SUFFIXES))} files",
-                )
-            paths += inside
-        elif len(inputs) == 1 and not os.path.lexists(path):
-            raise missing(path, "check the path")
-        else:
-            paths.append(path)
-    return paths

@@ -21,7 +21,8 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import DataFile, DataInfo
 from iiae_cli.data.hdf5 import is_hdf5
-from iiae_cli.data.pictures import PictureError, decode, find_pictures
+from iiae_cli.data.names import find_pictures
+from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.model import Domain
 
 # Returns the rows at positions start … stop - 1: None, or an error, for each that cannot be read.

@@ -17,13 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from iiae_cli.data.names import expand_inputs, find_pictures, pictures_in
 from iiae_cli.data.pictures import (
     PictureError,
     decode,
-    expand_inputs,
-    find_pictures,
     picture_size_of,
-    pictures_in,
     read_all,
     resize,
     resize_picture,
@@ -264,7 +262,8 @@ def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
     program = (
-        "from iiae_cli.data.pictures import decode, find_pictures\n"
+        "from iiae_cli.data.names import find_pictures\n"
+        "from iiae_cli.data.pictures import decode\n"
         "print(*(decode(path, 1).tolist() for path in find_pictures(['in'])))"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])

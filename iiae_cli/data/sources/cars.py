@@ -1,8 +1,7 @@
 """Cars: rendered models of the visual-analogy data, x the frontal view and y the same car turned.
 
 Layout: `data/cars/list.txt` with a name a line, and `car_###_mesh.mat` (MATLAB v5, or v7.3, which
-is HDF5) with `im`, (128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 turned ones
-of its pitch, so that each picture is stored once and pairs are indices.
+is HDF5) with `im`, (128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 turned ones.
 """
 
 from __future__ import annotations

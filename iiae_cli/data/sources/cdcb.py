@@ -1,9 +1,8 @@
 """Digits (or garments) with a coloured ground in x and a coloured digit in y, and edge variants.
 
-MNIST-CDCB was published as 100 samples without its generator; the recipe below is read off those
-samples (`docs/data.md`). `colour_pair` is the published recipe; the two edge recipes make the
-domains differ in more than colour, so that raw pixels no longer solve the retrieval. The pictures
-are scikit-learn's digits, or come from IDX files, plain or gzipped: MNIST and Fashion-MNIST.
+`colour_pair` is MNIST-CDCB's recipe, read off its 100 published samples (`docs/data.md`); the two
+edge recipes make the domains differ in more than colour, so that raw pixels no longer solve the
+retrieval. The pictures are scikit-learn's digits, or come from IDX files, plain or gzipped.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from scipy.ndimage import binary_dilation
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, missing, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.names import split_folders
 from iiae_cli.data.pictures import resize_pictures
-from iiae_cli.data.sources.names import split_folders
 from iiae_cli.data.sources.pairs import plan_folders
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
 
@@ -50,10 +49,8 @@ def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     """MNIST-CDCB: white digit on a coloured background (x), coloured digit on black (y).
 
     `rng` draws both colours of every pair, uniform over RGB and independent. Grey below the
-    threshold stays in y, grey above it stays in x, as in the published samples.
-
-    Returns:
-        x (N, H, W, 3), y (N, H, W, 3), and the factors `x_color`, `y_color` (N, 3).
+    threshold stays in y, grey above it stays in x. Returns x and y (N, H, W, 3), and the factors
+    `x_color`, `y_color` (N, 3).
     """
     background, foreground = _colours(len(grey), rng), _colours(len(grey), rng)
     digit = grey[..., None]
@@ -169,10 +166,9 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
         name: (pictures[: options.limit], labels[: options.limit].astype(np.int64))
         for name, (pictures, labels) in parts.items()
     }
+    seed, size = options.seed, options.image_size
     return Plan(
-        lambda rows, work: Prepared(
-            coloured_splits(grey, recipe, options.seed, options.image_size)
-        ),
+        lambda rows, work: Prepared(coloured_splits(grey, recipe, seed, size)),
         attributes={"source": title, "source_sha256": sha256_of(*paths)},
     )
 

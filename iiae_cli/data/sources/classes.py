@@ -4,10 +4,9 @@
     SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
     SOURCE[/split1]/{train,test}_{sketch,image}_{features,paths,labels}.npy, or SOURCE.npz
 
-x and y have lengths of their own, every row a class, and no pairs. A class that only one domain has
-cannot be learnt from or retrieved, and is left out by name. Classes are compared and written in
-NFC. Until pictures become features, the rows of a side are their files. Sketchy Extended has
-sketches (x) and photos (y) of 125 classes:
+A class that only one domain has is left out by name; classes are written in NFC. Until pictures
+become features, the rows of a side are their files. Sketchy Extended has sketches (x) and photos
+(y) of 125 classes:
 
     SOURCE/sketch/tx_000000000000/CLASS/*.png              sketches
     SOURCE/photo/tx_000000000000/CLASS/*.jpg               photos
@@ -26,27 +25,12 @@ import numpy as np
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.data import names
 from iiae_cli.data.class_lists import CLASS_SPLITS, nfc, normalise_class
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.pictures import is_hidden, pictures_in
-from iiae_cli.data.sources.features import (
-    GIVEN,
-    classes_of,
-    divide_classes,
-    has_features,
-    keep_common,
-    limit_rows,
-    plan_existing,
-)
-from iiae_cli.data.sources.names import (
-    Notes,
-    domain_of,
-    folders_by,
-    note_rest,
-    read_as,
-    refuse_held_out,
-    split_folders,
-)
+from iiae_cli.data.names import Notes
+from iiae_cli.data.sources import features
+from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
@@ -65,14 +49,14 @@ def plan_classes(options: PrepareOptions) -> Plan:
             "--split names a list of Sketchy's classes",
             "name your own in a file: --unseen-classes FILE",
         )
-    features = source / "split1" if has_features(source / "split1") else source
-    if features.is_file() or has_features(features):
+    given = source / "split1" if has_features(source / "split1") else source
+    if given.is_file() or has_features(given):
         if options.wants_backbone or options.unseen_classes is not None:
             raise IiaeError(
-                f"{features} holds features that are divided already",
+                f"{given} holds features that are divided already",
                 "leave --backbone… and --unseen-classes out",
             )
-        return plan_existing(features, options, {"name": None, "weights": "given"})
+        return plan_existing(given, options, {"name": None, "weights": "given"})
     notes = Notes()
     divided, split_name = _divided(source, options, notes)
     weights = options.backbone_weights
@@ -91,7 +75,7 @@ def plan_classes(options: PrepareOptions) -> Plan:
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
     """Pictures by split, and the division's name."""
-    folders = split_folders(source)
+    folders = names.split_folders(source)
     if not folders:
         pictures = _pictures(source, source, "", notes)
         if options.unseen_classes is None:
@@ -111,21 +95,21 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
             f"{source} has no folder train/",
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
-    note_rest(source, [*folders.values()], notes)
-    read_as({name: folder.name for name, folder in folders.items()}, notes)
+    names.note_rest(source, [*folders.values()], notes)
+    names.read_as({name: folder.name for name, folder in folders.items()}, notes)
     splits = {name: _pictures(folder, source, name, notes) for name, folder in folders.items()}
-    return {name: limit_rows(split, options.limit) for name, split in splits.items()}, GIVEN
+    limit = options.limit
+    return {name: features.limit_rows(split, limit) for name, split in splits.items()}, GIVEN
 
 
 def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
-    domains = folders_by(folder, domain_of)
-    if domains:
-        note_rest(folder, [*domains.values()], notes)
-    x, y = (class_pictures(domains.get(domain, folder / domain), root=root) for domain in DOMAINS)
+    domains = names.folders_by(folder, names.domain_of)
+    x, y = (_class_pictures(domains.get(domain, folder / domain), root=root) for domain in DOMAINS)
     for side in (x, y):
-        refuse_held_out(folder, side.rows.tolist(), split)
+        names.refuse_held_out(folder, side.rows.tolist(), split)
+    names.note_rest(folder, [*domains.values()], notes)
     for place in domains.values():
-        note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
+        names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
         raise IiaeError(
@@ -135,25 +119,21 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
     return both
 
 
-def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
-    """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names.
-
-    Raises:
-        IiaeError: two folders beside each other are one class.
-    """
+def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
+    """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names."""
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
         places: dict[str, Path] = {}
         for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if place.is_dir() and not is_hidden(place):
+            if place.is_dir() and not names.is_hidden(place):
                 label = normalise_class(place.name) if normalise else nfc(place.name)
                 if places.setdefault(label, place) != place:
                     raise IiaeError(
                         f"{str(places[label])!a} and {place.name!a} are both the class {label}",
                         "join them in one folder, or rename one",
                     )
-                pictures = pictures_in(place)
+                pictures = names.pictures_in(place)
                 files += pictures
                 labels += [label] * len(pictures)
     rows = np.empty(len(files), object)
@@ -162,11 +142,8 @@ def class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
-    """Divide by `--unseen-classes`: a number, drawn by seed, or a file of one class per line.
-
-    Returns the splits train and test, and the division's name.
-    """
-    unseen, known = str(options.unseen_classes), classes_of(split)
+    """Divide by `--unseen-classes`, a number or a file, into train and test; and its name."""
+    unseen, known = str(options.unseen_classes), features.classes_of(split)
     if unseen.isdecimal():
         count = min(int(unseen), len(known))
         drawn = np.random.default_rng(options.seed).choice(len(known), count, replace=False)
@@ -181,7 +158,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
             ) from error
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN
-    return divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
+    return features.divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
 
 
 # ---- Sketchy
@@ -210,7 +187,7 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
         divided, split_name = divide_unseen(pictures, options)
     else:
         wanted = CLASS_SPLITS[split_name]
-        divided = divide_classes(pictures, wanted, f"split {split_name}", options)
+        divided = features.divide_classes(pictures, wanted, f"split {split_name}", options)
 
     from iiae_cli.data.sources import extraction  # imports torch
 
@@ -220,11 +197,7 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
 
 
 def find_pictures(source: Path) -> Split:
-    """Files of sketches and photos, class names normalised.
-
-    Raises:
-        IiaeError: they are in neither layout.
-    """
+    """Files of sketches and photos, class names normalised."""
     for root in (source, source / "256x256"):
         sketches, photos = (sorted((root / d).glob(f"{_TRANSFORM}*")) for d in ("sketch", "photo"))
         if sketches and photos:
@@ -240,6 +213,6 @@ def find_pictures(source: Path) -> Split:
     if not extended:
         console.say(f"{source} has no extended_photo/: this is Sketchy, not Sketchy Extended")
     return Split(
-        class_pictures(sketches[0], root=source, normalise=True),
-        class_pictures(photos[0], *extended[:1], root=source, normalise=True),
+        _class_pictures(sketches[0], root=source, normalise=True),
+        _class_pictures(photos[0], *extended[:1], root=source, normalise=True),
     )

@@ -34,8 +34,8 @@ from iiae_cli.data.class_lists import (
     refuse_leak,
 )
 from iiae_cli.data.datafile import SPLITS, Side, Split
-from iiae_cli.data.sources.names import Notes, split_of
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, distinct
+from iiae_cli.data.names import Notes, distinct, split_of
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain
 
 GIVEN = "given"  # name of a division that is not one of these

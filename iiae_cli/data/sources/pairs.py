@@ -24,36 +24,12 @@ from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of
+from iiae_cli.data import names
 from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS, Side, Split
-from iiae_cli.data.pictures import (
-    SUFFIXES,
-    PictureError,
-    decode,
-    natural_key,
-    picture_size_of,
-    pictures_in,
-    resize_picture,
-)
-from iiae_cli.data.sources.names import (
-    Notes,
-    domain_of,
-    folders_by,
-    note_rest,
-    read_as,
-    refuse_held_out,
-    split_folders,
-    split_of,
-)
-from iiae_cli.data.sources.plan import (
-    Plan,
-    Prepared,
-    PrepareOptions,
-    ReadRows,
-    Work,
-    distinct,
-    file_reading,
-)
+from iiae_cli.data.names import Notes, natural_key, split_folders
+from iiae_cli.data.pictures import SUFFIXES, PictureError, decode, picture_size_of, resize_picture
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
 from iiae_cli.data.sources.table import HINT, Pair, is_table, pairs_of
 from iiae_cli.model import DOMAINS, Domain
 
@@ -71,7 +47,7 @@ def plan_pairs(options: PrepareOptions) -> Plan:
 def plan_published(options: PrepareOptions) -> Plan:
     """Plan Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
-    found = [path for path in options.source.rglob("*") if split_of(path.name) == "train"]
+    found = [path for path in options.source.rglob("*") if names.split_of(path.name) == "train"]
     train = min(
         (path for path in found if path.is_dir()),
         key=lambda path: (len(path.parts), path),
@@ -90,15 +66,15 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     find = _side_by_side if options.side_by_side else _match
     pairs = {split: find(folder, split, notes) for split, folder in folders.items()}
     for source in {folder.parent for folder in folders.values()}:
-        note_rest(source, [*folders.values()], notes)
-    read_as({split: folder.name for split, folder in folders.items()}, notes)
+        names.note_rest(source, [*folders.values()], notes)
+    names.read_as({split: folder.name for split, folder in folders.items()}, notes)
     if not pairs:
         assert options.source is not None
-        pairs = divide(find(options.source, "", notes), options)
+        pairs = _divided(find(options.source, "", notes), options)
     return _plan_files(pairs, options, notes)
 
 
-def divide(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
+def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
     """Divide at random: fractions for valid and test, the rest for train; each in order."""
     order = np.random.default_rng(options.seed).permutation(len(pairs))
     test = round(options.test_fraction * len(pairs))
@@ -109,36 +85,33 @@ def divide(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pai
 
 def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
     """The pair of every stem that both domains have; files without a partner are noted."""
-    domains = folders_by(folder, domain_of)
-    for domain in DOMAINS:
-        if domain not in domains:
-            hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
-            inside = sorted(folder.iterdir(), key=natural_key)
-            inner = next((path for path in inside if split_folders(path)), None)
-            if inner is not None:
-                hint = f"name {inner} as SOURCE"
-            elif any(path.suffix.lower() in SUFFIXES for path in inside):
-                hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
-            held = ", ".join(f"{path.name}/" for path in inside if path.is_dir()) or "no folder"
-            raise IiaeError(f"{folder} has no folder {domain}/; it holds {held[:200]}", hint)
-    note_rest(folder, [*domains.values()], notes)
-    stems: dict[str, dict[Domain, Path]] = {}
-    for domain in DOMAINS:
-        for stem, path in _by_stem(domains[domain], split, notes).items():
-            stems.setdefault(stem, {})[domain] = path
+    domains = names.folders_by(folder, names.domain_of)
+    if len(domains) < 2:
+        lacking = next(domain for domain in DOMAINS if domain not in domains)
+        hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
+        inside = sorted(folder.iterdir(), key=natural_key)
+        inner = next((path for path in inside if split_folders(path)), None)
+        if inner is not None:
+            hint = f"name {inner} as SOURCE"
+        elif any(path.suffix.lower() in SUFFIXES for path in inside):
+            hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
+        held = ", ".join(f"{path.name}/" for path in inside if path.is_dir()) or "no folder"
+        raise IiaeError(f"{folder} has no folder {lacking}/; it holds {held[:200]}", hint)
+    names.note_rest(folder, [*domains.values()], notes)
+    x, y = (_by_stem(domains[domain], split, notes) for domain in DOMAINS)
+    lone = [
+        path for side, other in ((x, y), (y, x)) for stem, path in side.items() if stem not in other
+    ]
+    notes.skipped += [f"{path}: has no partner" for path in sorted(lone, key=natural_key)]
     pairs = []
-    for stem in sorted(stems, key=lambda text: natural_key(Path(text))):
-        files = stems[stem]
-        if len(files) == 2:
-            name = str(files["x"].relative_to(domains["x"]).with_suffix(""))
-            pairs.append(Pair(files, dict.fromkeys(DOMAINS, name)))
-        else:
-            notes.skipped += [f"{path}: has no partner" for path in files.values()]
+    for stem in sorted({*x} & {*y}, key=lambda text: natural_key(Path(text))):
+        name = str(x[stem].relative_to(domains["x"]).with_suffix(""))
+        pairs.append(Pair({"x": x[stem], "y": y[stem]}, dict.fromkeys(DOMAINS, name)))
     return pairs
 
 
 def _side_by_side(folder: Path, split: str, notes: Notes) -> list[Pair]:
-    if len(folders_by(folder, domain_of)) == 2:
+    if len(names.folders_by(folder, names.domain_of)) == 2:
         raise IiaeError(
             f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
         )
@@ -152,16 +125,13 @@ def _side_by_side(folder: Path, split: str, notes: Notes) -> list[Pair]:
 def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
     """The pictures below a folder by stem in NFC; a second one of the same stem is noted."""
     stems: dict[str, Path] = {}
-    paths = pictures_in(folder)
-    refuse_held_out(folder, paths, split)
+    paths = names.pictures_in(folder)
+    names.refuse_held_out(folder, paths, split)
     for path in paths:
-        stem = nfc(str(path.relative_to(folder).with_suffix("")))
-        if stem in stems:
-            first = stems[stem].name
-            form = "" if nfc(first) == first else ", in another Unicode form"
-            notes.skipped.append(f"{path}: {first} has the same stem{form}")
-        else:
-            stems[stem] = path
+        first = stems.setdefault(nfc(str(path.relative_to(folder).with_suffix(""))), path)
+        if first != path:
+            form = "" if nfc(first.name) == first.name else ", in another Unicode form"
+            notes.skipped.append(f"{path}: {first.name} has the same stem{form}")
     return stems
 
 
@@ -250,7 +220,7 @@ def _split_of(
         named: Domain = domain if recurring else "x"  # partners share their id
         sides[domain] = Side(
             stored[domain] if len(rows) == len(stored[domain]) else stored[domain][rows],
-            distinct([f"{name}/{pairs[i].names[named]}" for i in first]),
+            names.distinct([f"{name}/{pairs[i].names[named]}" for i in first]),
             [pairs[i].label or "" for i in first] if labelled else None,
         )
     factors = {
@@ -272,8 +242,9 @@ def _plan_table(table: Path, options: PrepareOptions) -> Plan:
         pairs = {name: [pair for split, pair in rows if split == name] for name in SPLITS}
     else:
         paths = [path.absolute() for _, pair in rows for path in pair.files.values()]
-        refuse_held_out(Path(os.path.commonpath([path.parent for path in paths])), paths)
-        pairs = divide([pair for _, pair in rows], options)
+        above = Path(os.path.commonpath([path.parent for path in paths]))
+        names.refuse_held_out(above, paths)
+        pairs = _divided([pair for _, pair in rows], options)
     train, *others = (
         {path.absolute() for pair in pairs[name] for path in pair.files.values()} for name in SPLITS
     )

@@ -1,19 +1,16 @@
 """What the builder of a data set returns: which files to read, and how their rows become splits.
 
 Reading is what takes long, so it is done in numbered blocks (`data/blocks.py`): a block is kept
-before the next one begins, one that is kept is not made again, and several processes may make some
-each. What a block holds depends on its reading alone. Assembling is cheap and done anew by whoever
-writes the data file.
+before the next one begins, and several processes may make some each. What a block holds depends on
+its reading alone. Assembling is cheap and done anew by whoever writes the data file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,15 +59,10 @@ class PrepareOptions:
         options = (self.backbone, self.backbone_weights, self.fine_tune_epochs, self.save_backbone)
         return any(value is not None for value in options)
 
-    @property
-    def wants_classes(self) -> bool:
-        """Whether an option is set that only matters for sets of classes."""
-        return self.wants_backbone or self.split is not None or self.unseen_classes is not None
-
 
 @dataclass(frozen=True)
 class Work:
-    """Where a preparation works."""
+    """Where a preparation works, and what stops it."""
 
     folder: Path  # for files that a resumed call continues; removed with the last block
     stop: Stop = NEVER
@@ -91,13 +83,10 @@ class Reading:
     maker: str = ""  # identifies what makes the rows beyond the program itself, such as a network
 
     @property
-    def total(self) -> int:
-        """Number of blocks."""
-        return -(-len(self.files) // self.size)
-
-    def block(self, number: int) -> Sequence[Path]:
-        """The files of a block."""
-        return self.files[number * self.size : (number + 1) * self.size]
+    def blocks(self) -> list[Sequence[Path]]:
+        """The files of each block."""
+        starts = range(0, len(self.files), self.size)
+        return [self.files[start : start + self.size] for start in starts]
 
     def identity(self) -> list[Any]:
         """What its blocks depend on, as JSON: names of files, not their folders."""
@@ -122,12 +111,6 @@ def file_reading(
             yield list(read_all(block, read, workers))
 
     return Reading(name, files, make, size or BLOCK_FILES)
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with its row behind every one that recurs."""
-    counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name}#{row}" for row, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -161,34 +144,28 @@ class Plan:
     @property
     def total(self) -> int:
         """Number of blocks."""
-        return sum(reading.total for reading in self.readings)
+        return sum(len(reading.blocks) for reading in self.readings)
 
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
-        """Make those of these blocks that the store does not have.
-
-        Raises:
-            IiaeError: the disk is full.
-            Interrupted: a signal came; finished blocks are kept.
-        """
+        """Make those of these blocks that the store does not have; `stop` keeps finished ones."""
         first = 0
         for reading in self.readings:
-            mine = [number for number in numbers if first <= number < first + reading.total]
+            files = dict(enumerate(reading.blocks, first))
+            mine = {number: paths for number, paths in files.items() if number in numbers}
             if store.missing(mine):
-                _make(reading, first, mine, store, Work(store.folder, stop))
-            first += reading.total
+                _make(reading, mine, store, Work(store.folder, stop))
+            first += len(files)
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """How many items of each reading these blocks hold, and a line per unreadable one."""
-        owners = [(item, item.block(n)) for item in self.readings for n in range(item.total)]
+        owners = [(reading.name, files) for reading in self.readings for files in reading.blocks]
         rows = {reading.name: 0 for reading in self.readings}
         skipped: list[str] = []
         for number, block in zip(numbers, blocks, strict=True):
-            reading, files = owners[number]
-            for path, reason in zip(files, block["reasons"], strict=True):
-                if reason:
-                    skipped.append(f"{path}: {reason}")
-                else:
-                    rows[reading.name] += 1
+            name, files = owners[number]
+            lost = _lost(files, block)
+            rows[name] += len(files) - len(lost)
+            skipped += lost
         return rows, skipped
 
     def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
@@ -197,10 +174,7 @@ class Plan:
         Arrays that take more than half of the free memory are files in the folder of `work`.
         """
         coming = iter(blocks)
-        rows = {
-            reading.name: _joined(reading, islice(coming, reading.total), work.folder)
-            for reading in self.readings
-        }
+        rows = {reading.name: _joined(reading, coming, work.folder) for reading in self.readings}
         lost = [*self.skipped, *(line for part in rows.values() for line in part.skipped)]
         made = self.assemble(rows, work)
         if not made.splits:
@@ -211,10 +185,11 @@ class Plan:
         return Prepared(made.splits, {**self.attributes, **made.attributes}, [*lost, *made.skipped])
 
 
-def _make(reading: Reading, first: int, numbers: list[int], store: BlockStore, work: Work) -> None:
-    """Make the missing ones among blocks of a reading whose first block is `first`."""
-    missing = store.missing(numbers)
-    files = {number: reading.block(number - first) for number in numbers}
+def _make(
+    reading: Reading, files: Mapping[int, Sequence[Path]], store: BlockStore, work: Work
+) -> None:
+    """Make the missing ones among numbered blocks of a reading's files."""
+    missing = store.missing(files)
     total = sum(map(len, files.values()))
     done = total - sum(len(files[number]) for number in missing)
     coming = reading.make([files[number] for number in missing], work)
@@ -240,17 +215,19 @@ def _packed(made: Sequence[Made]) -> Arrays:
     }
 
 
-def _joined(reading: Reading, blocks: Iterable[Arrays], folder: Path) -> ReadRows:
+def _lost(files: Sequence[Path], block: Arrays) -> list[str]:
+    return [f"{file}: {why}" for file, why in zip(files, block["reasons"], strict=True) if why]
+
+
+def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRows:
+    """What came of a reading, whose blocks come next."""
     arrays: list[Rows] = []
     places: list[int] = []
     skipped: list[str] = []
-    for number, block in enumerate(blocks):
-        start = len(places)
-        for place, reason in enumerate(block["reasons"], number * reading.size):
-            if reason:
-                skipped.append(f"{reading.files[place]}: {reason}")
-            else:
-                places.append(place)
+    for number, files in enumerate(reading.blocks):
+        block, start = next(blocks), len(places)
+        skipped += _lost(files, block)
+        places += (number * reading.size + np.flatnonzero(block["reasons"] == "")).tolist()
         rows = [block[f"rows{column}"] for column in range(len(block) - 1)]
         if rows and not arrays:
             stem = folder / reading.name.replace("/", "-")

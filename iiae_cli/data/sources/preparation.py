@@ -8,8 +8,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import Field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,17 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, refuse_existing, writing
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.data.blocks import (
-    Arrays,
-    Part,
-    PartFile,
-    block_store,
-    differences,
-    discard,
-    part_of,
-    write_part,
-)
+from iiae_cli.data import blocks
+from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.registry import build
 from iiae_cli.data.sources.table import is_table, pictures_of
 from iiae_cli.model import DOMAINS, Domain
+
+# Options that decide where and how fast data are made, not their values.
+_MACHINE = ("download", "device", "workers", "save_backbone")
+_DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _MACHINE]
 
 
 def prepare_file(
@@ -49,17 +45,8 @@ def prepare_file(
 ) -> None:
     """Write the data file of a set, or of a `part` of its blocks.
 
-    Args:
-        name, path, options: the set, the file, and what the set's builder is told.
-        part: which part; None: the data file.
-        resume: continue interrupted work, and leave a finished file of the same options as it is.
-        overwrite: replace a file or interrupted work.
-        stop: asked before every block.
-
-    Raises:
-        IiaeError: as `build`; a file or interrupted work is in the way; the file cannot be written;
-            or a part of work that looks at all rows, such as fine-tuning.
-        Interrupted: a signal came; what is finished is kept.
+    `resume` continues interrupted work, and leaves a finished file of the same options as it is;
+    `overwrite` replaces either. `stop`, asked before every block, keeps what is finished.
     """
     settings = settings_of(name, options)
     if _is_finished(path, part, _digest_of(settings), resume, overwrite):
@@ -70,18 +57,19 @@ def prepare_file(
     if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
         _write(path, plan, [], settings, Work(path.parent))
         return
-    with block_store(path, _job(settings, plan), resume=resume, overwrite=overwrite) as store:
+    job = _job(settings, plan)
+    with blocks.block_store(path, job, resume=resume, overwrite=overwrite) as store:
         numbers = (part or Part(0, 1)).of(plan.total)
         plan.make(store, numbers, stop)
-        blocks = map(store.read, numbers)
+        made = map(store.read, numbers)
         if part is None:
-            _write(path, plan, blocks, settings, Work(store.folder, stop))
+            _write(path, plan, made, settings, Work(store.folder, stop))
         else:
-            rows, skipped = plan.summary(blocks, numbers)
+            rows, skipped = plan.summary(made, numbers)
             about = {"command": _command(), "rows": rows, "skipped": skipped}
             about["notes"] = plan.attributes.get("notes", "")
             about["settings_sha256"] = _digest_of(settings)
-            write_part(path, store, part, plan.total, about)
+            blocks.write_part(path, store, part, plan.total, about)
 
 
 def merge(
@@ -95,31 +83,27 @@ def merge(
     """Write the data file of all parts of a preparation, in order.
 
     The source is planned once more, so it has to be as it was; no picture is read again.
-    `download`: whether the backbone's weights may be fetched; the others are as of `prepare_file`.
-
-    Raises:
-        IiaeError: the source is not what it was, a part is damaged, a file is in the way, or the
-            file cannot be written.
+    `download`: whether the backbone's weights may be fetched.
     """
     first = parts[0]
     if _is_finished(path, None, str(first.about.get("settings_sha256")), resume, overwrite):
         return
     with reading(first.path, "make this shard again"):
         name, command = str(first.job["data set"]), f"{first.about['command']}; {_command()}"
-        decided = {item.name: first.job[item.name] for item in _deciding()}
+        decided = {option: first.job[option] for option in _DECIDING}
         source = None if decided["source"] is None else Path(decided["source"])
         options = PrepareOptions(**{**decided, "source": source}, download=download)
     plan, settings = build(name, options), settings_of(name, options)
-    differing = differences(json.loads(json.dumps(_job(settings, plan))), first.job)
+    differing = blocks.differences(json.loads(json.dumps(_job(settings, plan))), first.job)
     if differing:
         raise IiaeError(
             f"{first.path} was made with another {', '.join(differing)} than there is now",
             "merge in the folder where the shards were made, by the same version, "
             "the source being as it was; or make all shards again",
         )
-    with block_store(path, {"merge": True}, resume=True) as store:
-        blocks = chain.from_iterable(part.blocks() for part in parts)
-        _write(path, plan, blocks, settings, Work(store.folder), command)
+    with blocks.block_store(path, {"merge": True}, resume=True) as store:
+        made = chain.from_iterable(part.blocks() for part in parts)
+        _write(path, plan, made, settings, Work(store.folder), command)
 
 
 def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
@@ -130,7 +114,7 @@ def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overw
     if part is None:
         made_by = DataFile(path).info.attributes.get("settings_sha256")
     else:
-        file = part_of(path)
+        file = blocks.part_of(path)
         made_by = file.about.get("settings_sha256") if file.part == part else None
     if made_by != digest:
         raise IiaeError(
@@ -138,29 +122,29 @@ def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overw
             "choose another output, or replace it with --overwrite",
         )
     console.say(f"{path} is complete already")
-    discard(path)
+    blocks.discard(path)
     return True
 
 
 def _write(
     path: Path,
     plan: Plan,
-    blocks: Iterable[Arrays],
+    made: Iterable[Arrays],
     settings: dict[str, Any],
     work: Work,
     command: str | None = None,
 ) -> None:
-    made = plan.prepared(blocks, work)
+    prepared = plan.prepared(made, work)
     attributes = {
-        **made.attributes,
+        **prepared.attributes,
         "command": command or _command(),
         "settings_sha256": _digest_of(settings),
         "seed": str(settings["seed"]),
         "versions": json.dumps(versions(), sort_keys=True),
-        "skipped": str(len(made.skipped)),
+        "skipped": str(len(prepared.skipped)),
     }
-    name = str(settings["data set"])
-    write_data_file(path, name, made.splits, attributes, skipped=made.skipped, folder=work.folder)
+    skipped, name = prepared.skipped, str(settings["data set"])
+    write_data_file(path, name, prepared.splits, attributes, skipped=skipped, folder=work.folder)
 
 
 def _command() -> str:
@@ -177,19 +161,13 @@ def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
     named = (source, options.unseen_classes, options.backbone_weights)
     return {
         "data set": name,
-        **{item.name: getattr(options, item.name) for item in _deciding()},
+        **{option: getattr(options, option) for option in _DECIDING},
         "source": None if source is None else str(source),
         "content of the source": [
             None if path is None else _state_of(Path(path)) for path in named
         ],
         "version": versions(),
     }
-
-
-def _deciding() -> Iterator[Field[Any]]:
-    """The options that decide values."""
-    machine = ("download", "device", "workers", "save_backbone")
-    return (item for item in fields(PrepareOptions) if item.name not in machine)
 
 
 def _digest_of(settings: dict[str, Any]) -> str:
@@ -227,9 +205,6 @@ def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
     """Write the pictures of a data file as `FOLDER/SPLIT/x|y/NAME.png`, for `iiae prepare pairs`.
 
     Where pictures recur in many pairs, `FOLDER/pairs.csv` names the pairs.
-
-    Raises:
-        Interrupted: a signal came.
     """
     file = DataFile(path)
     rows: list[list[str]] = []
@@ -240,11 +215,7 @@ def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
             label = [] if split.x.labels is None else [split.x.labels[row_x]]
             rows.append([x[row_x], y[row_y], name, *label])
     if rows:
-        table_path = folder / "pairs.csv"
-        with (
-            writing(table_path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as table,
-        ):
+        with writing(folder / "pairs.csv") as path, path.open("w", encoding="utf-8") as table:
             csv.writer(table).writerows([["x", "y", "split", "label"][: len(rows[0])], *rows])
 
 

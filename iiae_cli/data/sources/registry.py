@@ -40,25 +40,23 @@ class Archive:
     """A published archive and its mirrors in order."""
 
     file: str
-    urls: tuple[str, ...]
+    folders: tuple[str, ...]  # of servers that have it
     md5: str | None = None  # as recorded by others; None: no checksum is known
     wanted: str = ""  # pattern of the entries to unpack
 
 
 _PIX2PIX = (
-    "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",
-    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/",  # the authors' own
-    "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets/",
+    "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets",
+    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets",  # the authors' own
+    "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets",
 )
+_ANALOGY = ("http://www.scottreed.info/files", "http://www-personal.umich.edu/~reedscot/files")
 ARCHIVES: dict[str, Archive] = {
-    "facades": Archive("facades.tar.gz", tuple(f"{url}facades.tar.gz" for url in _PIX2PIX)),
-    "maps": Archive("maps.tar.gz", tuple(f"{url}maps.tar.gz" for url in _PIX2PIX)),
+    "facades": Archive("facades.tar.gz", _PIX2PIX),
+    "maps": Archive("maps.tar.gz", _PIX2PIX),
     "cars": Archive(
         "nips2015-analogy-data.tar.gz",
-        (
-            "http://www.scottreed.info/files/nips2015-analogy-data.tar.gz",
-            "http://www-personal.umich.edu/~reedscot/files/nips2015-analogy-data.tar.gz",
-        ),
+        _ANALOGY,
         # github.com/nmichlo/disent, disent/dataset/data/_groundtruth__cars3d.py, "full".
         md5="4e866a7919c1beedf53964e6f7a23686",
         # It holds the other sets of its paper too.
@@ -103,29 +101,24 @@ DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "fashion-cdcb", "fashion-edges")
 
 
 def build(name: str, options: PrepareOptions) -> Plan:
-    """Plan a data set.
-
-    Raises:
-        IiaeError: unknown set, an option that does not apply, a missing or damaged source.
-    """
+    """Plan a data set; an option that does not apply is refused."""
     if name not in BUILDERS:
         own = f"; for your own data: iiae prepare pairs {shlex.quote(name)}"
         own = own if Path(name).exists() else ""
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
-    if options.wants_classes and name not in CLASS_SETS:
-        raise IiaeError(
-            f"{name} takes no --split, --unseen-classes or --backbone…",
-            f"these are for {' and '.join(CLASS_SETS)}",
-        )
-    if options.image_size is not None and name in CLASS_SETS:
-        raise IiaeError(
-            "--image-size does not apply: this set is stored as features", "leave --image-size out"
-        )
-    if options.side_by_side and name != "pairs":
-        raise IiaeError(
-            f"--side-by-side does not apply to {name}",
-            "leave it out; it is for: iiae prepare pairs SOURCE",
-        )
+    pictures = [known for known in BUILDERS if known not in CLASS_SETS]
+    for option, is_given, sets in (
+        ("--split", options.split is not None, CLASS_SETS),
+        ("--unseen-classes", options.unseen_classes is not None, CLASS_SETS),
+        ("--backbone…", options.wants_backbone, CLASS_SETS),
+        ("--image-size", options.image_size is not None, pictures),
+        ("--side-by-side", options.side_by_side, ["pairs"]),
+    ):
+        if is_given and name not in sets:
+            takers = ", ".join(sets)
+            raise IiaeError(
+                f"{option} does not apply to {name}", f"leave it out; it is for {takers}"
+            )
     return BUILDERS[name](options)
 
 
@@ -143,12 +136,7 @@ def how_to_prepare(name: str, path: Path) -> str:
 
 
 def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """Find, fetch or unpack the source of a set.
-
-    Returns:
-        A folder, a table or an `.npz`; and the data file's attributes `source` and, of an archive,
-        `source_sha256`.
-    """
+    """Find, fetch or unpack a set's source: a folder, table or `.npz`; and its attributes."""
     source, archive = options.source, ARCHIVES.get(name)
     downloads = data_folder() / "downloads"
     origin = str(source)
@@ -205,7 +193,7 @@ def fetch(archive: Archive, path: Path) -> str:
     pooch.get_logger().setLevel("WARNING")
     known = None if archive.md5 is None else f"md5:{archive.md5}"
     reasons = []
-    for url in archive.urls:
+    for url in (f"{folder}/{archive.file}" for folder in archive.folders):
         try:
             with ExitStack() as stack, write_errors(path):
                 bar = _bar(f"downloading {path.name}", stack)
@@ -224,13 +212,8 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
     """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
 
     Everything goes to a temporary folder beside the target, which is renamed in at the end with a
-    marker that names the archive. `wanted`: pattern of the entries to unpack from a tar.
-
-    Returns:
-        The archive's SHA-256.
-
-    Raises:
-        IiaeError: a damaged, hostile or oversized archive, or a target that is something else.
+    marker that names the archive. `wanted`: pattern of the entries to unpack from a tar. Returns
+    the archive's SHA-256; a damaged, hostile or oversized archive is refused.
     """
     hint = "name a folder, or fetch the archive again"
     with reading(archive, hint), write_errors(target):
@@ -256,10 +239,7 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
                         raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
                     file.extractall(folder)
             else:
-                raise IiaeError(
-                    f"{archive} is neither a tar nor a zip archive",
-                    _KINDS,
-                )
+                raise IiaeError(f"{archive} is neither a tar nor a zip archive", _KINDS)
             if not any(path.is_file() for path in folder.rglob("*")):
                 raise ValueError("it holds none of the files looked for")
             (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -28,14 +29,16 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
 from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS
-from iiae_cli.data.sources.names import Listings, Notes, find_file, read_as, split_of
+from iiae_cli.data.names import Notes, read_as, split_of
 from iiae_cli.model import DOMAINS, Domain
 
-FACTORS = ("x_", "y_", "shared_")
 HINT = "its first line should be x,y[,split][,label], in UTF-8"
 _PLAIN = (*DOMAINS, "split", "label")
+_FACTORS = ("x_", "y_", "shared_")
 _DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+Listings: TypeAlias = dict[Path, dict[str, list[Path]]]  # folders by names in NFC
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def pairs_of(table: Path, notes: Notes) -> Iterator[tuple[str, Pair]]:
     factors = {
         name: _numbers([row[name] for row in cells.values()])
         for name in next(iter(cells.values()), {})
-        if name.startswith(FACTORS)
+        if name.startswith(_FACTORS)
     }
     for number, (line, row) in enumerate(cells.items()):
         label = nfc(row["label"]) if "label" in row else None
@@ -117,6 +120,16 @@ def _split_of(cell: str | None, called: dict[str, str]) -> str:
     return split
 
 
+def _numbers(texts: list[str]) -> Sequence[float | str]:
+    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
+    with suppress(ValueError, OverflowError):
+        whole: list[int] = np.array(texts).astype(np.int64).tolist()
+        return whole
+    with suppress(ValueError):
+        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
+    return texts
+
+
 # ---- the text
 
 
@@ -131,11 +144,6 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
         first = re.findall(r"[^\r\n]+", body[: 1 << 16])[:1]
         separator, columns = _header(table, first, stated[1] if stated else "")
         known = [name for name in columns if _is_read(name)]
-        others = [name for name in columns if name and name not in known]
-        if others:
-            text = f"{table}: columns that are not read: {', '.join(others)}"
-            notes.decided.append(text[:400])
-        splits = others if "split" not in known else []  # those that may be meant so
         reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
         try:
             for cells in reader:
@@ -143,21 +151,23 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
                 if any(row[len(columns) :]):
                     notes.skipped.append(f"{table}:{line}: more cells than columns")
                 elif any(row):
-                    row += [""] * (len(columns) - len(row))
-                    rows[line] = {name: row[columns.index(name)] for name in known}
-                    if len(rows) > 1:
-                        splits = [name for name in splits if split_of(row[columns.index(name)])]
+                    rows[line] = row + [""] * (len(columns) - len(row))
         except csv.Error as error:
             raise IiaeError(
                 f"{table} is no CSV at line {above + reader.line_num}: {error}",
                 "close the quotes of that line, and double those inside a cell",
             ) from error
     del rows[min(rows)]  # the header
-    if splits and rows:
-        raise IiaeError(f"column '{splits[0]}' of {table} holds splits", "call it split")
+    others = [name for name in columns if name and name not in known]
+    if others:
+        notes.decided.append(f"{table}: columns that are not read: {', '.join(others)}"[:400])
+    for name in others if rows and "split" not in known else ():
+        if all(split_of(row[columns.index(name)]) for row in rows.values()):
+            raise IiaeError(f"column '{name}' of {table} holds splits", "call it split")
+    named = {line: {name: row[columns.index(name)] for name in known} for line, row in rows.items()}
     if separator == ";":
-        _decimal_points(table, rows, notes)
-    return rows
+        _decimal_points(table, named, notes)
+    return named
 
 
 def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) -> None:
@@ -171,7 +181,7 @@ def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) 
 
 
 def _is_read(column: str) -> bool:
-    return column in _PLAIN or column.startswith(FACTORS)
+    return column in _PLAIN or column.startswith(_FACTORS)
 
 
 def _text_of(table: Path) -> str:
@@ -212,16 +222,6 @@ def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[s
     return separator, names
 
 
-def _numbers(texts: list[str]) -> Sequence[float | str]:
-    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
-    with suppress(ValueError, OverflowError):
-        whole: list[int] = np.array(texts).astype(np.int64).tolist()
-        return whole
-    with suppress(ValueError):
-        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
-    return texts
-
-
 # ---- the paths in it
 
 
@@ -233,17 +233,36 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
         if address.scheme != "file" or address.netloc not in ("", "localhost"):
             raise ValueError(f"{cell} is not on this machine")
         path = unquote(address.path)
+    home = os.path.expanduser  # Path's own raises without a home
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
-        for place in (folder.joinpath, Path, _at_home):
-            if (found := find_file(place(text), listings)) is not None:
+        for place in (folder / text, Path(text), Path(home(text))):
+            if (found := find_file(place, listings)) is not None:
                 return found
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
         raise ValueError(f"{cell} is a path on Windows")
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
 
 
-def _at_home(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's own raises without a home
+def find_file(path: Path, listings: Listings) -> Path | None:
+    """A path that exists, or else the one in another Unicode form; `listings` are kept.
+
+    Raises:
+        ValueError: two files have that name in other forms.
+    """
+    if os.path.lexists(path):
+        return path
+    parent = None if str(path).isascii() else find_file(path.parent, listings)
+    if parent is None:
+        return None
+    if parent not in listings:
+        same = listings[parent] = {}
+        with suppress(OSError):
+            for item in sorted(parent.iterdir()):
+                same.setdefault(nfc(item.name), []).append(item)
+    found = listings[parent].get(nfc(path.name), [])
+    if len(found) > 1:
+        raise ValueError(f"{found[0]!a} and {found[1].name!a} are one name in two Unicode forms")
+    return found[0] if found else None
 
 
 def _name_of(path: Path, folder: Path) -> str:

@@ -36,8 +36,8 @@ def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("digits-cdcb", {"unseen_classes": "3"}, "takes no --split"),
-        ("cars", {"backbone": "vgg16"}, "takes no --split"),
+        ("digits-cdcb", {"unseen_classes": "3"}, "--unseen-classes does not apply to"),
+        ("cars", {"backbone": "vgg16"}, "--backbone… does not apply"),
         ("maps", {"side_by_side": True}, "--side-by-side does not apply"),
         ("classes", {"image_size": 32}, "--image-size does not apply"),
     ],
@@ -73,7 +73,8 @@ def server(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    (tmp_path / "www").mkdir()
+    for name in "ab":
+        (tmp_path / "www" / name).mkdir(parents=True)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "www")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
@@ -94,33 +95,34 @@ def published(server, *paths, **more):
 
 @pytest.mark.parametrize("md5", [None, MD5])
 def test_a_file_comes_from_the_first_mirror_that_has_it_and_only_once(server, path, md5):
-    (server.folder / "b").write_bytes(BODY)
+    (server.folder / "b" / "set.tar.gz").write_bytes(BODY)
     archive = published(server, "/a", "/b", md5=md5)
-    assert fetch(archive, path) == f"{server.root}/b" and path.read_bytes() == BODY
-    (server.folder / "b").unlink()
+    assert fetch(archive, path) == f"{server.root}/b/set.tar.gz" and path.read_bytes() == BODY
+    (server.folder / "b" / "set.tar.gz").unlink()
     fetch(archive, path)
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_file_of_another_checksum_is_not_kept_and_every_mirrors_reason_is_named(server, path):
-    (server.folder / "a").write_bytes(BODY[:-1])
+    (server.folder / "a" / "set.tar.gz").write_bytes(BODY[:-1])
     error = refusal(fetch, published(server, "/a", "/b", md5=MD5), path)
-    assert f"{server.root}/a: " in error.message and "not match the known hash" in error.message
-    assert f"{server.root}/b: 404" in error.message
+    assert f"{server.root}/a/set.tar.gz: " in error.message
+    assert "not match the known hash" in error.message
+    assert f"{server.root}/b/set.tar.gz: 404" in error.message
     assert "SOURCE" in error.hint and not list(path.parent.glob("*"))
 
 
 def test_a_download_is_unpacked_described_and_then_reused(server, tmp_path, monkeypatch):
     monkeypatch.setenv("IIAE_DATA", str(tmp_path))
     body = tar_of(tmp_path / "set").read_bytes()
-    (server.folder / "a").write_bytes(body)
+    (server.folder / "a" / "set.tar.gz").write_bytes(body)
     monkeypatch.setitem(ARCHIVES, "toy", published(server, "/a", wanted="train"))
     options = PrepareOptions(download=True)
     folder, attributes = registry.source_of("toy", options)
     assert folder == tmp_path / "downloads" / "set" and set(tree(folder)) == set(list(FILES)[:2])
     sha256 = hashlib.sha256(body).hexdigest()
-    assert attributes == {"source": f"{server.root}/a", "source_sha256": sha256}
-    (server.folder / "a").unlink()
+    assert attributes == {"source": f"{server.root}/a/set.tar.gz", "source_sha256": sha256}
+    (server.folder / "a" / "set.tar.gz").unlink()
     assert registry.source_of("toy", options) == (folder, attributes)
     mine = PrepareOptions(source=tmp_path)
     assert registry.source_of("toy", mine) == (tmp_path, {"source": str(tmp_path)})

@@ -9,9 +9,10 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.names import Notes, refuse_held_out, split_of
 from iiae_cli.data.seen import SEEN
-from iiae_cli.data.sources.names import Notes, find_file, refuse_held_out, split_of
 from iiae_cli.data.sources.plan import PrepareOptions
+from iiae_cli.data.sources.table import find_file
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
