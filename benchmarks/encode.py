@@ -12,10 +12,9 @@ import torch
 
 from benchmarks.common import in_turns, machine, middle, peak_bytes, ratio, report, set_threads
 from benchmarks.models import convolution_peak, workload
-from iiae_cli.builders import build_model
+from iiae_cli.builders import build_model, place
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.trained import TrainedModel, inference
-from iiae_cli.runs.weights import place
 
 
 def main() -> None:

@@ -316,8 +316,8 @@ def quality(study: Study) -> None:
 
 def search(study: Study) -> None:
     """(e) Exact search, and encoding by the paper's model."""
+    from iiae_cli.builders import place
     from iiae_cli.inference.trained import TrainedModel
-    from iiae_cli.runs.weights import place
 
     rng = np.random.default_rng(0)
     count, size = (20, 100) if study.small else (7500, 70_000)

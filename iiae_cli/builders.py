@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, ModelSection
@@ -164,6 +164,14 @@ def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
         return rate
 
     return learning_rate
+
+
+def place(model: IIAE, device: torch.device | str) -> IIAE:
+    """The model on a device, its convolutions channels-last, as pictures arrive."""
+    model.to(device)
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def choose_device(name: str) -> torch.device:

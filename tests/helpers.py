@@ -30,8 +30,7 @@ from iiae_cli.data.sources.registry import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import save_weights
+from iiae_cli.runs import RunDir, save_weights
 from iiae_cli.training.trainer import Trainer
 
 # Small enough to train in seconds, large enough that recall rises far above the baseline.

@@ -33,8 +33,7 @@ from scipy.io import savemat
 
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.datafile import Side, Split, write_data_file
-from iiae_cli.runs.directory import CHECKPOINT_SCHEMA
-from iiae_cli.runs.weights import MODEL_SCHEMA
+from iiae_cli.runs import CHECKPOINT_SCHEMA, MODEL_SCHEMA
 
 SECONDS = 30
 MEMORY = 3 << 30

@@ -37,7 +37,7 @@ from iiae_cli.model import DOMAINS
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
     from iiae_cli.data.datafile import DataFile, Split
     from iiae_cli.evaluation.translation import Subject
-    from iiae_cli.runs.weights import LoadedModel
+    from iiae_cli.runs import LoadedModel
 
 Figures = dict[str, Any]
 TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
@@ -148,8 +148,7 @@ def command(
     from iiae_cli.evaluation.disentanglement import measure_disentanglement
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
-    from iiae_cli.runs.directory import RunDir
-    from iiae_cli.runs.weights import load_model
+    from iiae_cli.runs import RunDir, load_model
 
     gates = parse_gates(fail_under or (), fail_over or ())
     if report is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.latents import Gallery, LatentCache
     from iiae_cli.inference.neighbours import Floats, Ints
-    from iiae_cli.runs.weights import LoadedModel
+    from iiae_cli.runs import LoadedModel
 
 MONTAGE_ROWS = 32
 

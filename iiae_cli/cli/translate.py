@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iiae_cli.inference.inputs import Block, Inputs
-    from iiae_cli.runs.weights import LoadedModel
+    from iiae_cli.runs import LoadedModel
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32

@@ -12,7 +12,7 @@ from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
 from iiae_cli.data.datafile import DataFile, Split
 from iiae_cli.evaluation.figures import Task
 from iiae_cli.inference.neighbours import Metric
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs import LoadedModel
 
 
 def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:

@@ -25,7 +25,7 @@ from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.latents import Gallery, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs import LoadedModel
 
 
 def batch_size_for(size: tuple[int, int] | None) -> int:

@@ -30,8 +30,7 @@ from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.inference.inputs import Block, Inputs, open_inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import LoadedModel, load_model
+from iiae_cli.runs import LoadedModel, RunDir, load_model
 
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]

@@ -27,8 +27,7 @@ from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb
 from iiae_cli.report.retrieval import Examples, Ints, class_tables, paired_examples
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs import LoadedModel, RunDir
 
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 

@@ -27,8 +27,7 @@ from iiae_cli.data.sources.preparation import prepare_file
 from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs.directory import Checkpoint, RunDir, run_origin
-from iiae_cli.runs.weights import load_model
+from iiae_cli.runs import Checkpoint, RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
 from iiae_cli.training.step import choose_speed, set_gpu_arithmetic

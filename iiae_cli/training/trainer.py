@@ -20,6 +20,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from iiae_cli import builders
+from iiae_cli.builders import place
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import reading, sync_file, write_errors, writing
@@ -30,8 +31,7 @@ from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.grids import first_pairs, sample_grid
-from iiae_cli.runs.directory import HINT, Checkpoint, RunDir
-from iiae_cli.runs.weights import place
+from iiae_cli.runs import HINT, Checkpoint, RunDir
 from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
 from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, restore_adam
@@ -98,8 +98,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the run, its newest."""
-        checkpoints = self.run.checkpoints
-        with reading(checkpoints.path(checkpoint.step), HINT):
+        with reading(self.run.checkpoints.path(checkpoint.step), HINT):
             memory = self.keeper.memory = Progress(**checkpoint.progress)
             if memory.refit_steps is not None:
                 self._enter_refit(memory.refit_steps, memory.held)
@@ -108,7 +107,6 @@ class Trainer:
         self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
         self.step = checkpoint.step - self.offset
         if self.world.first:
-            checkpoints.prune()
             self.run.truncate_metrics(checkpoint.step, validated=not memory.owed)
 
     @property

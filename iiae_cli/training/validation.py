@@ -27,8 +27,7 @@ from iiae_cli.evaluation.retrieval import (
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import save_weights
+from iiae_cli.runs import RunDir, save_weights
 from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)

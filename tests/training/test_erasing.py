@@ -26,8 +26,7 @@ from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.retrieval import both_means, encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import load_model
+from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData, fit_erasure
 
 ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]

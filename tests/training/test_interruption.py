@@ -23,8 +23,7 @@ import torch
 from moments import TINY, Server
 from safetensors import safe_open
 
-from iiae_cli.runs.directory import RunDir
-from iiae_cli.runs.weights import load_model
+from iiae_cli.runs import RunDir, load_model
 
 STEPS = 8
 SOON = 5.0  # seconds from a signal to the end of the process

@@ -13,7 +13,7 @@ from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.config.schema import SelectionSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs.weights import LoadedModel
+from iiae_cli.runs import LoadedModel
 from iiae_cli.training.validation import Progress, Validation, validate
 
 

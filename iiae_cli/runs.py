@@ -1,7 +1,7 @@
 """A run directory: what training leaves behind, and how it is read again.
 
     config.yaml           the whole configuration
-    model.safetensors     the kept weights (weights.py)
+    model.safetensors     the kept weights; its header holds the configuration and the data's shapes
     checkpoints/          the two newest states that `--resume` continues from
     metrics.jsonl         one JSON object per log line and validation
     gallery.h5            latents of the test split's domain y
@@ -22,13 +22,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from iiae_cli import __version__
+from iiae_cli.builders import build_model, picture_size, place
 from iiae_cli.common import console
 from iiae_cli.common.errors import DamagedFile, IiaeError
 from iiae_cli.common.files import (
@@ -36,17 +37,22 @@ from iiae_cli.common.files import (
     TEMPORARY,
     append_line,
     locked,
+    missing,
     reading,
     remove_temporaries,
     write_errors,
     writing,
 )
-from iiae_cli.common.tensors import read_tensors, save_tensors
+from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
 from iiae_cli.config.presets import read_yaml
 from iiae_cli.config.schema import Config
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.model.iiae import IIAE
 
 CHECKPOINT_SCHEMA = "iiae.checkpoint/3"
+MODEL_SCHEMA = "iiae.model/2"
 HINT = "start afresh with --overwrite; the kept weights, model.safetensors, may still serve"
+OTHER_VERSION = "use the version of iiae that wrote it, or train with this one into another --run"
 
 
 class RunDir:
@@ -116,7 +122,7 @@ class RunDir:
         except ValidationError as error:
             raise IiaeError(
                 f"{self.config_file} is of another version: {error.errors()[0]['msg']}",
-                "use the version that wrote it, or train with this one into another --run",
+                OTHER_VERSION,
             ) from error
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -196,7 +202,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and drop all but the two newest."""
         tensors = {
-            f"{part}/{name}": values.detach().cpu().contiguous()
+            f"{part}/{name}": values
             for part in ("model", "optimizer", "running")
             for name, values in getattr(checkpoint, part).items()
         }
@@ -204,32 +210,16 @@ class Checkpoints:
         header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
         with writing(self.path(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
-        self.prune()
-
-    def prune(self) -> None:
-        """Drop all but the two newest."""
         for old in self.files()[:-2]:
             with write_errors(old):
                 old.unlink(missing_ok=True)
-
-    def load(self, step: int) -> Checkpoint:
-        """The checkpoint at a step."""
-        path = self.path(step)
-        header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "running": {}}
-        with reading(path, HINT):
-            for full_name, values in tensors.items():
-                part, name = full_name.split("/", 1)
-                parts[part][name] = values
-            data = dict(json.loads(header.get("data", "{}")))
-            return Checkpoint(step, **parts, progress=json.loads(header["progress"]), data=data)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, or None; damaged ones are set aside."""
         damaged: dict[Path, str] = {}
         for path in reversed(self.files()):
             try:
-                checkpoint = self.load(int(path.stem.removeprefix("step-")))
+                checkpoint = _read_checkpoint(path)
             except DamagedFile as error:
                 damaged[path] = error.message
                 continue
@@ -243,6 +233,92 @@ class Checkpoints:
             reasons = "; ".join(damaged.values())
             raise DamagedFile(f"no checkpoint can be read: {reasons}", HINT)
         return None
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    step = int(path.stem.removeprefix("step-"))
+    header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
+    with reading(path, HINT):
+        progress, data = (dict(json.loads(header[key])) for key in ("progress", "data"))
+        checkpoint = Checkpoint(step, progress=progress, data=data)
+        for full_name, values in tensors.items():
+            part, name = full_name.split("/", 1)
+            getattr(checkpoint, part)[name] = values
+    return checkpoint
+
+
+# ---- the kept weights
+
+
+@dataclass
+class LoadedModel:
+    """Kept weights, ready for inference."""
+
+    model: IIAE  # in evaluation mode, on the device asked for
+    config: Config  # that it was trained with
+    info: DataInfo  # shapes of the data that it was trained on
+    size: tuple[int, int] | None  # (H, W) its pictures are resized to; None for features
+    fingerprint: str  # of the weights
+    details: dict[str, Any]  # step, epoch, validation figures, preset, data path
+
+    @property
+    def metric(self) -> Literal["euclidean", "cosine"]:
+        """Distance between shared means: as configured, or what won on validation."""
+        chosen = self.config.evaluation.metric
+        validation: dict[str, Any] = self.details.get("validation") or {}
+        won: Literal["euclidean", "cosine"] = validation.get("metric", "euclidean")
+        return won if chosen == "auto" else chosen
+
+
+def fingerprint_of(state: dict[str, Tensor]) -> str:
+    """16 hex digits over a model's tensors; ties latent caches to the weights that made them."""
+    return digest_of(state)[:16]
+
+
+def save_weights(
+    path: Path, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]
+) -> str:
+    """Write weights, in float32, and a run's `details` atomically; returns their fingerprint."""
+    state = {
+        name: values.float() if values.is_floating_point() else values
+        for name, values in model.state_dict().items()
+    }
+    header = {
+        "schema": MODEL_SCHEMA,
+        "config": json.dumps(config.to_dict()),
+        "data": json.dumps({"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}),
+        "details": json.dumps(details),
+        "versions": json.dumps(run_versions()),
+    }
+    with writing(path) as temporary:
+        save_tensors(state, temporary, header)
+    return fingerprint_of(state)
+
+
+def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Weights that `save_weights` wrote, as a model in evaluation mode."""
+    header, state = read_tensors(path, MODEL_SCHEMA, OTHER_VERSION)
+    with reading(path, OTHER_VERSION):
+        config = Config.model_validate_json(header["config"])
+        data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
+        shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
+        info = DataInfo(str(data["name"]), *shapes, {}, {})
+        with torch.device("meta"):  # memory is taken by the file's own tensors alone
+            model = build_model(config, info)
+        model.load_state_dict(state, assign=True)
+        size = picture_size(config, info)
+    model = place(model, device).eval()
+    return LoadedModel(model, config, info, size, fingerprint_of(state), details)
+
+
+def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
+    """The kept weights of a run."""
+    hint = "train it: iiae train --preset NAME --resume"
+    if not run.path.exists():
+        raise missing(run.path, hint)
+    if not run.model_file.exists():
+        raise IiaeError(f"{run.path} holds no model.safetensors", hint)
+    return read_weights(run.model_file, device)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from iiae_cli.builders import build_model
+from iiae_cli.builders import build_model, place
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import save_tensors
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs.directory import Checkpoint, RunDir
-from iiae_cli.runs.weights import fingerprint_of, load_model, place, read_weights, save_weights
+from iiae_cli.runs import Checkpoint, RunDir, fingerprint_of, load_model, read_weights, save_weights
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
 CONFIG = Config.model_validate(
