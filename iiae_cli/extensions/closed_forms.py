@@ -40,10 +40,9 @@ def canonical_maps(
 ) -> tuple[AffineMap, AffineMap]:
     """Maps of partners x and y (N, F) onto the directions in which they agree most.
 
-    Regularised canonical correlation (Hotelling, 1936): `shrinkage` > 0, times a domain's mean
-    variance, is added to its covariance. Each direction is weighed by a power of its correlation,
-    as one in which partners hardly agree only adds noise to distances. Outputs have mean zero over
-    these rows, and x's unit variance on average, as the prior has; what exceeds F is zero.
+    Canonical correlation (Hotelling, 1936), `shrinkage` > 0 as in `_shrunk`. Each direction is
+    weighed by a power of its correlation, as one in which partners hardly agree only adds noise to
+    distances. Outputs have mean zero, and x's unit variance on average; what exceeds F is zero.
     """
     means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     centred = x - means[0], y - means[1]
@@ -77,9 +76,8 @@ def two_covariance_map(
     """Weights (S, F): the S widest directions after isotropic within-class variation.
 
     In the linear-Gaussian model x = V z^s + W z^x + noise the shared posterior mean weighs down
-    what varies within a class. That is estimated around each class's mean, in which both domains
-    count alike, so that their gap is part of it; few rows estimate it badly, hence the shrinkage.
-    Rows (N, F) of either domain are centred. Outputs have unit variance; what exceeds F is zero.
+    what varies within a class, around a mean in which both domains count alike: their gap is part
+    of it. Rows (N, F) are centred. Outputs have unit variance; what exceeds F is zero.
     """
     classes, codes = np.unique(np.concatenate(labels), return_inverse=True)
     rows = np.concatenate([x, y]).astype(np.float64)
@@ -104,7 +102,7 @@ def two_covariance_map(
 
 
 def thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
-    """A thin SVD, by LAPACK's slow driver if the fast one fails, as it does on a rare matrix."""
+    """A thin SVD, by LAPACK's slow driver where the fast one fails."""
     try:
         parts = svd(matrix.numpy(), full_matrices=False)
     except LinAlgError:
@@ -117,9 +115,9 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Basis:
-    """Directions of a shared mean, strongest first; coordinates are (mean − centre) · right.
+    """Directions of a shared mean, strongest first, in which the posterior's noise has variance 1.
 
-    The posterior's noise has unit variance in coordinates.
+    Coordinates are (mean − centre) · right.
     """
 
     centre: Tensor  # (S,) average mean
@@ -135,9 +133,8 @@ class Basis:
 def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
     """The directions in which means (N, S) vary `least_snr` times as much as samples scatter.
 
-    A mean's component along a direction says at most ½ log(1 + SNR) nats, where SNR is its variance
-    over the posterior's, on average `noise` (S,): reverse water-filling for a Gaussian channel. The
-    projection left · rightᵀ is on the principal components of means with isotropic noise.
+    Along a direction a mean says at most ½ log(1 + SNR) nats, SNR its variance over the
+    posterior's, on average `noise` (S,): reverse water-filling for a Gaussian channel.
     """
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
@@ -159,11 +156,10 @@ def leace(
 ) -> tuple[Tensor, Tensor]:
     """Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A and B, each (D, r).
 
-    v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm at once, after which no
-    linear map reads the concept (N, C). Beyond LEACE, two arguments spare what it predicts by
-    accident: with a `partner` (N, D), what the other domain says of the same rows, only what the
-    concept predicts of the *difference* is erased, as what both domains say is shared; canonical
-    correlations up to `least_correlation` are left alone.
+    v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm, after which no linear map
+    reads the concept (N, C). Beyond LEACE, with a `partner` (N, D), what the other domain says of
+    the same rows, only what the concept predicts of the *difference* is erased, as what both say is
+    shared; canonical correlations up to `least_correlation` are left alone.
     """
     values, concept = (part.double() - part.double().mean(dim=0) for part in (values, concept))
     variances, axes = _spectrum(values)
@@ -202,12 +198,10 @@ def shared_regression(
 ) -> Tensor:
     """Weights (E, S) of f, which predicts exclusive means (N, E) from shared ones (N, S).
 
-    Subtracting f(z^s), which the decoder adds back, is a change of coordinates: reconstructions
-    stay as they are. f is the instrumental-variable estimate in coordinates whose noise is one. The
-    partner's shared mean (N, S) is the instrument: it cannot know this domain's exclusive factors,
-    so whatever of them leaks into this domain's shared mean is not mistaken for shared. Its
-    covariance with this domain's mean is made symmetric and not negative, as the covariance of one
-    latent is, before `ridge` is added.
+    The instrumental-variable estimate in coordinates whose noise is one. The instrument, the
+    partner's shared mean (N, S), cannot know this domain's exclusive factors: what of them leaks
+    into this domain's shared mean is not mistaken for shared. Its covariance with this domain's
+    mean is made symmetric and not negative, as one latent's is, before `ridge` is added.
     """
     own, other = basis.coordinates(mean), basis.coordinates(partner)
     other = other - other.mean(dim=0)

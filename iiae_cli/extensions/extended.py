@@ -21,9 +21,8 @@ from iiae_cli.model.objective import Weights
 
 SMALLEST_SCALE = 0.05  # of the overall scale: a dimension that hardly varies is not blown up
 
-# A baseline: the limit λ → 0 of Eq. 12, not divided by it. Retrieval and translation need r, so it
-# is fitted to q by a small weight: Adam steps by a gradient's direction, whatever its size, so r
-# learns at full pace, while q and the features feel a thousandth of the pull.
+# A baseline: the limit λ → 0 of Eq. 12, not divided by it. r is fitted to q by a small weight: r
+# learns at full pace under Adam, while q and the features feel a thousandth of the pull.
 ELBO_FIT = 1e-3
 ELBO = Weights(1.0, ELBO_FIT, shared_prior_kl=1.0, exclusive_kl=1.0)
 
@@ -80,9 +79,8 @@ class LinearErasure(nn.Module):
         self.load_state_dict({"centre": centre, "left": left, "right": right})
 
     def make_room(self, rank: int) -> None:
-        """Takes the shape of a map of this rank, at most S; rank 0 is the identity."""
-        width = len(self.centre)
-        self.left, self.right = (self.centre.new_zeros(width, min(rank, width)) for _ in range(2))
+        """Takes the shape of a map of this rank; rank 0 is the identity."""
+        self.left, self.right = (self.centre.new_zeros(len(self.centre), rank) for _ in range(2))
 
     def forward(self, mean: Tensor) -> Tensor:
         """Returns means (B, S…) of the same shape."""
@@ -118,9 +116,8 @@ class SharedPart(nn.Module):
 class ExtendedIIAE(IIAE):
     """An IIAE whose inputs may be standardised and whose means may be erased from.
 
-    Erasure is between the posteriors and whoever asks for one latent; `infer` and `generate`, which
-    train, work without it. Nothing changes until the statistics and maps are fitted. With
-    `residual`, exclusive means are z^x − f(z^s), to which `decode` adds f(z^s) again.
+    `infer` and `generate`, which train, work without erasure, and nothing changes until statistics
+    and maps are fitted. `residual`: exclusive means are z^x − f(z^s), and `decode` adds f(z^s).
     """
 
     def __init__(

@@ -1,11 +1,9 @@
 """Linear paths: each shared mean gains a linear map of its input, begun at a closed form.
 
-A network that has seen few classes, or few pairs, keeps what tells these apart and loses what would
-tell others apart. A linear path that begins at a closed form (`closed_forms.py`) has that already,
-and training continues from there. Features are mapped themselves, pictures by a fixed description:
-edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) beside coarse colours.
-A thousand pairs are too few to learn edge detectors from, and what partners drawn by two hands have
-in common is mostly where which edges run.
+A network that has seen few classes, or few pairs, loses what would tell others apart; a path that
+begins at a closed form (`closed_forms.py`) has that already. Features are mapped themselves,
+pictures by a description: edges by direction (histograms of gradients in cells; Dalal and Triggs,
+2005) beside coarse colours, as a thousand pairs are too few to learn edge detectors from.
 
 Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers that stand
 beside them; S shared latent.
@@ -38,10 +36,9 @@ START_LOGVAR = -2.0  # of shared posteriors that begin at a closed form
 
 
 def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
-    """Gradient magnitudes by direction: (B, C, H, W) in [−1, 1] → (B, D, H, W), all ≥ 0.
+    """Magnitudes of the steepest channel's gradient: (B, C, H, W) in [−1, 1] → (B, D, H, W).
 
-    At every pixel the steepest channel's gradient counts, shared linearly between the two of the
-    half circle's directions that are nearest to it. The sign of a contrast does not count.
+    Each is shared linearly between the two nearest directions of the half circle, signs aside.
     """
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
@@ -64,8 +61,7 @@ def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) ->
 
 def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures at a size, in float32 and channels first, in which angles are quickest."""
-    pictures = pictures.float().contiguous()
-    return pictures if pictures.shape[-2:] == size else F.adaptive_avg_pool2d(pictures, size)
+    return F.adaptive_avg_pool2d(pictures.float().contiguous(), size)
 
 
 @torch.no_grad()
@@ -74,16 +70,14 @@ def describe_picture(pictures: Tensor) -> Tensor:
     height, width = (min(SIDE, side) for side in pictures.shape[-2:])
     pictures = _pooled(pictures, (height, width))
     edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
-    colours = F.adaptive_avg_pool2d(pictures, CELLS)
-    return torch.cat([edges.flatten(1), colours.flatten(1)], dim=1)
+    return torch.cat([edges.flatten(1), F.adaptive_avg_pool2d(pictures, CELLS).flatten(1)], dim=1)
 
 
 @torch.no_grad()
 def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Tensor:
     """Colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
 
-    `grid` is what a trunk of convolutions makes of pictures, extended to a `multiple`. Quarters are
-    finer than `describe_picture`'s cells, with four directions instead of eight.
+    `grid` is what a trunk of convolutions makes of pictures, extended to a `multiple`.
     """
     height, width = grid
     pictures = _pooled(PadToMultiple(multiple)(pictures), (4 * height, 4 * width))
@@ -115,10 +109,7 @@ def _pieces(extracted: int, beside: Sequence[int]) -> list[int]:
 
 
 class LinearPathHead(nn.Module):
-    """r or q of a vector latent: the mean of `head` plus a linear map of what stands beside.
-
-    `head` maps (B, ΣW) → (B, 2S); `extracted` is W, `beside` F of each domain.
-    """
+    """r or q of a vector latent: the mean of `head`, (B, ΣW) → (B, 2S), plus a linear map of ΣF."""
 
     learned: Tensor
 
@@ -231,10 +222,7 @@ def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
 def start_linear_paths(
     model: IIAE, weights: Mapping[Domain, Tensor], biases: Mapping[Domain, Tensor]
 ) -> None:
-    """Lets each shared encoder begin as its own linear map, and the joint one as their mean.
-
-    Weights are (S, F), or (S, F·16) of a map latent; biases (S,).
-    """
+    """Begins each shared encoder as its map, (S, F) or (S, F·16), and (S,), q as their mean."""
     for domain, path in model.shared.items():
         assert isinstance(path, LinearPathHead | DescribedMapHead)
         path.start(weights[domain], biases[domain])  # type: ignore[index]

@@ -54,8 +54,7 @@ def info_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
 def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda rows: rows) -> Term:
     """Distance correlation of each domain's exclusive with the *partner's* shared means.
 
-    The paper limits by a KL how much z^x says, not what it says it of: with capacity to spare, z^x
-    holds the class too. This measures the dependence itself. The partner's picture has the same
+    The paper limits by a KL how much z^x says, not of what. The partner's picture has the same
     content and none of this domain's manner, so what z^x has in common with r^y(z^s|y) is content.
     """
 
@@ -100,8 +99,8 @@ def whitened(values: Tensor) -> Tensor:
 def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Bias-corrected squared distance correlation of rows (B, D) and (B, D'), B ≥ 4.
 
-    Distance correlation (Székely, Rizzo & Bakirov, 2007) is zero for independent variables alone;
-    this form (Székely & Rizzo, 2014) is zero on average in small batches as well.
+    Zero for independent variables alone (Székely, Rizzo & Bakirov, 2007); this form (Székely &
+    Rizzo, 2014) is zero on average in small batches as well.
     """
     a, b = _centred_distances(a), _centred_distances(b)
     scale = (a.square().sum() * b.square().sum()).clamp(min=torch.finfo(a.dtype).tiny).sqrt()

@@ -38,7 +38,7 @@ LEAKY_SLOPE = 0.2
 def init_paper_weights(module: nn.Module) -> None:
     """Initialises one layer as the released code does; for `Module.apply`.
 
-    Convolutions N(0, 0.02), linear layers Glorot-uniform, batch-norm scale N(1, 0.02), biases zero.
+    Convolutions N(0, 0.02), linear layers Glorot-uniform, batch-norm scale N(1, 0.02), biases 0.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -67,8 +67,7 @@ def normed(
 ) -> list[nn.Module]:
     """A layer, its batch norm, dropout and activation, which works in place.
 
-    The released networks' layers have biases here too. Batch norm subtracts them again, so their
-    gradient is zero but for rounding: they do not learn and stay at zero.
+    The released networks' biases are here too, fixed at zero: batch norm would subtract them.
     """
     assert layer.bias is not None
     layer.bias.requires_grad_(False)
@@ -135,8 +134,8 @@ def joined(shared: Tensor, exclusive: Tensor | None) -> Tensor:
 class ImageDecoder(nn.Module):
     """p(x|z^x, z^s) for pictures: transposed convolutions from a grid to tanh pixels.
 
-    `entry` makes a grid of widths[0] channels of the joined latents; widths[-1] are the picture's.
-    `dropout` is the rate in the first two stages. What exceeds `size` (H, W) is cropped.
+    `entry` makes a grid of widths[0] channels of the joined latents; `dropout` is the rate in the
+    first two stages. What exceeds `size` (H, W) is cropped.
     """
 
     def __init__(
@@ -167,8 +166,8 @@ class FeatureDecoder(nn.Module):
 
     def forward(self, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Decodes (B, S) and (B, E) or None into features (B, F)."""
-        features: Tensor = self.layers(joined(shared, exclusive))
-        return features
+        decoded: Tensor = self.layers(joined(shared, exclusive))
+        return decoded
 
 
 # ---- families
@@ -192,8 +191,7 @@ class ImageNetworks:
     @property
     def grid(self) -> tuple[int, int]:
         """(H, W) of the latent grid."""
-        height, width = self.size
-        return math.ceil(height / self.multiple), math.ceil(width / self.multiple)
+        return -(-self.size[0] // self.multiple), -(-self.size[1] // self.multiple)
 
     @property
     def trunk_grid(self) -> tuple[int, int]:
@@ -202,7 +200,7 @@ class ImageNetworks:
 
     @property
     def shared_shape(self) -> tuple[int, ...]:
-        """(S, H, W)."""
+        """Of a shared latent."""
         return self.shared_dim, *self.grid
 
     def exclusive(self, width: int, exclusive_dim: int) -> nn.Module:

@@ -47,11 +47,6 @@ def test_the_global_generator_is_neither_read_nor_moved():
     assert torch.equal(Augmentation(**PARTS)(x, x, 0, 0)[0], first)
 
 
-def test_geometry_is_shared_by_a_pair():
-    x = smooth()
-    assert torch.equal(*Augmentation(geometric=1.0, flip=0.5)(x, x, 0, 0))
-
-
 def test_flipping_mirrors_both_pictures_of_about_so_many_pairs():
     x, y = smooth(400, 16, 1), smooth(400, 16, 2)
     changed_x, changed_y = Augmentation(flip=0.25)(x, y, 0, 0)

@@ -71,13 +71,6 @@ def test_any_number_of_dimensions(dim):
     assert not maps[0][0][9:].any() and maps[0][0][:2].any()
 
 
-def test_fewer_pairs_than_numbers_and_constant_columns_are_fine():
-    x, y = np.random.default_rng(0).standard_normal((5, 30)), np.zeros((5, 30))
-    y[:, 0] = x[:, 0]
-    (weight, _), _ = canonical_maps(x, y, 8, 1.0)
-    assert np.isfinite(weight).all() and weight.any()
-
-
 def test_where_lapacks_fast_driver_fails_the_slow_one_finds_the_same(monkeypatch):
     def failing(matrix, lapack_driver="gesdd", **options):
         if lapack_driver == "gesdd":
@@ -120,14 +113,6 @@ def test_the_map_makes_variation_within_classes_isotropic():
 def test_the_gap_between_domains_counts_as_variation_within_a_class():
     narrow, wide = (two_covariance_map(*two_classes(gap=gap), 3, 1e-9) for gap in (0.0, 5.0))
     assert np.linalg.norm(wide[:, 2]) < 0.3 * np.linalg.norm(narrow[:, 2])
-
-
-def test_much_shrinkage_leaves_principal_components():
-    x, y, labels = two_classes()
-    weight = two_covariance_map(x, y, labels, 2, 1e9)
-    _, vectors = np.linalg.eigh(np.cov(np.concatenate([x, y]).T))
-    directions = weight / np.linalg.norm(weight, axis=1, keepdims=True)
-    np.testing.assert_allclose(abs(directions @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-3)
 
 
 def test_more_outputs_than_features_are_left_empty():

@@ -40,19 +40,6 @@ def test_a_ramp_has_all_its_strength_in_its_own_direction(direction):
         torch.testing.assert_close(edges.sum(dim=0), torch.full((12, 12), 0.5 / 15))
 
 
-def test_a_direction_between_two_is_shared_by_the_last_and_the_first():
-    edges = ramp_edges((DIRECTIONS - 0.5) * math.pi / DIRECTIONS).sum(dim=(1, 2))
-    halves = edges[[0, -1]] / edges.sum()
-    torch.testing.assert_close(halves, torch.tensor([0.5, 0.5]), atol=1e-3, rtol=0)
-
-
-def test_the_steepest_channel_counts():
-    pictures = torch.zeros(1, 3, 8, 8)
-    pictures[:, 1] = torch.linspace(-1, 1, 8)
-    pictures[:, 2] = 0.1 * torch.linspace(-1, 1, 8)[:, None]
-    assert edge_directions(pictures)[0, :, 4, 4].argmax() == 0
-
-
 def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
     picture = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.8).float()
     plain, negative, faint = (
@@ -141,13 +128,6 @@ def test_started_paths_are_the_linear_map_alone_and_held_ones_stay_it():
     held = again.eval().encode_shared("x", x)
     torch.testing.assert_close(held.mean, x @ weight.T)
     assert not torch.allclose(held.logvar, before)
-
-
-def test_paths_that_are_not_held_learn_a_mean_of_their_own():
-    model, _, x, y = feature_model()
-    train(model, x, y)
-    learned = model.encode_shared("x", x).mean - model.shared["x"].linear(x)
-    assert learned.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import small_batch
 
-from iiae_cli.config.schema import ObjectiveSection
 from iiae_cli.extensions.terms import (
     contrastive_term,
     dependence,
@@ -158,9 +157,3 @@ def test_the_term_compares_with_the_partner():
     for domain, other in (("x", "y"), ("y", "x")):
         expected = dependence(posteriors.exclusive[domain], posteriors.shared[other])
         torch.testing.assert_close(found[domain], expected)
-
-
-@pytest.mark.parametrize("kind", ["ii", "infonce"])
-def test_objectives_without_exclusive_latents_refuse_it(kind):
-    with pytest.raises(ValueError, match="independence"):
-        ObjectiveSection(independence=1, kind=kind)

@@ -9,7 +9,6 @@ from torch import nn
 
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import (
-    FeatureDecoder,
     FeatureNetworks,
     FlatNetworks,
     ImageDecoder,
@@ -130,13 +129,6 @@ def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels
     pictures = net(shared, exclusive)
     assert whole.shape[-2:] == (64, 96) and pictures.shape == (2, channels, *size)
     torch.testing.assert_close(pictures, whole[..., : size[0], : size[1]])
-
-
-def test_a_feature_decoder_has_no_output_activation():
-    net = FeatureDecoder(6, 6, 9)
-    net.layers[-1].bias.data.copy_(torch.linspace(-50, 50, 9))
-    decoded = net(torch.randn(3, 4), torch.randn(3, 2))
-    assert decoded.shape == (3, 9) and decoded.max() > 40 and decoded.min() < -40
 
 
 # ---- sizes
