@@ -81,9 +81,9 @@ class PairOrder:
 class ClassOrder:
     """Which rows a step sees if x and y belong together by class: one of each for every class.
 
-    A batch of as many pairs as there are classes (the default) holds every class once, as the
-    paper's sampler for Sketchy Extended does; other batch sizes walk through one permutation of the
-    classes after another. An epoch draws as many pairs as the larger domain has rows.
+    A batch of the default size holds every class once, as the paper's sampler does; other sizes
+    walk through one permutation of the classes after another. An epoch draws as many pairs as the
+    larger domain has rows.
     """
 
     def __init__(
@@ -91,10 +91,9 @@ class ClassOrder:
     ) -> None:
         names = [np.asarray(labels, dtype=np.str_) for labels in (labels_x, labels_y)]
         self.classes: list[str] = np.intersect1d(names[0], names[1]).tolist()
-        if len(self.classes) < 2:
-            raise ValueError(
-                f"{len(self.classes)} classes have rows in both domains, two are needed"
-            )
+        count = len(self.classes)
+        if count < 2:
+            raise ValueError(f"{count} classes have rows in both domains, two are needed")
         self.batch_size = batch_size or len(self.classes)
         self.seed = seed
         self._domains = [_rows_by_class(labels, self.classes) for labels in names]

@@ -1,11 +1,9 @@
 """Lists of classes: the published test classes, how names compare, which of them weights have seen.
 
-Seen are the classes of the data set alone, not ImageNet's.
-
 A zero-shot figure means nothing without its list of test classes, so every division has a name and
 a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
-the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses, and its figures
-compare with neither.
+the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses. Seen are classes of
+the data set alone, not ImageNet's.
 """
 
 from __future__ import annotations

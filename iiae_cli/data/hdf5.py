@@ -58,7 +58,7 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
 
 def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
     """Write a column of texts, which `read_texts` reads back; file names may be no UTF-8."""
-    column = [_bytes_of(text) for text in texts]
+    column = [text.encode("utf-8", "surrogateescape") for text in texts]
     dtype = h5py.string_dtype("utf-8", max(map(len, column), default=0) or 1)
     write_array(group, name, np.array(column, dtype))
 
@@ -67,13 +67,6 @@ def write_array(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     """Write numbers; a full disk is noticed while the dataset is held, not when it is let go of."""
     written = group.create_dataset(name, data=values)
     written.flush()
-
-
-def _bytes_of(text: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # halves of characters, which come of no file name
-        return text.encode("utf-8", "backslashreplace")
 
 
 def write_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
@@ -214,8 +207,6 @@ def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
 
 
 def _refuse_beyond_memory(data: h5py.Dataset) -> None:
-    free = free_memory()
-    if data.nbytes > free:
-        raise ValueError(
-            f"{data.name} takes {data.nbytes >> 20} MiB of memory, {free >> 20} MiB are free"
-        )
+    if data.nbytes > (free := free_memory()):
+        wanted, there = data.nbytes >> 20, free >> 20
+        raise ValueError(f"{data.name} takes {wanted} MiB of memory, {there} MiB are free")

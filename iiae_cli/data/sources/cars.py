@@ -58,28 +58,29 @@ def plan_cars(options: PrepareOptions) -> Plan:
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
-    """Every car's file by its number, those of list.txt where there is one; others are noted."""
+    """Every car's file by its number, those of list.txt where it names any; others are noted."""
     paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
     if not paths:
         raise IiaeError(
             f"{folder} holds no {PATTERN}",
             "name the folder that nips2015-analogy-data.tar.gz unpacks to",
         )
-    place = paths[0].parent
-    files = [path for path in paths if path.parent == place]
+    place, listed, cars = paths[0].parent, set[int](), dict[int, Path]()
     index = place / "list.txt"
-    if index.is_file():
-        # The list has names without suffix; a bare number is taken too.
+    if index.is_file():  # names without suffix, or bare numbers
         text = index.read_text(encoding="utf-8", errors="replace")
-        listed = re.findall(r"^[^\d\n]*(\d{1,9})(?!\d)", text, re.MULTILINE)
-        files = [place / f"car_{int(number):03d}_mesh.mat" for number in listed] or files
-    cars: dict[int, Path] = {}
-    for path in files:
+        names = re.findall(r"^[^\d\n]*(\d{1,9})(?!\d)", text, re.MULTILINE)
+        listed = {int(name) for name in names}
+    for path in paths:
         number = int("".join(filter(str.isdecimal, path.stem)) or 0)
-        if any(number in ids for ids in IDS.values()):
-            cars[number] = path
-        else:
-            skipped.append(f"{path}: is not a car from 1 to 199")
+        reason = "is not a car from 1 to 199" if not 1 <= number <= 199 else ""
+        reason = reason or ("is not in list.txt" if listed and number not in listed else "")
+        if not reason and cars.setdefault(number, path) != path:
+            reason = f"is the same car as {cars[number]}"
+        if reason:
+            skipped.append(f"{path}: {reason}")
+    lost = sorted(listed - {*cars})
+    skipped += [f"{place / f'car_{number:03d}_mesh.mat'}: does not exist" for number in lost]
     return dict(sorted(cars.items()))
 
 

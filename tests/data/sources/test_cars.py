@@ -72,7 +72,6 @@ def test_every_picture_is_stored_once_and_every_pair_is_there(cars):
     for split in cars.values():
         assert split.x.rows.shape == (8, 128, 128, 3) and split.x.rows.dtype == np.uint8
         assert split.y.rows.shape == (184, 128, 128, 3) and split.pair_count == 184
-        assert len(set(split.x.ids)) == 8 and len(set(split.y.ids)) == 184
         assert sorted(split.pairs[:, 1]) == list(range(184))  # every y once
         assert np.bincount(split.pairs[:, 0]).tolist() == [23] * 8  # every x with all its yaws
     assert sorted(set(cars["train"].x.labels)) == ["car_002", "car_191"]
@@ -95,13 +94,12 @@ def test_a_pair_is_one_car_at_one_pitch_frontal_and_turned(cars):
 
 
 def test_limit_counts_pairs_and_image_size_is_that_of_the_stored_pictures(archive, cars):
-    for limit in (1, 93):
-        made = prepared(archive / "data" / "cars", limit=limit, image_size=50).splits
-        for name, split in made.items():
-            assert split.pair_count == len(split.y) == len(split.factors["yaw"]) == limit
-            assert len(split.x) == len(set(split.pairs[:, 0])) == len(split.x.ids)
-            wanted = resize_pictures(cars[name].y.rows[:limit], 50)
-            np.testing.assert_array_equal(split.take_pairs(np.arange(limit)).y.rows, wanted)
+    made = prepared(archive / "data" / "cars", limit=93, image_size=50).splits
+    for name, split in made.items():
+        assert split.pair_count == len(split.y) == len(split.factors["yaw"]) == 93
+        assert len(split.x) == len(set(split.pairs[:, 0])) == len(split.x.ids)
+        wanted = resize_pictures(cars[name].y.rows[:93], 50)
+        np.testing.assert_array_equal(split.take_pairs(np.arange(93)).y.rows, wanted)
 
 
 def test_the_list_decides_which_cars_there_are_and_others_are_named(tmp_path):
@@ -113,7 +111,11 @@ def test_the_list_decides_which_cars_there_are_and_others_are_named(tmp_path):
         "train": {"car_007"},
         "test": {"car_193"},
     }
-    assert made.skipped == [f"{file_of(tmp_path, 6)}: does not exist"]
+    assert made.skipped == [
+        f"{file_of(tmp_path, 5)}: is not in list.txt",
+        f"{file_of(tmp_path, 200)}: is not a car from 1 to 199",
+        f"{file_of(tmp_path, 6)}: does not exist",
+    ]
     (tmp_path / "list.txt").write_text("no number here\n")
     made = prepared(tmp_path, image_size=16)
     assert set(made.splits["train"].x.labels) == {"car_005", "car_007"}
@@ -142,13 +144,9 @@ def test_a_damaged_or_other_array_is_told(tmp_path, save):
         assert "holds no im of uint8 (128, 128, 3, 24, 4)" in why(tmp_path / "b.mat")
 
 
-def test_a_folder_without_cars_is_refused(tmp_path, capsys):
+def test_a_folder_without_cars_is_refused(tmp_path):
     error = refusal(prepared, tmp_path)
     assert error.message == f"{tmp_path} holds no car_*_mesh.mat" and "nips2015" in error.hint
-    file_of(tmp_path, 3).write_bytes(b"broken")
-    error = refusal(prepared, tmp_path)
-    assert error.message == f"{tmp_path} holds nothing that can be read"
-    assert "car_003" in capsys.readouterr().err
 
 
 # ---- the program
@@ -176,5 +174,3 @@ def test_the_program_reads_the_archive_and_says_what_it_left_out(iiae, archive, 
     for domain in "xy":
         np.testing.assert_array_equal(taken.side(domain).rows, wanted.side(domain).rows)
     assert again.x.labels == once.x.labels and again.y.labels == once.y.labels
-    error, hint = iiae("prepare", "cars").error()
-    assert error == "error: the source of cars was not named" and "iiae prepare cars SOURCE" in hint

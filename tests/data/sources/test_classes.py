@@ -71,15 +71,6 @@ def test_divided_pictures_become_features(divided):
     assert set(backbone["versions"]) == {"torch", "torchvision"}
 
 
-def test_undivided_pictures_are_divided_by_unseen_classes(tmp_path):
-    for domain in "xy":
-        class_folders(tmp_path / domain, dict.fromkeys(("ant", "bee", "cow", "dog"), 2))
-    drawn = prepared(tmp_path, **RANDOM, unseen_classes="1")
-    assert drawn.attributes["split_name"] == "unseen-1-seed0"
-    assert len(told(drawn, "test_classes")) == 1 and len(told(drawn, "train_classes")) == 3
-    assert "--unseen-classes 10" in refused(tmp_path, **RANDOM).hint
-
-
 def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(divided):
     class_folders(divided / "train" / "x", {"elk": 2, "gnu": 1})
     class_folders(divided / "test" / "y", {"fox": 1})
@@ -114,6 +105,7 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
     assert "Sketchy" in refused(divided, split="sake-25").message
     (tmp_path / "empty").mkdir()
     assert "has no class with pictures" in refused(tmp_path / "empty", **RANDOM).message
+    assert "--unseen-classes 10" in refused(divided / "train", **RANDOM).hint
     (divided / "train").rename(divided / "valid")
     assert "no folder train/" in refused(divided, **RANDOM).message
     class_folders(tmp_path / "apart" / "x", {"ant": 1})

@@ -32,6 +32,4 @@ def test_a_whole_self_describing_file_is_written_or_the_old_one_stays(tmp_path, 
         "source": str(source),
     }
     assert "alone.png" in file.skipped()[0]
-    assert (file.info.name, file.info.counts) == ("pairs", {"train": 2, "valid": 0, "test": 0})
     assert "iiae" in json.loads(file.info.attributes["versions"])
-    assert file.split("train").x.ids == ["train/a", "train/b"]
