@@ -31,11 +31,11 @@ from iiae_cli.evaluation.figures import (
     figure_tables,
     parse_gates,
 )
-from iiae_cli.evaluation.paper import PaperRow, paper_rows, paper_table
 from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
     from iiae_cli.data.datafile import DataFile, Split
+    from iiae_cli.evaluation.protocol import PaperRow
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs import LoadedModel
 
@@ -64,10 +64,12 @@ class Result:
 
     def show(self) -> None:
         """Print for people and pipes."""
+        from iiae_cli.evaluation.protocol import paper_table
+
         tables = figure_tables(self.figures)
-        tables += disentanglement_tables(self.figures.get("disentanglement", {}))
+        tables += disentanglement_tables(self.figures.get("disentanglement", {})).values()
         tables += [paper_table(self.paper)] if self.paper else []
-        for table in tables:
+        for table in filter(lambda table: table.rows, tables):
             console.print_table(table.headers, table.rows, title=table.title)
         if self.report is not None:
             console.say(f"report {self.report}")
@@ -144,7 +146,8 @@ def command(
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
     from iiae_cli.builders import build_objective, choose_device
-    from iiae_cli.evaluation import retrieval, tasks
+    from iiae_cli.evaluation import protocol as rules
+    from iiae_cli.evaluation import retrieval
     from iiae_cli.evaluation.disentanglement import measure_disentanglement
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.trained import TrainedModel
@@ -158,11 +161,11 @@ def command(
     step = loaded.details.get("step")
     console.say(f"model {loaded.fingerprint} of {folder} ({origin}), kept at step {step}")
     file = _data_of(data, loaded)
-    chosen = tasks.choose_tasks(task or ("all" if report else None), file, loaded)
-    rows = tasks.rows_of(file, split, chosen)
+    chosen = rules.choose_tasks(task or ("all" if report else None), file, loaded)
+    rows = rules.rows_of(file, split, chosen)
     if judge:
-        tasks.check_judge(loaded, file, rows, chosen)
-    distance = tasks.choose_metric(metric, chosen, loaded)
+        rules.check_judge(loaded, rows, chosen)
+    distance = rules.choose_metric(metric, chosen, loaded)
     protocol: Figures = {
         "run": str(folder),
         "fingerprint": loaded.fingerprint,
@@ -173,7 +176,7 @@ def command(
         "split": split,
         "metric": distance,
     }
-    protocol |= tasks.protocol_of(file, rows, loaded, chosen, allow_leak)
+    protocol |= rules.protocol_of(file, rows, loaded, chosen, allow_leak)
     trained = TrainedModel.of(loaded)
     pairs = retrieval.encode_pairs(trained, rows, batch_size=batch_size)
     subject, figures = Subject(trained, pairs, rows, seed, batch_size), Figures()
@@ -196,7 +199,7 @@ def command(
             by_class=file.info.by_class,
         )
         protocol |= how
-    published = paper_rows(figures, protocol, loaded.size)
+    published = rules.paper_rows(figures, protocol, loaded.size)
     if paper and not published:
         console.warn(f"the paper has no row for data set '{file.info.name}'")
     failures = failed_gates(gates, figures)

@@ -21,13 +21,18 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
-from iiae_cli.evaluation.retrieval import DYING_NATS, EncodedPairs, encode_pairs, exclusive_kl
+from iiae_cli.evaluation.retrieval import (
+    DYING_NATS,
+    EncodedPairs,
+    encode_pairs,
+    exclusive_kl,
+    nats_per_dimension,
+)
 from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
-from iiae_cli.model.iiae import DiagonalGaussian
-from iiae_cli.model.objective import Objective, kl_to_prior
+from iiae_cli.model.objective import Objective
 
 ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data (Burda et al.)
 LATENTS: tuple[tuple[LatentKind, Domain], ...]
@@ -57,23 +62,24 @@ def measure_disentanglement(
     """
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
     probes = probe_figures(probed, shared, subject.seed)
+    latents = latent_figures(subject.pairs, probes)
+    folds = probed["x"].folds
+    learning = int((folds == LEARN_ONLY).sum())
+    measured = len(folds) - learning
+    warnings = warnings_of(latents, probes, measured * (FOLDS - 1) // FOLDS + learning)
     figures: Figures = {
         "exclusive_kl": exclusive_kl(subject.pairs),
         "factors": own_factors(probes),
-        "latents": latent_figures(subject.pairs, probes),
+        "latents": latents,
         "probes": probes,
         "swaps": swap_figures(subject, metric),
+        "warnings": warnings,
     }
     if not by_class:  # bounds need partners
         chosen = _draw(len(subject.split.x), probe_rows, subject.seed)
         partners = replace(subject, split=subject.split.take_pairs(chosen))
         figures["bounds"] = bound_figures(partners, objective)
-    folds = probed["x"].folds
-    learning = int((folds == LEARN_ONLY).sum())
-    measured = len(folds) - learning
-    learnt = measured * (FOLDS - 1) // FOLDS + learning
-    figures["warnings"] = warnings_of(figures["latents"], probes, learnt)
-    for line in figures["warnings"]:
+    for line in warnings:
         console.warn(line)
     protocol = {"probe_rows": measured, "probe_rows_learnt_from_train": learning}
     return figures, {**protocol, "probe_folds": FOLDS, "probe_seed": subject.seed}
@@ -102,13 +108,12 @@ def choose_rows(
     """Draw `count` rows for the probes; if there are fewer, training rows are learnt from too."""
     split, seed = subject.split, subject.seed
     columns = {domain: _columns(split, domain, by_class) for domain in DOMAINS}
-    known = sorted({name for values in columns.values() for name in values})
-    unknown = [name for name in shared if name not in known]
-    if unknown:
+    known = sorted({*columns["x"], *columns["y"]})
+    if unknown := [name for name in shared if name not in known]:
         hint = f"factors of this data: {', '.join(known) or 'none'}"
         raise IiaeError(f"there is no factor {', '.join(unknown)}", hint)
-    lacking, more, extra = count - len(split.x), None, None
-    if train is not None and not by_class and known and lacking > 0:
+    more, lacking = None, count - len(split.x)
+    if train is not None and known and lacking > 0 and not by_class:
         whole = train()
         if whole.pair_count:
             more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
@@ -124,7 +129,7 @@ def choose_rows(
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
         encoded = subject.pairs[domain].take(chosen)
-        encoded = encoded if extra is None else encoded.joined(extra[domain])
+        encoded = encoded if more is None else encoded.joined(extra[domain])
         probed[domain] = ProbedRows(encoded, factors, draw_folds(groups, learning, seed))
     return probed
 
@@ -159,19 +164,19 @@ def probe_figures(
         mean = rows.encoded.mean(kind)
         noise = np.random.default_rng((seed, number)).standard_normal(mean.shape, dtype=np.float32)
         latents = {"mean": mean, "sample": mean + np.exp(0.5 * logvar) * noise}
-        scores = {way: probe(latents[way], rows.factors, rows.folds, seed) for way in WAYS}
+        read = {way: probe(latents[way], rows.factors, rows.folds, seed) for way in WAYS}
         entries = figures.setdefault(f"{kind}_{domain}", {})
         for factor in rows.factors:
-            score = scores["mean"][factor.name]  # None if the sample's is
-            entry = entries[factor.name] = {
+            scores = {way: read[way][factor.name] for way in WAYS}  # both None, or neither
+            entries[factor.name] = {
                 "kind": "classes" if factor.classes else "quantity",
                 "belongs": belongs(factor.name, kind, domain, shared),
-                "chance": score and score.chance,
-                "n": score.rows if score else 0,
+                "chance": scores["mean"] and scores["mean"].chance,
+                "n": scores["mean"].rows if scores["mean"] else 0,
             }
-            for way in WAYS:
-                score = scores[way][factor.name]
-                entry[way] = {name: score and getattr(score, name) for name in _SCORES}
+            for way, score in scores.items():
+                values = {name: score and getattr(score, name) for name in _SCORES}
+                entries[factor.name][way] = values
     return figures
 
 
@@ -203,20 +208,16 @@ def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str,
     """Use, `leakage_…` and `informativeness_…` of every latent, from means and from samples."""
     figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
-        name, encoded = f"{kind}_{domain}", pairs[domain]
-        logvar = encoded.logvar(kind)
-        if logvar is None:
+        name, nats = f"{kind}_{domain}", nats_per_dimension(pairs[domain], kind)
+        if nats is None:
             continue
-        mean = encoded.mean(kind)
-        halves = (torch.from_numpy(half).double().reshape(-1, 1) for half in (mean, logvar))
-        each = kl_to_prior(DiagonalGaussian(*halves)).numpy().reshape(mean.shape)
-        nats, moving = each.mean(axis=0), mean.var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE
+        moving = pairs[domain].mean(kind).var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE
         entry: Figures = {"dimensions": len(nats), "active": int(moving.sum())}
         entry["kl"] = float(nats.sum())
         for way in WAYS:
-            held: dict[bool, list[float]] = {True: [], False: []}
+            held: dict[bool | None, list[float]] = {True: [], False: [], None: []}
             for factor in probes.get(name, {}).values():
-                if factor["belongs"] is not None and factor[way]["above_control"] is not None:
+                if factor[way]["above_control"] is not None:
                     held[factor["belongs"]].append(factor[way]["above_control"])
             entry[f"leakage_{way}"] = max(held[False], default=None)
             entry[f"informativeness_{way}"] = float(np.mean(held[True])) if held[True] else None
@@ -232,12 +233,10 @@ def warnings_of(
     none = "there are no factors to probe: see 'Bring your own factors' in docs/disentanglement.md"
     lines = [] if any(probes.values()) else [none]
     for name, latent in latents.items():
-        title = f"the {name.replace('_', ' ')} latent"
-        if probes.get(name) and learning < latent["dimensions"]:
-            lines.append(
-                f"probes of {title} learn from {learning} rows, "
-                f"fewer than its {latent['dimensions']} dimensions: a leak may go unseen"
-            )
+        title, width = f"the {name.replace('_', ' ')} latent", latent["dimensions"]
+        if probes.get(name) and learning < width:
+            few = f"probes of {title} learn from {learning} rows, fewer than its {width} dimensions"
+            lines.append(f"{few}: a leak may go unseen")
         if not latent["active"]:
             lines.append(f"{title} has collapsed: no dimension of its mean moves with the data")
         elif name.startswith("exclusive") and latent["kl"] < DYING_NATS:
@@ -267,11 +266,10 @@ def bound_figures(subject: Subject, objective: Objective) -> Figures:
                 sums[name] = sums.get(name, 0.0) + float(mean) * len(x)
     means = {name: total / len(split.x) for name, total in sums.items()}
     shared = means["kl_shared_prior"]
-    figures: Figures = {}
+    figures: Figures = {"shared": shared, "rows": len(split.x)}
     for domain in DOMAINS:
-        figures[domain] = {"shared_given_other": means[f"kl_shared_{other_domain(domain)}"]}
+        entry = figures[domain] = {"shared_given_other": means[f"kl_shared_{other_domain(domain)}"]}
         if network.exclusive_dim:
             own, error = means[f"kl_exclusive_{domain}"], means[f"reconstruction_{domain}"]
-            figures[domain]["exclusive"] = own
-            figures[domain]["exclusive_shared_plus_entropy"] = own + shared + error
-    return {**figures, "shared": shared, "rows": len(split.x)}
+            entry |= {"exclusive": own, "exclusive_shared_plus_entropy": own + shared + error}
+    return figures

@@ -122,10 +122,12 @@ _BOUNDS = {
     "exclusive": "I(X; Zx), I(Zx; Zs) at most",
     "exclusive_shared_plus_entropy": "I(Zx; Zs) + H(X) + const at most",
 }
-_SWAPPED = ("shared_recall@1", "shared_distance", "exclusive_recall@1", "exclusive_r2")
-_RETURNED = ("return_recall@1", "return_distance", "round_trip_l1", "n")
 _LEAKAGE = ("leakage_mean", "leakage_sample")
 _HELD = ("informativeness_mean", "informativeness_sample", "active", "dimensions", "kl")
+_SWAPPED = ("shared_recall@1", "shared_distance", "exclusive_recall@1", "exclusive_r2")
+_RETURNED = ("return_recall@1", "return_distance", "round_trip_l1", "n")
+_LATENTS = "Latents: from 0, nothing, to 1, all; of means and of samples"
+_SWAPS = "Swaps encoded again: what they keep, and how they come home"
 
 
 def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
@@ -161,24 +163,22 @@ def _table(
     return Table(title, [*names, *measured], cells, len(names))
 
 
-def disentanglement_tables(figures: Mapping[str, Any]) -> list[Table]:
-    """Tables of latents, probes, swaps and bounds, as far as they were measured."""
-    probes = (probe_table(figures, way) for way in ("mean", "sample"))
-    tables = (latent_table(figures), *probes, swap_table(figures), bound_table(figures))
-    return [table for table in tables if table.rows]
+def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
+    latents, swaps = figures.get("latents", {}), figures.get("swaps", {})
+    return {
+        "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD), 3),
+        **{way: _probe_table(figures.get("probes", {}), way) for way in ("mean", "sample")},
+        "swaps": _table(swaps, _SWAPS, ("swap",), (*_SWAPPED, *_RETURNED), 3),
+        "bounds": _bound_table(figures.get("bounds", {})),
+    }
 
 
-def latent_table(figures: Mapping[str, Any]) -> Table:
-    """A row per latent: the two verdicts from means and samples, and how much of it is in use."""
-    title = "Latents: from 0, nothing, to 1, all; of means and of samples"
-    return _table(figures.get("latents", {}), title, ("latent",), (*_LEAKAGE, *_HELD), 3)
-
-
-def probe_table(figures: Mapping[str, Any], way: str) -> Table:
-    """A row per latent and factor, read from `mean` or `sample`: R², or balanced accuracy."""
+def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
+    """A row per latent and factor: R², or balanced accuracy."""
     headers = ["latent", "factor", "belongs", way, "non-linear", "shuffled", "chance"]
     rows = []
-    for latent, factors in figures.get("probes", {}).items():
+    for latent, factors in probes.items():
         for name, factor in factors.items():
             belongs = {True: "yes", False: "no", None: ""}[factor["belongs"]]
             scores = [factor[way][score] for score in ("linear", "nonlinear", "control")]
@@ -187,20 +187,13 @@ def probe_table(figures: Mapping[str, Any], way: str) -> Table:
     return Table(f"Factors read from {way}s: R², or accuracy of classes", headers, rows, 3)
 
 
-def swap_table(figures: Mapping[str, Any]) -> Table:
-    """A row per direction."""
-    title = "Swaps encoded again: what they keep, and how they come home"
-    return _table(figures.get("swaps", {}), title, ("swap",), (*_SWAPPED, *_RETURNED), 3)
-
-
-def bound_table(figures: Mapping[str, Any]) -> Table:
+def _bound_table(bounds: Mapping[str, Any]) -> Table:
     """A row per quantity; what both domains share stands in both columns."""
-    bounds = figures.get("bounds", {})
-    domains = [{**bounds, **bounds[domain]} for domain in ("x", "y") if bounds]
+    domains = [{**bounds, **bounds.get(domain, {})} for domain in ("x", "y")]
     rows = [
         (title, *(_cell(domain[key], 2) for domain in domains))
         for key, title in _BOUNDS.items()
-        if domains and key in domains[0]
+        if key in domains[0]
     ]
     title = "Information in nats, upper bounds (for y read Y for X)"
     return Table(title, ["quantity", "x", "y"], rows)

@@ -184,11 +184,9 @@ def train_judge(
     """Train a judge of a domain's labels, and of the numeric factors `DOMAIN_…` of every pair."""
     if train.pairs is not None:
         train = train.take_pairs(np.arange(train.pair_count))
-    rows, labels = train.side(domain).rows, train.side(domain).labels
-    if not labels:
-        raise IiaeError("the data file has no labels to train a judge by", "leave --judge out")
-    classes, device = sorted(set(labels)), trained.device
-    codes = torch.tensor([classes.index(label) for label in labels], device=device)
+    rows, labels, device = train.side(domain).rows, train.side(domain).labels, trained.device
+    classes, codes = np.unique(labels or [], return_inverse=True)
+    wanted_classes = torch.from_numpy(codes).to(device)
     factors, width = {}, 0
     for name, values in train.factors.items():
         known = np.issubdtype(values.dtype, np.number) and bool(np.isfinite(values).all())
@@ -208,14 +206,14 @@ def train_judge(
             optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             chosen = order.indices(step)
             scores, read = network(trained.inputs(rows[chosen]))
-            loss = functional.cross_entropy(scores, codes[chosen])
+            loss = functional.cross_entropy(scores, wanted_classes[chosen])
             if factors:
                 loss = loss + functional.l1_loss(read, wanted[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             bar.update(step + 1)
-    return Judge(network.eval(), classes, factors, low, span)
+    return Judge(network.eval(), classes.tolist(), factors, low, span)
 
 
 def judged_translations(
@@ -246,20 +244,18 @@ def judged_translations(
                 "n": count,
             }
         }
-        truth = (_factor_table(split, judge.factors) - judge.low) / judge.span
+        truth = (_factor_table(split, judge.factors) - judge.low) / judge.span  # (N, F)
+        by_column = {
+            "error_real": np.abs(real[1] - truth).mean(axis=0),
+            "error_guided": np.abs(guided[1] - truth[reference]).mean(axis=0),
+            "spread_real": real[1].std(axis=0),
+        }
+        if len(sampled) > 1:
+            variances = np.var([factors for _, factors in sampled], axis=0, ddof=1)
+            by_column["spread_sampled"] = np.sqrt(variances.mean(axis=0))
         for name, columns in judge.factors.items():
-            read = real[1][:, columns]
-            spread = None
-            if len(sampled) > 1:
-                variances = np.var([factors[:, columns] for _, factors in sampled], axis=0, ddof=1)
-                spread = float(np.sqrt(variances.mean(axis=0)).mean())
-            entry[name] = {
-                "error_real": float(np.abs(read - truth[:, columns]).mean()),
-                "error_guided": float(np.abs(guided[1] - truth[reference])[:, columns].mean()),
-                "spread_real": float(read.std(axis=0).mean()),
-                "spread_sampled": spread,
-                "n": count,
-            }
+            means = {key: float(values[columns].mean()) for key, values in by_column.items()}
+            entry[name] = {"spread_sampled": None, **means, "n": count}
         figures[direction_name(*way)] = entry
     return figures
 
@@ -267,5 +263,4 @@ def judged_translations(
 def _factor_table(split: Split, names: Iterable[str]) -> Array:
     """The factors of a split's pairs side by side (M, F)."""
     columns = [split.factors[name].reshape(split.pair_count, -1) for name in names]
-    nothing = np.zeros((split.pair_count, 0), np.float32)
-    return np.concatenate([nothing, *(values.astype(np.float32) for values in columns)], axis=1)
+    return np.hstack([np.zeros((split.pair_count, 0)), *columns]).astype(np.float32)

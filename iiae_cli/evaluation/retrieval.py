@@ -52,9 +52,11 @@ def both_means(pairs: EncodedPairs, kind: LatentKind) -> tuple[NDArray[Any], NDA
 
 
 def _means(pairs: EncodedPairs) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    kinds: tuple[LatentKind, ...] = ("shared", "exclusive")
-    kinds = kinds[:1] if pairs["x"].exclusive_mean is None else kinds
-    return {kind: both_means(pairs, kind) for kind in kinds}
+    """The means of both kinds; of shared latents alone if there are no exclusive ones."""
+    means = {"shared": both_means(pairs, "shared")}
+    if pairs["x"].exclusive_mean is not None:
+        means["exclusive"] = both_means(pairs, "exclusive")
+    return means
 
 
 def direction_name(source: Domain, target: Domain) -> str:
@@ -136,8 +138,8 @@ class ClassRanking:
     def figures(self) -> dict[str, float]:
         """Means over queries, as `evaluate --json` names them."""
         means = {name: float(values.mean()) for name, values in self.by_query.items()}
-        count = len(self.by_query["map@all"])
-        return {**means, "n": count, "without_relevant": self.without_relevant}
+        counts = {"n": len(self.by_query["map@all"]), "without_relevant": self.without_relevant}
+        return means | counts
 
 
 def rank_by_class(
@@ -185,8 +187,8 @@ def rank_by_class(
 
     step = max(1, CHUNK_BYTES // (8 * size))
     parts = [slice(start, start + step) for start in range(0, len(vectors), step)]
-    threads = threads or torch.get_num_threads()
     # One thread a chunk: matrix products with threads of their own would wait for one another.
+    threads = threads or torch.get_num_threads()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         ranked = list(pool.map(rank, parts))
     by_query = {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
@@ -234,8 +236,8 @@ def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
         return {}
     figures = {"baseline_raw": class_retrieval(x, y, *labels)}
     if split.x.rows.ndim == 2 and len(train.x) and len(train.y):
-        means = (np.mean(rows, axis=0, dtype=np.float64) for rows in (train.x.rows, train.y.rows))
-        figures["baseline_centred"] = class_retrieval(x - next(means), y - next(means), *labels)
+        of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
+        figures["baseline_centred"] = class_retrieval(x - of_x, y - of_y, *labels)
     return figures
 
 
@@ -246,15 +248,21 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
     return {**figures.pop("shared"), **figures, **class_baselines(train, split)}
 
 
-# ---- exclusive latents
+# ---- use of latents
+
+
+def nats_per_dimension(encoded: Encoded, kind: LatentKind) -> Floats | None:
+    """Mean KL(q‖p) over rows of every dimension (S,); None without posteriors of the kind."""
+    logvar = encoded.logvar(kind)
+    if logvar is None:
+        return None
+    halves = (torch.from_numpy(half).double() for half in (encoded.mean(kind), logvar))
+    each = kl_to_prior(DiagonalGaussian(*(half.reshape(-1, 1) for half in halves)))
+    nats: Floats = each.reshape(logvar.shape).mean(dim=0).numpy()
+    return nats
 
 
 def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
     """Mean KL(q(z^x|x)‖p) over rows in nats, by domain; see `DYING_NATS`."""
-    figures: dict[Domain, float] = {}
-    for domain in DOMAINS:
-        mean, logvar = pairs[domain].exclusive_mean, pairs[domain].exclusive_logvar
-        if mean is not None and logvar is not None:
-            halves = (torch.from_numpy(half).double() for half in (mean, logvar))
-            figures[domain] = float(kl_to_prior(DiagonalGaussian(*halves)).mean())
-    return figures
+    nats = {domain: nats_per_dimension(pairs[domain], "exclusive") for domain in DOMAINS}
+    return {domain: float(each.sum()) for domain, each in nats.items() if each is not None}

@@ -106,13 +106,12 @@ def translation_figures(
         guided = _measured(subject, way, subject.pairs[way[1]].exclusive_mean, measures)
         entry: Figures = {name: _mean(values) for name, values in guided.items()}
         sampled = [_measured(subject, way, exclusive, measures) for exclusive in drawn]
-        if sampled:
-            entry["samples"] = len(sampled)
-            for name in measures:
-                values = np.stack([by_name[name] for by_name in sampled])  # (samples, N)
-                best = values.max(axis=0) if name == "ssim" else values.min(axis=0)
-                entry |= {f"{name}_mean": _mean(values), f"{name}_best": _mean(best)}
-        figures[direction_name(*way)] = {**entry, "n": len(subject.split.x)}
+        for name in measures if sampled else ():
+            values = np.stack([by_name[name] for by_name in sampled])  # (samples, N)
+            best = values.max(axis=0) if name == "ssim" else values.min(axis=0)
+            entry |= {f"{name}_mean": _mean(values), f"{name}_best": _mean(best)}
+        counts = {"samples": len(sampled)} if sampled else {}
+        figures[direction_name(*way)] = {**entry, **counts, "n": len(subject.split.x)}
     return figures
 
 
@@ -148,38 +147,35 @@ def swap_figures(
 
     Translations then go home with the exclusive mean that they came with.
     """
-    split, pairs = subject.split, subject.pairs
 
     def recall(queries: Latents, gallery: Latents) -> float:
         return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)
 
     figures: dict[str, Figures] = {}
     for source, target in product(DOMAINS, DOMAINS):
-        counts = len(split.side(source)), len(split.side(target))
-        contents, references = _draw_swaps(*counts, rows, subject.seed)
+        home, abroad = subject.split.side(source), subject.split.side(target)
+        contents, references = _draw_swaps(len(home), len(abroad), rows, subject.seed)
         if len(contents) < 2:
             continue
-        content = pairs[source].mean("shared")[contents]
-        own, manner = pairs[source].exclusive_mean, pairs[target].exclusive_mean
-        if own is not None and manner is not None:
-            own, manner = own[contents], manner[references]
-        again, _ = _decode_and_encode(subject, target, content, manner)
+        sent, manner = subject.pairs[source].take(contents), subject.pairs[target].take(references)
+        content = sent.mean("shared")
+        again, _ = _encoded_again(subject, target, content, manner.exclusive_mean)
         shared = again.mean("shared")
         entry: Figures = {
             "shared_recall@1": recall(shared, content),
             "shared_distance": moved(shared, content),
         }
-        if again.exclusive_mean is not None and manner is not None:
-            apart = moved(again.exclusive_mean, manner)
-            entry["exclusive_recall@1"] = recall(again.exclusive_mean, manner)
+        if manner.exclusive_mean is not None:
+            own = again.mean("exclusive")
+            apart = moved(own, manner.exclusive_mean)
+            entry["exclusive_recall@1"] = recall(own, manner.exclusive_mean)
             # Two rows lie √2 standard deviations apart.
             entry["exclusive_r2"] = None if apart is None else 1.0 - 2.0 * apart**2
         if source != target:
-            home = split.side(source).rows[contents]
-            back, error = _decode_and_encode(subject, source, shared, own, home)
+            returned = subject, source, shared, sent.exclusive_mean, home.rows[contents]
+            back, entry["round_trip_l1"] = _encoded_again(*returned)
             entry["return_recall@1"] = recall(back.mean("shared"), content)
             entry["return_distance"] = moved(back.mean("shared"), content)
-            entry["round_trip_l1"] = error
         figures[direction_name(source, target)] = {**entry, "n": len(content)}
     return figures
 
@@ -194,27 +190,27 @@ def _draw_swaps(sources: int, targets: int, rows: int, seed: int) -> tuple[Ints,
     return np.sort(rng.permutation(sources)[:count]), rng.permutation(targets)[:count]
 
 
-def _decode_and_encode(
+def _encoded_again(
     subject: Subject,
     domain: Domain,
     shared: Latents,
     exclusive: Latents | None,
     wanted: NDArray[Any] | None = None,
 ) -> tuple[Encoded, float | None]:
-    """The means of decoded latents that are encoded again, and their L1 against `wanted` rows."""
+    """The means of latents decoded and encoded again, and the L1 between that and `wanted` rows."""
     network = subject.trained.network
-    read: dict[str, list[Latents]] = {"shared_mean": [], "exclusive_mean": [], "error": []}
+    read: dict[str, list[Tensor]] = {}
     decoded = subject.decoded(domain, shared, exclusive)
     for part, outputs in zip(subject.parts(len(shared)), decoded, strict=True):
         with inference(network):
-            means = {"shared_mean": network.encode_shared(domain, outputs).mean.flatten(1)}
+            values = {"shared_mean": network.encode_shared(domain, outputs).mean.flatten(1)}
             if exclusive is not None:
-                means["exclusive_mean"] = network.encode_exclusive(domain, outputs).mean
+                values["exclusive_mean"] = network.encode_exclusive(domain, outputs).mean
             if wanted is not None:
-                means["error"] = l1(outputs, subject.trained.inputs(wanted[part]))
-        for name, values in means.items():
-            read[name].append(values.cpu().numpy())
-    joined = {name: np.concatenate(parts) for name, parts in read.items() if parts}
+                values["error"] = l1(outputs, subject.trained.inputs(wanted[part]))
+        for name, batch in values.items():
+            read.setdefault(name, []).append(batch.cpu())
+    joined = {name: torch.cat(batches).numpy() for name, batches in read.items()}
     error = joined.pop("error", None)
     return Encoded(**joined), None if error is None else float(error.mean())
 

@@ -22,7 +22,7 @@ from iiae_cli import __version__
 from iiae_cli.common.files import writing
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.figures import Table, figure_tables
-from iiae_cli.evaluation.paper import PaperRow, paper_table
+from iiae_cli.evaluation.protocol import PaperRow, paper_table
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Picture, to_rgb

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.evaluation.figures import bound_table, latent_table, probe_table, swap_table
+from iiae_cli.evaluation.figures import disentanglement_tables
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
@@ -237,14 +237,14 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
             nats = sorted(latent["kl_per_dimension"], reverse=True)
             lines.append(Line(name.replace("_", " "), list(enumerate(nats, 1)), marked=True))
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
-    probes = [probe_table(measured, way) for way in ("mean", "sample")]
+    tables = disentanglement_tables(measured)
     return {
         "warnings": measured["warnings"],
-        "latents": latent_table(measured),
+        "latents": tables["latents"],
         "charts": line_charts(title, lines, x_label=label, y_label="KL, nats", scale="symlog"),
-        "probes": [table for table in probes if table.rows],
-        "swaps": swap_table(measured),
-        "bounds": bound_table(measured),
+        "probes": [tables[way] for way in ("mean", "sample") if tables[way].rows],
+        "swaps": tables["swaps"],
+        "bounds": tables["bounds"],
         "rows": protocol["probe_rows"],
         "learning": protocol["probe_rows_learnt_from_train"],
     }

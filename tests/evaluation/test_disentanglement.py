@@ -188,11 +188,11 @@ def test_rows_that_share_a_picture_are_one_item():
 def test_tables_have_a_row_for_each_latent_and_factor(known):
     _, probes, latents = known
     tables = disentanglement_tables({"latents": latents, "probes": probes, "swaps": {}})
-    assert [len(table.rows) for table in tables] == [4, 16, 16]
-    assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
-    names = [row[:3] for row in tables[1].rows]
+    assert [len(table.rows) for table in tables.values()] == [4, 16, 16, 0, 0]
+    assert all(len(row) == len(table.headers) for table in tables.values() for row in table.rows)
+    names = [row[:3] for row in tables["mean"].rows]
     assert ("exclusive_x", "x_color", "yes") in names and ("exclusive_x", "mood", "") in names
-    assert disentanglement_tables({}) == []
+    assert not any(table.rows for table in disentanglement_tables({}).values())
 
 
 # ---- swaps

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from iiae_cli.evaluation.paper import OBJECTIVES, PUBLISHED, paper_rows
+from iiae_cli.evaluation.protocol import OBJECTIVES, PUBLISHED, paper_rows
 from iiae_cli.model.objective import BoundKind
 
 RETRIEVAL = {

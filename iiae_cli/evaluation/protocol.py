@@ -1,0 +1,220 @@
+"""What `evaluate` measures on which rows, and the paper's figures beside a run's own.
+
+paper.csv holds Tables 2 to 6 of Hwang et al., NeurIPS 2020. Domain x is CB of MNIST-CDCB, the
+aerial picture S of Maps, the photo F of Facades, the sketch of Sketchy. So CD→CB is y→x, and the
+paper's zero-shot figures, sketches looking for photos, are x→y. Table 4 was measured on "bimodal"
+Cars, not on the 23 views of Tables 1 and 9, by "the updated version" of LPIPS; neither the network
+nor the number of samples is stated. Its rows stand beside the mean over samples by AlexNet.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
+from iiae_cli.data.datafile import DataFile, Split
+from iiae_cli.evaluation.figures import Table, Task, dotted_figures
+from iiae_cli.inference.neighbours import Metric
+from iiae_cli.runs import LoadedModel
+
+CLASS_SPLIT = "sempcyc-25"
+PICTURE_SIZE = (256, 256)
+OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
+_METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
+
+
+# ---- what is measured
+
+
+def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
+    """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
+    by_class, generative = file.info.by_class, loaded.model.generative
+    if not generative and asked in ("translation", "disentanglement"):
+        kind = loaded.config.objective.kind
+        message = f"a model of objective {kind} has neither decoders nor exclusive latents"
+        raise IiaeError(message, f"train one of objective.kind=elbo+ii-mi to measure {asked}")
+    if asked in ("retrieval", "translation") and by_class:
+        message = f"{file.path} is paired by class: no row has a partner of its own"
+        raise IiaeError(message, "measure retrieval by class: iiae evaluate --task zero-shot")
+    if asked is not None and asked != "all":
+        return [asked]
+    tasks: list[Task] = ["zero-shot"] if by_class else ["retrieval", "translation"]
+    return [*tasks, "disentanglement"] if asked and generative else tasks[:1]
+
+
+def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) -> Metric:
+    """The distance between latents: the given one, else the model's; zero-shot takes cosine."""
+    if "zero-shot" not in tasks:
+        return asked or loaded.metric
+    if asked == "euclidean":
+        message = "zero-shot retrieval compares by cosine, not --metric euclidean"
+        raise IiaeError(message, "leave --metric out")
+    return "cosine"
+
+
+def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
+    """What is measured on: rows with labels, or aligned pairs; anything else is an error."""
+    split = file.split(name)
+    if split.pair_count == 0 or not len(split.y):
+        others = ", ".join(other for other, count in file.info.counts.items() if count)
+        message = f"{file.path} has nothing in split '{name}'"
+        raise IiaeError(message, f"choose another --split: {others}")
+    if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
+        message = f"split '{name}' of {file.path} has no labels"
+        raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
+    if "zero-shot" in tasks or file.info.by_class:
+        return split
+    if split.pairs is None:
+        if len(split.x) != len(split.y):
+            message = f"split '{name}' of {file.path} is not paired"
+            raise IiaeError(message, "paired retrieval needs partners")
+        return split
+    if "retrieval" in tasks:
+        rule = "recall counts one of several equal partners as the true one"
+        console.warn(f"pictures recur in several pairs: {rule}")
+    return split.take_pairs(np.arange(split.pair_count))
+
+
+def check_judge(loaded: LoadedModel, split: Split, tasks: list[Task]) -> None:
+    """Refuse --judge if there is nothing for it to read."""
+    labelled = loaded.size and split.x.labels and split.y.labels
+    if "translation" not in tasks or not labelled:
+        message = "--judge reads translated pictures that have labels, and there are none"
+        raise IiaeError(message, "add --task translation, or leave --judge out")
+
+
+def protocol_of(
+    file: DataFile, split: Split, loaded: LoadedModel, tasks: list[Task], allow_leak: bool
+) -> dict[str, Any]:
+    """What a reader must know before comparing figures; warns of what is not zero-shot."""
+    if "zero-shot" not in tasks:
+        scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
+        l1_scale, baseline = scales if loaded.size else ("features", "raw features")
+        figures = {"pairs": len(split.x), "relevance": "the true pair only"}
+        return {**figures, "l1_scale": l1_scale, "baseline": baseline}
+    classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
+    attributes, count = file.info.attributes, len(classes)
+    backbone = Seen.of_data_file(attributes)
+    refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
+    if leak := backbone.leak(classes):
+        names = f"{len(leak)} of {count} classes: {', '.join(leak)}"
+        console.warn(f"not zero-shot: the backbone has seen {names}")
+    trained = loaded.details.get("train_classes")
+    seen = None if trained is None else sorted({*trained} & {*classes})
+    if seen:
+        console.warn(f"not zero-shot: the model was trained on {len(seen)} of {count} classes")
+    means = "each domain minus its mean over the training split"
+    return {
+        "x": len(split.x),
+        "y": len(split.y),
+        "relevance": "the same class",
+        "class_split": attributes.get("split_name", "given"),
+        "classes": count,
+        "classes_sha256": class_list_hash(classes),
+        "classes_seen_in_training": seen,
+        "classes_seen_by_backbone": leak,
+        "baselines": {"raw": "rows as they are", "centred": means},
+    }
+
+
+# ---- beside the paper
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A number of the paper, named as there, beside a run's own."""
+
+    table: int
+    method: str
+    direction: str
+    figure: str
+    key: str  # of the counterpart among `evaluate`'s figures
+    paper: float  # fraction in [0, 1], or LPIPS
+    paper_spread: float | None = None  # what the paper puts behind ±
+    ours: float | None = None  # None if not measured
+    note: str = ""  # how the set-ups differ
+    data_set: str = ""  # as `prepare` names it
+    split: str = "test"
+    queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
+
+    def to_json(self) -> dict[str, Any]:
+        """The row's object in `--json`."""
+        left_out = ("data_set", "split", "queries")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+
+def _published() -> list[PaperRow]:
+    table = files("iiae_cli.evaluation").joinpath("paper.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(table.splitlines())
+    known = [{name: text for name, text in row.items() if text} for row in rows]
+    return TypeAdapter(list[PaperRow]).validate_python(known)
+
+
+PUBLISHED = _published()
+
+
+def paper_rows(
+    figures: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    picture_size: tuple[int, int] | None = None,
+) -> list[PaperRow]:
+    """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
+
+    In Table 6 ours stands beside the objective of the run. `picture_size` (H, W) is the model's.
+    """
+    measured, split = dotted_figures(figures), protocol["split"]
+    rows = []
+    for row in PUBLISHED:
+        if row.data_set != protocol["data_set"]:
+            continue
+        ours = None
+        if row.split != split:
+            notes = [f"the paper measured split '{row.split}', this is '{split}'"]
+        elif row.table == 6 and row.method != OBJECTIVES.get(protocol["objective"]):
+            notes = ["another objective than this run's"]
+        else:
+            ours, notes = measured.get(row.key), _differences(row, protocol, picture_size)
+            count = measured.get(row.key.rpartition(".")[0] + ".n")
+            if row.queries and count is not None and count != row.queries:
+                notes.append(f"{count:,.0f} queries, the paper has {row.queries:,}")
+        rows.append(replace(row, ours=ours, note="; ".join(notes)))
+    return rows
+
+
+def _differences(
+    row: PaperRow, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
+) -> list[str]:
+    """How this run's set-up differs from a row's."""
+    notes = []
+    class_split = protocol.get("class_split") or "unknown"
+    if row.data_set == "sketchy" and class_split != CLASS_SPLIT:
+        notes.append(f"not comparable: class split {class_split}, the paper's is {CLASS_SPLIT}")
+    if row.table == 4:
+        unknown = "LPIPS network and number of samples not stated"
+        notes.append(f"the paper: bimodal Cars, {unknown}; ours: AlexNet, v0.1")
+    if picture_size is not None and picture_size != PICTURE_SIZE:
+        notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
+    usual, objective = _METRICS.get(row.table, protocol["metric"]), protocol["objective"]
+    if protocol["metric"] != usual:
+        notes.append(f"{protocol['metric']} distance, the paper's is {usual}")
+    if row.table != 6 and objective != "elbo+ii-mi":
+        name = OBJECTIVES.get(objective, objective)
+        notes.append(f"this run's objective is the ablation {name}")
+    return notes
+
+
+def paper_table(rows: Sequence[PaperRow]) -> Table:
+    """The paper's rows beside a run's."""
+    headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
+    cells = [[getattr(row, name) for name in headers] for row in rows]
+    cells = [["" if value is None else value for value in row] for row in cells]
+    return Table("Beside the paper", headers, cells, 4)
