@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,10 +150,9 @@ def _encoded(
     from iiae_cli.inference.latents import LatentCache
     from iiae_cli.inference.trained import TrainedModel
 
-    block, model = inputs.read_all(), (loaded.fingerprint, loaded.model.shared_shape)
+    block, head = inputs.read_all(), LatentCache.head_of(loaded, domain, inputs.source)
     encoded = TrainedModel.of(loaded).encode(block.rows, domain)
-    cache = LatentCache(encoded, block.ids, block.labels, domain, *model, source=inputs.source)
-    return cache, block.skipped
+    return replace(head, encoded=encoded, ids=block.ids, labels=block.labels), block.skipped
 
 
 def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.blocks import BlockStore, Part, PartFile, in_order
 from iiae_cli.inference.inputs import Block, Inputs, none_read
-from iiae_cli.inference.latents import Gallery, LatentFormat, write_stream
+from iiae_cli.inference.latents import Gallery, LatentCache, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
 from iiae_cli.runs import LoadedModel
@@ -53,14 +53,7 @@ class EncodeJob:
         batch_size: int | None,
     ) -> EncodeJob:
         """Returns the job of encoding all inputs of a domain by a run's model."""
-        head = {
-            "fingerprint": loaded.fingerprint,
-            "domain": domain,
-            "shared_shape": loaded.model.shared_shape,
-            "preset": loaded.details.get("preset") or "",
-            "metric": loaded.metric,
-            "source": inputs.source,
-        }
+        head = LatentCache.head_of(loaded, domain, inputs.source).head()
         batch_size = batch_size or batch_size_for(loaded.size)
         return cls(TrainedModel.of(loaded), inputs, form, batch_size, head)
 

@@ -7,8 +7,9 @@ reads what an uninterrupted one would have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,7 +49,7 @@ class Inputs:
     labels: list[str] | None
     source: dict[str, Any]  # as in `LatentCache`
     fetch: Fetch
-    states: Callable[[], list[str]]  # returns texts that change when the inputs' content does
+    states: Callable[[], Iterable[str]]  # returns texts that change when the inputs' content does
 
     @property
     def total(self) -> int:
@@ -92,8 +93,7 @@ def none_read(skipped: Sequence[str]) -> IiaeError:
         return IiaeError(f"none of the inputs could be read: {skipped[0]}", "check the path")
     for line in skipped:
         console.warn(f"skipped {line}")
-    count = f"{len(skipped)} " if skipped else ""
-    return IiaeError(f"none of the {count}inputs could be read", "check the paths")
+    return IiaeError(f"none of the {len(skipped)} inputs could be read", "check the paths")
 
 
 def open_inputs(
@@ -176,18 +176,13 @@ def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs
 
         return rows, list(pool.map(into, range(len(rows))))
 
-    def states() -> list[str]:
-        return [_size_and_time(path) for path in paths]
+    def states() -> Iterator[str]:
+        for path in paths:
+            with suppress(OSError):  # a missing one is named when it is read
+                status = path.stat()
+                yield f"{path} {status.st_size} {status.st_mtime_ns}"
 
     return Inputs([str(path) for path in paths], None, {"pictures": True}, fetch, states)
-
-
-def _size_and_time(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _check_shape(path: Path, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -198,8 +193,5 @@ def _check_shape(path: Path, given: tuple[int, ...], wanted: tuple[int, ...]) ->
         )
 
 
-def _digest(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()[:16]
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -37,6 +37,7 @@ from iiae_cli.data.hdf5 import (
 )
 from iiae_cli.inference.trained import Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.runs import LoadedModel
 
 SCHEMA = "iiae.latents/2"
 KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
@@ -58,6 +59,13 @@ class LatentCache:
     metric: str = "euclidean"  # that the model's configuration compares shared means by
     # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
+        """Returns the cache of a run's model before there are rows."""
+        model, preset = loaded.model, loaded.details.get("preset") or ""
+        settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
+        return cls(Encoded(), [], None, domain, *settings)
 
     def head(self) -> dict[str, Any]:
         """Returns the file's attributes, as JSON."""
@@ -199,14 +207,10 @@ class Gallery:
 
     def texts(self, column: str, rows: NDArray[np.int64]) -> dict[int, str]:
         """Returns `ids` or `labels` of some rows."""
-        wanted, texts, step = np.unique(rows), {}, 2**16
         with reading(self.path, REMEDY):
-            for start in range(0, self._size, step):
-                here = wanted[(wanted >= start) & (wanted < start + step)]
-                block = self._file[column][start : start + step] if len(here) else ()
-                for row in here:
-                    texts[int(row)] = block[row - start].decode("utf-8", "surrogateescape")
-        return texts
+            stored = self._file[column][()]
+            wanted = np.unique(rows).tolist()
+            return {row: stored[row].decode("utf-8", "surrogateescape") for row in wanted}
 
     def columns(self) -> dict[str, list[str]]:
         """Returns all ids, all labels where known, and a line for every input left out."""

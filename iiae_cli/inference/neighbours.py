@@ -16,7 +16,7 @@ gallery as it is stored and as it is multiplied, and a block of products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -31,6 +31,7 @@ Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
+Hits: TypeAlias = tuple[Ints, Ints, NDArray[np.float32]]  # queries, rows and values (P,)
 # Finds about the k nearest rows of a slice: squared distances (Q, k) and rows (Q, k), in any order.
 Proposer: TypeAlias = Callable[[Tensor, int], tuple[NDArray[Any], NDArray[Any]]]
 
@@ -41,7 +42,6 @@ QUERY_ROWS = 512
 BLOCK_VALUES = 2**21  # of a block of products, 8 MiB in float32
 BATCH_VALUES = 2**17  # of rows that are read a few times, so that they stay in a core's cache
 SMALL = 2**24  # multiplications that scikit-learn does in less time than another library loads
-_GROUP = 64  # products of which the smallest is compared first
 _HUGE = 1e150  # beyond it squares leave float64
 
 
@@ -220,57 +220,57 @@ class Frame:
         return found + 1e-38  # below it float32 underflows
 
 
-def _products(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple[int, Tensor]]:
     """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what squared distances exceed |q|² by.
 
-    C is a multiple of `_GROUP`: columns behind the last row are infinite. A block is overwritten by
-    the next one.
+    C is at least `least` in the first block. A block is overwritten by the next one.
     """
-    padded = -(-len(gallery) // _GROUP) * _GROUP
-    width = min(padded, -(-BLOCK_VALUES // (len(queries) * _GROUP)) * _GROUP)
-    buffer = torch.empty(len(queries), width)
+    width = max(least, BLOCK_VALUES // max(1, len(queries)))
+    buffer = torch.empty(len(queries), min(width, len(gallery)))
     for start in range(0, len(gallery), width):
         part = gallery[start : start + width]
-        block = buffer[:, : -(-len(part) // _GROUP) * _GROUP]
-        block[:, len(part) :] = torch.inf
         half = torch.linalg.vector_norm(part, dim=1).square_() / 2
-        torch.addmm(half, queries, part.T, alpha=-1, out=block[:, : len(part)])
-        yield start, block
+        yield start, torch.addmm(half, queries, part.T, alpha=-1, out=buffer[:, : len(part)])
 
 
 def _by_torch(gallery: Tensor) -> Proposer:
-    """Of most blocks only the smallest value of each group of columns is compared."""
+    """Collects what is nearer than the k-th best of a while ago, and sorts it out now and then."""
 
     def nearest(queries: Tensor, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        best = torch.full((len(queries), k), torch.inf)
-        rows = torch.zeros((len(queries), k), dtype=torch.int64)
-        for start, block in _products(queries, gallery):
-            size = _GROUP
-            while size > 1 and block.shape[1] < 2 * k * size:
-                size //= 2
-            groups = block.view(len(block), size, -1)
-            least = groups.amin(dim=1)
-            limit = best.amax(dim=1)
-            if start == 0 and k <= least.shape[1]:
-                # The smallest of k groups are k rows: the k-th nearest is no farther.
-                limit = least.kthvalue(k, dim=1).values
-                limit = torch.nextafter(limit, torch.tensor(torch.inf))
-            query, group = (least < limit[:, None]).nonzero(as_tuple=True)
-            values = groups[query, :, group]
-            hit, place = (values < limit[query, None]).nonzero(as_tuple=True)
-            query, row = query[hit], start + place * least.shape[1] + group[hit]
-            # From a list of pairs to a table, beside what is known.
-            counts = torch.bincount(query, minlength=len(queries))
-            column = k + torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-            near = torch.full((len(queries), k + int(counts.max())), torch.inf)
-            where = torch.zeros(near.shape, dtype=torch.int64)
-            near[:, :k], where[:, :k] = best, rows
-            near[query, column], where[query, column] = values[hit, place], row
-            best, chosen = near.topk(k, dim=1, largest=False, sorted=False)
-            rows = where.gather(1, chosen)
+        blocks = _products(queries, gallery, k)
+        best, rows = next(blocks)[1].topk(k, dim=1, largest=False, sorted=False)
+        limit, hits, waiting = best.amax(dim=1, keepdim=True), list[Hits](), 0
+        for start, block in blocks:
+            place, width = np.flatnonzero((block < limit).numpy()), block.shape[1]
+            query = place // width
+            hits.append((query, start + place - query * width, block.numpy().ravel()[place]))
+            waiting += len(query)
+            if waiting > best.numel():
+                best, rows = _merged(best, rows, hits)
+                limit, hits, waiting = best.amax(dim=1, keepdim=True), [], 0
+        best, rows = _merged(best, rows, hits)
         return best.numpy() * 2 + _squares(queries)[:, None], rows.numpy()
 
     return nearest
+
+
+def _merged(best: Tensor, rows: Tensor, hits: Sequence[Hits]) -> tuple[Tensor, Tensor]:
+    """Returns the k best values (Q, k) and their rows of these and of hits, in any order."""
+    if not hits:
+        return best, rows
+    query, row, value = map(np.concatenate, zip(*hits, strict=True))
+    order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort
+    query, row, value = query[order], row[order], value[order]
+    # From a list of pairs to a table, beside what is known.
+    count, k = best.shape
+    counts = np.bincount(query, minlength=count)
+    column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
+    near = torch.full((count, k + int(counts.max())), torch.inf)
+    where = torch.zeros(near.shape, dtype=torch.int64)
+    near[:, :k], where[:, :k] = best, rows
+    near.numpy()[query, column], where.numpy()[query, column] = value, row
+    best, chosen = near.topk(k, dim=1, largest=False, sorted=False)
+    return best, where.gather(1, chosen)
 
 
 def _by_sklearn(gallery: Tensor) -> Proposer:

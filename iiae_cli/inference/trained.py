@@ -157,17 +157,14 @@ class TrainedModel:
         latents of `target`; None for a network without them (K = 1). Returns pictures (N, K, H, W,
         C) uint8, or features (N, K, F) float32.
         """
-        outputs = []
-        with inference(self.network):
-            for start in range(0, len(rows), batch_size):
-                part = slice(start, start + batch_size)
-                shared = self.network.encode_shared(source, self.inputs(rows[part])).mean
-                count = 1 if exclusive is None else exclusive.shape[1]
-                latents = None if exclusive is None else exclusive[part].flatten(0, 1)
-                repeated = shared.repeat_interleave(count, dim=0)
-                decoded = self.decode(target, repeated, latents, batch_size=batch_size)
-                outputs.append(decoded.reshape(len(shared), count, *decoded.shape[1:]))
-        return np.concatenate(outputs)
+        encoded = self.encode(rows, source, exclusive=False, batch_size=batch_size)
+        shared = torch.from_numpy(encoded.mean("shared"))
+        count, latents = 1, None
+        if exclusive is not None:
+            count, latents = exclusive.shape[1], exclusive.flatten(0, 1)
+        repeated = shared.repeat_interleave(count, dim=0)
+        decoded = self.decode(target, repeated, latents, batch_size=batch_size)
+        return decoded.reshape(len(rows), count, *decoded.shape[1:])
 
 
 def open_run(run: Path | None, device: str) -> LoadedModel:
@@ -204,11 +201,8 @@ class Styles:
 
     names: list[str]  # (K,)
     pictures: list[tuple[NDArray[np.uint8], str] | None]  # (K,) references as the model sees them
-    parts: list[Callable[[list[int]], Tensor]]  # each returns some of the K for N positions
-
-    def exclusive(self, positions: list[int]) -> Tensor | None:
-        """Returns (N, K, E) for the inputs at these positions; None for a network without them."""
-        return torch.cat([part(positions) for part in self.parts], dim=1) if self.parts else None
+    # Returns (N, K, E) for the inputs at N positions; None for a network without them.
+    exclusive: Callable[[list[int]], Tensor | None]
 
 
 def styles_of(
@@ -227,16 +221,14 @@ def styles_of(
     """
     width = trained.network.exclusive_dim
     if not width:
-        return Styles(["translation"], [None], [])
+        return Styles(["translation"], [None], lambda positions: None)
 
     def encoded(rows: NDArray[Any]) -> Tensor:
         return torch.from_numpy(trained.encode(rows, target, shared=False).mean("exclusive"))
 
     names = [f"sample {number + 1}" for number in range(samples)]
     pictures: list[tuple[NDArray[np.uint8], str] | None] = [None] * samples
-    parts: list[Callable[[list[int]], Tensor]] = []
-    if samples:
-        parts.append(lambda positions: prior_samples(samples, positions, width, seed))
+    means = torch.empty(0, width)
     if references is not None:
         means = encoded(references.rows)
         first, *others = zip(trained.shown(references.rows), references.ids, strict=True)
@@ -247,14 +239,18 @@ def styles_of(
         else:
             names += [Path(name).name for name in references.ids]
             pictures += [first, *others]
-        parts.append(lambda positions: means.expand(len(positions), -1, -1))
     if partners is not None:
         names.append("guided")
         pictures.append(None)
-        parts.append(
-            lambda positions: encoded(partners.read(positions[0], positions[-1] + 1).rows)[:, None]
-        )
-    return Styles(names, pictures, parts)
+
+    def exclusive(positions: list[int]) -> Tensor:
+        drawn = prior_samples(samples, positions, width, seed)
+        parts = [drawn, means.expand(len(positions), -1, -1)]
+        if partners is not None:
+            parts.append(encoded(partners.read(positions[0], positions[-1] + 1).rows)[:, None])
+        return torch.cat(parts, dim=1)
+
+    return Styles(names, pictures, exclusive)
 
 
 def partners_of(

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,17 +240,9 @@ def _write_gallery(trainer: Trainer) -> bool:
         encoded = kept.encode(side.rows, "y")
     except Interrupted:
         return False
-    cache = LatentCache(
-        encoded=encoded,
-        ids=side.ids,
-        labels=side.labels,
-        domain="y",
-        fingerprint=loaded.fingerprint,
-        shared_shape=loaded.model.shared_shape,
-        preset=loaded.details.get("preset", ""),
-        metric=loaded.metric,
-        source={"data": str(file.path.absolute()), "split": name},
-    )
+    source = {"data": str(file.path.absolute()), "split": name}
+    head = LatentCache.head_of(loaded, "y", source)
+    cache = replace(head, encoded=encoded, ids=side.ids, labels=side.labels)
     write_latents(run.gallery_file, cache)
     console.say(f"gallery of {len(side.ids)} {name} pictures of y: {run.gallery_file}")
     return True
