@@ -219,13 +219,16 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys, the last of which would win."""
+    """YAML without repeated keys, the last of which would win, and without recursion."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) < len(names):
             raise yaml.YAMLError(f"key '{max(names, key=names.count)}' occurs twice")
         return dict(super().construct_mapping(node, deep))
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        return super().construct_object(node, deep=True)  # refuses what contains itself
 
 
 def load_yaml(text: str, where: str) -> Any:

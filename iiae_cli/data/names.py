@@ -32,7 +32,8 @@ _WORDS = {
 }
 _MEANINGS = {word: split for split, words in _WORDS.items() for word in words.split()}
 _FILLERS = "images image imgs img pics pictures photos data files old new split set part full small"
-_JUNK = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found"}
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
+_JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 
 
 # ---- pictures
@@ -51,7 +52,13 @@ def is_hidden(path: Path) -> bool:
 
 def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
     """Every picture file below a folder, through links, hidden ones left out, in natural order."""
-    return sorted(_walk(folder, frozenset(), without), key=natural_key)
+    above = frozenset(_identity(path) for path in folder.resolve().parents if path.exists())
+    return sorted(_walk(folder, above, without), key=natural_key)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _walk(
@@ -59,12 +66,12 @@ def _walk(
 ) -> Iterator[Path]:
     """Picture files below a folder, which lies in those `above` (device, inode); notes others."""
     try:
-        paths, status = list(folder.iterdir()), folder.stat()
+        paths, here = list(folder.iterdir()), _identity(folder)
     except OSError:
         SEEN.leave_out(folder, "unreadable folder")
         return
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to where it lies
+    if here in above:
+        SEEN.leave_out(folder, "link to a folder that it lies in")
         return
     for path in paths:
         if is_hidden(path) or path in without:

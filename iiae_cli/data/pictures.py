@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # EXIF and TIFF tags
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
+_GAMMA = 0.45455  # of PNGs that are shown as they are
 _SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 
@@ -144,6 +146,9 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     """Upright in 8 bits per channel and the mode of `channels`, transparency on white."""
     mode, raw = opened.mode, str(getattr(opened, "tile", ""))  # how the file holds its values
     tags = dict(getattr(opened, "tag_v2", {}))  # both are gone once the pixels are read
+    _clear_as_read(opened, raw)
+    if abs(opened.info.get("gamma", _GAMMA) - _GAMMA) > 0.05 and "srgb" not in opened.info:
+        changes.append("read without their gamma")
     if getattr(opened, "is_animated", False):
         changes.append("first of several frames")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
@@ -152,9 +157,11 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     if mode == "F" or mode.startswith("I"):
         values = np.asarray(image)
         eight = _eight_bits(values.view(np.uint32) if "I;32N" in raw else values, changes)
-        profile = image.info.get("icc_profile")
+        profile, clear = (image.info.get(key) for key in ("icc_profile", "transparency"))
         image = Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == 0 else eight)
         image.info["icc_profile"] = profile
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     elif ";16" in raw:
         changes.append("cut to the upper 8 of 16 bits")
     image = _in_srgb(image, changes)
@@ -167,6 +174,15 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     if channels < 3 and Image.getmodebase(mode) == "RGB":
         changes.append("made grey")
     return image.convert(_MODES[channels])
+
+
+def _clear_as_read(opened: Image.Image, raw: str) -> None:
+    """State a PNG's transparent colour as Pillow reads the values, not as the file holds them."""
+    clear = opened.info.get("transparency")
+    if isinstance(clear, tuple) and ";16" in raw:
+        opened.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif isinstance(clear, int) and (few := re.search(r"L;([24])", raw)):
+        opened.info["transparency"] = clear * 255 // (2 ** int(few[1]) - 1)
 
 
 def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:

@@ -260,6 +260,7 @@ def test_missing_presets_are_refused_with_what_there_is(tmp_path: Path) -> None:
         (b"training: [1\nmodel: 2\n", "is not valid YAML"),
         (b"\xff\xfe\x00broken", "is damaged"),
         (b"when: 2020-13-45\n", "is not valid YAML"),
+        (b"training: &a {lr: *a}\n", "unconstructable recursive node"),
         (b"- a\n- b\n", "does not hold a mapping"),
         (b"3: 4\n", "does not hold a mapping"),
         (b"extends: [a, b]\n", "is not a name"),

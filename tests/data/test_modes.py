@@ -118,20 +118,53 @@ def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
         assert decoded(np.array([[0, 16384, 65535]], order + "u2"), 1, 0) == [[255, 191, 0]]
 
 
-def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path):
-    """Pillow reads the upper eight; a PNG of them is written by hand."""
+def png(path, depth, kind, row, more):
+    """A PNG of one row and one chunk more, written by hand."""
 
     def chunk(name, data):
         check = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + check
 
-    row = b"\0" + struct.pack(">HHH", 65535, 256, 255)
-    header, pixels = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), zlib.compress(row)
-    path = tmp_path / "deep.png"
-    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    width = len(row) * 8 // depth // (3 if kind == 2 else 1)
+    head = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", head), more, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks))
+    return path
+
+
+def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path):
+    path = png(tmp_path / "deep.png", 16, 2, b"\xff\xff\1\0\0\xff", (b"gAMA", b"\0\0\xb1\x8f"))
     assert decode(path).tolist() == [[[255, 1, 0]]]
     assert changes(path) == ["cut to the upper 8 of 16 bits"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "clear", "shown"),
+    [
+        (1, 0, b"\x40", (1,), [0, 255, 0, 0]),
+        (2, 0, b"\x1b", (1,), [0, 255, 170, 255]),
+        (4, 0, b"\x5a", (5,), [255, 170]),
+        (8, 0, b"\x05\x06", (5,), [255, 6]),
+        (16, 0, struct.pack(">HHH", 0, 40000, 65535), (0,), [255, 156, 255]),
+        (16, 2, struct.pack(">HHHHHH", 256, 512, 768, 0, 0, 0), (256, 512, 768), [255, 0]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_shown_on_white(
+    tmp_path, depth, kind, row, clear, shown
+):
+    path = png(
+        tmp_path / "a.png", depth, kind, row, (b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    )
+    assert decode(path)[0, : len(shown), 0].tolist() == shown
+    assert "flattened on white" in changes(path)
+    assert decode(path, 2)[0, 0, 1] == (0 if shown[0] == 255 else 255)
+
+
+def test_a_gamma_that_is_not_applied_is_said(tmp_path):
+    linear = struct.pack(">I", 100_000)
+    assert changes(png(tmp_path / "a.png", 8, 0, b"\7", (b"gAMA", linear))) == [
+        "read without their gamma"
+    ]
 
 
 # ---- modes of 8 bits and fewer

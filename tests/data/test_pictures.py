@@ -199,6 +199,7 @@ def links_of(tmp_path):
     touch(inside / "own.png")
     (inside / "part").symlink_to(tmp_path / "store")
     (inside / "loop").symlink_to(inside)
+    (inside / "above").symlink_to(tmp_path)
     (inside / "gone.png").symlink_to(tmp_path / "nothing")
     (tmp_path / "store" / "back").symlink_to(inside)
     (tmp_path / "store" / "self").symlink_to("self")
@@ -208,7 +209,8 @@ def links_of(tmp_path):
 def test_linked_folders_are_walked_and_loops_end(tmp_path):
     inside = links_of(tmp_path)
     assert find_pictures([str(inside)]) == [inside / "own.png", inside / "part" / "2.png"]
-    assert SEEN.take()["left_out"] == {"broken link": 2}
+    left_out = {"broken link": 2, "link to a folder that it lies in": 3}
+    assert SEEN.take()["left_out"] == left_out
 
 
 def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
@@ -240,6 +242,7 @@ def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
 
 def test_what_is_not_taken_is_counted_but_for_what_no_one_put_there(tmp_path):
     names = "a.png b.heic c.TXT d.txt e .DS_Store Thumbs.db @eaDir/a.jpg .thumbs/a.png"
+    names += " $RECYCLE.BIN/a.png #recycle/a.png ._a.png .ipynb_checkpoints/a.png"
     for name in names.split():
         touch(tmp_path / name)
     assert find_pictures([str(tmp_path), str(tmp_path)]) == [tmp_path / "a.png"] * 2

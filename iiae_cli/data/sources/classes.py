@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 
-from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data import names
 from iiae_cli.data.class_lists import CLASS_SPLITS, nfc, normalise_class
@@ -31,7 +30,7 @@ from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
-from iiae_cli.data.sources.plan import Plan, PrepareOptions
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, warn_of
 from iiae_cli.model import DOMAINS
 
 DEFAULT_SPLIT = "sempcyc-25"
@@ -112,6 +111,7 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
         names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
+        warn_of(notes.skipped)
         raise IiaeError(
             f"{folder} has no class with pictures in both x/ and y/",
             "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
@@ -181,8 +181,8 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
                 backbone = {"name": "vgg16", "weights": "released"}
                 named = options.split or GIVEN
                 return plan_existing(folder, options, backbone, named, normalise=True)
-    skipped: list[str] = []
-    pictures = keep_common(find_pictures(source), str(source), skipped)
+    notes = Notes()
+    pictures = keep_common(find_pictures(source, notes), str(source), notes.skipped)
     if options.unseen_classes is not None:
         divided, split_name = divide_unseen(pictures, options)
     else:
@@ -191,12 +191,13 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
 
     from iiae_cli.data.sources import extraction  # imports torch
 
-    return extraction.plan_features(
-        divided, options, split_name=split_name, epochs=EPOCHS, skipped=skipped
+    plan = extraction.plan_features(
+        divided, options, split_name=split_name, epochs=EPOCHS, skipped=notes.skipped
     )
+    return replace(plan, attributes={**plan.attributes, **notes.attributes()})
 
 
-def find_pictures(source: Path) -> Split:
+def find_pictures(source: Path, notes: Notes) -> Split:
     """Files of sketches and photos, class names normalised."""
     for root in (source, source / "256x256"):
         sketches, photos = (sorted((root / d).glob(f"{_TRANSFORM}*")) for d in ("sketch", "photo"))
@@ -208,10 +209,17 @@ def find_pictures(source: Path) -> Split:
             f"it should hold sketch/{_TRANSFORM}/CLASS, photo/{_TRANSFORM}/CLASS and "
             "extended_photo/CLASS, or the released features of the split",
         )
-    places = (root / "extended_photo", source / "extended_photo")
+    places = dict.fromkeys((root / "extended_photo", source / "extended_photo"))
     extended = [folder for folder in places if folder.is_dir()]
     if not extended:
-        console.say(f"{source} has no extended_photo/: this is Sketchy, not Sketchy Extended")
+        notes.decided.append(f"{source} has no extended_photo/: Sketchy, not Sketchy Extended")
+    for folder in (root / "sketch", root / "photo"):
+        taken = (sketches[0], photos[0])
+        others = sorted(path.name for path in folder.glob("*/") if path not in taken)
+        if others:
+            notes.decided.append(f"{folder}: transforms that are not read: {', '.join(others)}")
+    if extended[1:]:
+        notes.decided.append(f"{extended[1]} is not read, as there is {extended[0]}")
     return Split(
         _class_pictures(sketches[0], root=source, normalise=True),
         _class_pictures(photos[0], *extended[:1], root=source, normalise=True),

@@ -29,7 +29,8 @@ from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.names import Notes, natural_key, split_folders
 from iiae_cli.data.pictures import SUFFIXES, PictureError, decode, picture_size_of, resize_picture
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
+from iiae_cli.data.sources import plan as plans
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.data.sources.table import HINT, Pair, is_table, pairs_of
 from iiae_cli.model import DOMAINS, Domain
 
@@ -65,11 +66,11 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     notes = Notes()
     find = _side_by_side if options.side_by_side else _match
     pairs = {split: find(folder, split, notes) for split, folder in folders.items()}
-    for source in {folder.parent for folder in folders.values()}:
-        names.note_rest(source, [*folders.values()], notes)
     names.read_as({split: folder.name for split, folder in folders.items()}, notes)
-    if not pairs:
-        assert options.source is not None
+    assert options.source is not None
+    if pairs:
+        names.note_rest(options.source, [*folders.values()], notes)
+    else:
         pairs = _divided(find(options.source, "", notes), options)
     return _plan_files(pairs, options, notes)
 
@@ -156,7 +157,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
         return name if options.side_by_side else f"{name}/{domain}"
 
     readings = {
-        reading_of(*key): file_reading(reading_of(*key), paths, read, workers=options.workers)
+        reading_of(*key): plans.file_reading(reading_of(*key), paths, read, workers=options.workers)
         for key, paths in files.items()
     }
 
@@ -236,8 +237,8 @@ def _plan_table(table: Path, options: PrepareOptions) -> Plan:
     notes = Notes()
     rows = list(pairs_of(table, notes))
     if not rows:
-        lost = f"the first that was left out: {notes.skipped[0]}" if notes.skipped else HINT
-        raise IiaeError(f"{table} names no pair", lost)
+        plans.warn_of(notes.skipped)
+        raise IiaeError(f"{table} names no pair that can be read", HINT)
     if any(split for split, _ in rows):
         pairs = {name: [pair for split, pair in rows if split == name] for name in SPLITS}
     else:

@@ -131,6 +131,12 @@ class Prepared:
     skipped: list[str] = field(default_factory=list)
 
 
+def warn_of(skipped: Iterable[str]) -> None:
+    """Name every input that was left out, before an error that ends the command."""
+    for line in skipped:
+        console.warn(f"skipped {line}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to read, and how the rows of every reading, by name, become splits."""
@@ -176,12 +182,15 @@ class Plan:
         coming = iter(blocks)
         rows = {reading.name: _joined(reading, coming, work.folder) for reading in self.readings}
         lost = [*self.skipped, *(line for part in rows.values() for line in part.skipped)]
-        made = self.assemble(rows, work)
-        if not made.splits:
-            for line in lost:
-                console.warn(f"skipped {line}")
-            source = self.attributes.get("source")
-            raise IiaeError(f"{source} holds nothing that can be read", "see iiae prepare --help")
+        try:
+            made = self.assemble(rows, work)
+            if not made.splits:
+                source = self.attributes.get("source")
+                hint = "the warnings above say why; iiae prepare --help has the layouts"
+                raise IiaeError(f"{source} holds nothing that can be read", hint)
+        except IiaeError:
+            warn_of(lost)
+            raise
         return Prepared(made.splits, {**self.attributes, **made.attributes}, [*lost, *made.skipped])
 
 

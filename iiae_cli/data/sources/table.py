@@ -186,18 +186,19 @@ def _is_read(column: str) -> bool:
 
 def _text_of(table: Path) -> str:
     content = table.read_bytes()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]
-    coding, what = "UTF-16", "is in UTF-16, not in UTF-8"
-    if not utf16:
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = len(content[: error.start + 1].splitlines())
-            coding, what = "CP1252", f"is not in UTF-8: see line {line}"
-    old, new = (shlex.quote(str(path)) for path in (table, table.with_stem(f"{table.stem}-utf8")))
-    raise IiaeError(
-        f"{table} {what}", f"save it as CSV in UTF-8, or: iconv -f {coding} -t UTF-8 {old} > {new}"
-    )
+    coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, and a Latin letter
+        coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
+    try:
+        return content.decode(coding).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        line = len(content[: error.start + 1].splitlines())
+        new = table.with_stem(f"{table.stem}-utf8")
+        command = f"iconv -f CP1252 -t UTF-8 {shlex.quote(str(table))} > {shlex.quote(str(new))}"
+        raise IiaeError(
+            f"{table} is not in {coding.upper()}: see line {line}",
+            f"save it as CSV in UTF-8, or: {command}",
+        ) from error
 
 
 def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[str]]:
@@ -238,7 +239,7 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
         for place in (folder / text, Path(text), Path(home(text))):
             if (found := find_file(place, listings)) is not None:
                 return found
-    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+    if re.match(r"/?[A-Za-z]:|\\\\|//", path):
         raise ValueError(f"{cell} is a path on Windows")
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
 

@@ -98,7 +98,7 @@ def test_a_limit_leaves_every_class_some(divided):
     assert "--limit 1 is fewer than the 2 classes" in refused(divided, limit=1, **RANDOM).message
 
 
-def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
+def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided, capsys):
     assert "--backbone resnet18" in refused(divided).hint
     assert "does not exist" in refused(tmp_path / "none").message
     assert "--unseen-classes out" in refused(divided, unseen_classes="1", **RANDOM).hint
@@ -111,6 +111,7 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided):
     class_folders(tmp_path / "apart" / "x", {"ant": 1})
     class_folders(tmp_path / "apart" / "y", {"bee": 1})
     assert "in both x/ and y/" in refused(tmp_path / "apart", **RANDOM).message
+    assert "class ant of" in (err := capsys.readouterr().err) and "class bee of" in err
 
 
 # ---- features as given

@@ -9,6 +9,7 @@ from class_sources import NETWORK, class_folders, feature_arrays, make_quick, sa
 from helpers import built, refusal
 
 from iiae_cli.data.class_lists import CLASS_SPLITS, class_list_hash
+from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.classes import find_pictures
 from iiae_cli.data.sources.plan import PrepareOptions
@@ -57,7 +58,10 @@ def told(made, name):
 def test_both_layouts_give_sketches_and_all_photos(tmp_path, below, tx):
     archive(tmp_path, below=below, tx=tx, classes=["ant", "jack_o_lantern"])
     class_folders(tmp_path / below / "sketch" / "tx_000100000000", {"ant": 3})
-    found = find_pictures(tmp_path)
+    notes = Notes()
+    found = find_pictures(tmp_path, notes)
+    (said,) = notes.decided
+    assert said.endswith("sketch: transforms that are not read: tx_000100000000")
     prefix = f"{below}/" if below else ""
     names = ("ant", "jack-o-lantern")
     assert found.x.ids == [f"{prefix}sketch/{tx}/{name}/0.png" for name in names]
@@ -69,10 +73,11 @@ def test_both_layouts_give_sketches_and_all_photos(tmp_path, below, tx):
     assert all(path.is_file() for side in (found.x, found.y) for path in side.rows)
 
 
-def test_sketchy_without_its_extension_is_said(tmp_path, capsys):
+def test_sketchy_without_its_extension_is_said(tmp_path):
+    notes = Notes()
     shutil.rmtree(archive(tmp_path, classes=["ant"]) / "extended_photo")
-    assert len(find_pictures(tmp_path).y) == 1
-    assert "no extended_photo/" in capsys.readouterr().err
+    assert len(find_pictures(tmp_path, notes).y) == 1
+    assert "no extended_photo/" in notes.decided[0]
 
 
 @pytest.mark.parametrize("name", CLASS_SPLITS)

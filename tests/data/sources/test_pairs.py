@@ -272,7 +272,6 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,z", "a,b"], "needs one column 'y'"),
         (["x,y,x", "a,b,c"], "needs one column 'x'"),
         (["x,y"], "names no pair"),
-        (["x,y", "x/none.png,y/a.bmp"], "names no pair"),
         (["x,y", '"x/a.png,y/a.bmp'], "is no CSV at line 2: unexpected end of data"),
         (["x,y", "\udcff,y"], "is not in UTF-8: see line 2"),
         (["x,y,split", "x/a.png,y/a.bmp,val", "x/b.png,y/b.bmp,Dev"], "both val and dev"),
