@@ -10,10 +10,11 @@ step.
     TERM, INT …     the signal arrives
     ENOSPC, EACCES  the operating system refuses with that error
 
-It answers each with one JSON object: `code`, `err`, `seconds` since the moment, `moments` counted.
-With `after`, the act happens so many seconds later instead. With `ranks` it forks so many children,
-as torchrun would start them, lets the act happen to the one that `rank` names (0 if none), and
-`codes` and `errs` are lists.
+It answers each with one JSON object: `code`, `err`, `moments` counted, and the processor `seconds`
+that the child still took after its moment, as a busy machine delays everything. With `after`, the
+act happens so many seconds later instead. With `ranks` it forks so many children, as torchrun would
+start them, lets the act happen to the one that `rank` names (0 if none), and `codes` and `errs` are
+lists.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Moments:
         self.count += 1
         if self.count != self.at:
             return
-        report(self.count, time.monotonic())
+        report(self.count, time.process_time())
         if self.act == "kill":
             os._exit(137)
         if self.act not in ("ENOSPC", "EACCES"):
@@ -138,9 +139,10 @@ def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     if "after" in job:
         time.sleep(job["after"])
         os.kill(children[job.get("rank", 0)], getattr(signal, f"SIG{job['act']}"))
-        report(0, time.monotonic())
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    ended = time.monotonic()
+    ends = [os.wait4(child, 0) for child in children]
+    codes = [os.waitstatus_to_exitcode(status) for _, status, _ in ends]
+    usage = ends[job.get("rank", 0)][2]
+    ended = usage.ru_utime + usage.ru_stime
     count, when = json.loads(os.pread(_reports, 64, 0) or b"[0, 0]")
     os.close(_reports)
     errs = [(scratch / f"err-{rank}").read_text() for rank in range(len(children))]

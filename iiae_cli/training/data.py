@@ -85,9 +85,8 @@ class TrainingData:
         """At most so many pairs of a split, aligned, or rows of each domain."""
 
         def drawn(count: int) -> Indices:
-            if count <= most:
-                return np.arange(count)
-            return np.sort(np.random.default_rng(0).permutation(count)[:most])
+            chosen = np.random.default_rng(0).permutation(count)[:most]
+            return np.sort(chosen)
 
         if self.by_class:
             return split.take(drawn(len(split.x)), drawn(len(split.y)))
@@ -144,14 +143,11 @@ class TrainingData:
     def summary(self) -> str:
         """One line that says what is learned from."""
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
-        held, noun, count = self.validation, "pairs", self.train.pair_count
-        kept = 0 if held is None else len(held.x)
-        if self.by_class:
-            noun, count, kept = (
-                "classes",
-                len(classes_of(self.train)),
-                0 if held is None else len(classes_of(held)),
-            )
+        count, kept = (
+            0 if split is None else len(classes_of(split)) if self.by_class else split.pair_count
+            for split in (self.train, self.validation)
+        )
+        noun = "classes" if self.by_class else "pairs"
         return f"{self.info.name}: {count} training {noun}, {kept} for validation; x {x}, y {y}"
 
 

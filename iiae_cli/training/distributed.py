@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,7 +77,9 @@ class World:
         if self.size == 1:
             yield
             return
-        self._meet(device, Meeting(self, stop))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        Meeting(self, stop).join("nccl" if device.type == "cuda" else "gloo")
         try:
             yield
             # not after an error: it would wait for ranks that are gone
@@ -91,29 +91,6 @@ class World:
             raise IiaeError(
                 f"another rank has ended: {reason[:200]}",
                 "see what the other ranks said; then run again with --resume",
-            ) from error
-
-    def _meet(self, device: torch.device, meeting: Meeting) -> None:
-        """Join the process group once every rank has come to the meeting point."""
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        ranks: dict[str, Any] = {"rank": self.rank, "world_size": self.size}
-
-        def join() -> None:
-            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
-            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        try:
-            store = meeting.gather()
-            meeting.work(join, "the connections between all ranks")
-        except (RuntimeError, OSError) as error:
-            time.sleep(1.0)  # a signal to all ranks may have ended the others first
-            meeting.stop.check()
-            reason = " ".join(str(error).split())[:200]
-            raise IiaeError(
-                f"{meeting.name} cannot meet the others: {reason}",
-                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
             ) from error
 
     def agree(self, number: int) -> int:
@@ -148,9 +125,25 @@ class Meeting:
         self._started = time.monotonic()
         self._next_word = self._started + FIRST_WORD
 
-    def gather(self) -> Store:
+    def join(self, backend: str) -> None:
+        """Join the process group once every rank has come to the meeting point."""
+        ranks: dict[str, Any] = {"rank": self.world.rank, "world_size": self.world.size}
+        try:
+            store = self._gather()
+            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
+            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except (RuntimeError, OSError) as error:
+            time.sleep(1.0)  # a signal to all ranks may have ended the others first
+            self.stop.check()
+            reason = " ".join(str(error).split())[:200]
+            raise IiaeError(
+                f"{self.name} cannot meet the others: {reason}",
+                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
+            ) from error
+
+    def _gather(self) -> Store:
         """The store at the meeting point, once all ranks are there."""
-        whole = self.work(self._connect, "rank 0" if self.world.rank else "an answer there")
+        whole = self._connect()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         prefix = f"iiae/{self.world.size}/{attempt}"
         store: Store = dist.PrefixStore(prefix, whole)  # type: ignore[attr-defined]
@@ -174,27 +167,11 @@ class Meeting:
                 socket.create_connection((host, int(port)), timeout=5.0).close()
                 break
             except OSError:
-                self.stop.check()
-                time.sleep(POLL)
+                self.wait(lambda: "rank 0" if self.world.rank else "an answer there")
         store: Store = dist.TCPStore(  # type: ignore[attr-defined]
             host, int(port), self.world.size, opens, MEETING, wait_for_workers=False
         )
         return store
-
-    def work(self, call: Callable[[], Value], awaited: str) -> Value:
-        """What a call returns that may block: it runs in a thread, so that a signal ends it."""
-        outcome: Future[Value] = Future()
-
-        def run() -> None:
-            try:
-                outcome.set_result(call())
-            except Exception as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        while not outcome.done():
-            self.wait(lambda: awaited)
-        return outcome.result()
 
     def wait(self, awaited: Callable[[], str]) -> None:
         """Wait a moment; ends by a signal or when the time is up, and says what is awaited."""
@@ -265,7 +242,9 @@ class Share:
         """This rank's rows (B, …) to the whole batch's (N, …), differentiable."""
         if self._world.size == 1:
             return rows
-        whole: Tensor = _Whole.apply(rows, self.rows, self._batch_size)
+        padded = rows.new_zeros((self._batch_size, *rows.shape[1:]))
+        padded[self.rows] = rows
+        whole: Tensor = _Sum.apply(padded)
         return whole
 
     def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
@@ -291,19 +270,17 @@ class Share:
         return {name: total[i].to(value) for i, (name, value) in enumerate(terms.items())}
 
 
-class _Whole(torch.autograd.Function):
-    """This rank's rows (B, …) to the whole batch's (N, …); backwards, the sum of gradients."""
+class _Sum(torch.autograd.Function):
+    """The sum of all ranks' tensors; backwards, the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, mine: slice, batch_size: int) -> Tensor:
-        ctx.mine = mine
-        whole = rows.new_zeros((batch_size, *rows.shape[1:]))
-        whole[mine] = rows
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        whole = rows.clone()
         dist.all_reduce(whole)
         return whole
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        whole = gradients[0].contiguous().clone()
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        whole: Tensor = gradients[0].contiguous().clone()
         dist.all_reduce(whole)
-        return whole[ctx.mine], None, None
+        return whole

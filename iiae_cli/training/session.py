@@ -27,7 +27,7 @@ from iiae_cli.data.sources.preparation import prepare_file
 from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs import Checkpoint, RunDir, load_model, run_origin
+from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
 from iiae_cli.training.step import choose_speed, set_gpu_arithmetic
@@ -87,7 +87,10 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         details = {"preset": preset, "data": str(path.absolute()), "data_fingerprint": fingerprint}
         trainer = Trainer(config, data, run, device, details, world, stop)
         trainer.deadline = options.deadline
-        _begin(trainer, checkpoint, resuming=before is not None)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        elif world.first:
+            run.create(config)
         if options.run is None and world.first:
             run.link_latest()
         return _finish(trainer, options.resume)
@@ -108,18 +111,14 @@ def _refuse_other_data(
     path: Path, found: dict[str, Any], known: dict[str, Any], whose: str
 ) -> None:
     """Refuse data that differs from what is `known` by more than its name; `whose` says of what."""
-    differing = differences(known, found)
-    if not known or differing in ([], ["name"]):
+    if not known:
+        console.warn(f"{whose} data that it kept no record of; {path} is taken for the same")
         return
-    texts = [
-        f"{key} {value}, not {known.get(key)}"
-        if key == "name" or key.endswith("pairs")
-        else f"the content of {key}"
-        for key, value in found.items()
-        if key in differing
-    ]
+    differing = [key for key in differences(known, found) if key != "name"]
+    if not differing:
+        return
     raise IiaeError(
-        f"{path} holds other data than {whose}: {'; '.join(texts)}",
+        f"{path} holds other data than {whose}, in {', '.join(differing)}",
         "name the first data with --data, or train anew: choose another --run, or pass --overwrite "
         "in place of --resume",
     )
@@ -150,6 +149,11 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
             f"run {run.path} exists already",
             "continue it with --resume, replace it with --overwrite, or choose another --run",
         )
+    if run.read_info().get("state") == FINISHED and not run.checkpoints.files():
+        raise IiaeError(
+            f"{run.path} was trained to its end, but its checkpoints are gone",
+            "evaluate it as it is, or choose another --run",
+        )
     config = run.read_config()
     before = flatten(config.to_dict())
     for key, value in flatten(options.config.to_dict()).items():
@@ -161,22 +165,6 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
     return config
 
 
-def _begin(trainer: Trainer, checkpoint: Checkpoint | None, *, resuming: bool) -> None:
-    """Take up a run where it stands, or start it."""
-    run = trainer.run
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-        if not trainer.finished:
-            console.say(f"resuming {run.path} at step {trainer.steps_done}")
-    elif trainer.world.first:
-        if resuming and run.read_info().get("state") == FINISHED:
-            raise IiaeError(
-                f"{run.path} was trained to its end, but its checkpoints are gone",
-                "evaluate it as it is, or choose another --run",
-            )
-        run.create(trainer.config)
-
-
 def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
     run, world, stop = trainer.run, trainer.world, trainer.stop
@@ -185,7 +173,9 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if world.share(trainer.finished and whole):
         console.say(f"{run.path} is finished already, at step {trainer.steps_done}: nothing to do")
         return _result(trainer, before["seconds"]) if world.first else None
-    _announce(trainer)
+    if trainer.steps_done:
+        console.say(f"resuming {run.path} at step {trainer.steps_done}")
+    console.say(_summary(trainer))
     started = time.monotonic()
     record = {
         **run_origin(sys.argv),
@@ -216,16 +206,16 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     return _result(trainer, record["seconds"])
 
 
-def _announce(trainer: Trainer) -> None:
-    model, training = trainer.model, trainer.config.training
+def _summary(trainer: Trainer) -> str:
+    """One line that says what is trained, how and where."""
+    model, training, world = trainer.model, trainer.config.training, trainer.world
     parameters = sum(values.numel() for values in model.parameters())
-    latent = " x ".join(map(str, model.shared_shape))
-    ranks = f" of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
-    compiled = "compiled" if training.compile else "not compiled"
-    console.say(
-        f"{parameters:,} parameters, shared latent {latent}, exclusive {model.exclusive_dim}; "
-        f"{trainer.total_steps} steps of {trainer.order.batch_size} pairs in "
-        f"{training.precision}, {compiled}, on {trainer.device}{ranks} into {trainer.run.path}"
+    return (
+        f"{parameters:,} parameters, shared latent {' x '.join(map(str, model.shared_shape))}, "
+        f"exclusive {model.exclusive_dim}; {trainer.total_steps} steps of "
+        f"{trainer.order.batch_size} pairs in {training.precision}, "
+        f"{'compiled' if training.compile else 'not compiled'}, on {trainer.device}"
+        f"{f' of {world.size} ranks' if world.size > 1 else ''} into {trainer.run.path}"
     )
 
 

@@ -1,8 +1,8 @@
 """One optimiser step, its arithmetic, and the batches that it reads.
 
 A step depends on nothing but weights, optimiser state, seed and step number: the order of pairs,
-the noise of the reparameterisation and dropout are re-seeded from (seed, step). A run that was
-stopped and resumed therefore ends in the same weights as one that was not, on CPU bit for bit.
+noise and dropout follow from (seed, step). So a run that was stopped and resumed ends in the same
+weights as one that was not, on CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -103,13 +103,11 @@ def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[st
 class Feed(AbstractContextManager["Feed"]):
     """Batches of any step on the networks' device, so that no step waits for its rows.
 
-    * Rows in memory, networks on the CPU: rows are read when asked for, a copy of some kilobytes.
-    * Rows mapped from a file, or networks on a GPU: one thread reads the next step's rows (into
-      pinned memory for a GPU) while the current step computes.
-    * Everything fits on the GPU: rows go there once, as uint8, and a step sends row numbers.
-
-    Scaling and resizing to `size` (H, W) happen on the device, so all three give the same batches.
-    `indices_at` names what step 0, 1, … reads. `ahead` and `resident` choose the way.
+    `ahead`: one thread reads the next step's rows (into pinned memory for a GPU) while the current
+    step computes; by default for rows mapped from a file, and for a GPU. `resident`: rows go to the
+    device once, as uint8, and a step sends row numbers; by default if they fit on the GPU. Scaling
+    and resizing to `size` (H, W) happen on the device, so all ways make the same batches.
+    `indices_at` names what step 0, 1, … reads.
     """
 
     def __init__(
@@ -122,8 +120,7 @@ class Feed(AbstractContextManager["Feed"]):
         ahead: bool | None = None,
         resident: bool | None = None,
     ) -> None:
-        self._data, self._indices_at = data, indices_at
-        self._size, self._device = size, device
+        self._data, self._indices_at, self._size, self._device = data, indices_at, size, device
         sides = data.train.x.rows, data.train.y.rows
         if resident is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
@@ -190,8 +187,7 @@ def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> Pre
     if size is None:  # a model of features has no products worth rounding
         return "fp32"
     if device.type == "cuda":  # bf16 made the shared KL jump there
-        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-        return "tf32" if ampere else "fp32"
+        return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     pays = device.type == "cpu" and size[0] * size[1] >= BF16_PIXELS and multiplies_bf16()
     return "bf16" if pays else "fp32"
 
@@ -206,8 +202,7 @@ def multiplies_bf16() -> bool:
 
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile can work: it needs a C++ compiler, and Triton for a GPU."""
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
-    compiler = any(shutil.which(name) for name in names if name)
+    compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
     return compiler and (device.type != "cuda" or find_spec("triton") is not None)
 
 

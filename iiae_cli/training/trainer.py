@@ -101,7 +101,7 @@ class Trainer:
         with reading(self.run.checkpoints.path(checkpoint.step), HINT):
             memory = self.keeper.memory = Progress(**checkpoint.progress)
             if memory.refit_steps is not None:
-                self._enter_refit(memory.refit_steps, memory.held)
+                self._enter_refit(memory.refit_steps, held=memory.held)
             self.model.load_state_dict(checkpoint.model)
             restore_adam(self.model, self.optimizer, checkpoint.optimizer)
         self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
@@ -139,21 +139,20 @@ class Trainer:
         return ended
 
     def _train(self) -> bool:
-        ended = True
         if self.keeper.memory.refit_steps is None:
-            ended = self._fit("training", self.total_steps, self.validate_every)
-        if ended and self.keeper.wants_refit:
-            kept = self.keeper.memory.kept_step
-            steps, held = kept or self.total_steps, kept == 0
-            self._enter_refit(steps, held)
-            means = ", the shared means held where they began" if held else ""
-            console.say(f"training again on all rows, {steps} steps{means}")
-            self.checkpoint()
+            if not self._fit("training", self.total_steps, self.validate_every):
+                return False
+            if self.keeper.wants_refit:
+                kept = self.keeper.memory.kept_step
+                self._enter_refit(kept or self.total_steps, held=kept == 0)
+                self.checkpoint()
         again = self.keeper.memory.refit_steps
-        return self._fit("training again", again, again) if ended and again else ended
+        return again is None or self._fit("training again on all rows", again, again)
 
-    def _enter_refit(self, steps: int, held: bool) -> None:
+    def _enter_refit(self, steps: int, *, held: bool) -> None:
         """Begin the second training."""
+        means = ", the shared means held where they began" if held else ""
+        console.say(f"training again on all rows, {steps} steps{means}")
         self.keeper.enter_refit(steps, held)
         self.data.use_all()
         self._build()

@@ -60,14 +60,12 @@ class Validation:
 
     def scalars(self) -> dict[str, float]:
         """For TensorBoard."""
-        scalars: dict[str, float] = {}
-        name = "map" if "classes" in self.counts else "recall"
-        for key, both in ((name, self.shared), ("l1", self.guided_l1)):
-            for way, value in zip(("x_to_y", "y_to_x"), both or (), strict=False):
-                scalars[f"{key}_{way}"] = value
-        for domain, nats in zip("xy", self.exclusive_kl or (), strict=False):
-            scalars[f"kl_exclusive_{domain}"] = nats
-        return scalars
+        both = {name: getattr(self, name) for name in ("shared", "guided_l1", "exclusive_kl")}
+        return {
+            f"{name}_{domain}": value
+            for name, values in both.items()
+            for domain, value in zip("xy", values or (), strict=False)
+        }
 
     def summary(self) -> str:
         """One line for people."""
@@ -202,8 +200,7 @@ class Keeper:
     ) -> None:
         self._config, self._data, self._run, self._details = config, data, run, details
         self.memory = Progress(owed=config.selection.from_start)
-        self.selection = config.selection
-        self.baseline = baseline(data, config.evaluation.metric)
+        self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
             self.selection = SelectionSection(rule="last")
@@ -234,11 +231,11 @@ class Keeper:
 
     def measure(self, trained: TrainedModel) -> Validation | None:
         """Validate; None if nothing is held out."""
-        fit_erasure(trained, self._data, self._config.erasure)
-        held_out, metric = self._data.validation, self._config.evaluation.metric
-        if held_out is None:
+        data, metric = self._data, self._config.evaluation.metric
+        fit_erasure(trained, data, self._config.erasure)
+        if data.validation is None:
             return None
-        return validate(trained, held_out, metric=metric, by_class=self._data.by_class)
+        return validate(trained, data.validation, metric=metric, by_class=data.by_class)
 
     def decide(
         self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
@@ -249,7 +246,7 @@ class Keeper:
         if step == 0 and validation is None:
             self.memory.kept_step = 0  # for good: the second training holds the means there
         elif self.memory.accepts(validation, epoch, self.selection):
-            self.keep(trained, step, epoch, validation)
+            self._keep(trained, step, epoch, validation)
         if self.exhausted:
             stale = self.memory.stale
             console.say(f"step {step}: no better score in {stale} validations: training ends here")
@@ -262,14 +259,13 @@ class Keeper:
             rule = self.selection.rule
             console.warn(f"no validation satisfied selection.rule={rule}: the last weights stay")
         fit_erasure(trained, self._data, self._config.erasure)
-        self.keep(trained, step, epoch, None)
+        self._keep(trained, step, epoch, None)
         if not ended:
             self.memory.kept_step = None
 
-    def keep(
+    def _keep(
         self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
     ) -> None:
-        """Write weights as those that are kept."""
         memory, data = self.memory, self._data
         memory.kept_step = step
         if validation is not None:

@@ -138,13 +138,8 @@ def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> Non
     again = train(iiae, data, "run", *still, "--resume", "--json", steps=400)
     assert again.code == 0 and again.json["steps"] == 12
     assert Path("run/model.safetensors").read_bytes() == weights
-
-
-def test_early_stopping_may_be_followed_by_training_on_all_pairs(iiae: Program, data: Path) -> None:
-    more = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=1")
-    more += ("--set", "selection.refit=true")
-    trained = train(iiae, data, "run", *more, steps=400)
-    assert trained.code == 0 and "training again on all rows" in trained.err, trained.err
+    refit = train(iiae, data, "refit", *still, "--set", "selection.refit=true", steps=400)
+    assert refit.code == 0 and "training again on all rows" in refit.err, refit.err
 
 
 def test_augmenting_features_is_refused(iiae: Program) -> None:

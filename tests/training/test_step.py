@@ -1,5 +1,5 @@
-"""The same batches whichever way they come: read when asked for, ahead in a thread, or kept on the
-device.
+"""Batches are the same whichever way they come; what `auto` becomes by device, processor, pictures
+and length, the same for a run that is resumed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from helpers import Program, Trained, refusal
 
+from iiae_cli.builders import picture_size
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.config.schema import Config, TrainingSection
 from iiae_cli.data.batches import to_inputs
-from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, DataInfo, Side, Split, write_data_file
+from iiae_cli.training import step as speed
 from iiae_cli.training.data import TrainingData
-from iiae_cli.training.step import Feed
+from iiae_cli.training.step import Feed, choose_speed, has_compiler
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WAYS = [
     {"ahead": False, "resident": False},
     {"ahead": True, "resident": False},
@@ -84,3 +89,99 @@ def test_rows_in_memory_need_no_thread_and_mapped_rows_have_one(tmp_path: Path) 
         feed(0)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+# ---- precision and compilation
+
+
+def config_of(preset: str, *assignments: str) -> Config:
+    return resolve([*preset_layers(preset), set_layer(list(assignments))]).config
+
+
+def chosen(config: Config, device: torch.device, before: Config | None = None) -> Any:
+    shape = (512,) if config.model.kind == "features" else (32, 32, 3)
+    pictures = picture_size(config, DataInfo("some", shape, shape, {}, {}))
+    training = choose_speed(config, pictures, device, before).training
+    return training.precision, training.compile
+
+
+@pytest.fixture
+def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(speed, "has_compiler", lambda device: True)
+
+
+def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx: None) -> None:
+    for preset in ("mnist-cdcb", "mnist-cdcb-32"):
+        assert chosen(config_of(preset), CPU) == ("bf16", False)
+    for config in (config_of("digits-cdcb", "data.image_size=28"), config_of("sketchy")):
+        assert chosen(config, CPU)[0] == "fp32"
+
+
+def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert chosen(config_of("mnist-cdcb"), CPU)[0] == "fp32"
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not speed.multiplies_bf16()
+
+
+def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
+    ampere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(config_of("mnist-cdcb"), GPU) == ("tf32", True)
+    assert chosen(config_of("digits-cdcb"), GPU) == ("tf32", False)
+    assert chosen(config_of("sketchy"), GPU)[0] == "fp32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert chosen(config_of("mnist-cdcb"), GPU)[0] == "fp32"
+
+
+def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
+    ampere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "has_compiler", lambda device: False)
+    assert chosen(config_of("mnist-cdcb"), GPU)[1] is False
+    refused = refusal(chosen, config_of("mnist-cdcb", "training.compile=true"), CPU)
+    assert "no C++ compiler" in refused.message and "--no-compile" in refused.hint
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_what_is_asked_for_counts_before_what_a_resumed_run_began_with(
+    amx: None, ampere: None, device: torch.device
+) -> None:
+    asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
+    for config, before in ((asked, None), (config_of("mnist-cdcb"), asked)):
+        assert chosen(config, device, before) == ("fp32", True)
+
+
+def test_a_compiler_is_looked_for_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not has_compiler(CPU)
+    (tmp_path / "g++").touch(mode=0o755)
+    assert has_compiler(CPU)
+    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    assert has_compiler(CPU) and not has_compiler(GPU)
+
+
+def test_a_run_records_its_choice_and_resumes_with_it(
+    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, amx: None
+) -> None:
+    monkeypatch.setattr(speed, "BF16_PIXELS", 0)
+    call = ["train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run"]
+    call += ["--steps", 2, "--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"]
+    first = iiae(*call)
+    assert first.code == 0 and "in bf16, not compiled" in first.err
+    recorded = yaml.safe_load(Path("run/config.yaml").read_text())["training"]
+    assert (recorded["precision"], recorded["compile"]) == ("bf16", False)
+    monkeypatch.setattr(speed, "multiplies_bf16", lambda: False)
+    again = iiae(*call, "--resume")
+    assert again.code == 0
+    refused = iiae(*call, "--resume", "--precision", "fp32")
+    assert refused.code == 2 and "training.precision=bf16" in refused.error()[0]
