@@ -211,12 +211,13 @@ def command(
             run=RunDir(folder),
             loaded=loaded,
             subject=subject,
-            by_class=file.info.by_class,
+            file=file,
             figures=figures,
             protocol=protocol,
             paper=published,
             command=["iiae", *sys.argv[1:]],
             samples=samples,
+            failures=failures,
         )
         result.report = write_report(measured, report)
     finish(result.to_json(), result.show, as_json)

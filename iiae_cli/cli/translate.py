@@ -217,7 +217,7 @@ def translate(
     if not results:
         raise none_read(skipped)
     if options.grid is not None:
-        save_picture(grid.draw(), options.grid)
+        save_picture(grid.panel().draw(), options.grid)
     return {
         "schema": "iiae.translate/1",
         "from": source,

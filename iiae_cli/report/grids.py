@@ -1,6 +1,7 @@
-"""Labelled grids of pictures in the paper's layouts, and the pictures that a model fills them with.
+"""Labelled panels of pictures in the paper's layouts, and what a model fills them with.
 
-Small pictures are enlarged by whole factors without smoothing: a 32-pixel digit stays crisp.
+A panel is drawn as a picture here, and as a table by the report. Small pictures are enlarged by
+whole factors without smoothing first: a 32-pixel digit stays crisp.
 """
 
 from __future__ import annotations
@@ -9,39 +10,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import Rows, Split
 from iiae_cli.inference.trained import TrainedModel, prior_samples
 from iiae_cli.model import DOMAINS, Domain, other_domain
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, C)
 Colour: TypeAlias = tuple[int, int, int]
+Tone: TypeAlias = Literal["right", "near", "wrong"]  # near: of the query's class, not its partner
 
-TILE = 96  # pixels: the longer side of a tile, at least
-GAP = 6
-TEXT_HEIGHT = 16
+TILE = 128  # pixels: the longer side of every picture
+GAP = 8
+FONT = 16
+TEXT_HEIGHT = 22
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 30)
+HAIRLINE: Colour = (190, 190, 190)  # around every picture: a white one has an edge, too
 RIGHT: Colour = (0, 140, 60)
+NEAR: Colour = (230, 150, 0)
 WRONG: Colour = (200, 30, 30)
+FRAMES: dict[Tone, Colour] = {"right": RIGHT, "near": NEAR, "wrong": WRONG}
 MISSING: Colour = (225, 225, 225)
 TRIPLES = 2  # references repeated beside every output, as the paper does
 
 
 @dataclass
 class Tile:
-    """A cell: a picture or None for a blank, lines of caption below it, a frame around it."""
+    """A cell: a picture or None for a blank, lines of caption below it, a frame's tone."""
 
     picture: Picture | None
     caption: Sequence[str] = ()
-    frame: Colour | None = None
+    tone: Tone | None = None
+
+
+@dataclass
+class Panel:
+    """Rows of tiles, which may differ in length, under a header per column.
+
+    A wider gap follows the columns `gaps_after`.
+    """
+
+    rows: Sequence[Sequence[Tile]]
+    headers: Sequence[str] = ()
+    gaps_after: Sequence[int] = ()
+    title: str = ""
+    note: str = ""
+
+    def draw(self) -> Image.Image:
+        """Draws the tiles with their captions and the headers."""
+        images = [[None if t.picture is None else scaled(t.picture) for t in r] for r in self.rows]
+        height = max((image.height for row in images for image in row if image), default=TILE)
+        gap = 2 if any(tile.tone for row in self.rows for tile in row) else 1  # frames do not touch
+        columns = range(max(map(len, self.rows)))
+        steps = [TILE + GAP * (4 if column in self.gaps_after else gap) for column in columns]
+        lefts = [*accumulate(steps, initial=GAP)]
+        lines = [max(len(tile.caption) for tile in row) for row in self.rows]
+        # A wider gap below a caption shows that it belongs to the tile above it.
+        steps = [height + GAP * gap + TEXT_HEIGHT * count + GAP * (count > 0) for count in lines]
+        tops = [*accumulate(steps, initial=TEXT_HEIGHT + GAP if self.headers else GAP)]
+
+        canvas = Image.new("RGB", (lefts[-1], tops[-1]), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        draw.font = ImageFont.load_default(size=FONT)
+        for left, header in zip(lefts, self.headers, strict=False):
+            _write(draw, header, left, GAP // 2)
+        for top, row, shown in zip(tops, self.rows, images, strict=False):
+            for left, tile, image in zip(lefts, row, shown, strict=False):
+                _draw_tile(canvas, tile, image, (left, top, height))
+        return canvas
 
 
 def to_rgb(picture: Picture) -> Picture:
@@ -49,76 +91,43 @@ def to_rgb(picture: Picture) -> Picture:
     return np.repeat(picture[..., :1], 3, 2) if picture.shape[2] < 3 else picture[..., :3]
 
 
-def enlarge(picture: Picture) -> Image.Image:
-    """Enlarges by a whole factor to a longer side of at least `TILE`, or shrinks to twice that."""
+def scaled(picture: Picture) -> Image.Image:
+    """Scales a picture to a longer side of `TILE`: by a whole factor, then down to fit."""
     image = Image.fromarray(to_rgb(picture))
-    longest = max(image.size)
-    if longest > 2 * TILE:
-        image.thumbnail((2 * TILE, 2 * TILE), Image.Resampling.LANCZOS)
-        return image
-    factor = -(-TILE // longest)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    factor = -(-TILE // max(image.size))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return image
 
 
-def draw_grid(
-    rows: Sequence[Sequence[Tile]], headers: Sequence[str] = (), gaps_after: Sequence[int] = ()
-) -> Image.Image:
-    """Draws rows of tiles, which may differ in length, under a header per column.
-
-    Every cell is at least `TILE` wide, so that texts have room; a wider gap follows the columns
-    `gaps_after`.
-    """
-    images = [
-        [None if tile.picture is None else enlarge(tile.picture) for tile in row] for row in rows
-    ]
-    sizes = [image.size for row in images for image in row if image is not None]
-    width = max([TILE, *(size[0] for size in sizes)])
-    height = max((size[1] for size in sizes), default=TILE)
-
-    gap = 2 if any(tile.frame for row in rows for tile in row) else 1  # frames must not touch
-    columns = range(max(map(len, rows)))
-    steps = [width + GAP * (4 if column in gaps_after else gap) for column in columns]
-    lefts = [*accumulate(steps, initial=GAP)]
-    lines = [max(len(tile.caption) for tile in row) for row in rows]
-    # A wider gap below a caption shows that it belongs to the tile above it.
-    steps = [height + GAP + TEXT_HEIGHT * count + GAP * (count > 0) for count in lines]
-    tops = [*accumulate(steps, initial=TEXT_HEIGHT + GAP if headers else GAP)]
-
-    canvas = Image.new("RGB", (lefts[-1], tops[-1]), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.font = ImageFont.load_default(size=12)
-    for left, header in zip(lefts, headers, strict=False):
-        _write(draw, header, left, GAP // 2, width)
-    for top, row, shown in zip(tops, rows, images, strict=False):
-        for left, tile, image in zip(lefts, row, shown, strict=False):
-            _draw_tile(draw, tile, (left, top, width, height))
-            if image is not None:
-                middle = left + (width - image.width) // 2, top + (height - image.height) // 2
-                canvas.paste(image, middle)
-    return canvas
-
-
-def _draw_tile(draw: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, int, int, int]) -> None:
-    """Draws what is around the picture; a grey box stands for one that a caption names in vain."""
-    left, top, width, height = box
-    if tile.frame is not None:
-        outer = (left - 3, top - 3, left + width + 2, top + height + 2)
-        draw.rectangle(outer, outline=tile.frame, width=3)
-    if tile.picture is None and tile.caption:
-        draw.rectangle((left, top, left + width - 1, top + height - 1), MISSING)
-        _write(draw, "no picture", left, top + 3, width)
+def _draw_tile(
+    canvas: Image.Image, tile: Tile, image: Image.Image | None, box: tuple[int, int, int]
+) -> None:
+    """Draws a tile; a grey box stands for a picture that a caption names in vain."""
+    draw, (left, top, height) = ImageDraw.Draw(canvas), box
+    draw.font = ImageFont.load_default(size=FONT)
+    if tile.tone is not None:
+        outer = (left - 4, top - 4, left + TILE + 3, top + height + 3)
+        draw.rectangle(outer, outline=FRAMES[tile.tone], width=4)
+    if image is not None:
+        x, y = left + (TILE - image.width) // 2, top + (height - image.height) // 2
+        draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), HAIRLINE)
+        canvas.paste(image, (x, y))
+    elif tile.caption:
+        draw.rectangle((left, top, left + TILE - 1, top + height - 1), MISSING)
+        _write(draw, "no picture", left, top + 3)
     for number, line in enumerate(tile.caption):
-        _write(draw, line, left, top + height + 3 + TEXT_HEIGHT * number, width)
+        _write(draw, line, left, top + height + 4 + TEXT_HEIGHT * number)
 
 
-def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
-    """Writes a line centred into `width` pixels; an ellipsis replaces the start of a long one."""
+def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
+    """Writes a line centred below a tile; an ellipsis replaces the start of a long one."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     # A letter takes a pixel at least, and measuring takes time.
-    text = text if len(text) <= width else f"…{text[-width:]}"
-    while len(text) > 1 and draw.textlength(text) > width:
+    text = text if len(text) <= TILE else f"…{text[-TILE:]}"
+    while len(text) > 1 and draw.textlength(text) > TILE:
         text = "…" + text[2:]
-    draw.text((left + (width - draw.textlength(text)) / 2, top), text, INK)
+    draw.text((left + (TILE - draw.textlength(text)) / 2, top), text, INK)
 
 
 @dataclass
@@ -138,12 +147,12 @@ class TranslationGrid:
     # An input's picture, its id and its K outputs.
     rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
 
-    def draw(self) -> Image.Image:
-        """Draws all rows added."""
+    def panel(self) -> Panel:
+        """Returns all rows added, as they are drawn."""
         above = [Tile(None) if item is None else _named(*item) for item in self.references]
         few = 0 < len(above) <= TRIPLES and all(self.references) and not self.interpolated
         if few and self.source == self.target:
-            return self._draw_triples(above)
+            return self._triples(above)
         lines = [[_named(picture, name), *map(Tile, out)] for picture, name, out in self.rows]
         headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
         for tile in above:
@@ -151,9 +160,9 @@ class TranslationGrid:
                 tile.caption = (f"reference {self.target}", *tile.caption)
         if any(self.references):
             lines.insert(0, [Tile(None), *above])
-        return draw_grid(lines, headers, gaps_after=[0])
+        return Panel(lines, headers, gaps_after=[0])
 
-    def _draw_triples(self, references: Sequence[Tile]) -> Image.Image:
+    def _triples(self, references: Sequence[Tile]) -> Panel:
         lines = []
         for picture, name, outputs in self.rows:
             line = [_named(picture, name)]
@@ -162,7 +171,7 @@ class TranslationGrid:
             lines.append(line)
         each = (f"reference {self.target}", f"output {self.target}")
         headers = [f"query {self.source}", *each * len(references)]
-        return draw_grid(lines, headers, gaps_after=range(2, 2 * len(references), 2))
+        return Panel(lines, headers, gaps_after=range(2, 2 * len(references), 2))
 
 
 def _named(picture: Picture, name: str) -> Tile:
@@ -182,19 +191,12 @@ def first_pairs(split: Split, count: int) -> Split:
     return split.take_pairs(np.arange(min(count, split.pair_count)))
 
 
-def _shown(rows: Rows, model: TrainedModel) -> list[Picture]:
-    """Returns stored rows as the model sees them."""
-    return list(to_pictures(to_inputs(rows, model.size)))
-
-
-def sample_grid(
-    model: TrainedModel, pairs: Split, *, samples: int = 3, seed: int = 0
-) -> Image.Image:
-    """Draws aligned pairs as the paper's Table 1, a pair a row.
+def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: int = 0) -> Panel:
+    """Shows aligned pairs as the paper's Table 1, a pair a row.
 
     x | sampled y | guided by the partner y ‖ y | sampled x | guided by the partner x
     """
-    x, y = (_shown(pairs.side(domain).rows, model) for domain in DOMAINS)
+    x, y = (model.shown(pairs.side(domain).rows) for domain in DOMAINS)
     to_y, to_x = (_translations(model, pairs, domain, samples, seed) for domain in DOMAINS)
     rows = [
         [Tile(picture) for picture in (left, *outputs, right, *back)]
@@ -202,7 +204,7 @@ def sample_grid(
     ]
     numbered = [f"sample {number}" for number in range(1, to_y.shape[1])]
     headers = ["x", *numbered, "guided y", "y", *numbered, "guided x"]
-    return draw_grid(rows, headers, gaps_after=[len(numbered) + 1])
+    return Panel(rows, headers, gaps_after=[len(numbered) + 1])
 
 
 def _translations(
@@ -218,10 +220,8 @@ def _translations(
     return model.translate(rows, source, target, torch.cat([drawn, guides[:, None]], dim=1))
 
 
-def analogy_grid(
-    model: TrainedModel, domain: Domain, queries: Rows, references: Rows
-) -> Image.Image:
-    """Draws visual analogies within a domain (Table 8): queries down the left, references on top.
+def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references: Rows) -> Panel:
+    """Shows visual analogies within a domain (Table 8): queries down the left, references on top.
 
     Each crossing has the query's shared and the reference's exclusive latent, which the model must
     have. Pictures are (N, H, W, C) uint8.
@@ -229,8 +229,8 @@ def analogy_grid(
     guides = model.encode(references, domain, shared=False).mean("exclusive")
     exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)
     outputs = model.translate(queries, domain, domain, exclusive)
-    pictures = zip(_shown(queries, model), outputs, strict=True)
+    pictures = zip(model.shown(queries), outputs, strict=True)
     lines = [[Tile(picture), *map(Tile, row)] for picture, row in pictures]
     headers = ["input", *["reference"] * len(references)]
-    above = [Tile(None), *map(Tile, _shown(references, model))]
-    return draw_grid([above, *lines], headers, gaps_after=[0])
+    above = [Tile(None), *map(Tile, model.shown(references))]
+    return Panel([above, *lines], headers, gaps_after=[0])

@@ -20,31 +20,37 @@ from PIL import Image
 
 from iiae_cli import __version__
 from iiae_cli.common.files import writing
+from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.figures import Table, figure_tables
 from iiae_cli.evaluation.protocol import PaperRow, paper_table
 from iiae_cli.evaluation.translation import Subject
+from iiae_cli.inference.neighbours import Metric
+from iiae_cli.model import DOMAINS
 from iiae_cli.report import sections
-from iiae_cli.report.grids import Picture, to_rgb
-from iiae_cli.report.retrieval import Examples, Ints, class_tables, paired_examples
+from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
+from iiae_cli.report.retrieval import Retrieval, source_folder
+from iiae_cli.report.verdict import comparison, leak, verdict
 from iiae_cli.runs import LoadedModel, RunDir
 
+STRIP_ROWS = 4
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement and its subject, whose rows are aligned unless `by_class`."""
+    """A measurement and its subject, whose rows are aligned unless `file` pairs by class."""
 
     run: RunDir
     loaded: LoadedModel
+    file: DataFile
     subject: Subject
-    by_class: bool
     figures: dict[str, Any]  # as `evaluate --json` prints them
     protocol: dict[str, Any]
     paper: Sequence[PaperRow]
     command: Sequence[str]
     samples: int = 3
+    failures: Sequence[str] = ()  # of gates
 
 
 def write_report(measured: Measured, folder: Path) -> Path:
@@ -59,27 +65,33 @@ def write_report(measured: Measured, folder: Path) -> Path:
 def _values(measured: Measured) -> dict[str, object]:
     """Gathers everything that the template shows."""
     figures, protocol = measured.figures, measured.protocol
-    split, pairs = measured.subject.split, measured.subject.pairs
+    split, by_class = measured.subject.split, measured.file.info.by_class
     info = measured.run.read_info()
-    examples: list[Examples] = []
-    ranked: dict[str, Ints] = {}
-    if not measured.by_class:
-        examples, ranked = paired_examples(pairs, split, protocol["metric"])
+    metric: Metric = "cosine" if by_class else protocol["metric"]
+    folder = source_folder(measured.file)
+    ways = [Retrieval(measured.subject, domain, by_class, metric, folder) for domain in DOMAINS]
+    grids = sections.translation_panels(
+        measured.subject, aligned=not by_class, samples=measured.samples
+    )
     return {
         "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
         "about": protocol,
         "rows": {"x": len(split.x), "y": len(split.y)},
-        "by_class": measured.by_class,
+        "by_class": by_class,
+        "metric": metric,
         "warnings": _warnings(info, protocol),
+        "verdict": verdict(figures, measured.failures),
+        "strips": _strips(ways, grids[0] if grids and not by_class else None),
+        "comparison": comparison(figures),
         "tables": figure_tables(figures),
         "paper": paper_table(measured.paper) if measured.paper else None,
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
-        "recall_charts": sections.recall_charts(ranked),
-        "examples": examples,
-        "classes": class_tables(pairs, split) if measured.by_class else (),
-        "grids": sections.translation_grids(
-            measured.subject, aligned=not measured.by_class, samples=measured.samples
+        "recall_charts": sections.recall_charts(
+            {} if by_class else {way.name: way.ranks() for way in ways}
         ),
+        "examples": [*filter(None, [way.failures() for way in ways])],
+        "classes": [way.classes() for way in ways] if by_class else (),
+        "grids": grids,
         "disentanglement": sections.disentanglement_section(figures, protocol),
         "active_variance": ACTIVE_VARIANCE,
         "command": shlex.join(measured.command),
@@ -90,6 +102,17 @@ def _values(measured: Measured) -> dict[str, object]:
         "config": measured.loaded.config.to_yaml(),
         "version": __version__,
     }
+
+
+def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
+    """Shows a few rows, evenly spread, from x to y: neighbours beside translations, if any."""
+    strips = []
+    for way in ways if translated is None else ways[:1]:
+        rows = spread(len(way.sides[0]), sections.GRID_PAIRS)
+        strips.append(way.panel("the nearest neighbours", rows[spread(len(rows), STRIP_ROWS)]))
+    if translated is not None:
+        strips.append(sections.translation_strip(translated, STRIP_ROWS))
+    return strips
 
 
 _ELSEWHERE = ("versions", "command", "warnings")
@@ -124,8 +147,8 @@ def render(**values: object) -> str:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.filters |= {"cell": sections.cell, "svg_uri": svg_uri, "png_uri": png_uri}
-    environment.filters["thumbnail"] = thumbnail
+    environment.filters |= {"cell": sections.cell, "leak": leak}
+    environment.filters |= {"svg_uri": svg_uri, "thumbnail": thumbnail}
     return environment.get_template("report.html").render(values)
 
 
@@ -147,15 +170,9 @@ def svg_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
-def png_uri(image: Image.Image) -> str:
-    """Returns a data URI of a picture."""
-    stream = io.BytesIO()
+def thumbnail(picture: Picture) -> str:
+    """Returns a data URI of a stored picture (H, W, C), shrunk if it is large."""
+    image, stream = Image.fromarray(to_rgb(picture)), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
     image.save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def thumbnail(picture: Picture) -> Image.Image:
-    """Returns a stored picture (H, W, C), shrunk if it is large."""
-    image = Image.fromarray(to_rgb(picture))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
-    return image

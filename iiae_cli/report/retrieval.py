@@ -1,4 +1,4 @@
-"""Queries and their neighbours, right or wrong: the montage of `retrieve`, and the report's tables.
+"""Queries and their neighbours, right or wrong: the montage of `retrieve`, and the report's panels.
 
 The montage takes the first rule that applies:
 
@@ -8,7 +8,8 @@ The montage takes the first rule that applies:
    ending (pictures of the two domains lie in two folders): that entry.
 4. Both sides have labels: entries of the query's class.
 
-Elsewhere nothing is known and nothing framed.
+Elsewhere nothing is known and nothing framed. Where a partner is right, an entry that only has the
+query's class is framed in amber.
 """
 
 from __future__ import annotations
@@ -26,17 +27,43 @@ from PIL import Image
 from iiae_cli.data.datafile import DataFile, Side, Split
 from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.evaluation.figures import Table
-from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, rank_by_class
+from iiae_cli.evaluation.retrieval import rank_by_class
+from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
-from iiae_cli.report.grids import RIGHT, WRONG, Picture, Tile, draw_grid, spread
+from iiae_cli.model import Domain, other_domain
+from iiae_cli.report.grids import Panel, Picture, Tile, Tone
 
 Ints: TypeAlias = NDArray[np.int64]
 
-# Verdicts on a neighbour, and the colours of their frames.
-VERDICTS = {"partner": RIGHT, "other": WRONG, "same class": RIGHT, "other class": WRONG}
+# Verdicts on a neighbour, and the tones of their frames.
+VERDICTS: dict[str, Tone] = {
+    "partner": "right",
+    "only its class": "near",
+    "other": "wrong",
+    "same class": "right",
+    "other class": "wrong",
+}
 NEIGHBOURS = 5  # in the report
-EXAMPLES = 5  # successes, and failures, at most
+FAILURES = 5
+
+
+def verdict_on(partner: bool | None, same_class: bool | None) -> str | None:
+    """Returns a verdict on a neighbour; classes decide if it is not known who the partner is."""
+    if partner is not None:
+        return "partner" if partner else "only its class" if same_class else "other"
+    return None if same_class is None else "same class" if same_class else "other class"
+
+
+def picture_of(side: Side | None, row: int | None, path: Path) -> Picture | None:
+    """Returns a row's picture as it is stored, else that of its file, else None."""
+    if side is not None and row is not None and side.rows.ndim == 4:
+        picture: Picture = side.rows[row]
+        return picture
+    try:
+        return decode(path)
+    except PictureError:
+        return None
 
 
 # ---- the montage
@@ -49,21 +76,20 @@ def draw_montage(
 
     `rows` (Q, K) are of the gallery, nearest first, at `distances` (Q, K), for the first Q queries.
     """
-    sources = [_source(queries), _source(gallery)]
-    splits = [None if item is None else DataFile(item[0]).split(item[1]) for item in sources]
-    sides = sources[0] == sources[1] and queries.domain != gallery.domain
-    judge = judgement(queries, gallery, splits[0] if sides else None)
+    sides = _source(queries) == _source(gallery) and queries.domain != gallery.domain
+    source = _source(queries) if sides else None
+    judge = judgement(queries, gallery, DataFile(source[0]).split(source[1]) if source else None)
+    asked, entries = _pictures(queries), _pictures(gallery)
     lines = []
     for query, (near, lengths) in enumerate(zip(rows.tolist(), distances.tolist(), strict=True)):
-        line = [Tile(_picture(queries, splits[0], query), _names(queries, query))]
+        line = [Tile(asked(query), _names(queries, query))]
         for row, distance in zip(near, lengths, strict=True):
             verdict = judge(query, row)
             caption = [*_names(gallery, row), f"distance {distance:.3g}", *filter(None, [verdict])]
-            frame = VERDICTS[verdict] if verdict else None
-            line.append(Tile(_picture(gallery, splits[1], row), caption, frame))
+            line.append(Tile(entries(row), caption, VERDICTS[verdict] if verdict else None))
         lines.append(line)
     headers = [f"query {queries.domain}", *(f"rank {k}" for k in range(1, rows.shape[1] + 1))]
-    return draw_grid(lines, headers, gaps_after=[0])
+    return Panel(lines, headers, gaps_after=[0]).draw()
 
 
 def judgement(
@@ -76,11 +102,10 @@ def judgement(
     partners = _partners(queries, gallery, split)
 
     def judge(query: int, row: int) -> str | None:
-        if partners[query]:
-            return "partner" if gallery.ids[row] in partners[query] else "other"
-        if queries.labels is None or gallery.labels is None:
-            return None
-        return "same class" if queries.labels[query] == gallery.labels[row] else "other class"
+        own, same = partners[query], None
+        if queries.labels is not None and gallery.labels is not None:
+            same = queries.labels[query] == gallery.labels[row]
+        return verdict_on(gallery.ids[row] in own if own else None, same)
 
     return judge
 
@@ -121,105 +146,121 @@ def _names(cache: LatentCache, row: int) -> list[str]:
     return [Path(cache.ids[row]).stem, *label]
 
 
-def _picture(cache: LatentCache, split: Split | None, row: int) -> Picture | None:
-    """Returns a row's picture; None if its source is gone or has none."""
-    name = cache.ids[row]
-    if split is None:
-        try:
-            return decode(Path(name))
-        except PictureError:
-            return None
-    side = split.side(cache.domain)
-    if side.rows.ndim != 4 or name not in side.ids:
-        return None
-    picture: Picture = side.rows[side.ids.index(name)]
-    return picture
+def _pictures(cache: LatentCache) -> Callable[[int], Picture | None]:
+    """Returns a function from a row to its picture; None if its source is gone or has none.
 
-
-# ---- the report's tables
-
-
-@dataclass(frozen=True)
-class Item:
-    """A row of the data: its id, class and picture, a note, and whether it is a right neighbour."""
-
-    identity: str
-    label: str | None
-    picture: Picture | None
-    note: str = ""
-    right: bool | None = None
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A table of queries: each row is a query, its partner, and its neighbours."""
-
-    title: str
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Item]]
-
-
-def paired_examples(
-    pairs: EncodedPairs, split: Split, metric: Metric
-) -> tuple[list[Examples], dict[str, Ints]]:
-    """Shows successes and failures, where row i of x is the partner of row i of y; and all ranks.
-
-    The choice of queries depends on the figures alone: a page made twice is the same page.
+    Ids are paths; those of features lie below the source of their data file.
     """
-    examples, ranked = [], {}
-    for source, target in DIRECTIONS:
-        queries, gallery = pairs[source].mean("shared"), pairs[target].mean("shared")
-        ranked[f"{source} → {target}"] = ranks = partner_ranks(queries, gallery, metric=metric)
-        hits = np.flatnonzero(ranks == 1)
-        misses = np.argsort(-ranks, kind="stable")[: min(EXAMPLES, (ranks > 1).sum())]
-        for title, rows in (
-            ("found at once", hits[spread(len(hits), EXAMPLES)]),
-            ("failures, the worst first", misses),
-        ):
-            if not len(rows):
-                continue
-            near, distances = nearest(queries[rows], gallery, NEIGHBOURS, metric=metric)
-            lines = []
-            for row, *neighbours in zip(rows.tolist(), near.tolist(), distances, strict=True):
-                query = _item(split.side(source), row, f"partner at rank {ranks[row]:,}")
-                lines.append([query, *_neighbours(split.side(target), row, *neighbours)])
-            headers = ["query", "its partner", *(f"rank {k}" for k in range(1, near.shape[1] + 1))]
-            examples.append(Examples(f"{source} → {target}: {title}", headers, lines))
-    return examples, ranked
+    source, side, folder = _source(cache), None, Path()
+    if source is not None:
+        file = DataFile(source[0])
+        side, folder = file.split(source[1]).side(cache.domain), source_folder(file)
+    places = {name: row for row, name in enumerate(side.ids if side else ())}
+    return lambda row: picture_of(side, places.get(cache.ids[row]), folder / cache.ids[row])
 
 
-def _neighbours(
-    side: Side, partner: int, rows: list[int], distances: Sequence[float]
-) -> list[Item]:
-    items = [_item(side, partner)]
-    for row, distance in zip(rows, distances, strict=True):
-        right = row == partner
-        note = f"{'✓' if right else '✗ not'} its partner, distance {distance:.4g}"
-        items.append(_item(side, row, note, right))
-    return items
+def source_folder(file: DataFile) -> Path:
+    """Returns the folder that ids of a data file are relative to."""
+    return Path(file.info.attributes.get("source", ""))
 
 
-def _item(side: Side, row: int, note: str = "", right: bool | None = None) -> Item:
-    label = None if side.labels is None else side.labels[row]
-    picture = side.rows[row] if side.rows.ndim == 4 else None
-    return Item(side.ids[row], label, picture, note, right)
+# ---- the report
 
 
-def class_tables(pairs: EncodedPairs, split: Split) -> list[Table]:
-    """Lists the mean average precision of each class, the worst first, in both directions."""
-    tables = []
-    for source, target in DIRECTIONS:
-        labels, others = (np.asarray(split.side(domain).labels) for domain in (source, target))
-        queries, gallery = pairs[source].mean("shared"), pairs[target].mean("shared")
-        ranking = rank_by_class(queries, gallery, labels.tolist(), others.tolist())
-        precision = ranking.by_query["map@all"]
-        known = labels[np.isin(labels, others)]  # of the rows that have a precision
-        names, codes, counts = np.unique(known, return_inverse=True, return_counts=True)
-        means = np.bincount(codes, precision) / counts
-        worst_first = np.argsort(means, kind="stable")
-        rows = zip(
-            *(column[worst_first].tolist() for column in (names, means, counts)), strict=True
-        )
-        title = f"{source} → {target}: average precision by class, worst first"
-        tables.append(Table(title, ["class", "mean average precision", "queries"], list(rows)))
-    return tables
+@dataclass(frozen=True)
+class Retrieval:
+    """Retrieval by shared means in one direction."""
+
+    subject: Subject
+    source: Domain
+    by_class: bool
+    metric: Metric
+    folder: Path  # below which the pictures lie that features were made of
+
+    @property
+    def target(self) -> Domain:
+        """The gallery's domain."""
+        return other_domain(self.source)
+
+    @property
+    def name(self) -> str:
+        """As `x → y`."""
+        return f"{self.source} → {self.target}"
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Queries and gallery."""
+        return self.subject.split.side(self.source), self.subject.split.side(self.target)
+
+    @property
+    def means(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Their latents, (Q, S) and (G, S)."""
+        pairs = self.subject.pairs
+        return pairs[self.source].mean("shared"), pairs[self.target].mean("shared")
+
+    def ranks(self) -> Ints:
+        """Returns the rank of every query's partner; rows are aligned."""
+        return partner_ranks(*self.means, metric=self.metric)
+
+    def precisions(self) -> tuple[Ints, NDArray[np.float64]]:
+        """Returns the queries whose class the gallery holds, and their average precision."""
+        labels, others = (np.asarray(side.labels) for side in self.sides)
+        ranking = rank_by_class(*self.means, labels.tolist(), others.tolist())
+        return np.flatnonzero(np.isin(labels, others)), ranking.by_query["map@all"]
+
+    def failures(self) -> Panel | None:
+        """Shows the queries whose right rows come last, the worst first; None if there are none."""
+        if self.by_class:
+            rows, precisions = self.precisions()
+            worst = np.argsort(precisions, kind="stable")[:FAILURES]
+            rows, scores = rows[worst], precisions[worst]
+            notes = [f"average precision {score:.3g}" for score in scores if score < 1]
+        else:
+            ranks = self.ranks()
+            rows = np.argsort(-ranks, kind="stable")[:FAILURES]
+            notes = [f"partner at rank {rank:,}" for rank in ranks[rows] if rank > 1]
+        return self.panel("failures, the worst first", rows[: len(notes)], notes) if notes else None
+
+    def panel(self, title: str, rows: Ints, notes: Sequence[str] | None = None) -> Panel:
+        """Shows queries and neighbours; with `notes` on the queries, also ids and partners."""
+        means, gallery = self.means
+        near, distances = nearest(means[rows], gallery, NEIGHBOURS, metric=self.metric)
+        lines, headers = [], ["query", *(f"rank {k}" for k in range(1, near.shape[1] + 1))]
+        partner = notes is not None and not self.by_class
+        for at, (query, entries) in enumerate(zip(rows.tolist(), near.tolist(), strict=True)):
+            line = [self._tile(0, query, None if notes is None else notes[at])]
+            if partner:
+                line.append(self._tile(1, query, ""))
+            for row, distance in zip(entries, distances[at], strict=True):
+                verdict = self._judge(query, row)
+                note = f"{verdict}, distance {distance:.3g}"
+                line.append(self._tile(1, row, None if notes is None else note, VERDICTS[verdict]))
+            lines.append(line)
+        headers[1:1] = ["its partner"] if partner else []
+        return Panel(lines, headers, title=f"{self.name}: {title}")
+
+    def _judge(self, query: int, row: int) -> str:
+        queries, gallery = (side.labels for side in self.sides)
+        same = queries is not None and gallery is not None and queries[query] == gallery[row]
+        return verdict_on(None if self.by_class else query == row, same) or ""
+
+    def _tile(self, place: int, row: int, note: str | None, tone: Tone | None = None) -> Tile:
+        """A row of the queries (place 0) or the gallery; without a note only what it shows."""
+        side = self.sides[place]
+        picture = picture_of(side, row, self.folder / side.ids[row])
+        label = [] if side.labels is None else [f"class {side.labels[row]}"]
+        if note is None:
+            return Tile(picture, () if picture is not None else [side.ids[row], *label], tone)
+        return Tile(picture, [side.ids[row], *label, *([note] if note else [])], tone)
+
+    def classes(self) -> Table:
+        """Lists the mean average precision of each class, the worst first."""
+        rows, precisions = self.precisions()
+        labels = np.asarray(self.sides[0].labels)[rows]
+        names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        means = np.bincount(codes, precisions) / counts
+        order = np.argsort(means, kind="stable")
+        columns = (column[order].tolist() for column in (names, means, counts))
+        title = f"{self.name}: average precision by class, worst first"
+        headers = ["class", "mean average precision", "queries"]
+        return Table(title, headers, [*zip(*columns, strict=True)])

@@ -1,4 +1,4 @@
-"""The report's figures, curves and tables: what was measured in, what the page shows out.
+"""The report's curves and tables: what was measured in, what the page shows out.
 
 Lines of a chart differ by dash as well as by colour; templates/charts.mplstyle says how it looks.
 """
@@ -20,30 +20,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from iiae_cli.evaluation.figures import disentanglement_tables
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
-from iiae_cli.report.grids import analogy_grid, sample_grid, spread
+from iiae_cli.report.grids import Panel, analogy_panel, sample_panel, spread
 
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5
 STYLE = files("iiae_cli.report") / "templates" / "charts.mplstyle"
 MOST_NEAREST = 100  # on the axis of Recall@K
-_ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
+ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 Figures: TypeAlias = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A labelled grid of pictures, and what it shows."""
-
-    title: str
-    note: str
-    image: Image.Image
 
 
 def cell(value: object) -> str:
@@ -152,7 +142,7 @@ def training_charts(records: Sequence[Figures]) -> list[Chart]:
     charts = line_charts(title, losses, y_label="loss terms, log scale", scale="log")
 
     baseline = (validations[-1].get("baseline") if validations else None) or ()
-    ways = _ARROWS.values()
+    ways = ARROWS.values()
     levels = {f"baseline {way}": raw for way, raw in zip(ways, baseline, strict=False)}
     for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
         lines = [Line(way, _points(validations, key, at), True) for at, way in enumerate(ways)]
@@ -196,31 +186,44 @@ def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
 # ---- translation
 
 
-def translation_grids(subject: Subject, *, aligned: bool, samples: int) -> list[Grid]:
-    """Draws rows spread over the split; returns nothing for features or without decoders.
+def translation_panels(subject: Subject, *, aligned: bool, samples: int) -> list[Panel]:
+    """Shows rows spread over the split; nothing for features or without decoders.
 
     Partners guide translations if rows are `aligned`: row i of x belongs to row i of y.
     """
     model, split = subject.trained, subject.split
     if model.size is None or not model.network.generative:
         return []
-    grids, exclusive = [], model.network.exclusive_dim > 0
+    panels, exclusive = [], model.network.exclusive_dim > 0
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
+        panel = sample_panel(model, pairs, samples=samples, seed=subject.seed)
         sampled = f"{samples} with sampled exclusive latents, then one guided by the partner"
         how = sampled if exclusive else "one without exclusive latents"
-        note = f"Each row is a pair. From the left: x, its translations to y ({how}); then y to x."
-        image = sample_grid(model, pairs, samples=samples, seed=subject.seed)
-        grids.append(Grid("Translation, sampled and guided", note, image))
+        panel.title = "Translation, sampled and guided"
+        panel.note = f"Each row is a pair. From the left: x, its translations to y ({how}); "
+        panel.note += "then y to x."
+        panels.append(panel)
     for domain in DOMAINS if exclusive else ():
         rows = split.side(domain).rows
         chosen = spread(len(rows), 2 * ANALOGY_SIDE)
         if len(chosen) > 1:
-            note = f"Domain {domain}: the shared latent is of the picture at the left, "
-            note += "the exclusive one of the reference above."
-            image = analogy_grid(model, domain, rows[chosen[::2]], rows[chosen[1::2]])
-            grids.append(Grid(f"Analogies within {domain}", note, image))
-    return grids
+            panel = analogy_panel(model, domain, rows[chosen[::2]], rows[chosen[1::2]])
+            panel.title = f"Analogies within {domain}"
+            panel.note = (
+                "The shared latent is of the picture at the left, the exclusive one of the "
+            )
+            panel.note += "reference above."
+            panels.append(panel)
+    return panels
+
+
+def translation_strip(panel: Panel, rows: int) -> Panel:
+    """Shows the first half of a `sample_panel`, x to y and the true y, of so many of its rows."""
+    end = panel.gaps_after[0] + 2
+    shown = spread(len(panel.rows), rows)
+    title = "x → y: translations, sampled and then guided by the true y"
+    return Panel([panel.rows[row][:end] for row in shown], panel.headers[:end], title=title)
 
 
 # ---- disentanglement

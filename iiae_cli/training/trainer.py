@@ -30,7 +30,7 @@ from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.extensions.linear_paths import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.report.grids import first_pairs, sample_grid
+from iiae_cli.report.grids import first_pairs, sample_panel
 from iiae_cli.runs import HINT, Checkpoint, RunDir
 from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
@@ -285,7 +285,8 @@ class Trainer:
     def _sample_grid(self) -> Image | None:
         if not self.step or self._grid_pairs is None or not self.model.generative:
             return None
-        return sample_grid(self.trained, self._grid_pairs, seed=self.config.training.seed)
+        seed = self.config.training.seed
+        return sample_panel(self.trained, self._grid_pairs, seed=seed).draw()
 
     def _record(self, validation: Validation | None, grid: Image | None) -> None:
         """Write what a validation found."""

@@ -16,7 +16,7 @@ from helpers import Program, Trained
 from numpy.typing import NDArray
 from PIL import Image
 
-from iiae_cli.report.grids import RIGHT, WRONG
+from iiae_cli.report.grids import NEAR, RIGHT, WRONG
 
 
 @pytest.fixture
@@ -233,10 +233,10 @@ def test_paths_come_from_standard_input(
 
 
 def frames(path: str) -> tuple[int, int]:
-    """Pixels in green and in red."""
+    """Pixels in green, and in red or amber."""
     pixels = picture(path).reshape(-1, 3)
-    greens, reds = (int((pixels == colour).all(axis=1).sum()) for colour in (RIGHT, WRONG))
-    return greens, reds
+    counts = [int((pixels == colour).all(axis=1).sum()) for colour in (RIGHT, WRONG, NEAR)]
+    return counts[0], sum(counts[1:])
 
 
 def test_a_montage_frames_partners_green_and_all_others_red(

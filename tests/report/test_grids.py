@@ -1,4 +1,4 @@
-"""Pictures of pictures: crisp tiles, frames, captions that stay inside, the paper's layouts."""
+"""Panels of pictures: one size, crisp, framed, captions that stay inside, the paper's layouts."""
 
 from types import SimpleNamespace
 
@@ -11,16 +11,16 @@ from iiae_cli.data.datafile import Side, Split
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import (
     GAP,
+    HAIRLINE,
     PAPER,
     RIGHT,
     TEXT_HEIGHT,
     TILE,
-    WRONG,
+    Panel,
     Tile,
     TranslationGrid,
-    draw_grid,
-    enlarge,
-    sample_grid,
+    sample_panel,
+    scaled,
     to_rgb,
 )
 
@@ -39,25 +39,27 @@ def at(image, value):
 
 
 def inked(image):
-    """Rows and columns that hold anything but paper."""
-    marked = (np.asarray(image) != PAPER).any(2)
+    """Rows and columns that hold anything but paper and hairlines."""
+    marked = (np.asarray(image) != PAPER).any(2) & (np.asarray(image) != HAIRLINE).any(2)
     return np.flatnonzero(marked.any(1)), np.flatnonzero(marked.any(0))
 
 
-@given(st.integers(1, 2 * TILE), st.integers(1, 2 * TILE))
-def test_small_pictures_are_enlarged_by_whole_factors_without_smoothing(height, width):
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    image = enlarge(picture)
-    factor = image.height // height
-    assert TILE <= max(image.size) < TILE + max(height, width)
-    np.testing.assert_array_equal(np.asarray(image), picture.repeat(factor, 0).repeat(factor, 1))
+@given(st.integers(1, 4 * TILE), st.integers(1, 4 * TILE))
+def test_every_picture_has_the_same_longer_side(height, width):
+    image = scaled(np.zeros((height, width, 3), np.uint8))
+    assert max(image.size) == TILE
+    assert min(image.size) == pytest.approx(TILE * min(height, width) / max(height, width), abs=1)
 
 
-def test_large_pictures_are_shrunk_smoothly_with_their_aspect():
-    noise = np.random.default_rng(0).integers(0, 256, (400, 800, 3)).astype(np.uint8)
-    image = enlarge(noise)
-    assert image.size == (2 * TILE, TILE)
-    assert np.asarray(image).std() < 60  # smoothed, not thinned
+def test_a_small_picture_stays_crisp():
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(scaled(noise)), noise.repeat(4, 0).repeat(4, 1))
+
+
+def test_a_white_picture_has_a_hairline_around_it():
+    array = np.asarray(Panel([[Tile(WHITE)]]).draw())
+    edges = ((GAP - 1, GAP), (GAP + TILE, GAP), (GAP, GAP - 1), (GAP, GAP + TILE))
+    assert all(tuple(array[place]) == HAIRLINE for place in edges)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_pictures_of_any_channel_count_are_shown(channels, shown):
 
 def test_tiles_stand_in_rows_and_columns_with_a_wider_gap_between_groups():
     rows = [[Tile(flat(10)), Tile(flat(20)), Tile(flat(30))], [Tile(None), Tile(flat(40))]]
-    image = draw_grid(rows, gaps_after=[1])
+    image = Panel(rows, gaps_after=[1]).draw()
     assert [at(image, value) for value in (10, 20, 30, 40)] == [
         (GAP, GAP),
         (GAP, TILE + 2 * GAP),
@@ -80,19 +82,27 @@ def test_tiles_stand_in_rows_and_columns_with_a_wider_gap_between_groups():
 
 
 def test_frames_surround_their_tiles_and_do_not_touch():
-    rows = [[Tile(flat(10), "a", RIGHT), Tile(flat(20), "b", WRONG)], [Tile(flat(30), "c", RIGHT)]]
-    array = np.asarray(draw_grid(rows))
+    rows = [
+        [Tile(flat(10), "a", "right"), Tile(flat(20), "b", "wrong")],
+        [Tile(flat(30), "c", "right")],
+    ]
+    array = np.asarray(Panel(rows).draw())
     (top, left), (_, second), (below, _) = (at(array, value) for value in (10, 20, 30))
-    for row, column in ((top - 1, left), (top + TILE, left), (top, left - 1), (top, left + TILE)):
+    for row, column in (
+        (top - 2, left),
+        (top + TILE + 1, left),
+        (top, left - 2),
+        (top, left + TILE + 1),
+    ):
         assert tuple(array[row, column]) == RIGHT
     assert (array[top : top + TILE, left + TILE : second] == PAPER).all(2).all(0).any()
     assert (array[below - 5, left : left + TILE] == PAPER).all()  # between caption and next frame
 
 
 def test_captions_stand_below_and_headers_above():
-    bare = draw_grid([[Tile(WHITE)]])
-    captioned = draw_grid([[Tile(WHITE, ["cat", "dog"])]])
-    headed = draw_grid([[Tile(WHITE)]], headers=["cat"])
+    bare = Panel([[Tile(WHITE)]]).draw()
+    captioned = Panel([[Tile(WHITE, ["cat", "dog"])]]).draw()
+    headed = Panel([[Tile(WHITE)]], headers=["cat"]).draw()
     assert captioned.height >= bare.height + 2 * TEXT_HEIGHT
     assert headed.height == bare.height + TEXT_HEIGHT
     assert len(inked(bare)[0]) == 0
@@ -103,7 +113,7 @@ def test_captions_stand_below_and_headers_above():
 @given(st.text())
 def test_any_caption_stays_within_its_tile(text):
     blank = Tile(WHITE)
-    _, columns = inked(draw_grid([[blank, Tile(WHITE, [text]), blank]], headers=["", text, ""]))
+    _, columns = inked(Panel([[blank, Tile(WHITE, [text]), blank]], headers=["", text, ""]).draw())
     left = TILE + 2 * GAP - 1  # letters are smoothed over their edges
     assert not len(columns) or (left <= columns.min() and columns.max() < left + TILE + 2)
 
@@ -121,7 +131,7 @@ def grid(count, source="x", references=0, **more):
     for number in range(2):
         outputs = [flat(50 + 20 * number + k) for k in range(count)]
         drawn.rows.append((flat(10 + number), f"in/{number}.png", outputs))
-    return drawn.draw()
+    return drawn.panel().draw()
 
 
 @pytest.mark.parametrize("count, source", [(1, "x"), (3, "x"), (3, "y")])
@@ -137,7 +147,7 @@ def test_outputs_without_a_reference_leave_no_row_for_one():
     grids = [TranslationGrid("x", "y", names, given) for given in ((), (None, None))]
     for drawn in grids:
         drawn.rows.append((flat(10), "in/0.png", outputs))
-    assert grids[0].draw().size == grids[1].draw().size
+    assert grids[0].panel().draw().size == grids[1].panel().draw().size
 
 
 def test_the_ends_of_an_interpolation_stand_above_its_first_and_last_step():
@@ -156,7 +166,10 @@ def test_an_analogy_is_query_reference_output(count):
 class Stub:
     """A model whose k-th translation adds 10 × (k + 1) to its input."""
 
-    network, size = SimpleNamespace(exclusive_dim=8), None
+    network = SimpleNamespace(exclusive_dim=8)
+
+    def shown(self, rows):
+        return list(rows)
 
     def encode(self, rows, domain, *, shared):
         return Encoded(exclusive_mean=np.zeros((len(rows), 8), np.float32))
@@ -168,7 +181,8 @@ class Stub:
 
 def test_table_one_has_the_papers_columns():
     x, y = (np.stack([flat(value), flat(value + 1)]) for value in (10, 50))
-    image = sample_grid(Stub(), Split(Side(x, ["0", "1"]), Side(y, ["0", "1"])), samples=2)
+    panel = sample_panel(Stub(), Split(Side(x, ["0", "1"]), Side(y, ["0", "1"])), samples=2)
+    image = panel.draw()
     for pair in (0, 1):
         line = [at(image, value + pair) for value in range(10, 90, 10)]
         assert len({row for row, _ in line}) == 1

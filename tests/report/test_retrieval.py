@@ -1,15 +1,20 @@
 """Queries and their neighbours: who is right, how it is shown, and what is left open."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
+from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
-from iiae_cli.report.grids import RIGHT, WRONG, to_rgb
-from iiae_cli.report.retrieval import class_tables, draw_montage, judgement, paired_examples
+from iiae_cli.report.grids import NEAR, RIGHT, TILE, WRONG, to_rgb
+from iiae_cli.report.retrieval import Retrieval, draw_montage, judgement
 
 PARTNER, OTHER, SAME, DIFFERENT = "partner", "other", "same class", "other class"
+NEARLY = "only its class"
 
 
 # ---- the montage
@@ -97,8 +102,22 @@ def count(image, colour):
 
 
 def test_frames_follow_the_verdicts():
-    image = draw(queries("2"), gallery("1", "2", "3"), [1, 0, 2])
-    assert count(image, WRONG) == 2 * count(image, RIGHT) > 0
+    searched = gallery("1", "2", "3", "4", labels=["a", "a", "b", "b"])
+    image = draw(queries("2", labels=["a"]), searched, [1, 0, 2, 3])
+    assert 2 * count(image, RIGHT) == 2 * count(image, NEAR) == count(image, WRONG) > 0
+
+
+def test_pictures_of_features_are_read_below_their_source(tmp_path):
+    (tmp_path / "photos").mkdir()
+    red = np.zeros((4, 4, 3), np.uint8) + np.uint8([255, 0, 0])
+    Image.fromarray(red).save(tmp_path / "photos/1.png")
+    side = Side(np.zeros((1, 3), np.float32), ["photos/1.png"], ["cat"])
+    attributes = {"alignment": "class", "source": str(tmp_path)}
+    write_data_file(tmp_path / "f.h5", "features", {"test": Split(side, side)}, attributes)
+    source = {"data": str(tmp_path / "f.h5"), "split": "test"}
+    searched = gallery("photos/1.png", labels=["cat"], source=source)
+    image = draw(queries("photos/1.png", labels=["cat"], source=source), searched, [0])
+    assert count(image, (255, 0, 0)) == 2 * TILE * TILE
 
 
 def test_where_nothing_is_known_nothing_is_framed():
@@ -108,35 +127,41 @@ def test_where_nothing_is_known_nothing_is_framed():
     assert known.height > image.height  # the word
 
 
-# ---- the report's tables
+# ---- the report's panels
 
 
-def pairs_of(x, y):
+def retrieval(x, y, labels_x=None, labels_y=None, *, by_class=False):
     x, y = (Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y))
-    return {"x": x, "y": y}
+    ids, rows = ["0", "1", "2"], np.zeros((3, 1))
+    split = Split(Side(rows, ids, labels_x), Side(rows, ids, labels_y))
+    metric = "cosine" if by_class else "euclidean"
+    return Retrieval(Subject(None, {"x": x, "y": y}, split), "x", by_class, metric, Path())
 
 
-def features_of(labels_x=None, labels_y=None):
-    ids = ["0", "1", "2"]
-    return Split(Side(np.zeros((3, 1)), ids, labels_x), Side(np.zeros((3, 1)), ids, labels_y))
-
-
-def test_successes_and_the_worst_failures_are_shown():
+def test_the_worst_failures_are_shown():
     # x₀ and x₁ find their partners first; x₂'s lies behind both others, at rank 3.
-    pairs = pairs_of([[0], [10], [4]], [[1], [10], [-20]])
-    (hits, misses, *_), ranked = paired_examples(pairs, features_of(), "euclidean")
-    assert hits.title == "x → y: found at once" and ranked["x → y"].tolist() == [1, 1, 3]
-    assert [row[0].identity for row in hits.rows] == ["0", "1"]
-    assert misses.headers == ["query", "its partner", "rank 1", "rank 2", "rank 3"]
-    (row,) = misses.rows
-    assert [item.identity for item in row] == ["2", "2", "0", "1", "2"]
-    assert [item.right for item in row] == [None, None, False, False, True]
-    assert (row[0].note, row[4].note) == ("partner at rank 3", "✓ its partner, distance 24")
+    way = retrieval([[0], [10], [4]], [[1], [10], [-20]], list("abb"), list("abb"))
+    panel = way.failures()
+    assert panel.headers == ["query", "its partner", "rank 1", "rank 2", "rank 3"]
+    (row,) = panel.rows
+    assert [tile.caption[0] for tile in row] == ["2", "2", "0", "1", "2"]
+    assert [tile.tone for tile in row] == [None, None, "wrong", "near", "right"]
+    assert (row[0].caption[-1], row[4].caption[-1]) == ("partner at rank 3", "partner, distance 24")
+
+
+def test_a_strip_has_no_captions_but_of_what_has_no_picture():
+    way = retrieval([[0], [10], [4]], [[1], [10], [-20]])
+    (row,) = way.panel("title", np.array([1])).rows
+    assert [tile.caption for tile in row] == [["1"], ["1"], ["0"], ["2"]]
+    assert [tile.tone for tile in row] == [None, "right", "wrong", "wrong"]
 
 
 def test_classes_are_listed_from_the_worst():
-    pairs = pairs_of([[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]])
-    table, _ = class_tables(pairs, features_of(["a", "b", "nowhere"], ["a", "b", "b"]))
+    x, y = [[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]]
+    way = retrieval(x, y, ["a", "b", "nowhere"], ["a", "b", "b"], by_class=True)
+    table = way.classes()
     # a: its one item is first, 1. b: its items are second and third, (1/2 + 2/3) / 2.
     assert [(name, count) for name, _, count in table.rows] == [("b", 1), ("a", 1)]
     assert [value for _, value, _ in table.rows] == pytest.approx([7 / 12, 1.0])
+    (row,) = way.failures().rows
+    assert (row[0].caption[0], row[0].caption[-1]) == ("1", "average precision 0.583")
