@@ -83,6 +83,7 @@ def command(
       fashion-edges   edge map and garment, the paper's objective
       pairs           your own pairs of pictures at 32x32, the paper's objective
       sketchy         the paper's networks on features
+      mnist-cdcb-64, mnist-cdcb-128   the paper's networks, an hour on two cores
       mnist-cdcb, facades, maps, cars   the paper's at 256x256; want a GPU
     \b
     Beyond the paper:
