@@ -101,6 +101,10 @@ def command(
         bool,
         option("Each picture holds x left and y right.", "--side-by-side", panel=PAIRS),
     ] = False,
+    same_instance: Annotated[
+        bool,
+        option("mnist-quadrants: one digit in both views.", "--same-instance", panel=PAIRS),
+    ] = False,
     split: Annotated[
         str | None,
         option(
@@ -173,6 +177,9 @@ def command(
       mnist-cdcb     as digits-cdcb from MNIST's IDX files, or 512x256 originals
       fashion-cdcb   the same from Fashion-MNIST
       fashion-edges  edge map of a garment (x), it on a random-coloured ground (y)
+      mnist-quadrants  digits of one class, each in a quadrant of a textured ground
+      digits-moved   embedded digits, shifted, scaled and turned in each view
+      trifeature     generated: one shape, in a texture and a colour of each view
       cars           frontal view (x), the car turned (y): visual-analogy data
       facades        photo (x), label map (y): pix2pix's train/, val/ and test/
       maps           aerial photo (x), map (y): train/ and val/, taken as test

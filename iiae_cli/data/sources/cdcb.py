@@ -30,6 +30,7 @@ UInt8Array: TypeAlias = NDArray[np.uint8]
 Coloured: TypeAlias = tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]  # x, y, factors
 Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], Coloured]
 Grey: TypeAlias = tuple[UInt8Array, NDArray[np.int64]]  # pictures (N, H, W) and labels (N,)
+Parts: TypeAlias = dict[str, Grey]  # by split
 
 THRESHOLD = 102  # a grey value above it belongs to the digit
 TEST_DIGITS = 300
@@ -111,18 +112,22 @@ def coloured_splits(
     return splits
 
 
-def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
-    """Plan scikit-learn's digits: 1,497 train and 300 test pairs, stratified; none for valid."""
+def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: PrepareOptions) -> Parts:
+    """1,497 train and 300 test digits, stratified; none for valid."""
     from sklearn.model_selection import train_test_split
 
-    pictures, labels = embedded_digits(options.image_size or 32)
     train, test = train_test_split(
         np.arange(len(pictures)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
     )
-    grey = {
+    return {
         split: (pictures[rows[: options.limit]], labels[rows[: options.limit]])
         for split, rows in (("train", train), ("test", test))
     }
+
+
+def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
+    """Plan scikit-learn's digits."""
+    grey = split_digits(*embedded_digits(options.image_size or 32), options)
     return Plan(
         lambda rows, work: Prepared(coloured_splits(grey, recipe, options.seed)),
         attributes={"source": "scikit-learn's bundled digits"},
@@ -133,15 +138,27 @@ def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
 
 
 def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
-    """Plan an IDX set: 50,000 train pairs, the training digits left over as valid, all of test.
-
-    A folder of the published side-by-side pictures is taken as it is.
-    """
+    """Plan an IDX set; a folder of the published side-by-side pictures is taken as it is."""
     folder = _folder(title, options)
     folders = split_folders(folder)
     if folders and find_idx(folder, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, source=folder, side_by_side=True))
-    paths = []
+    parts, attributes = read_parts(title, options)
+    grey = {
+        name: (pictures[: options.limit], labels[: options.limit])
+        for name, (pictures, labels) in parts.items()
+    }
+    return Plan(
+        lambda rows, work: Prepared(
+            coloured_splits(grey, recipe, options.seed, options.image_size)
+        ),
+        attributes=attributes,
+    )
+
+
+def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
+    """50,000 train digits, those left over as valid, all of test; and the files' attributes."""
+    folder, paths = _folder(title, options), []
     for name in IDX_FILES:
         path = find_idx(folder, name)
         if path is None:
@@ -158,19 +175,11 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
                 "fetch the files again",
             )
     parts = {
-        "train": (train[:TRAIN_IDX], train_labels[:TRAIN_IDX]),
-        "valid": (train[TRAIN_IDX:], train_labels[TRAIN_IDX:]),
-        "test": (test, test_labels),
+        "train": (train[:TRAIN_IDX], train_labels[:TRAIN_IDX].astype(np.int64)),
+        "valid": (train[TRAIN_IDX:], train_labels[TRAIN_IDX:].astype(np.int64)),
+        "test": (test, test_labels.astype(np.int64)),
     }
-    grey = {
-        name: (pictures[: options.limit], labels[: options.limit].astype(np.int64))
-        for name, (pictures, labels) in parts.items()
-    }
-    seed, size = options.seed, options.image_size
-    return Plan(
-        lambda rows, work: Prepared(coloured_splits(grey, recipe, seed, size)),
-        attributes={"source": title, "source_sha256": sha256_of(*paths)},
-    )
+    return parts, {"source": title, "source_sha256": sha256_of(*paths)}
 
 
 def _folder(title: str, options: PrepareOptions) -> Path:

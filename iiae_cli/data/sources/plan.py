@@ -40,6 +40,7 @@ class PrepareOptions:
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
     side_by_side: bool = False
+    same_instance: bool = False
     split: str | None = None
     unseen_classes: str | None = None
     backbone: str | None = None

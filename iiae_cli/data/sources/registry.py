@@ -26,6 +26,7 @@ from iiae_cli.common.files import data_folder, missing, reading, sha256_of, writ
 from iiae_cli.data.sources.cars import plan_cars
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
+from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 
@@ -88,6 +89,9 @@ BUILDERS: dict[str, Builder] = {
     "mnist-cdcb": partial(plan_idx, "MNIST", colour_pair),
     "fashion-cdcb": partial(plan_idx, "Fashion-MNIST", colour_pair),
     "fashion-edges": partial(plan_idx, "Fashion-MNIST", sketch_pair),
+    "mnist-quadrants": plan_quadrants,
+    "digits-moved": plan_moved_digits,
+    "trifeature": plan_trifeature,
     "cars": partial(_from_archive, "cars", plan_cars),
     "facades": partial(_from_archive, "facades", plan_published),
     "maps": partial(_from_archive, "maps", plan_published),
@@ -95,9 +99,9 @@ BUILDERS: dict[str, Builder] = {
     "sketchy": partial(_from_archive, "sketchy", plan_sketchy),
     "classes": partial(_from_archive, "classes", plan_classes),
 }
-EMBEDDED = ("digits-cdcb", "digits-edge")
+EMBEDDED = ("digits-cdcb", "digits-edge", "digits-moved", "trifeature")
 CLASS_SETS = ("sketchy", "classes")  # stored as features
-DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "fashion-cdcb", "fashion-edges")
+DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "mnist-quadrants", "fashion-cdcb", "fashion-edges")
 
 
 def build(name: str, options: PrepareOptions) -> Plan:
@@ -113,6 +117,7 @@ def build(name: str, options: PrepareOptions) -> Plan:
         ("--backbone…", options.wants_backbone, CLASS_SETS),
         ("--image-size", options.image_size is not None, pictures),
         ("--side-by-side", options.side_by_side, ["pairs"]),
+        ("--same-instance", options.same_instance, ["mnist-quadrants"]),
     ):
         if is_given and name not in sets:
             takers = ", ".join(sets)

@@ -1,0 +1,260 @@
+"""Pairs whose content stands elsewhere, and looks otherwise, in each of the two views.
+
+* `mnist-quadrants`: a digit in one of the four quadrants of a textured ground. Quadrant and ground
+  are drawn for each view; the two digits are different instances of one class, or one instance.
+* `digits-moved`: scikit-learn's digits, shifted, scaled and turned in each view by itself.
+* `trifeature`: a shape, filled by a texture in a colour; the two views have the shape in common.
+
+Every picture is generated, and what it was generated from is stored as factors. Ink is light on a
+dark ground in x, dark on a light one in y. Shapes: N rows, S side in pixels; pixels lie in [0, 1]
+until they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.pictures import resize_pictures
+from iiae_cli.data.sources.cdcb import embedded_digits, read_parts, split_digits
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
+from iiae_cli.model import DOMAINS, Domain
+
+Floats: TypeAlias = NDArray[np.float32]
+Pictures: TypeAlias = NDArray[np.uint8]
+Ints: TypeAlias = NDArray[np.int64]
+Factors: TypeAlias = dict[str, NDArray[Any]]
+# The pictures of one view, and the factors that it drew for itself.
+Draw: TypeAlias = Callable[[Domain, NDArray[Any], np.random.Generator], tuple[Pictures, Factors]]
+Content: TypeAlias = tuple[NDArray[Any], NDArray[Any], Ints]  # of x, of y, and their classes (N,)
+
+SIDE, QUADRANT, DIGIT = 64, 32, 28
+COUNTS = {"train": 8000, "valid": 1000, "test": 2000}
+TEXTURE = 0.15  # amplitude of a ground
+TURN, SCALES = 30.0, (0.4, 0.7)  # digits-moved: degrees either way, part of the side
+SHAPES = TEXTURES = COLOURS = 10
+CHUNK = 500  # rows that are drawn at once
+
+
+def moved_splits(
+    contents: Mapping[str, Content], draw: Draw, options: PrepareOptions
+) -> dict[str, Split]:
+    """Both views of every pair, drawn by one stream of the seed, resized to `image_size`."""
+    rng, splits = np.random.default_rng(options.seed), {}
+    for name, (*sides, classes) in contents.items():
+        ids = [f"{name}/{number:05d}" for number in range(1, len(classes) + 1)]
+        drawn: dict[Domain, Side] = {}
+        factors: Factors = {"class": classes}
+        for domain, rows in zip(DOMAINS, sides, strict=True):
+            chunks = [
+                draw(domain, rows[start : start + CHUNK], rng)
+                for start in range(0, len(rows), CHUNK)
+            ]
+            pictures = np.concatenate([chunk for chunk, _ in chunks])
+            if options.image_size is not None:
+                pictures = resize_pictures(pictures, options.image_size)
+            drawn[domain] = Side(pictures, ids, list(map(str, classes)))
+            for factor in chunks[0][1]:
+                values = np.concatenate([chunk[factor] for _, chunk in chunks])
+                factors[f"{domain}_{factor}"] = values
+        splits[name] = Split(drawn["x"], drawn["y"], factors)
+    return splits
+
+
+# ---- mnist-quadrants
+
+
+def plan_quadrants(options: PrepareOptions) -> Plan:
+    """Plan 8,000 train, 1,000 valid and 2,000 test pairs; at most `limit` of each."""
+    parts, attributes = read_parts("MNIST", options)
+    rng, contents = np.random.default_rng((options.seed, 1)), {}
+    for name, (digits, labels) in parts.items():
+        x, y = pair_instances(labels, rng, same=options.same_instance)
+        count = min(COUNTS[name], options.limit or COUNTS[name])
+        contents[name] = (digits[x[:count]], digits[y[:count]], labels[x[:count]])
+    return Plan(
+        lambda rows, work: Prepared(moved_splits(contents, draw_quadrant, options)),
+        attributes=attributes,
+    )
+
+
+def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tuple[Ints, Ints]:
+    """Rows of x and of y in random order, partners of one class; no row is in two pairs."""
+    if same:
+        order = rng.permutation(len(labels))
+        return order, order
+    shuffled = rng.permutation(len(labels))
+    by_class = [shuffled[labels[shuffled] == label] for label in np.unique(labels)]
+    x = np.concatenate([rows[: len(rows) // 2] for rows in by_class])
+    y = np.concatenate([rows[len(rows) // 2 :][: len(rows) // 2] for rows in by_class])
+    order = rng.permutation(len(x))
+    return x[order], y[order]
+
+
+def draw_quadrant(
+    domain: Domain, digits: NDArray[Any], rng: np.random.Generator
+) -> tuple[Pictures, Factors]:
+    """Digits (N, 28, 28) anywhere within a quadrant of a ground: clouds in x, stripes in y."""
+    count = len(digits)
+    quadrant = rng.integers(4, size=count)  # row by row
+    corner = QUADRANT * np.stack([quadrant // 2, quadrant % 2], axis=1)
+    corner += rng.integers(QUADRANT - DIGIT + 1, size=(count, 2))
+    mask = np.zeros((count, SIDE, SIDE), np.float32)
+    for row, (top, left) in enumerate(corner):
+        mask[row, top : top + DIGIT, left : left + DIGIT] = digits[row] / np.float32(255)
+    texture = (clouds if domain == "x" else stripes)(count, rng)[..., None]
+    colour = rng.uniform(0.15, 0.5, (count, 1, 1, 3))
+    ground = colour + rng.uniform(0.5, 1, (count, 1, 1, 3)) * TEXTURE * texture
+    ink = rng.uniform(0.85, 1, (count, 1, 1, 3))
+    pictures = ground + mask[..., None] * (ink - ground)
+    if domain == "y":
+        pictures, colour = 1 - pictures, 1 - colour
+    return stored(pictures), {"quadrant": quadrant, "ground": stored(colour[:, 0, 0])}
+
+
+def clouds(count: int, rng: np.random.Generator) -> Floats:
+    """Noise (N, S, S) in [−1, 1] of one octave, whose frequency each row draws."""
+    row, column = np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]
+    octaves = np.log2(np.maximum(SIDE * np.hypot(row, column), 0.01))  # of cycles per picture
+    wanted = np.exp(-2 * (octaves - rng.uniform(1, 3.5, (count, 1, 1))) ** 2)
+    spectrum = np.fft.rfft2(rng.standard_normal((count, SIDE, SIDE))) * wanted
+    values = np.fft.irfft2(spectrum, (SIDE, SIDE))
+    values /= 2 * values.std(axis=(1, 2), keepdims=True)
+    return np.clip(values, -1, 1).astype(np.float32)
+
+
+def stripes(count: int, rng: np.random.Generator) -> Floats:
+    """Waves (N, S, S) in [−1, 1] on a gradient; each row draws directions, period and phase."""
+    place = np.arange(SIDE) / SIDE - 0.5
+    angle, cycles, phase, slope = (
+        rng.uniform(0, end, (count, 1, 1)) for end in (np.pi, 1, 2 * np.pi, 2 * np.pi)
+    )
+    across = np.cos(angle) * place + np.sin(angle) * place[:, None]
+    waves = np.sin(2 * np.pi * (2 + 7 * cycles) * across + phase)
+    gradient = np.cos(slope) * place + np.sin(slope) * place[:, None]
+    return np.clip(0.6 * (waves + gradient), -1, 1).astype(np.float32)
+
+
+def stored(values: NDArray[Any]) -> Pictures:
+    """Values in [0, 1] as bytes."""
+    pixels: Pictures = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    return pixels
+
+
+# ---- digits-moved
+
+
+def plan_moved_digits(options: PrepareOptions) -> Plan:
+    """Plan scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
+    contents = {
+        name: (digits, digits, labels)
+        for name, (digits, labels) in split_digits(*embedded_digits(), options).items()
+    }
+    return Plan(
+        lambda rows, work: Prepared(moved_splits(contents, draw_moved, options)),
+        attributes={"source": "scikit-learn's bundled digits"},
+    )
+
+
+def draw_moved(
+    domain: Domain, digits: NDArray[Any], rng: np.random.Generator
+) -> tuple[Pictures, Factors]:
+    """Digits (N, S, S) of 0 or 255, moved within their pictures (N, S, S, 1)."""
+    count, side = digits.shape[:2]
+    scale, turn = rng.uniform(*SCALES, (count,)), rng.uniform(-TURN, TURN, (count,))
+    shift = rng.uniform(-0.4, 0.4, (count, 2)) * (1 - scale[:, None])  # down, right; in sides
+    pictures = np.empty((count, side, side, 1))
+    for row in range(count):
+        cosine, sine = np.cos(np.radians(turn[row])), np.sin(np.radians(turn[row]))
+        back = np.array([[cosine, sine], [-sine, cosine]]) / scale[row]
+        middle = np.full(2, (side - 1) / 2)
+        offset = middle - back @ (middle + side * shift[row])
+        moved = affine_transform(digits[row] / 255, back, offset, order=1)
+        pictures[row, ..., 0] = 0.1 + 0.8 * moved
+    pictures = pictures if domain == "x" else 1 - pictures
+    return stored(pictures), {"shift": shift, "scale": scale, "rotation": turn}
+
+
+# ---- trifeature
+
+
+def plan_trifeature(options: PrepareOptions) -> Plan:
+    """Plan generated pairs, as many as in mnist-quadrants, of ten shapes, textures and colours."""
+    rng, contents = np.random.default_rng((options.seed, 1)), {}
+    for name, count in COUNTS.items():
+        shapes = rng.integers(SHAPES, size=min(count, options.limit or count))
+        contents[name] = (shapes, shapes, shapes)
+    return Plan(
+        lambda rows, work: Prepared(moved_splits(contents, draw_trifeature, options)),
+        attributes={"source": "generated"},
+    )
+
+
+def draw_trifeature(
+    domain: Domain, shapes: NDArray[Any], rng: np.random.Generator
+) -> tuple[Pictures, Factors]:
+    """Shapes (N,) by number, turned, anywhere on a plain ground that is light in x, dark in y."""
+    count = len(shapes)
+    texture, colour = rng.integers(TEXTURES, size=count), rng.integers(COLOURS, size=count)
+    radius = rng.uniform(14, 22, (count, 1, 1))
+    middle = rng.uniform(radius[:, 0], SIDE - 1 - radius[:, 0], (count, 2))
+    down, across = (
+        np.arange(SIDE).reshape(axes) - middle[:, item, None, None]
+        for item, axes in enumerate([(1, SIDE, 1), (1, 1, SIDE)])
+    )
+    angle = np.arctan2(down, across) + rng.uniform(0, 2 * np.pi, (count, 1, 1))
+    distance = np.hypot(down, across) / radius
+    inside = np.empty((count, SIDE, SIDE, 1), bool)
+    for row in range(count):
+        inside[row, ..., 0] = OUTLINES[shapes[row]](angle[row], distance[row])
+    patterns = np.stack([pattern(*np.mgrid[:SIDE, :SIDE]) for pattern in PATTERNS])
+    paint = hues()[colour][:, None, None] * (0.35 + 0.65 * patterns[texture][..., None])
+    pictures = np.where(inside, paint, 0.95 if domain == "x" else 0.1)
+    return stored(pictures), {"texture": texture, "color": colour}
+
+
+def polygon(corners: int) -> Callable[[Floats, Floats], NDArray[np.bool_]]:
+    """A regular one of circumradius 1, at angles and distances from its middle."""
+    step = 2 * np.pi / corners
+
+    def inside(angle: Floats, distance: Floats) -> NDArray[np.bool_]:
+        return np.asarray(distance * np.cos(angle % step - step / 2) <= np.cos(step / 2))
+
+    return inside
+
+
+def star(points: int, depth: float) -> Callable[[Floats, Floats], NDArray[np.bool_]]:
+    """A rounded star of circumradius 1 and the hollows' depth."""
+    return lambda angle, distance: distance <= 1 - depth * (0.5 - 0.5 * np.cos(points * angle))
+
+
+OUTLINES = (
+    *(polygon(3), polygon(4), polygon(5), star(0, 0)),  # the last is a disc
+    *(star(2, 0.6), star(3, 0.6), star(4, 0.6), star(5, 0.6)),
+    lambda angle, distance: (distance <= 1) & (distance > 0.55),  # a ring
+    lambda angle, distance: (distance <= 1) & (np.cos(angle) <= 0.5),  # a disc without a slice
+)
+PATTERNS: tuple[Callable[[Ints, Ints], NDArray[Any]], ...] = (
+    lambda down, across: np.ones_like(down),
+    lambda down, across: down // 3 % 2,
+    lambda down, across: across // 3 % 2,
+    lambda down, across: (down + across) // 4 % 2,
+    lambda down, across: (down - across) // 4 % 2,
+    lambda down, across: (down // 4 + across // 4) % 2,
+    lambda down, across: np.minimum(down % 6, across % 6) > 1,
+    lambda down, across: np.maximum(down % 6, across % 6) > 3,
+    lambda down, across: np.hypot(down % 8 - 3.5, across % 8 - 3.5) > 2.5,
+    lambda down, across: (down + 2 * np.sin(across)) // 4 % 2,
+)
+
+
+def hues() -> NDArray[np.float64]:
+    """Ten colours (10, 3), evenly around the circle of hues."""
+    turn = np.arange(COLOURS)[:, None] / COLOURS + np.array([0, 1 / 3, 2 / 3])
+    colours: NDArray[np.float64] = 0.55 + 0.45 * np.cos(2 * np.pi * turn)
+    return colours
