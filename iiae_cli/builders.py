@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config.schema import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE
+from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE, RecombiningIIAE
 from iiae_cli.extensions.linear_paths import DescribedFlat, DescribedMaps, LinearPathFeatures
-from iiae_cli.extensions.terms import contrastive_term, dependence_term
+from iiae_cli.extensions.pooled import PooledNetworks
+from iiae_cli.extensions.terms import contrastive_term, dependence_term, recombination_term
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
@@ -78,6 +79,8 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
         "exclusive_dim": 0 if kind == "ii" else config.model.exclusive,
         "shared_decoders": kind == "elbo+ii",
     }
+    if config.objective.recombination:
+        return RecombiningIIAE(networks, widths, **options, **extensions)
     if any(extensions.values()):
         return ExtendedIIAE(networks, widths, **options, **extensions)
     return IIAE(networks, widths, **options)
@@ -96,6 +99,11 @@ def _networks(config: Config, info: DataInfo) -> Networks:
             f"model.linear_path={path} does not go with model.kind={model.kind}",
             "canonical is for pictures, random and two-covariance are for features",
         )
+    if model.pooled and (path != "none" or model.kind != "flat"):
+        raise IiaeError(
+            f"model.pooled does not go with model.kind={model.kind}, linear_path={path}",
+            "leave it out: --set model.pooled=false",
+        )
     size = picture_size(config, info)
     if size is None:
         features = FeatureNetworks if path == "none" else LinearPathFeatures
@@ -113,6 +121,7 @@ def _networks(config: Config, info: DataInfo) -> Networks:
         maps = ImageNetworks if path == "none" else DescribedMaps
         return maps(size, *widths, model.shared, model.dropout)
     flat = FlatNetworks if path == "none" else DescribedFlat
+    flat = PooledNetworks if model.pooled else flat
     hidden, width = model.flat_hidden, model.flat_width
     return flat(size, *widths, model.shared, model.dropout, hidden=hidden, flat_width=width)
 
@@ -140,6 +149,8 @@ def build_objective(
         objective.terms.append(term)
     if section.independence:
         objective.terms.append(dependence_term(section.independence, gather))
+    if section.recombination:
+        objective.terms.append(recombination_term(section.recombination))
     return objective
 
 

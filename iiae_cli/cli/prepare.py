@@ -177,7 +177,7 @@ def command(
       mnist-cdcb     as digits-cdcb from MNIST's IDX files, or 512x256 originals
       fashion-cdcb   the same from Fashion-MNIST
       fashion-edges  edge map of a garment (x), it on a random-coloured ground (y)
-      mnist-quadrants  digits of one class, each in a quadrant of a textured ground
+      mnist-quadrants  two digits of a class, in quadrants of textured grounds
       digits-moved   embedded digits, shifted, scaled and turned in each view
       trifeature     generated: one shape, in a texture and a colour of each view
       cars           frontal view (x), the car turned (y): visual-analogy data

@@ -81,6 +81,7 @@ def command(
       digits-edge     the same with outlines as y: raw pixels do not solve it
       mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
       fashion-edges   edge map and garment, the paper's objective
+      digits-moved, mnist-quadrants   content that moves, the paper's objective
       pairs           your own pairs of pictures at 32x32, the paper's objective
       sketchy         the paper's networks on features
       mnist-cdcb-64, mnist-cdcb-128   the paper's networks, an hour on two cores
@@ -91,6 +92,7 @@ def command(
       sketchy-tuned   the same for sketchy, 800 steps
       pairs-plus, fashion-edges-plus   linear paths, a contrastive term
       digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what should not leak
+      mnist-quadrants-plus   shared encoders that do not see where content stands
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command

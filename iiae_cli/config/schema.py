@@ -50,6 +50,8 @@ class AugmentSection(Section):
 
     geometric: NonNegative = 0.0
     """turn, zoom and shift of both pictures of a pair alike; 1: up to 15 degrees, 15 %, 12 %"""
+    apart: bool = False
+    """turn, zoom and shift each picture by itself, for content that moves"""
     flip: Fraction = 0.0
     """probability of mirroring both pictures of a pair, left to right"""
     photometric: NonNegative = 0.0
@@ -77,6 +79,8 @@ class ModelSection(Section):
     """flat: filters of the fifth convolution and of the linear layer"""
     flat_width: PositiveInt = 512
     """flat: grid channels that the decoder starts from"""
+    pooled: bool = False
+    """flat: shared encoders pool over places, so that where content stands cannot matter"""
     feature_width: PositiveInt = 512
     """features: width of the feature extractor"""
     exclusive_hidden: Widths = [512, 256]
@@ -120,11 +124,14 @@ class ObjectiveSection(Section):
     """contrastive and infonce: divides the cosines of shared means"""
     independence: NonNegative = 0.0
     """weight of the distance correlation of exclusive means and the partner's shared mean"""
+    recombination: NonNegative = 0.0
+    """weight of the distance between latents and what is read again in pictures decoded of them"""
 
     @model_validator(mode="after")
     def _something_to_penalise(self) -> ObjectiveSection:
-        if self.independence and self.kind in ("ii", "infonce"):
-            raise ValueError(f"independence needs exclusive latents, and {self.kind} has none")
+        term = "independence" if self.independence else "recombination"
+        if (self.independence or self.recombination) and self.kind in ("ii", "infonce"):
+            raise ValueError(f"{term} needs exclusive latents, and {self.kind} has none")
         return self
 
 

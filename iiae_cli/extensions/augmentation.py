@@ -1,8 +1,8 @@
 """Augmentation of picture pairs: a function of (seed, step), so resuming changes nothing.
 
 What is drawn once for both pictures of a pair stays shared; what is drawn for each becomes
-exclusive by construction. Geometry is therefore drawn once, so that partners still lie on each
-other. Parameters come from the CPU's generator whatever the device.
+exclusive by construction. Geometry is drawn once, so that partners still lie on each other, unless
+`apart` says that they do not. Parameters come from the CPU's generator whatever the device.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Augmentation:
     """Changes a batch of pairs."""
 
     geometric: float = 0.0  # strength of turn, zoom and shift, the same for both pictures of a pair
+    apart: bool = False  # draw turn, zoom and shift for each picture
     flip: float = 0.0  # probability of mirroring both pictures of a pair, left to right
     photometric: float = 0.0  # strength of contrast, light and tint, for each picture
 
     @property
     def active(self) -> bool:
         """Whether anything changes."""
-        return any(vars(self).values())
+        return any((self.geometric, self.flip, self.photometric))
 
     def __call__(self, x: Tensor, y: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Changes both pictures of every pair, (B, C, H, W) in [−1, 1], as (seed, step) decide."""
@@ -50,7 +51,7 @@ class Augmentation:
 
         if self.geometric or self.flip:
             maps = self._affine(draw)
-            x, y = (_warp(pictures, maps) for pictures in (x, y))
+            x, y = _warp(x, maps), _warp(y, self._affine(draw) if self.apart else maps)
         if self.photometric:
             x, y = (self._recolour(pictures, draw) for pictures in (x, y))
         return x, y

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Posteriors, Reconstructions
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
@@ -174,6 +175,42 @@ class ExtendedIIAE(IIAE):
             assert isinstance(standardise, Standardise)
             decoded = standardise.inverse(decoded)
         return decoded
+
+
+@dataclass(frozen=True)
+class Recombined(Reconstructions):
+    """Reconstructions, and what the encoders read in pictures of two rows' latents."""
+
+    # By domain: heads (B, 2S…) and (B, 2E) for row i's shared mean and row i−1's exclusive one.
+    read_again: Mapping[Domain, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class RecombiningIIAE(ExtendedIIAE):
+    """An IIAE that encodes translations again while it trains (GenAug, and a cycle).
+
+    The shared mean is the partner's, as in translation. Batch norm uses its running statistics
+    there: those of the batch are the given pictures' alone.
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
+        """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
+        posteriors, decoded = super().forward(x, y)
+        read_again = {domain: self._read_again(domain, posteriors) for domain in DOMAINS}
+        return posteriors, Recombined(decoded.mean, decoded.shared_only, read_again)
+
+    def _read_again(self, domain: Domain, posteriors: Posteriors) -> tuple[Tensor, Tensor]:
+        shared = posteriors.shared[other_domain(domain)].mean
+        given = posteriors.exclusive[domain].mean.roll(1, dims=0)
+        parts = (self.decoder, self.features, self.shared, self.exclusive)
+        decoder, features, head, exclusive = networks = [part[domain] for part in parts]
+        training = self.training
+        for network in networks:
+            network.eval()
+        made = decoder(shared, given)
+        heads = head(features(made)), exclusive(made)
+        for network in networks:
+            network.train(training)
+        return heads
 
 
 class DualEncoder(ExtendedIIAE):

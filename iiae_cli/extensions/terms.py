@@ -1,4 +1,4 @@
-"""Two terms beyond the paper's bound: `contrastive` and `dependence`.
+"""Terms beyond the paper's bound: `contrastive`, `dependence` and `recombination`.
 
 Shapes: B batch, S shared latent, E exclusive latent, D dimensions of any rows. If several processes
 share a batch, `gather` makes the whole batch's rows of one process's.
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iiae_cli.extensions.extended import Recombined
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions, full
 from iiae_cli.model.objective import Term
@@ -118,3 +119,31 @@ def _centred_distances(values: Tensor) -> Tensor:
     sums = distances.sum(dim=0) / (rows - 2)
     centred = distances - sums[:, None] - sums[None] + distances.sum() / ((rows - 1) * (rows - 2))
     return centred * others
+
+
+# ---- recombination: what is decoded of two rows' latents should be read as these latents
+
+
+def recombination_term(weight: float) -> Term:
+    """How far both latents are from those that a picture of two rows was decoded of.
+
+    In units of a latent's variance in the batch, by domain; the latents decoded are targets, which
+    gradients do not reach. Nothing of it exists outside of training.
+    """
+
+    def values(posteriors: Posteriors, decoded: Reconstructions) -> dict[Domain, Tensor]:
+        heads = decoded.read_again if isinstance(decoded, Recombined) else {}
+        return {
+            domain: relative_error(shared, posteriors.shared[other_domain(domain)].mean)
+            + relative_error(exclusive, posteriors.exclusive[domain].mean.roll(1, dims=0))
+            for domain, (shared, exclusive) in heads.items()
+        }
+
+    return Term("recombination", weight, values)
+
+
+def relative_error(heads: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of heads' means to targets (B, …), over the targets' variance."""
+    means, target = DiagonalGaussian.from_heads(heads).mean, full(target.detach())
+    spread = (target - target.mean(dim=0)).square().mean()
+    return (means - target).square().mean() / (spread + torch.finfo(spread.dtype).tiny)

@@ -47,6 +47,14 @@ def test_the_global_generator_is_neither_read_nor_moved():
     assert torch.equal(Augmentation(**PARTS)(x, x, 0, 0)[0], first)
 
 
+def test_geometry_is_shared_by_a_pair_unless_it_is_drawn_apart():
+    x = smooth()
+    assert torch.equal(*Augmentation(geometric=1.0, flip=0.5)(x, x, 0, 0))
+    first, second = Augmentation(geometric=1.0, apart=True)(x, x, 0, 0)
+    assert torch.equal(first, Augmentation(geometric=1.0)(x, x, 0, 0)[0])
+    assert (first - second).abs().flatten(1).amax(dim=1).min() > 0.05
+
+
 def test_flipping_mirrors_both_pictures_of_about_so_many_pairs():
     x, y = smooth(400, 16, 1), smooth(400, 16, 2)
     changed_x, changed_y = Augmentation(flip=0.25)(x, y, 0, 0)
