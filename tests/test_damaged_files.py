@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,19 +74,17 @@ def picture(size: tuple[int, int] = (32, 16), kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def archives(folder: Path) -> None:
-    """facades.tar.gz and facades.zip, of pictures side by side."""
-    for name in ("train", "val", "test"):
-        path = folder / "sides" / "facades" / name / "1.png"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(picture())
-    shutil.make_archive(str(folder / "facades"), "gztar", folder / "sides")
-    shutil.make_archive(str(folder / "facades"), "zip", folder / "sides")
+def archive(path: Path) -> None:
+    """Pictures side by side, as facades.tar.gz."""
+    with tarfile.open(path, "w:gz") as file:
+        for name in ("train", "val", "test"):
+            entry = tarfile.TarInfo(f"facades/{name}/1.png")
+            entry.size = len(content := picture())
+            file.addfile(entry, io.BytesIO(content))
 
 
 def good(*arguments: object) -> None:
-    outcome = call(*arguments)
-    assert outcome.code == 0, outcome.err
+    assert call(*arguments).code == 0
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     np.savez("a.npz", **feature_arrays({"train": ["ant", "bee"], "test": ["cat"]}))
     shape = (128, 128, 3, 24, 4)
     savemat("car_001_mesh.mat", {"im": np.zeros(shape, np.uint8)}, do_compression=True)
-    archives(folder)
+    archive(folder / "facades.tar.gz")
     row = f"{folder / 'a.png'},{folder / 'a.jpg'},train,ant,3"
     Path("pairs.csv").write_text(f"x,y,split,label,x_size\n{row}\n")
     yield folder
@@ -139,7 +138,7 @@ class Canary:
 def damaged_bytes(draw: Draw, content: bytes) -> bytes:
     """Content cut, overwritten in one place or several, repeated, or replaced."""
     at = draw(st.integers(0, max(0, len(content) - 1)))
-    how = draw(st.sampled_from(["cut", "flip", "head", "zeros", "twice", "pickle", "noise"]))
+    how = draw(st.sampled_from(["cut", "flip", "head", "pickle", "noise"]))
     if how == "cut":
         return content[:at]
     if how in ("flip", "head"):  # a header is where damage matters most
@@ -148,25 +147,15 @@ def damaged_bytes(draw: Draw, content: bytes) -> bytes:
         for place in draw(st.lists(places, min_size=1, max_size=8)):
             damaged[place] ^= draw(st.integers(1, 255))
         return bytes(damaged)
-    if how == "zeros":
-        return content[:at] + bytes(min(64, len(content) - at)) + content[at + 64 :]
-    if how == "twice":
-        return content[:at] + content
     return pickle.dumps(Canary("canary")) if how == "pickle" else draw(st.binary(max_size=200))
 
 
 VALUES = [
-    np.float64("nan"),
-    -1,
-    "",
+    *(np.float64("nan"), -1, "", "x" * 5000, h5py.Empty("f4"), np.zeros((0, 3), np.float32)),
     "\udcff".encode("utf-8", "surrogateescape"),
-    "x" * 5000,
-    np.zeros((0, 3), np.float32),
     np.full((7, 3), np.inf, np.float32),
     np.zeros(8, [("a", "i4"), ("b", "S3")]),
     np.array(["a", "b"] * 4, h5py.string_dtype()),
-    np.arange(4000, dtype=">i8"),
-    h5py.Empty("f4"),
 ]
 
 
@@ -237,7 +226,6 @@ READERS = {
     "a.npz": ["prepare classes {path} -o out/d.h5"],
     "car_001_mesh.mat": ["prepare cars in -o out/d.h5 --image-size 16 --limit 1"],
     "facades.tar.gz": ["prepare facades {path} -o out/d.h5"],
-    "facades.zip": ["prepare facades {path} -o out/d.h5"],
     "p.yaml": [
         "train --preset {path} --print-config",
         "train --preset digits-cdcb --config {path} --print-config",

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iiae_cli.cli.options import (
-    OUTPUT,
-    RUNNING,
-    DeviceOption,
-    DomainName,
-    JsonFlag,
-    NulFlag,
-    OverwriteFlag,
-    ResumeFlag,
-    RunOption,
-    ShardOption,
-    SplitOption,
-    WorkersOption,
-    finish,
-    option,
-    shard_of,
-    shard_output,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import OUTPUT, RUNNING, DomainName, finish, option, shard_of, shard_output
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
@@ -38,25 +21,15 @@ if TYPE_CHECKING:
     from iiae_cli.inference.encoding import EncodeJob
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where the latents are written."""
-
-    output: Path
-    part: Part | None = None  # of the inputs
-    resume: bool = False
-    overwrite: bool = False
-
-
 def command(
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, -, .h5 or .npy.")
     ],
     output: Annotated[Path, option("The latent cache to write.", "-o", "--output")],
     domain: Annotated[DomainName | None, option("Domain of the inputs.")] = None,
-    run: RunOption = None,
-    split: SplitOption = "test",
-    nul: NulFlag = False,
+    run: shared.Run = None,
+    split: shared.Split = "test",
+    nul: shared.Nul = False,
     latents: Annotated[
         Literal["shared", "exclusive", "both"], option("Which latents to keep.", panel=OUTPUT)
     ] = "both",
@@ -66,16 +39,16 @@ def command(
     dtype: Annotated[
         Literal["float32", "float16"], option("Number format of the cache.", panel=OUTPUT)
     ] = "float32",
-    overwrite: OverwriteFlag = False,
-    as_json: JsonFlag = False,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
     batch_size: Annotated[
         int | None, option("Rows at once [by their shape].", panel=RUNNING, min=1)
     ] = None,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
+    workers: shared.Workers = 2,
+    device: shared.Device = "auto",
+    shard: shared.Shard = None,
     merge: Annotated[bool, option("Join what shards wrote.", "--merge", panel=RUNNING)] = False,
-    resume: ResumeFlag = False,
+    resume: shared.Resume = False,
 ) -> None:
     """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.
 
@@ -90,7 +63,6 @@ def command(
           in a SLURM job array
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
-    from iiae_cli.data.blocks import Part
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.encoding import EncodeJob, read_shards, write_merged
     from iiae_cli.inference.inputs import open_inputs
@@ -99,16 +71,15 @@ def command(
 
     with stop_on_signals() as stop:
         paths = expand_inputs(inputs, nul=nul)
+        part = shard_of(shard)
         write: Callable[[], tuple[int, list[str]]]
         if merge:
-            if shard is not None:
+            if part is not None:
                 raise IiaeError("--shard does not apply to --merge", "leave --shard out")
             shards = read_shards(paths)
-            settings, options = shards[0].job, Options(output, None, resume, overwrite)
-            write = partial(write_merged, output, shards)
+            settings, write = shards[0].job, partial(write_merged, output, shards)
         else:
-            index = None if shard is None else shard_of(shard)
-            place, part = shard_output(output, shard, index), index and Part(*index)
+            output = shard_output(output, shard, part)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
             loaded = open_run(run, device)
@@ -119,24 +90,26 @@ def command(
             form = LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
             rows = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
             job = EncodeJob.of(loaded, rows, domain, form, batch_size)
-            settings, options = job.settings(), Options(place, part, resume, overwrite)
-            write = partial(encode, job, settings, options, stop)
+            settings = job.settings()
+            write = partial(_encode, job, settings, output, part, resume, overwrite, stop)
         stop.check()
-        count, skipped = _finished(options, settings) or write()
+        count, skipped = _finished(output, settings, part, resume, overwrite) or write()
         result = {
             "schema": "iiae.encode/1",
-            "path": str(options.output),
+            "path": str(output),
             "rows": count,
             "domain": settings["domain"],
             "fingerprint": settings["model"],
             "skipped": skipped,
         }
-        row = (options.output, count, settings["domain"])
+        row = (output, count, settings["domain"])
         show = partial(console.print_table, ["file", "rows", "domain"], [row], header=False)
         finish(result, show, as_json, skipped)
 
 
-def _finished(options: Options, settings: dict[str, Any]) -> tuple[int, list[str]] | None:
+def _finished(
+    output: Path, settings: dict[str, Any], part: Part | None, resume: bool, overwrite: bool
+) -> tuple[int, list[str]] | None:
     """Returns what an output that is complete already holds; None if it is to be made.
 
     Raises IiaeError if something else stands in its place and must not be overwritten.
@@ -144,21 +117,20 @@ def _finished(options: Options, settings: dict[str, Any]) -> tuple[int, list[str
     from iiae_cli.data.blocks import differences, discard
     from iiae_cli.inference.latents import Gallery
 
-    output = options.output
-    if not options.resume:
-        refuse_existing(output, options.overwrite)
-    if not options.resume or not output.exists():
+    if not resume:
+        refuse_existing(output, overwrite)
+    if not resume or not output.exists():
         return None
     try:
         there = Gallery(output)
-        other = differences({**there.job, "shard": there.part}, {**settings, "shard": options.part})
+        other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
         if other:
             raise IiaeError(
                 f"{output} exists already, with another {', '.join(other)}",
                 "choose another output, or replace it with --overwrite",
             )
     except IiaeError:
-        if options.overwrite:
+        if overwrite:
             return None
         raise
     console.say(f"{output} is complete already")
@@ -166,24 +138,28 @@ def _finished(options: Options, settings: dict[str, Any]) -> tuple[int, list[str
     return len(there), there.skipped
 
 
-def encode(
-    job: EncodeJob, settings: dict[str, Any], options: Options, stop: Stop
+def _encode(
+    job: EncodeJob,
+    settings: dict[str, Any],
+    output: Path,
+    part: Part | None,
+    resume: bool,
+    overwrite: bool,
+    stop: Stop,
 ) -> tuple[int, list[str]]:
-    """Encode all inputs of a job of these settings, or one shard of them.
+    """Encode all inputs of a job, or one shard of them.
 
-    Returns the number of rows, and a line for every input left out. Raises IiaeError if none can be
-    read, and Interrupted after a signal, with what is encoded saved.
+    Returns the number of rows, and a line for every input left out. After a signal, what is encoded
+    is saved.
     """
     from iiae_cli.data.blocks import Part, block_store
     from iiae_cli.inference.encoding import write_blocks
 
-    output, part = options.output, options.part
     numbers = (part or Part(0, 1)).of(job.total)
     if part is not None:
         positions = job.rows_of(numbers)
         span = f"inputs {positions.start} to {positions.stop - 1}" if positions else "no inputs"
         console.say(f"shard {part.name}: {span} of {job.inputs.total}")
-    keep = {"resume": options.resume, "overwrite": options.overwrite}
-    with block_store(output, settings, **keep) as store:
+    with block_store(output, settings, resume=resume, overwrite=overwrite) as store:
         job.make(store, numbers, stop)
         return write_blocks(output, job, store, part)

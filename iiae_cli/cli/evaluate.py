@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from iiae_cli.cli.options import (
-    OUTPUT,
-    RUNNING,
-    DeviceOption,
-    JsonFlag,
-    MetricName,
-    OverwriteFlag,
-    RunOption,
-    SplitName,
-    finish,
-    option,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import OUTPUT, RUNNING, MetricName, SplitName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_file, refuse_existing, run_folder
@@ -43,40 +32,8 @@ Figures = dict[str, Any]
 TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
 
 
-@dataclass
-class Result:
-    """The figures by task, what was measured on what, and a line for every gate not kept."""
-
-    figures: Figures
-    protocol: Figures
-    failures: list[str]
-    paper: list[PaperRow] | None = None
-    report: Path | None = None
-
-    def to_json(self) -> Figures:
-        """Return the object that `--json` prints."""
-        values: Figures = {"schema": "iiae.evaluate/1", **self.figures}
-        if self.paper is not None:
-            values["paper"] = [row.to_json() for row in self.paper]
-        if self.report is not None:
-            values["report"] = str(self.report)
-        return {**values, "protocol": self.protocol, "failures": self.failures}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        from iiae_cli.evaluation.protocol import paper_table
-
-        tables = figure_tables(self.figures)
-        tables += disentanglement_tables(self.figures.get("disentanglement", {})).values()
-        tables += [paper_table(self.paper)] if self.paper else []
-        for table in filter(lambda table: table.rows, tables):
-            console.print_table(table.headers, table.rows, title=table.title)
-        if self.report is not None:
-            console.say(f"report {self.report}")
-
-
 def command(
-    run: RunOption = None,
+    run: shared.Run = None,
     data: Annotated[Path | None, option("Data file [the one that the run was trained on].")] = None,
     split: Annotated[SplitName, option("Split to measure on.")] = "test",
     task: Annotated[
@@ -120,11 +77,11 @@ def command(
         Path | None,
         option("Also write DIR/index.html: figures, plots, pictures.", panel=OUTPUT, metavar="DIR"),
     ] = None,
-    overwrite: OverwriteFlag = False,
-    as_json: JsonFlag = False,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
     seed: Annotated[int, option("Of samples and probes.", panel=RUNNING, min=0)] = 0,
     batch_size: Annotated[int, option("Rows at once.", panel=RUNNING, min=1)] = 256,
-    device: DeviceOption = "auto",
+    device: shared.Device = "auto",
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.
 
@@ -203,7 +160,8 @@ def command(
     if paper and not published:
         console.warn(f"the paper has no row for data set '{file.info.name}'")
     failures = failed_gates(gates, figures)
-    result = Result(figures, protocol, failures, published if paper else None)
+    result: Figures = {"schema": "iiae.evaluate/1", **figures}
+    result |= {"paper": [row.to_json() for row in published]} if paper else {}
     if report is not None:
         from iiae_cli.report.page import Measured, write_report
 
@@ -219,10 +177,24 @@ def command(
             samples=samples,
             failures=failures,
         )
-        result.report = write_report(measured, report)
-    finish(result.to_json(), result.show, as_json)
+        result["report"] = str(write_report(measured, report))
+    result |= {"protocol": protocol, "failures": failures}
+    finish(result, lambda: _show(result, published if paper else []), as_json)
     if failures:
         raise IiaeError("; ".join(failures), "train longer, or lower the gate")
+
+
+def _show(result: Figures, paper: list[PaperRow]) -> None:
+    """Print for people and pipes."""
+    from iiae_cli.evaluation.protocol import paper_table
+
+    tables = figure_tables(result)
+    tables += disentanglement_tables(result.get("disentanglement", {})).values()
+    tables += [paper_table(paper)] if paper else []
+    for table in filter(lambda table: table.rows, tables):
+        console.print_table(table.headers, table.rows, title=table.title)
+    if "report" in result:
+        console.say(f"report {result['report']}")
 
 
 def _translation(

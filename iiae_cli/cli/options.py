@@ -6,13 +6,16 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
 from iiae_cli.data.seen import SEEN, line_of
+
+if TYPE_CHECKING:
+    from iiae_cli.data.blocks import Part
 
 DomainName = Literal["x", "y"]
 SplitName = Literal["train", "valid", "test"]
@@ -27,18 +30,16 @@ def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-JsonFlag = Annotated[bool, option("Print one JSON object on stdout.", "--json", panel=OUTPUT)]
-OverwriteFlag = Annotated[bool, option("Replace what exists.", "--overwrite", panel=OUTPUT)]
-RunOption = Annotated[Path | None, option("Run directory [IIAE_RUN, else runs/latest].", "--run")]
-SplitOption = Annotated[
+Json = Annotated[bool, option("Print one JSON object on stdout.", "--json", panel=OUTPUT)]
+Overwrite = Annotated[bool, option("Replace what exists.", "--overwrite", panel=OUTPUT)]
+Run = Annotated[Path | None, option("Run directory [IIAE_RUN, else runs/latest].", "--run")]
+Split = Annotated[
     SplitName, option("Split, where an input is a prepared .h5.", "--split", panel=INPUT)
 ]
-NulFlag = Annotated[bool, option("Paths on standard input are NUL-separated.", "-0", panel=INPUT)]
-DeviceOption = Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", "--device", panel=RUNNING)]
-WorkersOption = Annotated[
-    int, option("Threads that decode pictures.", "--workers", panel=RUNNING, min=1)
-]
-ShardOption = Annotated[
+Nul = Annotated[bool, option("Paths on standard input are NUL-separated.", "-0", panel=INPUT)]
+Device = Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", "--device", panel=RUNNING)]
+Workers = Annotated[int, option("Threads that decode pictures.", "--workers", panel=RUNNING, min=1)]
+Shard = Annotated[
     str | None,
     option(
         "Only part I, from 0, of N; auto: this task of a job array.",
@@ -47,7 +48,7 @@ ShardOption = Annotated[
         metavar="I/N|auto",
     ),
 ]
-ResumeFlag = Annotated[
+Resume = Annotated[
     bool,
     option(
         "Continue where the output stands, or start it; nothing where complete.",
@@ -105,11 +106,15 @@ def seconds_of(text: str) -> float:
     return sum(part * unit for part, unit in zip(parts[::-1], (1, 60, 3600, 86400), strict=False))
 
 
-def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(I, N) of `I/N` with 0 ≤ I < N, or of `auto`/`slurm`: this task of a SLURM job array."""
+def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
+    """The part that `--shard I/N` names, or `auto`/`slurm`: this task of a SLURM job array."""
+    if text is None:
+        return None
+    from iiae_cli.data.blocks import Part
+
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is not None and int(match[1]) < int(match[2]):
-        return int(match[1]), int(match[2])
+        return Part(int(match[1]), int(match[2]))
     if text not in ("auto", "slurm"):
         raise IiaeError(
             f"--shard {text} is not I/N with 0 <= I < N",
@@ -122,7 +127,7 @@ def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[in
         task, lowest, count, step = map(int, values)
         index, rest = divmod(task - lowest, max(step, 1))
         if not rest and 0 <= index < count:
-            return index, count
+            return Part(index, count)
     states = ", ".join(f"{name} is {value}" for name, value in zip(names, values, strict=True))
     raise IiaeError(
         f"--shard {text} needs a task of an unbroken SLURM job array: {states}",
@@ -130,18 +135,19 @@ def shard_of(text: str, environment: Mapping[str, str] = os.environ) -> tuple[in
     )
 
 
-def shard_output(output: Path, text: str | None, shard: tuple[int, int] | None) -> Path:
+def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
     """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort."""
     named = "{shard}" in str(output)
-    if named and shard is None:
-        raise IiaeError(
-            f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
-        )
     if not named and text in ("auto", "slurm"):
         raise IiaeError(
             f"all tasks of the array would write {output}",
             "name it with {shard}: -o 'z-{shard}.h5'",
         )
-    index, count = shard or (0, 1)
-    part = f"{index:0{len(str(count - 1))}d}-of-{count}"
-    return Path(str(output).replace("{shard}", part))
+    if not named:
+        return output
+    if part is None:
+        raise IiaeError(
+            f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
+        )
+    name = f"{part.index:0{len(str(part.count - 1))}d}-of-{part.count}"
+    return Path(str(output).replace("{shard}", name))

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiae_cli.cli.options import (
-    INPUT,
-    RUNNING,
-    DeviceOption,
-    JsonFlag,
-    OverwriteFlag,
-    ResumeFlag,
-    ShardOption,
-    WorkersOption,
-    finish,
-    option,
-    shard_of,
-    shard_output,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import INPUT, RUNNING, finish, option, shard_of, shard_output
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, refuse_existing
@@ -31,43 +19,6 @@ if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
 
 PAIRS, FEATURES = "Your own pairs", "Classes and features"
-
-
-@dataclass
-class Written:
-    """A data file or a shard, as `--json` prints it."""
-
-    path: Path
-    name: str
-    splits: dict[str, int]  # pairs; empty for a shard
-    skipped: list[str]
-    notes: list[str]  # what was read in another way than it is written
-    rows: dict[str, Any] | None = None  # of a set of classes by split, of a shard by reading
-    shard: str | None = None
-    pictures: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `--json` prints."""
-        values = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(self).items()
-        }
-        for key in ("rows", "shard"):
-            if values[key] is None:
-                del values[key]
-        return {"schema": "iiae.prepare/1", **values}
-
-    def show(self) -> None:
-        """Print for people and pipes."""
-        headers, title = ["split", "pairs"], str(self.path)
-        table = [list(row) for row in self.splits.items()]
-        if self.shard is not None:
-            headers, title = ["part", "rows"], f"{self.path}: shard {self.shard}"
-            table = [list(row) for row in (self.rows or {}).items()]
-        elif self.rows is not None:
-            headers = ["split", "x", "y", "classes"]
-            table = [[split, *counts.values()] for split, counts in self.rows.items()]
-        console.print_table(headers, table, title=title)
 
 
 def command(
@@ -158,15 +109,15 @@ def command(
     batch_size: Annotated[
         int, option("Pictures at once through the backbone.", panel=FEATURES, min=1)
     ] = 64,
-    device: DeviceOption = "auto",
-    shard: ShardOption = None,
+    device: shared.Device = "auto",
+    shard: shared.Shard = None,
     merge: Annotated[
         bool, option("Join shards, named instead of NAME and SOURCE.", "--merge", panel=RUNNING)
     ] = False,
-    resume: ResumeFlag = False,
-    workers: WorkersOption = 2,
-    overwrite: OverwriteFlag = False,
-    as_json: JsonFlag = False,
+    resume: shared.Resume = False,
+    workers: shared.Workers = 2,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Write a data set as one self-describing HDF5 file with splits train, valid and test.
 
@@ -209,7 +160,7 @@ def command(
     """
     given = dict(locals())
 
-    from iiae_cli.data.blocks import Part, in_order, part_of
+    from iiae_cli.data.blocks import in_order, part_of
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
@@ -234,14 +185,15 @@ def command(
         raise IiaeError(
             f"{what} not apply to --merge", "leave it out: the shards say how they were made"
         )
-    part = None if shard is None else Part(*shard_of(shard))
+    part = shard_of(shard)
     with stop_on_signals() as stop:
         parts = []
         if merge:
             words = expand_inputs([name, *map(str, named)])
             parts = in_order([part_of(Path(word)) for word in words], "iiae prepare …")
             name = str(parts[0].job.get("data set"))
-        path = _output(output, name, shard, part)
+        default = f"{name}.h5" if part is None else f"{name}-{{shard}}.h5"
+        path = shard_output(output or data_folder() / default, shard, part)
         _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)
         if merge:
             preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)
@@ -253,18 +205,10 @@ def command(
             preparation.prepare_file(
                 name, path, options, part=part, resume=resume, overwrite=overwrite, stop=stop
             )
-        written = _written(name, path, part)
         if pictures is not None:
             preparation.save_pictures(path, pictures, stop)
-            written.pictures = pictures
-        finish(written.to_json(), written.show, as_json, written.skipped, pictures=True)
-
-
-def _output(output: Path | None, name: str, shard: str | None, part: Part | None) -> Path:
-    if output is None and part is None:
-        return data_folder() / f"{name}.h5"
-    pattern = output or data_folder() / f"{name}-{{shard}}.h5"
-    return shard_output(pattern, shard, None if part is None else (part.index, part.count))
+        result = _described(name, path, part) | {"pictures": pictures and str(pictures)}
+        finish(result, lambda: _show(result), as_json, result["skipped"], pictures=True)
 
 
 def _check_outputs(
@@ -284,24 +228,40 @@ def _check_outputs(
             refuse_existing(path, replaces)
 
 
-def _written(name: str, path: Path, part: Part | None) -> Written:
-    """Describe a finished file."""
+def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
+    """A data file or a shard, as `--json` prints it."""
     from iiae_cli.data.blocks import part_of
     from iiae_cli.data.datafile import SPLITS, DataFile
     from iiae_cli.data.sources.features import classes_of
     from iiae_cli.data.sources.registry import CLASS_SETS
 
+    result: dict[str, Any] = {"schema": "iiae.prepare/1", "path": str(path), "name": name}
     if part is not None:
         about = part_of(path).about
-        notes = str(about.get("notes", "")).splitlines()
-        return Written(path, name, {}, about["skipped"], notes, about["rows"], part.name)
-    file = DataFile(path)
-    notes = str(file.info.attributes.get("notes", "")).splitlines()
-    written = Written(path, name, dict(file.info.counts), file.skipped(), notes)
-    if name in CLASS_SETS:
-        splits = {split: file.split(split) for split in SPLITS}
-        written.rows = {
-            split: {"x": len(rows.x), "y": len(rows.y), "classes": len(classes_of(rows))}
-            for split, rows in splits.items()
-        }
-    return written
+        result |= {"splits": {}, "skipped": about["skipped"]}
+        result |= {"rows": about["rows"], "shard": part.name}  # rows by reading
+    else:
+        file = DataFile(path)
+        about = file.info.attributes
+        result |= {"splits": dict(file.info.counts), "skipped": file.skipped()}
+        if name in CLASS_SETS:
+            splits = {split: file.split(split) for split in SPLITS}
+            result["rows"] = {
+                split: {"x": len(rows.x), "y": len(rows.y), "classes": len(classes_of(rows))}
+                for split, rows in splits.items()
+            }
+    # What was read in another way than it is written.
+    return result | {"notes": str(about.get("notes", "")).splitlines()}
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Print for people and pipes."""
+    headers, title = ["split", "pairs"], result["path"]
+    table = [list(row) for row in result["splits"].items()]
+    if "shard" in result:
+        headers, title = ["part", "rows"], f"{title}: shard {result['shard']}"
+        table = [list(row) for row in result["rows"].items()]
+    elif "rows" in result:
+        headers = ["split", "x", "y", "classes"]
+        table = [[split, *counts.values()] for split, counts in result["rows"].items()]
+    console.print_table(headers, table, title=title)

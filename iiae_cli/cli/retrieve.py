@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iiae_cli.cli.options import (
-    OUTPUT,
-    RUNNING,
-    DeviceOption,
-    DomainName,
-    JsonFlag,
-    MetricName,
-    NulFlag,
-    OverwriteFlag,
-    RunOption,
-    SplitOption,
-    WorkersOption,
-    finish,
-    option,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import OUTPUT, RUNNING, DomainName, MetricName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
-    from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.latents import Gallery, LatentCache
     from iiae_cli.inference.neighbours import Floats, Ints
-    from iiae_cli.runs import LoadedModel
 
 MONTAGE_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Options:
-    """How neighbours are searched and shown."""
-
-    k: int = 5
-    metric: MetricName | None = None
-    latents: Literal["shared", "exclusive"] = "shared"
-    backend: Literal["auto", "sklearn", "torch", "faiss"] = "auto"
-    approximate: bool = False
-    montage: Path | None = None
+LatentName = Literal["shared", "exclusive"]
+BackendName = Literal["auto", "sklearn", "torch", "faiss"]
 
 
 def command(
@@ -57,18 +32,15 @@ def command(
         Path | None,
         option("Gallery: a latent cache [IIAE_INDEX, the only fitting one, RUN/gallery.h5]."),
     ] = None,
-    run: RunOption = None,
+    run: shared.Run = None,
     k: Annotated[int, option("Neighbours per query.", "--k", "-k", min=1)] = 5,
     domain: Annotated[
         DomainName | None, option("The queries' [the other than the gallery's].")
     ] = None,
     metric: Annotated[MetricName | None, option("Distance [the preset's].")] = None,
-    latents: Annotated[
-        Literal["shared", "exclusive"], option("Which latents are compared.")
-    ] = "shared",
+    latents: Annotated[LatentName, option("Which latents are compared.")] = "shared",
     backend: Annotated[
-        Literal["auto", "sklearn", "torch", "faiss"],
-        option("Who searches; neighbours are the same [auto: by size].", panel=RUNNING),
+        BackendName, option("Who searches; neighbours are the same [auto: by size].", panel=RUNNING)
     ] = "auto",
     approximate: Annotated[
         bool,
@@ -81,12 +53,12 @@ def command(
     montage: Annotated[
         Path | None, option("Write a picture of queries and neighbours.", panel=OUTPUT)
     ] = None,
-    split: SplitOption = "test",
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    nul: NulFlag = False,
-    overwrite: OverwriteFlag = False,
-    as_json: JsonFlag = False,
+    split: shared.Split = "test",
+    workers: shared.Workers = 2,
+    device: shared.Device = "auto",
+    nul: shared.Nul = False,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Find the gallery's nearest pictures. In a pipe: query, rank, id, distance[, label],
     tab-separated.
@@ -103,8 +75,8 @@ def command(
     from iiae_cli.common.files import index_file
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import Gallery, is_gallery, is_latent_cache
-    from iiae_cli.inference.trained import open_run
+    from iiae_cli.inference.latents import Gallery, LatentCache, is_gallery, is_latent_cache
+    from iiae_cli.inference.trained import TrainedModel, open_run
 
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
@@ -128,10 +100,12 @@ def command(
     console.say(f"queries are of domain {domain} ({how})")
     if encoded is None:
         inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
-        encoded, skipped = _encoded(loaded, inputs, domain)
-    options = Options(k, metric, latents, backend, approximate, montage)
-    result = {**retrieve(encoded, gallery, options), "skipped": skipped}
-    finish(result, lambda: _show(result["results"]), as_json, skipped)
+        block, head = inputs.read_all(), LatentCache.head_of(loaded, domain, inputs.source)
+        latents_of_rows = TrainedModel.of(loaded).encode(block.rows, domain)
+        encoded = replace(head, encoded=latents_of_rows, ids=block.ids, labels=block.labels)
+        skipped = block.skipped
+    result = _retrieve(encoded, gallery, k, metric, latents, backend, approximate, montage)
+    finish(result | {"skipped": skipped}, lambda: _show(result["results"]), as_json, skipped)
 
 
 def _show(results: list[dict[str, Any]]) -> None:
@@ -143,29 +117,24 @@ def _show(results: list[dict[str, Any]]) -> None:
     console.print_table(["query", *names], rows, header=False)
 
 
-def _encoded(
-    loaded: LoadedModel, inputs: Inputs, domain: DomainName
-) -> tuple[LatentCache, list[str]]:
-    """Returns the latents of queries, and a line for each of them that was left out."""
-    from iiae_cli.inference.latents import LatentCache
-    from iiae_cli.inference.trained import TrainedModel
-
-    block, head = inputs.read_all(), LatentCache.head_of(loaded, domain, inputs.source)
-    encoded = TrainedModel.of(loaded).encode(block.rows, domain)
-    return replace(head, encoded=encoded, ids=block.ids, labels=block.labels), block.skipped
-
-
-def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[str, Any]:
+def _retrieve(
+    queries: LatentCache,
+    gallery: Gallery,
+    k: int,
+    metric: MetricName | None,
+    kind: LatentName,
+    backend: BackendName,
+    approximate: bool,
+    montage: Path | None,
+) -> dict[str, Any]:
     """Find the nearest gallery entries of every query; returns what `--json` prints.
 
-    Raises:
-        IiaeError: latents of another model, or of a kind that one side lacks.
+    Raises IiaeError if the latents are another model's, or of a kind that one side lacks.
     """
-    from iiae_cli.inference import approximate
+    from iiae_cli.inference.approximate import search
     from iiae_cli.inference.neighbours import choose_backend, nearest
 
-    kind, k = options.latents, options.k
-    metric = options.metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
+    metric = metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
     means, entries = queries.encoded.mean(kind), gallery.means(kind)
     model = gallery.head.fingerprint
     if (queries.fingerprint, means.shape[1]) != (model, entries.shape[1]):
@@ -177,22 +146,21 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[s
     if k > len(gallery):
         console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
     figures = None
-    if options.approximate:
+    if approximate:
         backend = "faiss"
-        suffix = ".faiss" if kind == "shared" else f".{kind}.faiss"
-        path = gallery.path.with_suffix(suffix)
-        rows, distances, figures = approximate.search(
+        path = gallery.path.with_suffix(".faiss" if kind == "shared" else f".{kind}.faiss")
+        rows, distances, figures = search(
             means, entries, k, metric=metric, path=path, fingerprint=model
         )
     else:
-        backend = choose_backend(options.backend, len(means), *entries.shape)
-        if options.backend == "auto":
+        if backend == "auto":
+            backend = choose_backend(backend, len(means), *entries.shape)
             size = " × ".join(f"{count:,}" for count in (len(means), *entries.shape))
             console.say(f"backend {backend} (by size: {size})")
         rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
     results = _results(queries.ids, gallery, rows, distances)
-    if options.montage is not None:
-        _draw(options.montage, queries, gallery, rows, distances)
+    if montage is not None:
+        _draw(montage, queries, gallery, rows, distances)
     return {
         "schema": "iiae.retrieve/1",
         "index": str(gallery.path),
@@ -200,7 +168,7 @@ def retrieve(queries: LatentCache, gallery: Gallery, options: Options) -> dict[s
         "backend": backend,
         "approximate": figures,
         "results": results,
-        "montage": options.montage and str(options.montage),
+        "montage": montage and str(montage),
     }
 
 

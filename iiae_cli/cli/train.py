@@ -9,16 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from iiae_cli.cli.options import (
-    INPUT,
-    OUTPUT,
-    RUNNING,
-    JsonFlag,
-    OverwriteFlag,
-    finish,
-    option,
-    seconds_of,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import INPUT, OUTPUT, RUNNING, finish, option, seconds_of
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
@@ -48,11 +40,11 @@ def command(
     config: Annotated[
         list[Path] | None, option("YAML file on top of the preset; repeatable.", panel=INPUT)
     ] = None,
-    overwrite: OverwriteFlag = False,
+    overwrite: shared.Overwrite = False,
     print_config: Annotated[
         bool, option("Show every value and its source; stop.", "--print-config", panel=OUTPUT)
     ] = False,
-    as_json: JsonFlag = False,
+    as_json: shared.Json = False,
     device: Annotated[str | None, option("auto, cpu, cuda, cuda:N or mps.", panel=RUNNING)] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,

@@ -5,27 +5,14 @@ sampled, or taken from a reference or from the input's partner.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiae_cli.cli.options import (
-    INPUT,
-    OUTPUT,
-    DeviceOption,
-    DomainName,
-    JsonFlag,
-    NulFlag,
-    OverwriteFlag,
-    RunOption,
-    SplitOption,
-    WorkersOption,
-    finish,
-    option,
-)
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import INPUT, OUTPUT, DomainName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture, write_errors, writing
@@ -35,25 +22,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iiae_cli.inference.inputs import Block, Inputs
+    from iiae_cli.inference.trained import Styles, TrainedModel
+    from iiae_cli.report.grids import TranslationGrid
     from iiae_cli.runs import LoadedModel
+
+    Files = list[list[Path]]  # by input and output
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which outputs are made, and where they are written."""
-
-    source: DomainName
-    target: DomainName
-    samples: int | None = None
-    interpolate: int | None = None
-    seed: int = 0
-    output: Path | None = None
-    grid: Path | None = None
-    overwrite: bool = False
 
 
 def command(
@@ -65,7 +42,7 @@ def command(
     target: Annotated[
         DomainName | None, option("Domain of the outputs [the other one].", "--to")
     ] = None,
-    run: RunOption = None,
+    run: shared.Run = None,
     samples: Annotated[
         int | None,
         option("Outputs per input, exclusive latents sampled [3; none beside guided ones].", min=1),
@@ -85,13 +62,13 @@ def command(
         Path | None, option("Folder for single pictures.", "-o", "--output", panel=OUTPUT)
     ] = None,
     grid: Annotated[Path | None, option("Write one labelled picture of all.", panel=OUTPUT)] = None,
-    split: SplitOption = "test",
+    split: shared.Split = "test",
     limit: Annotated[int | None, option("At most so many inputs.", panel=INPUT, min=1)] = None,
-    workers: WorkersOption = 2,
-    device: DeviceOption = "auto",
-    nul: NulFlag = False,
-    overwrite: OverwriteFlag = False,
-    as_json: JsonFlag = False,
+    workers: shared.Workers = 2,
+    device: shared.Device = "auto",
+    nul: shared.Nul = False,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
 ) -> None:
     """Translate pictures to the other domain, or make visual analogies within one.
 
@@ -112,7 +89,8 @@ def command(
     """
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.trained import open_run, partners_of
+    from iiae_cli.inference.trained import TrainedModel, open_run, partners_of, styles_of
+    from iiae_cli.report.grids import TranslationGrid
 
     target = target or other_domain(source)
     if output is None and grid is None:
@@ -136,9 +114,31 @@ def command(
         partners = partners_of(Path(paths[0]), rows.total, target, info, split=split)
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
-    options = Options(source, target, samples, interpolate, seed, output, grid, overwrite)
-    translated = translate(loaded, rows, references, partners, options)
-    finish(translated, lambda: _show(translated), as_json, translated["skipped"])
+    trained = TrainedModel.of(loaded)
+    styles = styles_of(
+        *(trained, target, references, partners),
+        samples=samples or (0 if references or partners else DEFAULT_SAMPLES),
+        interpolate=interpolate,
+        seed=seed,
+    )
+    names, files = styles.names, None
+    if output is not None:
+        files = plan_files(output, rows.ids, names, target, overwrite)
+    drawn = TranslationGrid(source, target, names, styles.pictures, bool(interpolate))
+    if grid is not None and rows.total > GRID_ROWS:
+        console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs")
+    results, skipped = _translated(trained, rows, styles, files, drawn, GRID_ROWS if grid else 0)
+    if grid is not None:
+        save_picture(drawn.panel().draw(), grid)
+    result: dict[str, Any] = {
+        "schema": "iiae.translate/1",
+        "from": source,
+        "to": target,
+        "results": results,
+        "grid": grid and str(grid),
+        "skipped": [*(references.skipped if references else []), *skipped],
+    }
+    finish(result, lambda: _show(result), as_json, result["skipped"])
 
 
 def _show(translated: dict[str, Any]) -> None:
@@ -169,68 +169,41 @@ def _check_model(loaded: LoadedModel, styled: bool) -> None:
         )
 
 
-def translate(
-    loaded: LoadedModel,
+def _translated(
+    trained: TrainedModel,
     inputs: Inputs,
-    references: Block | None,
-    partners: Inputs | None,
-    options: Options,
-) -> dict[str, Any]:
+    styles: Styles,
+    files: Files | None,
+    grid: TranslationGrid,
+    grid_rows: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Translate every input, block by block, so that any number of them fits into memory.
 
-    Returns what `--json` prints: per input its id and the files of its outputs.
+    Returns a JSON object per input and a line per skipped one; adds rows to the grid.
     """
     from iiae_cli.inference.inputs import none_read
-    from iiae_cli.inference.trained import TrainedModel, styles_of
-    from iiae_cli.report.grids import TranslationGrid
 
-    trained, source, target = TrainedModel.of(loaded), options.source, options.target
-    styles = styles_of(
-        trained,
-        target,
-        references,
-        partners,
-        samples=options.samples or (0 if references or partners else DEFAULT_SAMPLES),
-        interpolate=options.interpolate,
-        seed=options.seed,
-    )
-    names, files = styles.names, None
-    if options.output is not None:
-        files = plan_files(options.output, inputs.ids, names, target, options.overwrite)
-    grid = TranslationGrid(source, target, names, styles.pictures, bool(options.interpolate))
-    if options.grid is not None and inputs.total > GRID_ROWS:
-        console.say(f"the grid shows the first {GRID_ROWS} of {inputs.total} inputs")
-    results, skipped = [], list(references.skipped if references else [])
-    step = max(1, BLOCK_PICTURES // len(names))
+    results, skipped = list[dict[str, Any]](), list[str]()
+    step = max(1, BLOCK_PICTURES // len(styles.names))
     with console.progress("translating", inputs.total, "inputs") as bar:
         for start in range(0, inputs.total, step):
             block = inputs.read(start, min(start + step, inputs.total))
             skipped += block.skipped
             if block.ids:
                 latents = styles.exclusive(block.positions)
-                outputs = trained.translate(block.rows, source, target, latents)
-                results += _written(block, names, outputs, files)
-                room = GRID_ROWS - len(grid.rows) if options.grid else 0
-                shown = trained.shown(block.rows[:room])
+                outputs = trained.translate(block.rows, grid.source, grid.target, latents)
+                results += _written(block, styles.names, outputs, files)
+                shown = trained.shown(block.rows[: grid_rows - len(grid.rows)])
                 grid.rows += zip(shown, block.ids, outputs, strict=False)
             bar.update(min(start + step, inputs.total))
     if not results:
         raise none_read(skipped)
-    if options.grid is not None:
-        save_picture(grid.panel().draw(), options.grid)
-    return {
-        "schema": "iiae.translate/1",
-        "from": source,
-        "to": target,
-        "results": results,
-        "grid": options.grid and str(options.grid),
-        "skipped": skipped,
-    }
+    return results, skipped
 
 
 def plan_files(
     folder: Path, ids: list[str], names: list[str], target: str, overwrite: bool
-) -> list[list[Path]]:
+) -> Files:
     """Returns the files `FOLDER/STEM-to-TARGET-NAME.png` of every input (N) and output (K).
 
     All of them are different, and the folder is made. Raises IiaeError if one exists, or is an
@@ -271,7 +244,7 @@ def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
 
 
 def _written(
-    block: Block, names: list[str], outputs: NDArray[Any], files: list[list[Path]] | None
+    block: Block, names: list[str], outputs: NDArray[Any], files: Files | None
 ) -> list[dict[str, Any]]:
     """Write the outputs (N, K, H, W, C), if files are planned; returns a JSON object per input."""
     from PIL import Image

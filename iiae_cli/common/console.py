@@ -29,15 +29,14 @@ def set_verbosity(level: int) -> None:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text and any file name, whatever the locale; closed ones too.
+    """Make streams take any text, whatever the locale, and open those that the caller closed.
 
-    Bytes of a file name that are no text go out as they came in, other characters that an encoding
-    lacks as escapes.
+    Bytes of a file name go out as they came in, characters that an encoding lacks as escapes.
     """
     codecs.register_error("iiae", _escape)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as by >&-
-            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="iiae")

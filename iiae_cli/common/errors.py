@@ -1,8 +1,4 @@
-"""What a user can cause, and the exit codes.
-
-The core raises these; `cli/app.py` alone turns them into an `error:` line, a `hint:` line and an
-exit code. Any other exception is a bug and keeps its traceback (exit code 1).
-"""
+"""What a user can cause: the core raises it, `cli/app.py` prints it and exits."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import secrets
-import signal
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +26,12 @@ LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is re
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
-_BROKEN = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK)
+_BROKEN = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
+    errno.ENAMETOOLONG,
+)
 _OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # what seeking to a place that is not there answers
+_MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, then run again"
 
 
 def missing(path: Path, hint: str) -> IiaeError:
@@ -43,9 +46,11 @@ def missing(path: Path, hint: str) -> IiaeError:
 
 def regular_file(path: Path, hint: str) -> None:
     """Refuse a path that is missing or no regular file; a reader would wait for a pipe."""
-    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises on some names
-        raise missing(path, hint)
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on some names
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        raise missing(path, hint) from None
+    if not stat.S_ISREG(mode):
         raise IiaeError(f"{path} is not a file", hint)
 
 
@@ -63,51 +68,26 @@ def reading(path: Path, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        code = _errno(error)
-        if code in _BUSY or _is_written(path) or "already open for write" in reason:
+        code = errno.ENOMEM if isinstance(error, MemoryError) else _errno(error)
+        if code == errno.EAGAIN or "already open for write" in reason or _is_locked(path):
             raise IiaeError(
                 f"{path} is in use: another program writes it, or did not close it",
                 "wait until that program has closed the file, then run again",
             ) from error
-        if code in _FORBIDDEN:
-            raise IiaeError(f"no permission to read {path}", "check its permissions") from error
-        if isinstance(error, MemoryError):
-            raise IiaeError(
-                f"there is not enough memory to read {path}", "free some, then run again"
-            ) from error
         if code and code not in _OF_CONTENT:
-            raise IiaeError(f"{path} cannot be read: {os.strerror(code)}", _again(code)) from error
+            message = f"{path} cannot be read: {os.strerror(code)}"
+            raise IiaeError(message, _MAY_BE_WHOLE) from error
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
 
 
-def _is_written(path: Path) -> bool:
-    """Whether another program holds a file open for writing, as far as this system can say."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        with suppress(OSError):  # no locks here
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # HDF5 holds one
-            except BlockingIOError:
-                return True
-        with suppress(OSError, AttributeError):  # Linux leases what nobody writes
-            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored, unlike SIGIO
-            try:
-                fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            except BlockingIOError:
-                return True
-        return False
-    finally:
-        os.close(handle)
-
-
-def _again(code: int) -> str:
-    """What helps where the system, not the file, is at fault."""
-    if code == errno.ENOLCK:
-        return "this file system has no locks: unset HDF5_USE_FILE_LOCKING, then run again"
-    return "it may be whole: check permissions, disk, network and limits, then run again"
+def _is_locked(path: Path) -> bool:
+    """Whether another program locks a file, as HDF5 does while it writes."""
+    with suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
@@ -135,10 +115,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary file that becomes `path` if the block succeeds, else is removed.
+    """Yield a temporary file, in `folder` or beside `path`, that becomes `path` at the end.
 
-    An older file stays until the new one is complete. The temporary file lies in `folder`, on the
-    same file system, or beside `path`. Many small files that can be made again need no `sync`.
+    If the block fails, an older file stays. Many small files that can be made again need no `sync`.
     """
     name = f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}"
     temporary = (folder or path.parent) / name
@@ -209,36 +188,27 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def refused(path: Path | str, code: int) -> IiaeError:
     """The user's error for an error number of a system that does not write `path`."""
-    if code in _FULL:
-        return IiaeError(
-            f"no space left while writing {path}; nothing was replaced",
-            "free some space or choose another path, then run again (with --resume)",
-        )
-    if code == errno.EFBIG:
-        return IiaeError(
-            f"{path} grows beyond the limit on file sizes; nothing was replaced",
-            "raise the limit (ulimit -f unlimited), then run again (with --resume)",
-        )
-    if code in _FORBIDDEN:
-        what = "is read-only" if code == errno.EROFS else "allows no writing"
-        return IiaeError(
-            f"no permission to write {path}: its file system or folder {what}",
-            "choose a folder that you may write to",
-        )
+    message = f"cannot write {path}: {os.strerror(code)}"
     hint = "check that path and its disk, or choose another output"
-    return IiaeError(f"cannot write {path}: {os.strerror(code)}", hint)
+    if code in _FULL:
+        message = f"no space left while writing {path}; nothing was replaced"
+        hint = "free some space or choose another path, then run again (with --resume)"
+    if code == errno.EFBIG:
+        message = f"{path} grows beyond the limit on file sizes; nothing was replaced"
+        hint = "raise the limit (ulimit -f unlimited), then run again (with --resume)"
+    if code in _FORBIDDEN:
+        message = f"no permission to write {path}: {os.strerror(code)}"
+        hint = "choose a folder that you may write to"
+    return IiaeError(message, hint)
 
 
 def refusal_of_system(error: OSError) -> IiaeError | None:
-    """The user's error for what a machine refuses wherever it is asked; None for what may be a bug.
-
-    A working folder that was deleted, and made again, is another one for the processes in it.
-    """
+    """The user's error for what a machine refuses wherever asked; None for what may be a bug."""
     path, code = error.filename or "a file", _errno(error)
     if code in (*_FULL, errno.EFBIG):
         return refused(path, code)
     if code in (*_FORBIDDEN, *_BROKEN):
-        return IiaeError(f"{path} cannot be used: {os.strerror(code)}", _again(code))
+        return IiaeError(f"{path} cannot be used: {os.strerror(code)}", _MAY_BE_WHOLE)
     if "temporary directory" in str(error):  # Python's words
         return IiaeError(
             "no temporary folder can be written", "set TMPDIR to a folder that you may write to"
@@ -264,8 +234,7 @@ def sha256_of(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
@@ -297,14 +266,13 @@ def data_folder() -> Path:
 
 
 def data_file(option: Path | None, set_name: str) -> Path:
-    """The data file of a set: `--data`, else `IIAE_DATA`, else data/; a file, or FOLDER/SET.h5."""
+    """`--data`, else `IIAE_DATA`, else data/: the set's file, or the folder of SET.h5."""
     path = option or data_folder()
     if path.is_file() or (option is not None and not path.is_dir()):
         return path
     if not set_name:
-        raise IiaeError(
-            "no data file was named", "pass --data FILE.h5, or set data.set in the preset"
-        )
+        hint = "pass --data FILE.h5, or set data.set in the preset"
+        raise IiaeError("no data file was named", hint)
     return path / f"{set_name}.h5"
 
 
@@ -319,15 +287,13 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
 def index_file(
     option: Path | None, run: Path | None, fits: Callable[[Path], bool]
 ) -> tuple[Path, str]:
-    """The gallery and how it was chosen.
+    """`--index`, else `IIAE_INDEX`, else the only .h5 here that `fits`, else the run's gallery.h5.
 
-    In this order: `--index`, `IIAE_INDEX`, the only .h5 in the current folder that `fits`,
-    gallery.h5 of the run.
+    Returns the path and how it was chosen.
     """
     if option is not None:
         return option, "--index"
-    named = os.environ.get("IIAE_INDEX")
-    if named:
+    if named := os.environ.get("IIAE_INDEX"):
         return Path(named), "IIAE_INDEX"
     caches = [path for path in sorted(Path().glob("*.h5")) if fits(path)]
     if len(caches) == 1:

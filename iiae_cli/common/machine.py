@@ -6,10 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
 
-
-def cores(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Cores that this process may use: those of its affinity, or fewer by its cgroups' quota.
 
     A quota of 2.5 cores counts as 2: a third thread would be stopped, and the others wait for it.

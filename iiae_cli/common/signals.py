@@ -1,8 +1,4 @@
-"""Signals set a flag; work asks for it after every step and before every block.
-
-Nothing is raised from a signal handler, so no file is ever left half-written by one. Work that
-takes long asks often enough to end within about five seconds.
-"""
+"""Signals set a flag; work asks for it after every step and before every block."""
 
 from __future__ import annotations
 
@@ -49,10 +45,8 @@ def signal_of(name: str) -> signal.Signals:
     """The signal of a name, with or without SIG, if a process can stop by it."""
     short = name.upper().removeprefix("SIG")
     if short not in _USABLE:
-        raise IiaeError(
-            f"--preempt-signal {name} is no signal to stop by",
-            f"choose one of {', '.join(_USABLE)}",
-        )
+        message = f"--preempt-signal {name} is no signal to stop by"
+        raise IiaeError(message, f"choose one of {', '.join(_USABLE)}")
     return signal.Signals[f"SIG{short}"]
 
 

@@ -49,7 +49,7 @@ def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], di
 
 
 def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
-    """The header alone; neither tensors nor the checksum are read."""
+    """The header alone, unchecked."""
     with reading(path, hint), safe_open(path, framework="pt") as file:
         header = dict(file.metadata() or {})
         check_kind(path, header.get("schema", "none"), schema, hint)

@@ -1,8 +1,7 @@
 """Where a configuration's values come from: presets, files, environment, options and `--set`.
 
-They are merged in that order, and every value remembers its source. A preset holds only what
-differs from the defaults in `schema.py`. All errors are reported at once, unknown keys with their
-nearest match.
+They are merged in that order, and every value remembers its source. All errors are reported at
+once, unknown keys with their nearest match.
 """
 
 from __future__ import annotations
@@ -41,17 +40,15 @@ class Layer:
 
 @dataclass
 class Resolved:
-    """A configuration and the source of each dotted key's value (`default` if no layer set it)."""
+    """A configuration, and the source of each dotted key that a layer set."""
 
     config: Config
     sources: dict[str, str]
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted key, value, source) of every value, in file order."""
-        return [
-            (key, value, self.sources.get(key, "default"))
-            for key, value in flatten(self.config.to_dict()).items()
-        ]
+        values = flatten(self.config.to_dict()).items()
+        return [(key, value, self.sources.get(key, "default")) for key, value in values]
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,27 +74,22 @@ def key_help() -> dict[str, str]:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge layers, later ones winning, and validate.
-
-    Raises:
-        IiaeError: unknown keys, bad values, or not exactly one of steps and epochs.
-    """
+    """Merge layers, later ones winning, and validate: keys, values, one of steps and epochs."""
     given, problems = _merge(layers)
     sources = {key: source for key, (_, source) in given.items()}
     nested: dict[str, Any] = {}
     for key, (value, _) in given.items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
-    config, invalid = Config(), []
+    config = Config()
     try:
         config = Config.model_validate(nested)
     except ValidationError as error:
-        invalid = error.errors()
-    for item in invalid:
-        key, value = ".".join(map(str, item["loc"][:2])), item["input"]
-        origin = f" in {sources[key]}" if key in sources else ""
-        shown = "" if isinstance(value, Mapping) else f", not {reprlib.repr(value)}"
-        problems.append(f"{key}{origin}: {item['msg'].removeprefix('Value error, ')}{shown}")
+        for item in error.errors():
+            key, value = ".".join(map(str, item["loc"][:2])), item["input"]
+            origin = f" in {sources[key]}" if key in sources else ""
+            shown = "" if isinstance(value, Mapping) else f", not {reprlib.repr(value)}"
+            problems.append(f"{key}{origin}: {item['msg'].removeprefix('Value error, ')}{shown}")
     lengths = [key for key in _EXCLUSIVE if given.get(key, (None,))[0] is not None]
     if len(lengths) != 1:
         state = "set" if lengths else "unset"
@@ -151,16 +143,11 @@ def preset_names() -> list[str]:
 def preset_layers(
     preset: str, folder: Path = Path(), extending: tuple[Path, ...] = ()
 ) -> list[Layer]:
-    """The layers of a preset, with the presets that it extends first.
-
-    `preset` is a name or a YAML file, relative to `folder`; the files `extending` led to it.
-    """
+    """The layers of a preset, a name or a YAML file in `folder`; those that it extends first."""
     path = _preset_path(preset, folder)
     if path.resolve() in extending:
-        raise IiaeError(
-            f"preset {extending[0]} extends itself through {path.name}",
-            "break the chain of 'extends'",
-        )
+        message = f"preset {extending[0]} extends itself through {path.name}"
+        raise IiaeError(message, "break the chain of 'extends'")
     content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
     parent = content.pop("extends", None)
     if not isinstance(parent, str | None):
@@ -175,9 +162,7 @@ def _preset_path(name: str, folder: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
         return folder / name
     if name not in names:
-        hint = f"presets: {', '.join(names)}"
-        if Path(name).is_file():
-            raise IiaeError(f"{name} is a file, but its name does not end in .yaml", hint)
+        hint = f"name a file that ends in .yaml, or one of {', '.join(names)}"
         raise IiaeError(f"unknown preset '{name}'{_near(name, names)}", hint)
     return preset_folder() / f"{name}.yaml"
 
@@ -187,9 +172,8 @@ def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
     with reading(path, hint), path.open(encoding="utf-8") as file:
         content = load_yaml(file.read(), str(path)) or {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise IiaeError(
-            f"{path} does not hold a mapping of keys", "compare it with a preset in presets/"
-        )
+        hint = "compare it with: iiae train --preset digits-cdcb --print-config"
+        raise IiaeError(f"{path} does not hold a mapping of keys", hint)
     return content
 
 

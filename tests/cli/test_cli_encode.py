@@ -11,6 +11,7 @@ from helpers import Program, Trained, call, untrained_run
 
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.blocks import Part
 from iiae_cli.inference.latents import Gallery
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "2"}
@@ -29,10 +30,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.mark.parametrize("word", ["auto", "slurm"])
 def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word: str) -> None:
-    assert shard_of(word, ARRAY) == (3, 4)
+    assert shard_of(word, ARRAY) == Part(3, 4)
     for task, step, index in (("2", "1", 0), ("8", "3", 2)):
         changed = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_STEP": step}
-        assert shard_of(word, {**ARRAY, **changed}) == (index, 4)
+        assert shard_of(word, {**ARRAY, **changed}) == Part(index, 4)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,11 @@ def test_no_array_is_refused() -> None:
 
 
 def test_outputs_of_shards_are_named_so_that_they_sort() -> None:
-    assert shard_output(Path("a/z-{shard}.h5"), "3/12", (3, 12)) == Path("a/z-03-of-12.h5")
-    assert shard_output(Path("z-{shard}.h5"), "auto", (9, 10)) == Path("z-9-of-10.h5")
-    assert shard_output(Path("z.h5"), "0/2", (0, 2)) == Path("z.h5")
+    assert shard_output(Path("a/z-{shard}.h5"), "3/12", Part(3, 12)) == Path("a/z-03-of-12.h5")
+    assert shard_output(Path("z-{shard}.h5"), "auto", Part(9, 10)) == Path("z-9-of-10.h5")
+    assert shard_output(Path("z.h5"), "0/2", Part(0, 2)) == Path("z.h5")
     with pytest.raises(IiaeError, match="all tasks of the array would write"):
-        shard_output(Path("z.h5"), "auto", (0, 2))
+        shard_output(Path("z.h5"), "auto", Part(0, 2))
     with pytest.raises(IiaeError, match="none was named"):
         shard_output(Path("z-{shard}.h5"), None, None)
 

@@ -1,8 +1,5 @@
 """kill -9, SIGTERM and full disks while `prepare` and `encode` work: --resume ends in what an
-undisturbed call writes.
-
-IIAE_CRASHES=40 takes so many moments of each instead of three. One server process imports torch
-once and forks for each call, which so costs a tenth of a second instead of seconds.
+undisturbed call writes. IIAE_CRASHES=40 takes so many moments of each instead of three.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,68 +131,21 @@ def test_killed_at_any_moment_and_resumed_is_undisturbed(
     assert killed > MOMENTS // 4
 
 
-def test_encode_resumes_only_what_is_its_own(
-    tmp_path: Path, call: Call, places: dict[str, Path]
-) -> None:
-    for delay in (0.5, 0.2, 1.0, 0.1, 2.0):  # until it is stopped in the middle
-        (tmp_path / "out.h5").unlink(missing_ok=True)
-        code, err = call(tmp_path, ENCODE, "--resume", after=delay, act="TERM")
-        if code == 75 and (tmp_path / "out.h5.partial").exists():
-            break
-    else:
-        pytest.skip("this machine is too busy to stop a call in the middle")
-    assert "--resume" in err
-    half = ("--resume", "--dtype", "float16")
-
-    def then(*more: str) -> tuple[int, str]:
-        return call(tmp_path, ENCODE, *more)
-
-    code, err = then()
-    assert code == 2 and "holds interrupted work" in err
-    code, err = then(*half)
-    assert code == 3 and "begun with another options: starting afresh" in err
-    code, err = then("--resume")
-    assert code == 2 and "exists already, with another options" in err and "--overwrite" in err
-    code, err = then(*half)
-    assert code == 3 and "is complete already" in err and "0301.jpg" in err
-    changed = places["pairs"] / "test" / "y" / "0000.jpg"
-    before = changed.stat()
-    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    code, err = then(*half)
-    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert code == 2 and "another content of the inputs" in err
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+@pytest.mark.parametrize("act", ["ENOSPC", "EACCES"])
 @pytest.mark.parametrize("name", ["prepare", "encode"])
-def test_a_full_disk_leaves_earlier_outputs_and_what_is_done(
-    tmp_path: Path, call: Call, name: str
+def test_a_refusal_to_write_leaves_earlier_outputs_and_what_is_done(
+    tmp_path: Path, call: Call, name: str, act: str
 ) -> None:
-    command = COMMANDS[name]
-    assert call(tmp_path, command)[0] == 3
-    wanted, size = content(tmp_path / "out.h5"), (tmp_path / "out.h5").stat().st_size
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}", "tmpfs", small]
-    if subprocess.run(mount, check=False).returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        (small / "out.h5").write_bytes(b"earlier")
-        code, err = call(small, command, "--overwrite")
-        assert code == 2, err
-        assert "error: no space left while writing" in err and "hint: free some space" in err
-        assert "Traceback" not in err and (small / "out.h5").read_bytes() == b"earlier"
-        subprocess.run(["mount", "-o", f"remount,size={size * 8}", small], check=True)
-        code, err = call(small, command, "--overwrite", "--resume")
-        assert code == 3, err
-        assert content(small / "out.h5") == wanted
-    finally:
-        subprocess.run(["umount", small], check=False)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-@pytest.mark.parametrize("name", ["prepare", "encode"])
-def test_a_folder_without_permission_is_named(tmp_path: Path, call: Call, name: str) -> None:
-    tmp_path.chmod(0o500)
-    code, err = call(tmp_path, COMMANDS[name])
-    assert code == 2 and "error: no permission to write" in err and "hint: " in err
+    said = {"ENOSPC": "error: no space left while writing", "EACCES": "error: no permission to"}
+    codes = []
+    for moment in range(1, 12, 2):
+        (tmp_path / "out.h5").write_bytes(b"earlier")
+        code, err = call(tmp_path, COMMANDS[name], "--overwrite", "--resume", at=moment, act=act)
+        codes.append(code)
+        assert code in (2, 3) and "Traceback" not in err, err
+        if code == 2:
+            assert said[act] in err and "hint: " in err
+            assert (tmp_path / "out.h5").read_bytes() == b"earlier"
+    assert codes.count(2) >= 2
+    assert call(tmp_path, COMMANDS[name], "--overwrite", "--resume")[0] == 3
+    assert content(tmp_path / "out.h5")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Outcome, Program, untrained_run
+from helpers import Program, untrained_run
 from PIL import Image
 
 
@@ -85,25 +83,6 @@ def test_others_say_what_they_changed(iiae: Program, run: Path, command: tuple[s
     outcome = iiae(name, "plain.png", *options, "x", "--run", run, "--json", "--overwrite")
     assert outcome.code == 0 and "pictures:" not in outcome.err
     assert outcome.json["pictures_seen"]["changes"] == {}
-
-
-def test_retrieve_reads_a_list_from_windows_and_names_all_if_none_is_readable(
-    iiae: Program, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("RGB", (8, 8)).save("a.png")
-    assert iiae("encode", "a.png", "--domain", "y", "--run", run, "-o", "z.h5").code == 0
-
-    def retrieve(*names: str) -> Outcome:
-        listing = "".join(f"{name}\r\n" for name in names).encode()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listing)))
-        return iiae("retrieve", "-", "--index", "z.h5", "--run", run, "--json")
-
-    outcome = retrieve("a.png")
-    assert outcome.code == 0 and outcome.json["results"][0]["query"] == "a.png"
-    assert outcome.json["pictures_seen"]["changes"] == {"resized to 32×32": 1}
-    outcome = retrieve("b.png", "c.png")
-    assert outcome.code == 2 and "none of the 2 inputs could be read" in outcome.error()[0]
-    assert all(f"skipped {name}: does not exist" in outcome.err for name in ("b.png", "c.png"))
 
 
 @pytest.mark.parametrize(

@@ -83,22 +83,6 @@ def test_a_job_array_and_its_merge_equal_one_call(
     assert len(list(Path("p").rglob("*.png"))) == 16
 
 
-def test_shards_of_a_set_without_files_to_read(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    base = ("prepare", "digits-edge", "--limit", 5)
-    for number in range(2):
-        task(monkeypatch, number, 2)
-        assert iiae(*base, "--shard", "auto").code == 0
-    (tmp_path / "list").write_text("data/digits-edge-1-of-2.h5\ndata/digits-edge-0-of-2.h5\n")
-    with (tmp_path / "list").open() as file:
-        monkeypatch.setattr("sys.stdin", file)
-        outcome = iiae("prepare", "-", "--merge")
-    assert outcome.out == "split\tpairs\ntrain\t5\nvalid\t0\ntest\t5\n"
-    assert iiae(*base, "-o", "whole.h5").code == 0
-    assert_same("data/digits-edge.h5", "whole.h5")
-
-
 def test_a_signal_leaves_features_that_resume_takes_up(
     iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,10 +16,8 @@ from iiae_cli.config.presets import (
     flatten,
     key_help,
     load_yaml,
-    preset_folder,
     preset_layers,
     preset_names,
-    read_yaml,
     resolve,
     set_layer,
 )
@@ -32,11 +30,6 @@ def with_set(*assignments: str) -> Resolved:
     return resolve([*preset_layers("digits-cdcb"), set_layer(assignments)])
 
 
-def shipped(name: str, key: str) -> object:
-    """A value of a shipped preset's own; they are tuned now and then."""
-    return flatten(read_yaml(preset_folder() / f"{name}.yaml"))[key]
-
-
 def write(path: Path, text: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -44,22 +37,6 @@ def write(path: Path, text: str) -> str:
 
 
 # ---- precedence and sources
-
-
-def test_each_layer_wins_over_those_before_it(tmp_path: Path) -> None:
-    write(tmp_path / "mine.yaml", "training:\n  batch_size: 4\n")
-    layers = [
-        *preset_layers("digits-cdcb"),
-        Layer("mine.yaml", flatten(read_yaml(tmp_path / "mine.yaml"))),
-        environment_layer({"IIAE_BATCH_SIZE": "5"}),
-        Layer("option", {"training.batch_size": 6}),
-        set_layer(["training.batch_size=7"]),
-    ]
-    values = [shipped("digits-cdcb", "training.batch_size"), 4, 5, 6, 7]
-    for number, (layer, value) in enumerate(zip(layers, values, strict=True), 1):
-        resolved = resolve(layers[:number])
-        assert resolved.config.training.batch_size == value
-        assert resolved.sources["training.batch_size"] == layer.source
 
 
 def test_every_key_has_a_value_a_source_and_one_line_of_help() -> None:
@@ -129,24 +106,6 @@ def test_all_errors_are_reported_at_once() -> None:
         "widths has 1 entries and decoder_widths 2",
     ):
         assert part in message
-
-
-def test_long_values_are_cut() -> None:
-    assert len(refusal(with_set, f"data.set=[{'x,' * 999}]").message) < 300
-
-
-@pytest.mark.parametrize(
-    "assignment",
-    [
-        "objective.lambda=0",
-        "objective.kind=elbow",
-        "model.widths=[4, 0]",
-        "training.seed=1.5",
-        "optimizer.lr=.nan",
-    ],
-)
-def test_values_out_of_range_are_refused(assignment: str) -> None:
-    assert f"{assignment.partition('=')[0]} in --set: " in refusal(with_set, assignment).message
 
 
 def test_values_of_set_are_typed_as_yaml() -> None:
@@ -259,10 +218,8 @@ def test_missing_presets_are_refused_with_what_there_is(tmp_path: Path) -> None:
     [
         (b"training: [1\nmodel: 2\n", "is not valid YAML"),
         (b"\xff\xfe\x00broken", "is damaged"),
-        (b"when: 2020-13-45\n", "is not valid YAML"),
         (b"training: &a {lr: *a}\n", "unconstructable recursive node"),
         (b"- a\n- b\n", "does not hold a mapping"),
-        (b"3: 4\n", "does not hold a mapping"),
         (b"extends: [a, b]\n", "is not a name"),
     ],
 )
@@ -273,30 +230,8 @@ def test_a_bad_preset_file_is_refused_by_name(tmp_path: Path, text: bytes, said:
     assert said in message and str(path) in message
 
 
-def test_an_empty_file_or_section_changes_nothing(tmp_path: Path) -> None:
-    path = write(tmp_path / "empty.yaml", "# nothing yet\nmodel:\n")
-    assert resolve([*preset_layers(path), STEPS]).config == resolve([STEPS]).config
-
-
-# ---- YAML
-
-
-def test_plain_values_are_what_pyyaml_makes_of_them() -> None:
-    text = "a: {b: [1, 2.5, yes, null, x, 2001-01-01], c: {d: 1}}\n"
-    assert load_yaml(text, "") == yaml.safe_load(text)
-    assert load_yaml("", "") is None
-
-
 @pytest.mark.parametrize(
-    "text",
-    [
-        "a: 1\na: 2",
-        "[" * 5000,
-        "!!python/name:os.system x",
-        "a: !!int ''",
-        "a: 1\n---\nb: 2",
-        "a: \0",
-    ],
+    "text", ["a: 1\na: 2", "[" * 5000, "!!python/name:os.system x", "a: 1\n---\nb: 2", "a: \0"]
 )
 def test_what_is_no_plain_value_is_refused(text: str) -> None:
     assert refusal(load_yaml, text, "x.yaml").message.startswith("x.yaml is not valid YAML: ")
