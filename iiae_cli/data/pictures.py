@@ -78,17 +78,29 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 
     `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
+    return decode_parts(path, 1, channels, size)[0]
+
+
+def decode_parts(
+    path: Path, count: int, channels: int = 3, size: tuple[int, int] | None = None
+) -> list[NDArray[np.uint8]]:
+    """`count` pictures of equal width that lie side by side in a file, each as `decode` has it."""
     changes: list[str] = []
     with _opened(path) as opened:
         mode = opened.mode
-        image = _plain(opened, channels, changes)
-    shown = image.size
-    if size is not None and shown != (size[1], size[0]):
-        image = resize_picture(image, size)
+        whole = _plain(opened, channels, changes)
+    width, odd = divmod(whole.width, count)
+    if not width:
+        raise PictureError(path, "is one pixel wide")
+    if odd:
+        changes.append("read without an odd last column")
+    boxes = [(width * part, 0, width * (part + 1), whole.height) for part in range(count)]
+    parts = [whole.crop(box) for box in boxes]
+    if size is not None and (whole.height, width) != size:
+        parts = [resize_picture(part, size) for part in parts]
         changes.append(f"resized to {size[1]}×{size[0]}")
-    SEEN.add(path, mode, shown, changes)
-    array = np.asarray(image)
-    return array if array.ndim == 3 else array[..., None]
+    SEEN.add(path, mode, whole.size, changes)
+    return [np.asarray(part).reshape(part.height, part.width, channels) for part in parts]
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:

@@ -137,10 +137,14 @@ def test_folders_of_domains_in_capitals_and_a_word_on_what_there_is(tmp_path):
 
 
 def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
-    pair(tmp_path / "data" / "Train", 0)
-    error = refusal(prepared, tmp_path)
-    assert "has no folder x/; it holds data/" in error.message
-    assert error.hint == f"name {tmp_path / 'data'} as SOURCE"
+    for name in ("data/Train", "plain"):
+        pair(tmp_path / "of" / name, 0)
+        (tmp_path / "of" / "A" / "train").mkdir(parents=True)  # of another layout
+        error = refusal(prepared, tmp_path / "of")
+        folder = name.partition("/")[0]
+        assert f"has no folder x/; it holds A/, {folder}/" in error.message
+        assert error.hint == f"name {tmp_path / 'of' / folder} as SOURCE"
+        (tmp_path / "of").rename(tmp_path / f"of-{folder}")
 
 
 # ---- Unicode forms

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of
@@ -28,7 +27,7 @@ from iiae_cli.data import names
 from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.names import Notes, natural_key, split_folders
-from iiae_cli.data.pictures import SUFFIXES, PictureError, decode, picture_size_of, resize_picture
+from iiae_cli.data.pictures import SUFFIXES, PictureError, decode_parts, picture_size_of
 from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.data.sources.table import HINT, Pair, is_table, pairs_of
@@ -91,7 +90,8 @@ def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
         lacking = next(domain for domain in DOMAINS if domain not in domains)
         hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
         inside = sorted(folder.iterdir(), key=natural_key)
-        inner = next((path for path in inside if split_folders(path)), None)
+        parts = {path: [path, *split_folders(path).values()] for path in inside}
+        inner = next((path for path in inside if any(map(_has_domains, parts[path]))), None)
         if inner is not None:
             hint = f"name {inner} as SOURCE"
         elif any(path.suffix.lower() in SUFFIXES for path in inside):
@@ -111,8 +111,12 @@ def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
     return pairs
 
 
+def _has_domains(folder: Path) -> bool:
+    return len(names.folders_by(folder, names.domain_of)) == 2
+
+
 def _side_by_side(folder: Path, split: str, notes: Notes) -> list[Pair]:
-    if len(names.folders_by(folder, names.domain_of)) == 2:
+    if _has_domains(folder):
         raise IiaeError(
             f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
         )
@@ -131,8 +135,9 @@ def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
     for path in paths:
         first = stems.setdefault(nfc(str(path.relative_to(folder).with_suffix(""))), path)
         if first != path:
-            form = "" if nfc(first.name) == first.name else ", in another Unicode form"
-            notes.skipped.append(f"{path}: {first.name} has the same stem{form}")
+            same = first.with_suffix("") == path.with_suffix("")
+            form = "" if same else ", in another Unicode form"
+            notes.skipped.append(f"{path}: {first} has the same stem{form}")
     return stems
 
 
@@ -151,7 +156,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
     size = _stored_size(options, {path for paths in files.values() for path in paths})
 
     def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
-        return _halves(path, size) if options.side_by_side else (decode(path, 3, size),)
+        return tuple(decode_parts(path, 2 if options.side_by_side else 1, 3, size))
 
     def reading_of(name: str, domain: Domain) -> str:  # one for both of what is side by side
         return name if options.side_by_side else f"{name}/{domain}"
@@ -193,15 +198,6 @@ def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, i
         return DEFAULT_SIZE, DEFAULT_SIZE
     height, width = sizes.pop()
     return height, width // 2 if options.side_by_side else width
-
-
-def _halves(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
-    picture = decode(path)
-    middle = picture.shape[1] // 2
-    if middle == 0:
-        raise PictureError(path, "is one pixel wide")
-    halves = picture[:, :middle], picture[:, middle : 2 * middle]
-    return tuple(np.array(resize_picture(Image.fromarray(half), size)) for half in halves)
 
 
 def _split_of(

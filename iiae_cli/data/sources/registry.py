@@ -231,20 +231,21 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
                 f"{target} already exists, and was not unpacked from {archive}",
                 f"name {target} itself as SOURCE to use it as it is, or delete it",
             )
+        is_tar = tarfile.is_tarfile(archive)
+        if not is_tar and not zipfile.is_zipfile(archive):
+            raise IiaeError(f"{archive} is neither a tar nor a zip archive", _KINDS)
         console.say(f"unpacking {archive}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
             folder = Path(holder, "unpacked")
             folder.mkdir()
-            if tarfile.is_tarfile(archive):
+            if is_tar:
                 _untar(archive, folder, re.compile(wanted))
-            elif zipfile.is_zipfile(archive):
+            else:
                 with zipfile.ZipFile(archive) as file:  # keeps every entry inside the folder
                     if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
                         raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
                     file.extractall(folder)
-            else:
-                raise IiaeError(f"{archive} is neither a tar nor a zip archive", _KINDS)
             if not any(path.is_file() for path in folder.rglob("*")):
                 raise ValueError("it holds none of the files looked for")
             (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))

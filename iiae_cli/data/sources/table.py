@@ -190,7 +190,7 @@ def _text_of(table: Path) -> str:
     if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, and a Latin letter
         coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
     try:
-        return content.decode(coding).lstrip("\ufeff")
+        text = content.decode(coding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = len(content[: error.start + 1].splitlines())
         new = table.with_stem(f"{table.stem}-utf8")
@@ -199,6 +199,9 @@ def _text_of(table: Path) -> str:
             f"{table} is not in {coding.upper()}: see line {line}",
             f"save it as CSV in UTF-8, or: {command}",
         ) from error
+    if "\0" in text:
+        raise ValueError("it holds NUL characters, which no text in UTF-8 or UTF-16 does")
+    return text
 
 
 def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[str]]:

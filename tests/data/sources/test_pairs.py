@@ -9,6 +9,7 @@ from PIL import Image
 
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
@@ -142,9 +143,13 @@ def test_what_cannot_be_used_is_named(tmp_path):
         assert lone.endswith("lone.png: has no partner")
         assert broken.endswith("x/c.png: is not a readable picture")
     options = {"side_by_side": True, "image_size": 8, **WHOLE}
-    beside = prepared("pairs", tmp_path / "halves", **options)
+    side_by_side(tmp_path / "halves", "b", 10, size=(8, 17))
+    SEEN.clear()
+    beside = prepared("pairs", tmp_path / "halves", **{**options, "image_size": 4})
+    said = {"read without an odd last column": 1, "resized to 4×4": 2}
+    assert SEEN.take()["changes"] == said
     assert [line.partition(": ")[2] for line in beside.skipped] == [
-        "a.bmp has the same stem",
+        f"{tmp_path / 'halves' / 'a.bmp'} has the same stem",
         "is not a readable picture",
         "is one pixel wide",
     ]
@@ -272,6 +277,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,z", "a,b"], "needs one column 'y'"),
         (["x,y,x", "a,b,c"], "needs one column 'x'"),
         (["x,y"], "names no pair"),
+        (["x,y", "x/a\0.png,y/a.bmp"], "holds NUL characters"),
         (["x,y", '"x/a.png,y/a.bmp'], "is no CSV at line 2: unexpected end of data"),
         (["x,y", "\udcff,y"], "is not in UTF-8: see line 2"),
         (["x,y,split", "x/a.png,y/a.bmp,val", "x/b.png,y/b.bmp,Dev"], "both val and dev"),

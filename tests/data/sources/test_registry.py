@@ -214,8 +214,8 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_left(tmp_path, m
     target = tmp_path / "made" / "set"
     error = refusal(unpack, tmp_path / "archive", target)
     assert said in error.message and str(tmp_path / "archive") in error.message
-    assert not list(target.parent.iterdir())
-    assert {path.name for path in tmp_path.iterdir()} == {"archive", "made"}
+    assert not list(target.parent.glob("*"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"archive", "made"}
 
 
 def test_entries_of_a_zip_stay_inside_whatever_their_names(tmp_path):
