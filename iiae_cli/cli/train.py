@@ -45,6 +45,10 @@ def command(
         bool, option("Show every value and its source; stop.", "--print-config", panel=OUTPUT)
     ] = False,
     as_json: shared.Json = False,
+    log: Annotated[
+        list[str] | None,
+        option("Send figures there too; repeatable.", panel=OUTPUT, metavar="wandb|mlflow"),
+    ] = None,
     device: Annotated[str | None, option("auto, cpu, cuda, cuda:N or mps.", panel=RUNNING)] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
@@ -82,6 +86,7 @@ def command(
     Beyond the paper:
       features        your own features by class: standardised, linear paths
       sketchy-tuned   the same for sketchy, 800 steps
+      pairs-small     fifty to some hundred of your own pairs
       pairs-plus, fashion-edges-plus   linear paths, a contrastive term
       digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what should not leak
       mnist-quadrants-plus   shared encoders that do not see where content stands
@@ -105,7 +110,7 @@ def command(
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
     values: dict[str, object] = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     values |= {"seed": seed, "device": device, "precision": precision}
-    values |= {"compile": compile_, "deterministic": deterministic}
+    values |= {"compile": compile_, "deterministic": deterministic, "log": log or None}
     deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     name = None if preset is None else Path(preset).stem
     if preset is None:

@@ -190,6 +190,8 @@ class TrainingSection(Section):
     """deterministic algorithms on GPUs; CPU training always is"""
     threads: Annotated[int, Field(ge=0, lt=2**12)] = 0
     """CPU threads; 0: torch's choice"""
+    log: list[Literal["wandb", "mlflow"]] = []
+    """services that figures are sent to, beside TensorBoard's files"""
     log_every: PositiveInt = 50
     """steps between lines of metrics.jsonl"""
     validate_every: Count = 0

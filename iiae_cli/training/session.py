@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import data_file, missing
+from iiae_cli.common.files import data_file, missing, write_errors
+from iiae_cli.common.machine import cores
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
@@ -30,13 +31,16 @@ from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
+from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import choose_speed, set_gpu_arithmetic
 from iiae_cli.training.trainer import Trainer
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
 # Values that change how fast a run goes but not where it ends; a resumed run may change them.
-_MAY_CHANGE = ("training.device", "training.threads", "training.log_every", "description")
+_MAY_CHANGE = {"description"} | {
+    f"training.{key}" for key in ("device", "threads", "log", "log_every")
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if trainer.steps_done:
         console.say(f"resuming {run.path} at step {trainer.steps_done}")
     console.say(_summary(trainer))
+    if trainer.device.type == "cpu":
+        _say_busy(torch.get_num_threads())
     started = time.monotonic()
     record = {
         **run_origin(sys.argv),
@@ -185,9 +191,17 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
         "threads": torch.get_num_threads(),
         "ranks": world.size,
     }
-    if world.first:
-        run.write_info({**record, "state": "running"})
-    ended = trainer.finished or trainer.train()
+    with ExitStack() as stack:
+        loggers = None
+        if world.first:
+            stack.enter_context(write_errors(run.path))
+            known: dict[str, str] = before.get("log", {})
+            loggers = Loggers(run, trainer.config, known, trainer.steps_done)
+            record["log"] = known | stack.enter_context(loggers).ids
+            run.write_info({**record, "state": "running"})
+        ended = trainer.finished or trainer.train(loggers)
+        if loggers is not None:
+            loggers.ended = ended
     record["seconds"] = round(time.monotonic() - started, 3)
     memory = trainer.keeper.memory
     if world.first:
@@ -217,6 +231,16 @@ def _summary(trainer: Trainer) -> str:
         f"{'compiled' if training.compile else 'not compiled'}, on {trainer.device}"
         f"{f' of {world.size} ranks' if world.size > 1 else ''} into {trainer.run.path}"
     )
+
+
+def _say_busy(threads: int) -> None:
+    """Advise one thread where other work takes the cores that the others would wait for."""
+    load, granted = os.getloadavg()[0], cores()
+    if threads > 1 and load > granted / 2:
+        console.say(
+            f"other work keeps {load:.1f} of {granted} cores busy, and {threads} threads wait for "
+            "each other: IIAE_THREADS=1 may be twice as fast"
+        )
 
 
 def _write_gallery(trainer: Trainer) -> bool:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -23,7 +22,7 @@ from iiae_cli import builders
 from iiae_cli.builders import place
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import reading, sync_file, write_errors, writing
+from iiae_cli.common.files import reading, sync_file, writing
 from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config
 from iiae_cli.extensions.augmentation import Augmentation
@@ -34,6 +33,7 @@ from iiae_cli.report.grids import first_pairs, sample_panel
 from iiae_cli.runs import HINT, Checkpoint, RunDir
 from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
+from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, restore_adam
 from iiae_cli.training.validation import Keeper, Progress, Validation, as_text
 
@@ -76,8 +76,8 @@ class Trainer:
         self.step = self.offset = 0  # steps done of the training under way, and before it
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
-        self._writer: Any = None  # TensorBoard's, on the first rank
-        self.keeper = Keeper(config, data, run, details)
+        self._loggers: Loggers | None = None  # on the first rank
+        self.keeper = Keeper(config, data, run, details, self.total_steps)
         self._grid_pairs = None
         if not data.by_class and not data.info.is_features and training.samples:
             self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
@@ -124,16 +124,11 @@ class Trainer:
 
     # ---- the loop
 
-    def train(self) -> bool:
+    def train(self, loggers: Loggers | None) -> bool:
         """Run to the end, or to the first step after a stop is asked for; True at the end."""
-        if not self.world.first:
-            return self._train()
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = str(self.run.tensorboard_folder)
-        with write_errors(self.run.path):
-            with SummaryWriter(folder, purge_step=self.steps_done) as self._writer:
-                ended = self._train()
+        self._loggers = loggers
+        ended = self._train()
+        if self.world.first:
             whole = TrainedModel(self.model, self.size, self.device)  # which no stop interrupts
             self.keeper.keep_last(whole, self.step, self._epoch, ended=ended)
         return ended
@@ -173,8 +168,11 @@ class Trainer:
             if self.keeper.memory.owed and not self._settle(steps):
                 return False
             while self.step < steps and not self.keeper.enough:
-                self.running = added(self.running, take_step(self.step))
+                terms = take_step(self.step)
+                self.running = added(self.running, terms)
                 self.step += 1
+                if not self._bar.facts:
+                    self._show({name: float(value) for name, value in terms.items()})
                 self.progress(self.step)
                 last = self.step == steps
                 if self.step % log_every == 0 or last:
@@ -256,17 +254,20 @@ class Trainer:
             "pairs_per_s": steps_per_s * self.order.batch_size,
         }
         self._write("train", {"step": self.steps_done, **figures}, figures)
+        self._show(terms)
+
+    def _show(self, terms: Mapping[str, float]) -> None:
         for name, keys in _SHOWN.items():
             if all(key in terms for key in keys):
                 self._bar.facts[name] = " / ".join(f"{terms[key]:.4g}" for key in keys)
         self._bar.facts["memory"] = _memory(self.device)
 
     def _write(self, kind: str, record: dict[str, Any], scalars: Mapping[str, float]) -> None:
-        """Add a line to metrics.jsonl, and scalars for TensorBoard."""
-        if self.world.first:
+        """Add a line to metrics.jsonl, and scalars for the loggers."""
+        if self._loggers is not None:
             self.run.append_metrics({"kind": kind, **record})
-            for name, value in scalars.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
+            named = {f"{kind}/{name}": value for name, value in scalars.items()}
+            self._loggers.each(lambda service: service.scalars(named, record["step"]))
 
     def _validate(self) -> None:
         """Measure and decide on the first rank, for all; a stop leaves the validation owed."""
@@ -295,11 +296,11 @@ class Trainer:
             self._write("validation", record, validation.scalars())
             self._bar.facts[validation.name] = as_text(validation.shared)
             console.say(f"step {self.step}: validation {validation.summary()}")
-        if grid is not None:
+        if grid is not None and self._loggers is not None:
             step = self.steps_done
             with writing(self.run.samples_folder / f"step-{step:08d}.png") as temporary:
                 grid.save(temporary, format="PNG")
-            self._writer.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+            self._loggers.each(lambda service: service.picture(grid, step))
 
     def checkpoint(self) -> None:
         """Save everything that continuing needs; every rank has the same, so one writes it."""

@@ -32,6 +32,9 @@ from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
+SMALL_SET = 500  # pairs up to which `pairs-small` is advised
+SLOW = 5  # trainings' lengths that annealing takes where exclusive latents would die
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -76,14 +79,18 @@ class Validation:
         nats = zip("xy", self.exclusive_kl or (), strict=False)
         return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
 
-    def warnings(self, baseline: Both | None) -> list[str]:
-        """What to warn of: a dead exclusive latent, retrieval below the baseline."""
+    @property
+    def dying(self) -> dict[str, float]:
+        """The KL of each exclusive latent that says next to nothing, by domain."""
+        nats = zip("xy", self.exclusive_kl or (), strict=False)
+        return {domain: value for domain, value in nats if value < DYING_NATS}
+
+    def warnings(self, baseline: Both | None, advice: str) -> list[str]:
+        """What to warn of: a dead exclusive latent, and what helps it; retrieval too low."""
         warnings = [
             f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
-            f"{DYING_NATS:.0f}. Try objective.reconstruction=l2 if pictures are mostly background, "
-            "a larger objective.reconstruction_weight or annealing_steps, or fewer model.stages"
-            for domain, value in zip("xy", self.exclusive_kl or (), strict=False)
-            if value < DYING_NATS
+            f"{DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {advice}"
+            for domain, value in self.dying.items()
         ]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
         if "classes" in self.counts:
@@ -152,6 +159,18 @@ def _both(figures: dict[str, Any], key: str) -> Both:
     return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
 
 
+def revival(config: Config, preset: str | None, pairs: int, steps: int) -> str:
+    """What may keep exclusive latents alive and is not done yet, in a training of so many steps."""
+    objective, pictures = config.objective, config.model.kind != "features"
+    small = pictures and pairs <= SMALL_SET and preset != "pairs-small"
+    ways = ["--preset pairs-small"] if small else []
+    if objective.annealing_steps < SLOW * steps:
+        ways.append(f"objective.annealing_steps={SLOW * steps} ({objective.annealing_steps:g} now)")
+    weight = objective.reconstruction_weight
+    ways.append(f"objective.reconstruction_weight={2 * weight:g} ({weight:g} now)")
+    return f"Else try {', '.join(ways)}"
+
+
 @dataclass
 class Progress:
     """What a run remembers across checkpoints."""
@@ -196,10 +215,18 @@ class Keeper:
     """Validates a model in training on the first rank, and keeps the weights that do best."""
 
     def __init__(
-        self, config: Config, data: TrainingData, run: RunDir, details: dict[str, Any]
+        self,
+        config: Config,
+        data: TrainingData,
+        run: RunDir,
+        details: dict[str, Any],
+        total_steps: int,
     ) -> None:
         self._config, self._data, self._run, self._details = config, data, run, details
         self.memory = Progress(owed=config.selection.from_start)
+        pairs = data.train.pair_count
+        self._advice = revival(config, details["preset"], pairs, total_steps)
+        self._said: set[str] = set()  # domains whose exclusive latent was said to be dying
         self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
@@ -242,7 +269,7 @@ class Keeper:
     ) -> None:
         """Keep weights that were just measured, or not."""
         if validation is not None:
-            self.memory.warnings = validation.warnings(self.baseline)
+            self._warn(validation, step)
         if step == 0 and validation is None:
             self.memory.kept_step = 0  # for good: the second training holds the means there
         elif self.memory.accepts(validation, epoch, self.selection):
@@ -250,6 +277,14 @@ class Keeper:
         if self.exhausted:
             stale = self.memory.stale
             console.say(f"step {step}: no better score in {stale} validations: training ends here")
+
+    def _warn(self, validation: Validation, step: int) -> None:
+        """Remember what there is to warn of; say at once when an exclusive latent dies."""
+        self.memory.warnings = validation.warnings(self.baseline, self._advice)
+        for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
+            if step and domain not in self._said:
+                self._said.add(domain)
+                console.warn(f"step {step}: {text}")
 
     def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
         """Keep the weights as they are where no validation kept any; a stand-in unless `ended`."""

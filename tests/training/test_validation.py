@@ -14,7 +14,7 @@ from iiae_cli.config.schema import SelectionSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import LoadedModel
-from iiae_cli.training.validation import Progress, Validation, validate
+from iiae_cli.training.validation import Progress, Validation, revival, validate
 
 
 def validation(
@@ -61,17 +61,26 @@ def test_patience_counts_validations_since_the_score_last_rose() -> None:
 
 
 def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
-    assert validation(0.9, 0.9).warnings((0.5, 0.5)) == []
-    (dying,) = validation(0.9, 0.9, kl=(9.0, 2.9)).warnings((0.5, 0.5))
-    assert "exclusive latent of y" in dying and "2.9" in dying
-    (below,) = validation(0.4, 0.9).warnings((0.5, 0.5))
+    assert validation(0.9, 0.9).warnings((0.5, 0.5), "") == []
+    (dying,) = validation(0.9, 0.9, kl=(9.0, 2.9)).warnings((0.5, 0.5), "Try this")
+    assert "exclusive latent of y" in dying and "2.9" in dying and dying.endswith("Try this")
+    (below,) = validation(0.4, 0.9).warnings((0.5, 0.5), "")
     assert "x→y" in below and "baseline" in below
-    assert validation(0.99, 0.99).warnings((1.0, 1.0)) == []  # one miss in a hundred is noise
+    assert validation(0.99, 0.99).warnings((1.0, 1.0), "") == []  # one miss in a hundred is noise
+
+
+def test_what_is_set_is_never_advised() -> None:
+    plus, small = (resolve(preset_layers(name)).config for name in ("pairs-plus", "pairs-small"))
+    advice = revival(plus, "pairs-plus", 54, 700)
+    assert "--preset pairs-small" in advice and "annealing_steps=3500 (1000 now)" in advice
+    own = revival(small, "pairs-small", 54, 700)
+    assert "pairs-small" not in own and "annealing" not in own and "_weight=4000 (2000" in own
+    assert "pairs-small" not in revival(plus, "pairs-plus", 1000, 700)
 
 
 def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
     by_class = Validation((0.40, 0.39), None, {"classes": 4, "rows": (10, 10)})
-    (below,) = by_class.warnings((0.3, 0.395))
+    (below,) = by_class.warnings((0.3, 0.395), "")
     assert "y→x" in below and "mAP@all 0.390" in below and "--preset features" in below
     assert by_class.record()["shared_map"] == (0.40, 0.39)
 

@@ -1,0 +1,128 @@
+"""Where figures and sample grids go beside metrics.jsonl: TensorBoard, and what `--log` names.
+
+Nothing is sent unless `training.log` names it. A resumed run goes on under the id in run.json.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.config.presets import flatten
+from iiae_cli.config.schema import Config
+from iiae_cli.runs import RunDir
+
+PROJECT = "iiae"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
+
+
+@dataclass(frozen=True)
+class Service:
+    """One place that figures go to."""
+
+    scalars: Callable[[Mapping[str, float], int], object]  # figures by name, of a step
+    picture: Callable[[Image, int], object]  # a sample grid
+    close: Callable[[bool], object]  # with whether the run has come to its end
+    id: str = ""  # of the run there
+
+
+def _tensorboard(run: RunDir, step: int) -> Service:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(run.tensorboard_folder), purge_step=step)
+
+    def scalars(figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+
+    return Service(
+        scalars,
+        lambda grid, step: writer.add_image("samples", np.asarray(grid), step, dataformats="HWC"),
+        lambda ended: writer.close(),
+    )
+
+
+def _wandb(run: RunDir, config: Config, known: str | None) -> Service:
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
+        raise IiaeError("--log wandb finds no API key", "wandb login, or export WANDB_MODE=offline")
+    there = wandb.init(
+        id=known,
+        resume="allow",
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=run.path.name,
+        dir=run.path,
+        config=flatten(config.to_dict()),
+        settings=wandb.Settings(console="off"),
+    )
+    there.define_metric("*", step_metric="step")  # resuming repeats steps, its own only rise
+    return Service(
+        lambda figures, step: there.log({**figures, "step": step}),
+        lambda grid, step: there.log({"samples": wandb.Image(grid), "step": step}),
+        lambda ended: there.finish(exit_code=0 if ended else 1),
+        there.id,
+    )
+
+
+def _mlflow(run: RunDir, config: Config, known: str | None) -> Service:
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    import mlflow
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri((run.path.absolute().parent / "mlruns").as_uri())
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    there = mlflow.start_run(run_id=known, run_name=run.path.name)
+    if known is None:
+        mlflow.log_params(flatten(config.to_dict()))
+    return Service(
+        lambda figures, step: mlflow.log_metrics(dict(figures), step=step),
+        lambda grid, step: mlflow.log_image(grid, artifact_file=f"samples/step-{step:08d}.png"),
+        lambda ended: mlflow.end_run("FINISHED" if ended else "KILLED"),
+        there.info.run_id,
+    )
+
+
+_SERVICES = {"wandb": _wandb, "mlflow": _mlflow}
+
+
+class Loggers(AbstractContextManager["Loggers"]):
+    """All places that a run's figures go to from `step` on; `known` ids continue runs there.
+
+    TensorBoard's errors are the run's. A service that fails is left out, and training goes on.
+    """
+
+    def __init__(self, run: RunDir, config: Config, known: Mapping[str, str], step: int) -> None:
+        self.ended = False  # whether the run has come to its end
+        self._services = {"tensorboard": _tensorboard(run, step)}
+        for name in config.training.log:
+            try:
+                self._services[name] = _SERVICES[name](run, config, known.get(name))
+            except IiaeError:
+                raise
+            except Exception as error:  # each service has its own kinds
+                hint = f"leave out --log {name}, mend that, or pip install 'iiae-cli[{name}]'"
+                raise IiaeError(f"--log {name} cannot begin: {error}", hint) from error
+        self.ids = {name: service.id for name, service in self._services.items() if service.id}
+
+    def each(self, call: Callable[[Service], object]) -> None:
+        """Do something with every service."""
+        for name, service in [*self._services.items()]:
+            try:
+                call(service)
+            except Exception as error:
+                if not service.id:
+                    raise
+                del self._services[name]
+                console.warn(f"--log {name} takes no more, training goes on: {error}")
+
+    def __exit__(self, *_: object) -> None:
+        """Write and send what is left."""
+        self.each(lambda service: service.close(self.ended))
