@@ -262,6 +262,11 @@ class LoadedModel:
     details: dict[str, Any]  # step, epoch, validation figures, preset, data path
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    @property
     def metric(self) -> Literal["euclidean", "cosine"]:
         """Distance between shared means: as configured, or what won on validation."""
         chosen = self.config.evaluation.metric
@@ -286,7 +291,14 @@ def save_weights(
     header = {
         "schema": MODEL_SCHEMA,
         "config": json.dumps(config.to_dict()),
-        "data": json.dumps({"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}),
+        "data": json.dumps(
+            {
+                "name": info.name,
+                "shape_x": info.shape_x,
+                "shape_y": info.shape_y,
+                "backbone": info.attributes.get("backbone", "{}"),
+            }
+        ),
         "details": json.dumps(details),
         "versions": json.dumps(run_versions()),
     }
@@ -302,7 +314,8 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         config = Config.model_validate_json(header["config"])
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
-        info = DataInfo(str(data["name"]), *shapes, {}, {})
+        said = {"backbone": str(data.get("backbone", "{}"))}
+        info = DataInfo(str(data["name"]), *shapes, {}, said)
         with torch.device("meta"):  # memory is taken by the file's own tensors alone
             model = build_model(config, info)
         model.load_state_dict(state, assign=True)

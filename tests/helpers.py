@@ -188,4 +188,6 @@ def assembled(plan: Plan) -> Prepared:
     """The splits of a plan."""
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
         plan.make(store, range(plan.total))
-        return plan.prepared(map(store.read, range(plan.total)), Work(store.folder))
+        return plan.prepared(
+            map(store.read, range(plan.total)), Work(store.folder, Path(folder, "d.h5"))
+        )

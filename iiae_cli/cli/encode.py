@@ -46,6 +46,7 @@ def command(
     ] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
+    backbone_weights: shared.BackboneWeights = None,
     shard: shared.Shard = None,
     merge: Annotated[bool, option("Join what shards wrote.", "--merge", panel=RUNNING)] = False,
     resume: shared.Resume = False,
@@ -88,7 +89,15 @@ def command(
                     "this model was trained without exclusive latents", "pass --latents shared"
                 )
             form = LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
-            rows = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
+            rows = open_inputs(
+                paths,
+                domain,
+                loaded.info,
+                split=split,
+                workers=workers,
+                weights=backbone_weights,
+                device=loaded.device,
+            )
             job = EncodeJob.of(loaded, rows, domain, form, batch_size)
             settings = job.settings()
             write = partial(_encode, job, settings, output, part, resume, overwrite, stop)

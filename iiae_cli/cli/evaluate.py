@@ -223,6 +223,7 @@ def _translation(
 def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     """`--data`, else the file that the run was trained on, else DATA/SET.h5."""
     from iiae_cli.data.datafile import DataFile
+    from iiae_cli.data.extractor import refuse_other_backbone
 
     trained_on = loaded.details.get("data")
     if path is None and trained_on and Path(trained_on).exists():
@@ -232,4 +233,5 @@ def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     if [shape[-1:] for shape in own] != [shape[-1:] for shape in trained]:
         message = f"{file.path} holds {own}, the model was trained on {trained}"
         raise IiaeError(message, "evaluate on data of the shape that the run was trained on")
+    refuse_other_backbone(file.path, file.info, loaded.info)
     return file

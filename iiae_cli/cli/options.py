@@ -48,6 +48,16 @@ Shard = Annotated[
         metavar="I/N|auto",
     ),
 ]
+BackboneWeights = Annotated[
+    str | None,
+    option(
+        "Weights of a feature run's backbone, where they moved.",
+        "--backbone-weights",
+        panel=INPUT,
+        metavar="FILE|DIR",
+        envvar="IIAE_BACKBONE_WEIGHTS",
+    ),
+]
 Resume = Annotated[
     bool,
     option(

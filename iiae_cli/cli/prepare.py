@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,13 +69,24 @@ def command(
     backbone: Annotated[
         str | None,
         option(
-            "torchvision network for features [sketchy: vgg16].", panel=FEATURES, metavar="NAME"
+            "Network that makes features: torchvision's, or timm:NAME, open_clip:NAME@PRETRAINED "
+            "[sketchy: vgg16].",
+            panel=FEATURES,
+            metavar="NAME",
         ),
     ] = None,
     backbone_weights: Annotated[
         str | None,
         option(
             "Its weights [published, from torch's cache].", panel=FEATURES, metavar="FILE|DIR|none"
+        ),
+    ] = None,
+    pool: Annotated[
+        Literal["pooled", "mean", "cls"] | None,
+        option(
+            "Its feature: pooled as it classifies, the mean of patch tokens, or the class token "
+            "[pooled].",
+            panel=FEATURES,
         ),
     ] = None,
     fine_tune_epochs: Annotated[
@@ -194,6 +205,8 @@ def command(
             name = str(parts[0].job.get("data set"))
         default = f"{name}.h5" if part is None else f"{name}-{{shard}}.h5"
         path = shard_output(output or data_folder() / default, shard, part)
+        if name in CLASS_SETS and not merge and save_backbone is None:
+            refuse_existing(path.with_suffix(".backbone"), overwrite or resume)
         _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)
         if merge:
             preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)

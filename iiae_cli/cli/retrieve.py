@@ -56,6 +56,7 @@ def command(
     split: shared.Split = "test",
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
+    backbone_weights: shared.BackboneWeights = None,
     nul: shared.Nul = False,
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
@@ -99,7 +100,15 @@ def command(
     console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
     console.say(f"queries are of domain {domain} ({how})")
     if encoded is None:
-        inputs = open_inputs(paths, domain, loaded.info, split=split, workers=workers)
+        inputs = open_inputs(
+            paths,
+            domain,
+            loaded.info,
+            split=split,
+            workers=workers,
+            weights=backbone_weights,
+            device=loaded.device,
+        )
         block, head = inputs.read_all(), LatentCache.head_of(loaded, domain, inputs.source)
         latents_of_rows = TrainedModel.of(loaded).encode(block.rows, domain)
         encoded = replace(head, encoded=latents_of_rows, ids=block.ids, labels=block.labels)

@@ -30,8 +30,9 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
-from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, check_name
+from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, full_name
 from iiae_cli.data.class_lists import Seen
+from iiae_cli.data.hubs import Pool
 from iiae_cli.model import Domain
 
 NETWORK_SCHEMA = "iiae.backbone/2"
@@ -41,7 +42,7 @@ _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone → seeded linear layer: pictures (B, 3, 224, 224) to signed features (B, width)."""
+    """Backbone → seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
 
     def __init__(
         self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
@@ -61,7 +62,8 @@ class FeatureNetwork(nn.Module):
 class NetworkRecord:
     """What a fine-tuned network says of itself in its file's header."""
 
-    backbone: str  # torchvision's name
+    backbone: str  # its full name
+    pool: Pool
     weights: dict[str, Any]  # what fine-tuning began with, as `Weights.to_json` says it
     preprocessing: Preprocessing  # of the pictures it was fine-tuned on
     fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
@@ -84,7 +86,7 @@ def read_record(path: Path, domain: Domain) -> NetworkRecord:
         raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
     with reading(path, _HINT):
         record = TypeAdapter(NetworkRecord).validate_json(header["record"])
-    check_name(record.backbone)
+    full_name(record.backbone)
     return record
 
 
@@ -92,7 +94,7 @@ def load_network(path: Path, domain: Domain) -> FeatureNetwork:
     """Load a fine-tuned network, in evaluation mode."""
     record = read_record(path, domain)
     _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
-    body, body_width = build_backbone(record.backbone, Weights("random"))
+    body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
     with reading(path, _HINT):
         network = FeatureNetwork(body, body_width, state["embed.weight"].shape[0])
         network.load_state_dict(state)

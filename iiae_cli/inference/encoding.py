@@ -20,6 +20,7 @@ from iiae_cli import __version__
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.data.backbone import INPUT_SIZE
 from iiae_cli.data.blocks import BlockStore, Part, PartFile, in_order
 from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.latents import Gallery, LatentCache, LatentFormat, write_stream
@@ -54,7 +55,8 @@ class EncodeJob:
     ) -> EncodeJob:
         """Returns the job of encoding all inputs of a domain by a run's model."""
         head = LatentCache.head_of(loaded, domain, inputs.source).head()
-        batch_size = batch_size or batch_size_for(loaded.size)
+        size = loaded.size or (INPUT_SIZE if inputs.source.get("pictures") else None)
+        batch_size = batch_size or batch_size_for(size)
         return cls(TrainedModel.of(loaded), inputs, form, batch_size, head)
 
     @property

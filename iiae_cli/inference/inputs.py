@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import DataFile, DataInfo
+from iiae_cli.data.extractor import (
+    BATCH,
+    Extractor,
+    backbone_of,
+    recorded_extractor,
+    refuse_other_backbone,
+)
 from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.data.names import find_pictures
 from iiae_cli.data.pictures import PictureError, decode
@@ -103,12 +111,15 @@ def open_inputs(
     *,
     split: str = "test",
     workers: int = 1,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Inputs:
     """Returns the rows that a command's arguments name, for one domain of a model.
 
     Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, or pictures and
-    folders, which `workers` threads decode. Raises IiaeError if they are missing, mixed, empty, or
-    of another shape than the model's data.
+    folders, which `workers` threads decode; for a model of features its backbone reads them, on a
+    `device`, from `weights` if they moved. Raises IiaeError if inputs are missing, mixed, empty, of
+    another shape than the model's data, or of another backbone.
     """
     shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
     first = Path(inputs[0])
@@ -117,17 +128,28 @@ def open_inputs(
             raise IiaeError(
                 f"{first} cannot be mixed with other inputs", "encode each file by itself"
             )
-        return _prepared(first, split, domain, shape) if is_hdf5(first) else _features(first, shape)
-    if len(shape) == 1:
+        if not is_hdf5(first):
+            return _features(first, shape)
+        return _prepared(first, split, domain, trained_on)
+    paths, record = find_pictures(inputs), backbone_of(trained_on)
+    if len(shape) > 1:
+        return _pictures(paths, _decoded(paths, shape, workers))
+    if record is None:
         raise IiaeError(
-            "this model reads features, not pictures", "give a feature .npy or a prepared .h5"
+            "this model reads features of a backbone that it does not know, not pictures",
+            "give a feature .npy or a prepared .h5",
         )
-    return _pictures(find_pictures(inputs), shape, workers)
+    extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)
+    return _pictures(paths, _extracted(paths, shape[0], extractor))
 
 
-def _prepared(path: Path, split: str, domain: Domain, shape: tuple[int, ...]) -> Inputs:
+def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> Inputs:
     file = DataFile(path)
-    _check_shape(path, file.info.shape_x if domain == "x" else file.info.shape_y, shape)
+    refuse_other_backbone(path, file.info, trained_on)
+    given, wanted = (
+        info.shape_x if domain == "x" else info.shape_y for info in (file.info, trained_on)
+    )
+    _check_shape(path, given, wanted)
     side = file.mapped_side(split, domain)
     if not side.ids:
         raise IiaeError(
@@ -159,7 +181,17 @@ def _slices(rows: Any) -> Fetch:
     return fetch
 
 
-def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs:
+def _pictures(paths: list[Path], fetch: Fetch) -> Inputs:
+    def states() -> Iterator[str]:
+        for path in paths:
+            with suppress(OSError):  # a missing one is named when it is read
+                status = path.stat()
+                yield f"{path} {status.st_size} {status.st_mtime_ns}"
+
+    return Inputs([str(path) for path in paths], None, {"pictures": True}, fetch, states)
+
+
+def _decoded(paths: list[Path], shape: tuple[int, ...], workers: int) -> Fetch:
     """Picture files, decoded by threads to the channels and the size of the model's data file."""
     height, width, channels = shape
     pool = ThreadPoolExecutor(workers, "decode")
@@ -176,13 +208,23 @@ def _pictures(paths: list[Path], shape: tuple[int, ...], workers: int) -> Inputs
 
         return rows, list(pool.map(into, range(len(rows))))
 
-    def states() -> Iterator[str]:
-        for path in paths:
-            with suppress(OSError):  # a missing one is named when it is read
-                status = path.stat()
-                yield f"{path} {status.st_size} {status.st_mtime_ns}"
+    return fetch
 
-    return Inputs([str(path) for path in paths], None, {"pictures": True}, fetch, states)
+
+def _extracted(paths: list[Path], width: int, extractor: Extractor) -> Fetch:
+    """Features of picture files, made as the run's own were."""
+
+    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
+        batches = [paths[first : min(stop, first + BATCH)] for first in range(start, stop, BATCH)]
+        parts = list(extractor.features(batches))
+        errors = [error for part, _ in parts for error in part]
+        rows = np.zeros((len(errors), width), np.float32)
+        rows[[error is None for error in errors]] = np.concatenate(
+            [features.reshape(-1, width) for _, features in parts]
+        )
+        return rows, errors
+
+    return fetch
 
 
 def _check_shape(path: Path, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -89,7 +89,7 @@ class TrainedModel:
     @classmethod
     def of(cls, loaded: LoadedModel) -> TrainedModel:
         """Wraps weights that are loaded already, on the device where they lie."""
-        return cls(loaded.model, loaded.size, next(loaded.model.parameters()).device)
+        return cls(loaded.model, loaded.size, loaded.device)
 
     def inputs(self, rows: NDArray[Any]) -> Tensor:
         """Returns stored rows as the network takes them: (N, C, H, W) in [-1, 1], or (N, F)."""

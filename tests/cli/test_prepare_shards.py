@@ -12,8 +12,9 @@ from class_sources import NETWORK, class_folders, make_quick
 from helpers import Program
 from PIL import Image
 
+from iiae_cli.data import extractor
 from iiae_cli.data.datafile import SPLITS, DataFile
-from iiae_cli.data.sources import extraction, plan
+from iiae_cli.data.sources import plan
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(
             class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
     network = ("--backbone", NETWORK, "--backbone-weights", "none", "--device", "cpu")
     classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
-    compute, computed = extraction._features, []
+    compute, computed = extractor._features, []
 
     def stop(network, inputs):  # type: ignore[no-untyped-def]
         computed.append(1)
@@ -100,7 +101,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(
 
     part = ("--shard", "1/2", "-o", "f-{shard}.h5")
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "_features", stop)
+        patch.setattr(extractor, "_features", stop)
         outcome = iiae(*classes, *part)
     assert outcome.code == 75 and "--resume" in outcome.err and not Path("f-1-of-2.h5").exists()
     assert "holds interrupted work" in iiae(*classes, *part).error()[0] and len(computed) == 1

@@ -52,7 +52,7 @@ def tune(folder, net, paths, settings=SETTINGS, *, domain="x", workers=1, **more
         [path.parent.name for path in paths],
         domain=domain,
         settings=settings,
-        inputs=Inputs(Preprocessing(), CPU, workers),
+        inputs=Inputs(NETWORK, Preprocessing.of(NETWORK), CPU, workers),
         checkpoint=folder / "tuning.safetensors",
         **more,
     )
@@ -159,6 +159,7 @@ def test_a_kept_network_comes_back_with_its_record(tmp_path):
     net, path = FeatureNetwork(body, width), tmp_path / "x.safetensors"
     record = NetworkRecord(
         backbone=NETWORK,
+        pool="pooled",
         weights={"weights": "random"},
         preprocessing=Preprocessing(invert_sketches=True, normalise=False),
         fine_tuning={"epochs": 2, "accuracy": 0.5},

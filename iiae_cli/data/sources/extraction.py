@@ -1,4 +1,4 @@
-"""From pictures of classes to feature vectors: which networks, their fine-tuning, and extraction.
+"""From pictures of classes or pairs to feature vectors: networks, fine-tuning, extraction.
 
 Everything is decided before any work, so that a leak is refused at once. Only training pictures are
 ever shown to fine-tuning. A batch of pictures is a block of the plan.
@@ -16,15 +16,21 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of, writing
-from iiae_cli.data import backbone as backbones
-from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, find_weights
+from iiae_cli.data.backbone import (
+    Inputs,
+    Preprocessing,
+    Weights,
+    build_backbone,
+    find_weights,
+    full_name,
+)
 from iiae_cli.data.class_lists import Seen, refuse_leak
 from iiae_cli.data.datafile import Split
+from iiae_cli.data.extractor import Extractor
 from iiae_cli.data.finetune import (
     FeatureNetwork,
     FineTuning,
@@ -34,6 +40,7 @@ from iiae_cli.data.finetune import (
     read_record,
     save_network,
 )
+from iiae_cli.data.hubs import Pool
 from iiae_cli.data.sources.features import classes_of, finish
 from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Reading, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain
@@ -47,7 +54,8 @@ class Networks:
     """How pictures become features."""
 
     options: PrepareOptions
-    backbone: str
+    backbone: str  # its full name
+    pool: Pool
     weights: Weights  # to begin with
     kept: Path | None  # folder of networks that an earlier call fine-tuned, in place of `weights`
     tuning: FineTuning | None
@@ -58,7 +66,7 @@ class Networks:
     def inputs(self) -> Inputs:
         """How files become inputs of the networks."""
         device = torch.device(self.options.device)
-        return Inputs(self.preprocessing, device, self.options.workers)
+        return Inputs(self.backbone, self.preprocessing, device, self.options.workers)
 
     def file(self, domain: Domain, work: Work) -> Path:
         """The file of a domain's fine-tuned network."""
@@ -69,7 +77,7 @@ class Networks:
         if self.tuning is None or self.file(domain, work).exists():
             return
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
-        body, width = build_backbone(self.backbone, self.weights, self.options.seed)
+        body, width = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
         network = FeatureNetwork(body, width, seed=self.options.seed)
         side = train.side(domain)
         accuracy = fine_tune(
@@ -84,6 +92,7 @@ class Networks:
         )
         record = NetworkRecord(
             backbone=self.backbone,
+            pool=self.pool,
             weights=self.weights.to_json(),
             preprocessing=self.preprocessing,
             fine_tuning={**asdict(self.tuning), "accuracy": accuracy},
@@ -92,46 +101,74 @@ class Networks:
         save_network(self.file(domain, work), network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def network(self, domain: Domain, work: Work) -> nn.Module:
-        """A domain's network; without fine-tuning both domains have the same."""
+    def extractor(self, domain: Domain, work: Work) -> Extractor:
+        """A domain's extractor; without fine-tuning both domains have the same."""
         if self.kept is not None or self.tuning is not None:
-            network: nn.Module = load_network(self.file(domain, work), domain)
+            network: torch.nn.Module = load_network(self.file(domain, work), domain)
         else:
-            network, _ = build_backbone(self.backbone, self.weights, self.options.seed)
-        return network.to(self.options.device).eval()
+            seed = self.options.seed
+            network, _ = build_backbone(self.backbone, self.weights, seed, self.pool)
+        return Extractor(network.to(self.options.device).eval(), self.inputs, domain)
 
-    def described(self) -> dict[str, Any]:
-        """Weights as the data file describes them."""
-        if self.kept is None:
+    def reading(self, name: str, files: Sequence[Path], domain: Domain, train: Split) -> Reading:
+        """The features of pictures of a domain, a batch for a block; `train` is tuned on."""
+
+        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
+            self.tune(train, domain, work)
+            for errors, features in self.extractor(domain, work).features(blocks):
+                rows = iter(features)
+                yield [error or (next(rows),) for error in errors]
+
+        values = [self.backbone, self.pool, self.described(self.kept), self.options.seed, VERSIONS]
+        values.append(asdict(self.preprocessing))
+        maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        verb = "extracting features of"
+        return Reading(name, files, make, self.options.batch_size, verb, maker)
+
+    def described(self, folder: Path | None) -> dict[str, Any]:
+        """Weights, or those of fine-tuned networks in a folder, as the data file has them."""
+        if folder is None:
             return self.weights.to_json()
-        files = {domain: self.kept / f"{domain}.safetensors" for domain in DOMAINS}
+        files = {domain: folder / f"{domain}.safetensors" for domain in DOMAINS}
         return {
             "weights": "fine-tuned",
             "weights_file": {domain: path.name for domain, path in files.items()},
             "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
+            "trained_on": f"{self.weights.trained_on}, then the training classes",
         }
+
+    def keep(self, work: Work) -> Path | None:
+        """Keep networks that were fine-tuned now, beside the data file unless the user says."""
+        if self.tuning is None:
+            return self.kept
+        folder = self.options.save_backbone or work.output.with_suffix(".backbone")
+        for domain in DOMAINS:
+            with writing(folder / f"{domain}.safetensors") as temporary:
+                shutil.copyfile(self.file(domain, work), temporary)
+        console.say(f"the fine-tuned networks are in {folder}: keep them with the data file")
+        return folder
 
     def record(self, width: int, work: Work) -> dict[str, Any]:
         """How features of a width came about, for the data file."""
-        tuned = None
-        if self.kept is not None or self.tuning is not None:
-            x, y = (read_record(self.file(domain, work), domain) for domain in DOMAINS)
+        tuned, folder = None, self.keep(work)
+        if folder is not None:
+            x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
             tuned = {
                 **x.fine_tuning,
                 "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
                 "preprocessing": asdict(x.preprocessing),
                 "from": x.weights,
             }
+        path = folder or self.weights.path
         return {
             "name": self.backbone,
-            **self.described(),
+            "pool": self.pool,
+            **self.described(folder),
+            "weights_path": None if path is None else str(path.absolute()),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": width,
-            "preprocessing": {
-                "size": list(backbones.INPUT_SIZE),
-                "resize": "area where that shrinks, bicubic where it enlarges",
-                **asdict(self.preprocessing),
-            },
+            "preprocessing": asdict(self.preprocessing),
+            "seed": self.options.seed,
             "fine_tuning": tuned,
             "versions": VERSIONS,
         }
@@ -142,7 +179,7 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
     folder = Path(options.backbone_weights or "none")
     if options.backbone_weights != "none" and folder.is_dir():
         return _kept_networks(folder, options)
-    name = options.backbone or DEFAULT_BACKBONE
+    name, pool = full_name(options.backbone or DEFAULT_BACKBONE), options.pool or "pooled"
     weights = find_weights(name, options.backbone_weights, download=options.download)
     if weights.kind == "random":
         console.warn(f"{name} has random weights: for trying things out, not for figures")
@@ -153,18 +190,19 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
     seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
-    preprocessing = _preprocessing(options, Preprocessing())
-    return Networks(options, name, weights, None, tuning, preprocessing, seen)
+    preprocessing = _preprocessing(options, Preprocessing.of(name))
+    return Networks(options, name, pool, weights, None, tuning, preprocessing, seen)
 
 
 def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
     """Use networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
-    other = options.backbone not in (None, x.backbone) or y.backbone != x.backbone
+    named = options.backbone and full_name(options.backbone)
+    other = named not in (None, x.backbone) or y.backbone != x.backbone or options.pool
     if other or options.fine_tune_epochs or options.save_backbone is not None:
         raise IiaeError(
             f"{folder} holds networks of {x.backbone} and {y.backbone}, fine-tuned already",
-            "leave --backbone, --fine-tune-epochs and --save-backbone out",
+            "leave --backbone, --pool, --fine-tune-epochs and --save-backbone out",
         )
     preprocessing = _preprocessing(options, x.preprocessing)
     if preprocessing != x.preprocessing:
@@ -173,12 +211,17 @@ def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
             "the data file says both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
-    return Networks(options, x.backbone, Weights("random"), folder, None, preprocessing, seen)
+    begun = Weights("random", trained_on=str(x.weights.get("trained_on")))
+    return Networks(options, x.backbone, x.pool, begun, folder, None, preprocessing, seen)
 
 
 def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
-    given = {"invert_sketches": options.invert_sketches, "normalise": options.normalise}
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+    invert, normalise = options.invert_sketches, options.normalise
+    return replace(
+        default,
+        invert_sketches=default.invert_sketches if invert is None else invert,
+        normalise=default.normalise if normalise is None else normalise,
+    )
 
 
 def plan_features(
@@ -196,21 +239,6 @@ def plan_features(
     networks = choose_networks(options, divided["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.backbone}"
     refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
-    values = [networks.backbone, networks.described(), options.seed, VERSIONS]
-    values.append(asdict(networks.preprocessing))
-    maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-    def reading(name: str, domain: Domain) -> Reading:
-        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            networks.tune(divided["train"], domain, work)
-            network = networks.network(domain, work)
-            for errors, pictures in networks.inputs.of(blocks, domain):
-                features = iter(_features(network, pictures)) if len(pictures) else iter(())
-                yield [error or (next(features),) for error in errors]
-
-        files = divided[name].side(domain).rows.tolist()
-        verb = "extracting features of"
-        return Reading(f"{name}/{domain}", files, make, options.batch_size, verb, maker)
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         splits = {}
@@ -225,10 +253,6 @@ def plan_features(
                     )
                 sides[domain] = replace(side.take(part.places), rows=part.rows[0])
             splits[name] = Split(sides["x"], sides["y"])
-        if options.save_backbone is not None:
-            for domain in DOMAINS:
-                with writing(options.save_backbone / f"{domain}.safetensors") as temporary:
-                    shutil.copyfile(networks.file(domain, work), temporary)
         return finish(
             splits,
             options,
@@ -243,13 +267,11 @@ def plan_features(
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    # One domain after the other, as each may have a network of its own.
-    readings = [reading(name, domain) for domain in DOMAINS for name in divided]
+    readings = [  # one domain after the other, as each may have a network of its own
+        networks.reading(
+            f"{name}/{domain}", split.side(domain).rows.tolist(), domain, divided["train"]
+        )
+        for domain in DOMAINS
+        for name, split in divided.items()
+    ]
     return Plan(assemble, readings, skipped=skipped, whole=whole if networks.tuning else None)
-
-
-@torch.inference_mode()
-def _features(network: nn.Module, inputs: torch.Tensor) -> Any:
-    """Features (B, D) of a batch."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        return network(inputs).float().cpu().numpy()

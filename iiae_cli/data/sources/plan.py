@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class PrepareOptions:
     unseen_classes: str | None = None
     backbone: str | None = None
     backbone_weights: str | None = None
+    pool: Literal["pooled", "mean", "cls"] | None = None
     fine_tune_epochs: int | None = None
     invert_sketches: bool | None = None
     normalise: bool | None = None
@@ -57,8 +58,9 @@ class PrepareOptions:
     @property
     def wants_backbone(self) -> bool:
         """Whether an option is set that only matters for features of pictures."""
-        options = (self.backbone, self.backbone_weights, self.fine_tune_epochs, self.save_backbone)
-        return any(value is not None for value in options)
+        options = (self.backbone, self.backbone_weights, self.pool)
+        more = (self.fine_tune_epochs, self.save_backbone)
+        return any(value is not None for value in (*options, *more))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Work:
     """Where a preparation works, and what stops it."""
 
     folder: Path  # for files that a resumed call continues; removed with the last block
+    output: Path = Path("data.h5")  # that it is for
     stop: Stop = NEVER
 
 
@@ -160,7 +163,7 @@ class Plan:
             files = dict(enumerate(reading.blocks, first))
             mine = {number: paths for number, paths in files.items() if number in numbers}
             if store.missing(mine):
-                _make(reading, mine, store, Work(store.folder, stop))
+                _make(reading, mine, store, Work(store.folder, stop=stop))
             first += len(files)
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:

@@ -55,7 +55,7 @@ def prepare_file(
     if part is not None and plan.whole is not None:
         raise plan.whole
     if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
-        _write(path, plan, [], settings, Work(path.parent))
+        _write(path, plan, [], settings, Work(path.parent, path))
         return
     job = _job(settings, plan)
     with blocks.block_store(path, job, resume=resume, overwrite=overwrite) as store:
@@ -63,7 +63,7 @@ def prepare_file(
         plan.make(store, numbers, stop)
         made = map(store.read, numbers)
         if part is None:
-            _write(path, plan, made, settings, Work(store.folder, stop))
+            _write(path, plan, made, settings, Work(store.folder, path, stop))
         else:
             rows, skipped = plan.summary(made, numbers)
             about = {"command": _command(), "rows": rows, "skipped": skipped}
@@ -103,7 +103,7 @@ def merge(
         )
     with blocks.block_store(path, {"merge": True}, resume=True) as store:
         made = chain.from_iterable(part.blocks() for part in parts)
-        _write(path, plan, made, settings, Work(store.folder), command)
+        _write(path, plan, made, settings, Work(store.folder, path), command)
 
 
 def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:

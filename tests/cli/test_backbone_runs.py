@@ -1,0 +1,118 @@
+"""Runs of features take pictures: through their own backbone, whose weights may have moved."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from class_sources import NETWORK, class_folders, make_quick
+from helpers import call
+
+from iiae_cli import load
+from iiae_cli.data.datafile import DataFile
+from iiae_cli.inference.latents import Gallery
+
+TRAINING = ("--steps", "3", "--set", "training.samples=0")
+SKETCHES, PHOTOS = "sketchy/sketch/tx_000000000000", "sketchy/photo/tx_000000000000"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    make_quick(monkeypatch)
+
+
+def weights_file(path, seed=5):
+    torch.manual_seed(seed)
+    torch.save(torchvision.models.get_model(NETWORK, weights=None).state_dict(), path)
+    return path
+
+
+def means(path):
+    return Gallery(Path(path)).read().encoded.mean("shared")
+
+
+def run_of(*prepare, preset="sketchy"):
+    """Prepare a data file, train a few steps, as RUN."""
+    assert call("prepare", *prepare, "-o", "data.h5").code == 0
+    outcome = call("train", "--preset", preset, "--data", "data.h5", "--run", "run", *TRAINING)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.fixture
+def sketchy(iiae, tmp_path):
+    """A run on a small Sketchy, its backbone's weights in w.pth."""
+    classes = dict.fromkeys(("ant", "bee", "cow"), 2)
+    class_folders(tmp_path / SKETCHES, classes)
+    class_folders(tmp_path / PHOTOS, classes, ".jpg")
+    (tmp_path / "unseen.txt").write_text("cow\n")
+    weights_file(tmp_path / "w.pth")
+    backbone = ("--backbone", NETWORK, "--backbone-weights", "w.pth", "--fine-tune-epochs", "0")
+    run_of("sketchy", "sketchy", "--unseen-classes", "unseen.txt", *backbone)
+    return iiae
+
+
+def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
+    outcome = sketchy("encode", f"{PHOTOS}/cow", "--domain", "y", "-o", "z.h5", "--run", "run")
+    assert outcome.code == 0, outcome.err
+    rows = DataFile(Path("data.h5")).split("test").y.rows
+    expected = load("run").encode(rows, "y").mean("shared")
+    np.testing.assert_allclose(means("z.h5"), expected, rtol=1e-4, atol=1e-5)
+    query = f"{SKETCHES}/cow/0.png"
+    for index in (("--index", "z.h5"), ()):
+        found = sketchy("retrieve", query, "--k", 2, "--run", "run", "--json", *index)
+        assert found.code == 0, found.err
+        assert len(found.json["results"][0]["neighbours"]) == 2
+    Path("broken.png").write_bytes(b"no picture")
+    outcome = sketchy("encode", query, "broken.png", "--domain", "x", "-o", "x.h5", "--run", "run")
+    assert outcome.code == 3 and "broken.png" in outcome.err and len(means("x.h5")) == 1
+
+
+def test_weights_that_moved_are_named_and_others_refused(sketchy, monkeypatch):
+    encode = ("encode", f"{PHOTOS}/cow", "--domain", "y", "--run", "run")
+    shutil.move("w.pth", "moved.pth")
+    error, hint = sketchy(*encode, "-o", "z.h5").error()
+    assert "w.pth" in error and "--backbone-weights FILE" in hint
+    assert sketchy(*encode, "-o", "z.h5", "--backbone-weights", "moved.pth").code == 0
+    monkeypatch.setenv("IIAE_BACKBONE_WEIGHTS", "moved.pth")
+    assert sketchy(*encode, "-o", "again.h5").code == 0
+    np.testing.assert_array_equal(means("z.h5"), means("again.h5"))
+    weights_file("other.pth", seed=6)
+    error, hint = sketchy(*encode, "-o", "o.h5", "--backbone-weights", "other.pth").error()
+    assert "other weights than the run's" in error and "--backbone-weights FILE" in hint
+
+
+def test_features_of_another_backbone_are_refused(sketchy):
+    weights_file("other.pth", seed=6)
+    backbone = ("--backbone", NETWORK, "--backbone-weights", "other.pth", "--fine-tune-epochs", 0)
+    prepared = ("prepare", "sketchy", "sketchy", "--unseen-classes", "unseen.txt", *backbone)
+    assert sketchy(*prepared, "-o", "other.h5").code == 0
+    for command in (
+        ("encode", "other.h5", "--domain", "y", "-o", "z.h5"),
+        ("evaluate", "--data", "other.h5"),
+        ("retrieve", "other.h5", "--domain", "x"),
+    ):
+        error, hint = sketchy(*command, "--run", "run").error()
+        assert "weights_sha256 differ" in error and "backbone" in hint
+
+
+def test_fine_tuned_networks_stay_beside_the_data_file(iiae, tmp_path):
+    for domain in "xy":
+        class_folders(tmp_path / "mine" / "train" / domain, {"ant": 4, "bee": 4})
+        class_folders(tmp_path / "mine" / "test" / domain, {"cow": 2})
+    backbone = ("--backbone", NETWORK, "--backbone-weights", "none", "--fine-tune-epochs", 1)
+    run_of("classes", "mine", *backbone, preset="features")
+    record = json.loads(DataFile(Path("data.h5")).info.attributes["backbone"])
+    assert record["weights"] == "fine-tuned" and record["weights_path"].endswith("data.backbone")
+    outcome = iiae("encode", "mine/test/x", "--domain", "x", "-o", "z.h5", "--run", "run")
+    assert outcome.code == 0, outcome.err
+    expected = (
+        load("run").encode(DataFile(Path("data.h5")).split("test").x.rows, "x").mean("shared")
+    )
+    np.testing.assert_allclose(means("z.h5"), expected, rtol=1e-4, atol=1e-5)
+    shutil.move("data.backbone", "moved")
+    retrieve = ("retrieve", "mine/test/x/cow/0.png", "--run", "run")
+    assert "--backbone-weights DIR" in iiae(*retrieve).error()[1]
+    assert iiae(*retrieve, "--backbone-weights", "moved").code == 0
