@@ -205,13 +205,13 @@ def command(
             name = str(parts[0].job.get("data set"))
         default = f"{name}.h5" if part is None else f"{name}-{{shard}}.h5"
         path = shard_output(output or data_folder() / default, shard, part)
-        if name in CLASS_SETS and not merge and save_backbone is None:
-            refuse_existing(path.with_suffix(".backbone"), overwrite or resume)
-        _check_outputs(pictures, save_backbone, name in CLASS_SETS, part, overwrite or resume)
+        features = name in CLASS_SETS or options.wants_backbone
+        networks = save_backbone or (path.with_suffix(".backbone") if features else None)
+        _check_outputs(pictures, networks, features, part, overwrite or resume or merge)
         if merge:
             preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)
         else:
-            if name in CLASS_SETS:
+            if features:
                 from iiae_cli.builders import choose_device
 
                 options = replace(options, device=str(choose_device(device)))

@@ -116,3 +116,23 @@ def test_fine_tuned_networks_stay_beside_the_data_file(iiae, tmp_path):
     retrieve = ("retrieve", "mine/test/x/cow/0.png", "--run", "run")
     assert "--backbone-weights DIR" in iiae(*retrieve).error()[1]
     assert iiae(*retrieve, "--backbone-weights", "moved").code == 0
+
+
+def test_pairs_of_pictures_become_pairs_of_features(iiae, tmp_path):
+    for domain, count in (("x", 11), ("y", 10)):  # the last has no partner
+        class_folders(tmp_path / "pairs", {domain: count})
+    weights_file("w.pth")
+    backbone = ("--backbone", NETWORK, "--backbone-weights", "w.pth")
+    outcome = iiae("prepare", "pairs", "pairs", *backbone, "-o", "data.h5", "--json")
+    assert outcome.code == 3 and outcome.json["splits"] == {"train": 8, "valid": 1, "test": 1}
+    file = DataFile(Path("data.h5"))
+    train = file.split("train")
+    assert train.x.ids == train.y.ids and train.x.rows.shape == (8, 1024)
+    assert file.info.is_features and not file.info.by_class
+    assert json.loads(file.info.attributes["backbone"])["weights_path"] == str(tmp_path / "w.pth")
+    train = ("train", "--preset", "pair-features", "--data", "data.h5", "--run", "run")
+    assert iiae(*train, "--steps", 2).code == 0
+    outcome = iiae("retrieve", "pairs/x/3.png", "--run", "run", "--k", 1)
+    assert outcome.code == 0 and len(outcome.out.splitlines()) == 1, outcome.err
+    for refused in ("--side-by-side", "--fine-tune-epochs=2", "--image-size=32"):
+        assert iiae("prepare", "pairs", "pairs", *backbone, "-o", "no.h5", refused).code == 2

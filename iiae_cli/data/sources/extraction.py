@@ -110,11 +110,14 @@ class Networks:
             network, _ = build_backbone(self.backbone, self.weights, seed, self.pool)
         return Extractor(network.to(self.options.device).eval(), self.inputs, domain)
 
-    def reading(self, name: str, files: Sequence[Path], domain: Domain, train: Split) -> Reading:
+    def reading(
+        self, name: str, files: Sequence[Path], domain: Domain, train: Split | None = None
+    ) -> Reading:
         """The features of pictures of a domain, a batch for a block; `train` is tuned on."""
 
         def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            self.tune(train, domain, work)
+            if train is not None:
+                self.tune(train, domain, work)
             for errors, features in self.extractor(domain, work).features(blocks):
                 rows = iter(features)
                 yield [error or (next(rows),) for error in errors]
@@ -173,8 +176,29 @@ class Networks:
             "versions": VERSIONS,
         }
 
+    def attributes(self, splits: Mapping[str, Split], work: Work) -> dict[str, str]:
+        """What a data file of pairs says of its features."""
+        widths = [split.x.rows.shape[1] for split in splits.values()]
+        record = self.record(widths[0], work) if widths else {}
+        return {"backbone": json.dumps({**record, **self.seen.to_json()})}
 
-def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Networks:
+
+def networks_for_pairs(options: PrepareOptions) -> Networks:
+    """Decide how pictures of pairs become features: by one network, as it is."""
+    if options.fine_tune_epochs or options.save_backbone is not None:
+        raise IiaeError(
+            "fine-tuning learns classes, and pairs have none",
+            "leave --fine-tune-epochs and --save-backbone out",
+        )
+    if options.side_by_side or options.image_size is not None:
+        raise IiaeError(
+            "--side-by-side and --image-size do not apply to features",
+            "leave them out, with x and y in folders of their own",
+        )
+    return choose_networks(options, None, 0)
+
+
+def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -> Networks:
     """Decide how pictures become features; `epochs` of fine-tuning unless the user says."""
     folder = Path(options.backbone_weights or "none")
     if options.backbone_weights != "none" and folder.is_dir():
@@ -189,7 +213,7 @@ def choose_networks(options: PrepareOptions, train: Split, epochs: int) -> Netwo
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
-    seen = weights.seen if tuning is None else weights.seen.and_also(classes_of(train))
+    seen = weights.seen.and_also(classes_of(train) if tuning else ())
     preprocessing = _preprocessing(options, Preprocessing.of(name))
     return Networks(options, name, pool, weights, None, tuning, preprocessing, seen)
 

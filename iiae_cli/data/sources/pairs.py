@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.data.sources.table import HINT, Pair, is_table, pairs_of
 from iiae_cli.model import DOMAINS, Domain
+
+if TYPE_CHECKING:
+    from iiae_cli.data.sources.extraction import Networks
 
 DEFAULT_SIZE = 256  # where pictures differ in size; also of Maps, whose halves are 600 a side
 
@@ -153,6 +157,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
         for domain in DOMAINS
     }
     recurring = any(len(paths) < len(limited[name]) for (name, _), paths in files.items())
+    networks = _networks(options)
     size = _stored_size(options, {path for paths in files.values() for path in paths})
 
     def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
@@ -161,10 +166,13 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
     def reading_of(name: str, domain: Domain) -> str:  # one for both of what is side by side
         return name if options.side_by_side else f"{name}/{domain}"
 
-    readings = {
-        reading_of(*key): plans.file_reading(reading_of(*key), paths, read, workers=options.workers)
-        for key, paths in files.items()
-    }
+    readings = {}
+    for (split, domain), paths in files.items():
+        name = reading_of(split, domain)
+        if networks is not None:
+            readings[name] = networks.reading(name, paths, domain)
+        else:
+            readings[name] = plans.file_reading(name, paths, read, workers=options.workers)
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         splits = {}
@@ -181,9 +189,18 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
             ]
             if whole:
                 splits[name] = _split_of(name, whole, row_of, stored, recurring)
-        return Prepared(splits)
+        return Prepared(splits, {} if networks is None else networks.attributes(splits, work))
 
     return Plan(assemble, list(readings.values()), notes.attributes(), notes.skipped)
+
+
+def _networks(options: PrepareOptions) -> Networks | None:
+    """What turns pictures into features, where that is asked for."""
+    if not options.wants_backbone:
+        return None
+    from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch
+
+    return networks_for_pairs(options)
 
 
 def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int]:

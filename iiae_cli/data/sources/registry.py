@@ -114,7 +114,7 @@ def build(name: str, options: PrepareOptions) -> Plan:
     for option, is_given, sets in (
         ("--split", options.split is not None, CLASS_SETS),
         ("--unseen-classes", options.unseen_classes is not None, CLASS_SETS),
-        ("--backbone…", options.wants_backbone, CLASS_SETS),
+        ("--backbone…", options.wants_backbone, [*CLASS_SETS, "pairs"]),
         ("--image-size", options.image_size is not None, pictures),
         ("--side-by-side", options.side_by_side, ["pairs"]),
         ("--same-instance", options.same_instance, ["mnist-quadrants"]),
