@@ -3,13 +3,13 @@
 import hashlib
 import json
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torchvision
 from class_sources import NETWORK
 from helpers import refusal
+from PIL import Image
 from torch import nn
 
 from iiae_cli.data import backbone
@@ -95,7 +95,9 @@ def test_a_state_dict_is_loaded_without_its_classifier(tmp_path, wrapped):
         saved = {"state_dict": {f"module.{key}": values for key, values in saved.items()}}
     torch.save(saved, path)
     weights = find_weights(NETWORK, str(path))
-    assert weights == Weights("file", path, hashlib.sha256(path.read_bytes()).hexdigest(), UNKNOWN)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (weights.kind, weights.path, weights.sha256) == ("file", path, digest)
+    assert weights.seen == UNKNOWN and "cannot be told" in weights.trained_on
     loaded = build_backbone(NETWORK, weights)[0].state_dict()
     assert loaded and all(torch.equal(loaded[key], whole[key]) for key in loaded)
     assert not any(key.startswith("fc.") for key in loaded)
@@ -209,11 +211,14 @@ def test_a_leak_is_what_was_seen_and_is_tested():
 # ---- preprocessing
 
 
-def test_preprocessing_by_hand():
-    pictures, cpu = np.array([[[[0, 51, 255]]]], np.uint8), torch.device("cpu")
+def test_preprocessing_by_hand(tmp_path):
+    path, own = tmp_path / "p.png", Preprocessing.of(NETWORK).configuration
+    Image.new("RGB", (8, 6), (0, 51, 255)).save(path)
 
     def values(domain, **switches):
-        return Preprocessing(**switches).tensor(pictures, domain, cpu).flatten().tolist()
+        read = Preprocessing(**switches, configuration=own).reader(NETWORK, domain)
+        assert read(path).shape == (3, 224, 224)
+        return read(path)[:, 100, 100].tolist()
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     plain, inverted = [0.0, 0.2, 1.0], [1.0, 0.8, 0.0]
@@ -222,4 +227,3 @@ def test_preprocessing_by_hand():
     assert values("x", normalise=False, invert_sketches=True) == pytest.approx(inverted)
     assert values("y", normalise=False, invert_sketches=True) == pytest.approx(plain)
     assert values("x") == pytest.approx(normal, abs=1e-6)
-    assert Preprocessing().tensor(np.zeros((2, 3, 4, 3), np.uint8), "y", cpu).shape == (2, 3, 3, 4)
