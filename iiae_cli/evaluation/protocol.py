@@ -22,6 +22,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
 from iiae_cli.data.datafile import DataFile, Split
+from iiae_cli.data.extractor import backbone_of
 from iiae_cli.evaluation.figures import Table, Task, dotted_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel
@@ -100,7 +101,7 @@ def protocol_of(
         scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
         l1_scale, baseline = scales if loaded.size else ("features", "raw features")
         figures = {"pairs": len(split.x), "relevance": "the true pair only"}
-        return {**figures, "l1_scale": l1_scale, "baseline": baseline}
+        return {**figures, "l1_scale": l1_scale, "baseline": baseline, **_backbone(file)}
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
     attributes, count = file.info.attributes, len(classes)
     backbone = Seen.of_data_file(attributes)
@@ -123,7 +124,16 @@ def protocol_of(
         "classes_seen_in_training": seen,
         "classes_seen_by_backbone": leak,
         "baselines": {"raw": "rows as they are", "centred": means},
+        **_backbone(file),
     }
+
+
+def _backbone(file: DataFile) -> dict[str, Any]:
+    """The network that made features, where it is known, and what that was trained on."""
+    record = backbone_of(file.info)
+    if record is None:
+        return {}
+    return {"backbone": {"name": record["name"], "trained_on": record["trained_on"]}}
 
 
 # ---- beside the paper

@@ -60,6 +60,8 @@ def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
     rows = DataFile(Path("data.h5")).split("test").y.rows
     expected = load("run").encode(rows, "y").mean("shared")
     np.testing.assert_allclose(means("z.h5"), expected, rtol=1e-4, atol=1e-5)
+    told = sketchy("evaluate", "--run", "run", "--json").json["protocol"]["backbone"]
+    assert told["name"] == NETWORK and "cannot be told" in told["trained_on"]
     query = f"{SKETCHES}/cow/0.png"
     for index in (("--index", "z.h5"), ()):
         found = sketchy("retrieve", query, "--k", 2, "--run", "run", "--json", *index)
