@@ -148,7 +148,9 @@ def block_store(
 
 
 def partial_of(output: Path) -> Path:
-    """Where the unfinished work of an output lies."""
+    """Where the unfinished work of an output file lies."""
+    if output.is_dir():
+        raise IiaeError(f"{output} is a folder", "name a file, such as -o z.h5")
     return output.with_name(f"{output.name}.partial")
 
 

@@ -196,7 +196,7 @@ def read_as(names: Mapping[str, str], notes: Notes) -> None:
 
 def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
     """Note the pictures below a folder that are not below those `taken`, which are read."""
-    beside = ", ".join(f"{path.name}/" for path in taken)[:80]
+    beside = ", ".join(f"{path.name}/" for path in taken)[:80] or "no folder that is read"
     rest = (path.relative_to(folder).parts for path in pictures_in(folder, taken))
     for name, count in Counter(parts[0] if parts[1:] else "" for parts in rest).items():
         what = "pictures in a folder" if name else "loose pictures"

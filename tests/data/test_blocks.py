@@ -113,6 +113,9 @@ def test_work_that_is_there_asks_for_resume_or_overwrite(
     ):
         pass
     assert (partial_of(output) / "thesis.txt").exists()
+    for folder in (tmp_path, Path()):
+        with pytest.raises(IiaeError, match="is a folder"), block_store(folder, JOB):
+            pass
 
 
 def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path: Path) -> None:

@@ -313,19 +313,17 @@ def test_the_program_shows_both_domains(iiae: Program, divided: Path):
 
 # ---- divisions of classes
 
-HASHES = {
-    "sempcyc-25": "48988ec24cb3c49048e0350d2244bb638f6080a32513a0ff7cf2589282a8eb9b",
-    "eccv18-21": "e9111ba44e60f0c421e90167978c3aa5067206421046818501bafe4339a74a5a",
-    "sake-25": "8e6c3d72376d8b256f068b4370bc7747dacf59ce2a03b9ca0250e9d8c45b115d",
-}
 
-
-@pytest.mark.parametrize("name", HASHES)
-def test_a_published_list_has_its_classes(name):
-    classes = CLASS_SPLITS[name]
-    assert len(classes) == len(set(classes)) == int(name.rpartition("-")[2])
-    assert all(label == normalise_class(label) for label in classes)
-    assert class_list_hash(classes) == HASHES[name]
+def test_the_published_lists_have_their_classes():
+    hashes = {name: class_list_hash(classes)[:12] for name, classes in CLASS_SPLITS.items()}
+    assert hashes == {
+        "sempcyc-25": "48988ec24cb3",
+        "eccv18-21": "e9111ba44e60",
+        "sake-25": "8e6c3d72376d",
+    }
+    for name, classes in CLASS_SPLITS.items():
+        assert len(classes) == int(name.rpartition("-")[2])
+        assert all(label == normalise_class(label) for label in classes)
 
 
 def unseen(value, known, seed=0):
