@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import call
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--set=model.widths=[4,8]", "--set=model.decoder_widths=[8,4]", "--set=model.stages=3"]
@@ -77,3 +78,22 @@ def test_the_paper_in_small_form_writes_a_row_per_result_and_repeats_none(tmp_pa
     by_name = dict(zip(names, rows, strict=True))
     assert 0 <= by_name["400 pairs, 500 steps, fp32, seed 0"]["shared x_to_y"] <= 1
     assert by_name["step, batch 2, fp32"]["ms"] > 0 and rows[0]["device"] == "CPU"
+
+
+def test_disentanglement_in_small_form_reads_every_model_by_the_same_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import disentanglement
+
+    assert call("prepare", "digits-moved", "--limit", 60, "-o", tmp_path / "d.h5").code == 0
+    words = [str(tmp_path / "d.h5"), "--out", str(tmp_path), "--factor=scale", "--steps=2"]
+    for _ in range(2):
+        disentanglement.main([*words, "--seeds=0", *TINY[:3], "--set=training.batch_size=16"])
+    rows = {row["name"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").open())}
+    assert {"iiae", "plus", "infonce"} <= set(rows)
+    assert 0 <= rows["plus"]["shared_x.class"] <= 1 and "exclusive_x.scale" in rows["iiae"]
+    assert "exclusive_x.scale" not in rows["infonce"] and rows["infonce"]["parameters"] > 0
+    peers = set(rows) & {"dmvae", "mmvae+"}
+    assert peers or "pip install multivae" in capsys.readouterr().err
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 2 + len(rows)
