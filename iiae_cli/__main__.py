@@ -22,7 +22,8 @@ def _speak_utf8() -> None:
 
     Names of files are then the same text everywhere, and go out as the bytes that they are.
     """
-    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+    utf8 = sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1"
+    if not utf8 and "_IIAE_COMPLETE" not in os.environ:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -326,7 +326,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     """The kept weights of a run."""
-    hint = "train it: iiae train --preset NAME --resume"
+    hint = "name another with --run RUN, or train one: iiae train digits-cdcb"
     if not run.path.exists():
         raise missing(run.path, hint)
     if not run.model_file.exists():

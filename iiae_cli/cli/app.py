@@ -1,6 +1,6 @@
 """The program: its commands, the global options, and the one error boundary.
 
-Importing this module and the commands' modules loads nothing heavy, so that `--help` stays fast.
+A command's module is imported when it is called, so that completion and `--help` stay fast.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from iiae_cli import __version__
-from iiae_cli.cli import encode, evaluate, prepare, retrieve, train, translate
 from iiae_cli.cli.options import GROUPS, option, say_left_out
 from iiae_cli.common import console
-from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted
+from iiae_cli.common.errors import (
+    EXIT_CTRL_C,
+    EXIT_USER_ERROR,
+    IiaeError,
+    Interrupted,
+    plain_words,
+)
 from iiae_cli.common.files import refusal_of_system
 from iiae_cli.common.machine import cores
 from iiae_cli.data.seen import SEEN
@@ -31,13 +37,22 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # How torch says that memory is short, beside MemoryError.
 _NO_MEMORY = r"(out of|can't allocate|not enough) memory|Storage size calculation overflowed"
 
-app = typer.Typer(
-    name="iiae",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+# A line for each command, whose module in this folder has the same name.
+COMMANDS = {
+    "prepare": "Write a data set as one file.",
+    "train": "Train a model and leave a run directory.",
+    "encode": "Encode pictures into a latent cache.",
+    "retrieve": "Find the gallery's nearest pictures.",
+    "translate": "Translate pictures to the other domain.",
+    "evaluate": "Measure a run beside a training-free baseline.",
+    "presets": "List what `train` can start from.",
+    "doctor": "Check versions, extras, devices, folders and locks.",
+}
+_SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
 
 
 class _Command(TyperCommand):
@@ -46,16 +61,45 @@ class _Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then options by group."""
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
-        sections |= {group: [] for group in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or kind
             sections.setdefault(panel, []).append(record)
-        for title, records in sections.items():
-            if any(records):
+        last = {group: place for place, group in enumerate(GROUPS)}  # those of several commands
+        for title in sorted(sections, key=lambda title: last.get(title, -1)):
+            if any(sections[title]):
                 with formatter.section(title):
-                    formatter.write_dl(list(filter(None, records)))
+                    formatter.write_dl(list(filter(None, sections[title])))
+
+
+class _Group(TyperGroup):
+    """Commands that are imported when they are called, not when they are listed."""
+
+    _listing = False
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command; only its name and line while commands are listed."""
+        if self._listing or cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        single = typer.Typer(add_completion=False, **_SETTINGS)
+        single.command(cmd_name, cls=_Command)(import_module(f"iiae_cli.cli.{cmd_name}").command)
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands in the help."""
+        self._listing = True
+        super().format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete a command's name."""
+        self._listing = True
+        return super().shell_complete(ctx, incomplete)
+
+
+app = typer.Typer(name="iiae", cls=_Group, **_SETTINGS)
+for _name, _line in COMMANDS.items():
+    app.command(_name, help=_line)(lambda: None)
 
 
 def _version(value: bool) -> None:
@@ -83,17 +127,15 @@ def _global(
 
     \b
     Start here:
-      iiae train --preset digits-cdcb     a minute on a CPU, nothing to download
-      iiae evaluate                       Recall@1 beside a training-free baseline
+      iiae train digits-cdcb     a minute on a CPU, nothing to download
+      iiae evaluate              Recall@1 beside a training-free baseline
       iiae encode imgs/ --domain y -o z.h5
       iiae retrieve query.png --k 5
       iiae translate query.png --from x --grid grid.png
+      iiae presets               what training can start from
+      iiae doctor                what this machine offers
     """
     console.set_verbosity(1 if verbose else -1 if quiet else 0)
-
-
-for _module in (prepare, train, encode, retrieve, translate, evaluate):
-    app.command(_module.__name__.rpartition(".")[2], cls=_Command)(_module.command)
 
 
 def main() -> None:
@@ -102,6 +144,9 @@ def main() -> None:
     console.prepare_streams()
     threading.excepthook = _in_thread
     arguments = sys.argv[1:] or ["--help"]
+    if "_IIAE_COMPLETE" in os.environ:
+        for kind in (TyperArgument, TyperOption):  # to convert values, typer imports pydantic
+            kind.process_value = lambda self, ctx, value: value  # type: ignore[method-assign]
     sys.exit(_exit_code(lambda: app(arguments, prog_name="iiae", standalone_mode=False)))
 
 
@@ -133,8 +178,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "iiae"
         message: str = getattr(error, "format_message", error.__str__)()
-        message = message.replace("Value error, ", "")  # pydantic's words
-        console.fail(message, f"{path} --help shows options and examples")
+        console.fail(plain_words(message), f"{path} --help shows options and examples")
         return EXIT_USER_ERROR
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):

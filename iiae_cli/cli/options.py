@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from iiae_cli.cli import completion
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
 from iiae_cli.data.seen import SEEN, line_of
@@ -27,12 +28,17 @@ GROUPS = INPUT, OUTPUT, RUNNING = "Input", "Output", "Running"
 
 def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option in a group of the help, under these names instead of its parameter's."""
+    if "min" in more:
+        more.setdefault("metavar", "N")
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 Json = Annotated[bool, option("Print one JSON object on stdout.", "--json", panel=OUTPUT)]
 Overwrite = Annotated[bool, option("Replace what exists.", "--overwrite", panel=OUTPUT)]
-Run = Annotated[Path | None, option("Run directory [IIAE_RUN, else runs/latest].", "--run")]
+Run = Annotated[
+    Path | None,
+    option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=completion.runs),
+]
 Split = Annotated[
     SplitName, option("Split, where an input is a prepared .h5.", "--split", panel=INPUT)
 ]
@@ -93,7 +99,7 @@ def finish(
         show()
     console.flush_results()
     if skipped:
-        console.warn(f"{len(skipped)} inputs were skipped")
+        console.warn(f"{len(skipped)} input{'s were' if skipped[1:] else ' was'} skipped")
         raise typer.Exit(EXIT_SOME_SKIPPED)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import INPUT, RUNNING, finish, option, shard_of, shard_output
 from iiae_cli.common import console
@@ -22,7 +23,10 @@ PAIRS, FEATURES = "Your own pairs", "Classes and features"
 
 
 def command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Data set.", autocompletion=completion.data_sets),
+    ] = None,
     sources: Annotated[
         list[Path] | None,
         typer.Argument(metavar="SOURCE", help="Folder or file that it comes from."),
@@ -73,6 +77,7 @@ def command(
             "[sketchy: vgg16].",
             panel=FEATURES,
             metavar="NAME",
+            autocompletion=completion.backbones,
         ),
     ] = None,
     backbone_weights: Annotated[
@@ -170,7 +175,11 @@ def command(
       iiae prepare mine-*-of-4.h5 --merge -o data/mine.h5
     """
     given = dict(locals())
-
+    if name is None:
+        raise IiaeError(
+            "no data set was named",
+            f"iiae prepare digits-cdcb, or one of {', '.join(completion.DATA_SETS)}",
+        )
     from iiae_cli.data.blocks import in_order, part_of
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.data.sources import preparation

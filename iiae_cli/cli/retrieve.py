@@ -123,7 +123,7 @@ def _show(results: list[dict[str, Any]]) -> None:
     labelled = any("label" in entry for _, entry in entries)
     names = ["rank", "id", "distance", *(["label"] if labelled else [])]
     rows = [[query, *(entry.get(name, "") for name in names)] for query, entry in entries]
-    console.print_table(["query", *names], rows, header=False)
+    console.print_table(["query", *names], rows, header=False, digits=6)
 
 
 def _retrieve(

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
+
+from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import INPUT, OUTPUT, RUNNING, finish, option, seconds_of
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import run_folder
+from iiae_cli.common.files import preset_names, run_folder
 from iiae_cli.common.signals import PREEMPT_SIGNAL, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
@@ -21,20 +24,39 @@ if TYPE_CHECKING:
 
 
 def command(
+    named: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PRESET]",
+            help="Name of a preset, or a YAML file [--resume: the run's own].",
+            autocompletion=completion.presets,
+        ),
+    ] = None,
     preset: Annotated[
-        str | None, option("Name of a preset, or a YAML file [--resume: the run's own].")
+        str | None, option("The same as PRESET.", autocompletion=completion.presets)
     ] = None,
     data: Annotated[Path | None, option("Data file [IIAE_DATA or data, /SET.h5].")] = None,
     run: Annotated[
         Path | None,
-        option("Run directory [runs/PRESET-seedN]; torchrun garbles --run.", "--run", "--run-dir"),
+        option(
+            "Run directory [runs/PRESET-seedN]; torchrun garbles --run.",
+            *("--run", "--run-dir"),
+            autocompletion=completion.runs,
+        ),
     ] = None,
     assignments: Annotated[
-        list[str] | None, option("Any value, dotted; repeatable.", "--set", metavar="KEY=VALUE")
+        list[str] | None,
+        option(
+            "Any value, dotted; repeatable.",
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completion.set_keys,
+        ),
     ] = None,
     epochs: Annotated[int | None, option("Passes over the training pairs.", min=1)] = None,
     steps: Annotated[int | None, option("Optimiser steps.", min=1)] = None,
     batch_size: Annotated[int | None, option("Pairs per step.", min=2)] = None,
+    lr: Annotated[float | None, option("Adam's learning rate.")] = None,
     seed: Annotated[int | None, option("Of weights, order, noise and dropout.", min=0)] = None,
     resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
     config: Annotated[
@@ -69,27 +91,7 @@ def command(
         option("Save and stop as at TERM (exit 75).", panel=RUNNING, metavar="NAME"),
     ] = PREEMPT_SIGNAL,
 ) -> None:
-    """Train a model and leave a run directory.
-
-    \b
-    Presets:
-      digits-cdcb     embedded digits at 32x32, about a minute on a CPU
-      digits-edge     the same with outlines as y: raw pixels do not solve it
-      mnist-cdcb-32   MNIST-CDCB at 32x32, minutes on a CPU
-      fashion-edges   edge map and garment, the paper's objective
-      digits-moved, mnist-quadrants   content that moves, the paper's objective
-      pairs           your own pairs of pictures at 32x32, the paper's objective
-      sketchy         the paper's networks on features
-      mnist-cdcb-64, mnist-cdcb-128   the paper's networks, an hour on two cores
-      mnist-cdcb, facades, maps, cars   the paper's at 256x256; want a GPU
-    \b
-    Beyond the paper:
-      features        your own features by class: standardised, linear paths
-      sketchy-tuned   the same for sketchy, 800 steps
-      pairs-small     fifty to some hundred of your own pairs
-      pairs-plus, fashion-edges-plus   linear paths, a contrastive term
-      digits-cdcb-plus, mnist-cdcb-32-plus   means freed of what should not leak
-      mnist-quadrants-plus   shared encoders that do not see where content stands
+    """Train a model and leave a run directory. `iiae presets` lists what to start from.
 
     Values are merged: preset < --config < IIAE_* environment < options < --set.
     A run that was stopped (exit 75, or 130 after Ctrl-C) is saved; the same command
@@ -98,7 +100,7 @@ def command(
 
     \b
     Examples:
-      iiae train --preset digits-cdcb
+      iiae train digits-cdcb
       iiae train --preset mnist-cdcb-32 --data data/mnist-cdcb.h5 --seed 1
       iiae train --preset digits-edge --set objective.lambda=50
       iiae train --preset sketchy --set objective.kind=ii-mi
@@ -106,17 +108,21 @@ def command(
       iiae train --run runs/digits-cdcb-seed0 --resume
       iiae train --preset digits-cdcb --print-config
     """
+    if named is not None and preset is not None:
+        raise IiaeError(f"two presets are named: {named} and {preset}", "leave one of them out")
+    preset = named or preset
     if epochs is not None and steps is not None:
         raise IiaeError("--epochs and --steps exclude each other", "give one of them")
     values: dict[str, object] = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     values |= {"seed": seed, "device": device, "precision": precision}
     values |= {"compile": compile_, "deterministic": deterministic, "log": log or None}
+    given = {f"training.{key}": value for key, value in values.items()} | {"optimizer.lr": lr}
     deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     name = None if preset is None else Path(preset).stem
     if preset is None:
         run = _begun_run(run, resume)
         preset = str(run / "config.yaml")
-    resolved = _resolve(preset, config or [], values, assignments or [])
+    resolved = _resolve(preset, config or [], given, assignments or [])
     if print_config:
         _show_config(resolved, as_json)
         return
@@ -148,13 +154,14 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
     """The run to resume by the configuration that it holds, where no preset is named."""
     if not resume:
         raise IiaeError(
-            "--preset is missing",
-            "choose a preset (iiae train --help lists them), or continue a run: --run RUN --resume",
+            "no preset was named",
+            f"iiae train digits-cdcb, or one of {', '.join(preset_names())}; to continue a run: "
+            "iiae train --run RUN --resume",
         )
     folder, origin = run_folder(run)
     if not (folder / "config.yaml").exists():
         raise IiaeError(
-            f"there is no run to resume in {folder} ({origin})", "start it: pass --preset NAME too"
+            f"there is no run to resume in {folder} ({origin})", "start it: name a preset too"
         )
     return folder if run else folder.resolve()  # `latest` may come to mean another
 
@@ -165,7 +172,7 @@ def _resolve(
     """Merge preset < --config < environment < options < --set."""
     from iiae_cli.config import presets
 
-    given = {f"training.{key}": value for key, value in values.items() if value is not None}
+    given = {key: value for key, value in values.items() if value is not None}
     resolved = presets.resolve(
         [
             *presets.preset_layers(preset),

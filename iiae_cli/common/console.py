@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
-LINE_SECONDS = 5.0  # between progress lines in a pipe
+LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines in a pipe, after a minute
 
 _verbosity = 0
 
@@ -122,10 +122,14 @@ def print_table(
     title: str = "",
     *,
     header: bool = True,
+    digits: int = 3,
 ) -> None:
-    """Print a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe."""
+    """Print a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe.
+
+    Of fractions so many digits are shown; `--json` has them all.
+    """
     cells = [
-        [f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
+        [_number(value, digits) if isinstance(value, float) else str(value) for value in row]
         for row in rows
     ]
     if not sys.stdout.isatty():
@@ -140,6 +144,11 @@ def print_table(
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def _number(value: float, digits: int) -> str:
+    """A number of so many digits, and never with an exponent for being large."""
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 class Progress:
@@ -166,7 +175,8 @@ class Progress:
 
     def _print_line(self) -> None:
         now = time.monotonic()
-        if now - self._last_line >= LINE_SECONDS:
+        wait = LINE_SECONDS if now - self._started < LATER_SECONDS else LATER_SECONDS
+        if now - self._last_line >= wait:
             self._last_line = now
             say(", ".join([f"{self.done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
 

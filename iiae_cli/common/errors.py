@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 75  # after SIGTERM and the like
 EXIT_CTRL_C = 130
+
+
+# Words of pydantic, which typer uses too, and plain ones.
+_PLAIN_WORDS = {
+    "Value error, ": "",
+    "(Input|List|String) should": "must",
+    "a valid integer": "a whole number",
+    "a valid (number|list)": r"a \1",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", (unable|got|but).*| after validation": "",
+}
+
+
+def plain_words(message: str) -> str:
+    """What pydantic says of a value, such as "Input should be a valid integer, unable to …"."""
+    for pattern, words in _PLAIN_WORDS.items():
+        message = re.sub(pattern, words, message)
+    return message
 
 
 class IiaeError(Exception):

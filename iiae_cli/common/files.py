@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
-import secrets
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -119,7 +117,7 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
 
     If the block fails, an older file stays. Many small files that can be made again need no `sync`.
     """
-    name = f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}"
+    name = f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}"
     temporary = (folder or path.parent) / name
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +229,8 @@ def _errno(error: BaseException) -> int:
 
 def sha256_of(*paths: Path) -> str:
     """One hex digest over the contents of files, in this order."""
+    import hashlib  # not at every start
+
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -258,6 +258,18 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def preset_folder() -> Path:
+    """The shipped presets: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parent.parent
+    inside = package / "presets"
+    return inside if inside.is_dir() else package.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def data_folder() -> Path:

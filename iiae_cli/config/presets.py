@@ -7,6 +7,7 @@ once, unknown keys with their nearest match.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,8 @@ import yaml
 from pydantic import ValidationError
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading
+from iiae_cli.common.errors import IiaeError, plain_words
+from iiae_cli.common.files import preset_folder, preset_names, reading
 from iiae_cli.config.schema import Config, TrainingSection
 
 # Environment names beside the general form IIAE_SECTION__KEY.
@@ -89,7 +90,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             key, value = ".".join(map(str, item["loc"][:2])), item["input"]
             origin = f" in {sources[key]}" if key in sources else ""
             shown = "" if isinstance(value, Mapping) else f", not {reprlib.repr(value)}"
-            problems.append(f"{key}{origin}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            problems.append(f"{key}{origin}: {plain_words(item['msg'])}{shown}")
     lengths = [key for key in _EXCLUSIVE if given.get(key, (None,))[0] is not None]
     if len(lengths) != 1:
         state = "set" if lengths else "unset"
@@ -128,18 +129,6 @@ def _near(key: str, names: Iterable[str]) -> str:
     return f", did you mean '{matches[0]}'?" if matches else ""
 
 
-def preset_folder() -> Path:
-    """The shipped presets: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parent.parent
-    inside = package / "presets"
-    return inside if inside.is_dir() else package.parent / "presets"
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped presets."""
-    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
-
-
 def preset_layers(
     preset: str, folder: Path = Path(), extending: tuple[Path, ...] = ()
 ) -> list[Layer]:
@@ -150,6 +139,7 @@ def preset_layers(
         raise IiaeError(message, "break the chain of 'extends'")
     content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
     parent = content.pop("extends", None)
+    content.pop("time", None)  # how long it takes, for `iiae presets`
     if not isinstance(parent, str | None):
         raise IiaeError(f"'extends' in {path} is not a name", "name one preset or one YAML file")
     source = f"preset {path.stem}" if path.parent == preset_folder() else str(path)
@@ -218,7 +208,9 @@ class _Loader(yaml.SafeLoader):
 def load_yaml(text: str, where: str) -> Any:
     """The plain value of one YAML document."""
     try:
-        return _Loader(text).get_single_data()
+        value = _Loader(text).get_single_data()
+        json.dumps(value, default=str, skipkeys=True)  # refuses what contains itself
+        return value
     except Exception as error:  # PyYAML raises many kinds, RecursionError among them
         reason = " ".join(str(error).split())[:300]
         raise IiaeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from helpers import SMALL, Program, Trained
 from PIL import Image
 
 from iiae_cli import __version__
-from iiae_cli.config.presets import preset_names
-
-COMMANDS = ("prepare", "train", "encode", "retrieve", "translate", "evaluate")
+from iiae_cli.cli import completion
+from iiae_cli.cli.app import COMMANDS
+from iiae_cli.common.files import preset_names
+from iiae_cli.config.presets import key_help
+from iiae_cli.data.sources.registry import BUILDERS
 
 
 def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
@@ -50,9 +53,80 @@ def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
                 assert word.split("=")[0] in options, example
 
 
-def test_help_of_train_lists_every_preset(iiae: Program) -> None:
-    words = iiae("train", "--help").out.replace(",", " ").split()
-    assert set(preset_names()) <= set(words)
+def test_help_lists_whole_lines(iiae: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [" ".join(line.split()) for line in iiae("--help").out.splitlines()]
+    assert all(f"{name} {line}" in lines for name, line in COMMANDS.items())
+
+
+# ---- completion
+
+
+def complete(*words: str, folder: Path = Path()) -> list[str]:
+    """What bash offers for the last word."""
+    code = (
+        "import atexit, sys; "
+        "atexit.register(lambda: print({'torch', 'pydantic', 'yaml'} & set(sys.modules), "
+        "file=sys.stderr)); from iiae_cli.__main__ import main; main()"
+    )
+    asked = {"_IIAE_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["iiae", *words])}
+    environment = {**os.environ, **asked, "COMP_CWORD": str(len(words))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    assert done.stderr == "set()\n"
+    return done.stdout.split()
+
+
+def test_a_shell_completes_names_without_heavy_imports(tmp_path: Path) -> None:
+    assert complete("tr") == ["train", "translate"]
+    assert complete("train", "digits-c") == ["digits-cdcb", "digits-cdcb-plus"]
+    assert complete("train", "--preset", "mnist-cdcb-32-") == ["mnist-cdcb-32-plus"]
+    assert complete("train", "pairs", "--set", "objective.la") == ["objective.lambda="]
+    assert complete("evaluate", "--split", "") == ["train", "valid", "test"]
+    assert complete("prepare", "sketchy", "--backbone", "resnet1") == ["resnet18"]
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.json").touch()
+    assert complete("encode", "--run", "", folder=tmp_path) == ["runs/mine"]
+
+
+def test_what_is_completed_is_all_there_is() -> None:
+    assert completion.set_keys("") == [f"{key}=" for key in key_help() if "." in key]
+    assert sorted(completion.DATA_SETS) == sorted(BUILDERS)
+
+
+# ---- presets and doctor
+
+
+def test_presets_are_listed_with_data_time_and_purpose(iiae: Program) -> None:
+    outcome = iiae("presets", "--json")
+    assert outcome.json["schema"] == "iiae.presets/1"
+    presets = {item["name"]: item for item in outcome.json["presets"]}
+    assert list(presets) == preset_names()
+    assert all(len(item) == 4 and all(item.values()) for item in presets.values())
+    assert presets["fashion-edges-plus"]["data"] == "fashion-edges"
+    assert iiae("presets").out.splitlines()[0].split("\t")[:3] == ["preset", "data", "time"]
+
+
+def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(
+    iiae: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = iiae("doctor", "--json")
+    assert outcome.code == 0 and outcome.json["schema"] == "iiae.doctor/1"
+    report = outcome.json
+    assert report["versions"]["iiae"] == __version__ and not report["problems"]
+    assert report["precision"]["cpu"]["features"] == "fp32" and report["cores"]["allowed"] >= 1
+    assert report["folders"]["data"] | {"free": ""} == {
+        "path": "data",
+        "exists": False,
+        "free": "",
+        "writable": "yes",
+        "locks": "yes",
+    }
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    outcome = iiae("doctor")
+    assert outcome.code == 2 and "h5py cannot be imported" in outcome.error()[0]
+    assert "versions\ttorch\t" in outcome.out
 
 
 def test_no_arguments_print_help_and_version_one_line(iiae: Program) -> None:
@@ -85,7 +159,11 @@ def test_no_arguments_print_help_and_version_one_line(iiae: Program) -> None:
             "iiae prepare digits-cdcb",
         ),
         (("train", "--preset", "missing.yaml"), "missing.yaml", "digits-cdcb"),
-        (("train",), "--preset", "iiae train --help"),
+        (("train",), "no preset", "digits-cdcb"),
+        (("train", "pairs", "--preset", "maps"), "two presets", "leave one"),
+        (("train", "pairs", "--lr", "fast"), "must be a number", "iiae train --help"),
+        (("train", "pairs", "--lr", "0"), "optimizer.lr", "--print-config"),
+        (("prepare",), "no data set", "digits-cdcb"),
         (("prepare", "mnist"), "mnist", "mnist-cdcb"),
         (("prepare", "sketchy"), "sketchy", "iiae prepare sketchy SOURCE"),
         (("prepare", "cars"), "cars", "iiae prepare cars --download"),
@@ -120,7 +198,7 @@ def test_users_errors_are_two_lines_and_exit_2(
     error, hint = outcome.error()
     assert outcome.code == 2
     assert outcome.out == ""
-    assert names in error and "Value error" not in error
+    assert names in error and "Value error" not in error and "Input should" not in error
     assert mends in hint
     assert not list(Path().glob("**/*.h5"))
 

@@ -54,6 +54,21 @@ def test_a_log_gets_plain_lines_every_few_seconds(
     assert "\x1b" not in err
 
 
+def test_after_a_minute_a_log_gets_a_line_a_minute(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("training", 1000) as work:
+        for step in range(1, 301):
+            clock.now += 1.0
+            work.update(step)
+    assert len(capsys.readouterr().err.splitlines()) == 11 + 4
+
+
+def test_a_table_shows_three_digits_and_no_exponents(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(["a"], [[0.00666667], [0.9967], [123456.7], [12.5]], header=False)
+    assert capsys.readouterr().out.split() == ["0.00667", "0.997", "123457", "12.5"]
+
+
 def test_quiet_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     console.set_verbosity(-1)
     with console.progress("training", 100) as work:

@@ -1,0 +1,151 @@
+"""`iiae doctor`: what this machine offers, and whether what is needed works."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from iiae_cli import __version__
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import finish
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import data_folder
+from iiae_cli.common.machine import cores
+
+# The modules that commands cannot do without, and the packages that extras bring.
+NEEDED = (
+    *("torch", "torchvision", "h5py", "sklearn", "scipy", "PIL", "pydantic", "yaml", "safetensors"),
+    *("torchmetrics", "matplotlib", "jinja2", "tensorboard", "filelock", "pooch"),
+)
+EXTRAS = {
+    "faiss": "faiss-cpu",
+    "timm": "timm",
+    "clip": "open_clip_torch",
+    "onnx": "onnxruntime",
+    "hub": "huggingface_hub",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",
+}
+SIZES = {"features": None, "32x32": (32, 32), "256x256": (256, 256)}
+
+
+def command(as_json: shared.Json = False) -> None:
+    """Show versions, extras, devices, cores, number formats, folders and locks.
+
+    Exit code 2 if a package that is needed cannot be imported, or no run can be written.
+
+    \b
+    Examples:
+      iiae doctor
+      iiae doctor --json | jq .devices
+      iiae doctor > machine.txt
+    """
+    versions, problems = _versions()
+    report: dict[str, Any] = {"versions": versions, "extras": _extras()}
+    if not problems:
+        report |= _devices()
+    report["cores"] = {"allowed": cores(), "machine": os.cpu_count()}
+    report["folders"] = folders = _folders()
+    if "no" in folders["runs"]["writable"]:
+        problems.append(f"no run can be written to {folders['runs']['path']}")
+    result = {"schema": "iiae.doctor/1", **report, "problems": problems}
+    finish(result, lambda: _show(report), as_json)
+    if problems:
+        raise IiaeError(
+            "; ".join(problems), "python -m pip install --upgrade iiae-cli; see iiae doctor --json"
+        )
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Print for people and pipes."""
+    rows = []
+    for part, items in report.items():
+        for name, value in items.items():
+            text = (
+                ", ".join(f"{key} {item}" for key, item in value.items())
+                if isinstance(value, dict)
+                else value
+            )
+            rows.append((part, name, "–" if text is None else text))
+    console.print_table(["part", "name", "value"], rows)
+
+
+def _versions() -> tuple[dict[str, str], list[str]]:
+    """Versions of what is needed, and a line for each package that cannot be imported."""
+    versions = {"iiae": __version__, "python": sys.version.split()[0]}
+    problems = []
+    for name in NEEDED:
+        try:
+            module = import_module(name)
+            versions[name] = str(getattr(module, "__version__", "installed"))
+        except Exception as error:  # whatever a broken package raises
+            problems.append(f"{name} cannot be imported: {' '.join(str(error).split())[:120]}")
+    return versions, problems
+
+
+def _extras() -> dict[str, str | None]:
+    extras: dict[str, str | None] = {}
+    for name, package in EXTRAS.items():
+        try:
+            extras[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            extras[name] = None
+    return extras
+
+
+def _devices() -> dict[str, Any]:
+    """Devices by name, and the number format that `--precision auto` takes on each."""
+    import torch
+
+    from iiae_cli.builders import choose_device
+    from iiae_cli.config.schema import Config
+    from iiae_cli.training.step import choose_speed
+
+    devices = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    devices["cpu"] = f"{torch.get_num_threads()} threads"
+    chosen = {}
+    for name in devices:
+        speeds = {
+            kind: choose_speed(Config(), size, torch.device(name), None).training.precision
+            for kind, size in SIZES.items()
+        }
+        chosen[name] = speeds
+    auto = {"auto": str(choose_device("auto"))}
+    return {"devices": devices | auto, "precision": chosen}
+
+
+def _folders() -> dict[str, dict[str, Any]]:
+    """Where data, runs and caches lie; whether they can be written and locked."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    paths = {
+        "data": data_folder(),
+        "runs": Path("runs"),
+        "torch cache": Path(os.environ.get("TORCH_HOME") or cache / "torch"),
+        "hub cache": Path(os.environ.get("HF_HOME") or cache / "huggingface"),
+        "temporary": Path(tempfile.gettempdir()),
+        "shared memory": Path("/dev/shm"),
+    }
+    return {name: _state(path) for name, path in paths.items()}
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Whether a folder, or the one that it would be made in, can be written and locked."""
+    near = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    state: dict[str, Any] = {"path": str(path), "exists": path.is_dir()}
+    state["free"] = f"{shutil.disk_usage(near).free / 2**30:.1f} GiB"
+    try:
+        with tempfile.TemporaryFile(dir=near) as file:
+            state |= {"writable": "yes", "locks": "yes"}
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        state["locks" if "writable" in state else "writable"] = f"no: {error.strerror}"
+    return state
