@@ -156,27 +156,28 @@ def probe_figures(
 ) -> dict[str, Figures]:
     """Scores by latent and factor: what means and samples reveal, and whether it belongs there."""
     figures: dict[str, Figures] = {}
-    for number, (kind, domain) in enumerate(LATENTS):
-        rows = probed[domain]
-        logvar = rows.encoded.logvar(kind)
-        if logvar is None:
-            continue
-        mean = rows.encoded.mean(kind)
-        noise = np.random.default_rng((seed, number)).standard_normal(mean.shape, dtype=np.float32)
-        latents = {"mean": mean, "sample": mean + np.exp(0.5 * logvar) * noise}
-        read = {way: probe(latents[way], rows.factors, rows.folds, seed) for way in WAYS}
-        entries = figures.setdefault(f"{kind}_{domain}", {})
-        for factor in rows.factors:
-            scores = {way: read[way][factor.name] for way in WAYS}  # both None, or neither
-            entries[factor.name] = {
-                "kind": "classes" if factor.classes else "quantity",
-                "belongs": belongs(factor.name, kind, domain, shared),
-                "chance": scores["mean"] and scores["mean"].chance,
-                "n": scores["mean"].rows if scores["mean"] else 0,
+    with console.progress("probes", len(LATENTS) * len(WAYS), "readings") as bar:
+        for number, (kind, domain) in enumerate(LATENTS):
+            rows = probed[domain]
+            logvar = rows.encoded.logvar(kind)
+            if logvar is None:
+                continue
+            mean, rng = rows.encoded.mean(kind), np.random.default_rng((seed, number))
+            noise = rng.standard_normal(mean.shape, dtype=np.float32)
+            entries = figures[f"{kind}_{domain}"] = {
+                factor.name: {
+                    "kind": "classes" if factor.classes else "quantity",
+                    "belongs": belongs(factor.name, kind, domain, shared),
+                }
+                for factor in rows.factors
             }
-            for way, score in scores.items():
-                values = {name: score and getattr(score, name) for name in _SCORES}
-                entries[factor.name][way] = values
+            for way, latents in zip(WAYS, (mean, mean + np.exp(0.5 * logvar) * noise), strict=True):
+                scores = probe(latents, rows.factors, rows.folds, seed)
+                for name, score in scores.items():  # None by both ways, or by neither
+                    rows_tested = score.rows if score else 0
+                    entries[name] |= {"chance": score and score.chance, "n": rows_tested}
+                    entries[name][way] = {key: score and getattr(score, key) for key in _SCORES}
+                bar.update(bar.done + 1)
     return figures
 
 

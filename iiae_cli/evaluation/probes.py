@@ -3,28 +3,26 @@
 A *linear* probe is ridge regression for quantities and logistic regression for classes, on
 standardised dimensions, which finds a leak however small its variance. A *non-linear* one is ridge
 regression on the same dimensions joined by Gaussian bumps (Nyström features) over their leading
-principal components. Both are tested on rows that they did not learn from.
+principal components. Both are tested on rows that they did not learn from. One decomposition of the
+learning rows serves all factors, penalties and shuffled values.
 
-Shapes: N rows, S latent dimensions, T columns of factors' values.
+Shapes: N rows, S latent dimensions, K principal axes, T columns of factors' values.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
+import scipy.special
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -32,11 +30,13 @@ from iiae_cli.common.errors import IiaeError
 
 FOLDS = 5
 LEARN_ONLY = -1  # the fold of a row that every probe learns from and none is tested on
-MAX_DIMENSIONS = 1024  # wider latents are represented by so many principal components
+MAX_DIMENSIONS = 768  # wider latents are represented by so many principal components
 MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
-PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))
+PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))  # of ridge regression
+STRENGTHS = (0.01, 1.0)  # of logistic regression, scikit-learn's C
+_STEPS, _PRECISE = 25, 1e-5  # of L-BFGS: at most, and its relative gain at the end
 _BUMPS = 300
 _BUMP_DIMENSIONS = 32
 _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
@@ -137,39 +137,13 @@ def probe(
         return scores
     with threadpool_limits(1):  # small problems, whose threads would wait for one another
         wide, values = latents.shape[1] > MAX_DIMENSIONS, latents.astype(np.float64)
-        values = _narrowed(values, seed) if wide else values
+        if wide:
+            values = Axes.of(StandardScaler().fit_transform(values)).rows[:, -MAX_DIMENSIONS:]
         for layout, together in layouts.values():
             rows = layout != _LEFT_OUT
             known = [replace(factor, values=factor.values[rows]) for factor in together]
             scores |= _probe_together(values[rows], known, layout[rows], seed, standardise=not wide)
     return scores
-
-
-def ridge_predictions(known: Floats, columns: Floats, asked: Floats) -> Floats:
-    """Ridge regression of `columns` (N, T) from `known` (N, S), read at `asked` (A, S): (A, T).
-
-    scikit-learn's `RidgeCV(alpha_per_target=True)`, three to four times as fast.
-    """
-    centre, mean = known.mean(axis=0), columns.mean(axis=0)
-    inputs, targets = known - centre, columns - mean
-    wide = inputs.shape[1] > inputs.shape[0]  # XᵀX or XXᵀ, whichever is smaller
-    values, basis = scipy.linalg.eigh(inputs @ inputs.T if wide else inputs.T @ inputs)
-    kept = values > _FLAT * max(values[-1], np.finfo(float).tiny)
-    values, basis = values[kept], basis[:, kept]  # (K,), (S or N, K)
-    if wide:
-        basis = inputs.T @ basis / np.sqrt(values)
-    coordinates = inputs @ basis  # (N, K)
-    products, squares = coordinates.T @ targets, coordinates**2  # (K, T), (N, K)
-    best, weights = np.full(targets.shape[1], np.inf), np.zeros_like(products)
-    for penalty in PENALTIES:
-        shrunk = products / (values + penalty)[:, None]
-        leverage = 1.0 / len(inputs) + squares @ (1.0 / (values + penalty))
-        left_out = (targets - coordinates @ shrunk) / np.maximum(1.0 - leverage, 1e-12)[:, None]
-        error = (left_out**2).mean(axis=0)
-        better = error < best
-        best[better], weights[:, better] = error[better], shrunk[:, better]
-    predicted: Floats = mean + (asked - centre) @ (basis @ weights)
-    return predicted
 
 
 def _readable(factor: Factor, layout: Ints) -> bool:
@@ -183,100 +157,159 @@ def _readable(factor: Factor, layout: Ints) -> bool:
     return len(codes) > 1 and all(len(np.unique(folds[values == code])) > 1 for code in codes)
 
 
-def _narrowed(latents: Floats, seed: int) -> Floats:
-    """The leading principal components of standardised latents, with their scales."""
-    count = min(MAX_DIMENSIONS, len(latents) - 1)
-    components = PCA(count, svd_solver="randomized", iterated_power=2, random_state=seed)
-    narrow: Floats = components.fit_transform(StandardScaler().fit_transform(latents))
-    return narrow
-
-
 def _probe_together(
     latents: Floats, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
     """Scores of factors that are known in the same rows, and in all of these."""
     order = np.random.default_rng(seed).permutation(len(latents))
-    blocks = [
-        np.eye(item.classes)[item.values] if item.classes else item.values for item in factors
-    ]
-    widths = [block.shape[1] for block in blocks]
-    spans = [slice(*ends) for ends in pairwise(np.cumsum([0, *widths]).tolist())]
-    quantity = np.repeat([not item.classes for item in factors], widths)
-    true = np.hstack(blocks)
-    targets = np.stack([true, true[order]])  # (2, N, T): true values, shuffled ones
-    linear, bent = np.zeros_like(targets), np.zeros_like(targets)
+    own = [np.eye(item.classes)[item.values] if item.classes else item.values for item in factors]
+    targets = [np.stack([values, values[order]]) for values in own]  # (2, N, T): true, shuffled
+    linear, bent = ([np.zeros_like(block) for block in targets] for _ in range(2))
     for fold in np.unique(folds[folds >= 0]):
         test, learn = folds == fold, folds != fold
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
-        known, asked = scaler.transform(latents[learn]), scaler.transform(latents[test])
-        if quantity.any():
-            learnt = targets[:, learn][..., quantity]
-            linear[np.ix_(np.arange(2), test, quantity)] = _regress(known, learnt, asked)
-        for factor, span in zip(factors, spans, strict=True):
-            if factor.classes:
-                linear[:, test, span] = _classify(known, targets[:, learn, span], asked, seed)
-        bumps, asked_bumps = _bumps(known, asked, seed)
-        known, asked = np.hstack([known, bumps]), np.hstack([asked, asked_bumps])
-        bent[:, test] = _regress(known, targets[:, learn], asked)
-    scores, rows = {}, folds >= 0
-    for factor, span in zip(factors, spans, strict=True):
+        axes = Axes.of(scaler.transform(latents[learn]))
+        asked = axes.along(scaler.transform(latents[test]))
+        bumps, asked_bumps = _bumps(axes.rows, asked, seed)
+        bent_axes = Axes.of(np.hstack([axes.rows, bumps]))
+        bent_asked = bent_axes.along(np.hstack([asked, asked_bumps]))
+        for factor, values, straight, bumpy in zip(factors, targets, linear, bent, strict=True):
+            learnt = values[:, learn]
+            straight[:, test] = (
+                _classify(axes, learnt, asked, seed)
+                if factor.classes
+                else _regress(axes, learnt, asked)
+            )
+            bumpy[:, test] = _regress(bent_axes, learnt, bent_asked)
+    scores, tested = {}, folds >= 0
+    for factor, *parts in zip(factors, targets, linear, bent, strict=True):
         score = _balanced_accuracy if factor.classes else _r2
-        true, shuffled = targets[:, rows, span]
-        chance = 1.0 / np.count_nonzero(true.any(axis=0)) if factor.classes else 0.0
+        (true, shuffled), straight, bumpy = (part[:, tested] for part in parts)
         scores[factor.name] = ProbeScore(
-            linear=score(true, linear[0, rows, span]),
-            nonlinear=score(true, bent[0, rows, span]),
-            control=score(shuffled, linear[1, rows, span]),
-            control_nonlinear=score(shuffled, bent[1, rows, span]),
-            chance=chance,
-            rows=int(rows.sum()),
+            linear=score(true, straight[0]),
+            nonlinear=score(true, bumpy[0]),
+            control=score(shuffled, straight[1]),
+            control_nonlinear=score(shuffled, bumpy[1]),
+            chance=1.0 / np.count_nonzero(true.any(axis=0)) if factor.classes else 0.0,
+            rows=len(true),
         )
     return scores
 
 
-def _regress(known: Floats, targets: Floats, asked: Floats) -> Floats:
-    """Ridge regression of true values and of shuffled ones (2, N, T) at once."""
-    return np.stack(np.hsplit(ridge_predictions(known, np.hstack([*targets]), asked), 2))
+@dataclass(frozen=True)
+class Axes:
+    """Rows along the principal axes of their own that are more than rounding."""
+
+    rows: Floats  # (N, K), centred; the axis of largest spread is the last
+    spread: Floats  # (K,) sums of squares
+    centre: Floats  # (S,)
+    basis: Floats  # (S, K)
+
+    @classmethod
+    def of(cls, rows: Floats) -> Axes:
+        """The axes of rows (N, S)."""
+        centre = rows.mean(axis=0)
+        inputs = rows - centre
+        wide = inputs.shape[1] > inputs.shape[0]  # XᵀX or XXᵀ, whichever is smaller
+        spread, basis = scipy.linalg.eigh(inputs @ inputs.T if wide else inputs.T @ inputs)
+        spread = np.maximum(spread, np.finfo(float).tiny)
+        kept = spread >= _FLAT * spread[-1]  # one axis at least
+        spread, basis = spread[kept], basis[:, kept]
+        if wide:
+            basis = inputs.T @ basis / np.sqrt(spread)
+        return cls(inputs @ basis, spread, centre, basis)
+
+    def along(self, others: Floats) -> Floats:
+        """Other rows (A, S) along the same axes (A, K)."""
+        moved: Floats = (others - self.centre) @ self.basis
+        return moved
 
 
-def _classify(known: Floats, targets: Floats, asked: Floats, seed: int) -> Floats:
-    """Logistic regression of true and of shuffled classes; the true ones choose the penalty."""
-    order = np.random.default_rng(seed).permutation(len(known))
-    held, kept = np.split(order, [len(order) // 4])
-    true = targets[0]
+def ridge_predictions(axes: Axes, columns: Floats, asked: Floats) -> Floats:
+    """Ridge regression of columns (N, T), read at rows (A, K) along the axes: (A, T).
 
-    def score(inverse: float) -> float:
-        read = _logistic(known[kept], true[kept], known[held], inverse)
-        return _balanced_accuracy(true[held], read)
-
-    chosen = max((0.01, 1.0), key=score)
-    return np.stack([_logistic(known, indicators, asked, chosen) for indicators in targets])
-
-
-def _logistic(known: Floats, indicators: Floats, asked: Floats, inverse_penalty: float) -> Floats:
-    """Indicators (A, classes) of the classes that are read."""
-    codes = indicators.argmax(axis=1)
-    read = np.full(len(asked), codes[0])
-    if len(np.unique(codes)) > 1:
-        model = LogisticRegression(
-            C=inverse_penalty, class_weight="balanced", max_iter=200, tol=1e-3
-        )
-        with warnings.catch_warnings():  # 200 steps suffice to tell a class, if not for the optimum
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            read = model.fit(known, codes).predict(asked)
-    predicted: Floats = np.eye(indicators.shape[1])[read]
+    scikit-learn's `RidgeCV(alpha_per_target=True)`: every column has the penalty of least error on
+    rows left out one by one.
+    """
+    mean = columns.mean(axis=0)
+    targets = columns - mean
+    products, squares = axes.rows.T @ targets, axes.rows**2  # (K, T), (N, K)
+    best, weights = np.full(targets.shape[1], np.inf), np.zeros_like(products)
+    for penalty in PENALTIES:
+        shrunk = products / (axes.spread + penalty)[:, None]
+        leverage = 1.0 / len(targets) + squares @ (1.0 / (axes.spread + penalty))
+        left_out = (targets - axes.rows @ shrunk) / np.maximum(1.0 - leverage, 1e-12)[:, None]
+        error = (left_out**2).mean(axis=0)
+        better = error < best
+        best[better], weights[:, better] = error[better], shrunk[:, better]
+    predicted: Floats = mean + asked @ weights
     return predicted
+
+
+def _regress(axes: Axes, targets: Floats, asked: Floats) -> Floats:
+    """Ridge regression of true values and of shuffled ones (2, N, T) at once: (2, A, T)."""
+    return np.stack(np.hsplit(ridge_predictions(axes, np.hstack([*targets]), asked), 2))
+
+
+def _classify(axes: Axes, targets: Floats, asked: Floats, seed: int) -> Floats:
+    """Logistic regression of true classes and of shuffled ones (2, N, T): scores (2, A, T).
+
+    C is the smaller one, unless the larger one reads the true classes of a quarter of the learning
+    rows better by more than a standard error.
+    """
+    order = np.random.default_rng(seed).permutation(len(axes.rows))
+    held, kept = np.split(order, [len(order) // 4])
+    true, trial, rest = targets[0], axes.rows[held], axes.rows[kept]
+    small, large = (
+        _balanced_accuracy(true[held], logistic_predictions(rest, true[kept], strength, trial))
+        for strength in STRENGTHS
+    )
+    better = large - small > np.sqrt(small * (1 - small) / len(held))
+    strength = STRENGTHS[1 if better else 0]
+    read = [logistic_predictions(axes.rows, values, strength, asked) for values in targets]
+    return np.stack(read)
+
+
+def logistic_predictions(
+    rows: Floats, indicators: Floats, strength: float, asked: Floats
+) -> Floats:
+    """Logistic regression of classes (N, T), read at rows (A, K): scores (A, T).
+
+    scikit-learn's `LogisticRegression(C=strength, class_weight="balanced")`. L-BFGS takes few steps
+    as its first Hessian is near the identity: `rows` (N, K) lie along their principal axes, and
+    every coordinate is scaled by its curvature at zero.
+    """
+    true, counts = indicators.astype(np.float32), indicators.sum(axis=0)
+    balanced = strength * len(rows) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    weights = true @ balanced.astype(np.float32)[:, None]  # (N, 1)
+    inputs = np.hstack([rows, np.ones((len(rows), 1))]).astype(np.float32)  # (N, K + 1)
+    penalised = np.append(np.ones(rows.shape[1]), 0)  # all but the intercept
+    curvature = strength / len(counts) * (inputs**2).sum(axis=0)
+    scale = ((curvature + penalised) ** -0.5).astype(np.float32)
+    inputs, penalty = inputs * scale, (penalised * scale**2).astype(np.float32)[:, None]
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        moved = flat.reshape(len(scale), -1).astype(np.float32)  # (K + 1, T)
+        logs = scipy.special.log_softmax(inputs @ moved, axis=1)
+        losses = weights * true * logs
+        gradient = inputs.T @ (weights * (np.exp(logs) - true)) + penalty * moved
+        loss = (0.5 * penalty * moved**2).sum(dtype=np.float64) - losses.sum(dtype=np.float64)
+        return float(loss), gradient.ravel().astype(np.float64)
+
+    start = np.zeros(len(scale) * len(counts))
+    options = {"maxiter": _STEPS, "ftol": _PRECISE}
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    learnt = scale[:, None] * found.x.reshape(len(scale), -1)
+    read: Floats = asked @ learnt[:-1] + learnt[-1]
+    return read
 
 
 def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:
     """Gaussian bumps around learning rows, as wide as rows lie apart, of the dimensions' weight."""
-    if known.shape[1] > _BUMP_DIMENSIONS:
-        count = min(_BUMP_DIMENSIONS, len(known))
-        leading = PCA(count, svd_solver="randomized", random_state=seed).fit(known)
-        known, asked = leading.transform(known), leading.transform(asked)
+    known, asked = known[:, -_BUMP_DIMENSIONS:], asked[:, -_BUMP_DIMENSIONS:]
     chosen = np.random.default_rng(seed).permutation(len(known))[:_BUMPS]
     apart = float(np.median(pdist(known[chosen], "sqeuclidean"))) or 1.0
-    count = min(_BUMPS, len(known))
+    count = len(chosen)
     features = Nystroem(gamma=1.0 / apart, n_components=count, random_state=seed).fit(known)
     bumps = features.transform(known)
     scaler = StandardScaler().fit(bumps)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.evaluation.probes import (
@@ -12,8 +12,10 @@ from iiae_cli.evaluation.probes import (
     MAX_CODES,
     MAX_DIMENSIONS,
     PENALTIES,
+    Axes,
     ProbeScore,
     draw_folds,
+    logistic_predictions,
     probe,
     read_factor,
     ridge_predictions,
@@ -204,9 +206,26 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
     inputs, asked = normal(41, rows, width), normal(42, 20, width)
     inputs[:, 0] = 3.0
     columns = inputs[:, 1:4] + normal(43, rows, 3) * [0.1, 1, 5] + 4
-    oracle = RidgeCV(alphas=PENALTIES, alpha_per_target=True).fit(inputs, columns)
-    predicted = ridge_predictions(inputs, columns, asked)
-    np.testing.assert_allclose(predicted, oracle.predict(asked), atol=1e-8)
+    oracle, axes = RidgeCV(alphas=PENALTIES, alpha_per_target=True), Axes.of(inputs)
+    predicted = ridge_predictions(axes, columns, axes.along(asked))
+    np.testing.assert_allclose(predicted, oracle.fit(inputs, columns).predict(asked), atol=1e-8)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+@pytest.mark.parametrize("width", [6, 90])
+def test_classes_are_read_as_scikit_learns_logistic_regression_reads_them(width, strength):
+    """Dimensions of unlike spread, classes of unlike size, and a class that no row has."""
+    codes = np.random.default_rng(44).choice(4, 400, p=[0.6, 0.2, 0.15, 0.05])
+    scales = np.logspace(0, -2, width)
+    inputs = (normal(45, 4, width)[codes] + 2 * normal(46, 400, width)) * scales
+    axes, asked = Axes.of(inputs[:300]), inputs[300:]
+    oracle = LogisticRegression(C=strength, class_weight="balanced", tol=1e-8, max_iter=10_000)
+    expected = oracle.fit(axes.rows, codes[:300]).predict_proba(axes.along(asked))
+    scores = logistic_predictions(axes.rows, np.eye(5)[codes[:300]], strength, axes.along(asked))
+    assert not (scores.argmax(axis=1) == 4).any()
+    chances = np.exp(scores[:, :4])
+    chances /= chances.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(chances, expected, atol=0.06)  # 25 steps, not to the end
 
 
 # ---- factors
