@@ -42,7 +42,8 @@ def comparison(figures: Figures) -> Table:
         for kind, measured in kinds.items()
         if measured
     ]
-    title = "Recall@1: the partner comes first" if measure == "recall@1" else "mAP@all, by class"
+    by_pair = "Recall@1: the partner comes first"
+    title = by_pair if measure == "recall@1" else "mAP@all: the class comes first"
     return Table(title, ["direction", "by", measure], rows, 2)
 
 
@@ -56,11 +57,12 @@ def verdict(figures: Figures, failures: Sequence[str]) -> Verdict:
     tone, headline = _against(ours, baseline)
     lines = []
     if ours:
-        text = f"{table.headers[2].replace('recall', 'Recall')} is {_figures(ours)} (x → y / y → x)"
+        measure = table.title.partition(":")[0]
+        text = f"{measure} is {_figures(ours)} (x → y / y → x)"
         lines.append(f"{text}, the baseline's {_figures(baseline)}" if baseline else text)
     translated = [row["l1"] for row in figures.get("translation", {}).values() if row.get("l1")]
     if translated:
-        lines.append(f"guided translations are {_figures(translated)} (L1) from the true partner")
+        lines.append(f"L1 of guided translations is {_figures(translated)}")
     measured = figures.get("disentanglement", {})
     latents = measured.get("latents", {})
     leaks = [

@@ -144,7 +144,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     """Find, fetch or unpack a set's source: a folder, table or `.npz`; and its attributes."""
     source, archive = options.source, ARCHIVES.get(name)
     downloads = data_folder() / "downloads"
-    origin = str(source)
+    origin = str(source and source.absolute())
     if source is None and archive is not None and options.download:
         source = downloads / archive.file
         origin = fetch(archive, source)
