@@ -1,4 +1,5 @@
-# Two commands: `make demo` shows the whole loop on embedded data, `make test` runs the suite.
+# `make demo` shows the whole loop on embedded data, `make test` runs the suite, `make docs` builds the
+# docs as a site.
 # Needs Python 3.11 or later and make; everything else goes into .venv.
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    := demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # One pip call resolves torch and torchvision together.
 $(VENV)/.installed: pyproject.toml
@@ -31,5 +32,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Its own environment, without torch; a broken link ends it.
+$(VENV)-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6,<10'
+	touch $@
+
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet --site-dir site
+	@echo site/index.html
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist
+	rm -rf $(VENV) $(VENV)-docs $(OUT) site build dist
