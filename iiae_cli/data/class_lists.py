@@ -48,7 +48,8 @@ def normalise_class(name: str) -> str:
 
 def class_list_hash(names: Iterable[str]) -> str:
     """SHA-256 in hex over the sorted distinct names, joined by newlines, UTF-8."""
-    return hashlib.sha256("\n".join(sorted({*names})).encode()).hexdigest()
+    text = "\n".join(sorted({*names}))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
 """The prepared data file: round trips, its documented layout, and what a damaged one says."""
 
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import h5py
 import numpy as np
 import pytest
 from helpers import refusal
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iiae_cli.data import hdf5
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
@@ -233,3 +239,20 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(path):
         write(path, train=broken)
     assert path.read_bytes() == before
     assert [item.name for item in path.parent.iterdir()] == ["set.h5"]
+
+
+# ---- texts
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=5))
+def test_any_text_comes_back(texts):
+    texts += [os.fsdecode(b"caf\xe9.png"), ""]  # a file name that is no UTF-8
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "t.h5")
+        with h5py.File(path, "w") as file:
+            hdf5.write_texts(file, "texts", texts)
+            hdf5.write_texts(file, "none", [])
+        with hdf5.open_hdf5(path, "") as file:
+            assert hdf5.read_texts(file, "texts") == texts
+            assert hdf5.read_texts(file, "none") == []
+            assert hdf5.read_texts(file, "missing") is None

@@ -181,6 +181,7 @@ def test_a_gamma_that_is_not_applied_is_said(tmp_path):
         ("RGBA", ".png", (255, 0, 0, 0), WHITE),
         ("RGBX", ".tif", (255, 0, 0, 9), RED),
         ("CMYK", ".tif", (0, 255, 255, 0), RED),
+        ("CMYK", ".jpg", (0, 255, 255, 0), RED),  # which holds them inverted, as Adobe does
         ("YCbCr", ".tif", (76, 85, 255), [254, 0, 0]),
         ("LAB", ".tif", (255, 128, 128), WHITE),  # L* 100, a* and b* 0
     ],

@@ -65,10 +65,18 @@ def plan_classes(options: PrepareOptions) -> Plan:
             f"{source} holds pictures, and classes are learnt from features",
             f"name a backbone: {command}",
         )
+    return _plan_features(divided, split_name, options, 0, notes)
 
-    from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    plan = plan_features(divided, options, split_name=split_name, epochs=0, skipped=notes.skipped)
+def _plan_features(
+    divided: dict[str, Split], split_name: str, options: PrepareOptions, epochs: int, notes: Notes
+) -> Plan:
+    from iiae_cli.data.sources import extraction  # imports torch
+
+    skipped = notes.skipped
+    plan = extraction.plan_features(
+        divided, options, split_name=split_name, epochs=epochs, skipped=skipped
+    )
     return replace(plan, attributes={**plan.attributes, **notes.attributes()})
 
 
@@ -188,13 +196,7 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
     else:
         wanted = CLASS_SPLITS[split_name]
         divided = features.divide_classes(pictures, wanted, f"split {split_name}", options)
-
-    from iiae_cli.data.sources import extraction  # imports torch
-
-    plan = extraction.plan_features(
-        divided, options, split_name=split_name, epochs=EPOCHS, skipped=notes.skipped
-    )
-    return replace(plan, attributes={**plan.attributes, **notes.attributes()})
+    return _plan_features(divided, split_name, options, EPOCHS, notes)
 
 
 def find_pictures(source: Path, notes: Notes) -> Split:

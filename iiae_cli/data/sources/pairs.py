@@ -251,7 +251,8 @@ def _plan_table(table: Path, options: PrepareOptions) -> Plan:
     rows = list(pairs_of(table, notes))
     if not rows:
         plans.warn_of(notes.skipped)
-        raise IiaeError(f"{table} names no pair that can be read", HINT)
+        said = "the warnings above say why; " if notes.skipped else ""
+        raise IiaeError(f"{table} names no pair that can be read", said + HINT)
     if any(split for split, _ in rows):
         pairs = {name: [pair for split, pair in rows if split == name] for name in SPLITS}
     else:

@@ -11,10 +11,9 @@ from helpers import Program, StopAt, built, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.class_lists import CLASS_SPLITS, class_list_hash, normalise_class
-from iiae_cli.data.datafile import DataFile, Side, Split
+from iiae_cli.data.class_lists import class_list_hash
+from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources import extraction
-from iiae_cli.data.sources.classes import divide_unseen
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file
 
@@ -309,49 +308,3 @@ def test_the_program_shows_both_domains(iiae: Program, divided: Path):
     outcome = iiae(*command, "-o", "mine.h5", "--overwrite")
     assert outcome.out == "split\tx\ty\tclasses\ntrain\t7\t7\t2\nvalid\t0\t0\t0\ntest\t2\t3\t1\n"
     assert "--pictures" in iiae(*command, "-o", "more.h5", "--pictures", "p").error()[0]
-
-
-# ---- divisions of classes
-
-
-def test_the_published_lists_have_their_classes():
-    hashes = {name: class_list_hash(classes)[:12] for name, classes in CLASS_SPLITS.items()}
-    assert hashes == {
-        "sempcyc-25": "48988ec24cb3",
-        "eccv18-21": "e9111ba44e60",
-        "sake-25": "8e6c3d72376d",
-    }
-    for name, classes in CLASS_SPLITS.items():
-        assert len(classes) == int(name.rpartition("-")[2])
-        assert all(label == normalise_class(label) for label in classes)
-
-
-def unseen(value, known, seed=0):
-    """The test classes that `--unseen-classes` makes of known ones, and the division's name."""
-    side = Side(np.zeros((len(known), 1), np.float32), list(known), list(known))
-    options = PrepareOptions(unseen_classes=str(value), seed=seed)
-    splits, name = divide_unseen(Split(side, side), options)
-    train, test = splits["train"].x.labels, splits["test"].y.labels
-    assert not {*train} & {*test} and {*train, *test} == {*known}
-    return test, name
-
-
-def test_a_number_of_classes_is_drawn_by_seed():
-    known = [f"c{number:02}" for number in range(20)]
-    drawn, name = unseen(6, known, seed=3)
-    assert len(drawn) == 6 and name == "unseen-6-seed3"
-    assert {*unseen(6, known[::-1], seed=3)[0]} == {*drawn}
-    assert len({tuple(unseen(6, known, seed)[0]) for seed in range(5)}) > 1
-    for number in (0, 20, 21):
-        assert "leaves no class to train" in refusal(unseen, number, known).message
-
-
-def test_a_file_names_classes_in_any_spelling(tmp_path):
-    path = tmp_path / "unseen.txt"
-    path.write_bytes(b"\xef\xbb\xbf# mine\r\nteddy bear\r\n\r\nzebra\r\n")  # by Windows
-    assert unseen(path, ["ant", "teddy-bear", "zebra"]) == (["teddy-bear", "zebra"], "given")
-    assert "no class teddy bear of" in refusal(unseen, path, ["ant", "zebra"]).message
-    assert "no class to train" in refusal(unseen, path, ["teddy_bear", "zebra"]).message
-    path.write_text("# nothing\n")
-    assert "no class to train or to test" in refusal(unseen, path, ["ant"]).message
-    assert "neither a number nor" in refusal(unseen, tmp_path / "none", ["ant"]).message
