@@ -185,7 +185,7 @@ def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Pa
         assert [json.loads(line)["step"] for line in lines] == expected
 
 
-def test_config_survives_the_round_trip_through_yaml(tmp_path: Path) -> None:
+def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
     run, _, _ = saved(tmp_path / "run")
     assert run.read_config() == CONFIG
     run.config_file.write_text("model: {width: 3}\n")
