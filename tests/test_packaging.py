@@ -7,7 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import torch
 from helpers import Trained
 
 from iiae_cli import load
@@ -44,6 +43,5 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
 def test_a_run_loads_from_python(trained: Trained) -> None:
     model = load(trained.run, device="cpu")
     rows = DataFile(trained.data).split("test").x.rows[:4]
-    assert model.encode(rows, "x").mean("exclusive").shape == (4, 8)
-    translated = model.translate(rows, "x", "y", torch.zeros(4, 1, 8))
-    assert translated.shape == (4, 1, 32, 32, 3)
+    assert model.encode(rows, "x").exclusive.shape == (4, 8)
+    assert model.translate(rows, "x", samples=2).outputs.shape == (4, 2, 32, 32, 3)

@@ -65,10 +65,9 @@ def command(
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
     from iiae_cli.data.names import expand_inputs
+    from iiae_cli.inference.api import open_run
     from iiae_cli.inference.encoding import EncodeJob, read_shards, write_merged
-    from iiae_cli.inference.inputs import open_inputs
     from iiae_cli.inference.latents import KINDS, LatentFormat
-    from iiae_cli.inference.trained import open_run
 
     with stop_on_signals() as stop:
         paths = expand_inputs(inputs, nul=nul)
@@ -83,21 +82,14 @@ def command(
             output = shard_output(output, shard, part)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
-            loaded = open_run(run, device)
+            model = open_run(run, device, backbone_weights)
+            loaded = model.loaded
             if latents == "exclusive" and not loaded.model.exclusive_dim:
                 raise IiaeError(
                     "this model was trained without exclusive latents", "pass --latents shared"
                 )
             form = LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
-            rows = open_inputs(
-                paths,
-                domain,
-                loaded.info,
-                split=split,
-                workers=workers,
-                weights=backbone_weights,
-                device=loaded.device,
-            )
+            rows = model.inputs(paths, domain, split=split, workers=workers)
             job = EncodeJob.of(loaded, rows, domain, form, batch_size)
             settings = job.settings()
             write = partial(_encode, job, settings, output, part, resume, overwrite, stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +15,8 @@ from iiae_cli.common.files import refuse_existing, save_picture
 from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
+    from iiae_cli.inference.api import Neighbours
     from iiae_cli.inference.latents import Gallery, LatentCache
-    from iiae_cli.inference.neighbours import Floats, Ints
 
 MONTAGE_ROWS = 32
 LatentName = Literal["shared", "exclusive"]
@@ -75,9 +74,8 @@ def command(
     """
     from iiae_cli.common.files import index_file
     from iiae_cli.data.names import expand_inputs
-    from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.latents import Gallery, LatentCache, is_gallery, is_latent_cache
-    from iiae_cli.inference.trained import TrainedModel, open_run
+    from iiae_cli.inference.api import open_run, search
+    from iiae_cli.inference.latents import Gallery, is_gallery, is_latent_cache
 
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
@@ -88,33 +86,48 @@ def command(
     encoded = Gallery(first).read() if len(paths) == 1 and is_latent_cache(first) else None
     how = "--domain" if domain else "the other one than the gallery's"
     if encoded is None:
-        loaded = open_run(run, device)
-        model = loaded.fingerprint
+        model = open_run(run, device, backbone_weights)
+        fingerprint = model.fingerprint
     elif domain in (None, encoded.domain):
-        domain, how, model = encoded.domain, "as stored", encoded.fingerprint
+        domain, how, fingerprint = encoded.domain, "as stored", encoded.fingerprint
     else:
         raise IiaeError(f"{first} holds latents of {encoded.domain}", "leave --domain out")
-    path, chosen = index_file(index, run, lambda path: is_gallery(path, model, domain))
-    gallery, skipped = Gallery(path), list[str]()
+    path, chosen = index_file(index, run, lambda path: is_gallery(path, fingerprint, domain))
+    gallery = Gallery(path)
     domain = domain or other_domain(gallery.head.domain)
     console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
     console.say(f"queries are of domain {domain} ({how})")
     if encoded is None:
-        inputs = open_inputs(
-            paths,
-            domain,
-            loaded.info,
-            split=split,
-            workers=workers,
-            weights=backbone_weights,
-            device=loaded.device,
-        )
-        block, head = inputs.read_all(), LatentCache.head_of(loaded, domain, inputs.source)
-        latents_of_rows = TrainedModel.of(loaded).encode(block.rows, domain)
-        encoded = replace(head, encoded=latents_of_rows, ids=block.ids, labels=block.labels)
-        skipped = block.skipped
-    result = _retrieve(encoded, gallery, k, metric, latents, backend, approximate, montage)
-    finish(result | {"skipped": skipped}, lambda: _show(result["results"]), as_json, skipped)
+        inputs = model.inputs(paths, domain, split=split, workers=workers)
+        encoded = model.encode(inputs, domain)
+    if k > len(gallery):
+        console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
+    found = search(
+        encoded,
+        gallery,
+        k,
+        metric=metric,
+        latents=latents,
+        backend=backend,
+        approximate=approximate,
+    )
+    if backend == "auto" and not approximate:
+        size = f"{len(found.queries):,} queries × {len(gallery):,} entries"
+        console.say(f"backend {found.backend} (by size: {size})")
+    results = _results(found)
+    if montage is not None:
+        _draw(montage, encoded, gallery, found)
+    result = {
+        "schema": "iiae.retrieve/1",
+        "index": str(path),
+        "metric": found.metric,
+        "backend": found.backend,
+        "approximate": found.approximate,
+        "results": results,
+        "montage": montage and str(montage),
+        "skipped": found.skipped,
+    }
+    finish(result, lambda: _show(results), as_json, encoded.skipped)
 
 
 def _show(results: list[dict[str, Any]]) -> None:
@@ -126,82 +139,22 @@ def _show(results: list[dict[str, Any]]) -> None:
     console.print_table(["query", *names], rows, header=False, digits=6)
 
 
-def _retrieve(
-    queries: LatentCache,
-    gallery: Gallery,
-    k: int,
-    metric: MetricName | None,
-    kind: LatentName,
-    backend: BackendName,
-    approximate: bool,
-    montage: Path | None,
-) -> dict[str, Any]:
-    """Find the nearest gallery entries of every query; returns what `--json` prints.
-
-    Raises IiaeError if the latents are another model's, or of a kind that one side lacks.
-    """
-    from iiae_cli.inference.approximate import search
-    from iiae_cli.inference.neighbours import choose_backend, nearest
-
-    metric = metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
-    means, entries = queries.encoded.mean(kind), gallery.means(kind)
-    model = gallery.head.fingerprint
-    if (queries.fingerprint, means.shape[1]) != (model, entries.shape[1]):
-        raise IiaeError(
-            f"queries were encoded by model {queries.fingerprint}, the gallery {gallery.path} by "
-            f"{model}",
-            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
-        )
-    if k > len(gallery):
-        console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
-    figures = None
-    if approximate:
-        backend = "faiss"
-        path = gallery.path.with_suffix(".faiss" if kind == "shared" else f".{kind}.faiss")
-        rows, distances, figures = search(
-            means, entries, k, metric=metric, path=path, fingerprint=model
-        )
-    else:
-        if backend == "auto":
-            backend = choose_backend(backend, len(means), *entries.shape)
-            size = " × ".join(f"{count:,}" for count in (len(means), *entries.shape))
-            console.say(f"backend {backend} (by size: {size})")
-        rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
-    results = _results(queries.ids, gallery, rows, distances)
-    if montage is not None:
-        _draw(montage, queries, gallery, rows, distances)
-    return {
-        "schema": "iiae.retrieve/1",
-        "index": str(gallery.path),
-        "metric": metric,
-        "backend": backend,
-        "approximate": figures,
-        "results": results,
-        "montage": montage and str(montage),
-    }
-
-
-def _results(
-    ids: list[str], gallery: Gallery, rows: Ints, distances: Floats
-) -> list[dict[str, Any]]:
-    names = gallery.texts("ids", rows)
-    labels = gallery.texts("labels", rows) if gallery.labelled else {}
+def _results(found: Neighbours) -> list[dict[str, Any]]:
+    columns = {"id": found.ids.tolist(), "distance": found.distances.tolist()}
+    if found.labels is not None:
+        columns["label"] = found.labels.tolist()
     results = []
-    for query, near, lengths in zip(ids, rows.tolist(), distances.tolist(), strict=True):
-        entries = []
-        for rank, (row, distance) in enumerate(zip(near, lengths, strict=True), 1):
-            label = {"label": labels[row]} if labels else {}
-            entries.append({"rank": rank, "id": names[row], "distance": distance, **label})
-        results.append({"query": query, "neighbours": entries})
+    for query, *rows in zip(found.queries, *columns.values(), strict=True):
+        entries = [dict(zip(columns, entry, strict=True)) for entry in zip(*rows, strict=True)]
+        ranked = [{"rank": rank, **entry} for rank, entry in enumerate(entries, 1)]
+        results.append({"query": query, "neighbours": ranked})
     return results
 
 
-def _draw(
-    path: Path, queries: LatentCache, gallery: Gallery, rows: Ints, distances: Floats
-) -> None:
+def _draw(path: Path, queries: LatentCache, gallery: Gallery, found: Neighbours) -> None:
     from iiae_cli.report.retrieval import draw_montage
 
-    shown = min(len(rows), MONTAGE_ROWS)
-    if shown < len(rows):
-        console.say(f"the montage shows the first {shown} of {len(rows)} queries")
-    save_picture(draw_montage(queries, gallery.read(), rows[:shown], distances[:shown]), path)
+    rows, distances = found.rows[:MONTAGE_ROWS], found.distances[:MONTAGE_ROWS]
+    if len(rows) < len(found.rows):
+        console.say(f"the montage shows the first {len(rows)} of {len(found.rows)} queries")
+    save_picture(draw_montage(queries, gallery.read(), rows, distances), path)

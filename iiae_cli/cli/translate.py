@@ -88,8 +88,8 @@ def command(
           --grid table1.png
     """
     from iiae_cli.data.names import expand_inputs
-    from iiae_cli.inference.inputs import open_inputs
-    from iiae_cli.inference.trained import TrainedModel, open_run, partners_of, styles_of
+    from iiae_cli.inference.api import open_run
+    from iiae_cli.inference.trained import partners_of, styles_of
     from iiae_cli.report.grids import TranslationGrid
 
     target = target or other_domain(source)
@@ -103,18 +103,18 @@ def command(
     if grid is not None:
         refuse_existing(grid, overwrite)
     paths = expand_inputs(inputs, nul=nul)
-    loaded = open_run(run, device)
+    model = open_run(run, device)
+    loaded = model.loaded
     _check_model(loaded, bool(reference or guided))
-    info = loaded.info
-    rows = open_inputs(paths, source, info, split=split, workers=workers).first(limit)
+    rows = model.inputs(paths, source, split=split, workers=workers).first(limit)
     references = partners = None
     if reference:
-        references = open_inputs(reference, target, info).read_all()
+        references = model.inputs(reference, target).read_all()
     if guided:
-        partners = partners_of(Path(paths[0]), rows.total, target, info, split=split)
+        partners = partners_of(Path(paths[0]), rows.total, target, loaded.info, split=split)
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
-    trained = TrainedModel.of(loaded)
+    trained = model.trained
     styles = styles_of(
         *(trained, target, references, partners),
         samples=samples or (0 if references or partners else DEFAULT_SAMPLES),

@@ -31,7 +31,7 @@ from iiae_cli.common.files import reading, regular_file, sha256_of
 from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.hubs import OPEN_CLIP, TIMM, WEIGHTS_HINT, Library, Pool, published_file
-from iiae_cli.data.pictures import PictureError, decode, read_all
+from iiae_cli.data.pictures import PictureError, Source, decode, read_all
 from iiae_cli.model import Domain
 
 INPUT_SIZE = (224, 224)
@@ -128,14 +128,14 @@ class Preprocessing:
         library, bare = library_of(name)
         return cls(configuration=library.configuration(bare))
 
-    def reader(self, name: str, domain: Domain) -> Callable[[Path], Tensor]:
+    def reader(self, name: str, domain: Domain) -> Callable[[Source], Tensor]:
         """What turns a picture of a domain into input (3, h, w) of the backbone of this name."""
         neutral = {} if self.normalise else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         transform = library_of(name)[0].transform({**self.configuration, **neutral})
         size = self.configuration.get("decoded_at")
         invert = self.invert_sketches and domain == "x"
 
-        def read(path: Path) -> Tensor:
+        def read(path: Source) -> Tensor:
             picture = decode(path, 3, size and (size[0], size[1]))
             return transform(255 - picture if invert else picture)
 
@@ -151,11 +151,11 @@ class Inputs:
     device: torch.device
     workers: int = 1  # decoding threads
 
-    def of(self, batches: Iterable[Sequence[Path]], domain: Domain) -> Iterator[Batch]:
+    def of(self, batches: Iterable[Sequence[Source]], domain: Domain) -> Iterator[Batch]:
         """Decode batches of pictures of a domain, one batch ahead of the caller."""
         reader = self.preprocessing.reader(self.name, domain)
 
-        def read(paths: Sequence[Path]) -> Batch:
+        def read(paths: Sequence[Source]) -> Batch:
             made = list(read_all(paths, reader, self.workers))
             pictures = [item for item in made if isinstance(item, Tensor)]
             stack = torch.stack(pictures) if pictures else torch.empty(0)

@@ -22,7 +22,7 @@ from iiae_cli.common.files import sha256_of
 from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.data.finetune import load_network
-from iiae_cli.data.pictures import PictureError
+from iiae_cli.data.pictures import PictureError, Source
 from iiae_cli.model import Domain
 
 BATCH = 16  # pictures at once through the network of a run
@@ -39,7 +39,7 @@ class Extractor:
     domain: Domain
 
     def features(
-        self, batches: Iterable[Sequence[Path]]
+        self, batches: Iterable[Sequence[Source]]
     ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
         """Why each picture of a batch cannot be read, None where it can; the others' (M, D)."""
         for errors, pictures in self.inputs.of(batches, self.domain):

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +55,14 @@ _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of t
 _GAMMA = 0.45455  # of PNGs that are shown as they are
 _SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
+Item = TypeVar("Item")
+Source: TypeAlias = Path | Image.Image  # a picture file, or a picture in memory
 
 
 class PictureError(Exception):
     """One file is no picture that can be read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Source, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -73,8 +75,10 @@ class _UnusableError(Exception):
 # ---- decoding
 
 
-def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A picture file as (H, W, channels) uint8, at its own size or `size` = (H, W).
+def decode(
+    path: Source, channels: int = 3, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """A picture or its file as (H, W, channels) uint8, at its own size or `size` = (H, W).
 
     `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
@@ -82,7 +86,7 @@ def decode(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -
 
 
 def decode_parts(
-    path: Path, count: int, channels: int = 3, size: tuple[int, int] | None = None
+    path: Source, count: int, channels: int = 3, size: tuple[int, int] | None = None
 ) -> list[NDArray[np.uint8]]:
     """`count` pictures of equal width that lie side by side in a file, each as `decode` has it."""
     changes: list[str] = []
@@ -99,7 +103,8 @@ def decode_parts(
     if size is not None and (whole.height, width) != size:
         parts = [resize_picture(part, size) for part in parts]
         changes.append(f"resized to {size[1]}×{size[0]}")
-    SEEN.add(path, mode, whole.size, changes)
+    if isinstance(path, Path):
+        SEEN.add(path, mode, whole.size, changes)
     return [np.asarray(part).reshape(part.height, part.width, channels) for part in parts]
 
 
@@ -113,11 +118,14 @@ def picture_size_of(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[Image.Image]:
     """A picture whose header is read; whatever Pillow raises inside is a PictureError."""
-    if not os.path.lexists(path):
+    if isinstance(path, Path) and not os.path.lexists(path):
         raise PictureError(path, "does not exist")
     try:
+        if isinstance(path, Image.Image):
+            yield path
+            return
         if not path.is_file():  # a reader would wait for a pipe
             raise ValueError("it is not a file")
         with Image.open(path, formats=tuple(FORMATS)) as image:
@@ -135,11 +143,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def read_all(
-    paths: Sequence[Path], read: Callable[[Path], Read], workers: int = 1
+    paths: Sequence[Item], read: Callable[[Item], Read], workers: int = 1
 ) -> Iterator[Read | PictureError]:
     """What `read` makes of each path, or its error, in order; `workers` threads read ahead."""
 
-    def attempt(path: Path) -> Read | PictureError:
+    def attempt(path: Item) -> Read | PictureError:
         try:
             return read(path)
         except PictureError as error:

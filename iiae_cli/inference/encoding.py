@@ -54,7 +54,7 @@ class EncodeJob:
         batch_size: int | None,
     ) -> EncodeJob:
         """Returns the job of encoding all inputs of a domain by a run's model."""
-        head = LatentCache.head_of(loaded, domain, inputs.source).head()
+        head = LatentCache.head_of(loaded, domain, inputs.source).attributes()
         size = loaded.size or (INPUT_SIZE if inputs.source.get("pictures") else None)
         batch_size = batch_size or batch_size_for(size)
         return cls(TrainedModel.of(loaded), inputs, form, batch_size, head)
@@ -177,6 +177,6 @@ def write_merged(path: Path, shards: Sequence[Gallery]) -> tuple[int, list[str]]
     texts = {name: [text for column in columns for text in column[name]] for name in columns[0]}
     if not texts["ids"]:
         raise none_read(texts["skipped"])
-    head = {**shards[0].head.head(), "job": json.dumps(shards[0].job, sort_keys=True)}
+    head = {**shards[0].head.attributes(), "job": json.dumps(shards[0].job, sort_keys=True)}
     write_stream(path, head, texts, (block for shard in shards for block in shard.blocks()))
     return len(texts["ids"]), texts["skipped"]

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
@@ -31,7 +32,7 @@ from iiae_cli.data.extractor import (
 )
 from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.data.names import find_pictures
-from iiae_cli.data.pictures import PictureError, decode
+from iiae_cli.data.pictures import PictureError, Source, decode
 from iiae_cli.model import Domain
 
 # Returns the rows at positions start … stop - 1: None, or an error, for each that cannot be read.
@@ -105,7 +106,7 @@ def none_read(skipped: Sequence[str]) -> IiaeError:
 
 
 def open_inputs(
-    inputs: Sequence[str],
+    inputs: Sequence[str] | Sequence[Image.Image],
     domain: Domain,
     trained_on: DataInfo,
     *,
@@ -116,13 +117,15 @@ def open_inputs(
 ) -> Inputs:
     """Returns the rows that a command's arguments name, for one domain of a model.
 
-    Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, or pictures and
-    folders, which `workers` threads decode; for a model of features its backbone reads them, on a
-    `device`, from `weights` if they moved. Raises IiaeError if inputs are missing, mixed, empty, of
-    another shape than the model's data, or of another backbone.
+    Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, pictures and
+    folders, which `workers` threads decode, or pictures in memory; for a model of features its
+    backbone reads them, on a `device`, from `weights` if they moved. Raises IiaeError if inputs are
+    missing, mixed, empty, of another shape than the model's data, or of another backbone.
     """
     shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
-    first = Path(inputs[0])
+    names = [item for item in inputs if isinstance(item, str)]
+    images = [item for item in inputs if isinstance(item, Image.Image)]
+    first = Path(names[0] if names else "pictures in memory")
     if is_hdf5(first) or first.suffix.lower() == ".npy":
         if len(inputs) > 1:
             raise IiaeError(
@@ -131,16 +134,16 @@ def open_inputs(
         if not is_hdf5(first):
             return _features(first, shape)
         return _prepared(first, split, domain, trained_on)
-    paths, record = find_pictures(inputs), backbone_of(trained_on)
+    pictures, record = images or find_pictures(names), backbone_of(trained_on)
     if len(shape) > 1:
-        return _pictures(paths, _decoded(paths, shape, workers))
+        return _pictures(pictures, _decoded(pictures, shape, workers))
     if record is None:
         raise IiaeError(
             "this model reads features of a backbone that it does not know, not pictures",
             "give a feature .npy or a prepared .h5",
         )
     extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)
-    return _pictures(paths, _extracted(paths, shape[0], extractor))
+    return _pictures(pictures, _extracted(pictures, shape[0], extractor))
 
 
 def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> Inputs:
@@ -166,10 +169,21 @@ def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
         raise IiaeError(f"{path} holds no (N, F) numbers", hint)
-    _check_shape(path, rows.shape[1:], shape)
     ids = [f"{path.stem}/{number}" for number in range(len(rows))]
     source = {"features": str(path.absolute())}
-    return Inputs(ids, None, source, _slices(rows), lambda: [sha256_of(path)[:16]])
+    return row_inputs(rows, ids, shape, source, lambda: [sha256_of(path)[:16]])
+
+
+def row_inputs(
+    rows: NDArray[Any],
+    ids: list[str],
+    shape: tuple[int, ...],
+    source: dict[str, Any],
+    states: Callable[[], Iterable[str]] = list,
+) -> Inputs:
+    """Returns features (N, F) as inputs of a model of this shape (F,)."""
+    _check_shape(source.get("features", "the array"), rows.shape[1:], shape)
+    return Inputs(ids, None, source, _slices(rows), states)
 
 
 def _slices(rows: Any) -> Fetch:
@@ -181,18 +195,21 @@ def _slices(rows: Any) -> Fetch:
     return fetch
 
 
-def _pictures(paths: list[Path], fetch: Fetch) -> Inputs:
+def _pictures(pictures: Sequence[Source], fetch: Fetch) -> Inputs:
+    paths = [item if isinstance(item, Path) else None for item in pictures]
+
     def states() -> Iterator[str]:
-        for path in paths:
+        for path in filter(None, paths):
             with suppress(OSError):  # a missing one is named when it is read
                 status = path.stat()
                 yield f"{path} {status.st_size} {status.st_mtime_ns}"
 
-    return Inputs([str(path) for path in paths], None, {"pictures": True}, fetch, states)
+    ids = [str(path or number) for number, path in enumerate(paths)]
+    return Inputs(ids, None, {"pictures": True} if all(paths) else {}, fetch, states)
 
 
-def _decoded(paths: list[Path], shape: tuple[int, ...], workers: int) -> Fetch:
-    """Picture files, decoded by threads to the channels and the size of the model's data file."""
+def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -> Fetch:
+    """Pictures, decoded by threads to the channels and the size of the model's data file."""
     height, width, channels = shape
     pool = ThreadPoolExecutor(workers, "decode")
 
@@ -201,7 +218,7 @@ def _decoded(paths: list[Path], shape: tuple[int, ...], workers: int) -> Fetch:
 
         def into(place: int) -> PictureError | None:
             try:
-                rows[place] = decode(paths[start + place], channels, (height, width))
+                rows[place] = decode(pictures[start + place], channels, (height, width))
             except PictureError as error:
                 return error
             return None
@@ -211,12 +228,12 @@ def _decoded(paths: list[Path], shape: tuple[int, ...], workers: int) -> Fetch:
     return fetch
 
 
-def _extracted(paths: list[Path], width: int, extractor: Extractor) -> Fetch:
-    """Features of picture files, made as the run's own were."""
+def _extracted(pictures: Sequence[Source], width: int, extractor: Extractor) -> Fetch:
+    """Features of pictures, made as the run's own were."""
 
     def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
-        batches = [paths[first : min(stop, first + BATCH)] for first in range(start, stop, BATCH)]
-        parts = list(extractor.features(batches))
+        starts = range(start, stop, BATCH)
+        parts = list(extractor.features(pictures[at : min(stop, at + BATCH)] for at in starts))
         errors = [error for part, _ in parts for error in part]
         rows = np.zeros((len(errors), width), np.float32)
         rows[[error is None for error in errors]] = np.concatenate(
@@ -227,7 +244,7 @@ def _extracted(paths: list[Path], width: int, extractor: Extractor) -> Fetch:
     return fetch
 
 
-def _check_shape(path: Path, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _check_shape(path: Path | str, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if len(given) != len(wanted) or given[-1] != wanted[-1]:
         raise IiaeError(
             f"{path} holds rows of shape {tuple(given)}, the model was trained on {tuple(wanted)}",

@@ -35,7 +35,7 @@ from iiae_cli.data.hdf5 import (
     text_column,
     write_texts,
 )
-from iiae_cli.inference.trained import Encoded, LatentKind
+from iiae_cli.inference.trained import Array, Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.runs import LoadedModel
 
@@ -59,6 +59,36 @@ class LatentCache:
     metric: str = "euclidean"  # that the model's configuration compares shared means by
     # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)  # a line for every input left out
+
+    @property
+    def shared(self) -> Array:
+        """Means (N, S) of the shared latents, a map flattened as (C, H, W)."""
+        return self.encoded.mean("shared")
+
+    @property
+    def exclusive(self) -> Array:
+        """Means (N, E) of the exclusive latents; raises IiaeError if there are none."""
+        return self.encoded.mean("exclusive")
+
+    def save(self, path: Path | str) -> None:
+        """Writes the means to a file, which `retrieve --index` and `Model.retrieve` take."""
+        write_latents(Path(path), self)
+
+    # ---- as a gallery, like `Gallery`
+
+    @property
+    def head(self) -> LatentCache:
+        """What describes all rows."""
+        return self
+
+    def means(self, kind: LatentKind) -> Array:
+        """Returns the means (N, S) of one kind; raises IiaeError if there are none."""
+        return self.encoded.mean(kind)
+
+    def columns(self) -> dict[str, list[str]]:
+        """Returns ids, labels where known, and a line for every input left out."""
+        return {"ids": self.ids, "labels": self.labels or [], "skipped": self.skipped}
 
     @classmethod
     def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
@@ -67,7 +97,7 @@ class LatentCache:
         settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
         return cls(Encoded(), [], None, domain, *settings)
 
-    def head(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, Any]:
         """Returns the file's attributes, as JSON."""
         names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
         return {name: getattr(self, name) for name in names}
@@ -103,7 +133,7 @@ def write_latents(path: Path, cache: LatentCache, form: LatentFormat | None = No
     """Writes a cache, atomically; an existing file is replaced."""
     arrays = (form or LatentFormat()).stored(cache.encoded, cache.ids)
     texts = {"ids": cache.ids, "labels": cache.labels}
-    write_stream(path, cache.head(), texts, [arrays])
+    write_stream(path, cache.attributes(), texts, [arrays])
 
 
 def write_stream(
@@ -158,12 +188,11 @@ class StoredRows:
 
 
 class Gallery:
-    """A latent cache that stays on disk: rows in slices, and names of what was found alone.
+    """A latent cache that stays on disk, its rows read in slices.
 
-    `head` is a cache without rows, and `labelled` says whether classes are known. `job` is what
-    made the cache, and `skipped` has a line for every input left out. Of a shard, `part` says
-    which, and `total` is the number of blocks of the whole job. Raises IiaeError if the file is
-    missing, damaged, or of another schema.
+    `head` is a cache without rows. `job` is what made the cache, and `skipped` has a line for every
+    input left out. Of a shard, `part` says which, and `total` is the number of blocks of the whole
+    job. Raises IiaeError if the file is missing, damaged, or of another schema.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,7 +211,6 @@ class Gallery:
             columns = (ids, labels, *self._arrays.values())
             if {len(data) for data in columns if data is not None} != {len(ids)}:
                 raise ValueError("its arrays differ in length")
-            self.labelled = labels is not None
             self.job = dict(json.loads(text_attribute(file, "job", "{}")))
             self.skipped = read_texts(file, "skipped") or []
             self.part, self.total = None, 0
@@ -205,13 +233,6 @@ class Gallery:
             )
         return StoredRows(self.path, self._arrays[f"{kind}_mean"])
 
-    def texts(self, column: str, rows: NDArray[np.int64]) -> dict[int, str]:
-        """Returns `ids` or `labels` of some rows."""
-        with reading(self.path, REMEDY):
-            stored = self._file[column][()]
-            wanted = np.unique(rows).tolist()
-            return {row: stored[row].decode("utf-8", "surrogateescape") for row in wanted}
-
     def columns(self) -> dict[str, list[str]]:
         """Returns all ids, all labels where known, and a line for every input left out."""
         with reading(self.path, REMEDY):
@@ -230,8 +251,8 @@ class Gallery:
             rows = {name: StoredRows(self.path, data)[:] for name, data in self._arrays.items()}
             arrays = {name: values.astype(np.float32) for name, values in rows.items()}
         texts = self.columns()
-        labels = texts["labels"] if self.labelled else None
-        return replace(self.head, encoded=Encoded(**arrays), ids=texts["ids"], labels=labels)
+        ids, labels = texts["ids"], texts["labels"] or None
+        return replace(self.head, encoded=Encoded(**arrays), ids=ids, labels=labels)
 
 
 def _head(file: h5py.File) -> LatentCache:

@@ -19,10 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli.builders import choose_device
-from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import run_folder
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.data.datafile import DataFile, DataInfo
@@ -30,7 +27,7 @@ from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.inference.inputs import Block, Inputs, open_inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs import LoadedModel, RunDir, load_model
+from iiae_cli.runs import LoadedModel
 
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]
@@ -80,11 +77,6 @@ class TrainedModel:
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
     device: torch.device | str = "cpu"
     stop: Stop = NEVER  # asked before every batch
-
-    @classmethod
-    def load(cls, run: Path | str, device: str = "auto") -> TrainedModel:
-        """Reads the kept weights of a run; raises IiaeError if they are missing or damaged."""
-        return cls.of(load_model(RunDir(Path(run)), choose_device(device)))
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> TrainedModel:
@@ -165,14 +157,6 @@ class TrainedModel:
         repeated = shared.repeat_interleave(count, dim=0)
         decoded = self.decode(target, repeated, latents, batch_size=batch_size)
         return decoded.reshape(len(rows), count, *decoded.shape[1:])
-
-
-def open_run(run: Path | None, device: str) -> LoadedModel:
-    """Reads the kept weights of `--run`, or of the run that stands for it, and says which."""
-    folder, chosen = run_folder(run)
-    loaded = load_model(RunDir(folder), choose_device(device))
-    console.say(f"model {loaded.fingerprint} of {folder} ({chosen})")
-    return loaded
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(
     assert len(set(answers)) == 1 and answers[0].count("\n") == 1500
     chosen = iiae(*base)
     assert chosen.out == answers[0]
-    assert "backend " in chosen.err and "by size: 300 × 300 × " in chosen.err
+    assert "backend " in chosen.err and "by size: 300 queries × 300 entries" in chosen.err
     cosine = iiae(*base, "--metric", "cosine", "--k", "1")
     assert all(0 <= float(line.split("\t")[3]) <= 2 for line in cosine.out.splitlines())
 

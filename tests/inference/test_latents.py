@@ -51,7 +51,7 @@ def assert_same(left, right, parts=PARTS, **tolerance):
             continue
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, getattr(right.encoded, part), **{"rtol": 0, **tolerance})
-    assert left.head() == right.head()
+    assert left.attributes() == right.attributes()
     assert (left.ids, left.labels) == (right.ids, right.labels)
 
 
@@ -100,14 +100,12 @@ def test_a_failed_write_leaves_the_old_cache(path):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
-def test_a_gallery_reads_slices_and_the_names_asked_for(path):
+def test_a_gallery_reads_slices_and_names(path):
     cache = cache_of(rows=500)
     write_latents(path, cache)
-    gallery, rows = Gallery(path), np.array([[3, 499], [0, 3]])
-    assert len(gallery) == 500 and gallery.labelled and gallery.head.metric == "cosine"
-    assert gallery.texts("ids", rows) == {row: cache.ids[row] for row in (0, 3, 499)}
-    assert gallery.texts("labels", rows) == {0: "class 0", 3: "class 1", 499: "class 1"}
-    assert gallery.texts("ids", rows[:, :0]) == {}
+    gallery = Gallery(path)
+    assert len(gallery) == 500 and gallery.head.metric == "cosine"
+    assert gallery.columns() == {"ids": cache.ids, "labels": cache.labels, "skipped": []}
     means = gallery.means("shared")
     assert means.shape == (500, 12)
     np.testing.assert_array_equal(means[2:4], cache.encoded.shared_mean[2:4])

@@ -1,0 +1,257 @@
+"""A run from Python: `iiae_cli.load(run)` returns a `Model`, which the commands ask, too.
+
+Shapes: N inputs, Q queries, k neighbours, K outputs per input; S shared and E exclusive dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from iiae_cli.builders import choose_device
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import run_folder
+from iiae_cli.inference import approximate as lists
+from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
+from iiae_cli.inference.latents import Gallery, LatentCache
+from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
+from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
+from iiae_cli.model import Domain, other_domain
+from iiae_cli.runs import LoadedModel, RunDir, load_model
+
+Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | torch.Tensor
+Pictures: TypeAlias = Picture | Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest entries of a gallery to each query, nearest first; ties in gallery order."""
+
+    queries: list[str]  # (Q,)
+    rows: Ints  # (Q, k) positions in the gallery
+    distances: Floats  # (Q, k)
+    ids: NDArray[np.object_]  # (Q, k)
+    labels: NDArray[np.object_] | None  # (Q, k), where classes are known
+    metric: Metric
+    backend: Backend
+    approximate: dict[str, Any] | None = None  # how lists were searched
+    skipped: list[str] = field(default_factory=list)  # a line for every query left out
+
+
+@dataclass(frozen=True)
+class Translations:
+    """K outputs of each input, and where their exclusive latents come from."""
+
+    ids: list[str]  # (N,)
+    styles: list[str]  # (K,) such as "sample 1", or a reference's file name
+    outputs: NDArray[Any]  # (N, K, H, W, C) uint8 pictures, or (N, K, F) float32 features
+    skipped: list[str]  # a line for every input left out
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained run, asked about pictures: paths, folders, a .h5, PIL images, arrays or tensors.
+
+    Arrays are (H, W[, C]) or (N, H, W, C) uint8, tensors (C, H, W) or (N, C, H, W), uint8 or floats
+    in [0, 1]; a model of features also takes (F,) or (N, F) numbers. What cannot be read is left
+    out and named in `skipped`. Raises IiaeError if nothing can, or it does not fit the model.
+    """
+
+    loaded: LoadedModel
+    folder: Path
+    backbone_weights: str | None = None  # of a run of features, where they moved
+
+    @classmethod
+    def load(
+        cls, run: Path | str | None = None, device: str = "auto", weights: str | None = None
+    ) -> Model:
+        """Reads the kept weights of a run, [IIAE_RUN, else runs/latest]."""
+        folder, _ = run_folder(None if run is None else Path(run))
+        return cls(load_model(RunDir(folder), choose_device(device)), folder, weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights; latents of other weights are refused."""
+        return self.loaded.fingerprint
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The network, for rows and latents as tensors."""
+        return TrainedModel.of(self.loaded)
+
+    def inputs(
+        self, pictures: Pictures | Inputs, domain: Domain, *, split: str = "test", workers: int = 2
+    ) -> Inputs:
+        """Returns pictures as unread rows of a domain; of a prepared file `split` is read."""
+        if isinstance(pictures, Inputs):
+            return pictures
+        shape = self.loaded.info.shape_x if domain == "x" else self.loaded.info.shape_y
+        items = _listed(pictures, 1 if len(shape) == 1 else 3)
+        names = [str(item) for item in items if isinstance(item, str | Path)]
+        if names and len(names) < len(items):
+            raise IiaeError("paths and pictures in memory are mixed", "encode each by itself")
+        if names:
+            return self._open(names, domain, split, workers)
+        if len(shape) == 1 and not any(isinstance(item, Image.Image) for item in items):
+            rows = np.stack([np.asarray(row, np.float32) for row in items])
+            return row_inputs(rows, [str(row) for row in range(len(rows))], shape, {})
+        return self._open(list(map(_image, items)), domain, split, workers)
+
+    def _open(
+        self, given: Sequence[str] | Sequence[Image.Image], domain: Domain, split: str, workers: int
+    ) -> Inputs:
+        return open_inputs(
+            given,
+            domain,
+            self.loaded.info,
+            split=split,
+            workers=workers,
+            weights=self.backbone_weights,
+            device=self.loaded.device,
+        )
+
+    def encode(
+        self, pictures: Pictures | Inputs, domain: Domain, split: str = "test"
+    ) -> LatentCache:
+        """Returns latents of pictures, with their ids: r(z^s|·), and q(z^x|x) where it exists."""
+        inputs = self.inputs(pictures, domain, split=split)
+        block, head = inputs.read_all(), LatentCache.head_of(self.loaded, domain, inputs.source)
+        encoded = self.trained.encode(block.rows, domain)
+        head.skipped += block.skipped
+        return replace(head, encoded=encoded, ids=block.ids, labels=block.labels)
+
+    def retrieve(
+        self,
+        queries: Pictures | LatentCache,
+        gallery: LatentCache | Gallery | Path | str | None = None,
+        k: int = 5,
+        *,
+        domain: Domain | None = None,
+        metric: Metric | None = None,
+        latents: LatentKind = "shared",
+        backend: Backend = "auto",
+    ) -> Neighbours:
+        """Returns the k nearest entries of a gallery [the run's gallery.h5] to every query.
+
+        Queries that are not encoded yet are of `domain`, [the other one than the gallery's]. Raises
+        IiaeError if a gallery is of other weights.
+        """
+        if not isinstance(gallery, LatentCache | Gallery):
+            gallery = Gallery(Path(gallery or RunDir(self.folder).gallery_file))
+        if not isinstance(queries, LatentCache):
+            queries = self.encode(queries, domain or other_domain(gallery.head.domain))
+        return search(queries, gallery, k, metric=metric, latents=latents, backend=backend)
+
+    def translate(
+        self,
+        pictures: Pictures,
+        source: Domain,
+        target: Domain | None = None,
+        *,
+        reference: Pictures | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> Translations:
+        """Decodes each picture's shared latent in `target`, [the other domain].
+
+        Exclusive latents are `samples` draws of the prior [3; none beside references], then those
+        of the references, pictures of `target`.
+        """
+        target = target or other_domain(source)
+        references = None if reference is None else self.inputs(reference, target).read_all()
+        samples = (3 if references is None else 0) if samples is None else samples
+        trained, block = self.trained, self.inputs(pictures, source).read_all()
+        styles = styles_of(
+            trained, target, references, None, samples=samples, interpolate=None, seed=seed
+        )
+        latents = styles.exclusive(block.positions)
+        outputs = trained.translate(block.rows, source, target, latents)
+        return Translations(block.ids, styles.names, outputs, block.skipped)
+
+
+def open_run(run: Path | None, device: str, backbone_weights: str | None = None) -> Model:
+    """Reads the kept weights of `--run`, or of the run that stands for it, and says which."""
+    _, chosen = run_folder(run)
+    model = Model.load(run, device, backbone_weights)
+    console.say(f"model {model.fingerprint} of {model.folder} ({chosen})")
+    return model
+
+
+def search(
+    queries: LatentCache,
+    gallery: LatentCache | Gallery,
+    k: int,
+    *,
+    metric: Metric | None = None,
+    latents: LatentKind = "shared",
+    backend: Backend = "auto",
+    approximate: bool = False,
+) -> Neighbours:
+    """Returns the k nearest entries of a gallery, in memory or on disk, to every query.
+
+    The metric is by default the model's own. Raises IiaeError for latents of another model, or of
+    a kind that one side lacks.
+    """
+    means, entries, model = queries.means(latents), gallery.means(latents), gallery.head.fingerprint
+    path = gallery.path if isinstance(gallery, Gallery) else None
+    if (queries.fingerprint, means.shape[1]) != (model, entries.shape[1]):
+        raise IiaeError(
+            f"queries were encoded by model {queries.fingerprint}, the gallery {path or 'given'} "
+            f"by {model}",
+            "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
+        )
+    metric = metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
+    figures = None
+    if approximate and path is not None:
+        backend, suffix = "faiss", ".faiss" if latents == "shared" else f".{latents}.faiss"
+        rows, distances, figures = lists.search(
+            means, entries, k, metric=metric, path=path.with_suffix(suffix), fingerprint=model
+        )
+    else:
+        backend = choose_backend(backend, len(means), *entries.shape)
+        rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
+    names = {column: np.array(texts, object) for column, texts in gallery.columns().items()}
+    ids, labels = names["ids"][rows], names["labels"][rows] if len(names["labels"]) else None
+    return Neighbours(
+        queries.ids, rows, distances, ids, labels, metric, backend, figures, queries.skipped
+    )
+
+
+def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
+    """Returns pictures one by one; an array of at most so many dimensions is one."""
+    if isinstance(pictures, str | Path | Image.Image):
+        return [pictures]
+    if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim <= dimensions:
+        return [pictures]
+    items: list[Picture] = list(pictures)
+    if not items:
+        raise IiaeError("no pictures were given", "pass a path, a PIL image, an array or a tensor")
+    return items
+
+
+def _image(picture: Picture) -> Image.Image:
+    """Returns a picture in memory as Pillow has it."""
+    if isinstance(picture, Image.Image):
+        return picture
+    values = picture
+    if isinstance(picture, torch.Tensor):
+        values = picture.detach().cpu()
+        if values.is_floating_point() and values.min() >= 0 and values.max() <= 1:
+            values = (values * 255).round().to(torch.uint8)
+        values = values.movedim(0, -1).numpy()
+    array = np.asarray(values)
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not {*array.shape[2:]} <= {2, 3, 4}:
+        raise IiaeError(
+            f"an array of shape {array.shape} and type {array.dtype} is no picture",
+            "pass (H, W[, C]) of uint8, or a tensor (C, H, W) of uint8 or of floats in [0, 1]",
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
