@@ -45,6 +45,7 @@ COMMANDS = {
     "retrieve": "Find the gallery's nearest pictures.",
     "translate": "Translate pictures to the other domain.",
     "evaluate": "Measure a run beside a training-free baseline.",
+    "export": "Write a run for other programs, or to the hub.",
     "presets": "List what `train` can start from.",
     "doctor": "Check versions, extras, devices, folders and locks.",
 }

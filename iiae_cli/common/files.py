@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iiae_cli.common import console
+from iiae_cli.common import console, hub
 from iiae_cli.common.errors import DamagedFile, IiaeError, Interrupted
 
 if TYPE_CHECKING:
@@ -289,11 +289,15 @@ def data_file(option: Path | None, set_name: str) -> Path:
 
 
 def run_folder(option: Path | None) -> tuple[Path, str]:
-    """The run to read and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`."""
-    if option is not None:
-        return option, "--run"
+    """The run to read and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`.
+
+    `hf://OWNER/NAME` is fetched from the hub.
+    """
     named = os.environ.get("IIAE_RUN")
-    return (Path(named), "IIAE_RUN") if named else (Path("runs/latest"), "the latest run")
+    path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
+    if option is not None:
+        path, chosen = option, "--run"
+    return (hub.pulled(path) if hub.is_hub(path) else path), chosen
 
 
 def index_file(

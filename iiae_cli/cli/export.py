@@ -1,0 +1,76 @@
+"""`iiae export`: a run as a folder for other programs and people, here or on the hub."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iiae_cli.cli import options as shared
+from iiae_cli.cli.options import OUTPUT, finish, option
+from iiae_cli.common import console, hub
+from iiae_cli.common.files import reading, refuse_existing
+
+
+def command(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run directory, as --run.")
+    ] = None,
+    output: Annotated[Path, option("Folder to write.", "-o", "--output")] = Path("export"),
+    run: shared.Run = None,
+    form: Annotated[
+        Literal["safetensors", "onnx", "torch"],
+        option("Graphs beside the weights: ONNX, torch.export's .pt2, or none.", "--format"),
+    ] = "safetensors",
+    figures: Annotated[
+        Path | None, option("For the model card: what iiae evaluate --json printed.", panel=OUTPUT)
+    ] = None,
+    license_id: Annotated[
+        str, option("The model card's license.", "--license", panel=OUTPUT)
+    ] = "unknown",
+    push: Annotated[
+        str | None,
+        option("Upload to the Hugging Face Hub; a new model is private.", metavar="OWNER/NAME"),
+    ] = None,
+    overwrite: shared.Overwrite = False,
+    as_json: shared.Json = False,
+) -> None:
+    """Write a run's weights, model card and graphs into a folder that --run and Python read.
+
+    \b
+    Examples:
+      iiae export -o model
+      iiae export runs/mine -o model --format onnx
+      iiae evaluate --run runs/mine --json > figures.json
+      iiae export runs/mine -o model --figures figures.json --license mit
+      iiae export runs/mine -o model --push me/mine
+      iiae retrieve query.png --run hf://me/mine --index z.h5
+    """
+    from iiae_cli.inference.api import open_run
+    from iiae_cli.inference.export import model_card, write_export
+    from iiae_cli.runs import RunDir
+
+    refuse_existing(output, overwrite)
+    model = open_run(source or run, "cpu")
+    measured = None
+    if figures is not None:
+        with reading(figures, "write it by: iiae evaluate --json > figures.json"):
+            measured = dict(json.loads(figures.read_text(encoding="utf-8")))
+    card = model_card(model.loaded, license_id, measured)
+    differences = write_export(model.loaded, RunDir(model.folder), output, form, card)
+    result = {
+        "schema": "iiae.export/1",
+        "path": str(output),
+        "run": str(model.folder),
+        "format": form,
+        "fingerprint": model.fingerprint,
+        "difference": differences,
+        "pushed": push and hub.push(output, push),
+    }
+    rows = [(output / name, f"{value:.2g}") for name, value in differences.items()]
+    rows = [(output / "model.safetensors", "0"), *rows]
+    show = partial(console.print_table, ["file", "difference"], rows, header=False)
+    finish(result, show, as_json)

@@ -1,0 +1,198 @@
+"""A run for use elsewhere: a folder with its weights, a model card, and graphs for other programs.
+
+Rows are pictures (N, H, W, C) at the model's size, uint8 in and floats in [0, 1] out, or features
+(N, F). Latents are posterior means, shared (N, S) and exclusive (N, E).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import writing
+from iiae_cli.data.batches import from_stored
+from iiae_cli.inference.trained import inference
+from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model.iiae import IIAE
+from iiae_cli.runs import LoadedModel, RunDir, write_text
+
+Format: TypeAlias = Literal["safetensors", "onnx", "torch"]
+Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[NDArray[Any]]]
+TOLERANCE = 1e-4  # that a written graph may differ by from the model, in any value
+TASKS = ("retrieval", "zero_shot", "translation", "disentanglement")
+CARD = """---
+{0}---
+
+# {name}
+
+An Interaction Information Auto-Encoder (Hwang et al., NeurIPS 2020): latents that two domains, x
+and y, share, and exclusive ones of each. `iiae` reads this folder as --run.
+
+Pictures are uint8 (N, H, W, C), RGB or grey, resized to `size` (H, W): by area to a whole fraction,
+else bilinear with antialiasing, bicubic when enlarged. Graphs, if any: `encoder-x` takes rows of x
+to `shared` (N, S) and `exclusive` (N, E) posterior means; `decoder-x` takes those to rows of x,
+floats in [0, 1].
+
+Shapes of rows of x and y, classes that it was trained on, and figures, as fractions, with
+a `baseline` that needs no training:
+
+```yaml
+{1}```
+"""
+BATCH = torch.export.Dim("batch")
+_ROWS = 5  # that are compared
+
+
+class Encoder(nn.Module):
+    """Rows of a domain to its latents."""
+
+    def __init__(self, network: IIAE, domain: Domain) -> None:
+        super().__init__()
+        self.network, self.domain = network, domain
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Returns shared means and, if there are any, exclusive ones."""
+        inputs, network = from_stored(rows, None), self.network
+        shared = network.encode_shared(self.domain, inputs).mean.flatten(1)
+        if not network.exclusive_dim:
+            return (shared,)
+        return shared, network.encode_exclusive(self.domain, inputs).mean
+
+
+class Decoder(nn.Module):
+    """Latents to rows of a domain."""
+
+    def __init__(self, network: IIAE, domain: Domain) -> None:
+        super().__init__()
+        self.network, self.domain = network, domain
+
+    def forward(self, shared: Tensor, exclusive: Tensor | None = None) -> tuple[Tensor]:
+        """Returns means of p(·|z, z^s)."""
+        decoded = self.network.decode(self.domain, shared, exclusive)
+        if decoded.ndim == 4:
+            decoded = decoded.permute(0, 2, 3, 1).add(1).div(2).clamp(0, 1)
+        return (decoded,)
+
+
+def write_export(
+    loaded: LoadedModel, run: RunDir, folder: Path, form: Format, card: str
+) -> dict[str, float]:
+    """Writes a run's weights, configuration, model card and graphs of a format into a folder.
+
+    Returns the largest difference of each graph from the model. Raises IiaeError beyond
+    `TOLERANCE`, and if a library is missing.
+    """
+    differences = {}
+    for name, (module, examples) in graphs(loaded).items() if form != "safetensors" else ():
+        path = folder / f"{name}.{'onnx' if form == 'onnx' else 'pt2'}"
+        with writing(path) as temporary, inference(loaded.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own parts
+            write = _write_onnx if form == "onnx" else _write_program
+            few = tuple(rows[:2] for rows in examples)  # compared are more: batches are free
+            answers = write(module, few, temporary)(examples)
+            pairs = zip(answers, module(*examples), strict=True)
+            difference = max(float(np.abs(one - other.numpy()).max()) for one, other in pairs)
+            if not difference <= TOLERANCE:
+                raise IiaeError(
+                    f"{path} differs from the model by {difference:.2g}, more than {TOLERANCE}",
+                    "export with --format safetensors or torch, which need no other program",
+                )
+        differences[path.name] = difference
+    with writing(folder / run.model_file.name) as temporary:
+        shutil.copyfile(run.model_file, temporary)
+    write_text(folder / run.config_file.name, loaded.config.to_yaml())
+    write_text(folder / "README.md", card)
+    return differences
+
+
+def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Returns a model's encoders and decoders on the CPU by name, and inputs of several rows."""
+    network, info = loaded.model, loaded.info
+    draw = torch.Generator().manual_seed(0)
+    latents = [torch.randn((_ROWS, int(np.prod(network.shared_shape))), generator=draw)]
+    if network.exclusive_dim:
+        latents.append(torch.randn((_ROWS, network.exclusive_dim), generator=draw))
+    parts: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
+    for domain, shape in zip(DOMAINS, (info.shape_x, info.shape_y), strict=True):
+        if loaded.size is None:
+            rows = torch.randn((_ROWS, *shape), generator=draw)
+        else:
+            size = (_ROWS, *loaded.size, shape[-1])
+            rows = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
+        parts[f"encoder-{domain}"] = Encoder(network, domain).eval(), (rows,)
+        if network.generative:
+            parts[f"decoder-{domain}"] = Decoder(network, domain).eval(), tuple(latents)
+    return parts
+
+
+def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
+    """Writes a .pt2 file, which `torch.export.load` reads; returns what answers by it."""
+    program = torch.export.export(module, rows, dynamic_shapes=tuple({0: BATCH} for _ in rows))
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+    with path.open("rb") as file:
+        stored = torch.export.load(file).module()
+    return lambda inputs: [output.numpy() for output in stored(*inputs)]
+
+
+def _write_onnx(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
+    """Writes an .onnx file; returns what answers by it in onnxruntime."""
+    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        raise IiaeError("onnx is not installed", "pip install 'iiae-cli[onnx]'")
+    import onnxruntime
+
+    latents, pictures = ["shared", "exclusive"], ["rows"]
+    inputs, outputs = (pictures, latents) if isinstance(module, Encoder) else (latents, pictures)
+    with redirect_stdout(sys.stderr):
+        program = torch.onnx.export(
+            module,
+            rows,
+            input_names=inputs[: len(rows)],
+            output_names=outputs[: len(module(*rows))],
+            dynamic_shapes=tuple({0: BATCH} for _ in rows),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return lambda given: session.run(
+        None, {name: values.numpy() for name, values in zip(names, given, strict=True)}
+    )
+
+
+def model_card(loaded: LoadedModel, license_id: str, figures: Mapping[str, Any] | None) -> str:
+    """Returns README.md; `figures` is what `iiae evaluate --json` printed of this run."""
+    info, details = loaded.info, loaded.details
+    about = {
+        "fingerprint": loaded.fingerprint,
+        "preset": details.get("preset"),
+        "data": info.name,
+        "x": list(info.shape_x),
+        "y": list(info.shape_y),
+        "size": loaded.size and list(loaded.size),
+        "classes_seen": details.get("train_classes"),
+        "backbone": json.loads(info.attributes.get("backbone", "null")),
+        "validation": details.get("validation"),
+        "evaluation": figures and {key: figures[key] for key in TASKS if figures.get(key)},
+    }
+    known = {key: value for key, value in about.items() if value}
+    tags = ["cross-domain-retrieval", "disentanglement", "iiae"]
+    header = {"license": license_id, "library_name": "iiae-cli", "tags": tags}
+    blocks = (yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (header, known))
+    return CARD.format(*blocks, name=details.get("preset") or info.name)
