@@ -20,8 +20,6 @@ from iiae_cli.config.presets import flatten
 from iiae_cli.config.schema import Config
 from iiae_cli.runs import RunDir
 
-PROJECT = "iiae"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
-
 
 @dataclass(frozen=True)
 class Service:
@@ -37,13 +35,8 @@ def _tensorboard(run: RunDir, step: int) -> Service:
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(run.tensorboard_folder), purge_step=step)
-
-    def scalars(figures: Mapping[str, float], step: int) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
-
     return Service(
-        scalars,
+        lambda figures, step: [writer.add_scalar(*figure, step) for figure in figures.items()],
         lambda grid, step: writer.add_image("samples", np.asarray(grid), step, dataformats="HWC"),
         lambda ended: writer.close(),
     )
@@ -53,11 +46,11 @@ def _wandb(run: RunDir, config: Config, known: str | None) -> Service:
     import wandb
 
     if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
-        raise IiaeError("--log wandb finds no API key", "wandb login, or export WANDB_MODE=offline")
+        raise LookupError("no API key is known: wandb login, or export WANDB_MODE=offline")
     there = wandb.init(
         id=known,
         resume="allow",
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        project=os.environ.get("WANDB_PROJECT", "iiae"),
         name=run.path.name,
         dir=run.path,
         config=flatten(config.to_dict()),
@@ -78,7 +71,7 @@ def _mlflow(run: RunDir, config: Config, known: str | None) -> Service:
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri((run.path.absolute().parent / "mlruns").as_uri())
-    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "iiae"))
     there = mlflow.start_run(run_id=known, run_name=run.path.name)
     if known is None:
         mlflow.log_params(flatten(config.to_dict()))
@@ -105,8 +98,6 @@ class Loggers(AbstractContextManager["Loggers"]):
         for name in config.training.log:
             try:
                 self._services[name] = _SERVICES[name](run, config, known.get(name))
-            except IiaeError:
-                raise
             except Exception as error:  # each service has its own kinds
                 hint = f"leave out --log {name}, mend that, or pip install 'iiae-cli[{name}]'"
                 raise IiaeError(f"--log {name} cannot begin: {error}", hint) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from iiae_cli.common.signals import NEVER
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.runs import RunDir
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -98,6 +100,15 @@ def test_a_run_goes_on_with_its_own_data_alone(iiae: Program, trained: Trained) 
     assert iiae(*own, "--data", "again/equal.h5", "--resume").code == 0
     assert iiae("evaluate", "--run", "run", "--data", "fewer.h5").code == 0
     assert iiae(*own, "--data", "fewer.h5", "--overwrite").code == 0
+
+
+def test_a_checkpoint_without_a_record_of_its_data_says_so(iiae: Program, trained: Trained) -> None:
+    with stopping_at(3):
+        train(iiae, trained, "run", steps=4)
+    checkpoints = RunDir(Path("run")).checkpoints
+    checkpoints.save(replace(checkpoints.load(3), data={}))
+    resumed = train(iiae, trained, "run", "--resume", steps=4)
+    assert resumed.code == 0 and "warning: run was begun with data that it kept no" in resumed.err
 
 
 def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained) -> None:
