@@ -115,9 +115,6 @@ def _refuse_other_data(
     path: Path, found: dict[str, Any], known: dict[str, Any], whose: str
 ) -> None:
     """Refuse data that differs from what is `known` by more than its name; `whose` says of what."""
-    if not known:
-        console.warn(f"{whose} data that it kept no record of; {path} is taken for the same")
-        return
     differing = [key for key in differences(known, found) if key != "name"]
     if not differing:
         return

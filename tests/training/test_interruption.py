@@ -109,8 +109,8 @@ def assert_whole(run: Path) -> None:
         directory.read_config()
     if directory.model_file.exists():
         load_model(directory)
-    for path in directory.checkpoints.files():
-        directory.checkpoints.load(int(path.stem[5:]))
+    directory.checkpoints.latest()
+    assert not list(run.glob("checkpoints/*.damaged"))
     if directory.metrics_file.exists():
         metrics_of(run)
     if directory.info_file.exists():
