@@ -11,10 +11,9 @@ step.
     ENOSPC, EACCES  the operating system refuses with that error
 
 It answers each with one JSON object: `code`, `err`, `moments` counted, and the processor `seconds`
-that the child still took after its moment, as a busy machine delays everything. With `after`, the
-act happens so many seconds later instead. With `ranks` it forks so many children, as torchrun would
-start them, lets the act happen to the one that `rank` names (0 if none), and `codes` and `errs` are
-lists.
+that the child still took after its moment, as a busy machine delays everything. With `ranks` it
+forks so many children, as torchrun would start them, lets the act happen to the one that `rank`
+names (0 if none), and `codes` and `errs` are lists.
 """
 
 from __future__ import annotations
@@ -136,9 +135,6 @@ def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     global _reports
     _reports = os.open(scratch / "report", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     children = fork_children(job, scratch)
-    if "after" in job:
-        time.sleep(job["after"])
-        os.kill(children[job.get("rank", 0)], getattr(signal, f"SIG{job['act']}"))
     ends = [os.wait4(child, 0) for child in children]
     codes = [os.waitstatus_to_exitcode(status) for _, status, _ in ends]
     usage = ends[job.get("rank", 0)][2]

@@ -33,7 +33,7 @@ from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
 SMALL_SET = 500  # pairs up to which `pairs-small` is advised
-SLOW = 5  # trainings' lengths that annealing takes where exclusive latents would die
+SLOW = 10  # trainings' lengths that annealing takes where exclusive latents would die
 
 
 @dataclass(frozen=True)

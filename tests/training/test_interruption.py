@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -189,24 +188,6 @@ def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
     again = trials.train(trials.whole, "--resume")
     assert again["code"] == 0 and "finished already" in again["err"]
     assert {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.exhaustive
-def test_killed_and_stopped_at_random_times(trials: Trials) -> None:
-    """Forty times `kill -9`, twenty times SIGTERM, whatever the process is doing."""
-    draw, start = random.Random(0), time.monotonic()
-    assert trials.train(trials.folder / "timed")["code"] == 0
-    length = time.monotonic() - start
-    for index in range(60):
-        act = "KILL" if index < 40 else "TERM"
-        run = trials.folder / f"random-{act}-{index}"
-        stopped = trials.train(run, "--resume", after=draw.uniform(0.1, length), act=act)
-        ended = run.exists() and RunDir(run).read_info().get("state") == "finished"
-        expected = (0, -9) if act == "KILL" else (0,) if ended else (75,)
-        assert stopped["code"] in expected, stopped["err"]
-        if run.exists():
-            assert_whole(run)
-        trials.finish(run)
 
 
 def stat_of(pid: int) -> tuple[bool, float]:

@@ -77,20 +77,6 @@ def test_the_next_step_is_read_while_the_caller_computes(tmp_path: Path) -> None
         assert read.wait(10)
 
 
-def test_rows_in_memory_need_no_thread_and_mapped_rows_have_one(tmp_path: Path) -> None:
-    data = training_data(tmp_path, "pictures")
-    before = threading.active_count()
-    with Feed(data, data.order(4, seed=0).indices, None, CPU) as feed:
-        feed(0)
-        assert threading.active_count() == before
-    np.save(tmp_path / "x.npy", data.train.x.rows)
-    data.train.x.rows = np.load(tmp_path / "x.npy", mmap_mode="r")
-    with Feed(data, data.order(4, seed=0).indices, (16, 16), CPU) as feed:
-        feed(0)
-        assert threading.active_count() == before + 1
-    assert threading.active_count() == before
-
-
 # ---- precision and compilation
 
 

@@ -208,37 +208,13 @@ def test_pictures_of_another_size_and_every_objective_train(iiae: Program) -> No
     assert refused.code == 2 and "exclusive" in refused.error()[0]
 
 
-def test_features_train_encode_and_evaluate(iiae: Program) -> None:
-    rng = np.random.default_rng(0)
-    splits = {}
-    for name, count in (("train", 64), ("test", 20)):
-        common = rng.standard_normal((count, 6))
-        ids = [f"{name}/{row}" for row in range(count)]
-        sides = [
-            Side(np.hstack([common, rng.standard_normal((count, 4))]).astype(np.float32), ids)
-            for _ in "xy"
-        ]
-        splits[name] = Split(*sides)
-    write_data_file(Path("f.h5"), "mine", splits, {})
-    Path("f.yaml").write_text(
-        "extends: digits-cdcb\nmodel: {kind: features, shared: 4, exclusive: 3}\n"
-        "objective: {reconstruction: l2}\ntraining: {steps: 4, batch_size: 16}\n"
-    )
-    assert iiae("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "run").code == 0
-    assert iiae("evaluate", "--run", "run", "--task", "all", "--json").json["retrieval"]["baseline"]
-    np.save("q.npy", splits["test"].x.rows)
-    assert iiae("retrieve", "q.npy", "--run", "run", "--k", 2).out.count("\n") == 40
-    refused = iiae("encode", "some.png", "--domain", "x", "--run", "run", "-o", "z.h5")
-    assert refused.code == 2 and "features" in refused.error()[0]
-
-
 def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> None:
     crushed = ("--set", "objective.reconstruction_weight=0.001", "--set", "optimizer.lr=0.02")
     crushed += ("--set", "objective.annealing_steps=0", "--json")
     outcome = train(iiae, trained, "run", *crushed, steps=60)
     assert any("exclusive latent of y" in warning for warning in outcome.json["warnings"])
     at_once, last = (outcome.err.index(text) for text in ("y is dying", "step 60: validation"))
-    assert at_once < last and "objective.annealing_steps=300 (0 now)" in outcome.err
+    assert at_once < last and "objective.annealing_steps=600 (0 now)" in outcome.err
 
 
 def test_a_loss_that_is_not_finite_stops_training(iiae: Program, trained: Trained) -> None:

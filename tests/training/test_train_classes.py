@@ -143,15 +143,6 @@ def test_resuming_either_training_ends_in_the_same_weights(
         assert same_tensors(Path("whole") / name, Path("parts") / name)
 
 
-def test_the_papers_preset_reads_features_as_they_are_and_keeps_the_last_weights(
-    iiae: Program, data: Path
-) -> None:
-    outcome = train(iiae, data, "run", "--json", preset="sketchy")
-    assert outcome.code == 0 and outcome.json["kept_step"] == outcome.json["steps"] == 20
-    names = " ".join(load_file("run/model.safetensors"))
-    assert "standardise" not in names and "linear." not in names
-
-
 def test_a_collapsed_model_is_warned_of(iiae: Program, data: Path) -> None:
     more = ("--set", "data.holdout=0.3", "--set", "objective.reconstruction_weight=0.001")
     outcome = train(iiae, data, "run", *more, preset="sketchy", steps=5)

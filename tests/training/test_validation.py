@@ -72,7 +72,7 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
 def test_what_is_set_is_never_advised() -> None:
     plus, small = (resolve(preset_layers(name)).config for name in ("pairs-plus", "pairs-small"))
     advice = revival(plus, "pairs-plus", 54, 700)
-    assert "--preset pairs-small" in advice and "annealing_steps=3500 (1000 now)" in advice
+    assert "--preset pairs-small" in advice and "annealing_steps=7000 (1000 now)" in advice
     own = revival(small, "pairs-small", 54, 700)
     assert "pairs-small" not in own and "annealing" not in own and "_weight=4000 (2000" in own
     assert "pairs-small" not in revival(plus, "pairs-plus", 1000, 700)
