@@ -24,15 +24,9 @@ NEEDED = (
     *("torch", "torchvision", "h5py", "sklearn", "scipy", "PIL", "pydantic", "yaml", "safetensors"),
     *("torchmetrics", "matplotlib", "jinja2", "tensorboard", "filelock", "pooch"),
 )
-EXTRAS = {
-    "faiss": "faiss-cpu",
-    "timm": "timm",
-    "clip": "open_clip_torch",
-    "onnx": "onnxruntime",
-    "hub": "huggingface_hub",
-    "wandb": "wandb",
-    "mlflow": "mlflow-skinny",
-}
+EXTRAS = {"faiss": "faiss-cpu", "timm": "timm", "clip": "open_clip_torch", "onnx": "onnxruntime"}
+EXTRAS |= {"hub": "huggingface_hub", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+# The models between which `--precision auto` may tell, by the size of their pictures.
 SIZES = {"features": None, "32x32": (32, 32), "256x256": (256, 256)}
 
 
@@ -49,18 +43,16 @@ def command(as_json: shared.Json = False) -> None:
     """
     versions, problems = _versions()
     report: dict[str, Any] = {"versions": versions, "extras": _extras()}
-    if not problems:
-        report |= _devices()
+    report |= {} if problems else _devices()
     report["cores"] = {"allowed": cores(), "machine": os.cpu_count()}
     report["folders"] = folders = _folders()
-    if "no" in folders["runs"]["writable"]:
+    if folders["runs"]["writable"] != "yes":
         problems.append(f"no run can be written to {folders['runs']['path']}")
     result = {"schema": "iiae.doctor/1", **report, "problems": problems}
     finish(result, lambda: _show(report), as_json)
     if problems:
-        raise IiaeError(
-            "; ".join(problems), "python -m pip install --upgrade iiae-cli; see iiae doctor --json"
-        )
+        hint = "work in a folder that you may write to, or: pip install --force-reinstall iiae-cli"
+        raise IiaeError("; ".join(problems), hint)
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -68,36 +60,28 @@ def _show(report: dict[str, Any]) -> None:
     rows = []
     for part, items in report.items():
         for name, value in items.items():
-            text = (
-                ", ".join(f"{key} {item}" for key, item in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            rows.append((part, name, "–" if text is None else text))
+            facts = value.items() if isinstance(value, dict) else ()
+            text = ", ".join(f"{key} {fact}" for key, fact in facts)
+            rows.append((part, name, text or value or "–"))
     console.print_table(["part", "name", "value"], rows)
 
 
 def _versions() -> tuple[dict[str, str], list[str]]:
     """Versions of what is needed, and a line for each package that cannot be imported."""
-    versions = {"iiae": __version__, "python": sys.version.split()[0]}
-    problems = []
+    versions, problems = {"iiae": __version__, "python": sys.version.split()[0]}, []
     for name in NEEDED:
         try:
-            module = import_module(name)
-            versions[name] = str(getattr(module, "__version__", "installed"))
+            versions[name] = str(getattr(import_module(name), "__version__", "installed"))
         except Exception as error:  # whatever a broken package raises
             problems.append(f"{name} cannot be imported: {' '.join(str(error).split())[:120]}")
     return versions, problems
 
 
 def _extras() -> dict[str, str | None]:
-    extras: dict[str, str | None] = {}
-    for name, package in EXTRAS.items():
-        try:
-            extras[name] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            extras[name] = None
-    return extras
+    """Versions of the packages that extras bring; None where one is not installed."""
+    found = {str(package.metadata["Name"]): package.version for package in metadata.distributions()}
+    versions = {name.lower().replace("_", "-"): version for name, version in found.items()}
+    return {name: versions.get(package.replace("_", "-")) for name, package in EXTRAS.items()}
 
 
 def _devices() -> dict[str, Any]:
@@ -108,19 +92,17 @@ def _devices() -> dict[str, Any]:
     from iiae_cli.config.schema import Config
     from iiae_cli.training.step import choose_speed
 
-    devices = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
-    if torch.backends.mps.is_available():
-        devices["mps"] = "Apple GPU"
-    devices["cpu"] = f"{torch.get_num_threads()} threads"
-    chosen = {}
-    for name in devices:
-        speeds = {
-            kind: choose_speed(Config(), size, torch.device(name), None).training.precision
-            for kind, size in SIZES.items()
-        }
-        chosen[name] = speeds
-    auto = {"auto": str(choose_device("auto"))}
-    return {"devices": devices | auto, "precision": chosen}
+    names = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
+    names |= {"mps": "Apple GPU"} if torch.backends.mps.is_available() else {}
+    names["cpu"] = f"{torch.get_num_threads()} threads"
+
+    def precision(device: str, size: tuple[int, int] | None) -> str:
+        return choose_speed(Config(), size, torch.device(device), None).training.precision
+
+    formats = {
+        name: {kind: precision(name, size) for kind, size in SIZES.items()} for name in names
+    }
+    return {"devices": {"auto": str(choose_device("auto")), **names}, "precision": formats}
 
 
 def _folders() -> dict[str, dict[str, Any]]:
@@ -140,12 +122,13 @@ def _folders() -> dict[str, dict[str, Any]]:
 def _state(path: Path) -> dict[str, Any]:
     """Whether a folder, or the one that it would be made in, can be written and locked."""
     near = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    state: dict[str, Any] = {"path": str(path), "exists": path.is_dir()}
+    state = {"path": str(path), "exists": path.is_dir(), "writable": "yes", "locks": "yes"}
     state["free"] = f"{shutil.disk_usage(near).free / 2**30:.1f} GiB"
+    fact = "writable"
     try:
         with tempfile.TemporaryFile(dir=near) as file:
-            state |= {"writable": "yes", "locks": "yes"}
+            fact = "locks"
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        state["locks" if "writable" in state else "writable"] = f"no: {error.strerror}"
+        state[fact] = f"no: {error.strerror}"
     return state
