@@ -10,12 +10,13 @@ EXIT_INTERRUPTED = 75  # after SIGTERM and the like
 EXIT_CTRL_C = 130
 
 
-# Words of pydantic, which typer uses too, and plain ones.
+# Words of pydantic, which newer typer uses too, and of click; and plain ones.
 _PLAIN_WORDS = {
     "Value error, ": "",
     "(Input|List|String) should": "must",
     "a valid integer": "a whole number",
-    "a valid (number|list)": r"a \1",
+    "a valid (float|number)": "a number",
+    "a valid list": "a list",
     "a valid boolean": "true or false",
     "a valid string": "text",
     "greater than or equal to": "at least",

@@ -68,8 +68,8 @@ class BlockStore:
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep a finished block; a kill does not lose it once this returns."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
+        buffer, named = io.BytesIO(), dict[str, Any](arrays)
+        np.savez(buffer, **named)
         payload = buffer.getbuffer()
         with write_errors(self._path):
             end = self._file.seek(0, os.SEEK_END)
