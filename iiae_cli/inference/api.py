@@ -94,22 +94,16 @@ class Model:
         if isinstance(pictures, Inputs):
             return pictures
         shape = self.loaded.info.shape_x if domain == "x" else self.loaded.info.shape_y
-        items = _listed(pictures, 1 if len(shape) == 1 else 3)
+        features = len(shape) == 1 and getattr(pictures, "ndim", 3) <= 2
+        items = _listed(pictures, 1 if features else 3)
         names = [str(item) for item in items if isinstance(item, str | Path)]
         if names and len(names) < len(items):
             raise IiaeError("paths and pictures in memory are mixed", "encode each by itself")
-        if names:
-            return self._open(names, domain, split, workers)
-        if len(shape) == 1 and not any(isinstance(item, Image.Image) for item in items):
+        if getattr(items[0], "ndim", 3) == 1:
             rows = np.stack([np.asarray(row, np.float32) for row in items])
             return row_inputs(rows, [str(row) for row in range(len(rows))], shape, {})
-        return self._open(list(map(_image, items)), domain, split, workers)
-
-    def _open(
-        self, given: Sequence[str] | Sequence[Image.Image], domain: Domain, split: str, workers: int
-    ) -> Inputs:
         return open_inputs(
-            given,
+            names or list(map(_image, items)),
             domain,
             self.loaded.info,
             split=split,

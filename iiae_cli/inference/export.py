@@ -97,6 +97,8 @@ def write_export(
     `TOLERANCE`, and if a library is missing.
     """
     differences = {}
+    for stale in folder.glob("*coder-[xy].*"):  # of another run or format
+        stale.unlink()
     for name, (module, examples) in graphs(loaded).items() if form != "safetensors" else ():
         path = folder / f"{name}.{'onnx' if form == 'onnx' else 'pt2'}"
         with writing(path) as temporary, inference(loaded.model), warnings.catch_warnings():

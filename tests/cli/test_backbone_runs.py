@@ -110,9 +110,7 @@ def test_fine_tuned_networks_stay_beside_the_data_file(iiae, tmp_path):
     assert record["weights"] == "fine-tuned" and record["weights_path"].endswith("data.backbone")
     outcome = iiae("encode", "mine/test/x", "--domain", "x", "-o", "z.h5", "--run", "run")
     assert outcome.code == 0, outcome.err
-    expected = (
-        load("run").encode(DataFile(Path("data.h5")).split("test").x.rows, "x").mean("shared")
-    )
+    expected = load("run").encode(DataFile(Path("data.h5")).split("test").x.rows, "x").shared
     np.testing.assert_allclose(means("z.h5"), expected, rtol=1e-4, atol=1e-5)
     shutil.move("data.backbone", "moved")
     retrieve = ("retrieve", "mine/test/x/cow/0.png", "--run", "run")

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import refusal, untrained_run
+from helpers import refusal, small_model, untrained_run
 from PIL import Image
 
 import iiae_cli as iiae
+from iiae_cli.config.schema import Config
+from iiae_cli.data.datafile import DataInfo
 from iiae_cli.inference.api import Model
+from iiae_cli.runs import LoadedModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +64,17 @@ def test_grey_and_larger_pictures_are_read_as_files_are(model: Model, tmp_path: 
     Image.fromarray(grey).save(tmp_path / "grey.png")
     by_file, by_array = (model.encode(given, "y") for given in (tmp_path / "grey.png", grey))
     np.testing.assert_array_equal(by_file.shared, by_array.shared)
+
+
+def test_a_model_of_features_takes_one_row_or_several() -> None:
+    info = DataInfo("f", (7,), (5,), {}, {})
+    loaded = LoadedModel(small_model("features"), Config(), info, None, "f" * 16, {})
+    model, rows = Model(loaded, Path("none")), np.random.default_rng(0).normal(size=(4, 7))
+    z = model.encode(rows, "x")
+    assert z.ids == ["0", "1", "2", "3"] and model.translate(rows, "x").outputs.shape == (4, 3, 5)
+    np.testing.assert_allclose(model.encode(rows[2], "x").shared, z.shared[2:3], atol=1e-5)
+    assert "backbone" in refusal(model.encode, pictures(2), "x").message
+    assert "(5,)" in refusal(model.encode, rows, "y").message
 
 
 @pytest.mark.parametrize(
