@@ -14,7 +14,7 @@ def command(as_json: shared.Json = False) -> None:
     """List what `iiae train` can start from: name, data set, rough time, purpose.
 
     The data set is what `iiae prepare` writes; `digits-cdcb` and `digits-edge` are embedded, and
-    need no call of it.
+    need no call of it. Times are of two CPU cores, and estimates for an H200 where a GPU is wanted.
 
     \b
     Examples:
