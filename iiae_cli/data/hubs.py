@@ -55,19 +55,18 @@ class Library(Protocol):
         """From pictures (B, 3, h, w) to features (B, D), and D; RuntimeError of others' weights."""
 
 
-class TokenPool(nn.Module):
-    """A transformer of timm whose feature is its class token, or the mean of its patch tokens."""
+class PatchTokens(nn.Module):
+    """A transformer whose feature is its class token, or the mean of its patch tokens."""
 
-    def __init__(self, body: nn.Module, pool: Pool) -> None:
+    def __init__(self, body: nn.Module, pool: Pool, patches_from: int) -> None:
         super().__init__()
-        self.body, self.pool = body, pool
+        self.body, self.pool, self.patches_from = body, pool, patches_from
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D)."""
-        tokens: Tensor = self.body.forward_features(pictures)  # type: ignore[operator]
-        if self.pool == "cls":
-            return tokens[:, 0]
-        return tokens[:, int(self.body.num_prefix_tokens) :].mean(1)  # type: ignore[arg-type]
+        """Features (B, D) of the tokens (B, T, D)."""
+        of_timm = getattr(self.body, "forward_features", None)
+        tokens: Tensor = self.body(pictures)[1] if of_timm is None else of_timm(pictures)
+        return tokens[:, 0] if self.pool == "cls" else tokens[:, self.patches_from :].mean(1)
 
 
 class _Timm:
@@ -110,10 +109,10 @@ class _Timm:
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         timm = _imported("timm", "timm")
-        classifier = self._published(name).classifier or ()
-        layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         more: dict[str, Any] = {}
         if weights is not None:  # timm's own way knows older formats, and is strict if told 0
+            classifier = self._published(name).classifier or ()
+            layers = (classifier,) if isinstance(classifier, str) else classifier
             state = read_state_dict(weights, WEIGHTS_HINT)
             heads = tuple(f"{layer}." for layer in layers)
             kept = {key: state[key] for key in state if not key.startswith(heads)}
@@ -122,25 +121,10 @@ class _Timm:
         body: nn.Module = timm.create_model(name, num_classes=0, **more)
         if pool == "pooled":
             return body, int(body.head_hidden_size)  # type: ignore[arg-type]
-        if not int(getattr(body, "num_prefix_tokens", 0)) and pool == "cls":
-            raise IiaeError(f"timm:{name} has no class token", "pass --pool pooled or --pool mean")
-        if not hasattr(body, "num_prefix_tokens"):
-            raise IiaeError(f"timm:{name} has no tokens", "leave --pool out")
-        return TokenPool(body, pool), int(body.num_features)  # type: ignore[arg-type]
-
-
-class MeanTokens(nn.Module):
-    """A picture tower of open_clip whose feature is the mean of its patch tokens."""
-
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-        tower.output_tokens = True  # type: ignore[assignment]
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D)."""
-        tokens: Tensor = self.tower(pictures)[1]
-        return tokens.mean(1)
+        first = int(getattr(body, "num_prefix_tokens", -1))
+        if first < (pool == "cls"):
+            raise IiaeError(f"timm:{name} has no token for --pool {pool}", "leave --pool out")
+        return PatchTokens(body, pool, first), int(body.num_features)  # type: ignore[arg-type]
 
 
 class _OpenClip:
@@ -190,11 +174,6 @@ class _OpenClip:
         return lambda picture: transform(Image.fromarray(picture))
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        if pool == "cls":
-            raise IiaeError(
-                f"the pooled feature of open_clip:{name} is its class token, projected",
-                "pass --pool pooled or --pool mean",
-            )
         clip = _imported("open_clip", "clip")
         quick = bool(self._published(name).get("quick_gelu"))
         model = clip.create_model(
@@ -206,11 +185,15 @@ class _OpenClip:
         if weights is not None:
             clip.load_checkpoint(model, str(weights), weights_only=True)
         tower = model.visual
-        if pool == "mean":
-            if not hasattr(tower, "output_tokens"):
-                raise IiaeError(f"open_clip:{name} has no patch tokens", "leave --pool out")
-            return MeanTokens(tower), int(tower.conv1.out_channels)
-        return tower, int(tower.output_dim)
+        if pool == "pooled":
+            return tower, int(tower.output_dim)
+        if pool == "cls" or not hasattr(tower, "output_tokens"):
+            raise IiaeError(
+                f"--pool {pool} does not apply to open_clip:{name}, which pools by itself",
+                "leave --pool out",
+            )
+        tower.output_tokens = True
+        return PatchTokens(tower, pool, 0), int(tower.conv1.out_channels)
 
 
 TIMM, OPEN_CLIP = _Timm(), _OpenClip()

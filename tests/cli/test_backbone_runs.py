@@ -130,5 +130,9 @@ def test_pairs_of_pictures_become_pairs_of_features(iiae, tmp_path):
     assert train.x.ids == train.y.ids and train.x.rows.shape == (8, 1024)
     assert file.info.is_features and not file.info.by_class
     assert json.loads(file.info.attributes["backbone"])["weights_path"] == str(tmp_path / "w.pth")
+    train = ("train", "--preset", "pair-features", "--data", "data.h5", "--run", "run")
+    assert iiae(*train, "--steps", 2).code == 0
+    outcome = iiae("retrieve", "pairs/x/3.png", "--run", "run", "--k", 1)
+    assert outcome.code == 0 and len(outcome.out.splitlines()) == 1, outcome.err
     for refused in ("--side-by-side", "--fine-tune-epochs=2", "--image-size=32"):
         assert iiae("prepare", "pairs", "pairs", *backbone, "-o", "no.h5", refused).code == 2
