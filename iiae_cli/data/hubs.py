@@ -7,6 +7,7 @@ torch. Both libraries are imported where one of their networks is named.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -176,12 +177,14 @@ class _OpenClip:
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         clip = _imported("open_clip", "clip")
         quick = bool(self._published(name).get("quick_gelu"))
-        model = clip.create_model(
-            name.partition("@")[0],
-            force_quick_gelu=quick,
-            pretrained_image=False,
-            pretrained_text=False,
-        )
+        architecture, towers = name.partition("@")[0], ("pretrained_image", "pretrained_text")
+        logging.disable(logging.WARNING)  # it warns of random weights, which are loaded below
+        try:
+            model = clip.create_model(
+                architecture, force_quick_gelu=quick, **dict.fromkeys(towers, False)
+            )
+        finally:
+            logging.disable(logging.NOTSET)
         if weights is not None:
             clip.load_checkpoint(model, str(weights), weights_only=True)
         tower = model.visual
