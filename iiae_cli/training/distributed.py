@@ -194,29 +194,25 @@ def find_world(environment: Mapping[str, str]) -> World:
     torchrun's variables count first. Those of an srun step with several tasks count only with
     MASTER_ADDR, which a person who runs several independent trainings in one step does not set.
     """
-    world = World()
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    if "WORLD_SIZE" not in environment and "MASTER_ADDR" in environment:
+        names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
     try:
-        size = int(environment.get("WORLD_SIZE", "1"))
-        tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-        if size > 1:
-            address = f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT'])}"
-            rank = int(environment["RANK"])
-            world = World(rank, size, int(environment.get("LOCAL_RANK", rank)), address)
-        elif "WORLD_SIZE" not in environment and tasks > 1 and "MASTER_ADDR" in environment:
-            job = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-            address = f"{environment['MASTER_ADDR']}:{int(environment.get('MASTER_PORT', job))}"
-            rank, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
-            world = World(rank, tasks, local, address)
-        if not 0 <= world.rank < world.size:
-            raise ValueError(f"rank {world.rank} of {world.size}, counted from 0")
-        if world.size > 1 and not 0 < int(world.address.rpartition(":")[2]) < 2**16:
-            raise ValueError(f"no port in {world.address}")
+        if int(environment.get(names[0], "1")) == 1:
+            return World()
+        host, job = environment["MASTER_ADDR"], int(environment.get("SLURM_JOB_ID", "0"))
+        port = int(environment.get("MASTER_PORT", 20000 + job % 20000))
+        size, rank, local = (int(environment[name]) for name in names)
+        if not 0 <= rank < size:
+            raise ValueError(f"rank {rank} of {size}, counted from 0")
+        if not 0 < port < 2**16:
+            raise ValueError(f"no port in {host}:{port}")
+        return World(rank, size, local, f"{host}:{port}")
     except (KeyError, ValueError) as error:
         raise IiaeError(
             f"the launcher's variables are incomplete or wrong: {error}",
             "start with torchrun, or with srun and MASTER_ADDR set; or unset WORLD_SIZE",
         ) from error
-    return world
 
 
 class Share:

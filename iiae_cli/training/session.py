@@ -65,8 +65,7 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
     if not world.first:
         console.set_verbosity(-1)
     device = world.device(choose_device(training.device))
-    if training.threads:
-        torch.set_num_threads(training.threads)
+    _set_threads(training.threads)
     if training.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
@@ -100,14 +99,22 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         return _finish(trainer, options.resume)
 
 
+def _set_threads(count: int) -> None:
+    """Compute on so many threads, or as many as torch likes, who wait for each other."""
+    if count:
+        torch.set_num_threads(count)
+    elif torch.get_num_threads() > 1 and os.getloadavg()[0] > cores() / 2:
+        console.say("other work keeps the cores busy: IIAE_THREADS=1 may be twice as fast")
+
+
 def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
     """What a run that is resumed without a preset says of itself: its preset's name, its data."""
     info = run.read_info()
     preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))
-    console.say(f"{run.path} goes on by its own {run.config_file.name} (preset {preset or '?'})")
     if data is None and recorded.is_file():
-        console.say(f"data: {recorded}, named by {run.info_file}")
-        return preset, recorded
+        data = recorded
+    of = f"preset {preset or 'unknown'}, data {data or 'by its name'}"
+    console.say(f"{run.path} goes on by its own {run.config_file.name} ({of})")
     return preset, data
 
 
@@ -116,13 +123,12 @@ def _refuse_other_data(
 ) -> None:
     """Refuse data that differs from what is `known` by more than its name; `whose` says of what."""
     differing = [key for key in differences(known, found) if key != "name"]
-    if not differing:
-        return
-    raise IiaeError(
-        f"{path} holds other data than {whose}, in {', '.join(differing)}",
-        "name the first data with --data, or train anew: choose another --run, or pass --overwrite "
-        "in place of --resume",
-    )
+    if differing:
+        raise IiaeError(
+            f"{path} holds other data than {whose}, in {', '.join(differing)}",
+            "name the first data with --data, or train anew: choose another --run, or pass "
+            "--overwrite in place of --resume",
+        )
 
 
 def _data_path(option: Path | None, config: Config) -> Path:
@@ -177,8 +183,6 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if trainer.steps_done:
         console.say(f"resuming {run.path} at step {trainer.steps_done}")
     console.say(_summary(trainer))
-    if trainer.device.type == "cpu":
-        _say_busy(torch.get_num_threads())
     started = time.monotonic()
     record = {
         **run_origin(sys.argv),
@@ -213,7 +217,8 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if not world.first:
         return None
     for warning in memory.warnings:
-        console.warn(warning)
+        if warning not in trainer.keeper.said.values():
+            console.warn(warning)
     return _result(trainer, record["seconds"])
 
 
@@ -228,16 +233,6 @@ def _summary(trainer: Trainer) -> str:
         f"{'compiled' if training.compile else 'not compiled'}, on {trainer.device}"
         f"{f' of {world.size} ranks' if world.size > 1 else ''} into {trainer.run.path}"
     )
-
-
-def _say_busy(threads: int) -> None:
-    """Advise one thread where other work takes the cores that the others would wait for."""
-    load, granted = os.getloadavg()[0], cores()
-    if threads > 1 and load > granted / 2:
-        console.say(
-            f"other work keeps {load:.1f} of {granted} cores busy, and {threads} threads wait for "
-            "each other: IIAE_THREADS=1 may be twice as fast"
-        )
 
 
 def _write_gallery(trainer: Trainer) -> bool:

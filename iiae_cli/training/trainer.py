@@ -77,7 +77,7 @@ class Trainer:
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
         self._loggers: Loggers | None = None  # on the first rank
-        self.keeper = Keeper(config, data, run, details, self.total_steps)
+        self.keeper = Keeper(config, data, run, details)
         self._grid_pairs = None
         if not data.by_class and not data.info.is_features and training.samples:
             self._grid_pairs = first_pairs(data.validation or data.train, training.samples)

@@ -33,7 +33,6 @@ from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
 SMALL_SET = 500  # pairs up to which `pairs-small` is advised
-SLOW = 10  # trainings' lengths that annealing takes where exclusive latents would die
 
 
 @dataclass(frozen=True)
@@ -159,16 +158,15 @@ def _both(figures: dict[str, Any], key: str) -> Both:
     return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
 
 
-def revival(config: Config, preset: str | None, pairs: int, steps: int) -> str:
-    """What may keep exclusive latents alive and is not done yet, in a training of so many steps."""
-    objective, pictures = config.objective, config.model.kind != "features"
-    small = pictures and pairs <= SMALL_SET and preset != "pairs-small"
-    ways = ["--preset pairs-small"] if small else []
-    if objective.annealing_steps < SLOW * steps:
-        ways.append(f"objective.annealing_steps={SLOW * steps} ({objective.annealing_steps:g} now)")
-    weight = objective.reconstruction_weight
-    ways.append(f"objective.reconstruction_weight={2 * weight:g} ({weight:g} now)")
-    return f"Else try {', '.join(ways)}"
+def revival(config: Config, preset: str | None, pairs: int) -> str:
+    """What may keep exclusive latents alive beyond what is set."""
+    objective = config.objective
+    small = pairs <= SMALL_SET and preset != "pairs-small" and config.model.kind != "features"
+    return (
+        f"Else try {'--preset pairs-small, ' if small else ''}objective.annealing_steps above "
+        f"{objective.annealing_steps:g}, objective.reconstruction_weight above "
+        f"{objective.reconstruction_weight:g}"
+    )
 
 
 @dataclass
@@ -215,18 +213,12 @@ class Keeper:
     """Validates a model in training on the first rank, and keeps the weights that do best."""
 
     def __init__(
-        self,
-        config: Config,
-        data: TrainingData,
-        run: RunDir,
-        details: dict[str, Any],
-        total_steps: int,
+        self, config: Config, data: TrainingData, run: RunDir, details: dict[str, Any]
     ) -> None:
         self._config, self._data, self._run, self._details = config, data, run, details
         self.memory = Progress(owed=config.selection.from_start)
-        pairs = data.train.pair_count
-        self._advice = revival(config, details["preset"], pairs, total_steps)
-        self._said: set[str] = set()  # domains whose exclusive latent was said to be dying
+        self._advice = revival(config, details["preset"], data.train.pair_count)
+        self.said: dict[str, str] = {}  # by domain, that its exclusive latent is dying
         self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
@@ -269,7 +261,11 @@ class Keeper:
     ) -> None:
         """Keep weights that were just measured, or not."""
         if validation is not None:
-            self._warn(validation, step)
+            self.memory.warnings = validation.warnings(self.baseline, self._advice)
+            for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
+                if step and domain not in self.said:
+                    self.said[domain] = text
+                    console.warn(f"step {step}: {text}")
         if step == 0 and validation is None:
             self.memory.kept_step = 0  # for good: the second training holds the means there
         elif self.memory.accepts(validation, epoch, self.selection):
@@ -277,14 +273,6 @@ class Keeper:
         if self.exhausted:
             stale = self.memory.stale
             console.say(f"step {step}: no better score in {stale} validations: training ends here")
-
-    def _warn(self, validation: Validation, step: int) -> None:
-        """Remember what there is to warn of; say at once when an exclusive latent dies."""
-        self.memory.warnings = validation.warnings(self.baseline, self._advice)
-        for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
-            if step and domain not in self._said:
-                self._said.add(domain)
-                console.warn(f"step {step}: {text}")
 
     def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
         """Keep the weights as they are where no validation kept any; a stand-in unless `ended`."""

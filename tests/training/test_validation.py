@@ -71,11 +71,11 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
 
 def test_what_is_set_is_never_advised() -> None:
     plus, small = (resolve(preset_layers(name)).config for name in ("pairs-plus", "pairs-small"))
-    advice = revival(plus, "pairs-plus", 54, 700)
-    assert "--preset pairs-small" in advice and "annealing_steps=7000 (1000 now)" in advice
-    own = revival(small, "pairs-small", 54, 700)
-    assert "pairs-small" not in own and "annealing" not in own and "_weight=4000 (2000" in own
-    assert "pairs-small" not in revival(plus, "pairs-plus", 1000, 700)
+    advice = revival(plus, "pairs-plus", 54)
+    assert "--preset pairs-small" in advice and "annealing_steps above 1000" in advice
+    own = revival(small, "pairs-small", 54)
+    assert "pairs-small" not in own and "reconstruction_weight above 2000" in own
+    assert "pairs-small" not in revival(plus, "pairs-plus", 1000)
 
 
 def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
