@@ -202,6 +202,9 @@ def _calm_threads() -> None:
     By default they spin at every barrier, and a step of the 32×32 models took 2.3 s instead of
     0.05 s on two cores that another process used too. This costs a tenth on an idle machine.
     """
+    threads = os.environ.get("IIAE_THREADS", "")
+    if threads.isdigit() and int(threads):
+        os.environ.setdefault("OMP_NUM_THREADS", threads)
     if cores() < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -63,6 +63,10 @@ def command(
         list[Path] | None,
         option("AlexNet's or VGG16's weights [torch's cache]; repeatable.", panel=TRANSLATION),
     ] = None,
+    download: Annotated[
+        bool,
+        option("Fetch LPIPS weights: alex 233 MB, vgg 528 MB.", "--download", panel=TRANSLATION),
+    ] = False,
     judge: Annotated[
         bool, option("Let trained networks read class and factors.", "--judge", panel=TRANSLATION)
     ] = False,
@@ -135,15 +139,18 @@ def command(
     }
     protocol |= rules.protocol_of(file, rows, loaded, chosen, allow_leak)
     trained = TrainedModel.of(loaded)
+    console.say(f"measuring {', '.join(chosen)} of {len(rows.x)} rows in split '{split}'")
     pairs = retrieval.encode_pairs(trained, rows, batch_size=batch_size)
     subject, figures = Subject(trained, pairs, rows, seed, batch_size), Figures()
     if "retrieval" in chosen:
-        figures["retrieval"] = retrieval.paired_retrieval(pairs, rows, distance)
+        train = file.split("train") if file.info.is_features else None
+        figures["retrieval"] = retrieval.paired_retrieval(pairs, rows, distance, train)
     if "zero-shot" in chosen:
         figures["zero_shot"] = retrieval.zero_shot(pairs, file.split("train"), rows)
     if "translation" in chosen:
         judged = file.split("train") if judge else None
-        values, how = _translation(subject, lpips, lpips_weights or (), samples, judged)
+        weights = (lpips, lpips_weights or (), download)
+        values, how = _translation(subject, weights, samples, judged)
         figures, protocol = figures | values, protocol | how
     if "disentanglement" in chosen:
         figures["disentanglement"], how = measure_disentanglement(
@@ -198,15 +205,17 @@ def _show(result: Figures, paper: list[PaperRow]) -> None:
 
 
 def _translation(
-    subject: Subject, nets: str, weights: Sequence[Path], samples: int, train: Split | None
+    subject: Subject, weights: tuple[str, Sequence[Path], bool], samples: int, train: Split | None
 ) -> tuple[Figures, Figures]:
     """L1, and of pictures SSIM and LPIPS as far as its weights are there; a judge's reading."""
     from iiae_cli.evaluation import perceptual, translation
 
     measures = {"l1": translation.l1}
     if subject.trained.size is not None:
+        nets, files, download = weights
         chosen = [net for net in perceptual.BACKBONES if nets in (net, "both")]
-        lpips = perceptual.lpips_measures(weights, subject.trained.device, chosen)
+        device = subject.trained.device
+        lpips = perceptual.lpips_measures(files, device, chosen, download=download)
         measures |= {"ssim": translation.ssim, **lpips}
     figures: Figures = {"translation": translation.translation_figures(subject, measures, samples)}
     protocol = {"samples": samples, "samples_seed": subject.seed}

@@ -146,7 +146,7 @@ def _table(
     columns: Sequence[str],
     digits: int | None = None,
 ) -> Table:
-    """A row for every innermost mapping that has the first column's figure.
+    """A row for every innermost mapping that has the first column's figure, baselines first.
 
     Where a latent is to be named and is not, as in zero-shot figures, it is the shared one.
     """
@@ -157,7 +157,7 @@ def _table(
     rows = {path: row for path, row in groups.items() if columns[0] in row}
     measured = [column for column in columns if any(column in row for row in rows.values())]
     cells = []
-    for path, row in rows.items():
+    for path, row in sorted(rows.items(), key=lambda row: not row[0].startswith("baseline")):
         named = ["shared", *path.split(".", len(names) - 1)][-len(names) :]
         cells.append((*named, *(_cell(row.get(column), digits) for column in measured)))
     return Table(title, [*names, *measured], cells, len(names))

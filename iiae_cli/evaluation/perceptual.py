@@ -22,9 +22,11 @@ from torch.nn import functional
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import sha256_of
 from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.batches import PairOrder
 from iiae_cli.data.datafile import Split
+from iiae_cli.data.sources.registry import Archive, fetch
 from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Measure, Subject
 from iiae_cli.inference.trained import TrainedModel
@@ -33,6 +35,7 @@ from iiae_cli.model import Domain
 LpipsNet: TypeAlias = Literal["alex", "vgg"]
 Array: TypeAlias = NDArray[Any]
 
+WEIGHTS_SERVER = "https://download.pytorch.org/models"
 JUDGE_STEPS = 1500
 _JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 
@@ -54,26 +57,54 @@ BACKBONES: dict[LpipsNet, _Backbone] = {
 
 
 def lpips_measures(
-    files: Sequence[Path], device: torch.device | str, nets: Sequence[LpipsNet]
+    files: Sequence[Path],
+    device: torch.device | str,
+    nets: Sequence[LpipsNet],
+    *,
+    download: bool = False,
 ) -> dict[str, Measure]:
     """Measures by figure, of networks whose weights are given or in torch's hub cache.
 
-    A file is recognised by what it holds. Nothing is downloaded.
+    A file is recognised by what it holds. `download` fetches what is missing into the cache.
     """
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
+    missing: list[_Backbone] = []
     for net in nets:
-        figure, cached = BACKBONES[net].figure, _cache() / BACKBONES[net].file_name
+        backbone = BACKBONES[net]
+        cached = _cache() / backbone.file_name
+        if net not in given and download:
+            _download(cached)
+        elif net not in given and not cached.exists():
+            missing.append(backbone)
+            continue
         try:
             state = given[net] if net in given else _read_weights(cached, (net,))[1]
-            measures[figure] = lpips(net, state, device)
+            measures[backbone.figure] = lpips(net, state, device)
         except IiaeError as error:
-            console.warn(f"no {figure}: {error.message}; {error.hint}")
+            console.warn(f"no {backbone.figure}: {error.message}; {error.hint}")
+    if missing:
+        figures = " and ".join(backbone.figure for backbone in missing)
+        names = " and ".join(backbone.file_name for backbone in missing)
+        console.warn(f"no {figures}: {_cache()} lacks {names}")
+        console.say("hint: add --download, or pass --lpips-weights FILE")
     return measures
 
 
 def _cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _download(path: Path) -> None:
+    """Fetch torchvision's weights, unless they are there; their name ends in their checksum."""
+    hint = f"run the same command again, or fetch {path.name} elsewhere: --lpips-weights FILE"
+    try:
+        url = fetch(Archive(path.name, (WEIGHTS_SERVER,)), path)
+    except IiaeError as error:
+        raise IiaeError(error.message, hint) from error
+    if not sha256_of(path).startswith(path.stem.rpartition("-")[2]):
+        path.unlink()
+        raise IiaeError(f"{url} is not what its name says", hint)
 
 
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:

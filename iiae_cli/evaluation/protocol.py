@@ -28,6 +28,7 @@ from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"
+FEW_ROWS = 20  # fewer say little
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
@@ -65,6 +66,8 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     """What is measured on: rows with labels, or aligned pairs; anything else is an error."""
     split = file.split(name)
+    if 0 < split.pair_count < FEW_ROWS:
+        console.warn(f"split '{name}' has only {split.pair_count} rows: every figure is of so few")
     if split.pair_count == 0 or not len(split.y):
         others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"
@@ -97,11 +100,13 @@ def protocol_of(
     file: DataFile, split: Split, loaded: LoadedModel, tasks: list[Task], allow_leak: bool
 ) -> dict[str, Any]:
     """What a reader must know before comparing figures; warns of what is not zero-shot."""
+    means = "each domain minus its mean over the training split"
     if "zero-shot" not in tasks:
         scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
         l1_scale, baseline = scales if loaded.size else ("features", "raw features")
         figures = {"pairs": len(split.x), "relevance": "the true pair only"}
-        return {**figures, "l1_scale": l1_scale, "baseline": baseline, **_backbone(file)}
+        figures |= {"l1_scale": l1_scale, "baseline": baseline}
+        return figures | ({} if loaded.size else {"baseline_centred": means}) | _backbone(file)
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
     attributes, count = file.info.attributes, len(classes)
     backbone = Seen.of_data_file(attributes)
@@ -113,7 +118,6 @@ def protocol_of(
     seen = None if trained is None else sorted({*trained} & {*classes})
     if seen:
         console.warn(f"not zero-shot: the model was trained on {len(seen)} of {count} classes")
-    means = "each domain minus its mean over the training split"
     return {
         "x": len(split.x),
         "y": len(split.y),

@@ -85,11 +85,19 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
     return figures
 
 
-def paired_retrieval(pairs: EncodedPairs, split: Split, metric: Metric) -> dict[str, Directions]:
-    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the `baseline`."""
+def paired_retrieval(
+    pairs: EncodedPairs, split: Split, metric: Metric, train: Split | None = None
+) -> dict[str, Directions]:
+    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the baselines.
+
+    `train` centres features.
+    """
     figures = {kind: retrieval_figures(*both, metric) for kind, both in _means(pairs).items()}
-    baseline = baseline_figures(split, metric)
-    return figures if baseline is None else {**figures, "baseline": baseline}
+    if (baseline := baseline_figures(split, metric)) is not None:
+        figures["baseline"] = baseline
+    if train is not None and (centred := _centred(train, split)) is not None:
+        figures["baseline_centred"] = retrieval_figures(*centred, metric)
+    return figures
 
 
 def baseline_figures(split: Split, metric: Metric) -> Directions | None:
@@ -98,6 +106,15 @@ def baseline_figures(split: Split, metric: Metric) -> Directions | None:
     if x.shape[1] != y.shape[1]:
         return None
     return retrieval_figures(x, y, "euclidean" if split.x.rows.ndim == 4 else metric)
+
+
+def _centred(train: Split, split: Split) -> tuple[Floats, Floats] | None:
+    """Features of equal widths minus their domain's mean over training rows; None of others."""
+    features = split.x.rows.ndim == 2 and split.x.rows.shape[1:] == split.y.rows.shape[1:]
+    if not features or not len(train.x) or not len(train.y):
+        return None
+    of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
+    return split.x.rows - of_x, split.y.rows - of_y
 
 
 def baseline_vectors(rows: NDArray[Any]) -> Floats:
@@ -235,9 +252,8 @@ def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
     if x.shape[1] != y.shape[1]:
         return {}
     figures = {"baseline_raw": class_retrieval(x, y, *labels)}
-    if split.x.rows.ndim == 2 and len(train.x) and len(train.y):
-        of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
-        figures["baseline_centred"] = class_retrieval(x - of_x, y - of_y, *labels)
+    if (centred := _centred(train, split)) is not None:
+        figures["baseline_centred"] = class_retrieval(*centred, *labels)
     return figures
 
 

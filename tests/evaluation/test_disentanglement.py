@@ -111,36 +111,13 @@ def test_what_should_be_there_is(known):
         assert sampled == pytest.approx(0.997, abs=0.003)
         assert latents[f"exclusive_{domain}"]["informativeness_mean"] > 0.99
         assert latents[f"exclusive_{domain}"]["active"] == 3
+    assert all(factors["mood"]["belongs"] is None for factors in probes.values())
+    assert set(own_factors(probes)) == {"x_color", "y_color"}
+    linear = probes["shared_x"]["x_color"]["mean"]["linear"]
+    assert own_factors(probes)["x_color"]["shared_mean"] == {"r2": linear}
+    assert warnings_of(latents, probes, ROWS) == []
     # Those of the leak move, but less than active means.
     assert latents["shared_x"]["active"] == 9 and latents["shared_x"]["dimensions"] == 12
-
-
-def test_controls_are_at_chance(known):
-    _, probes, latents = known
-    for factors in probes.values():
-        for factor in factors.values():
-            margin = 4 * np.sqrt(0.25 * 0.75 / ROWS) if factor["kind"] == "classes" else 0.05
-            for way in ("mean", "sample"):
-                controls = [factor[way][name] for name in ("control", "control_nonlinear")]
-                assert controls == pytest.approx([factor["chance"]] * 2, abs=margin)
-    assert warnings_of(latents, probes, ROWS) == []
-
-
-def test_a_factor_of_nobody_has_no_verdict(known):
-    pairs, probes, latents = known
-    assert all(factors["mood"]["belongs"] is None for factors in probes.values())
-    loud = {
-        latent: {**f, "mood": {**f["x_color"], "belongs": None}} for latent, f in probes.items()
-    }
-    assert latent_figures(pairs, loud) == latents
-
-
-def test_the_short_form_has_the_linear_reading_of_own_factors(known):
-    short = own_factors(known[1])
-    linear = known[1]["shared_x"]["x_color"]["mean"]["linear"]
-    assert set(short) == {"x_color", "y_color"}
-    assert set(short["x_color"]) == {"shared_mean", "exclusive_mean"}
-    assert short["x_color"]["shared_mean"] == {"r2": linear}
 
 
 @pytest.mark.parametrize(
@@ -155,15 +132,6 @@ def test_the_short_form_has_the_linear_reading_of_own_factors(known):
 def test_the_name_or_the_caller_says_where_a_factor_belongs(where, names):
     for name in names:
         assert [belongs(name, *latent, ["pitch", "x_mine"]) for latent in LATENTS] == where
-
-
-def test_use_is_the_divergence_of_each_dimension(known):
-    encoded, figures = known[0]["x"], known[2]["exclusive_x"]
-    scale = np.exp(0.5 * encoded.exclusive_logvar)
-    q = Normal(torch.tensor(encoded.exclusive_mean), torch.tensor(scale))
-    expected = kl_divergence(q, Normal(0.0, 1.0)).mean(dim=0).tolist()
-    assert figures["kl_per_dimension"] == pytest.approx(expected, rel=1e-3)
-    assert figures["kl"] == pytest.approx(sum(expected), rel=1e-4)
 
 
 def test_collapsed_latents_and_few_rows_are_warned_of():
