@@ -41,6 +41,7 @@ from iiae_cli.common.files import (
     reading,
     remove_temporaries,
     write_errors,
+    write_text,
     writing,
 )
 from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
@@ -168,7 +169,6 @@ class RunDir:
             return
         temporary = link.with_name(f".latest.{os.getpid()}")
         with write_errors(link):
-            temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.path.name)
             temporary.replace(link)
 
@@ -230,8 +230,7 @@ class Checkpoints:
                     newer.replace(aside)
             return checkpoint
         if damaged:
-            reasons = "; ".join(damaged.values())
-            raise DamagedFile(f"no checkpoint can be read: {reasons}", HINT)
+            raise DamagedFile(f"no checkpoint can be read: {'; '.join(damaged.values())}", HINT)
         return None
 
 
@@ -245,9 +244,6 @@ def _read_checkpoint(path: Path) -> Checkpoint:
             part, name = full_name.split("/", 1)
             getattr(checkpoint, part)[name] = values
     return checkpoint
-
-
-# ---- the kept weights
 
 
 @dataclass
@@ -270,8 +266,8 @@ class LoadedModel:
     def metric(self) -> Literal["euclidean", "cosine"]:
         """Distance between shared means: as configured, or what won on validation."""
         chosen = self.config.evaluation.metric
-        validation: dict[str, Any] = self.details.get("validation") or {}
-        won: Literal["euclidean", "cosine"] = validation.get("metric", "euclidean")
+        won: Literal["euclidean", "cosine"]
+        won = (self.details.get("validation") or {}).get("metric", "euclidean")
         return won if chosen == "auto" else chosen
 
 
@@ -288,17 +284,12 @@ def save_weights(
         name: values.float() if values.is_floating_point() else values
         for name, values in model.state_dict().items()
     }
+    data = {"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}
+    data["backbone"] = info.attributes.get("backbone", "{}")
     header = {
         "schema": MODEL_SCHEMA,
         "config": json.dumps(config.to_dict()),
-        "data": json.dumps(
-            {
-                "name": info.name,
-                "shape_x": info.shape_x,
-                "shape_y": info.shape_y,
-                "backbone": info.attributes.get("backbone", "{}"),
-            }
-        ),
+        "data": json.dumps(data),
         "details": json.dumps(details),
         "versions": json.dumps(run_versions()),
     }
@@ -332,12 +323,6 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     if not run.model_file.exists():
         raise IiaeError(f"{run.path} holds no model.safetensors", hint)
     return read_weights(run.model_file, device)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def run_versions() -> dict[str, str]:

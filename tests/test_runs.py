@@ -89,7 +89,7 @@ def test_a_run_without_weights_says_what_to_do(tmp_path: Path) -> None:
     assert "iiae train" in refusal(load_model, RunDir(tmp_path / "none")).hint
     run = RunDir(tmp_path / "begun")
     run.create(CONFIG)
-    assert "--resume" in refusal(load_model, run).hint
+    assert "--run RUN" in refusal(load_model, run).hint
 
 
 # ---- checkpoints

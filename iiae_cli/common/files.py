@@ -135,6 +135,12 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def save_picture(picture: Image, path: Path) -> None:
     """Write a picture in the format that its suffix names, else as PNG."""
     from PIL.Image import SAVE, registered_extensions  # not at every start
@@ -297,7 +303,7 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
     path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
     if option is not None:
         path, chosen = option, "--run"
-    return (hub.pulled(path) if hub.is_hub(path) else path), chosen
+    return hub.pulled(path), chosen
 
 
 def index_file(

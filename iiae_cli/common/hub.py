@@ -13,16 +13,14 @@ from iiae_cli.common.errors import IiaeError
 _FILES = ["*.md", "*.yaml", "*.safetensors", "gallery.h5"]
 
 
-def is_hub(path: Path) -> bool:
-    """Whether `hf://OWNER/NAME` was written, of which a path keeps one slash."""
-    return path.parts[:1] == ("hf:",)
-
-
 @cache
 def pulled(path: Path) -> Path:
-    """Returns the folder of `hf://OWNER/NAME`, downloaded unless the hub's cache has it."""
-    with _hub(f"hf://{'/'.join(path.parts[1:])}") as hub:
-        return Path(hub.snapshot_download("/".join(path.parts[1:]), allow_patterns=_FILES))
+    """Returns the folder of `hf://OWNER/NAME`, downloaded unless cached; any other path itself."""
+    kind, name = path.parts[:1], "/".join(path.parts[1:])
+    if kind != ("hf:",):  # a path keeps one of the slashes
+        return path
+    with _hub(f"hf://{name}") as hub:
+        return Path(hub.snapshot_download(name, allow_patterns=_FILES))
 
 
 def push(folder: Path, name: str) -> str:

@@ -146,8 +146,6 @@ def write_blocks(
     for block in map(store.read, numbers):
         for name, column in texts.items():
             column += block[name].tolist() if name in block else []
-    if part is None and not texts["ids"]:
-        raise none_read(texts["skipped"])
     arrays = (
         {name: values for name, values in block.items() if name not in texts}
         for block in map(store.read, numbers)
@@ -156,6 +154,8 @@ def write_blocks(
     head = {**job.head, "job": json.dumps(store.job, sort_keys=True)}
     if part is not None:
         head["part"] = [part.index, part.count, job.total]
+    elif not texts["ids"]:
+        raise none_read(texts["skipped"])
     write_stream(path, head, texts, arrays, folder=store.folder)
     return len(texts["ids"]), texts["skipped"]
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import writing
+from iiae_cli.common.files import write_text, writing
 from iiae_cli.data.batches import from_stored
 from iiae_cli.inference.trained import inference
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.runs import LoadedModel, RunDir, write_text
+from iiae_cli.runs import LoadedModel, RunDir
 
 Format: TypeAlias = Literal["safetensors", "onnx", "torch"]
 Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[NDArray[Any]]]
@@ -57,12 +57,14 @@ BATCH = torch.export.Dim("batch")
 _ROWS = 5  # that are compared
 
 
-class Encoder(nn.Module):
-    """Rows of a domain to its latents."""
-
+class _Part(nn.Module):
     def __init__(self, network: IIAE, domain: Domain) -> None:
         super().__init__()
         self.network, self.domain = network, domain
+
+
+class Encoder(_Part):
+    """Rows of a domain to its latents."""
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Returns shared means and, if there are any, exclusive ones."""
@@ -73,12 +75,8 @@ class Encoder(nn.Module):
         return shared, network.encode_exclusive(self.domain, inputs).mean
 
 
-class Decoder(nn.Module):
+class Decoder(_Part):
     """Latents to rows of a domain."""
-
-    def __init__(self, network: IIAE, domain: Domain) -> None:
-        super().__init__()
-        self.network, self.domain = network, domain
 
     def forward(self, shared: Tensor, exclusive: Tensor | None = None) -> tuple[Tensor]:
         """Returns means of p(·|z, z^s)."""

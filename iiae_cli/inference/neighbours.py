@@ -1,17 +1,13 @@
 """Exact nearest neighbours between latents, and the ranks of partners.
 
-A backend proposes the k + `SPARE` rows that are nearest by float32 products. Float64 measures them
-again and orders them by distance, then by position in the gallery. Where the last proposal is no
-farther than the k-th neighbour, up to the rounding of a product, every distance of that query is
-measured. So all backends return the same neighbours.
+A backend proposes the k + `SPARE` rows that are nearest by float32 products; float64 measures them
+again. Where the last proposal is no farther than the k-th neighbour, up to the rounding of a
+product, every distance of that query is measured. So all backends return the same neighbours, but
+for a probability below 10⁻⁹ that float32 misplaces one by more than √S times 8 units of its last
+place (Higham & Mary, 2019). Distances that round to the same 40 bits (relative for Euclidean ones,
+absolute for cosine) tie and stand in gallery order, so that collapsed latents have recall 1/N.
 
-A distance is a function of its two rows alone. Distances that round to the same 40 bits (relative
-for Euclidean ones, absolute for cosine) tie, so that collapsed latents have recall 1/N. With a
-probability below 10⁻⁹ float32 misplaces a neighbour by more than √S times 8 units of its last
-place, and it is missed (Higham & Mary, 2019).
-
-Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs. Memory: a slice of the
-gallery as it is stored and as it is multiplied, and a block of products.
+Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs.
 """
 
 from __future__ import annotations

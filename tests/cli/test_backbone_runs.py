@@ -58,7 +58,7 @@ def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
     outcome = sketchy("encode", f"{PHOTOS}/cow", "--domain", "y", "-o", "z.h5", "--run", "run")
     assert outcome.code == 0, outcome.err
     rows = DataFile(Path("data.h5")).split("test").y.rows
-    expected = load("run").encode(rows, "y").mean("shared")
+    expected = load("run").encode(rows, "y").shared
     np.testing.assert_allclose(means("z.h5"), expected, rtol=1e-4, atol=1e-5)
     told = sketchy("evaluate", "--run", "run", "--json").json["protocol"]["backbone"]
     assert told["name"] == NETWORK and "cannot be told" in told["trained_on"]
