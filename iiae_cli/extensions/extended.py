@@ -179,17 +179,16 @@ class ExtendedIIAE(IIAE):
 
 @dataclass(frozen=True)
 class Recombined(Reconstructions):
-    """Reconstructions, and what the encoders read in pictures of two rows' latents."""
+    """Reconstructions, and heads (B, 2S…) and (B, 2E) read in pictures of two rows' latents."""
 
-    # By domain: heads (B, 2S…) and (B, 2E) for row i's shared mean and row i−1's exclusive one.
     read_again: Mapping[Domain, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class RecombiningIIAE(ExtendedIIAE):
     """An IIAE that encodes translations again while it trains (GenAug, and a cycle).
 
-    The shared mean is the partner's, as in translation. Batch norm uses its running statistics
-    there: those of the batch are the given pictures' alone.
+    Row i's shared mean, the partner's as in translation, meets row i−1's exclusive one. Batch norm
+    uses its running statistics there: those of the batch are the given pictures' alone.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
@@ -202,14 +201,11 @@ class RecombiningIIAE(ExtendedIIAE):
         shared = posteriors.shared[other_domain(domain)].mean
         given = posteriors.exclusive[domain].mean.roll(1, dims=0)
         parts = (self.decoder, self.features, self.shared, self.exclusive)
-        decoder, features, head, exclusive = networks = [part[domain] for part in parts]
-        training = self.training
-        for network in networks:
-            network.eval()
+        decoder, features, head, exclusive = networks = nn.ModuleList(p[domain] for p in parts)
+        networks.eval()
         made = decoder(shared, given)
         heads = head(features(made)), exclusive(made)
-        for network in networks:
-            network.train(training)
+        networks.train(self.training)
         return heads
 
 

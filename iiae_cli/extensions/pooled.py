@@ -1,11 +1,8 @@
 """Shared vectors that do not know where content stands: `PooledNetworks`.
 
 Convolutions that read across a picture's borders to the opposite side commute with cyclic shifts by
-multiples of their stride, so the maximum over all places is the same wherever content stands. What
-the shared encoders cannot see, no term has to remove from them. The exclusive encoders are the flat
-networks' own and see places.
-
-Shapes: B batch; C H W of pictures; F features; S shared latent.
+multiples of their stride, so the maximum over all places is the same wherever content stands. The
+exclusive encoders are the flat networks' own and see places. Shapes: B batch; C H W of pictures.
 """
 
 from __future__ import annotations

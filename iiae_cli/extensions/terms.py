@@ -125,10 +125,9 @@ def _centred_distances(values: Tensor) -> Tensor:
 
 
 def recombination_term(weight: float) -> Term:
-    """How far both latents are from those that a picture of two rows was decoded of.
+    """How far both latents are from those that a picture of two rows was decoded of, as targets.
 
-    In units of a latent's variance in the batch, by domain; the latents decoded are targets, which
-    gradients do not reach. Nothing of it exists outside of training.
+    In units of a latent's variance in the batch; empty outside of training.
     """
 
     def values(posteriors: Posteriors, decoded: Reconstructions) -> dict[Domain, Tensor]:

@@ -1,13 +1,8 @@
 """Pairs whose content stands elsewhere, and looks otherwise, in each of the two views.
 
-* `mnist-quadrants`: a digit in one of the four quadrants of a textured ground. Quadrant and ground
-  are drawn for each view; the two digits are different instances of one class, or one instance.
-* `digits-moved`: scikit-learn's digits, shifted, scaled and turned in each view by itself.
-* `trifeature`: a shape, filled by a texture in a colour; the two views have the shape in common.
-
-Every picture is generated, and what it was generated from is stored as factors. Ink is light on a
-dark ground in x, dark on a light one in y. Shapes: N rows, S side in pixels; pixels lie in [0, 1]
-until they are stored.
+Each view is generated, and what it draws for itself is stored as factors (docs/data.md). Digits are
+light on a dark ground in x, dark on a light one in y. Shapes: N rows, S side in pixels; pixels lie
+in [0, 1] until they are stored.
 """
 
 from __future__ import annotations
