@@ -52,7 +52,9 @@ def is_hidden(path: Path) -> bool:
 
 def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
     """Every picture file below a folder, through links, hidden ones left out, in natural order."""
-    above = frozenset(_identity(path) for path in folder.resolve().parents if path.exists())
+    above = frozenset(
+        _identity(path) for path in folder.resolve().parents if os.access(path, os.F_OK)
+    )
     return sorted(_walk(folder, above, without), key=natural_key)
 
 

@@ -76,13 +76,6 @@ BY_HAND: dict[str, str] = {
 Builder: TypeAlias = Callable[[PrepareOptions], Plan]
 
 
-def _from_archive(name: str, builder: Builder, options: PrepareOptions) -> Plan:
-    """Plan a set whose source may be an archive."""
-    source, attributes = source_of(name, options)
-    plan = builder(replace(options, source=source))
-    return replace(plan, attributes={**plan.attributes, **attributes})
-
-
 BUILDERS: dict[str, Builder] = {
     "digits-cdcb": partial(plan_digits, colour_pair),
     "digits-edge": partial(plan_digits, outline_pair),
@@ -92,13 +85,14 @@ BUILDERS: dict[str, Builder] = {
     "mnist-quadrants": plan_quadrants,
     "digits-moved": plan_moved_digits,
     "trifeature": plan_trifeature,
-    "cars": partial(_from_archive, "cars", plan_cars),
-    "facades": partial(_from_archive, "facades", plan_published),
-    "maps": partial(_from_archive, "maps", plan_published),
-    "pairs": partial(_from_archive, "pairs", plan_pairs),
-    "sketchy": partial(_from_archive, "sketchy", plan_sketchy),
-    "classes": partial(_from_archive, "classes", plan_classes),
+    "cars": plan_cars,
+    "facades": plan_published,
+    "maps": plan_published,
+    "pairs": plan_pairs,
+    "sketchy": plan_sketchy,
+    "classes": plan_classes,
 }
+_FROM_SOURCE = ("cars", "facades", "maps", "pairs", "sketchy", "classes")  # or from an archive
 EMBEDDED = ("digits-cdcb", "digits-edge", "digits-moved", "trifeature")
 CLASS_SETS = ("sketchy", "classes")  # stored as features
 DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "mnist-quadrants", "fashion-cdcb", "fashion-edges")
@@ -124,7 +118,11 @@ def build(name: str, options: PrepareOptions) -> Plan:
             raise IiaeError(
                 f"{option} does not apply to {name}", f"leave it out; it is for {takers}"
             )
-    return BUILDERS[name](options)
+    if name not in _FROM_SOURCE:
+        return BUILDERS[name](options)
+    source, attributes = source_of(name, options)
+    plan = BUILDERS[name](replace(options, source=source))
+    return replace(plan, attributes={**plan.attributes, **attributes})
 
 
 def how_to_prepare(name: str, path: Path) -> str:
@@ -245,7 +243,9 @@ def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
                 with zipfile.ZipFile(archive) as file:  # keeps every entry inside the folder
                     if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
                         raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
-                    file.extractall(folder)
+                    for info in file.infolist():
+                        info.filename = info.filename.replace("\\", "/")  # of Windows
+                        file.extract(info, folder)
             if not any(path.is_file() for path in folder.rglob("*")):
                 raise ValueError("it holds none of the files looked for")
             (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
