@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import OUTPUT, RUNNING, DomainName, finish, option, shard_of, shard_output
+from iiae_cli.cli.options import DomainName, finish, option, shard_of, shard_output
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
@@ -31,24 +31,24 @@ def command(
     split: shared.Split = "test",
     nul: shared.Nul = False,
     latents: Annotated[
-        Literal["shared", "exclusive", "both"], option("Which latents to keep.", panel=OUTPUT)
+        Literal["shared", "exclusive", "both"], shared.of_output("Which latents to keep.")
     ] = "both",
     logvar: Annotated[
-        bool, option("Keep log-variances beside the means.", "--logvar", panel=OUTPUT)
+        bool, shared.of_output("Keep log-variances beside the means.", "--logvar")
     ] = False,
     dtype: Annotated[
-        Literal["float32", "float16"], option("Number format of the cache.", panel=OUTPUT)
+        Literal["float32", "float16"], shared.of_output("Number format of the cache.")
     ] = "float32",
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
     batch_size: Annotated[
-        int | None, option("Rows at once [by their shape].", panel=RUNNING, min=1)
+        int | None, shared.of_running("Rows at once [by their shape].", min=1)
     ] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
     backbone_weights: shared.BackboneWeights = None,
     shard: shared.Shard = None,
-    merge: Annotated[bool, option("Join what shards wrote.", "--merge", panel=RUNNING)] = False,
+    merge: Annotated[bool, shared.of_running("Join what shards wrote.", "--merge")] = False,
     resume: shared.Resume = False,
 ) -> None:
     """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.

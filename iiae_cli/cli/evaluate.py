@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import OUTPUT, RUNNING, MetricName, SplitName, finish, option
+from iiae_cli.cli.options import MetricName, SplitName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_file, refuse_existing, run_folder
@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help
     from iiae_cli.runs import LoadedModel
 
 Figures = dict[str, Any]
-TRANSLATION, DISENTANGLEMENT = "Translation", "Disentanglement"
+of_translation = partial(option, panel="Translation")
+of_probes = partial(option, panel="Disentanglement")
 
 
 def command(
@@ -49,42 +50,37 @@ def command(
         option("Exit 2 if a figure is worse (an error: above); repeatable.", metavar="KEY=VALUE"),
     ] = None,
     fail_over: Annotated[
-        list[str] | None,
-        option("Exit 2 if any figure is above; repeatable.", metavar="KEY=VALUE"),
+        list[str] | None, option("Exit 2 if any figure is above; repeatable.", metavar="KEY=VALUE")
     ] = None,
     allow_leak: Annotated[
         bool, option("Measure test classes that the backbone has seen.", "--allow-leak")
     ] = False,
-    samples: Annotated[int, option("Sampled outputs per input.", panel=TRANSLATION, min=0)] = 3,
+    samples: Annotated[int, of_translation("Sampled outputs per input.", min=0)] = 3,
     lpips: Annotated[
-        Literal["alex", "vgg", "both", "none"], option("LPIPS by these.", panel=TRANSLATION)
+        Literal["alex", "vgg", "both", "none"], of_translation("LPIPS by these.")
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,
-        option("AlexNet's or VGG16's weights [torch's cache]; repeatable.", panel=TRANSLATION),
+        of_translation("AlexNet's or VGG16's weights [torch's cache]; repeatable."),
     ] = None,
     download: Annotated[
-        bool,
-        option("Fetch LPIPS weights: alex 233 MB, vgg 528 MB.", "--download", panel=TRANSLATION),
+        bool, of_translation("Fetch LPIPS weights: alex 233 MB, vgg 528 MB.", "--download")
     ] = False,
     judge: Annotated[
-        bool, option("Let trained networks read class and factors.", "--judge", panel=TRANSLATION)
+        bool, of_translation("Let trained networks read class and factors.", "--judge")
     ] = False,
-    probe_rows: Annotated[
-        int, option("Rows that probes see at most.", panel=DISENTANGLEMENT, min=20)
-    ] = 3000,
+    probe_rows: Annotated[int, of_probes("Rows that probes see at most.", min=20)] = 3000,
     shared_factor: Annotated[
-        list[str] | None,
-        option("A factor of both domains; repeatable.", panel=DISENTANGLEMENT, metavar="NAME"),
+        list[str] | None, of_probes("A factor of both domains; repeatable.", metavar="NAME")
     ] = None,
     report: Annotated[
         Path | None,
-        option("Also write DIR/index.html: figures, plots, pictures.", panel=OUTPUT, metavar="DIR"),
+        shared.of_output("Also write DIR/index.html: figures, plots, pictures.", metavar="DIR"),
     ] = None,
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
-    seed: Annotated[int, option("Of samples and probes.", panel=RUNNING, min=0)] = 0,
-    batch_size: Annotated[int, option("Rows at once.", panel=RUNNING, min=1)] = 256,
+    seed: Annotated[int, shared.of_running("Of samples and probes.", min=0)] = 0,
+    batch_size: Annotated[int, shared.of_running("Rows at once.", min=1)] = 256,
     device: shared.Device = "auto",
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.

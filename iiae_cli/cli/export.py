@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import OUTPUT, finish, option
+from iiae_cli.cli.options import finish, option
 from iiae_cli.common import console, hub
 from iiae_cli.common.files import reading, refuse_existing
 
@@ -26,10 +26,10 @@ def command(
         option("Graphs beside the weights: ONNX, torch.export's .pt2, or none.", "--format"),
     ] = "safetensors",
     figures: Annotated[
-        Path | None, option("For the model card: what iiae evaluate --json printed.", panel=OUTPUT)
+        Path | None, shared.of_output("For the model card: what iiae evaluate --json printed.")
     ] = None,
     license_id: Annotated[
-        str, option("The model card's license.", "--license", panel=OUTPUT)
+        str, shared.of_output("The model card's license.", "--license")
     ] = "unknown",
     push: Annotated[
         str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,8 +23,8 @@ DomainName = Literal["x", "y"]
 SplitName = Literal["train", "valid", "test"]
 MetricName = Literal["euclidean", "cosine"]
 
-# Groups of options in the help, in this order, for `rich_help_panel`; others stand under "Options".
-GROUPS = INPUT, OUTPUT, RUNNING = "Input", "Output", "Running"
+# Groups of options in the help, in this order and after those of a command's own.
+GROUPS = ("Input", "Output", "Running")
 
 
 def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
@@ -33,43 +34,37 @@ def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-Json = Annotated[bool, option("Print one JSON object on stdout.", "--json", panel=OUTPUT)]
-Overwrite = Annotated[bool, option("Replace what exists.", "--overwrite", panel=OUTPUT)]
+of_input, of_output, of_running = (partial(option, panel=name) for name in GROUPS)
+
+Json = Annotated[bool, of_output("Print one JSON object on stdout.", "--json")]
+Overwrite = Annotated[bool, of_output("Replace what exists.", "--overwrite")]
 Run = Annotated[
     Path | None,
     option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=completion.runs),
 ]
-Split = Annotated[
-    SplitName, option("Split, where an input is a prepared .h5.", "--split", panel=INPUT)
-]
-Nul = Annotated[bool, option("Paths on standard input are NUL-separated.", "-0", panel=INPUT)]
-Device = Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", "--device", panel=RUNNING)]
-Workers = Annotated[int, option("Threads that decode pictures.", "--workers", panel=RUNNING, min=1)]
+Split = Annotated[SplitName, of_input("Split, where an input is a prepared .h5.", "--split")]
+Nul = Annotated[bool, of_input("Paths on standard input are NUL-separated.", "-0")]
+Device = Annotated[str, of_running("auto, cpu, cuda, cuda:N or mps.", "--device")]
+Workers = Annotated[int, of_running("Threads that decode pictures.", "--workers", min=1)]
 Shard = Annotated[
     str | None,
-    option(
-        "Only part I, from 0, of N; auto: this task of a job array.",
-        "--shard",
-        panel=RUNNING,
-        metavar="I/N|auto",
+    of_running(
+        "Only part I, from 0, of N; auto: this task of a job array.", "--shard", metavar="I/N|auto"
     ),
 ]
 BackboneWeights = Annotated[
     str | None,
-    option(
+    of_input(
         "Weights of a feature run's backbone, where they moved.",
         "--backbone-weights",
-        panel=INPUT,
         metavar="FILE|DIR",
         envvar="IIAE_BACKBONE_WEIGHTS",
     ),
 ]
 Resume = Annotated[
     bool,
-    option(
-        "Continue where the output stands, or start it; nothing where complete.",
-        "--resume",
-        panel=RUNNING,
+    of_running(
+        "Continue where the output stands, or start it; nothing where complete.", "--resume"
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import INPUT, RUNNING, finish, option, shard_of, shard_output
+from iiae_cli.cli.options import finish, option, shard_of, shard_output
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, refuse_existing
@@ -19,7 +20,8 @@ from iiae_cli.common.signals import stop_on_signals
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
 
-PAIRS, FEATURES = "Your own pairs", "Classes and features"
+of_pairs = partial(option, panel="Your own pairs")
+of_features = partial(option, panel="Classes and features")
 
 
 def command(
@@ -32,7 +34,7 @@ def command(
         typer.Argument(metavar="SOURCE", help="Folder or file that it comes from."),
     ] = None,
     source_option: Annotated[
-        Path | None, option("The same as SOURCE.", "--source", panel=INPUT)
+        Path | None, shared.of_input("The same as SOURCE.", "--source")
     ] = None,
     output: Annotated[
         Path | None, option("File [IIAE_DATA or data, /NAME.h5].", "-o", "--output")
@@ -46,89 +48,64 @@ def command(
         bool, option("Fetch the source where that is possible.", "--download")
     ] = False,
     pictures: Annotated[Path | None, option("Also write every picture to this folder.")] = None,
-    valid_fraction: Annotated[
-        float, option("Part for valid, if unsplit.", panel=PAIRS, min=0, max=0.9)
-    ] = 0.1,
-    test_fraction: Annotated[
-        float, option("Part for test, if unsplit.", panel=PAIRS, min=0, max=0.9)
-    ] = 0.1,
+    valid_fraction: Annotated[float, of_pairs("Part for valid, if unsplit.", min=0, max=0.9)] = 0.1,
+    test_fraction: Annotated[float, of_pairs("Part for test, if unsplit.", min=0, max=0.9)] = 0.1,
     side_by_side: Annotated[
-        bool,
-        option("Each picture holds x left and y right.", "--side-by-side", panel=PAIRS),
+        bool, of_pairs("Each picture holds x left and y right.", "--side-by-side")
     ] = False,
     same_instance: Annotated[
-        bool,
-        option("mnist-quadrants: one digit in both views.", "--same-instance", panel=PAIRS),
+        bool, of_pairs("mnist-quadrants: one digit in both views.", "--same-instance")
     ] = False,
     split: Annotated[
         str | None,
-        option(
-            "sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25].", panel=FEATURES
-        ),
+        of_features("sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25]."),
     ] = None,
     unseen_classes: Annotated[
-        str | None,
-        option("Test classes: how many by seed, or one a line.", panel=FEATURES, metavar="N|FILE"),
+        str | None, of_features("Test classes: how many by seed, or one a line.", metavar="N|FILE")
     ] = None,
     backbone: Annotated[
         str | None,
-        option(
+        of_features(
             "Network that makes features: torchvision's, or timm:NAME, open_clip:NAME@PRETRAINED "
             "[sketchy: vgg16].",
-            panel=FEATURES,
             metavar="NAME",
             autocompletion=completion.backbones,
         ),
     ] = None,
     backbone_weights: Annotated[
         str | None,
-        option(
-            "Its weights [published, from torch's cache].", panel=FEATURES, metavar="FILE|DIR|none"
-        ),
+        of_features("Its weights [published, from torch's cache].", metavar="FILE|DIR|none"),
     ] = None,
     pool: Annotated[
         Literal["pooled", "mean", "cls"] | None,
-        option(
+        of_features(
             "Its feature: pooled as it classifies, the mean of patch tokens, or the class token "
-            "[pooled].",
-            panel=FEATURES,
+            "[pooled]."
         ),
     ] = None,
     fine_tune_epochs: Annotated[
-        int | None,
-        option("On the training classes [sketchy: 10, classes: 0].", panel=FEATURES, min=0),
+        int | None, of_features("On the training classes [sketchy: 10, classes: 0].", min=0)
     ] = None,
     invert_sketches: Annotated[
-        bool | None,
-        option("White on black [no].", "--invert-sketches/--no-invert-sketches", panel=FEATURES),
+        bool | None, of_features("White on black [no].", "--invert-sketches/--no-invert-sketches")
     ] = None,
     normalise: Annotated[
         bool | None,
-        option(
-            "By ImageNet's mean and deviation [yes].", "--normalise/--no-normalise", panel=FEATURES
-        ),
+        of_features("By ImageNet's mean and deviation [yes].", "--normalise/--no-normalise"),
     ] = None,
     save_backbone: Annotated[
         Path | None,
-        option(
-            "Keep the fine-tuned networks, for --backbone-weights.", panel=FEATURES, metavar="DIR"
-        ),
+        of_features("Keep the fine-tuned networks, for --backbone-weights.", metavar="DIR"),
     ] = None,
     allow_leak: Annotated[
         bool,
-        option(
-            "Take a backbone that saw test classes; the file says so.",
-            "--allow-leak",
-            panel=FEATURES,
-        ),
+        of_features("Take a backbone that saw test classes; the file says so.", "--allow-leak"),
     ] = False,
-    batch_size: Annotated[
-        int, option("Pictures at once through the backbone.", panel=FEATURES, min=1)
-    ] = 64,
+    batch_size: Annotated[int, of_features("Pictures at once through the backbone.", min=1)] = 64,
     device: shared.Device = "auto",
     shard: shared.Shard = None,
     merge: Annotated[
-        bool, option("Join shards, named instead of NAME and SOURCE.", "--merge", panel=RUNNING)
+        bool, shared.of_running("Join shards, named instead of NAME and SOURCE.", "--merge")
     ] = False,
     resume: shared.Resume = False,
     workers: shared.Workers = 2,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import OUTPUT, RUNNING, DomainName, MetricName, finish, option
+from iiae_cli.cli.options import DomainName, MetricName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture
@@ -39,18 +39,17 @@ def command(
     metric: Annotated[MetricName | None, option("Distance [the preset's].")] = None,
     latents: Annotated[LatentName, option("Which latents are compared.")] = "shared",
     backend: Annotated[
-        BackendName, option("Who searches; neighbours are the same [auto: by size].", panel=RUNNING)
+        BackendName, shared.of_running("Who searches; neighbours are the same [auto: by size].")
     ] = "auto",
     approximate: Annotated[
         bool,
-        option(
+        shared.of_running(
             "Many queries, large gallery: a faiss index beside it, recall measured.",
             "--approximate",
-            panel=RUNNING,
         ),
     ] = False,
     montage: Annotated[
-        Path | None, option("Write a picture of queries and neighbours.", panel=OUTPUT)
+        Path | None, shared.of_output("Write a picture of queries and neighbours.")
     ] = None,
     split: shared.Split = "test",
     workers: shared.Workers = 2,

@@ -13,7 +13,7 @@ import typer
 
 from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import INPUT, OUTPUT, RUNNING, finish, option, seconds_of
+from iiae_cli.cli.options import finish, option, seconds_of
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import preset_names, run_folder
@@ -60,35 +60,33 @@ def command(
     seed: Annotated[int | None, option("Of weights, order, noise and dropout.", min=0)] = None,
     resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
     config: Annotated[
-        list[Path] | None, option("YAML file on top of the preset; repeatable.", panel=INPUT)
+        list[Path] | None, shared.of_input("YAML file on top of the preset; repeatable.")
     ] = None,
     overwrite: shared.Overwrite = False,
     print_config: Annotated[
-        bool, option("Show every value and its source; stop.", "--print-config", panel=OUTPUT)
+        bool, shared.of_output("Show every value and its source; stop.", "--print-config")
     ] = False,
     as_json: shared.Json = False,
     log: Annotated[
         list[str] | None,
-        option("Send figures there too; repeatable.", panel=OUTPUT, metavar="wandb|mlflow"),
+        shared.of_output("Send figures there too; repeatable.", metavar="wandb|mlflow"),
     ] = None,
-    device: Annotated[str | None, option("auto, cpu, cuda, cuda:N or mps.", panel=RUNNING)] = None,
+    device: Annotated[str | None, shared.of_running("auto, cpu, cuda, cuda:N or mps.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
-        option("Arithmetic of the networks [auto].", panel=RUNNING),
+        shared.of_running("Arithmetic of the networks [auto]."),
     ] = None,
     compile_: Annotated[
-        bool | None, option("Use torch.compile [auto].", "--compile/--no-compile", panel=RUNNING)
+        bool | None, shared.of_running("Use torch.compile [auto].", "--compile/--no-compile")
     ] = None,
     deterministic: Annotated[
-        bool | None,
-        option("GPUs compute alike.", "--deterministic/--no-deterministic", panel=RUNNING),
+        bool | None, shared.of_running("GPUs compute alike.", "--deterministic/--no-deterministic")
     ] = None,
     time_limit: Annotated[
-        str | None, option("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).", panel=RUNNING)
+        str | None, shared.of_running("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")
     ] = None,
     preempt_signal: Annotated[
-        str,
-        option("Save and stop as at TERM (exit 75).", panel=RUNNING, metavar="NAME"),
+        str, shared.of_running("Save and stop as at TERM (exit 75).", metavar="NAME")
     ] = PREEMPT_SIGNAL,
 ) -> None:
     """Train a model and leave a run directory. `iiae presets` lists what to start from.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import INPUT, OUTPUT, DomainName, finish, option
+from iiae_cli.cli.options import DomainName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture, write_errors, writing
@@ -59,11 +59,11 @@ def command(
     ] = None,
     seed: Annotated[int, option("Of the samples.", min=0)] = 0,
     output: Annotated[
-        Path | None, option("Folder for single pictures.", "-o", "--output", panel=OUTPUT)
+        Path | None, shared.of_output("Folder for single pictures.", "-o", "--output")
     ] = None,
-    grid: Annotated[Path | None, option("Write one labelled picture of all.", panel=OUTPUT)] = None,
+    grid: Annotated[Path | None, shared.of_output("Write one labelled picture of all.")] = None,
     split: shared.Split = "test",
-    limit: Annotated[int | None, option("At most so many inputs.", panel=INPUT, min=1)] = None,
+    limit: Annotated[int | None, shared.of_input("At most so many inputs.", min=1)] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
     nul: shared.Nul = False,
@@ -164,8 +164,7 @@ def _check_model(loaded: LoadedModel, styled: bool) -> None:
         )
     if styled and not loaded.model.exclusive_dim:
         raise IiaeError(
-            "this model was trained without exclusive latents",
-            "leave --reference and --guided out",
+            "this model was trained without exclusive latents", "leave --reference and --guided out"
         )
 
 

@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 from helpers import SMALL, Program, Trained
-from PIL import Image
 
 from iiae_cli import __version__
 from iiae_cli.cli import completion
@@ -247,19 +246,6 @@ def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> No
         iiae("prepare", "digits-edge", "--limit", "5", "--overwrite").out
         == "split\tpairs\ntrain\t5\nvalid\t0\ntest\t5\n"
     )
-
-
-def test_prepare_pairs_skips_unreadable_pictures_and_exits_3(iiae: Program) -> None:
-    for domain in "xy":
-        Path("mine", domain).mkdir(parents=True)
-        for number in range(10):
-            Image.new("RGB", (16, 16)).save(f"mine/{domain}/{number}.png")
-    Path("mine/y/4.png").write_bytes(b"not a picture")
-    outcome = iiae("prepare", "pairs", "mine", "-o", "mine.h5", "--json")
-    assert outcome.code == 3
-    assert sum(outcome.json["splits"].values()) == 9
-    assert len(outcome.json["skipped"]) == 1 and "mine/y/4.png" in outcome.json["skipped"][0]
-    assert "mine/y/4.png" in outcome.err
 
 
 def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:
