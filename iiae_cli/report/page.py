@@ -24,9 +24,9 @@ from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.figures import Table, figure_tables
 from iiae_cli.evaluation.protocol import PaperRow, paper_table
+from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.neighbours import Metric
-from iiae_cli.model import DOMAINS
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
 from iiae_cli.report.retrieval import Retrieval, source_folder
@@ -65,14 +65,16 @@ def write_report(measured: Measured, folder: Path) -> Path:
 def _values(measured: Measured) -> dict[str, object]:
     """Gathers everything that the template shows."""
     figures, protocol = measured.figures, measured.protocol
-    split, by_class = measured.subject.split, measured.file.info.by_class
-    info = measured.run.read_info()
+    split, pairs = measured.subject.split, measured.subject.pairs
+    by_class, info = measured.file.info.by_class, measured.run.read_info()
     metric: Metric = "cosine" if by_class else protocol["metric"]
-    folder = source_folder(measured.file)
-    ways = [Retrieval(measured.subject, domain, by_class, metric, folder) for domain in DOMAINS]
-    grids = sections.translation_panels(
-        measured.subject, aligned=not by_class, samples=measured.samples
-    )
+    ways = []
+    for source, target in DIRECTIONS:
+        sides = split.side(source), split.side(target)
+        means = pairs[source].mean("shared"), pairs[target].mean("shared")
+        folder, name = source_folder(measured.file), f"{source} → {target}"
+        ways.append(Retrieval(name, sides, means, by_class, metric, folder))
+    grids = sections.translation_panels(measured.subject, not by_class, measured.samples)
     return {
         "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
         "about": protocol,
@@ -148,7 +150,7 @@ def render(**values: object) -> str:
         finalize=_printable,
     )
     environment.filters |= {"cell": sections.cell, "leak": leak}
-    environment.filters |= {"svg_uri": svg_uri, "thumbnail": thumbnail}
+    environment.filters |= {"thumbnail": thumbnail, "base64": _base64}
     return environment.get_template("report.html").render(values)
 
 
@@ -165,14 +167,13 @@ def _printable(value: object) -> object:
     )
 
 
-def svg_uri(svg: bytes) -> str:
-    """Returns a data URI of an SVG document."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
-
-
 def thumbnail(picture: Picture) -> str:
     """Returns a data URI of a stored picture (H, W, C), shrunk if it is large."""
     image, stream = Image.fromarray(to_rgb(picture)), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
     image.save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return f"data:image/png;base64,{_base64(stream.getvalue())}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

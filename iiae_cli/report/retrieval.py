@@ -28,10 +28,8 @@ from iiae_cli.data.datafile import DataFile, Side, Split
 from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import rank_by_class
-from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
-from iiae_cli.model import Domain, other_domain
 from iiae_cli.report.grids import Panel, Picture, Tile, Tone
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -169,37 +167,17 @@ def source_folder(file: DataFile) -> Path:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Retrieval by shared means in one direction."""
+    """Retrieval by shared means in one direction; rows are aligned unless `by_class`."""
 
-    subject: Subject
-    source: Domain
+    name: str  # as `x → y`
+    sides: tuple[Side, Side]  # queries and gallery
+    means: tuple[NDArray[Any], NDArray[Any]]  # their latents (Q, S) and (G, S)
     by_class: bool
     metric: Metric
     folder: Path  # below which the pictures lie that features were made of
 
-    @property
-    def target(self) -> Domain:
-        """The gallery's domain."""
-        return other_domain(self.source)
-
-    @property
-    def name(self) -> str:
-        """As `x → y`."""
-        return f"{self.source} → {self.target}"
-
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Queries and gallery."""
-        return self.subject.split.side(self.source), self.subject.split.side(self.target)
-
-    @property
-    def means(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Their latents, (Q, S) and (G, S)."""
-        pairs = self.subject.pairs
-        return pairs[self.source].mean("shared"), pairs[self.target].mean("shared")
-
     def ranks(self) -> Ints:
-        """Returns the rank of every query's partner; rows are aligned."""
+        """Returns the rank of every query's partner."""
         return partner_ranks(*self.means, metric=self.metric)
 
     def precisions(self) -> tuple[Ints, NDArray[np.float64]]:

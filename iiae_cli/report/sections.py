@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib.style
 import numpy as np
@@ -31,6 +31,7 @@ GRID_PAIRS = 8
 ANALOGY_SIDE = 5
 STYLE = files("iiae_cli.report") / "templates" / "charts.mplstyle"
 MOST_NEAREST = 100  # on the axis of Recall@K
+MOST_MARKED = 24  # points of a line that each have a dot
 ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 Figures: TypeAlias = Mapping[str, Any]
@@ -66,11 +67,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Line:
-    """A named line of (x, y) points; `marked` puts a dot on each of them."""
+    """A named line of (x, y) points."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    marked: bool = False
 
 
 def line_charts(
@@ -78,15 +78,14 @@ def line_charts(
     lines: Iterable[Line],
     *,
     y_label: str,
-    scale: Literal["fraction", "log", "symlog"],
+    fraction: bool = False,
     x_label: str = "step",
     levels: Mapping[str, float] | None = None,
 ) -> list[Chart]:
     """Draws lines over whole numbers; returns no chart if no line has a point.
 
-    `levels` are named values to compare with. The scale `fraction` shows all of [0, 1], `log`
-    leaves out points at or below 0, `symlog` starts at 0 and is linear below 1. Points whose y is
-    not finite are left out.
+    `levels` are named values to compare with. The axis of a `fraction` is [0, 1], any other starts
+    at 0 and is logarithmic from 1 on. Points whose y is not finite are left out.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -95,28 +94,22 @@ def line_charts(
         figure = Figure()
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for line in lines:
-            shown = [
-                (x, y) for x, y in line.points if math.isfinite(y) and (y > 0 or scale != "log")
-            ]
-            marker = "o" if line.marked or len(shown) == 1 else None
+            shown = [(x, y) for x, y in line.points if math.isfinite(y)]
+            marker = "o" if len(shown) <= MOST_MARKED else None
             axes.plot([x for x, _ in shown], [y for _, y in shown], label=line.name, marker=marker)
         for number, (name, value) in enumerate((levels or {}).items()):
             axes.axhline(value, label=name, color="grey", linestyle=(0, (1, 1 + 2 * number)))
-        if scale == "symlog":
+        if fraction:
+            axes.set_ylim(-0.02, 1.02)
+        else:
             axes.set_yscale("symlog", linthresh=1.0)
             axes.set_ylim(bottom=0)
-        elif scale == "log":
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.legend(loc="outside upper left", ncols=2)  # no line runs through it
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    ends = [
-        f"{line.name} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines
-    ]
+    ends = [f"{row.name} from {row.points[0][1]:.4g} to {row.points[-1][1]:.4g}" for row in lines]
     ends += [f"{name} {value:.3g}" for name, value in (levels or {}).items()]
     text = f"{title}, by {x_label}: {'; '.join(ends)}."
     return [Chart(title, stream.getvalue(), text)]
@@ -137,39 +130,34 @@ def training_charts(records: Sequence[Figures]) -> list[Chart]:
     validations = [record for record in records if record["kind"] == "validation"]
     terms = ("loss", "reconstruction_", "kl_shared_", "shared_only_")
     names = [name for name in (training[-1] if training else {}) if name.startswith(terms)]
-    losses = [Line(_short(name), _points(training, name)) for name in names]
-    title = "Loss and its terms (rec.: the weighted reconstruction error)"
-    charts = line_charts(title, losses, y_label="loss terms, log scale", scale="log")
+    losses = [
+        Line(name.replace("kl_", "KL ").replace("_", " "), _points(training, name))
+        for name in names
+    ]
+    title = "Loss and its terms"
+    charts = line_charts(title, losses, y_label="nats")
 
     baseline = (validations[-1].get("baseline") if validations else None) or ()
     ways = ARROWS.values()
     levels = {f"baseline {way}": raw for way, raw in zip(ways, baseline, strict=False)}
     for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
-        lines = [Line(way, _points(validations, key, at), True) for at, way in enumerate(ways)]
+        lines = [Line(way, _points(validations, key, at)) for at, way in enumerate(ways)]
         title = f"Validation: {name} by shared latents"
-        charts += line_charts(title, lines, y_label=name, scale="fraction", levels=levels)
+        charts += line_charts(title, lines, y_label=name, fraction=True, levels=levels)
 
     kls = [Line(f"{d}, training", _points(training, f"kl_exclusive_{d}")) for d in DOMAINS]
     for place, domain in enumerate(DOMAINS):
-        kls.append(Line(f"{domain}, validation", _points(validations, "exclusive_kl", place), True))
+        kls.append(Line(f"{domain}, validation", _points(validations, "exclusive_kl", place)))
     title, levels = "KL of the exclusive latents to the prior", {"dying below": DYING_NATS}
-    return charts + line_charts(title, kls, y_label="nats", scale="symlog", levels=levels)
+    return charts + line_charts(title, kls, y_label="nats", levels=levels)
 
 
 def _points(
     records: Sequence[Figures], name: str, place: int | None = None
 ) -> list[tuple[float, float]]:
     """Returns (step, value) of every record that has the value, or the value at a place of it."""
-    values = [(record["step"], record.get(name)) for record in records]
-    return [
-        (step, value if place is None else value[place])
-        for step, value in values
-        if value is not None
-    ]
-
-
-def _short(name: str) -> str:
-    return name.replace("reconstruction", "rec.").replace("kl_", "KL ").replace("_", " ")
+    known = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    return [(step, value if place is None else value[place]) for step, value in known]
 
 
 def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
@@ -180,13 +168,13 @@ def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
         hits = np.bincount(ranks, minlength=most + 1).cumsum()[1 : most + 1] / len(ranks)
         lines.append(Line(name, list(enumerate(hits.tolist(), 1))))
     title, label = "Recall@K: the partner is among the K nearest", "nearest neighbours K"
-    return line_charts(title, lines, x_label=label, y_label="Recall@K", scale="fraction")
+    return line_charts(title, lines, x_label=label, y_label="Recall@K", fraction=True)
 
 
 # ---- translation
 
 
-def translation_panels(subject: Subject, *, aligned: bool, samples: int) -> list[Panel]:
+def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Panel]:
     """Shows rows spread over the split; nothing for features or without decoders.
 
     Partners guide translations if rows are `aligned`: row i of x belongs to row i of y.
@@ -198,11 +186,8 @@ def translation_panels(subject: Subject, *, aligned: bool, samples: int) -> list
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
         panel = sample_panel(model, pairs, samples=samples, seed=subject.seed)
-        sampled = f"{samples} with sampled exclusive latents, then one guided by the partner"
-        how = sampled if exclusive else "one without exclusive latents"
-        panel.title = "Translation, sampled and guided"
-        panel.note = f"Each row is a pair. From the left: x, its translations to y ({how}); "
-        panel.note += "then y to x."
+        panel.title = "Translation, sampled and guided by the partner"
+        panel.note = "Each row is a pair. From the left: x, its translations to y; then y to x."
         panels.append(panel)
     for domain in DOMAINS if exclusive else ():
         rows = split.side(domain).rows
@@ -210,10 +195,7 @@ def translation_panels(subject: Subject, *, aligned: bool, samples: int) -> list
         if len(chosen) > 1:
             panel = analogy_panel(model, domain, rows[chosen[::2]], rows[chosen[1::2]])
             panel.title = f"Analogies within {domain}"
-            panel.note = (
-                "The shared latent is of the picture at the left, the exclusive one of the "
-            )
-            panel.note += "reference above."
+            panel.note = "Shared latent of the picture at the left, exclusive one of that above."
             panels.append(panel)
     return panels
 
@@ -238,13 +220,13 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
     for name, latent in measured["latents"].items():
         if name.startswith("exclusive"):
             nats = sorted(latent["kl_per_dimension"], reverse=True)
-            lines.append(Line(name.replace("_", " "), list(enumerate(nats, 1)), marked=True))
+            lines.append(Line(name.replace("_", " "), [*enumerate(nats, 1)]))
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
     tables = disentanglement_tables(measured)
     return {
         "warnings": measured["warnings"],
         "latents": tables["latents"],
-        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats", scale="symlog"),
+        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats"),
         "probes": [tables[way] for way in ("mean", "sample") if tables[way].rows],
         "swaps": tables["swaps"],
         "bounds": tables["bounds"],

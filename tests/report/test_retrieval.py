@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from iiae_cli.data.datafile import Side, Split, write_data_file
-from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import NEAR, RIGHT, TILE, WRONG, to_rgb
@@ -131,11 +130,10 @@ def test_where_nothing_is_known_nothing_is_framed():
 
 
 def retrieval(x, y, labels_x=None, labels_y=None, *, by_class=False):
-    x, y = (Encoded(shared_mean=np.asarray(rows, np.float32)) for rows in (x, y))
     ids, rows = ["0", "1", "2"], np.zeros((3, 1))
-    split = Split(Side(rows, ids, labels_x), Side(rows, ids, labels_y))
+    sides = Side(rows, ids, labels_x), Side(rows, ids, labels_y)
     metric = "cosine" if by_class else "euclidean"
-    return Retrieval(Subject(None, {"x": x, "y": y}, split), "x", by_class, metric, Path())
+    return Retrieval("x → y", sides, (np.array(x), np.array(y)), by_class, metric, Path())
 
 
 def test_the_worst_failures_are_shown():
