@@ -66,6 +66,7 @@ def command(
     limit: Annotated[int | None, shared.of_input("At most so many inputs.", min=1)] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
+    backbone_weights: shared.BackboneWeights = None,
     nul: shared.Nul = False,
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
@@ -103,9 +104,9 @@ def command(
     if grid is not None:
         refuse_existing(grid, overwrite)
     paths = expand_inputs(inputs, nul=nul)
-    model = open_run(run, device)
+    model = open_run(run, device, backbone_weights)
     loaded = model.loaded
-    _check_model(loaded, bool(reference or guided))
+    _check_model(loaded, bool(reference or guided), grid is not None)
     rows = model.inputs(paths, source, split=split, workers=workers).first(limit)
     references = partners = None
     if reference:
@@ -123,7 +124,8 @@ def command(
     )
     names, files = styles.names, None
     if output is not None:
-        files = plan_files(output, rows.ids, names, target, overwrite)
+        suffix = ".npy" if loaded.size is None else ".png"
+        files = plan_files(output, rows.ids, names, target, overwrite, suffix)
     drawn = TranslationGrid(source, target, names, styles.pictures, bool(interpolate))
     if grid is not None and rows.total > GRID_ROWS:
         console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs")
@@ -155,12 +157,17 @@ def _show(translated: dict[str, Any]) -> None:
         console.print_line(translated["grid"])
 
 
-def _check_model(loaded: LoadedModel, styled: bool) -> None:
-    """Refuse a model that does not translate pictures, or has no exclusive latents to take."""
-    if not loaded.model.generative or loaded.size is None:
+def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
+    """Refuse a model that has no decoders, no exclusive latents to take, or no pictures to draw."""
+    if not loaded.model.generative:
         raise IiaeError(
-            "this model translates no pictures: it has no decoders, or was trained on features",
-            "use a run of objective.kind=elbo+ii-mi that was trained on pictures",
+            "this model translates nothing: it has no decoders",
+            "use a run of objective.kind=elbo+ii-mi",
+        )
+    if loaded.size is None and drawn:
+        raise IiaeError(
+            "this model translates to features, which no grid shows",
+            "leave --grid out, and pass -o DIR for files of numbers (.npy)",
         )
     if styled and not loaded.model.exclusive_dim:
         raise IiaeError(
@@ -201,17 +208,22 @@ def _translated(
 
 
 def plan_files(
-    folder: Path, ids: list[str], names: list[str], target: str, overwrite: bool
+    folder: Path,
+    ids: list[str],
+    names: list[str],
+    target: str,
+    overwrite: bool,
+    suffix: str = ".png",
 ) -> Files:
-    """Returns the files `FOLDER/STEM-to-TARGET-NAME.png` of every input (N) and output (K).
+    """Returns the files `FOLDER/STEM-to-TARGET-NAME` + `suffix` of every input (N), output (K).
 
     All of them are different, and the folder is made. Raises IiaeError if one exists, or is an
     input, or the folder cannot be made.
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    suffixes = [f"-to-{target}-{Path(name).stem.replace(' ', '')}" for name in names]
-    endings = [f"{suffix}.png" for (suffix,) in _numbered(suffixes, [""])]
+    middles = [f"-to-{target}-{Path(name).stem.replace(' ', '')}" for name in names]
+    endings = [f"{middle}{suffix}" for (middle,) in _numbered(middles, [""])]
     lines = _numbered([Path(name).stem for name in ids], endings)
     files = [[folder / name for name in line] for line in lines]
     inputs = {Path(name).resolve() for name in ids}
@@ -245,7 +257,11 @@ def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
 def _written(
     block: Block, names: list[str], outputs: NDArray[Any], files: Files | None
 ) -> list[dict[str, Any]]:
-    """Write the outputs (N, K, H, W, C), if files are planned; returns a JSON object per input."""
+    """Write the outputs (N, K, H, W, C) or (N, K, F), if files are planned.
+
+    Returns a JSON object per input.
+    """
+    import numpy as np
     from PIL import Image
 
     results = []
@@ -254,8 +270,11 @@ def _written(
         for number, (style, picture) in enumerate(zip(names, pictures, strict=True)):
             path = None if files is None else files[position][number]
             if path is not None:
-                with writing(path, sync=False) as temporary:
-                    Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+                with writing(path, sync=False) as temporary, temporary.open("wb") as file:
+                    if picture.ndim == 1:
+                        np.save(file, picture)
+                    else:
+                        Image.fromarray(picture.squeeze()).save(file, format="PNG")
             lines.append({"exclusive": style, "file": path and str(path)})
         results.append({"input": name, "outputs": lines})
     return results

@@ -146,15 +146,7 @@ class _OpenClip:
         return dict(_imported("open_clip", "clip").get_pretrained_cfg(architecture, tag))
 
     def published(self, name: str, download: bool) -> Path:
-        clip = _imported("open_clip", "clip")
-        found, architecture = self._published(name), name.partition("@")[0]
-        if not found:
-            tags = clip.list_pretrained_tags_by_model(architecture)
-            raise IiaeError(
-                f"open_clip:{name} does not say which weights, such as {', '.join(tags[:5])}",
-                f"name them: --backbone open_clip:{architecture}@PRETRAINED, "
-                "or pass --backbone-weights FILE",
-            )
+        found = self._published(name)
         hub, _, file = found.get("hf_hub", "").rpartition("/")
         files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
         return published_file(f"open_clip:{name}", hub, files, found.get("url"), download)
@@ -210,7 +202,10 @@ def published_file(
     `download` fetches it. Raises IiaeError, naming what to fetch, if it is in neither.
     """
     if not hub and not url:
-        raise IiaeError(f"{name} has no published weights", "pass --backbone-weights FILE or none")
+        raise IiaeError(
+            f"{name} names no published weights",
+            "pass --backbone-weights FILE or none, or name them: open_clip:NAME@PRETRAINED",
+        )
     found = _of_hub(hub, files, download) if hub else _of_address(str(url), download)
     if isinstance(found, Path):
         return found

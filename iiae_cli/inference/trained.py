@@ -89,7 +89,9 @@ class TrainedModel:
         return to_inputs(rows, self.size, self.device)
 
     def shown(self, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:
-        """Returns stored pictures at the size that the network sees."""
+        """Returns stored pictures at the size that the network sees; of features, a dot each."""
+        if self.size is None:
+            return [np.zeros((1, 1, 3), np.uint8)] * len(rows)
         return list(to_pictures(to_inputs(rows, self.size))) if len(rows) else []
 
     def encode(

@@ -134,5 +134,10 @@ def test_pairs_of_pictures_become_pairs_of_features(iiae, tmp_path):
     assert iiae(*train, "--steps", 2).code == 0
     outcome = iiae("retrieve", "pairs/x/3.png", "--run", "run", "--k", 1)
     assert outcome.code == 0 and len(outcome.out.splitlines()) == 1, outcome.err
+    outcome = iiae("translate", "pairs/x/3.png", "--from", "x", "--run", "run", "-o", "out")
+    assert outcome.code == 0 and len(outcome.out.splitlines()) == 3, outcome.err
+    assert np.load("out/3-to-y-sample1.npy").shape == (1024,)
+    grid = ("translate", "pairs/x/3.png", "--from", "x", "--run", "run", "--grid", "g.png")
+    assert "-o DIR" in iiae(*grid).error()[1]
     for refused in ("--side-by-side", "--fine-tune-epochs=2", "--image-size=32"):
         assert iiae("prepare", "pairs", "pairs", *backbone, "-o", "no.h5", refused).code == 2

@@ -95,18 +95,6 @@ def test_classes_are_drawn_evenly_whatever_their_size():
     assert len({tuple(drawn.draw(4)) for drawn in (tuner, other, seeded)}) == 3
 
 
-def test_the_rate_falls_linearly_to_zero(tmp_path, paths, monkeypatch):
-    rates, learn = [], finetune._Tuner.learn
-
-    def spy(self, *arguments):
-        learn(self, *arguments)
-        rates.extend(group["lr"] for group in self.optimizer.param_groups)
-
-    monkeypatch.setattr(finetune._Tuner, "learn", spy)
-    tune(tmp_path, network(), paths)
-    assert rates == pytest.approx([0.01 * (1 - step / 9) for step in range(9)])
-
-
 @pytest.mark.parametrize("stop_at", [2, 3, 7])
 def test_an_interrupted_fine_tuning_ends_in_the_same_weights(tmp_path, paths, stop_at):
     whole, resumed, again = network(), network(), network()

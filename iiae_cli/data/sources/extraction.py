@@ -185,15 +185,11 @@ class Networks:
 
 def networks_for_pairs(options: PrepareOptions) -> Networks:
     """Decide how pictures of pairs become features: by one network, as it is."""
-    if options.fine_tune_epochs or options.save_backbone is not None:
+    tuned = options.fine_tune_epochs or options.save_backbone is not None
+    if tuned or options.side_by_side or options.image_size is not None:
         raise IiaeError(
-            "fine-tuning learns classes, and pairs have none",
-            "leave --fine-tune-epochs and --save-backbone out",
-        )
-    if options.side_by_side or options.image_size is not None:
-        raise IiaeError(
-            "--side-by-side and --image-size do not apply to features",
-            "leave them out, with x and y in folders of their own",
+            "features of pairs are made of whole pictures, and nothing is fine-tuned",
+            "leave --fine-tune-epochs, --save-backbone, --side-by-side and --image-size out",
         )
     return choose_networks(options, None, 0)
 
