@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -47,8 +48,8 @@ else bilinear with antialiasing, bicubic when enlarged. Graphs, if any: `encoder
 to `shared` (N, S) and `exclusive` (N, E) posterior means; `decoder-x` takes those to rows of x,
 floats in [0, 1].
 
-Shapes of rows of x and y, classes that it was trained on, and figures, as fractions, with
-a `baseline` that needs no training:
+Shapes of the data's rows, classes that it was trained on, and figures; recall and mAP are
+fractions, and a `baseline` needs no training:
 
 ```yaml
 {1}```
@@ -183,8 +184,8 @@ def model_card(loaded: LoadedModel, license_id: str, figures: Mapping[str, Any] 
         "fingerprint": loaded.fingerprint,
         "preset": details.get("preset"),
         "data": info.name,
-        "x": list(info.shape_x),
-        "y": list(info.shape_y),
+        "shape_x": list(info.shape_x),
+        "shape_y": list(info.shape_y),
         "size": loaded.size and list(loaded.size),
         "classes_seen": details.get("train_classes"),
         "backbone": json.loads(info.attributes.get("backbone", "null")),
@@ -194,5 +195,5 @@ def model_card(loaded: LoadedModel, license_id: str, figures: Mapping[str, Any] 
     known = {key: value for key, value in about.items() if value}
     tags = ["cross-domain-retrieval", "disentanglement", "iiae"]
     header = {"license": license_id, "library_name": "iiae-cli", "tags": tags}
-    blocks = (yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (header, known))
-    return CARD.format(*blocks, name=details.get("preset") or info.name)
+    dump = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return CARD.format(dump(header), dump(known), name=details.get("preset") or info.name)
