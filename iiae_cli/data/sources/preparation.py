@@ -220,7 +220,6 @@ def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
 
 
 def _save_side(side: Side, domain: Domain, folder: Path, stop: Stop) -> list[str]:
-    """Write the pictures of a side; returns their paths in the folder."""
     parts = [identity.partition("/") for identity in side.ids]
     paths = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
     for path, picture in zip(paths, side.rows, strict=True):

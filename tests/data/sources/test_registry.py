@@ -128,14 +128,6 @@ def test_a_download_is_unpacked_described_and_then_reused(server, tmp_path, monk
     assert registry.source_of("toy", mine) == (tmp_path, {"source": str(tmp_path)})
 
 
-def test_of_the_cars_archive_only_the_cars_are_unpacked(tmp_path):
-    wanted = ("data/cars/list.txt", "car_001_mesh.mat", "x/list.txt")
-    others = ("data/sprites/sprites_1.mat", "data/shapes48.mat")
-    path = tar_of(tmp_path / "a", dict.fromkeys((*wanted, *others), b"1"))
-    unpack(path, tmp_path / "set", wanted=ARCHIVES["cars"].wanted)
-    assert set(tree(tmp_path / "set")) == set(wanted)
-
-
 # ---- unpacking
 
 
