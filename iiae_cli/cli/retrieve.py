@@ -91,7 +91,8 @@ def command(
         domain, how, fingerprint = encoded.domain, "as stored", encoded.fingerprint
     else:
         raise IiaeError(f"{first} holds latents of {encoded.domain}", "leave --domain out")
-    path, chosen = index_file(index, run, lambda path: is_gallery(path, fingerprint, domain))
+    asked: DomainName = domain or "x"  # a gallery that was not named turns no query into one of y
+    path, chosen = index_file(index, run, lambda path: is_gallery(path, fingerprint, asked))
     gallery = Gallery(path)
     domain = domain or other_domain(gallery.head.domain)
     console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
