@@ -26,24 +26,19 @@ class Verdict:
 
 def comparison(figures: Figures) -> Table:
     """Compares latents with the training-free baseline: a row per direction and kind."""
-    zero, measure = figures.get("zero_shot", {}), "map@all"
-    kinds = {
-        OURS: zero,
-        BASELINE: zero.get("baseline_centred") or zero.get("baseline_raw"),
-        "exclusive latents": zero.get("exclusive"),
-    }
-    if "retrieval" in figures:
-        paired, measure = figures["retrieval"], "recall@1"
-        keys = ("shared", "baseline", "exclusive")
-        kinds = {kind: paired.get(key) for kind, key in zip(kinds, keys, strict=True)}
+    paired, zero = figures.get("retrieval"), figures.get("zero_shot", {})
+    measured, measure = (paired, "recall@1") if paired else (zero, "map@all")
+    names = ("baseline_centred", "baseline", "baseline_raw")
+    baseline = next((measured[name] for name in names if name in measured), None)
+    ours, exclusive = paired["shared"] if paired else zero, measured.get("exclusive")
+    kinds = {OURS: ours, BASELINE: baseline, "exclusive latents": exclusive}
     rows = [
-        (arrow, kind, float(measured[way][measure]))
+        (arrow, kind, float(values[way][measure]))
         for way, arrow in ARROWS.items()
-        for kind, measured in kinds.items()
-        if measured
+        for kind, values in kinds.items()
+        if values
     ]
-    by_pair = "Recall@1: the partner comes first"
-    title = by_pair if measure == "recall@1" else "mAP@all: the class comes first"
+    title = "Recall@1: the partner comes first" if paired else "mAP@all: the class comes first"
     return Table(title, ["direction", "by", measure], rows, 2)
 
 

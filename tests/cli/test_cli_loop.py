@@ -76,7 +76,7 @@ def test_evaluate_in_a_pipe_is_tab_separated(iiae: Program, trained: Trained) ->
     recalls = ["recall@1", "recall@5", "recall@10"]
     assert lines[0] == ["latent", "direction", *recalls, "median_rank", "n"]
     assert [line[:2] for line in lines[1:]] == [
-        [kind, way] for kind in ("shared", "exclusive", "baseline") for way in ("x_to_y", "y_to_x")
+        [kind, way] for kind in ("baseline", "shared", "exclusive") for way in ("x_to_y", "y_to_x")
     ]
 
 
