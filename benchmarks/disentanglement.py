@@ -31,7 +31,7 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.probes import draw_folds, probe, read_factor
-from iiae_cli.inference.trained import TrainedModel
+from iiae_cli.inference.api import Model
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.model.iiae import IIAE
 
@@ -54,7 +54,7 @@ def own(name: str, options: argparse.Namespace, seed: int) -> Measured:
     command = [sys.executable, "-m", "iiae_cli", "train", *map(str, words)]
     start = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    end, trained, means = resource.getrusage(resource.RUSAGE_CHILDREN), TrainedModel.load(run), {}
+    end, trained, means = resource.getrusage(resource.RUSAGE_CHILDREN), Model.load(run).trained, {}
     for domain in DOMAINS:
         encoded = trained.encode(DataFile(options.data).split("test").side(domain).rows, domain)
         means["shared", domain] = encoded.shared_mean
