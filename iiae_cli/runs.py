@@ -210,6 +210,10 @@ class Checkpoints:
         header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
         with writing(self.path(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
+        self.prune()
+
+    def prune(self) -> None:
+        """Drop all but the two newest; a process killed before it did leaves three."""
         for old in self.files()[:-2]:
             with write_errors(old):
                 old.unlink(missing_ok=True)

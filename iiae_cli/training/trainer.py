@@ -107,6 +107,7 @@ class Trainer:
         self.running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
         self.step = checkpoint.step - self.offset
         if self.world.first:
+            self.run.checkpoints.prune()
             self.run.truncate_metrics(checkpoint.step, validated=not memory.owed)
 
     @property
