@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,9 @@ class Inputs:
     device: torch.device
     workers: int = 1  # decoding threads
 
-    def of(self, batches: Iterable[Sequence[Source]], domain: Domain) -> Iterator[Batch]:
+    def of(
+        self, batches: Iterable[Sequence[Source]], domain: Domain
+    ) -> Generator[Batch, None, None]:
         """Decode batches of pictures of a domain, one batch ahead of the caller."""
         reader = self.preprocessing.reader(self.name, domain)
 

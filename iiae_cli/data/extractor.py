@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ class Extractor:
         self, batches: Iterable[Sequence[Source]]
     ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
         """Why each picture of a batch cannot be read, None where it can; the others' (M, D)."""
-        for errors, pictures in self.inputs.of(batches, self.domain):
-            yield errors, _features(self.network, pictures)
+        with closing(self.inputs.of(batches, self.domain)) as decoded:
+            for errors, pictures in decoded:
+                yield errors, _features(self.network, pictures)
 
 
 @torch.inference_mode()

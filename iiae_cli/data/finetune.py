@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -224,20 +225,23 @@ def fine_tune(
         progress.start_at(counts["step"])
         network.train()
         batches = [tuner.draw(step) for step in range(counts["step"], total)]
-        decoded = inputs.of(([paths[row] for row in rows] for rows in batches), domain)
-        for rows, (errors, pictures) in zip(batches, decoded, strict=True):
-            if counts["step"] % steps == 0:
-                counts["correct"] = counts["shown"] = 0
-            if len(pictures) > 1:  # batch norm needs two
-                tuner.learn(pictures, rows[[error is None for error in errors]], total)
-            counts["step"] += 1
-            progress.facts["accuracy"] = f"{counts['correct'] / max(1, counts['shown']):.3f}"
-            progress.update(counts["step"])
-            stopping = stop.exit_code is not None
-            if stopping or counts["step"] % steps == 0:
-                tuner.save(checkpoint)
-            if stopping:
-                stop.check(f"fine-tuning of {domain} is saved at step {counts['step']} of {total}")
+        sources = ([paths[row] for row in rows] for rows in batches)
+        with closing(inputs.of(sources, domain)) as decoded:  # its threads end with an error
+            for rows, (errors, pictures) in zip(batches, decoded, strict=True):
+                if counts["step"] % steps == 0:
+                    counts["correct"] = counts["shown"] = 0
+                if len(pictures) > 1:  # batch norm needs two
+                    tuner.learn(pictures, rows[[error is None for error in errors]], total)
+                counts["step"] += 1
+                progress.facts["accuracy"] = f"{counts['correct'] / max(1, counts['shown']):.3f}"
+                progress.update(counts["step"])
+                stopping = stop.exit_code is not None
+                if stopping or counts["step"] % steps == 0:
+                    tuner.save(checkpoint)
+                if stopping:
+                    stop.check(
+                        f"fine-tuning of {domain} is saved at step {counts['step']} of {total}"
+                    )
     network.eval()
     if counts["shown"] == 0:
         raise IiaeError(
