@@ -122,7 +122,7 @@ def _global(
 
     \b
     Start here:
-      iiae train digits-cdcb     a minute on a CPU, nothing to download
+      iiae train digits-cdcb     two minutes on a CPU, nothing to download
       iiae evaluate              Recall@1 beside a training-free baseline
       iiae encode imgs/ --domain y -o z.h5
       iiae retrieve query.png --k 5
@@ -198,7 +198,7 @@ def _calm_threads() -> None:
     """
     threads = os.environ.get("IIAE_THREADS", "")
     if threads.isdigit() and int(threads):
-        os.environ.setdefault("OMP_NUM_THREADS", threads)
+        os.environ["OMP_NUM_THREADS"] = threads
     if cores() < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if "OMP_WAIT_POLICY" not in os.environ:

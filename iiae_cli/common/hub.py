@@ -34,7 +34,7 @@ def push(folder: Path, name: str) -> str:
 
 @contextmanager
 def _hub(address: str) -> Iterator[Any]:
-    """The library; what it raises is a user's error."""
+    """The library; whatever it raises is a user's error."""
     try:
         import huggingface_hub as hub
     except ImportError as error:
@@ -42,7 +42,7 @@ def _hub(address: str) -> Iterator[Any]:
         raise IiaeError("huggingface_hub is not installed", install) from error
     try:
         yield hub
-    except (OSError, ValueError) as error:  # no network, no such model, no permission, no name
+    except Exception as error:  # no network, no such model or permission: of its HTTP library, too
         reason = " ".join(str(error).split())[:200]
         raise IiaeError(
             f"{address} cannot be reached: {reason}",

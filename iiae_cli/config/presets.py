@@ -7,7 +7,6 @@ once, unknown keys with their nearest match.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -208,9 +207,7 @@ class _Loader(yaml.SafeLoader):
 def load_yaml(text: str, where: str) -> Any:
     """The plain value of one YAML document."""
     try:
-        value = _Loader(text).get_single_data()
-        json.dumps(value, default=str, skipkeys=True)  # refuses what contains itself
-        return value
+        return _Loader(text).get_single_data()
     except Exception as error:  # PyYAML raises many kinds, RecursionError among them
         reason = " ".join(str(error).split())[:300]
         raise IiaeError(

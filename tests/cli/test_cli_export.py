@@ -120,12 +120,20 @@ def test_a_run_is_pushed_and_pulled(
     assert iiae(*pulled, "--json").json["fingerprint"] == result["fingerprint"]
 
 
-def test_what_the_hub_refuses_is_a_users_error(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(name: str, **options: object) -> str:
-        raise OSError(f"401: no model {name}")
+class NoRoute(Exception):
+    """As of an HTTP library, which is no OSError."""
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=refuse))
-    error, hint = iiae("evaluate", "--run", "hf://no/such").error()
-    assert "hf://no/such" in error and "401" in error and "hf auth login" in hint
+
+@pytest.mark.parametrize("kind", [OSError, NoRoute])
+def test_what_the_hub_refuses_is_a_users_error(
+    iiae: Program, run: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def refuse(*_: object, **options: object) -> str:
+        raise kind("401: no model")
+
+    stand_in = SimpleNamespace(snapshot_download=refuse, HfApi=refuse)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    pull, push = ("evaluate", "--run"), ("export", run, "-o", "out", "--push")
+    for command in ((*pull, "hf://no/such"), (*push, "no/such")):
+        error, hint = iiae(*command).error()
+        assert "hf://no/such" in error and "401" in error and "hf auth login" in hint

@@ -99,3 +99,9 @@ def test_a_file_of_another_kind_is_not_to_be_replaced(iiae: Program) -> None:
     assert "does not exist" not in error
     error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "no/d.h5").error()
     assert f"no/d.h5 was looked for in {Path.cwd()}" in hint
+
+
+def test_iiae_threads_limits_every_command(tmp_path: Path) -> None:
+    env = {"IIAE_THREADS": "1", "OMP_NUM_THREADS": "2"}
+    done = start(tmp_path, "doctor", "--json", env=env)
+    assert json.loads(done.stdout)["devices"]["cpu"] == "1 threads"
