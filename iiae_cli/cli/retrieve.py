@@ -41,13 +41,6 @@ def command(
     backend: Annotated[
         BackendName, shared.of_running("Who searches; neighbours are the same [auto: by size].")
     ] = "auto",
-    approximate: Annotated[
-        bool,
-        shared.of_running(
-            "Many queries, large gallery: a faiss index beside it, recall measured.",
-            "--approximate",
-        ),
-    ] = False,
     montage: Annotated[
         Path | None, shared.of_output("Write a picture of queries and neighbours.")
     ] = None,
@@ -69,7 +62,6 @@ def command(
       find queries -name '*.png' | iiae retrieve - --index z.h5 --k 10 \\
           | cut -f1,3 > hits.tsv
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
-      iiae retrieve x.h5 --index million.h5 --approximate > hits.tsv
     """
     from iiae_cli.common.files import index_file
     from iiae_cli.data.names import expand_inputs
@@ -79,8 +71,6 @@ def command(
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
         refuse_existing(montage, overwrite)
-    if approximate and backend not in ("auto", "faiss"):
-        raise IiaeError(f"--approximate is faiss' own, not --backend {backend}", "leave it out")
     first = Path(paths[0])
     encoded = Gallery(first).read() if len(paths) == 1 and is_latent_cache(first) else None
     how = "--domain" if domain else "the other one than the gallery's"
@@ -102,16 +92,8 @@ def command(
         encoded = model.encode(inputs, domain)
     if k > len(gallery):
         console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
-    found = search(
-        encoded,
-        gallery,
-        k,
-        metric=metric,
-        latents=latents,
-        backend=backend,
-        approximate=approximate,
-    )
-    if backend == "auto" and not approximate:
+    found = search(encoded, gallery, k, metric=metric, latents=latents, backend=backend)
+    if backend == "auto":
         size = f"{len(found.queries):,} queries × {len(gallery):,} entries"
         console.say(f"backend {found.backend} (by size: {size})")
     results = _results(found)
@@ -122,7 +104,6 @@ def command(
         "index": str(path),
         "metric": found.metric,
         "backend": found.backend,
-        "approximate": found.approximate,
         "results": results,
         "montage": montage and str(montage),
         "skipped": found.skipped,

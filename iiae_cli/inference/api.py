@@ -19,7 +19,6 @@ from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
-from iiae_cli.inference import approximate as lists
 from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
 from iiae_cli.inference.latents import Gallery, LatentCache
 from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
@@ -42,7 +41,6 @@ class Neighbours:
     labels: NDArray[np.object_] | None  # (Q, k), where classes are known
     metric: Metric
     backend: Backend
-    approximate: dict[str, Any] | None = None  # how lists were searched
     skipped: list[str] = field(default_factory=list)  # a line for every query left out
 
 
@@ -187,7 +185,6 @@ def search(
     metric: Metric | None = None,
     latents: LatentKind = "shared",
     backend: Backend = "auto",
-    approximate: bool = False,
 ) -> Neighbours:
     """Returns the k nearest entries of a gallery, in memory or on disk, to every query.
 
@@ -203,20 +200,11 @@ def search(
             "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
     metric = metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
-    figures = None
-    if approximate and path is not None:
-        backend, suffix = "faiss", ".faiss" if latents == "shared" else f".{latents}.faiss"
-        rows, distances, figures = lists.search(
-            means, entries, k, metric=metric, path=path.with_suffix(suffix), fingerprint=model
-        )
-    else:
-        backend = choose_backend(backend, len(means), *entries.shape)
-        rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
+    backend = choose_backend(backend, len(means), *entries.shape)
+    rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
     names = {column: np.array(texts, object) for column, texts in gallery.columns().items()}
     ids, labels = names["ids"][rows], names["labels"][rows] if len(names["labels"]) else None
-    return Neighbours(
-        queries.ids, rows, distances, ids, labels, metric, backend, figures, queries.skipped
-    )
+    return Neighbours(queries.ids, rows, distances, ids, labels, metric, backend, queries.skipped)
 
 
 def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:

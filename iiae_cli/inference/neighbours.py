@@ -277,22 +277,17 @@ def _by_sklearn(gallery: Tensor) -> Proposer:
 
 
 def _by_faiss(gallery: Tensor) -> Proposer:
-    index = import_faiss().IndexFlatL2(gallery.shape[1])
+    try:
+        import faiss
+    except ImportError as error:
+        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss"
+        raise IiaeError("faiss is not installed", install) from error
+    index = faiss.IndexFlatL2(gallery.shape[1])
     index.add(gallery.numpy())
     return lambda queries, k: index.search(queries.numpy(), k)
 
 
 PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}
-
-
-def import_faiss() -> Any:
-    """Returns the faiss library; raises IiaeError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss and --approximate"
-        raise IiaeError("faiss is not installed", install) from error
-    return faiss
 
 
 def unit_rows(rows: Tensor, side: Literal[0, 1]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,36 +149,6 @@ def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(
     assert "backend " in chosen.err and "by size: 300 queries × 300 entries" in chosen.err
     cosine = iiae(*base, "--metric", "cosine", "--k", "1")
     assert all(0 <= float(line.split("\t")[3]) <= 2 for line in cosine.out.splitlines())
-
-
-@pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
-def test_an_approximate_search_keeps_its_index_and_tells_its_recall(
-    iiae: Program, trained: Trained
-) -> None:
-    for domain in ("x", "y"):
-        iiae("encode", trained.data, "--domain", domain, "--run", trained.run, "-o", f"{domain}.h5")
-    base = ("retrieve", "x.h5", "--index", "y.h5", "--json")
-    exact = iiae(*base).json
-    assert exact["backend"] in ("sklearn", "torch") and exact["approximate"] is None
-    first = iiae(*base, "--approximate")
-    told = first.json["approximate"]
-    assert told["index"] == "y.faiss" and told["recall"] >= 0.95 and told["sample"] == 100
-    assert "index y.faiss made" in first.err
-    assert f"recall@5 {told['recall']:.3f} on 100 of 300 queries" in first.err
-    again = iiae(*base, "--approximate")
-    assert "index y.faiss read" in again.err and again.json["results"] == first.json["results"]
-    iiae(*base, "--approximate", "--latents", "exclusive")
-    assert Path("y.exclusive.faiss").exists()
-
-
-def test_approximate_needs_faiss(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = ("retrieve", trained.run / "gallery.h5", "--index", trained.run / "gallery.h5")
-    assert "not --backend torch" in iiae(*base, "--approximate", "--backend", "torch").error()[0]
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    error, hint = iiae(*base, "--approximate").error()
-    assert error == "error: faiss is not installed" and "'iiae-cli[faiss]'" in hint
 
 
 def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gallery(
