@@ -12,10 +12,10 @@ NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 w
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures into the network and small batches to fine-tune with."""
-    from iiae_cli.data import backbone, finetune
+    from iiae_cli.data import finetune, hubs
     from iiae_cli.data.sources import extraction
 
-    monkeypatch.setattr(backbone, "INPUT_SIZE", (48, 48))
+    monkeypatch.setattr(hubs, "INPUT_SIZE", (48, 48))
     monkeypatch.setattr(extraction, "FineTuning", partial(finetune.FineTuning, batch_size=6))
 
 

@@ -227,8 +227,8 @@ def _translation(
 
 def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     """`--data`, else the file that the run was trained on, else DATA/SET.h5."""
+    from iiae_cli.data.backbone import refuse_other_backbone
     from iiae_cli.data.datafile import DataFile
-    from iiae_cli.data.extractor import refuse_other_backbone
 
     trained_on = loaded.details.get("data")
     if path is None and trained_on and Path(trained_on).exists():

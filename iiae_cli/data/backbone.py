@@ -1,117 +1,56 @@
-"""Networks that turn pictures into features: torchvision's, timm's and open_clip's, by name.
+"""A backbone, which turns pictures into features: how it reads pictures, its weights, its network.
 
-`vgg16` and `torchvision:vgg16` are torchvision's, `timm:NAME` and `open_clip:NAME@PRETRAINED` those
-of `hubs.py`. The feature layer of torchvision's is what enters the final classifier layer, found as
-the last layer with ImageNet's 1000 outputs and replaced by the identity, so that it is right for
-every family (512 wide for resnet18, 1280 for mobilenet_v2, 4096 for vgg16). Weights are a file that
-the user has, or the published one from a cache; nothing is fetched unless asked for.
+Names and published weights are those of `hubs.py`. A data file and a run keep their backbone by
+reference: its name, pooling, preprocessing, and the path and SHA-256 of its weights. Weights that
+moved are named by the user; others are refused.
+
+A folder of two fine-tuned networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone`
+writes and `--backbone-weights` takes. Their headers name the classes that they have seen.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.transforms.functional import normalize
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, regular_file, sha256_of
-from iiae_cli.common.tensors import read_state_dict
+from iiae_cli.common.files import reading, regular_file, sha256_of, writing
+from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
+from iiae_cli.data import hubs
 from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen
-from iiae_cli.data.hubs import OPEN_CLIP, TIMM, WEIGHTS_HINT, Library, Pool, published_file
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.data.hubs import Pool, library_of
 from iiae_cli.data.pictures import PictureError, Source, decode, read_all
 from iiae_cli.model import Domain
 
-INPUT_SIZE = (224, 224)
-IMAGENET_CLASSES = 1000
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 # Why each picture cannot be read, None where it can; and the others' input (M, 3, h, w).
 Batch: TypeAlias = tuple[list[PictureError | None], Tensor]
-_UNFIT = ("googlenet", "inception_v3")  # they have second classifiers
-
-
-class _TorchVision:
-    """torchvision's picture classifiers, up to what enters the final layer."""
-
-    def full_name(self, name: str) -> str:
-        known = [known for known in models.list_models(module=models) if known not in _UNFIT]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18"]
-            raise IiaeError(
-                f"no backbone is named '{name}'",
-                f"--backbone takes torchvision's picture classifiers, such as {', '.join(near)}, "
-                "or timm:NAME, open_clip:NAME@PRETRAINED",
-            )
-        return name
-
-    def published(self, name: str, download: bool) -> Path:
-        url = models.get_model_weights(name)["DEFAULT"].url
-        return published_file(name, None, (), url, download)
-
-    def trained_on(self, name: str) -> str:
-        return "ImageNet"
-
-    def configuration(self, name: str) -> dict[str, Any]:
-        how = "area where that shrinks, bicubic where it enlarges"
-        return {"decoded_at": list(INPUT_SIZE), "resize": how, "mean": MEAN, "std": STD}
-
-    def transform(self, configuration: dict[str, Any]) -> Callable[[NDArray[Any]], Tensor]:
-        def transform(picture: NDArray[Any]) -> Tensor:
-            values = torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous()
-            normal: Tensor = normalize(values, configuration["mean"], configuration["std"])
-            return normal
-
-        return transform
-
-    def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        if pool != "pooled":
-            raise IiaeError(f"--pool {pool} is for timm: and open_clip:", "leave --pool out")
-        network: nn.Module = models.get_model(name, weights=None)
-        cut = final_layer(network)
-        last = network.get_submodule(cut)
-        width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
-        parent, _, child = cut.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Identity())
-        if weights is not None:
-            network.load_state_dict(_without(cut, read_state_dict(weights, WEIGHTS_HINT)))
-        return network, width
-
-
-TORCHVISION = _TorchVision()
-LIBRARIES: dict[str, Library] = {
-    "torchvision": TORCHVISION,
-    "timm": TIMM,
-    "open_clip": OPEN_CLIP,
-}
-
-
-def library_of(name: str) -> tuple[Library, str]:
-    """The library of a backbone, and its name there."""
-    prefix, colon, bare = name.partition(":")
-    if not colon:
-        return TORCHVISION, name
-    if prefix not in LIBRARIES:
-        raise IiaeError(f"no backbone is named '{name}'", "write torchvision:, timm: or open_clip:")
-    return LIBRARIES[prefix], bare
+BATCH = 16  # pictures at once through the network of a run
+NETWORK_SCHEMA = "iiae.backbone/2"
+FEATURES = 512  # width of a fine-tuned network's features
+_HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
+_AGAIN = "make the data file again: iiae prepare NAME … --overwrite"
+_DECIDING = ("name", "pool", "weights", "weights_sha256", "preprocessing", "seed")
 
 
 def full_name(name: str) -> str:
     """A backbone's name as data files have it; raises IiaeError, with near names, if unknown."""
-    library, bare = library_of(name)
-    known = library.full_name(bare)
-    return known if library is TORCHVISION else f"{name.partition(':')[0]}:{known}"
+    return hubs.published(name).name
+
+
+# ---- reading pictures
 
 
 @dataclass(frozen=True)
@@ -125,8 +64,7 @@ class Preprocessing:
     @classmethod
     def of(cls, name: str) -> Preprocessing:
         """A backbone's own."""
-        library, bare = library_of(name)
-        return cls(configuration=library.configuration(bare))
+        return cls(configuration=hubs.published(name).transform)
 
     def reader(self, name: str, domain: Domain) -> Callable[[Source], Tensor]:
         """What turns a picture of a domain into input (3, h, w) of the backbone of this name."""
@@ -165,13 +103,16 @@ class Inputs:
             return errors, stack.to(self.device)
 
         with ThreadPoolExecutor(1) as pool:
-            coming: deque[Future[Batch]] = deque()
+            coming: Future[Batch] | None = None
             for paths in batches:
-                coming.append(pool.submit(read, paths))
-                if len(coming) > 1:
-                    yield coming.popleft().result()
-            for last in coming:
-                yield last.result()
+                previous, coming = coming, pool.submit(read, paths)
+                if previous is not None:
+                    yield previous.result()
+            if coming is not None:
+                yield coming.result()
+
+
+# ---- weights
 
 
 @dataclass(frozen=True)
@@ -195,55 +136,42 @@ class Weights:
 
 
 def find_weights(name: str, given: str | None, *, download: bool = False) -> Weights:
-    """Find the weights of a backbone by its full name: the file `given`, random ones if it is
-    `none`; None stands for the published ones in a cache, where `download` fetches them.
+    """Find the weights of a backbone: the file `given`, random ones if it is `none`.
+
+    None stands for the published ones in a cache, where `download` fetches them.
     """
-    library, bare = library_of(full_name(name))
+    known = hubs.published(name)
     if given == "none":
         return Weights("random")
-    path = library.published(bare, download) if given is None else Path(given)
+    path = hubs.published_file(known, download) if given is None else Path(given)
     takes = "a state dict (.pth), a .safetensors file, a --save-backbone folder, or none"
     regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
-    if library is TORCHVISION:
-        hashes = [_hash_in(weights.url) for weights in models.get_model_weights(bare)]
-        if any(digest.startswith(known) for known in hashes):
-            return Weights("imagenet", path, digest, NONE_SEEN, library.trained_on(bare))
-        if given is None:
-            raise IiaeError(
-                f"{path} is damaged: its SHA-256 does not begin with any of {', '.join(hashes)}",
-                "delete it and fetch it again",
-            )
+    if any(digest.startswith(begin) for begin in known.hashes):
+        return Weights("imagenet", path, digest, NONE_SEEN, known.trained_on)
     if given is not None:
         seen = _seen_by(path)
         return Weights("file", path, digest, seen, "what its maker says: cannot be told")
-    trained_on = library.trained_on(bare)
-    seen = NONE_SEEN if trained_on == "ImageNet" else UNKNOWN
-    return Weights("published", path, digest, seen, trained_on)
-
-
-def _hash_in(url: str) -> str:
-    """The beginning of the SHA-256 that torchvision's file names carry."""
-    return Path(url).stem.rpartition("-")[2]
+    if known.hashes:
+        raise IiaeError(
+            f"{path} is damaged: its SHA-256 does not begin with any of {', '.join(known.hashes)}",
+            "delete it and fetch it again",
+        )
+    seen = NONE_SEEN if known.trained_on == hubs.IMAGENET else UNKNOWN
+    return Weights("published", path, digest, seen, known.trained_on)
 
 
 def _seen_by(path: Path) -> Seen:
     """What a file's header says in JSON under `classes_seen` and `classes_seen_complete`."""
     if path.suffix != ".safetensors":
         return UNKNOWN
-    with reading(path, WEIGHTS_HINT), safe_open(path, framework="pt") as file:
+    with reading(path, hubs.WEIGHTS_HINT), safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         said = {key: header[key] for key in header if key.startswith("classes_seen")}
         return Seen.of_json({key: json.loads(text) for key, text in said.items()})
 
 
-def final_layer(network: nn.Module) -> str:
-    """The dotted name of the layer that classifies: the last with 1000 outputs."""
-    for name, module in reversed(list(network.named_modules())):
-        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
-        if outputs is not None and getattr(module, outputs) == IMAGENET_CLASSES:
-            return str(name)
-    raise ValueError("the network has no classifier with 1000 outputs")
+# ---- networks
 
 
 def build_backbone(
@@ -266,9 +194,141 @@ def build_backbone(
     return network.eval(), width
 
 
-def _without(cut: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All but the final layer, whose shape depends on what it classified."""
-    # densenet's published weights still have the names of an older torchvision.
-    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-    named = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
-    return {key: values for key, values in named.items() if not key.startswith(f"{cut}.")}
+class FeatureNetwork(nn.Module):
+    """Backbone → seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
+
+    def __init__(
+        self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.body, self.width = body, width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Linear(body_width, width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features (B, width)."""
+        return cast(Tensor, self.embed(self.body(pictures)))
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """What a fine-tuned network says of itself in its file's header."""
+
+    backbone: str  # its full name
+    pool: Pool
+    weights: dict[str, Any]  # what fine-tuning began with, as `Weights.to_json` says it
+    preprocessing: Preprocessing  # of the pictures it was fine-tuned on
+    fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
+    seen: Seen  # classes that it was trained on
+
+
+def save_network(
+    path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
+) -> None:
+    """Write a fine-tuned network, atomically."""
+    header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
+    with writing(path) as temporary:
+        save_tensors(network.state_dict(), temporary, header)
+
+
+def read_record(path: Path, domain: Domain) -> NetworkRecord:
+    """Read what a fine-tuned network of a domain says of itself; its weights are not read."""
+    header = read_header(path, NETWORK_SCHEMA, _HINT)
+    if header.get("domain") != domain:
+        raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
+    with reading(path, _HINT):
+        record = TypeAdapter(NetworkRecord).validate_json(header["record"])
+    full_name(record.backbone)
+    return record
+
+
+def load_network(path: Path, domain: Domain) -> FeatureNetwork:
+    """Load a fine-tuned network, in evaluation mode."""
+    record = read_record(path, domain)
+    _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
+    body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
+    with reading(path, _HINT):
+        network = FeatureNetwork(body, body_width, state["embed.weight"].shape[0])
+        network.load_state_dict(state)
+    return network.eval()
+
+
+# ---- features, in `prepare` and ever after
+
+
+def repeatable() -> AbstractContextManager[None]:
+    """A GPU convolves in the same way each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network, in evaluation mode on its device, and what reads pictures for it."""
+
+    network: nn.Module
+    inputs: Inputs
+    domain: Domain
+
+    def features(
+        self, batches: Iterable[Sequence[Source]]
+    ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
+        """Why each picture of a batch cannot be read, None where it can; the others' (M, D)."""
+        with closing(self.inputs.of(batches, self.domain)) as decoded:
+            for errors, pictures in decoded:
+                with torch.inference_mode(), repeatable():
+                    features = self.network(pictures) if len(pictures) else pictures
+                yield errors, features.float().cpu().numpy()
+
+
+def backbone_of(info: DataInfo) -> dict[str, Any] | None:
+    """What a data file says of its features' backbone; None if they were made elsewhere."""
+    try:
+        record = dict(json.loads(info.attributes.get("backbone", "{}")))
+    except (ValueError, TypeError) as error:
+        raise IiaeError(f"what {info.name} says of its backbone is damaged", _AGAIN) from error
+    return record if record.get("weights_path") or record.get("weights") == "random" else None
+
+
+def refuse_other_backbone(path: Path, given: DataInfo, trained_on: DataInfo) -> None:
+    """Refuse a file whose features another backbone made than those of a model's data."""
+    here, there = backbone_of(given), backbone_of(trained_on)
+    different = [key for key in _DECIDING if here and there and here.get(key) != there.get(key)]
+    if here and there and different:
+        raise IiaeError(
+            f"the features of {path} are of {here['name']}, the model's of {there['name']}: "
+            f"{', '.join(different)} differ",
+            "use features of the backbone that the run was trained on",
+        )
+
+
+def recorded_extractor(
+    record: Mapping[str, Any],
+    domain: Domain,
+    device: torch.device | str,
+    *,
+    workers: int = 1,
+    weights: str | None = None,
+) -> Extractor:
+    """The extractor that made the features of a domain; `weights`: where its weights lie now.
+
+    Raises IiaeError if weights are missing, or others than those.
+    """
+    name, digest = str(record["name"]), record["weights_sha256"]
+    path = Path(weights or record["weights_path"] or "none")
+    tuned = record["weights"] == "fine-tuned"
+    if tuned:
+        path, digest = path / f"{domain}.safetensors", digest[domain]
+    hint = f"say where they lie: --backbone-weights {'DIR' if tuned else 'FILE'}"
+    if digest is not None and not path.is_file():
+        raise IiaeError(f"the weights of the run's backbone {name} are not at {path}", hint)
+    if digest is not None and sha256_of(path) != digest:
+        raise IiaeError(f"{path} holds other weights than the run's backbone {name} has", hint)
+    if tuned:
+        network: nn.Module = load_network(path, domain)
+    else:
+        kept = Weights("file", path) if digest else Weights("random")
+        network, _ = build_backbone(name, kept, record["seed"], record["pool"])
+    preprocessing = Preprocessing(**record["preprocessing"])
+    inputs = Inputs(name, preprocessing, torch.device(device), workers)
+    return Extractor(network.to(device).eval(), inputs, domain)

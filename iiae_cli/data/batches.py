@@ -61,9 +61,7 @@ class PairOrder:
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         if count < batch_size:
             raise ValueError(f"{count} pairs are fewer than one batch of {batch_size}")
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
+        self.count, self.batch_size, self.seed = count, batch_size, seed
         self.steps_per_epoch = count // batch_size
         self._epoch = -1
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
@@ -94,9 +92,12 @@ class ClassOrder:
         count = len(self.classes)
         if count < 2:
             raise ValueError(f"{count} classes have rows in both domains, two are needed")
-        self.batch_size = batch_size or len(self.classes)
-        self.seed = seed
-        self._domains = [_rows_by_class(labels, self.classes) for labels in names]
+        self.batch_size, self.seed = batch_size or count, seed
+        # Of each domain: rows grouped by class, and where the groups start (and the last one ends).
+        self._domains: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for labels in names:
+            groups = [np.flatnonzero(labels == name) for name in self.classes]
+            self._domains.append((np.concatenate(groups), np.cumsum([0, *map(len, groups)])))
         longest = max(len(rows) for rows, _ in self._domains)
         self.steps_per_epoch = max(1, longest // self.batch_size)
 
@@ -114,11 +115,3 @@ class ClassOrder:
             rows[draw.integers(starts[drawn], starts[drawn + 1])] for rows, starts in self._domains
         ]
         return np.stack(columns, axis=1)
-
-
-def _rows_by_class(
-    names: NDArray[np.str_], classes: Sequence[str]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows grouped by class, and where each class's group starts (one more start than classes)."""
-    groups = [np.flatnonzero(names == name) for name in classes]
-    return np.concatenate(groups), np.cumsum([0, *map(len, groups)])

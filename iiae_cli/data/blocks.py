@@ -1,27 +1,21 @@
 """Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
 A job is a JSON object of everything that decides its values, and its result blocks 0 … N-1, each a
-dictionary of arrays (numbers or text). Finished blocks lie in the folder `OUTPUT.partial/`:
+dictionary of arrays (numbers or text). While it is made, `OUTPUT.partial/` holds job.json, the
+.lock of the process that works there, and each finished block as NUMBER.npz.
 
-    job.json    the job
-    .lock       held by the process that works here
-    blocks      one append-only file: per block a head (magic, number, length, CRC-32) and a .npz
-
-A kill at any moment leaves at most a cut block at the end, which the next call drops. A part of the
-job that one process makes (`--shard`) is a run of its blocks, in an HDF5 file of schema
-`iiae.part/1`: /blocks/NUMBER/NAME, and as attributes (JSON) which part it is, the job, and what
-else its maker says.
+A part of the job that one process makes (`--shard`) is a run of its blocks, in an HDF5 file of
+schema `iiae.part/1`: /blocks/NUMBER/NAME, and as attributes (JSON) which part it is, the job, and
+what else its maker says.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import struct
-import zlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,9 +32,8 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 Job: TypeAlias = Mapping[str, Any]
 
 PART_SCHEMA = "iiae.part/1"
-_SCHEMA = "iiae.partial/2"
-_MAGIC = b"iiaeblk2"
-_HEAD = struct.Struct("<8sQQI")
+_SCHEMA = "iiae.partial/3"
+_JOB = "job.json"
 _REMEDY = "name the files that --shard I/N wrote; make a damaged one again with --overwrite"
 
 
@@ -51,58 +44,38 @@ class BlockStore:
     """The finished blocks of a job, in `OUTPUT.partial/`; `block_store` opens it."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.folder = folder  # temporary files of the output may lie here
-        self.job = job
-        self._path = folder / "blocks"
-        self._spans: dict[int, tuple[int, int]] = {}  # where a block begins, and its length
-        with write_errors(self._path):
-            self._file = self._path.open("a+b")
-            self._file.truncate(self._scan())
-
-    def __len__(self) -> int:
-        return len(self._spans)
+        self.folder, self.job = folder, job  # temporary files of the output may lie there
+        self._done = {int(path.stem) for path in folder.glob("[0-9]*.npz") if _is_whole(path)}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Those of the numbers whose block is not finished."""
-        return [number for number in numbers if number not in self._spans]
+        return [number for number in numbers if number not in self._done]
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep a finished block; a kill does not lose it once this returns."""
-        buffer, named = io.BytesIO(), dict[str, Any](arrays)
-        np.savez(buffer, **named)
-        payload = buffer.getbuffer()
-        with write_errors(self._path):
-            end = self._file.seek(0, os.SEEK_END)
-            self._file.write(_HEAD.pack(_MAGIC, number, len(payload), zlib.crc32(payload)))
-            self._file.write(payload)
-            self._file.flush()
-        self._spans[number] = (end + _HEAD.size, len(payload))
+        named = dict[str, Any](arrays)
+        with writing(self._path(number), sync=False) as temporary, temporary.open("wb") as file:
+            np.savez(file, **named)
+        self._done.add(number)
 
     def read(self, number: int) -> Arrays:
         """The arrays of a finished block."""
-        start, length = self._spans[number]
-        self._file.seek(start)
-        payload = io.BytesIO(self._file.read(length))
-        with reading(self._path, f"remove {self.folder} and run again"):
-            return dict(np.load(payload, allow_pickle=False))
+        path = self._path(number)
+        with (
+            reading(path, f"remove {self.folder} and run again"),
+            np.load(path, allow_pickle=False) as arrays,
+        ):
+            return dict(arrays)
 
-    def close(self) -> None:
-        """Close the file."""
-        with write_errors(self._path):  # closing writes what a full disk refused before
-            self._file.close()
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number}.npz"
 
-    def _scan(self) -> int:
-        """Find the whole blocks; returns where the last one ends."""
-        end, size = 0, self._file.seek(0, os.SEEK_END)
-        self._file.seek(0)
-        while len(head := self._file.read(_HEAD.size)) == _HEAD.size:
-            magic, number, length, check = _HEAD.unpack(head)
-            whole = magic == _MAGIC and length <= size - end
-            if not whole or zlib.crc32(self._file.read(length)) != check:
-                break
-            self._spans[number] = (end + _HEAD.size, length)
-            end += _HEAD.size + length
-        return end
+
+def _is_whole(path: Path) -> bool:
+    """Whether a block is as it was written; a machine that dies may leave less."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        return file.testzip() is None
+    return False
 
 
 @contextmanager
@@ -129,21 +102,18 @@ def block_store(
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if begun is None or not resume or differing:
             _empty(folder)
-            with writing(folder / "job.json") as temporary:
-                content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
-                temporary.write_text(content + "\n", encoding="utf-8")
+            content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
+            files.write_text(folder / _JOB, content + "\n")
         files.remove_temporaries(folder)
-        store = BlockStore(folder, job)
         finished = False
         try:
-            yield store
+            yield BlockStore(folder, job)
             finished = True
         except IiaeError as error:
             finished = not isinstance(error.__cause__, OSError | RuntimeError)
             raise
         finally:
-            store.close()
-            if finished or not (len(store) or _contents(folder) - {"job.json", "blocks"}):
+            if finished or _contents(folder) <= {_JOB}:
                 _remove(folder)
 
 
@@ -177,18 +147,14 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _begun(folder: Path) -> dict[str, Any] | None:
+def _begun(folder: Path) -> Job | None:
     """The job that was begun in a folder, if any; anything else in its place is refused."""
-    if not os.path.lexists(folder):
+    if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
         return None
-    try:
-        if not _contents(folder):
-            return None
-        content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((folder / _JOB).read_text(encoding="utf-8"))
         if content["schema"] == _SCHEMA:
             return dict(content["job"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     raise IiaeError(
         f"{folder} is in the way: it is not the work of an interrupted command", "move it elsewhere"
     )
@@ -196,21 +162,22 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
 def _contents(folder: Path) -> set[str]:
     """The names in a folder, without its lock and half-written files."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.glob("*")}
     return {name for name in names if name != LOCK and not name.endswith(files.TEMPORARY)}
 
 
 def _empty(folder: Path) -> None:
     """Remove all work; the job goes last, so that a kill leaves a folder that is known again."""
-    paths = [path for path in folder.iterdir() if path.name != LOCK]
-    for path in sorted(paths, key=lambda path: path.name == "job.json"):
+    paths = [path for path in folder.glob("*") if path.name != LOCK]
+    for path in sorted(paths, key=lambda path: path.name == _JOB):
         path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
     _empty(folder)
-    (folder / LOCK).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(FileNotFoundError):  # somebody else removed it
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 # ---- parts
@@ -285,17 +252,10 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
     first = parts[0]
     by_index: dict[int, PartFile] = {}
     for item in parts:
-        differing = differences(item.job, first.job)
-        if differing or item.total != first.total:
+        if differing := differences(_division(item), _division(first)):
             raise IiaeError(
-                f"{item.path} was made with another {', '.join(differing) or 'input'} "
-                f"than {first.path}",
+                f"{item.path} was made with another {', '.join(differing)} than {first.path}",
                 "make all shards by the same command, source and version",
-            )
-        if item.part.count != first.part.count:
-            raise IiaeError(
-                f"{item.path} is shard {item.part.name}, {first.path} {first.part.name}",
-                "merge shards of one division",
             )
         if item.part.index in by_index:
             raise IiaeError(
@@ -307,8 +267,11 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
     missing = [f"{index}/{count}" for index in range(count) if index not in by_index]
     if missing:
         named = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
-        raise IiaeError(
-            f"shard {named} is missing" if len(missing) == 1 else f"shards {named} are missing",
-            f"make the rest: {again} --shard {missing[0]} --resume",
-        )
+        hint = f"make the rest: {again} --shard {missing[0]} --resume"
+        raise IiaeError(f"missing shards: {named}", hint)
     return [by_index[index] for index in sorted(by_index)]
+
+
+def _division(item: PartFile) -> Job:
+    """What all parts of a job share."""
+    return {**item.job, "number of shards": item.part.count, "number of inputs": item.total}

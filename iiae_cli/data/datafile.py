@@ -111,7 +111,7 @@ def write_data_file(
         for key, value in attributes.items():  # bytes of file names may be no UTF-8
             file.attrs[key] = value.encode("utf-8", "backslashreplace").decode()
         if skipped:
-            hdf5.write_texts(file, "skipped", skipped)
+            hdf5.write_column(file, "skipped", skipped)
         for split_name in SPLITS:
             _write_split(file.create_group(split_name), splits.get(split_name, empty))
 
@@ -119,14 +119,14 @@ def write_data_file(
 def _write_split(group: h5py.Group, split: Split) -> None:
     for domain in DOMAINS:
         side = split.side(domain)
-        hdf5.write_array(group, domain, side.rows)
-        hdf5.write_texts(group, f"{domain}_ids", side.ids)
+        hdf5.write_column(group, domain, side.rows)
+        hdf5.write_column(group, f"{domain}_ids", side.ids)
         if side.labels is not None:
-            hdf5.write_texts(group, f"{domain}_labels", side.labels)
+            hdf5.write_column(group, f"{domain}_labels", side.labels)
     for name, values in split.factors.items():
         hdf5.write_column(group.require_group("factors"), name, values)
     if split.pairs is not None:
-        hdf5.write_array(group, "pairs", split.pairs)
+        hdf5.write_column(group, "pairs", split.pairs)
 
 
 def versions() -> dict[str, str]:
@@ -190,7 +190,7 @@ class DataFile:
         with self._opened(name) as group:
             split = Split(self._side(group, "x"), self._side(group, "y"))
             if "pairs" in group:
-                pairs = split.pairs = hdf5.read_array(group, "pairs").astype(np.int64)
+                pairs = split.pairs = hdf5.read_column(group, "pairs").astype(np.int64)
                 rows = (len(split.x), len(split.y))
                 if pairs.shape[1:] != (2,) or not ((pairs >= 0) & (pairs < rows)).all():
                     raise ValueError("pairs lie outside its rows")

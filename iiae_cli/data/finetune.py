@@ -1,12 +1,9 @@
-"""Fine-tuning a backbone as classifier of the training classes, and the networks that result.
+"""Fine-tuning a backbone as classifier of the training classes.
 
 The recipe of the Sketchy features: backbone → linear 512, no activation (the features, signed) →
 linear classifier; cross-entropy, SGD with momentum, a rate that falls linearly to 0, batches that
 draw every class equally often. Each domain has a network of its own. A step's batch and its dropout
 are functions of seed and step, so that resumed fine-tuning ends in the same weights.
-
-A folder of two networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone` writes and
-`--backbone-weights` takes. Their headers name the classes that they have seen.
 """
 
 from __future__ import annotations
@@ -15,91 +12,24 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, writing
+from iiae_cli.common.files import writing
 from iiae_cli.common.signals import NEVER, Stop
-from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
-from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone, full_name
-from iiae_cli.data.class_lists import Seen
-from iiae_cli.data.hubs import Pool
+from iiae_cli.common.tensors import read_tensors, save_tensors
+from iiae_cli.data.backbone import FeatureNetwork, Inputs, repeatable
 from iiae_cli.model import Domain
 
-NETWORK_SCHEMA = "iiae.backbone/2"
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/3"
-FEATURES = 512  # width of a fine-tuned network's features
-_HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
-
-
-class FeatureNetwork(nn.Module):
-    """Backbone → seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
-
-    def __init__(
-        self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
-    ) -> None:
-        super().__init__()
-        self.body, self.width = body, width
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embed = nn.Linear(body_width, width)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, width)."""
-        return cast(Tensor, self.embed(self.body(pictures)))
-
-
-@dataclass(frozen=True)
-class NetworkRecord:
-    """What a fine-tuned network says of itself in its file's header."""
-
-    backbone: str  # its full name
-    pool: Pool
-    weights: dict[str, Any]  # what fine-tuning began with, as `Weights.to_json` says it
-    preprocessing: Preprocessing  # of the pictures it was fine-tuned on
-    fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
-    seen: Seen  # classes that it was trained on
-
-
-def save_network(
-    path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
-) -> None:
-    """Write a fine-tuned network, atomically."""
-    header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
-    with writing(path) as temporary:
-        save_tensors(network.state_dict(), temporary, header)
-
-
-def read_record(path: Path, domain: Domain) -> NetworkRecord:
-    """Read what a fine-tuned network of a domain says of itself; its weights are not read."""
-    header = read_header(path, NETWORK_SCHEMA, _HINT)
-    if header.get("domain") != domain:
-        raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
-    with reading(path, _HINT):
-        record = TypeAdapter(NetworkRecord).validate_json(header["record"])
-    full_name(record.backbone)
-    return record
-
-
-def load_network(path: Path, domain: Domain) -> FeatureNetwork:
-    """Load a fine-tuned network, in evaluation mode."""
-    record = read_record(path, domain)
-    _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
-    body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
-    with reading(path, _HINT):
-        network = FeatureNetwork(body, body_width, state["embed.weight"].shape[0])
-        network.load_state_dict(state)
-    return network.eval()
 
 
 @dataclass(frozen=True)
@@ -215,7 +145,7 @@ def fine_tune(
     forked = [inputs.device] if inputs.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=forked),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        repeatable(),
         console.progress(f"fine-tuning {domain}", total, "steps") as progress,
     ):
         tuner = _Tuner(network, targets, domain, settings, inputs.device)

@@ -56,25 +56,14 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     file.close()
 
 
-def write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
-    """Write a column of texts, which `read_texts` reads back; file names may be no UTF-8."""
-    column = [text.encode("utf-8", "surrogateescape") for text in texts]
-    dtype = h5py.string_dtype("utf-8", max(map(len, column), default=0) or 1)
-    write_array(group, name, np.array(column, dtype))
-
-
-def write_array(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
-    """Write numbers; a full disk is noticed while the dataset is held, not when it is let go of."""
+def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[str]) -> None:
+    """Write numbers or texts, which `read_column` reads back; file names may be no UTF-8."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind in "OU":
+        texts = [text.encode("utf-8", "surrogateescape") for text in values]
+        longest = max(map(len, texts), default=0) or 1
+        values = np.array(texts, h5py.string_dtype("utf-8", longest))
     written = group.create_dataset(name, data=values)
-    written.flush()
-
-
-def write_column(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
-    """Write numbers or texts, which `read_column` reads back."""
-    if values.dtype.kind in "OU":
-        write_texts(group, name, values.tolist())
-    else:
-        write_array(group, name, values)
+    written.flush()  # a full disk is noticed while the dataset is held, not when it is let go of
 
 
 # ---- reading
@@ -103,15 +92,15 @@ def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
 
 
 def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
-    """An attribute that is one text; ValueError if it is none, or missing without a default."""
-    value = text_attributes(file).get(name, None if name in file.attrs else default)
+    """An attribute that is one text, else the default; ValueError without one."""
+    value = text_attributes(file).get(name, default)
     if value is None:
-        raise ValueError(f"attribute {name} is no text")
+        raise ValueError(f"attribute {name} is missing or no text")
     return value
 
 
 def text_attributes(file: h5py.File) -> dict[str, str]:
-    """Every attribute that is one text; others are passed over."""
+    """Every attribute that is one text."""
     return {
         name: value.decode() if isinstance(value, bytes) else value
         for name, value in file.attrs.items()
@@ -137,7 +126,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None if there is none."""
+    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None if missing."""
     parent, _, last = name.rpartition("/")
     holder = _member(group, parent) if parent else group
     data = None if holder is None else _member(holder, last)
@@ -153,28 +142,14 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
     return data
 
 
-def read_array(group: h5py.Group, name: str) -> NDArray[Any]:
-    """A whole array of numbers that fits in memory."""
-    data = dataset(group, name)
-    if data is None:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is missing")
-    if data.dtype.kind not in "fiub":
-        raise ValueError(f"{data.name} holds {data.dtype}, not numbers")
-    _refuse_beyond_memory(data)
-    values: NDArray[Any] = np.asarray(data[()])
-    return values
-
-
 def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> NDArray[Any]:
     """A finite array in memory, or a map if it takes more than `most` bytes [half of the free]."""
-    data = dataset(group, name)
-    if data is None:
-        raise ValueError(f"{group.name}/{name} is missing")
+    data = _numbers(group, name)
     offset = data.id.get_offset()
     if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
         values: NDArray[Any] = np.memmap(path, data.dtype, "r", offset, data.shape)
     else:
-        values = read_array(group, name)
+        values = _in_memory(data)
     for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
         if not np.isfinite(values[start : start + _CHECKED]).all():
             raise ValueError(f"{data.name} holds values that are not finite")
@@ -182,20 +157,21 @@ def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> N
 
 
 def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A column of texts of fixed length, unread; None if there is none."""
+    """A column of texts of fixed length, unread; None if missing."""
     data = dataset(group, name)
     if data is None:
         return None
     if data.ndim != 1 or data.dtype.kind != "S" or data.dtype.itemsize > _LONGEST_TEXT:
         raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
-    _refuse_beyond_memory(data)
     return data
 
 
 def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A column of texts, bytes that are no UTF-8 as Python has them; None if there is none."""
+    """A column of texts, bytes that are no UTF-8 as Python has them; None if missing."""
     data = text_column(group, name)
-    return None if data is None else [text.decode("utf-8", "surrogateescape") for text in data[()]]
+    if data is None:
+        return None
+    return [text.decode("utf-8", "surrogateescape") for text in _in_memory(data)]
 
 
 def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
@@ -203,10 +179,20 @@ def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
     data = dataset(group, name)
     if data is not None and data.dtype.kind == "S":
         return np.array(read_texts(group, name), np.str_)
-    return read_array(group, name)
+    return _in_memory(_numbers(group, name))
 
 
-def _refuse_beyond_memory(data: h5py.Dataset) -> None:
+def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
+    data = dataset(group, name)
+    if data is None or data.dtype.kind not in "fiub":
+        what = "is missing" if data is None else f"holds {data.dtype}, not numbers"
+        raise ValueError(f"{group.name.rstrip('/')}/{name} {what}")
+    return data
+
+
+def _in_memory(data: h5py.Dataset) -> NDArray[Any]:
     if data.nbytes > (free := free_memory()):
         wanted, there = data.nbytes >> 20, free >> 20
         raise ValueError(f"{data.name} takes {wanted} MiB of memory, {there} MiB are free")
+    values: NDArray[Any] = np.asarray(data[()])
+    return values

@@ -1,7 +1,8 @@
-"""Picture networks of timm and open_clip as backbones: names, published weights, transforms.
+"""Networks that turn pictures into features, by name: torchvision's, timm's and open_clip's.
 
-Nothing is fetched unless asked for: published weights come from the caches of huggingface_hub and
-torch. Both libraries are imported where one of their networks is named.
+`vgg16` and `torchvision:vgg16` are torchvision's, the others `timm:NAME[.TAG]` and
+`open_clip:NAME[@PRETRAINED]`, whose libraries are imported where they are named. Published weights
+come from the caches of torch and huggingface_hub; nothing is fetched unless asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,40 +21,95 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms.functional import normalize
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import read_state_dict
 
 Pool: TypeAlias = Literal["pooled", "mean", "cls"]
 Transform: TypeAlias = Callable[[NDArray[Any]], Tensor]  # (H, W, 3) uint8 → (3, h, w)
-WEB = "web images: cannot be told"
+INPUT_SIZE = (224, 224)  # of torchvision's networks
+IMAGENET, WEB = "ImageNet", "web images: cannot be told"
 WEIGHTS_HINT = "name a state dict (.pth) or a .safetensors file"
-_IMAGENET = re.compile(r"in(1k|12k|21k|22k)")
+_IMAGENET_CLASSES = 1000
+_IMAGENET_TAG = re.compile(r"in(1k|12k|21k|22k)")
 _BEYOND = re.compile(
     "laion|clip|openai|webli|jft|ig1b|yfcc|swag|m3[08]m|seer|lvd|merged|bamboo|sa1b|dfn|datacomp"
 )
+_UNFIT = ("googlenet", "inception_v3")  # of torchvision's; they have second classifiers
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a library publishes of one of its networks."""
+
+    name: str  # in full, with the library's prefix and the tag of the weights
+    trained_on: str  # for people
+    transform: dict[str, Any]  # of pictures, as JSON
+    url: str | None  # of the weights
+    hub: str | None = None  # or the hub's repository, and its file, the best first
+    files: Sequence[str] = ()
+    hashes: Sequence[str] = ()  # how the SHA-256 of the weights may begin, where that is known
 
 
 class Library(Protocol):
-    """Where backbones come from; a name is one of its own, without the library's."""
+    """Where networks come from; a name is one of its own, without the library's."""
 
-    def full_name(self, name: str) -> str:
-        """The name with the tag of its weights; raises IiaeError with near ones if unknown."""
-
-    def published(self, name: str, download: bool) -> Path:
-        """The file of the published weights; raises IiaeError if it is nowhere."""
-
-    def trained_on(self, name: str) -> str:
-        """What the published weights were trained on, for people."""
-
-    def configuration(self, name: str) -> dict[str, Any]:
-        """The library's own transform of pictures, as JSON."""
+    def published(self, name: str) -> Published:
+        """What is known of a network; raises IiaeError with near names if nothing."""
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        """What a configuration says."""
+        """What `Published.transform` says."""
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         """From pictures (B, 3, h, w) to features (B, D), and D; RuntimeError of others' weights."""
+
+
+class _TorchVision:
+    """torchvision's picture classifiers, up to what enters the final layer."""
+
+    def published(self, name: str) -> Published:
+        known = [known for known in models.list_models(module=models) if known not in _UNFIT]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18"]
+            raise IiaeError(
+                f"no backbone is named '{name}'",
+                f"--backbone takes torchvision's picture classifiers, such as {', '.join(near)}, "
+                "or timm:NAME, open_clip:NAME@PRETRAINED",
+            )
+        kinds = models.get_model_weights(name)
+        how = "area where that shrinks, bicubic where it enlarges"
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        transform = {"decoded_at": list(INPUT_SIZE), "resize": how, "mean": mean, "std": std}
+        hashes = [_hash_in(weights.url) for weights in kinds]
+        return Published(name, IMAGENET, transform, kinds["DEFAULT"].url, hashes=hashes)
+
+    def transform(self, configuration: dict[str, Any]) -> Transform:
+        def transform(picture: NDArray[Any]) -> Tensor:
+            values = torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous()
+            normal: Tensor = normalize(values, configuration["mean"], configuration["std"])
+            return normal
+
+        return transform
+
+    def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
+        if pool != "pooled":
+            raise IiaeError(f"--pool {pool} is for timm: and open_clip:", "leave --pool out")
+        network: nn.Module = models.get_model(name, weights=None)
+        cut = final_layer(network)
+        last = network.get_submodule(cut)
+        width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
+        parent, _, child = cut.rpartition(".")
+        setattr(network.get_submodule(parent), child, nn.Identity())
+        if weights is not None:
+            state = read_state_dict(weights, WEIGHTS_HINT)
+            # densenet's published weights still have the names of an older torchvision.
+            old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+            named = {old.sub(r"\1\2.", key.removeprefix("module.")): state[key] for key in state}
+            kept = {key: named[key] for key in named if not key.startswith(f"{cut}.")}
+            network.load_state_dict(kept)
+        return network, width
 
 
 class PatchTokens(nn.Module):
@@ -73,38 +129,27 @@ class PatchTokens(nn.Module):
 class _Timm:
     """timm's networks, `ARCHITECTURE[.TAG]`."""
 
-    def full_name(self, name: str) -> str:
+    def published(self, name: str) -> Published:
         timm = _imported("timm", "timm")
         try:
-            tag = timm.models.get_pretrained_cfg(name, allow_unregistered=False).tag
+            found = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
         except RuntimeError as error:
             known = [*timm.list_models(), *timm.list_models(pretrained=True)]
             raise _unknown(f"timm:{name}", [f"timm:{other}" for other in known]) from error
-        architecture = name.partition(".")[0]
-        return f"{architecture}.{tag}" if tag else architecture
-
-    def _published(self, name: str) -> Any:
-        return _imported("timm", "timm").models.get_pretrained_cfg(name)
-
-    def published(self, name: str, download: bool) -> Path:
-        found = self._published(name)
-        files = [found.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
-        return published_file(f"timm:{name}", found.hf_hub_id, files, found.url, download)
-
-    def trained_on(self, name: str) -> str:
-        tag = name.partition(".")[2]
-        if _IMAGENET.search(tag) and not _BEYOND.search(tag):
-            return "ImageNet"
-        return WEB
-
-    def configuration(self, name: str) -> dict[str, Any]:
-        import_module("timm.data")
-        data = _imported("timm", "timm").data
-        return dict(data.resolve_data_config({}, pretrained_cfg=asdict(self._published(name))))
+        tag = found.tag or ""
+        of_imagenet = _IMAGENET_TAG.search(tag) and not _BEYOND.search(tag)
+        return Published(
+            f"timm:{name.partition('.')[0]}{tag and f'.{tag}'}",
+            IMAGENET if of_imagenet else WEB,
+            dict(import_module("timm.data").resolve_data_config({}, pretrained_cfg=asdict(found))),
+            found.url,
+            found.hf_hub_id,
+            (found.hf_hub_filename or "model.safetensors", "pytorch_model.bin"),
+        )
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        import_module("timm.data")
-        create = _imported("timm", "timm").data.create_transform
+        _imported("timm", "timm")
+        create = import_module("timm.data").create_transform
         transform = create(**configuration, is_training=False)
         return lambda picture: transform(Image.fromarray(picture))
 
@@ -112,7 +157,7 @@ class _Timm:
         timm = _imported("timm", "timm")
         more: dict[str, Any] = {}
         if weights is not None:  # timm's own way knows older formats, and is strict if told 0
-            classifier = self._published(name).classifier or ()
+            classifier = timm.models.get_pretrained_cfg(name).classifier or ()
             layers = (classifier,) if isinstance(classifier, str) else classifier
             state = read_state_dict(weights, WEIGHTS_HINT)
             heads = tuple(f"{layer}." for layer in layers)
@@ -131,7 +176,7 @@ class _Timm:
 class _OpenClip:
     """The picture towers of open_clip, `ARCHITECTURE[@PRETRAINED]`."""
 
-    def full_name(self, name: str) -> str:
+    def published(self, name: str) -> Published:
         clip = _imported("open_clip", "clip")
         architecture, _, tag = name.partition("@")
         if architecture not in clip.list_models():
@@ -139,28 +184,16 @@ class _OpenClip:
         tags = clip.list_pretrained_tags_by_model(architecture)
         if tag and tag not in tags:
             raise _unknown(f"open_clip:{name}", [f"open_clip:{architecture}@{key}" for key in tags])
-        return name
-
-    def _published(self, name: str) -> dict[str, Any]:
-        architecture, _, tag = name.partition("@")
-        return dict(_imported("open_clip", "clip").get_pretrained_cfg(architecture, tag))
-
-    def published(self, name: str, download: bool) -> Path:
-        found = self._published(name)
+        found = dict(clip.get_pretrained_cfg(architecture, tag))
+        module = import_module("open_clip.transform")
+        size = clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)
+        transform = module.merge_preprocess_dict(asdict(module.PreprocessCfg(size=size)), found)
         hub, _, file = found.get("hf_hub", "").rpartition("/")
         files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        return published_file(f"open_clip:{name}", hub, files, found.get("url"), download)
-
-    def trained_on(self, name: str) -> str:
-        return WEB
-
-    def configuration(self, name: str) -> dict[str, Any]:
-        transform = import_module("open_clip.transform")
-        sizes = _imported("open_clip", "clip").get_model_config(name.partition("@")[0])
-        base = asdict(transform.PreprocessCfg(size=sizes["vision_cfg"].get("image_size", 224)))
-        return dict(transform.merge_preprocess_dict(base, self._published(name)))
+        return Published(f"open_clip:{name}", WEB, dict(transform), found.get("url"), hub, files)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
+        _imported("open_clip", "clip")
         module = import_module("open_clip.transform")
         settings = module.PreprocessCfg(**configuration)
         transform = module.image_transform_v2(settings, is_train=False)
@@ -168,13 +201,12 @@ class _OpenClip:
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         clip = _imported("open_clip", "clip")
-        quick = bool(self._published(name).get("quick_gelu"))
-        architecture, towers = name.partition("@")[0], ("pretrained_image", "pretrained_text")
+        architecture, _, tag = name.partition("@")
+        quick = bool(clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
+        untrained = {"pretrained_image": False, "pretrained_text": False}
         logging.disable(logging.WARNING)  # it warns of random weights, which are loaded below
         try:
-            model = clip.create_model(
-                architecture, force_quick_gelu=quick, **dict.fromkeys(towers, False)
-            )
+            model = clip.create_model(architecture, force_quick_gelu=quick, **untrained)
         finally:
             logging.disable(logging.NOTSET)
         if weights is not None:
@@ -191,29 +223,60 @@ class _OpenClip:
         return PatchTokens(tower, pool, 0), int(tower.conv1.out_channels)
 
 
-TIMM, OPEN_CLIP = _Timm(), _OpenClip()
+_LIBRARIES: dict[str, Library] = {
+    "torchvision": _TorchVision(),
+    "timm": _Timm(),
+    "open_clip": _OpenClip(),
+}
 
 
-def published_file(
-    name: str, hub: str | None, files: Sequence[str], url: str | None, download: bool
-) -> Path:
-    """The first of some files of a hub's repository, else of an address, that a cache holds.
+def library_of(name: str) -> tuple[Library, str]:
+    """The library of a network, and the network's name there."""
+    prefix, colon, bare = name.partition(":")
+    if not colon:
+        return _LIBRARIES["torchvision"], name
+    if prefix not in _LIBRARIES:
+        raise IiaeError(f"no backbone is named '{name}'", "write torchvision:, timm: or open_clip:")
+    return _LIBRARIES[prefix], bare
 
-    `download` fetches it. Raises IiaeError, naming what to fetch, if it is in neither.
+
+def published(name: str) -> Published:
+    """What is known of a network; raises IiaeError, with near names, if nothing."""
+    library, bare = library_of(name)
+    return library.published(bare)
+
+
+def final_layer(network: nn.Module) -> str:
+    """The dotted name of the layer that classifies: the last with ImageNet's 1000 outputs."""
+    for name, module in reversed(list(network.named_modules())):
+        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
+        if outputs is not None and getattr(module, outputs) == _IMAGENET_CLASSES:
+            return str(name)
+    raise ValueError("the network has no classifier with 1000 outputs")
+
+
+def published_file(found: Published, download: bool) -> Path:
+    """The published weights in a cache, which `download` fills.
+
+    Raises IiaeError, naming what to fetch, if they are not there.
     """
-    if not hub and not url:
+    if not found.hub and not found.url:
         raise IiaeError(
-            f"{name} names no published weights",
+            f"{found.name} names no published weights",
             "pass --backbone-weights FILE or none, or name them: open_clip:NAME@PRETRAINED",
         )
-    found = _of_hub(hub, files, download) if hub else _of_address(str(url), download)
-    if isinstance(found, Path):
-        return found
-    address = f"https://huggingface.co/{hub}/resolve/main/{files[0]}" if hub else url
-    what = f"{files[0]} of {hub}" if hub else Path(str(url)).name
+    if found.hub:
+        path = _of_hub(found.hub, found.files, download)
+        address = f"https://huggingface.co/{found.hub}/resolve/main/{found.files[0]}"
+        what = f"{found.files[0]} of {found.hub}"
+    else:
+        address = str(found.url)
+        path, what = _of_address(address, download), Path(address).name
+    if isinstance(path, Path):
+        return path
     by_hand = f"fetch {address} and pass --backbone-weights FILE"
     raise IiaeError(
-        f"the weights of {name} ({what}) {found}",
+        f"the weights of {found.name} ({what}) {path}",
         by_hand if download else f"{by_hand}, or pass --download",
     )
 
@@ -242,11 +305,15 @@ def _of_address(url: str, download: bool) -> Path | str:
     try:
         if not path.is_file() and download:
             path.parent.mkdir(parents=True, exist_ok=True)
-            begin = Path(url).stem.rpartition("-")[2]  # of the SHA-256
-            torch.hub.download_url_to_file(url, str(path), begin, progress=False)
+            torch.hub.download_url_to_file(url, str(path), _hash_in(url), progress=False)
     except (OSError, RuntimeError) as error:
         return f"could not be downloaded: {error}"
     return path if path.is_file() else f"are not in torch's cache {path.parent}"
+
+
+def _hash_in(url: str) -> str:
+    """The beginning of the SHA-256 that names of torchvision's files carry."""
+    return Path(url).stem.rpartition("-")[2]
 
 
 def _imported(module: str, extra: str) -> ModuleType:

@@ -20,9 +20,9 @@ from pydantic import TypeAdapter
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.data.backbone import backbone_of
 from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
 from iiae_cli.data.datafile import DataFile, Split
-from iiae_cli.data.extractor import backbone_of
 from iiae_cli.evaluation.figures import Table, Task, dotted_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel

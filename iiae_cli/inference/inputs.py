@@ -22,14 +22,14 @@ from PIL import Image
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.datafile import DataFile, DataInfo
-from iiae_cli.data.extractor import (
+from iiae_cli.data.backbone import (
     BATCH,
     Extractor,
     backbone_of,
     recorded_extractor,
     refuse_other_backbone,
 )
+from iiae_cli.data.datafile import DataFile, DataInfo
 from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.data.names import find_pictures
 from iiae_cli.data.pictures import PictureError, Source, decode

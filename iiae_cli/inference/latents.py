@@ -33,7 +33,7 @@ from iiae_cli.data.hdf5 import (
     read_texts,
     text_attribute,
     text_column,
-    write_texts,
+    write_column,
 )
 from iiae_cli.inference.trained import Array, Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
@@ -169,7 +169,7 @@ def write_stream(
             done += len(next(iter(block.values())))
         for name, column in texts.items():
             if column or name == "ids":
-                write_texts(file, name, column or ())
+                write_column(file, name, column or ())
 
 
 class StoredRows:

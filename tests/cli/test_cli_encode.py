@@ -90,7 +90,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     again = iiae(*base, "--batch-size", "32", "--shard", "2/3", "-o", "z-{shard}.h5", "--resume")
     assert again.code == 3 and "z-2-of-3.h5 is complete already" in again.err
     missing = iiae("encode", *parts[:1], *parts[2:], "--merge", "-o", "merged.h5")
-    assert missing.code == 2 and "shard 1/3 is missing" in missing.error()[0]
+    assert missing.code == 2 and "missing shards: 1/3" in missing.error()[0]
     assert "--shard 1/3" in missing.error()[1]
     merged = iiae("encode", *reversed(parts), "--merge", "-o", "merged.h5", "--json")
     assert merged.code == 3 and len(merged.json["skipped"]) == 2 and merged.json["rows"] == 298

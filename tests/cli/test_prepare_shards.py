@@ -12,7 +12,7 @@ from class_sources import NETWORK, class_folders, make_quick
 from helpers import Program
 from PIL import Image
 
-from iiae_cli.data import extractor
+from iiae_cli.data import backbone
 from iiae_cli.data.datafile import SPLITS, DataFile
 from iiae_cli.data.sources import plan
 
@@ -92,22 +92,22 @@ def test_a_signal_leaves_features_that_resume_takes_up(
             class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
     network = ("--backbone", NETWORK, "--backbone-weights", "none", "--device", "cpu")
     classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
-    compute, computed = extractor._features, []
+    manner, computed = backbone.repeatable, []
 
-    def stop(network, inputs):  # type: ignore[no-untyped-def]
+    def stop():  # type: ignore[no-untyped-def]
         computed.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        return compute(network, inputs)
+        return manner()
 
     part = ("--shard", "1/2", "-o", "f-{shard}.h5")
     with monkeypatch.context() as patch:
-        patch.setattr(extractor, "_features", stop)
+        patch.setattr(backbone, "repeatable", stop)
         outcome = iiae(*classes, *part)
     assert outcome.code == 75 and "--resume" in outcome.err and not Path("f-1-of-2.h5").exists()
     assert "holds interrupted work" in iiae(*classes, *part).error()[0] and len(computed) == 1
     assert iiae(*classes, *part, "--resume").code == 0
     missing = iiae("prepare", "f-1-of-2.h5", "--merge", "-o", "f.h5").error()
-    assert "shard 0/2 is missing" in missing[0] and "--shard 0/2 --resume" in missing[1]
+    assert "missing shards: 0/2" in missing[0] and "--shard 0/2 --resume" in missing[1]
     assert iiae(*classes, "--shard", "0/2", "-o", "f-{shard}.h5").code == 0
     shards = ("prepare", "f-0-of-2.h5", "f-1-of-2.h5", "--merge", "-o", "f.h5")
     outcome = iiae(*shards)

@@ -12,9 +12,10 @@ from helpers import refusal
 from PIL import Image
 from torch import nn
 
-from iiae_cli.data import backbone
-from iiae_cli.data.backbone import Preprocessing, Weights, build_backbone, final_layer, find_weights
+from iiae_cli.data import hubs
+from iiae_cli.data.backbone import Preprocessing, Weights, build_backbone, find_weights
 from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen, refuse_leak
+from iiae_cli.data.hubs import final_layer
 
 RANDOM = Weights("random")
 
@@ -176,7 +177,7 @@ def test_a_published_file_is_known_by_its_hash(hub, tmp_path, monkeypatch, cache
     path = (hub if cached else tmp_path) / "vgg16-397923af.pth"
     path.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr(backbone, "_hash_in", lambda _: digest[:8])
+    monkeypatch.setattr(hubs, "_hash_in", lambda _: digest[:8])
     weights = find_weights("vgg16", None if cached else str(path))
     assert (weights.kind, weights.sha256, weights.seen) == ("imagenet", digest, NONE_SEEN)
 

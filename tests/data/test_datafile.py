@@ -250,8 +250,8 @@ def test_any_text_comes_back(texts):
     with TemporaryDirectory() as folder:
         path = Path(folder, "t.h5")
         with h5py.File(path, "w") as file:
-            hdf5.write_texts(file, "texts", texts)
-            hdf5.write_texts(file, "none", [])
+            hdf5.write_column(file, "texts", texts)
+            hdf5.write_column(file, "none", [])
         with hdf5.open_hdf5(path, "") as file:
             assert hdf5.read_texts(file, "texts") == texts
             assert hdf5.read_texts(file, "none") == []

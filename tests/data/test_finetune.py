@@ -11,17 +11,19 @@ from torch import nn
 
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data import finetune
-from iiae_cli.data.backbone import Inputs, Preprocessing, Weights, build_backbone
-from iiae_cli.data.class_lists import Seen
-from iiae_cli.data.finetune import (
+from iiae_cli.data.backbone import (
     FeatureNetwork,
-    FineTuning,
+    Inputs,
     NetworkRecord,
-    fine_tune,
+    Preprocessing,
+    Weights,
+    build_backbone,
     load_network,
     read_record,
     save_network,
 )
+from iiae_cli.data.class_lists import Seen
+from iiae_cli.data.finetune import FineTuning, fine_tune
 
 CPU = torch.device("cpu")
 SETTINGS = FineTuning(epochs=3, batch_size=8)  # of 20 pictures: 9 steps

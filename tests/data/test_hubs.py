@@ -12,10 +12,16 @@ import torch
 from helpers import refusal
 from PIL import Image
 
-from iiae_cli.data.backbone import Inputs, Preprocessing, build_backbone, find_weights, full_name
+from iiae_cli.data.backbone import (
+    Extractor,
+    Inputs,
+    Preprocessing,
+    build_backbone,
+    find_weights,
+    full_name,
+)
 from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN
-from iiae_cli.data.extractor import Extractor
-from iiae_cli.data.hubs import TIMM
+from iiae_cli.data.hubs import published
 
 VIT, RESNET = "timm:test_vit", "timm:test_resnet"
 CPU = torch.device("cpu")
@@ -122,7 +128,7 @@ def test_a_name_is_completed_by_its_weights_tag_or_refused():
     ],
 )
 def test_what_published_weights_have_seen_follows_from_their_tag(name, said):
-    assert TIMM.trained_on(name) == said
+    assert published(f"timm:{name}").trained_on == said
 
 
 def test_published_weights_come_from_the_hubs_cache_or_one_error_names_them(tmp_path, monkeypatch):

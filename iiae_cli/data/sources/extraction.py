@@ -21,25 +21,22 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of, writing
 from iiae_cli.data.backbone import (
+    Extractor,
+    FeatureNetwork,
     Inputs,
+    NetworkRecord,
     Preprocessing,
     Weights,
     build_backbone,
     find_weights,
     full_name,
-)
-from iiae_cli.data.class_lists import Seen, refuse_leak
-from iiae_cli.data.datafile import Split
-from iiae_cli.data.extractor import Extractor
-from iiae_cli.data.finetune import (
-    FeatureNetwork,
-    FineTuning,
-    NetworkRecord,
-    fine_tune,
     load_network,
     read_record,
     save_network,
 )
+from iiae_cli.data.class_lists import Seen, refuse_leak
+from iiae_cli.data.datafile import Split
+from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
 from iiae_cli.data.sources.features import classes_of, finish
 from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Reading, ReadRows, Work
