@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImagePalette
 
 from iiae_cli.data.seen import SEEN
 
@@ -49,10 +49,11 @@ SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split
 MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # EXIF and TIFF tags
+_ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # EXIF's and TIFF's
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
-_GAMMA = 0.45455  # of PNGs that are shown as they are
+_GAMMA, _RED = 0.45455, 0.64  # of PNGs that are shown as they are; x of sRGB's red
+_INVERTED = list(range(255, -1, -1))
 _SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 Item = TypeVar("Item")
@@ -128,7 +129,8 @@ def _opened(path: Source) -> Iterator[Image.Image]:
             return
         if not path.is_file():  # a reader would wait for a pipe
             raise ValueError("it is not a file")
-        with Image.open(path, formats=tuple(FORMATS)) as image:
+        # By its path Pillow would map an uncompressed TIFF, which garbles one that EXIF turns.
+        with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if not image.width * image.height:
@@ -166,25 +168,23 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     """Upright in 8 bits per channel and the mode of `channels`, transparency on white."""
     mode, raw = opened.mode, str(getattr(opened, "tile", ""))  # how the file holds its values
     tags = dict(getattr(opened, "tag_v2", {}))  # both are gone once the pixels are read
-    _clear_as_read(opened, raw)
-    if abs(opened.info.get("gamma", _GAMMA) - _GAMMA) > 0.05 and "srgb" not in opened.info:
-        changes.append("read without their gamma")
-    if getattr(opened, "is_animated", False):
-        changes.append("first of several frames")
-    if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
-        changes.append("turned as EXIF says")
+    _mend_header(opened, raw, tags)
+    changes += _remarks(opened)
     image = ImageOps.exif_transpose(opened)
-    if mode == "F" or mode.startswith("I"):
-        values = np.asarray(image)
-        eight = _eight_bits(values.view(np.uint32) if "I;32N" in raw else values, changes)
-        profile, clear = (image.info.get(key) for key in ("icc_profile", "transparency"))
-        image = Image.fromarray(255 - eight if tags.get(_PHOTOMETRIC) == 0 else eight)
-        image.info["icc_profile"] = profile
-        if isinstance(clear, int):
-            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    signed = mode == "L" and tags.get(_SAMPLE_FORMAT) in (2, (2,))
+    if mode == "F" or mode.startswith("I") or signed:
+        kind = np.int8 if signed else np.uint32 if "I;32N" in raw else None
+        image = _of_numbers(image, kind, changes)
+        image = image.point(_INVERTED) if tags.get(_PHOTOMETRIC) == 0 and not signed else image
     elif ";16" in raw:
-        changes.append("cut to the upper 8 of 16 bits")
+        dark = ", almost black" if np.asarray(image.convert("L")).max() < 16 else ""
+        changes.append(f"cut to the upper 8 of 16 bits{dark}")
+    elif mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
+        image = image.point(_INVERTED * 4)  # Pillow takes all for Adobe's, whose zero is full ink
+        changes.append("read with zero as no ink, for want of Adobe's mark")
     image = _in_srgb(image, changes)
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
     image = image if image.mode in _PLAIN else image.convert("RGB")
     if image.has_transparency_data and channels not in (2, 4):
         image = image.convert("RGBA")
@@ -196,13 +196,40 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     return image.convert(_MODES[channels])
 
 
-def _clear_as_read(opened: Image.Image, raw: str) -> None:
-    """State a PNG's transparent colour as Pillow reads the values, not as the file holds them."""
-    clear = opened.info.get("transparency")
+def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
+    """What Pillow takes from a header otherwise than it is meant."""
+    clear = opened.info.get("transparency")  # as the file holds it, not as values are read
     if isinstance(clear, tuple) and ";16" in raw:
         opened.info["transparency"] = tuple(value >> 8 for value in clear)
     elif isinstance(clear, int) and (few := re.search(r"L;([24])", raw)):
         opened.info["transparency"] = clear * 255 // (2 ** int(few[1]) - 1)
+    colours = tags.get(_COLOUR_MAP, ())
+    if opened.mode == "P" and colours and max(colours) < 256:  # of 8 bits, where 16 are the rule
+        opened.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+def _remarks(opened: Image.Image) -> list[str]:
+    """What is said of a picture beside what becomes of its values."""
+    gamma, animated = opened.info.get("gamma", _GAMMA), getattr(opened, "is_animated", False)
+    red = opened.info.get("chromaticity", (0, 0, _RED))[2]
+    unlike = abs(gamma - _GAMMA) > 0.05 or abs(red - _RED) > 0.02
+    said = {
+        "read without their gamma": unlike and not {"srgb", "icc_profile"} & {*opened.info},
+        "first of several frames": animated,
+        "turned as EXIF says": opened.getexif().get(_ORIENTATION, 1) in range(2, 9),
+    }
+    return [remark for remark, applies in said.items() if applies]
+
+
+def _of_numbers(image: Image.Image, kind: type | None, changes: list[str]) -> Image.Image:
+    """A picture of numbers, whose type may be another than Pillow knows, in 8 bits."""
+    values = np.asarray(image)
+    eight = Image.fromarray(_eight_bits(values if kind is None else values.view(kind), changes))
+    eight.info["icc_profile"] = image.info.get("icc_profile")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        eight.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return eight
 
 
 def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:

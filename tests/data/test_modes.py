@@ -1,5 +1,6 @@
 """Pictures of every mode, depth and number format become the values that docs/data.md states."""
 
+import io
 import struct
 import zlib
 
@@ -42,26 +43,19 @@ def ramp(top, dtype, low=0):
     ("values", "low", "high"),
     [
         (ramp(1, "f4"), 0, 1),
-        (ramp(1.02, "f4"), 0, 1),
         (ramp(1, "f4", low=-0.03), 0, 1),
         (ramp(255, "f4"), 0, 255),
         (ramp(260, "f4"), 0, 255),
         (ramp(1400, "f4"), 0, 2047),
         (ramp(65535, "f4"), 0, 65535),
         (ramp(0.01, "f4"), 0, 0.01),  # fills less than a sixteenth of 0 … 1
-        (ramp(10, "f4"), 0, 10),
         (ramp(1, "f4", low=-1), -1, 1),
-        (ramp(3000, "f4", low=-1000), -1000, 3000),
-        (ramp(1e6, "f4", low=1e5), 1e5, 1e6),
         (ramp(255, "i4"), 0, 255),
         (ramp(256, "i4"), 0, 1023),
         (ramp(1, "i4"), 0, 1),  # a mask
-        (ramp(4095, "i4"), 0, 4095),
         (ramp(70000, "i4"), 0, 70000),
         (ramp(100, "i4", low=-100), -100, 100),
-        (ramp(255, "u2"), 0, 255),
         (ramp(1000, "u2"), 0, 1023),
-        (ramp(4000, "u2"), 0, 4095),
         (ramp(16000, "u2"), 0, 16383),
         (ramp(20000, "u2"), 0, 65535),
         (ramp(4000, ">u2"), 0, 4095),
@@ -73,9 +67,8 @@ def test_the_range_of_the_values_decides_not_their_type(tmp_path, values, low, h
     np.testing.assert_allclose(decode(path, 1)[..., 0], worked, atol=0.5 + 1e-6)
     np.testing.assert_array_equal(decode(path, 3)[..., 2], decode(path, 1)[..., 0])
     usual = low == 0 and high in (1, 255, 1023, 2047, 4095, 16383, 65535)
-    (change,) = SEEN.take()["changes"]
-    assert change in (f"scaled from 0 to {high}", "scaled from their own range")
-    assert usual or change == "scaled from their own range"
+    own = "scaled from their own range"
+    assert {f"scaled from 0 to {high}" if usual else own, own} >= {*SEEN.take()["changes"]}
 
 
 @pytest.mark.parametrize("overshoot", [1.5, 50, 1e6, -3])
@@ -97,7 +90,7 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path, value):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
-    """Signed 16 bits, unsigned 32 bits, and 16 bits in which zero is white."""
+    """Signed bytes and words, unsigned 32 bits, and 16 bits in which zero is white."""
 
     def decoded(values, kind, photometric=1):
         bits, count = values.itemsize * 8, values.nbytes
@@ -113,6 +106,7 @@ def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
         return decode(path, 1)[..., 0].tolist()
 
     assert decoded(np.array([[-100, 0, 100]], order + "i2"), 2) == [[0, 128, 255]]
+    assert decoded(np.array([[-128, 0, 127]], order + "i1"), 2) == [[0, 128, 255]]
     if order == "<":  # Pillow knows these in one byte order
         assert decoded(np.array([[0, 2**31, 2**32 - 1]], order + "u4"), 1) == [[0, 128, 255]]
         assert decoded(np.array([[0, 16384, 65535]], order + "u2"), 1, 0) == [[255, 191, 0]]
@@ -132,10 +126,12 @@ def png(path, depth, kind, row, more):
     return path
 
 
-def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path):
-    path = png(tmp_path / "deep.png", 16, 2, b"\xff\xff\1\0\0\xff", (b"gAMA", b"\0\0\xb1\x8f"))
-    assert decode(path).tolist() == [[[255, 1, 0]]]
-    assert changes(path) == ["cut to the upper 8 of 16 bits"]
+@pytest.mark.parametrize(("high", "said"), [(255, ""), (15, ", almost black")])
+def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path, high, said):
+    row = bytes([high, 255, 1, 0, 0, 255])
+    path = png(tmp_path / "deep.png", 16, 2, row, (b"gAMA", b"\0\0\xb1\x8f"))
+    assert decode(path).tolist() == [[[high, 1, 0]]]
+    assert changes(path) == [f"cut to the upper 8 of 16 bits{said}"]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +156,12 @@ def test_the_transparent_colour_of_a_png_is_shown_on_white(
     assert decode(path, 2)[0, 0, 1] == (0 if shown[0] == 255 else 255)
 
 
-def test_a_gamma_that_is_not_applied_is_said(tmp_path):
-    linear = struct.pack(">I", 100_000)
-    assert changes(png(tmp_path / "a.png", 8, 0, b"\7", (b"gAMA", linear))) == [
-        "read without their gamma"
-    ]
+WIDE = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)  # Display P3
+
+
+@pytest.mark.parametrize("chunk", [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", WIDE)])
+def test_a_gamma_or_primaries_that_are_not_applied_are_said(tmp_path, chunk):
+    assert changes(png(tmp_path / "a.png", 8, 0, b"\7", chunk)) == ["read without their gamma"]
 
 
 # ---- modes of 8 bits and fewer
@@ -193,6 +190,28 @@ def test_every_mode_is_read(tmp_path, mode, suffix, colour, expected):
         assert decode(path, channels).shape == (2, 3, channels)
 
 
+def test_inks_without_adobes_mark_have_zero_as_no_ink(tmp_path):
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8), (255, 0, 0, 255)).save(file, "JPEG")  # which inverts: 0, 255, 255, 0
+    content, path = file.getvalue(), tmp_path / "plain.jpg"
+    mark = content.index(b"Adobe") - 4
+    path.write_bytes(content[:mark] + content[mark + 16 :])
+    np.testing.assert_allclose(decode(path), np.broadcast_to(RED, (8, 8, 3)), atol=2)
+    assert changes(path) == ["read with zero as no ink, for want of Adobe's mark"]
+
+
+def test_colour_maps_of_8_bits_are_known_and_premultiplied_colours_undone(tmp_path):
+    image = Image.new("P", (1, 1))
+    image.putpalette([255, 0, 0])
+    path = saved(tmp_path / "map.tif", image)
+    with Image.open(path) as opened:
+        colours = struct.pack("<768H", *opened.tag_v2[320])
+    narrow = struct.pack("<768H", *(value >> 8 for value in opened.tag_v2[320]))
+    path.write_bytes(path.read_bytes().replace(colours, narrow))
+    assert decode(path).tolist() == [[RED]]
+    assert decode(Image.new("RGBa", (1, 1), (64, 0, 0, 128))).tolist() == [[[191, 127, 127]]]
+
+
 def test_the_first_frame_of_several_is_read_and_said_once(tmp_path):
     first, second = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
     for suffix in (".gif", ".png", ".tif", ".webp"):
@@ -203,24 +222,24 @@ def test_the_first_frame_of_several_is_read_and_said_once(tmp_path):
         assert SEEN.take()["changes"] == {"first of several frames": 1}
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *((".png", "RGB"), (".jpg", "RGB"), (".webp", "RGB"), (".png", "I;16")),
+        *((".tif", "RGB"), (".tif", "L"), (".tif", "P"), (".tif", "RGBA"), (".tif", "I;16")),
+    ],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_shown_as_exif_turns_them(tmp_path, suffix, orientation):
+def test_pictures_are_shown_as_exif_turns_them(tmp_path, suffix, mode, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     corners = np.array([[10, 80], [150, 220]], np.uint8).repeat(16, 0).repeat(24, 1)
-    path = saved(tmp_path / f"turned{suffix}", corners, "RGB", exif=exif)
+    values = corners.astype(np.uint16) * 257 if mode == "I;16" else corners
+    path = saved(tmp_path / f"turned{suffix}", values, mode, exif=exif)
     assert picture_size_of(path) == decode(path).shape[:2] == ((32, 48), (48, 32))[orientation > 4]
     first = (10, 80, 220, 150, 10, 150, 220, 80)[orientation - 1]  # what stands top left
     assert abs(int(decode(path, 1)[2, 2, 0]) - first) < 9
-    assert changes(path) == ([] if orientation == 1 else ["turned as EXIF says"])
-
-
-def test_a_turned_picture_of_16_bits_is_turned(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    path = saved(tmp_path / "turned.png", np.array([[0, 65535]], np.uint16), exif=exif)
-    assert decode(path, 1)[..., 0].tolist() == [[255, 0]]
+    assert (orientation > 1) == ("turned as EXIF says" in changes(path))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
