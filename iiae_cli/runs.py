@@ -223,7 +223,13 @@ class Checkpoints:
         damaged: dict[Path, str] = {}
         for path in reversed(self.files()):
             try:
-                checkpoint = _read_checkpoint(path)
+                header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
+                with reading(path, HINT):
+                    notes = {key: dict(json.loads(header[key])) for key in ("progress", "data")}
+                    checkpoint = Checkpoint(int(header["step"]), **notes)
+                    for full_name, values in tensors.items():
+                        part, name = full_name.split("/", 1)
+                        getattr(checkpoint, part)[name] = values
             except DamagedFile as error:
                 damaged[path] = error.message
                 continue
@@ -236,18 +242,6 @@ class Checkpoints:
         if damaged:
             raise DamagedFile(f"no checkpoint can be read: {'; '.join(damaged.values())}", HINT)
         return None
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    step = int(path.stem.removeprefix("step-"))
-    header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
-    with reading(path, HINT):
-        progress, data = (dict(json.loads(header[key])) for key in ("progress", "data"))
-        checkpoint = Checkpoint(step, progress=progress, data=data)
-        for full_name, values in tensors.items():
-            part, name = full_name.split("/", 1)
-            getattr(checkpoint, part)[name] = values
-    return checkpoint
 
 
 @dataclass
@@ -288,12 +282,12 @@ def save_weights(
         name: values.float() if values.is_floating_point() else values
         for name, values in model.state_dict().items()
     }
-    data = {"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}
-    data["backbone"] = info.attributes.get("backbone", "{}")
+    backbone = info.attributes.get("backbone", "{}")
+    shapes = {"shape_x": info.shape_x, "shape_y": info.shape_y}
     header = {
         "schema": MODEL_SCHEMA,
         "config": json.dumps(config.to_dict()),
-        "data": json.dumps(data),
+        "data": json.dumps({"name": info.name, **shapes, "backbone": backbone}),
         "details": json.dumps(details),
         "versions": json.dumps(run_versions()),
     }
@@ -309,8 +303,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         config = Config.model_validate_json(header["config"])
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
-        said = {"backbone": str(data.get("backbone", "{}"))}
-        info = DataInfo(str(data["name"]), *shapes, {}, said)
+        info = DataInfo(data["name"], *shapes, {}, {"backbone": data["backbone"]})
         with torch.device("meta"):  # memory is taken by the file's own tensors alone
             model = build_model(config, info)
         model.load_state_dict(state, assign=True)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, PadToMultiple
+
+Maps: TypeAlias = Mapping[Domain, tuple[Tensor, Tensor]]  # weights (S, F) or (S, F·16), biases (S,)
 
 DIRECTIONS = 8
 MAP_DIRECTIONS = 4
@@ -219,17 +222,15 @@ def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
     return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
 
 
-def start_linear_paths(
-    model: IIAE, weights: Mapping[Domain, Tensor], biases: Mapping[Domain, Tensor]
-) -> None:
-    """Begins each shared encoder as its map, (S, F) or (S, F·16), and (S,), q as their mean."""
+def start_linear_paths(model: IIAE, maps: Maps) -> None:
+    """Begins each shared encoder as its map, q as their mean."""
     for domain, path in model.shared.items():
         assert isinstance(path, LinearPathHead | DescribedMapHead)
-        path.start(weights[domain], biases[domain])  # type: ignore[index]
+        path.start(*maps[domain])  # type: ignore[index]
     if model.generative:
         assert isinstance(model.joint_shared, LinearPathHead | DescribedMapHead)
-        joint = torch.cat([weights["x"], weights["y"]], dim=1)
-        model.joint_shared.start(joint / 2, (biases["x"] + biases["y"]) / 2)
+        (weight_x, bias_x), (weight_y, bias_y) = maps["x"], maps["y"]
+        model.joint_shared.start(torch.cat([weight_x, weight_y], dim=1) / 2, (bias_x + bias_y) / 2)
 
 
 def hold_linear_paths(model: IIAE) -> None:

@@ -86,11 +86,6 @@ class IIAE(nn.Module):
     """
 
     generative: ClassVar[bool] = True  # whether there are decoders
-    exclusive: nn.ModuleDict  # by domain, like the four below
-    features: nn.ModuleDict
-    shared: nn.ModuleDict
-    decoder: nn.ModuleDict
-    shared_decoder: nn.ModuleDict
     joint_shared: nn.Module | None  # None where nothing is generated
 
     def __init__(

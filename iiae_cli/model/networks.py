@@ -99,18 +99,16 @@ class PadToMultiple(nn.Module):
 def conv_trunk(channels: int, widths: Sequence[int], multiple: int) -> nn.Sequential:
     """Convolutions with batch norm and LeakyReLU: (B, C, H, W) → (B, widths[-1], H', W')."""
     layers: list[nn.Module] = [PadToMultiple(multiple)]
-    for width in widths:
-        layers += normed(halving(channels, width), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
-        channels = width
+    for before, after in pairwise([channels, *widths]):
+        layers += normed(halving(before, after), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
     return nn.Sequential(*layers)
 
 
 def linear_trunk(width: int, widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with batch norm and LeakyReLU: (B, F) → (B, widths[-1])."""
     layers: list[nn.Module] = []
-    for following in widths:
-        layers += normed(nn.Linear(width, following), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
-        width = following
+    for before, after in pairwise([width, *widths]):
+        layers += normed(nn.Linear(before, after), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
     return nn.Sequential(*layers)
 
 

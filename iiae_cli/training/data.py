@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
 from iiae_cli.extensions.closed_forms import canonical_maps, fit_maps, two_covariance_map
 from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, SharedPart, Standardise
-from iiae_cli.extensions.linear_paths import described_rows, start_linear_paths
+from iiae_cli.extensions.linear_paths import Maps, described_rows, start_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian
@@ -28,7 +29,7 @@ from iiae_cli.model.iiae import IIAE, DiagonalGaussian
 Indices: TypeAlias = NDArray[np.int64]
 
 PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
-FEWEST_CLASSES = 8  # with fewer no class is held out
+FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer none is held out
 CANONICAL_PAIRS = 10_000  # more change little
 HASHED = 1 << 32  # bytes of a domain's rows, evenly spread, that a fingerprint reads
 MAP_ROWS = 40_000  # cells of a map have one map in common, and a pair has many
@@ -43,54 +44,55 @@ class TrainingData:
 
     def __init__(self, file: DataFile, config: Config) -> None:
         self.file, self.info, self.by_class = file, file.info, file.info.by_class
-        self.train = self._all = file.split("train")
-        self._refuse_unpaired()
+        self._stored = whole = file.split("train")
+        rows_x, rows_y = len(whole.x), len(whole.y)
+        paired = self.by_class or whole.pairs is not None or rows_x == rows_y
+        if not paired or 0 in (rows_x, rows_y):
+            raise IiaeError(
+                f"{file.path} has no pairs: {rows_x} rows of x, {rows_y} of y in train",
+                "pair one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes …)",
+            )
+        if self.by_class:
+            whole = replace(whole, pairs=None)
+        elif whole.pairs is None:
+            whole = replace(whole, pairs=np.stack([np.arange(rows_x)] * 2, axis=1))
+        self.train = self._whole = whole
         self.validation: Split | None = None  # aligned pairs, or rows of held-out classes
-        holdout, valid = config.data.holdout, file.split("valid")
+        valid = file.split("valid")
         if config.selection.validate_on == "train":
             self.validation = self.train
         elif valid.pair_count and len(valid.y):
             self.validation = valid
-        elif holdout and self.by_class:
-            self._hold_out_classes(holdout)
-        elif holdout and self.train.pair_count >= 4:
-            kept, held = hold_out(self.train.pair_count, holdout)
-            rows = np.stack([np.arange(len(self.train.x))] * 2, axis=1)
-            pairs = rows if self.train.pairs is None else self.train.pairs
-            self.validation = self.train.take_pairs(held)
-            self.train = Split(self.train.x, self.train.y, pairs=pairs[kept])
+        else:
+            self._hold_out(config.data.holdout)
         if self.validation is not None:
-            self.validation = self._some(self.validation, config.selection.validation_pairs)
+            self._limit_validation(config.selection.validation_pairs)
 
-    def _refuse_unpaired(self) -> None:
-        rows_x, rows_y = len(self.train.x), len(self.train.y)
-        paired = self.by_class or self.train.pairs is not None or rows_x == rows_y
-        if not paired or 0 in (rows_x, rows_y):
-            raise IiaeError(
-                f"{self.file.path} has no pairs: {rows_x} rows of x, {rows_y} of y in train",
-                "pair one by one (iiae prepare pairs SOURCE) or by class (iiae prepare classes …)",
-            )
+    def _hold_out(self, fraction: float) -> None:
+        """Keep a fraction of the training pairs, or classes, for validation, unless too few."""
+        train, classes = self.train, np.array(classes_of(self.train) if self.by_class else [])
+        if fraction and len(classes) >= FEWEST_CLASSES:
+            away = classes[hold_out(len(classes), fraction)[1]]
+            in_x, in_y = (np.isin(labels, away) for labels in _labels(train))
+            self.validation = train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
+            self.train = train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+        elif fraction and train.pairs is not None and train.pair_count >= FEWEST_PAIRS:
+            kept, held = hold_out(train.pair_count, fraction)
+            self.validation = train.take_pairs(held)
+            self.train = Split(train.x, train.y, pairs=train.pairs[kept])
 
-    def _hold_out_classes(self, fraction: float) -> None:
-        labels_x, labels_y = _labels(self.train)
-        classes = np.intersect1d(labels_x, labels_y)
-        if len(classes) < FEWEST_CLASSES:
-            return
-        _, held = hold_out(len(classes), fraction)
-        in_x, in_y = (np.isin(labels, classes[held]) for labels in (labels_x, labels_y))
-        self.validation = self.train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
-        self.train = self.train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
-
-    def _some(self, split: Split, most: int) -> Split:
-        """At most so many pairs of a split, aligned, or rows of each domain."""
+    def _limit_validation(self, most: int) -> None:
+        """Validate on at most so many pairs, or rows of each domain."""
 
         def drawn(count: int) -> Indices:
-            chosen = np.random.default_rng(0).permutation(count)[:most]
-            return np.sort(chosen)
+            return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
+        split = self.validation
+        assert split is not None
         if self.by_class:
-            return split.take(drawn(len(split.x)), drawn(len(split.y)))
-        return split.take_pairs(drawn(split.pair_count))
+            self.validation = split.take(drawn(len(split.x)), drawn(len(split.y)))
+        else:
+            self.validation = split.take_pairs(drawn(split.pair_count))
 
     def fingerprint(self, stop: Stop) -> dict[str, Any]:
         """What tells this data from other: name and pairs, and digests of all that is read.
@@ -98,7 +100,7 @@ class TrainingData:
         The file's path, age and compression do not matter.
         """
         parts: dict[str, Any] = {"name": self.info.name}
-        for name, split in (("train", self._all), ("valid", self.file.split("valid"))):
+        for name, split in (("train", self._stored), ("valid", self.file.split("valid"))):
             parts[f"{name} pairs"] = split.pair_count
             for domain in DOMAINS:
                 side = split.side(domain)
@@ -111,11 +113,11 @@ class TrainingData:
     @property
     def holds_out(self) -> bool:
         """Whether rows of the training split are kept for validation."""
-        return self.train is not self._all
+        return self.train is not self._whole
 
     def use_all(self) -> None:
         """Train on the held-out rows too; nothing is left to validate on."""
-        self.train, self.validation = self._all, None
+        self.train, self.validation = self._whole, None
 
     def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
         """What each step reads; refuses fewer pairs than a batch, and fewer than two classes."""
@@ -134,9 +136,7 @@ class TrainingData:
 
     def row_numbers(self, indices: Indices) -> tuple[Indices, Indices]:
         """Which rows of x and of y (B,) those are."""
-        if not self.by_class:
-            if self.train.pairs is None:
-                return indices, indices
+        if self.train.pairs is not None:
             indices = self.train.pairs[indices]
         return indices[:, 0], indices[:, 1]
 
@@ -193,31 +193,27 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
             rows = data.train.side(domain).rows
             standardise.fit(rows, each=config.data.standardise == "each")
     if config.model.linear_path == "canonical":
-        _start_canonical(model, data, config)
+        start_linear_paths(model, _canonical(model, data, config))
     elif config.model.linear_path == "two-covariance":
-        _start_two_covariance(model, data, config.model.linear_shrinkage)
+        if data.info.shape_x == data.info.shape_y:
+            start_linear_paths(model, _two_covariance(model, data, config.model.linear_shrinkage))
+        else:
+            console.say("the domains differ in width: linear paths begin at random")
 
 
-def _start_two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> None:
-    if data.info.shape_x != data.info.shape_y:
-        console.say("the domains differ in width: linear paths begin at random")
-        return
-    if data.by_class:
-        pairs, labels = (data.train.x.rows, data.train.y.rows), _labels(data.train)
-    else:  # each pair is a class of its own
+def _two_covariance(model: IIAE, data: TrainingData, shrinkage: float) -> Maps:
+    rows, labels = (data.train.x.rows, data.train.y.rows), _labels(data.train)
+    if not data.by_class:  # each pair is a class of its own
         names = [str(number) for number in range(data.train.pair_count)]
-        pairs, labels = data.rows(np.arange(data.train.pair_count)), (names, names)
+        rows, labels = data.rows(np.arange(data.train.pair_count)), (names, names)
     with torch.no_grad():
-        x, y = (
-            model.read(d, _tensor(rows)).numpy() for d, rows in zip(DOMAINS, pairs, strict=True)
-        )
+        x, y = (model.read(d, _tensor(r)).numpy() for d, r in zip(DOMAINS, rows, strict=True))
     dim = model.shared_shape[0]
     weight = _tensor(two_covariance_map(x, y, labels, dim, shrinkage)).float()
-    bias = torch.zeros(dim)
-    start_linear_paths(model, {"x": weight, "y": weight}, {"x": bias, "y": bias})
+    return dict.fromkeys(DOMAINS, (weight, torch.zeros(dim)))
 
 
-def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
+def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     size = picture_size(config, data.info)
     cells = math.prod(model.shared_shape[1:])
     count = min(data.train.pair_count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
@@ -228,9 +224,10 @@ def _start_canonical(model: IIAE, data: TrainingData, config: Config) -> None:
             blocks[domain].append(described_rows(model, domain, to_inputs(rows, size)))
     x, y = (torch.cat(blocks[domain]).numpy() for domain in DOMAINS)
     maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
-    weights = {d: _tensor(weight).float() for d, (weight, _) in zip(DOMAINS, maps, strict=True)}
-    biases = {d: _tensor(bias).float() for d, (_, bias) in zip(DOMAINS, maps, strict=True)}
-    start_linear_paths(model, weights, biases)
+    return {
+        domain: (_tensor(weight).float(), _tensor(bias).float())
+        for domain, (weight, bias) in zip(DOMAINS, maps, strict=True)
+    }
 
 
 def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:

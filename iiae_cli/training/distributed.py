@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,7 +79,20 @@ class World:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        Meeting(self, stop).join("nccl" if device.type == "cuda" else "gloo")
+        try:
+            store = _meet(self, stop)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            ranks: dict[str, Any] = {"rank": self.rank, "world_size": self.size}
+            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
+            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except (RuntimeError, OSError) as error:
+            time.sleep(1.0)  # a signal to all ranks may have ended the others first
+            stop.check()
+            raise IiaeError(
+                f"rank {self.rank} of {self.size} cannot meet the others at {self.address}: "
+                f"{' '.join(str(error).split())[:200]}",
+                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
+            ) from error
         try:
             yield
             # not after an error: it would wait for ranks that are gone
@@ -116,76 +129,47 @@ class World:
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
-class Meeting:
-    """Ranks that wait for each other: interruptible, never silent, and not for ever."""
+def _meet(world: World, stop: Stop) -> Store:
+    """The store at the meeting point once every rank is there; a signal or time ends the wait."""
+    name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
+    next_word = started + FIRST_WORD
 
-    def __init__(self, world: World, stop: Stop) -> None:
-        self.world, self.stop = world, stop
-        self.name = f"rank {world.rank} of {world.size} at {world.address}"
-        self._started = time.monotonic()
-        self._next_word = self._started + FIRST_WORD
-
-    def join(self, backend: str) -> None:
-        """Join the process group once every rank has come to the meeting point."""
-        ranks: dict[str, Any] = {"rank": self.world.rank, "world_size": self.world.size}
-        try:
-            store = self._gather()
-            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
-            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        except (RuntimeError, OSError) as error:
-            time.sleep(1.0)  # a signal to all ranks may have ended the others first
-            self.stop.check()
-            reason = " ".join(str(error).split())[:200]
-            raise IiaeError(
-                f"{self.name} cannot meet the others: {reason}",
-                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
-            ) from error
-
-    def _gather(self) -> Store:
-        """The store at the meeting point, once all ranks are there."""
-        whole = self._connect()
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        prefix = f"iiae/{self.world.size}/{attempt}"
-        store: Store = dist.PrefixStore(prefix, whole)  # type: ignore[attr-defined]
-        keys = [f"rank {rank}" for rank in range(self.world.size)]
-        store.set(keys[self.world.rank], "")
-        try:
-            while not store.check(keys):
-                self.wait(lambda: ", ".join(key for key in keys if not store.check([key])))
-        except Interrupted:
-            store.delete_key(keys[self.world.rank])  # the others go on waiting for this rank
-            raise
-        return store
-
-    def _connect(self) -> Store:
-        """Connect to rank 0's store or torchrun's; on rank 0 itself, open the store."""
-        host, _, port = self.world.address.rpartition(":")
-        torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        opens = self.world.first and not torchruns
-        while not opens:
-            try:
-                socket.create_connection((host, int(port)), timeout=5.0).close()
-                break
-            except OSError:
-                self.wait(lambda: "rank 0" if self.world.rank else "an answer there")
-        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
-            host, int(port), self.world.size, opens, MEETING, wait_for_workers=False
-        )
-        return store
-
-    def wait(self, awaited: Callable[[], str]) -> None:
-        """Wait a moment; ends by a signal or when the time is up, and says what is awaited."""
-        self.stop.check()
+    def wait(awaited: str) -> None:
+        nonlocal next_word
+        stop.check()
         time.sleep(POLL)
         now = time.monotonic()
-        if now - self._started > MEETING.total_seconds():
+        if now - started > MEETING.total_seconds():
             raise IiaeError(
-                f"{self.name} has waited {MEETING.seconds // 60} minutes for {awaited()}",
+                f"{name} has waited {MEETING.seconds // 60} minutes for {awaited}",
                 "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
             )
-        if now >= self._next_word:
-            self._next_word = now + NEXT_WORD
-            console.warn(f"{self.name} waits for {awaited()} ({now - self._started:.0f} s so far)")
+        if now >= next_word:
+            next_word = now + NEXT_WORD
+            console.warn(f"{name} waits for {awaited} ({now - started:.0f} s so far)")
+
+    host, _, port = world.address.rpartition(":")
+    opens = world.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while not opens:
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+            break
+        except OSError:
+            wait("rank 0" if world.rank else "an answer there")
+    whole = dist.TCPStore(  # type: ignore[attr-defined]
+        host, int(port), world.size, opens, MEETING, wait_for_workers=False
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store: Store = dist.PrefixStore(f"iiae/{world.size}/{attempt}", whole)  # type: ignore[attr-defined]
+    keys = [f"rank {rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], "")
+    try:
+        while missing := [key for key in keys if not store.check([key])]:
+            wait(", ".join(missing))
+    except Interrupted:
+        store.delete_key(keys[world.rank])  # the others go on waiting for this rank
+        raise
+    return store
 
 
 def find_world(environment: Mapping[str, str]) -> World:

@@ -70,10 +70,10 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
     with world.joined(device, stop), run.locked() if world.first else nullcontext():
-        preset, recorded = options.preset, options.data
+        preset, path = options.preset, options.data
         if preset is None:
-            preset, recorded = _own_words(run, options.data)
-        path = world.share(_data_path(recorded, options.config) if world.first else Path())
+            preset, path = _own_words(run, options.data)
+        path = world.share(_data_path(path, options.config) if world.first else Path())
         before = world.share(_claim(run, options) if world.first else None)
         checkpoint = run.checkpoints.latest() if world.first and before is not None else None
         checkpoint = world.share(checkpoint)
@@ -100,7 +100,6 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
 
 
 def _set_threads(count: int) -> None:
-    """Compute on so many threads, or as many as torch likes, who wait for each other."""
     if count:
         torch.set_num_threads(count)
     elif torch.get_num_threads() > 1 and os.getloadavg()[0] > cores() / 2:
@@ -113,7 +112,7 @@ def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
     preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))
     if data is None and recorded.is_file():
         data = recorded
-    of = f"preset {preset or 'unknown'}, data {data or 'by its name'}"
+    of = f"preset {preset}, data {data or 'by its name'}"
     console.say(f"{run.path} goes on by its own {run.config_file.name} ({of})")
     return preset, data
 
@@ -217,8 +216,7 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if not world.first:
         return None
     for warning in memory.warnings:
-        if warning not in trainer.keeper.said.values():
-            console.warn(warning)
+        console.warn(warning)
     return _result(trainer, record["seconds"])
 
 

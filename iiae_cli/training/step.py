@@ -103,11 +103,10 @@ def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[st
 class Feed(AbstractContextManager["Feed"]):
     """Batches of any step on the networks' device, so that no step waits for its rows.
 
-    `ahead`: one thread reads the next step's rows (into pinned memory for a GPU) while the current
-    step computes; by default for rows mapped from a file, and for a GPU. `resident`: rows go to the
-    device once, as uint8, and a step sends row numbers; by default if they fit on the GPU. Scaling
-    and resizing to `size` (H, W) happen on the device, so all ways make the same batches.
-    `indices_at` names what step 0, 1, … reads.
+    One thread reads the next step's rows (into pinned memory for a GPU) while the current step
+    computes. `resident`: rows go to the device once, as uint8, and a step sends row numbers; by
+    default if they fit on the GPU. Scaling and resizing to `size` (H, W) happen on the device, so
+    both ways make the same batches. `indices_at` names what step 0, 1, … reads.
     """
 
     def __init__(
@@ -116,8 +115,6 @@ class Feed(AbstractContextManager["Feed"]):
         indices_at: Callable[[int], Indices],
         size: tuple[int, int] | None,
         device: torch.device,
-        *,
-        ahead: bool | None = None,
         resident: bool | None = None,
     ) -> None:
         self._data, self._indices_at, self._size, self._device = data, indices_at, size, device
@@ -125,27 +122,20 @@ class Feed(AbstractContextManager["Feed"]):
         if resident is None:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
             resident = sides[0].nbytes + sides[1].nbytes <= RESIDENT_SHARE * free
-        if ahead is None:
-            ahead = device.type != "cpu" or any(isinstance(rows, np.memmap) for rows in sides)
         self._resident: Pair | None = None
         if resident:
             self._resident = stored_tensor(sides[0]).to(device), stored_tensor(sides[1]).to(device)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed") if ahead else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._coming: dict[int, Future[Pair]] = {}  # the next step's batch
 
     def __exit__(self, *_: object) -> None:
         """End the thread."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> Pair:
         """The batch of a step; steps asked for in order are read ahead."""
-        if self._pool is None:
-            read = self._read(step)
-        else:
-            coming = self._coming.get(step) or self._pool.submit(self._read, step)
-            read = coming.result()
-            self._coming = {step + 1: self._pool.submit(self._read, step + 1)}
+        read = (self._coming.get(step) or self._pool.submit(self._read, step)).result()
+        self._coming = {step + 1: self._pool.submit(self._read, step + 1)}
         x, y = (part.to(self._device, non_blocking=True) for part in read)
         if self._resident is not None:
             x, y = self._resident[0].index_select(0, x), self._resident[1].index_select(0, y)

@@ -8,8 +8,6 @@ steps, then on all rows. The second training's steps are numbered on from the fi
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +16,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from iiae_cli import builders
-from iiae_cli.builders import place
+from iiae_cli.builders import (
+    build_model,
+    build_objective,
+    build_optimizer,
+    build_schedule,
+    picture_size,
+    place,
+)
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.common.files import reading, sync_file, writing
@@ -64,7 +68,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.run, self.device = config, data, run, device
         self.world, self.stop, self.details = world, stop, details
-        self.size = builders.picture_size(config, data.info)
+        self.size = picture_size(config, data.info)
         self.augmentation = Augmentation(**config.augment.model_dump())
         if self.augmentation.active and self.size is None:
             raise IiaeError("augmentation is for pictures, not features", "leave augment.* at 0")
@@ -72,7 +76,7 @@ class Trainer:
         training, per_epoch = config.training, self.order.steps_per_epoch
         self.total_steps = training.steps or (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
-        self.learning_rate = builders.build_schedule(config, self.total_steps)
+        self.learning_rate = build_schedule(config, self.total_steps)
         self.step = self.offset = 0  # steps done of the training under way, and before it
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
@@ -86,7 +90,7 @@ class Trainer:
         """A new model from seed and training rows, its optimiser, and the order of rows."""
         training = self.config.training
         torch.manual_seed(training.seed)
-        model = builders.build_model(self.config, self.data.info)
+        model = build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
         if training.precision == "fp64":
             model.double()
@@ -94,7 +98,7 @@ class Trainer:
         self.trained = TrainedModel(self.model, self.size, self.device, self.stop)
         self.order = self.data.order(training.batch_size, training.seed)
         self.share = Share(self.world, self.order.batch_size)
-        self.optimizer = builders.build_optimizer(self.config, self.model)
+        self.optimizer = build_optimizer(self.config, self.model)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the run, its newest."""
@@ -127,23 +131,19 @@ class Trainer:
 
     def train(self, loggers: Loggers | None) -> bool:
         """Run to the end, or to the first step after a stop is asked for; True at the end."""
-        self._loggers = loggers
-        ended = self._train()
+        self._loggers, ended = loggers, True
+        if self.keeper.memory.refit_steps is None:
+            ended = self._fit("training", self.total_steps, self.validate_every)
+            if ended and self.keeper.wants_refit:
+                kept = self.keeper.memory.kept_step
+                self._enter_refit(kept or self.total_steps, held=kept == 0)
+                self.checkpoint()
+        if ended and (again := self.keeper.memory.refit_steps):
+            ended = self._fit("training again on all rows", again, again)
         if self.world.first:
             whole = TrainedModel(self.model, self.size, self.device)  # which no stop interrupts
             self.keeper.keep_last(whole, self.step, self._epoch, ended=ended)
         return ended
-
-    def _train(self) -> bool:
-        if self.keeper.memory.refit_steps is None:
-            if not self._fit("training", self.total_steps, self.validate_every):
-                return False
-            if self.keeper.wants_refit:
-                kept = self.keeper.memory.kept_step
-                self._enter_refit(kept or self.total_steps, held=kept == 0)
-                self.checkpoint()
-        again = self.keeper.memory.refit_steps
-        return again is None or self._fit("training again on all rows", again, again)
 
     def _enter_refit(self, steps: int, *, held: bool) -> None:
         """Begin the second training."""
@@ -196,7 +196,7 @@ class Trainer:
 
         return Step(
             networks,
-            builders.build_objective(self.config, self.share.gather),
+            build_objective(self.config, self.share.gather),
             self.optimizer,
             augmented if self.augmentation.active else feed,
             self.learning_rate,
@@ -254,47 +254,48 @@ class Trainer:
             "lr": self.learning_rate(self.step - 1),
             "pairs_per_s": steps_per_s * self.order.batch_size,
         }
-        self._write("train", {"step": self.steps_done, **figures}, figures)
+        self._write("train", figures)
         self._show(terms)
 
     def _show(self, terms: Mapping[str, float]) -> None:
         for name, keys in _SHOWN.items():
             if all(key in terms for key in keys):
                 self._bar.facts[name] = " / ".join(f"{terms[key]:.4g}" for key in keys)
-        self._bar.facts["memory"] = _memory(self.device)
 
-    def _write(self, kind: str, record: dict[str, Any], scalars: Mapping[str, float]) -> None:
-        """Add a line to metrics.jsonl, and scalars for the loggers."""
-        if self._loggers is not None:
-            self.run.append_metrics({"kind": kind, **record})
-            named = {f"{kind}/{name}": value for name, value in scalars.items()}
-            self._loggers.each(lambda service: service.scalars(named, record["step"]))
+    def _write(self, kind: str, figures: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl, and its numbers for the loggers."""
+        if self._loggers is None:
+            return
+        step = self.steps_done
+        self.run.append_metrics({"kind": kind, "step": step, **figures})
+        scalars: dict[str, float] = {}
+        for name, value in figures.items():
+            if isinstance(value, tuple):
+                scalars |= {f"{kind}/{name}_{d}": part for d, part in zip("xy", value, strict=True)}
+            elif isinstance(value, float):
+                scalars[f"{kind}/{name}"] = value
+        self._loggers.each(lambda service: service.scalars(scalars, step))
 
     def _validate(self) -> None:
         """Measure and decide on the first rank, for all; a stop leaves the validation owed."""
         if self.world.first:
             try:  # nothing is written before everything is measured
-                validation, grid = self.keeper.measure(self.trained), self._sample_grid()
+                validation, grid = self.keeper.measure(self.trained), None
+                if self.step and self._grid_pairs is not None and self.model.generative:
+                    seed = self.config.training.seed
+                    grid = sample_panel(self.trained, self._grid_pairs, seed=seed).draw()
             except Interrupted:
-                how = "the validation was broken off; --resume begins with it"
-                console.say(f"step {self.step}: {how}")
+                console.say(f"step {self.step}: validation broken off; --resume begins with it")
             else:
                 self._record(validation, grid)
                 self.keeper.decide(self.trained, self.step, self._epoch, validation)
                 self.keeper.memory.owed = False
         self.keeper.memory = self.world.share(self.keeper.memory)
 
-    def _sample_grid(self) -> Image | None:
-        if not self.step or self._grid_pairs is None or not self.model.generative:
-            return None
-        seed = self.config.training.seed
-        return sample_panel(self.trained, self._grid_pairs, seed=seed).draw()
-
     def _record(self, validation: Validation | None, grid: Image | None) -> None:
         """Write what a validation found."""
         if validation is not None:
-            record = {"step": self.step, **validation.record(), "baseline": self.keeper.baseline}
-            self._write("validation", record, validation.scalars())
+            self._write("validation", {**validation.record(), "baseline": self.keeper.baseline})
             self._bar.facts[validation.name] = as_text(validation.shared)
             console.say(f"step {self.step}: validation {validation.summary()}")
         if grid is not None and self._loggers is not None:
@@ -320,11 +321,3 @@ class Trainer:
                 data=self.details["data_fingerprint"],
             )
         )
-
-
-def _memory(device: torch.device) -> str:
-    """The most memory held so far: the device's on a GPU, else this process's."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"

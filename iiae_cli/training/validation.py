@@ -60,15 +60,6 @@ class Validation:
         rest = {"guided_l1": self.guided_l1, **self.counts, "metric": self.metric}
         return {"shared_recall": self.shared, **hits, **kl, **rest}
 
-    def scalars(self) -> dict[str, float]:
-        """For TensorBoard."""
-        both = {name: getattr(self, name) for name in ("shared", "guided_l1", "exclusive_kl")}
-        return {
-            f"{name}_{domain}": value
-            for name, values in both.items()
-            for domain, value in zip("xy", values or (), strict=False)
-        }
-
     def summary(self) -> str:
         """One line for people."""
         compared = self.counts.get("pairs") or f"{self.counts['classes']} classes"
@@ -158,17 +149,6 @@ def _both(figures: dict[str, Any], key: str) -> Both:
     return (math.nan if x_to_y is None else x_to_y, math.nan if y_to_x is None else y_to_x)
 
 
-def revival(config: Config, preset: str | None, pairs: int) -> str:
-    """What may keep exclusive latents alive beyond what is set."""
-    objective = config.objective
-    small = pairs <= SMALL_SET and preset != "pairs-small" and config.model.kind != "features"
-    return (
-        f"Else try {'--preset pairs-small, ' if small else ''}objective.annealing_steps above "
-        f"{objective.annealing_steps:g}, objective.reconstruction_weight above "
-        f"{objective.reconstruction_weight:g}"
-    )
-
-
 @dataclass
 class Progress:
     """What a run remembers across checkpoints."""
@@ -217,8 +197,13 @@ class Keeper:
     ) -> None:
         self._config, self._data, self._run, self._details = config, data, run, details
         self.memory = Progress(owed=config.selection.from_start)
-        self._advice = revival(config, details["preset"], data.train.pair_count)
-        self.said: dict[str, str] = {}  # by domain, that its exclusive latent is dying
+        small = data.train.pair_count <= SMALL_SET and config.model.kind != "features"
+        small = small and details["preset"] != "pairs-small"
+        self._advice = (
+            f"Else try {'--preset pairs-small, ' if small else ''}larger values of "
+            "objective.annealing_steps or objective.reconstruction_weight"
+        )
+        self._warned: set[str] = set()  # domains whose exclusive latent is dying
         self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
@@ -263,8 +248,8 @@ class Keeper:
         if validation is not None:
             self.memory.warnings = validation.warnings(self.baseline, self._advice)
             for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
-                if step and domain not in self.said:
-                    self.said[domain] = text
+                if step and domain not in self._warned:
+                    self._warned.add(domain)
                     console.warn(f"step {step}: {text}")
         if step == 0 and validation is None:
             self.memory.kept_step = 0  # for good: the second training holds the means there

@@ -78,14 +78,6 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     torch.testing.assert_close(colours[:, 0], expected)
 
 
-def test_a_map_lies_on_the_grid_of_a_trunk_that_extends_the_picture():
-    picture = torch.rand(1, 1, 32, 20) * 2 - 1
-    extended = torch.cat([picture, picture[..., -1:].expand(1, 1, 32, 4)], dim=3)
-    described = describe_cells(picture, (8, 6), 8)
-    assert torch.equal(described, describe_cells(extended, (8, 6), 8))
-    assert torch.equal(described[..., :4], describe_cells(picture, (8, 5), 4)[..., :4])
-
-
 # ---- paths
 
 FEATURES = LinearPathFeatures(8, [6], 6, 7, 5, 4)
@@ -100,7 +92,7 @@ def feature_model(seed=0):
     torch.manual_seed(seed)
     model = IIAE(FEATURES, {"x": 9, "y": 9}, exclusive_dim=3)
     weight, (x, y) = torch.randn(4, 9), torch.randn(2, 32, 9)
-    start_linear_paths(model, {"x": weight, "y": weight}, dict.fromkeys("xy", torch.zeros(4)))
+    start_linear_paths(model, dict.fromkeys("xy", (weight, torch.zeros(4))))
     return model, weight, x, y
 
 
@@ -136,14 +128,14 @@ def test_pictures_begin_as_linear_maps_of_their_descriptions(kind, size):
     model = IIAE(PICTURES[kind](size), {"x": 3, "y": 1}, exclusive_dim=3).eval()
     inputs = {"x": torch.rand(5, 3, *size) * 2 - 1, "y": torch.rand(5, 1, *size) * 2 - 1}
     rows = {domain: described_rows(model, domain, inputs[domain]) for domain in inputs}
-    weights = {domain: torch.randn(5, rows[domain].shape[1]) for domain in rows}
-    biases = {domain: torch.randn(5) for domain in rows}
-    start_linear_paths(model, weights, biases)
+    maps = {domain: (torch.randn(5, rows[domain].shape[1]), torch.randn(5)) for domain in rows}
+    start_linear_paths(model, maps)
     with torch.no_grad():
         found = model.infer(inputs["x"], inputs["y"])
     expected = {}
     for domain in rows:
-        cells = (rows[domain] @ weights[domain].T + biases[domain]).view(5, -1, 5)
+        weight, bias = maps[domain]
+        cells = (rows[domain] @ weight.T + bias).view(5, -1, 5)
         expected[domain] = cells.transpose(1, 2).reshape(5, *model.shared_shape)
         shared = found.shared[domain]
         torch.testing.assert_close(shared.mean, expected[domain], rtol=1e-4, atol=1e-4)

@@ -14,7 +14,6 @@ from iiae_cli.extensions.terms import (
     dependence_term,
     distance_correlation,
     info_nce,
-    whitened,
 )
 from iiae_cli.model.iiae import DiagonalGaussian
 
@@ -101,16 +100,6 @@ def test_it_is_zero_on_average_for_independent_rows_and_sees_what_no_line_fits()
     angle = torch.linspace(0, 6, 64, dtype=torch.float64)[:, None]
     circle = torch.cat([angle.cos(), angle.sin()], dim=1)
     assert float(distance_correlation(circle, (2 * angle).cos())) > 0.05  # though uncorrelated
-
-
-def test_whitening_forgets_every_linear_map_of_the_exclusive_means():
-    values, content = normal(40, 3), posterior(normal(40, 3)[:, :1])
-    mixing = torch.tensor([[1.0, 5.0, 0.0], [0.0, 0.01, 2.0], [0.3, 0.0, 1.0]]).double()
-    white = whitened(values @ mixing)
-    unit = torch.eye(3, dtype=torch.float64)
-    torch.testing.assert_close(white.T @ white / 40, unit, rtol=0, atol=0.05)
-    plain, mixed = (dependence(posterior(v), content) for v in (values, values @ mixing))
-    assert float(plain) == pytest.approx(float(mixed), abs=0.01)
 
 
 def test_descending_it_takes_the_content_out_and_leaves_the_shared_latent_alone():

@@ -13,7 +13,6 @@ from iiae_cli.model.networks import (
     FlatNetworks,
     ImageDecoder,
     ImageNetworks,
-    PadToMultiple,
     joined,
 )
 from iiae_cli.model.objective import bound, bound_weights
@@ -112,12 +111,6 @@ def test_an_exclusive_latent_stands_before_the_shared_one_in_every_cell():
     assert torch.equal(joined(shared, None), shared)
 
 
-def test_vector_latents_spread_over_the_grid_channels_first():
-    networks = FlatNetworks((16, 24), [4, 6], [8, 6], 5, flat_width=4)
-    entry, latents = networks.decoder(3, 3).eval().entry, torch.randn(2, 8)
-    assert torch.equal(entry(latents), entry.layers(latents).reshape(2, 4, 2, 3))
-
-
 @pytest.mark.parametrize("size", [(64, 96), (60, 90), (33, 65)])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels):
@@ -129,16 +122,6 @@ def test_a_decoder_ends_in_tanh_and_crops_at_the_bottom_and_right(size, channels
     pictures = net(shared, exclusive)
     assert whole.shape[-2:] == (64, 96) and pictures.shape == (2, channels, *size)
     torch.testing.assert_close(pictures, whole[..., : size[0], : size[1]])
-
-
-# ---- sizes
-
-
-def test_the_grid_counts_the_halvings_of_the_padded_side():
-    for size in range(1, 70):
-        padded = PadToMultiple(8)(torch.zeros(1, 1, size, size)).shape[-1]
-        grid = ImageNetworks((size, size), [4, 6], [8, 6], 5).grid
-        assert grid == (padded // 8, padded // 8) and padded - size < 8
 
 
 # ---- initial weights
@@ -161,35 +144,11 @@ def test_a_new_model_has_the_papers_initial_weights():
         assert getattr(layer, "bias", None) is None or not layer.bias.detach().any()
 
 
-def trained_once(*, layout, plain):
-    """Loss terms and gradients of a step; `plain`: every bias learns, nothing works in place."""
-    torch.manual_seed(3)
-    networks = ImageNetworks((32, 32), [8, 16], [16, 8], 4, dropout=0.0)
-    model = IIAE(networks, {"x": 3, "y": 3}, exclusive_dim=2).to(memory_format=layout).train()
-    for layer in model.modules():
-        if plain and isinstance(layer, nn.ReLU | nn.LeakyReLU):
-            layer.inplace = False
-    for parameter in model.parameters():
-        parameter.requires_grad_(plain or parameter.requires_grad)
-    x, y = (torch.rand(4, 3, 32, 32).contiguous(memory_format=layout) * 2 - 1 for _ in range(2))
-    torch.manual_seed(4)
-    terms = bound(bound_weights("elbo+ii-mi", 5.0))(*model(x, y), 1000)
-    terms["loss"].backward()
-    return terms, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def test_biases_that_a_norm_subtracts_need_no_gradient():
-    """Fixed, in place and channels last, losses and gradients are those of the plain model."""
-    expected, gradients = trained_once(layout=torch.contiguous_format, plain=True)
-    found, own = trained_once(layout=torch.channels_last, plain=False)
-    for name, value in expected.items():
-        assert found[name].item() == pytest.approx(value.item(), rel=1e-5)
-    largest = float(max(gradient.abs().max() for gradient in gradients.values()))
-    fixed = [name for name, gradient in own.items() if gradient is None]
-    # Two layers of FE, exclusive encoder and decoder, in both domains.
+def test_biases_that_a_norm_subtracts_stay_zero():
+    """They would change no loss: two layers of FE, exclusive encoder and decoder, both domains."""
+    model = IIAE(ImageNetworks((32, 32), [8, 16], [16, 8], 4), {"x": 3, "y": 3}, exclusive_dim=2)
+    x, y = (torch.rand(4, 3, 32, 32) * 2 - 1 for _ in range(2))
+    bound(bound_weights("elbo+ii-mi", 5.0))(*model(x, y), 1000)["loss"].backward()
+    fixed = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert len(fixed) == 12 and all(name.endswith("bias") for name in fixed)
-    for name, gradient in gradients.items():
-        if name in fixed:
-            assert gradient.abs().max() < 1e-6 * largest
-        else:
-            torch.testing.assert_close(own[name], gradient, rtol=1e-3, atol=1e-6 * largest)
+    assert not any(model.get_parameter(name).any() for name in fixed)

@@ -24,12 +24,6 @@ from iiae_cli.training.data import TrainingData
 from iiae_cli.training.step import Feed, choose_speed, has_compiler
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-WAYS = [
-    {"ahead": False, "resident": False},
-    {"ahead": True, "resident": False},
-    {"ahead": False, "resident": True},
-    {"ahead": True, "resident": True},
-]
 
 
 def training_data(folder: Path, kind: str) -> TrainingData:
@@ -46,15 +40,13 @@ def training_data(folder: Path, kind: str) -> TrainingData:
     return TrainingData(DataFile(folder / "data.h5"), Config(training=TrainingSection(steps=1)))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("kind", ["pictures", "recurring", "features"])
-def test_every_way_gives_the_rows_of_the_step(
-    tmp_path: Path, kind: str, way: dict[str, bool]
-) -> None:
+def test_every_way_gives_the_rows_of_the_step(tmp_path: Path, kind: str, resident: bool) -> None:
     data = training_data(tmp_path, kind)
     order = data.order(4, seed=0)
     size = None if kind == "features" else (24, 24)
-    with Feed(data, order.indices, size, CPU, **way) as feed:
+    with Feed(data, order.indices, size, CPU, resident) as feed:
         for step in (0, 1, 2, 7, 3, 4, 4, 25):  # also out of order, twice, and in a later epoch
             wanted = [to_inputs(rows, size) for rows in data.rows(order.indices(step))]
             for found, one in zip(feed(step), wanted, strict=True):
@@ -72,7 +64,7 @@ def test_the_next_step_is_read_while_the_caller_computes(tmp_path: Path) -> None
             read.set()
         return order.indices(step)
 
-    with Feed(data, indices, (16, 16), CPU, ahead=True) as feed:
+    with Feed(data, indices, (16, 16), CPU) as feed:
         feed(5)
         assert read.wait(10)
 
@@ -102,14 +94,13 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "has_compiler", lambda device: True)
 
 
-def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx: None) -> None:
-    for preset in ("mnist-cdcb", "mnist-cdcb-32"):
-        assert chosen(config_of(preset), CPU) == ("bf16", False)
+def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(
+    amx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(config_of("mnist-cdcb-32"), CPU) == ("bf16", False)
     for config in (config_of("digits-cdcb", "data.image_size=28"), config_of("sketchy")):
         assert chosen(config, CPU)[0] == "fp32"
-
-
-def test_a_cpu_without_a_matrix_unit_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert chosen(config_of("mnist-cdcb"), CPU)[0] == "fp32"
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
@@ -127,12 +118,18 @@ def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
 
 
 def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
-    ampere: None, monkeypatch: pytest.MonkeyPatch
+    ampere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(speed, "has_compiler", lambda device: False)
+    monkeypatch.setattr(speed, "has_compiler", has_compiler)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     assert chosen(config_of("mnist-cdcb"), GPU)[1] is False
     refused = refusal(chosen, config_of("mnist-cdcb", "training.compile=true"), CPU)
     assert "no C++ compiler" in refused.message and "--no-compile" in refused.hint
+    (tmp_path / "g++").touch(mode=0o755)
+    assert has_compiler(CPU)
+    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    assert has_compiler(CPU) and not has_compiler(GPU)
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
@@ -142,18 +139,6 @@ def test_what_is_asked_for_counts_before_what_a_resumed_run_began_with(
     asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
     for config, before in ((asked, None), (config_of("mnist-cdcb"), asked)):
         assert chosen(config, device, before) == ("fp32", True)
-
-
-def test_a_compiler_is_looked_for_on_the_path(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert not has_compiler(CPU)
-    (tmp_path / "g++").touch(mode=0o755)
-    assert has_compiler(CPU)
-    monkeypatch.setattr(speed, "find_spec", lambda name: None)
-    assert has_compiler(CPU) and not has_compiler(GPU)
 
 
 def test_a_run_records_its_choice_and_resumes_with_it(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from safetensors.torch import load_file
 from iiae_cli.common.signals import NEVER
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
-from iiae_cli.runs import RunDir
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -102,19 +100,6 @@ def test_a_run_goes_on_with_its_own_data_alone(iiae: Program, trained: Trained) 
     assert iiae(*own, "--data", "fewer.h5", "--overwrite").code == 0
 
 
-def test_a_checkpoint_without_a_record_of_its_data_is_refused(
-    iiae: Program, trained: Trained
-) -> None:
-    with stopping_at(3):
-        train(iiae, trained, "run", steps=4)
-    checkpoints = RunDir(Path("run")).checkpoints
-    saved = checkpoints.latest()
-    assert saved is not None
-    checkpoints.save(replace(saved, data={}))
-    resumed = train(iiae, trained, "run", "--resume", steps=4)
-    assert resumed.code == 2 and "other data than run was begun with" in resumed.error()[0]
-
-
 def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained) -> None:
     assert train(iiae, trained, "whole", "--seed", 4).code == 0
     with stopping_at(7):
@@ -168,26 +153,20 @@ def test_a_preset_alone_prepares_the_embedded_set_and_links_the_latest_run(iiae:
     assert Path("data/digits-edge.h5").exists()
 
 
-def test_bf16_autocasts_the_networks_and_keeps_weights_in_fp32(
-    iiae: Program, trained: Trained
-) -> None:
-    for precision in ("fp32", "bf16"):
-        assert train(iiae, trained, precision, "--precision", precision, steps=3).code == 0
-    full, half = (load_file(Path(name) / "model.safetensors") for name in ("fp32", "bf16"))
-    assert all(half[name].dtype == full[name].dtype for name in full)
-    assert any(not torch.equal(half[name], full[name]) for name in full)
-    assert all(torch.allclose(half[name].float(), full[name].float(), atol=0.05) for name in full)
-
-
-def test_compile_compiles_the_networks_once_and_changes_no_weight(
+def test_bf16_autocasts_the_networks_and_compiling_changes_no_weight(
     iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train(iiae, trained, "eager", steps=3).code == 0
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda what, mode: compiled.append(what) or what)
-    assert train(iiae, trained, "compiled", "--compile", steps=3).code == 0
+    full, half = ("--precision", "fp32"), ("--precision", "bf16")
+    for run, more in (("full", full), ("half", half), ("compiled", (*full, "--compile"))):
+        assert train(iiae, trained, run, *more, steps=3).code == 0
     assert len(compiled) == 1
-    assert same_tensors(Path("eager/model.safetensors"), Path("compiled/model.safetensors"))
+    assert same_tensors(Path("full/model.safetensors"), Path("compiled/model.safetensors"))
+    one, other = (load_file(Path(name) / "model.safetensors") for name in ("full", "half"))
+    assert all(other[name].dtype == one[name].dtype for name in one)
+    assert any(not torch.equal(other[name], one[name]) for name in one)
+    assert all(torch.allclose(other[name].float(), one[name].float(), atol=0.05) for name in one)
 
 
 def test_pictures_of_another_size_and_every_objective_train(iiae: Program) -> None:

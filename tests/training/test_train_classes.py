@@ -182,13 +182,3 @@ def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, 
     assert len(protocol["classes_seen_in_training"]) == 8
     assert "not zero-shot: the backbone has seen 2 of 8 classes" in allowed.err
     assert "the model was trained on 8 of 8 classes" in allowed.err
-
-
-def test_a_file_without_labels_cannot_be_paired_by_class(
-    iiae: Program, data: Path, tmp_path: Path
-) -> None:
-    side = Side(np.zeros((4, 3), np.float32), list("abcd"))
-    splits = {"train": Split(side, side)}
-    write_data_file(tmp_path / "bad.h5", "bad", splits, {"alignment": "class"})
-    outcome = iiae("train", "--preset", "features", "--data", "bad.h5")
-    assert outcome.code == 2 and "without labels" in outcome.error()[0]

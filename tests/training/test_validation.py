@@ -14,7 +14,7 @@ from iiae_cli.config.schema import SelectionSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import LoadedModel
-from iiae_cli.training.validation import Progress, Validation, revival, validate
+from iiae_cli.training.validation import Progress, Validation, validate
 
 
 def validation(
@@ -67,15 +67,6 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
     (below,) = validation(0.4, 0.9).warnings((0.5, 0.5), "")
     assert "x→y" in below and "baseline" in below
     assert validation(0.99, 0.99).warnings((1.0, 1.0), "") == []  # one miss in a hundred is noise
-
-
-def test_what_is_set_is_never_advised() -> None:
-    plus, small = (resolve(preset_layers(name)).config for name in ("pairs-plus", "pairs-small"))
-    advice = revival(plus, "pairs-plus", 54)
-    assert "--preset pairs-small" in advice and "annealing_steps above 1000" in advice
-    own = revival(small, "pairs-small", 54)
-    assert "pairs-small" not in own and "reconstruction_weight above 2000" in own
-    assert "pairs-small" not in revival(plus, "pairs-plus", 1000)
 
 
 def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
