@@ -24,7 +24,6 @@ from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
     from iiae_cli.data.datafile import DataFile, Split
-    from iiae_cli.evaluation.protocol import PaperRow
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs import LoadedModel
 
@@ -142,7 +141,7 @@ def command(
         train = file.split("train") if file.info.is_features else None
         figures["retrieval"] = retrieval.paired_retrieval(pairs, rows, distance, train)
     if "zero-shot" in chosen:
-        figures["zero_shot"] = retrieval.zero_shot(pairs, file.split("train"), rows)
+        figures["zero_shot"] = retrieval.zero_shot(pairs, rows, file.split("train"))
     if "translation" in chosen:
         judged = file.split("train") if judge else None
         weights = (lpips, lpips_weights or (), download)
@@ -164,7 +163,7 @@ def command(
         console.warn(f"the paper has no row for data set '{file.info.name}'")
     failures = failed_gates(gates, figures)
     result: Figures = {"schema": "iiae.evaluate/1", **figures}
-    result |= {"paper": [row.to_json() for row in published]} if paper else {}
+    result |= {"paper": published} if paper else {}
     if report is not None:
         from iiae_cli.report.page import Measured, write_report
 
@@ -187,7 +186,7 @@ def command(
         raise IiaeError("; ".join(failures), "train longer, or lower the gate")
 
 
-def _show(result: Figures, paper: list[PaperRow]) -> None:
+def _show(result: Figures, paper: list[Figures]) -> None:
     """Print for people and pipes."""
     from iiae_cli.evaluation.protocol import paper_table
 

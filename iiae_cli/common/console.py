@@ -20,6 +20,7 @@ from typing import Any, TextIO
 LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines in a pipe, after a minute
 
 _verbosity = 0
+_under_way = False  # whether progress is shown
 
 
 def set_verbosity(level: int) -> None:
@@ -197,11 +198,28 @@ def progress(
 ) -> Iterator[Progress]:
     """Show progress on stderr: a live bar on a terminal, a line every few seconds elsewhere.
 
-    `items` says how many of what each unit holds, such as (32, "pairs"), for the pace.
+    `items` says how many of what each unit holds, such as (32, "pairs"), for the pace. Work that is
+    part of other work shows nothing of its own.
     """
+    global _under_way
     tracker = Progress(total, unit, items)
-    if not sys.stderr.isatty() or _verbosity < 0:
+    if _under_way:
+        tracker.draw = lambda: None
         yield tracker
+        return
+    _under_way = True
+    try:
+        with _shown(tracker, label):
+            yield tracker
+    finally:
+        _under_way = False
+
+
+@contextmanager
+def _shown(tracker: Progress, label: str) -> Iterator[None]:
+    """Let a terminal draw it."""
+    if not sys.stderr.isatty() or _verbosity < 0:
+        yield
         return
     from rich.console import Console
     from rich.padding import Padding
@@ -225,6 +243,6 @@ def progress(
         TextColumn("{task.fields[pace]}", markup=False),
     )
     with Display(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task(label, total=total, pace="")
+        task = bar.add_task(label, total=tracker.total, pace="")
         tracker.draw = lambda: bar.update(task, completed=tracker.done, pace=tracker.pace())
-        yield tracker
+        yield

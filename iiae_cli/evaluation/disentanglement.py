@@ -63,9 +63,8 @@ def measure_disentanglement(
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
     probes = probe_figures(probed, shared, subject.seed)
     latents = latent_figures(subject.pairs, probes)
-    folds = probed["x"].folds
-    learning = int((folds == LEARN_ONLY).sum())
-    measured = len(folds) - learning
+    learning = int((probed["x"].folds == LEARN_ONLY).sum())
+    measured = len(probed["x"].folds) - learning
     warnings = warnings_of(latents, probes, measured * (FOLDS - 1) // FOLDS + learning)
     figures: Figures = {
         "exclusive_kl": exclusive_kl(subject.pairs),
@@ -258,13 +257,14 @@ def bound_figures(subject: Subject, objective: Objective) -> Figures:
     network = trained.network
     generator = torch.Generator(trained.device).manual_seed(subject.seed)
     sums: dict[str, float] = {}
-    with inference(network):
+    with inference(network), console.progress("bounds", len(split.x), "bounds") as bar:
         for part in subject.parts(len(split.x)):
             x, y = (trained.inputs(split.side(domain).rows[part]) for domain in DOMAINS)
             posteriors = network.infer(x, y)
             reconstructions = network.generate(network.sample(posteriors, generator))
             for name, mean in objective(posteriors, reconstructions, step=0).items():
                 sums[name] = sums.get(name, 0.0) + float(mean) * len(x)
+            bar.update(bar.done + len(x))
     means = {name: total / len(split.x) for name, total in sums.items()}
     shared = means["kl_shared_prior"]
     figures: Figures = {"shared": shared, "rows": len(split.x)}

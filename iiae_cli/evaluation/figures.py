@@ -96,6 +96,11 @@ class Table:
     rows: Sequence[Sequence[object]]
     names: int = 1  # columns, from the left, that name a row rather than measure it
 
+    def is_measured(self, column: int) -> bool:
+        """Whether a column, counted from 0, has numbers that do not name their row."""
+        values = [row[column] for row in self.rows]
+        return column >= self.names and any(isinstance(value, int | float) for value in values)
+
 
 _RETRIEVED = ("latent", "direction")
 _RECALLS = ("recall@1", "recall@5", "recall@10", "median_rank", "n")

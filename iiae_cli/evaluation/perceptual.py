@@ -7,6 +7,7 @@ of real pictures says what a person would look for: is the class kept, the colou
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,11 +23,9 @@ from torch.nn import functional
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import sha256_of
 from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.batches import PairOrder
 from iiae_cli.data.datafile import Split
-from iiae_cli.data.sources.registry import Archive, fetch
 from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
 from iiae_cli.evaluation.translation import Figures, Measure, Subject
 from iiae_cli.inference.trained import TrainedModel
@@ -73,9 +72,9 @@ def lpips_measures(
     for net in nets:
         backbone = BACKBONES[net]
         cached = _cache() / backbone.file_name
-        if net not in given and download:
+        if net not in given and download and not cached.exists():
             _download(cached)
-        elif net not in given and not cached.exists():
+        if net not in given and not cached.exists():
             missing.append(backbone)
             continue
         try:
@@ -96,15 +95,14 @@ def _cache() -> Path:
 
 
 def _download(path: Path) -> None:
-    """Fetch torchvision's weights, unless they are there; their name ends in their checksum."""
-    hint = f"run the same command again, or fetch {path.name} elsewhere: --lpips-weights FILE"
+    """Fetch torchvision's weights, whose name ends in the beginning of their checksum."""
+    url, checksum = f"{WEIGHTS_SERVER}/{path.name}", path.stem.rpartition("-")[2]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        url = fetch(Archive(path.name, (WEIGHTS_SERVER,)), path)
-    except IiaeError as error:
-        raise IiaeError(error.message, hint) from error
-    if not sha256_of(path).startswith(path.stem.rpartition("-")[2]):
-        path.unlink()
-        raise IiaeError(f"{url} is not what its name says", hint)
+        torch.hub.download_url_to_file(url, str(path), checksum, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:
+        hint = f"run the same command again, or fetch {path.name} elsewhere: --lpips-weights FILE"
+        raise IiaeError(f"{url} could not be downloaded: {error}", hint) from error
 
 
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:
@@ -193,20 +191,17 @@ class Judge:
     """What reads one domain's pictures."""
 
     network: nn.Module
-    classes: list[str]  # in the order of its scores
+    classes: Array  # by name, in the order of its scores
     factors: dict[str, slice]  # columns of the factors it reads
     low: Array  # smallest value of each column in training (F,)
     span: Array  # largest minus smallest (F,); read factors are fractions of it
 
     def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
         """Classes by name (N,) and factors (N, F) of pictures (B, C, H, W) in [−1, 1]."""
-        codes, factors = [], []
         with torch.inference_mode():
-            for pictures in batches:
-                scores, values = self.network(pictures.float())
-                codes.append(scores.argmax(1).cpu().numpy())
-                factors.append(values.float().cpu().numpy())
-        return np.array(self.classes)[np.concatenate(codes)], np.concatenate(factors)
+            read = [self.network(pictures.float()) for pictures in batches]
+        scores, factors = (torch.cat(parts).cpu() for parts in zip(*read, strict=True))
+        return self.classes[scores.argmax(1)], factors.float().numpy()
 
 
 def train_judge(
@@ -217,7 +212,6 @@ def train_judge(
         train = train.take_pairs(np.arange(train.pair_count))
     rows, labels, device = train.side(domain).rows, train.side(domain).labels, trained.device
     classes, codes = np.unique(labels or [], return_inverse=True)
-    wanted_classes = torch.from_numpy(codes).to(device)
     factors, width = {}, 0
     for name, values in train.factors.items():
         known = np.issubdtype(values.dtype, np.number) and bool(np.isfinite(values).all())
@@ -227,7 +221,9 @@ def train_judge(
     table = _factor_table(train, factors)
     low, span = table.min(axis=0), np.ptp(table, axis=0)
     span[span == 0] = 1
-    wanted = torch.from_numpy((table - low) / span).to(device)
+    wanted, wanted_classes = (
+        torch.from_numpy(values).to(device) for values in ((table - low) / span, codes)
+    )
     order = PairOrder(len(rows), min(64, len(rows)), seed)
     with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
         torch.manual_seed(seed)
@@ -244,7 +240,7 @@ def train_judge(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             bar.update(step + 1)
-    return Judge(network.eval(), classes.tolist(), factors, low, span)
+    return Judge(network.eval(), classes, factors, low, span)
 
 
 def judged_translations(

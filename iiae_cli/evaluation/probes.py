@@ -4,13 +4,14 @@ A *linear* probe is ridge regression for quantities and logistic regression for 
 standardised dimensions, which finds a leak however small its variance. A *non-linear* one is ridge
 regression on the same dimensions joined by Gaussian bumps (Nyström features) over their leading
 principal components. Both are tested on rows that they did not learn from. One decomposition of the
-learning rows serves all factors, penalties and shuffled values.
+learning rows, in float32, serves all factors, penalties and shuffled values.
 
 Shapes: N rows, S latent dimensions, K principal axes, T columns of factors' values.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-import scipy.special
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from sklearn.kernel_approximation import Nystroem
@@ -34,7 +34,7 @@ MAX_DIMENSIONS = 768  # wider latents are represented by so many principal compo
 MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
-PENALTIES = tuple(10.0**power for power in np.arange(-2.0, 5.1, 0.5))  # of ridge regression
+PENALTIES = np.logspace(-2, 5, 15, dtype=np.float32)  # of ridge regression
 STRENGTHS = (0.01, 1.0)  # of logistic regression, scikit-learn's C
 _STEPS, _PRECISE = 25, 1e-5  # of L-BFGS: at most, and its relative gain at the end
 _BUMPS = 300
@@ -42,6 +42,7 @@ _BUMP_DIMENSIONS = 32
 _FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
 
 Floats: TypeAlias = NDArray[np.float64]
+Singles: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
 
 
@@ -136,9 +137,9 @@ def probe(
     if not layouts:
         return scores
     with threadpool_limits(1):  # small problems, whose threads would wait for one another
-        wide, values = latents.shape[1] > MAX_DIMENSIONS, latents.astype(np.float64)
+        wide, values = latents.shape[1] > MAX_DIMENSIONS, latents.astype(np.float32)
         if wide:
-            values = Axes.of(StandardScaler().fit_transform(values)).rows[:, -MAX_DIMENSIONS:]
+            values = Axes.of(StandardScaler().fit_transform(values), MAX_DIMENSIONS).rows
         for layout, together in layouts.values():
             rows = layout != _LEFT_OUT
             known = [replace(factor, values=factor.values[rows]) for factor in together]
@@ -158,40 +159,42 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 
 
 def _probe_together(
-    latents: Floats, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
+    latents: Singles, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
     """Scores of factors that are known in the same rows, and in all of these."""
-    order = np.random.default_rng(seed).permutation(len(latents))
     own = [np.eye(item.classes)[item.values] if item.classes else item.values for item in factors]
-    targets = [np.stack([values, values[order]]) for values in own]  # (2, N, T): true, shuffled
-    linear, bent = ([np.zeros_like(block) for block in targets] for _ in range(2))
+    order = np.random.default_rng(seed).permutation(len(latents))
+    values = np.hstack(own)
+    targets = np.stack([values, values[order]])  # (2, N, T): true, shuffled
+    linear, bent = np.zeros_like(targets), np.zeros_like(targets)
+    edges = np.cumsum([block.shape[1] for block in own])[:-1]
+    by_factor = [np.split(array, edges, axis=2) for array in (targets, linear, bent)]  # views
     for fold in np.unique(folds[folds >= 0]):
         test, learn = folds == fold, folds != fold
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
         axes = Axes.of(scaler.transform(latents[learn]))
         asked = axes.along(scaler.transform(latents[test]))
-        bumps, asked_bumps = _bumps(axes.rows, asked, seed)
-        bent_axes = Axes.of(np.hstack([axes.rows, bumps]))
-        bent_asked = bent_axes.along(np.hstack([asked, asked_bumps]))
-        for factor, values, straight, bumpy in zip(factors, targets, linear, bent, strict=True):
-            learnt = values[:, learn]
-            straight[:, test] = (
-                _classify(axes, learnt, asked, seed)
+        for factor, known, read, _ in zip(factors, *by_factor, strict=True):
+            read[:, test] = (
+                _classify(axes, known[:, learn], asked, seed)
                 if factor.classes
-                else _regress(axes, learnt, asked)
+                else _regress(axes, known[:, learn], asked)
             )
-            bumpy[:, test] = _regress(bent_axes, learnt, bent_asked)
+        bumps, asked_bumps = _bumps(axes.rows, asked, seed)
+        axes = Axes.of(np.hstack([axes.rows, bumps]))
+        asked = axes.along(np.hstack([asked, asked_bumps]))
+        bent[:, test] = _regress(axes, targets[:, learn], asked)
     scores, tested = {}, folds >= 0
-    for factor, *parts in zip(factors, targets, linear, bent, strict=True):
+    for factor, *arrays in zip(factors, *by_factor, strict=True):
         score = _balanced_accuracy if factor.classes else _r2
-        (true, shuffled), straight, bumpy = (part[:, tested] for part in parts)
+        both, straight, bumpy = (array[:, tested] for array in arrays)
         scores[factor.name] = ProbeScore(
-            linear=score(true, straight[0]),
-            nonlinear=score(true, bumpy[0]),
-            control=score(shuffled, straight[1]),
-            control_nonlinear=score(shuffled, bumpy[1]),
-            chance=1.0 / np.count_nonzero(true.any(axis=0)) if factor.classes else 0.0,
-            rows=len(true),
+            linear=score(both[0], straight[0]),
+            nonlinear=score(both[0], bumpy[0]),
+            control=score(both[1], straight[1]),
+            control_nonlinear=score(both[1], bumpy[1]),
+            chance=1.0 / np.count_nonzero(both[0].any(axis=0)) if factor.classes else 0.0,
+            rows=int(tested.sum()),
         )
     return scores
 
@@ -200,45 +203,53 @@ def _probe_together(
 class Axes:
     """Rows along the principal axes of their own that are more than rounding."""
 
-    rows: Floats  # (N, K), centred; the axis of largest spread is the last
-    spread: Floats  # (K,) sums of squares
-    centre: Floats  # (S,)
-    basis: Floats  # (S, K)
+    rows: Singles  # (N, K), centred; the axis of largest spread is the last
+    spread: Singles  # (K,) sums of squares
+    centre: Singles  # (S,)
+    basis: Singles  # (S, K)
 
     @classmethod
-    def of(cls, rows: Floats) -> Axes:
-        """The axes of rows (N, S)."""
+    def of(cls, rows: Singles, most: int = sys.maxsize) -> Axes:
+        """The axes of rows (N, S), at most so many.
+
+        They are found in float64, as leaks hide in directions of next to no spread; rows along them
+        need no more than float32.
+        """
         centre = rows.mean(axis=0)
         inputs = rows - centre
+        exact = inputs.astype(np.float64)
         wide = inputs.shape[1] > inputs.shape[0]  # XᵀX or XXᵀ, whichever is smaller
-        spread, basis = scipy.linalg.eigh(inputs @ inputs.T if wide else inputs.T @ inputs)
-        spread = np.maximum(spread, np.finfo(float).tiny)
+        products = exact @ exact.T if wide else exact.T @ exact
+        last = len(products) - 1
+        found = scipy.linalg.eigh(products, subset_by_index=[max(0, last + 1 - most), last])
+        spread: Floats = np.maximum(found[0], np.finfo(np.float32).tiny)
         kept = spread >= _FLAT * spread[-1]  # one axis at least
-        spread, basis = spread[kept], basis[:, kept]
+        spread, basis = spread[kept], found[1][:, kept]
         if wide:
-            basis = inputs.T @ basis / np.sqrt(spread)
-        return cls(inputs @ basis, spread, centre, basis)
+            basis = exact.T @ basis / np.sqrt(spread)
+        singles: Singles = basis.astype(np.float32)
+        return cls(inputs @ singles, spread.astype(np.float32), centre, singles)
 
-    def along(self, others: Floats) -> Floats:
+    def along(self, others: Singles) -> Singles:
         """Other rows (A, S) along the same axes (A, K)."""
-        moved: Floats = (others - self.centre) @ self.basis
-        return moved
+        return ((others - self.centre) @ self.basis).astype(np.float32, copy=False)
 
 
-def ridge_predictions(axes: Axes, columns: Floats, asked: Floats) -> Floats:
+def ridge_predictions(axes: Axes, columns: Floats, asked: Singles) -> Floats:
     """Ridge regression of columns (N, T), read at rows (A, K) along the axes: (A, T).
 
     scikit-learn's `RidgeCV(alpha_per_target=True)`: every column has the penalty of least error on
     rows left out one by one.
     """
     mean = columns.mean(axis=0)
-    targets = columns - mean
-    products, squares = axes.rows.T @ targets, axes.rows**2  # (K, T), (N, K)
+    targets = (columns - mean).astype(np.float32)
+    products = axes.rows.T @ targets  # (K, T)
+    shrinking = 1 / (axes.spread + PENALTIES[:, None])  # (penalties, K)
+    leverages = 1 / len(targets) + shrinking @ (axes.rows**2).T  # (penalties, N)
     best, weights = np.full(targets.shape[1], np.inf), np.zeros_like(products)
-    for penalty in PENALTIES:
-        shrunk = products / (axes.spread + penalty)[:, None]
-        leverage = 1.0 / len(targets) + squares @ (1.0 / (axes.spread + penalty))
-        left_out = (targets - axes.rows @ shrunk) / np.maximum(1.0 - leverage, 1e-12)[:, None]
+    for shrink, leverage in zip(shrinking, leverages, strict=True):
+        shrunk = products * shrink[:, None]
+        left_out = (targets - axes.rows @ shrunk) / np.maximum(1 - leverage, 1e-6)[:, None]
         error = (left_out**2).mean(axis=0)
         better = error < best
         best[better], weights[:, better] = error[better], shrunk[:, better]
@@ -246,12 +257,12 @@ def ridge_predictions(axes: Axes, columns: Floats, asked: Floats) -> Floats:
     return predicted
 
 
-def _regress(axes: Axes, targets: Floats, asked: Floats) -> Floats:
+def _regress(axes: Axes, targets: Floats, asked: Singles) -> Floats:
     """Ridge regression of true values and of shuffled ones (2, N, T) at once: (2, A, T)."""
     return np.stack(np.hsplit(ridge_predictions(axes, np.hstack([*targets]), asked), 2))
 
 
-def _classify(axes: Axes, targets: Floats, asked: Floats, seed: int) -> Floats:
+def _classify(axes: Axes, targets: Floats, asked: Singles, seed: int) -> Floats:
     """Logistic regression of true classes and of shuffled ones (2, N, T): scores (2, A, T).
 
     C is the smaller one, unless the larger one reads the true classes of a quarter of the learning
@@ -271,7 +282,7 @@ def _classify(axes: Axes, targets: Floats, asked: Floats, seed: int) -> Floats:
 
 
 def logistic_predictions(
-    rows: Floats, indicators: Floats, strength: float, asked: Floats
+    rows: Singles, indicators: Floats, strength: float, asked: Singles
 ) -> Floats:
     """Logistic regression of classes (N, T), read at rows (A, K): scores (A, T).
 
@@ -279,32 +290,35 @@ def logistic_predictions(
     as its first Hessian is near the identity: `rows` (N, K) lie along their principal axes, and
     every coordinate is scaled by its curvature at zero.
     """
-    true, counts = indicators.astype(np.float32), indicators.sum(axis=0)
+    true, counts = indicators.T.astype(np.float32), indicators.sum(axis=0)  # (T, N), (T,)
     balanced = strength * len(rows) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    weights = true @ balanced.astype(np.float32)[:, None]  # (N, 1)
-    inputs = np.hstack([rows, np.ones((len(rows), 1))]).astype(np.float32)  # (N, K + 1)
+    weights = balanced.astype(np.float32) @ true  # (N,)
+    inputs = np.hstack([rows, np.ones((len(rows), 1), np.float32)])  # (N, K + 1)
     penalised = np.append(np.ones(rows.shape[1]), 0)  # all but the intercept
     curvature = strength / len(counts) * (inputs**2).sum(axis=0)
     scale = ((curvature + penalised) ** -0.5).astype(np.float32)
-    inputs, penalty = inputs * scale, (penalised * scale**2).astype(np.float32)[:, None]
+    inputs, penalty = inputs * scale, (penalised * scale**2).astype(np.float32)
 
     def objective(flat: Floats) -> tuple[float, Floats]:
-        moved = flat.reshape(len(scale), -1).astype(np.float32)  # (K + 1, T)
-        logs = scipy.special.log_softmax(inputs @ moved, axis=1)
-        losses = weights * true * logs
-        gradient = inputs.T @ (weights * (np.exp(logs) - true)) + penalty * moved
-        loss = (0.5 * penalty * moved**2).sum(dtype=np.float64) - losses.sum(dtype=np.float64)
+        moved = flat.reshape(len(counts), -1).astype(np.float32)  # (T, K + 1)
+        scores = moved @ inputs.T  # (T, N)
+        scores -= scores.max(axis=0)
+        odds = np.exp(scores)
+        total = odds.sum(axis=0)
+        losses = weights * (np.log(total) - (true * scores).sum(axis=0))
+        gradient = (weights * (odds / total - true)) @ inputs + penalty * moved
+        loss = 0.5 * (penalty * moved**2).sum(dtype=np.float64) + losses.sum(dtype=np.float64)
         return float(loss), gradient.ravel().astype(np.float64)
 
     start = np.zeros(len(scale) * len(counts))
     options = {"maxiter": _STEPS, "ftol": _PRECISE}
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    learnt = scale[:, None] * found.x.reshape(len(scale), -1)
-    read: Floats = asked @ learnt[:-1] + learnt[-1]
+    best = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    learnt = scale * best.x.reshape(len(counts), -1)
+    read: Floats = asked @ learnt[:, :-1].T + learnt[:, -1]
     return read
 
 
-def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:
+def _bumps(known: Singles, asked: Singles, seed: int) -> tuple[Singles, Singles]:
     """Gaussian bumps around learning rows, as wide as rows lie apart, of the dimensions' weight."""
     known, asked = known[:, -_BUMP_DIMENSIONS:], asked[:, -_BUMP_DIMENSIONS:]
     chosen = np.random.default_rng(seed).permutation(len(known))[:_BUMPS]
@@ -313,7 +327,7 @@ def _bumps(known: Floats, asked: Floats, seed: int) -> tuple[Floats, Floats]:
     features = Nystroem(gamma=1.0 / apart, n_components=count, random_state=seed).fit(known)
     bumps = features.transform(known)
     scaler = StandardScaler().fit(bumps)
-    weight = np.sqrt(known.shape[1] / count)
+    weight = np.float32(np.sqrt(known.shape[1] / count))
     return weight * scaler.transform(bumps), weight * scaler.transform(features.transform(asked))
 
 

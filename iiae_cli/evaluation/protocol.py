@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
@@ -44,7 +42,7 @@ def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> lis
         kind = loaded.config.objective.kind
         message = f"a model of objective {kind} has neither decoders nor exclusive latents"
         raise IiaeError(message, f"train one of objective.kind=elbo+ii-mi to measure {asked}")
-    if asked in ("retrieval", "translation") and by_class:
+    if by_class and asked in ("retrieval", "translation"):
         message = f"{file.path} is paired by class: no row has a partner of its own"
         raise IiaeError(message, "measure retrieval by class: iiae evaluate --task zero-shot")
     if asked is not None and asked != "all":
@@ -143,92 +141,75 @@ def _backbone(file: DataFile) -> dict[str, Any]:
 # ---- beside the paper
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """A number of the paper, named as there, beside a run's own."""
-
-    table: int
-    method: str
-    direction: str
-    figure: str
-    key: str  # of the counterpart among `evaluate`'s figures
-    paper: float  # fraction in [0, 1], or LPIPS
-    paper_spread: float | None = None  # what the paper puts behind ±
-    ours: float | None = None  # None if not measured
-    note: str = ""  # how the set-ups differ
-    data_set: str = ""  # as `prepare` names it
-    split: str = "test"
-    queries: int = 0  # 0 if unknown; a paired set's gallery has as many items
-
-    def to_json(self) -> dict[str, Any]:
-        """The row's object in `--json`."""
-        left_out = ("data_set", "split", "queries")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
-
-
-def _published() -> list[PaperRow]:
+def _published() -> list[dict[str, Any]]:
+    """The rows of paper.csv; `queries` is 0 if unknown."""
     table = files("iiae_cli.evaluation").joinpath("paper.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(table.splitlines())
-    known = [{name: text for name, text in row.items() if text} for row in rows]
-    return TypeAdapter(list[PaperRow]).validate_python(known)
+    kinds = {"table": int, "paper": float, "paper_spread": float, "queries": int}
+    return [
+        {name: kinds.get(name, str)(text) if text else None for name, text in row.items()}
+        for row in csv.DictReader(table.splitlines())
+    ]
 
 
 PUBLISHED = _published()
+_SHOWN = ("table", "method", "direction", "figure", "key", "paper", "paper_spread")
 
 
 def paper_rows(
     figures: Mapping[str, Any],
     protocol: Mapping[str, Any],
     picture_size: tuple[int, int] | None = None,
-) -> list[PaperRow]:
+) -> list[dict[str, Any]]:
     """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
 
-    In Table 6 ours stands beside the objective of the run. `picture_size` (H, W) is the model's.
+    `ours` is None if it was not measured; `note` says how the set-ups differ. In Table 6 ours
+    stands beside the objective of the run. `picture_size` (H, W) is the model's.
     """
     measured, split = dotted_figures(figures), protocol["split"]
     rows = []
     for row in PUBLISHED:
-        if row.data_set != protocol["data_set"]:
+        if row["data_set"] != protocol["data_set"]:
             continue
         ours = None
-        if row.split != split:
-            notes = [f"the paper measured split '{row.split}', this is '{split}'"]
-        elif row.table == 6 and row.method != OBJECTIVES.get(protocol["objective"]):
+        if row["split"] != split:
+            notes = [f"the paper measured split '{row['split']}', this is '{split}'"]
+        elif row["table"] == 6 and row["method"] != OBJECTIVES.get(protocol["objective"]):
             notes = ["another objective than this run's"]
         else:
-            ours, notes = measured.get(row.key), _differences(row, protocol, picture_size)
-            count = measured.get(row.key.rpartition(".")[0] + ".n")
-            if row.queries and count is not None and count != row.queries:
-                notes.append(f"{count:,.0f} queries, the paper has {row.queries:,}")
-        rows.append(replace(row, ours=ours, note="; ".join(notes)))
+            ours = measured.get(row["key"])
+            notes = _differences(row["table"], protocol, picture_size)
+            count = measured.get(row["key"].rpartition(".")[0] + ".n")
+            if row["queries"] and count is not None and count != row["queries"]:
+                notes.append(f"{count:,.0f} queries, the paper has {row['queries']:,}")
+        shown = {name: row[name] for name in _SHOWN}
+        rows.append({**shown, "ours": ours, "note": "; ".join(notes)})
     return rows
 
 
 def _differences(
-    row: PaperRow, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
+    table: int, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
 ) -> list[str]:
-    """How this run's set-up differs from a row's."""
+    """How this run's set-up differs from a table's."""
     notes = []
     class_split = protocol.get("class_split") or "unknown"
-    if row.data_set == "sketchy" and class_split != CLASS_SPLIT:
+    if table in (3, 6) and class_split != CLASS_SPLIT:
         notes.append(f"not comparable: class split {class_split}, the paper's is {CLASS_SPLIT}")
-    if row.table == 4:
+    if table == 4:
         unknown = "LPIPS network and number of samples not stated"
         notes.append(f"the paper: bimodal Cars, {unknown}; ours: AlexNet, v0.1")
     if picture_size is not None and picture_size != PICTURE_SIZE:
         notes.append(f"pictures of {picture_size[0]}×{picture_size[1]}, the paper's have 256×256")
-    usual, objective = _METRICS.get(row.table, protocol["metric"]), protocol["objective"]
+    usual, objective = _METRICS.get(table, protocol["metric"]), protocol["objective"]
     if protocol["metric"] != usual:
         notes.append(f"{protocol['metric']} distance, the paper's is {usual}")
-    if row.table != 6 and objective != "elbo+ii-mi":
+    if table != 6 and objective != "elbo+ii-mi":
         name = OBJECTIVES.get(objective, objective)
         notes.append(f"this run's objective is the ablation {name}")
     return notes
 
 
-def paper_table(rows: Sequence[PaperRow]) -> Table:
+def paper_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The paper's rows beside a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
-    cells = [[getattr(row, name) for name in headers] for row in rows]
-    cells = [["" if value is None else value for value in row] for row in cells]
+    cells = [["" if row[name] is None else row[name] for name in headers] for row in rows]
     return Table("Beside the paper", headers, cells, 4)

@@ -7,9 +7,8 @@ Shapes: Q queries, G gallery items, N pairs of rows, S dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -24,8 +23,6 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
-from iiae_cli.model.iiae import DiagonalGaussian
-from iiae_cli.model.objective import kl_to_prior
 
 MAP_CUTOFF = 200
 DYING_NATS = 3.0  # an exclusive latent below says next to nothing
@@ -36,6 +33,7 @@ _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
 Floats: TypeAlias = NDArray[np.float64]
 EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
 Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
+Means: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # of x (N, S) and of y
 
 
 def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
@@ -46,17 +44,16 @@ def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) 
     }
 
 
-def both_means(pairs: EncodedPairs, kind: LatentKind) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The means of x (N, S) and of y."""
+def both_means(pairs: EncodedPairs, kind: LatentKind) -> Means:
+    """The means of one kind of latents."""
     return pairs["x"].mean(kind), pairs["y"].mean(kind)
 
 
-def _means(pairs: EncodedPairs) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def _means(pairs: EncodedPairs) -> dict[str, Means]:
     """The means of both kinds; of shared latents alone if there are no exclusive ones."""
-    means = {"shared": both_means(pairs, "shared")}
-    if pairs["x"].exclusive_mean is not None:
-        means["exclusive"] = both_means(pairs, "exclusive")
-    return means
+    exclusive = pairs["x"].exclusive_mean is not None
+    kinds: tuple[LatentKind, ...] = ("shared", "exclusive") if exclusive else ("shared",)
+    return {kind: both_means(pairs, kind) for kind in kinds}
 
 
 def direction_name(source: Domain, target: Domain) -> str:
@@ -88,33 +85,33 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
 def paired_retrieval(
     pairs: EncodedPairs, split: Split, metric: Metric, train: Split | None = None
 ) -> dict[str, Directions]:
-    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the baselines.
-
-    `train` centres features.
-    """
+    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the baselines."""
     figures = {kind: retrieval_figures(*both, metric) for kind, both in _means(pairs).items()}
-    if (baseline := baseline_figures(split, metric)) is not None:
-        figures["baseline"] = baseline
-    if train is not None and (centred := _centred(train, split)) is not None:
-        figures["baseline_centred"] = retrieval_figures(*centred, metric)
-    return figures
+    return {**figures, **paired_baselines(split, metric, train)}
 
 
-def baseline_figures(split: Split, metric: Metric) -> Directions | None:
-    """`retrieval_figures` of aligned rows as they are; None if the domains' widths differ."""
-    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
+def paired_baselines(
+    split: Split, metric: Metric, train: Split | None = None
+) -> dict[str, Directions]:
+    """`baseline`, aligned rows as they are, and `baseline_centred`, features centred by `train`."""
+    own: Metric = "euclidean" if split.x.rows.ndim == 4 else metric
+    figures = _baselines(split, train, lambda x, y: retrieval_figures(x, y, own))
+    return dict(zip(("baseline", "baseline_centred"), figures, strict=False))
+
+
+def _baselines(
+    split: Split, train: Split | None, measure: Callable[..., Directions]
+) -> list[Directions]:
+    """Raw rows, and features minus their domain's mean over `train`; none if widths differ."""
+    sides = split.x, split.y
+    x, y = (baseline_vectors(side.rows) for side in sides)
     if x.shape[1] != y.shape[1]:
-        return None
-    return retrieval_figures(x, y, "euclidean" if split.x.rows.ndim == 4 else metric)
-
-
-def _centred(train: Split, split: Split) -> tuple[Floats, Floats] | None:
-    """Features of equal widths minus their domain's mean over training rows; None of others."""
-    features = split.x.rows.ndim == 2 and split.x.rows.shape[1:] == split.y.rows.shape[1:]
-    if not features or not len(train.x) or not len(train.y):
-        return None
-    of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
-    return split.x.rows - of_x, split.y.rows - of_y
+        return []
+    figures = [measure(x, y)]
+    if split.x.rows.ndim == 2 and train is not None and len(train.x) and len(train.y):
+        of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
+        figures.append(measure(x - of_x, y - of_y))
+    return figures
 
 
 def baseline_vectors(rows: NDArray[Any]) -> Floats:
@@ -140,25 +137,6 @@ def baseline_vectors(rows: NDArray[Any]) -> Floats:
 # ---- by class
 
 
-@dataclass(frozen=True)
-class ClassRanking:
-    """Figures of every query that has a relevant item, in the queries' order.
-
-    `map@200` divides the sum of precisions at relevant ranks up to 200 by the most that it can be,
-    `map@200_released` by 200 always, as the paper's released code does. `precision@K` is of the
-    whole gallery if that is smaller.
-    """
-
-    by_query: dict[str, Floats]
-    without_relevant: int  # queries left out: nothing in the gallery has their class
-
-    def figures(self) -> dict[str, float]:
-        """Means over queries, as `evaluate --json` names them."""
-        means = {name: float(values.mean()) for name, values in self.by_query.items()}
-        counts = {"n": len(self.by_query["map@all"]), "without_relevant": self.without_relevant}
-        return means | counts
-
-
 def rank_by_class(
     queries: NDArray[Any],
     gallery: NDArray[Any],
@@ -166,11 +144,16 @@ def rank_by_class(
     gallery_labels: Sequence[str],
     *,
     threads: int | None = None,
-) -> ClassRanking:
-    """Rank the gallery (G, S) for every query (Q, S) by cosine similarity.
+) -> dict[str, Floats]:
+    """Rank the gallery (G, S) for every query (Q, S) by cosine similarity; figures by query.
 
-    Similarities equal to 10⁻¹² rank in gallery order; a zero vector is at 0 from all. Threads, by
-    default as many as torch's, rank chunks of queries that bound the memory.
+    Queries whose class the gallery lacks are left out. Similarities equal to 10⁻¹² rank in gallery
+    order; a zero vector is at 0 from all. Threads, by default as many as torch's, rank chunks of
+    queries that bound the memory.
+
+    `map@200` divides the sum of precisions at relevant ranks up to 200 by the most that it can be,
+    `map@200_released` by 200 always, as the paper's released code does. `precision@K` is of the
+    whole gallery if that is smaller.
     """
     codes = np.unique([*query_labels, *gallery_labels], return_inverse=True)[1]
     query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
@@ -208,8 +191,7 @@ def rank_by_class(
     threads = threads or torch.get_num_threads()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         ranked = list(pool.map(rank, parts))
-    by_query = {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
-    return ClassRanking(by_query, int((~kept).sum()))
+    return {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
 
 
 def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, Floats]:
@@ -240,28 +222,29 @@ def _unit(rows: NDArray[Any], name: str) -> Floats:
 def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> Directions:
-    """`rank_by_class` in both directions; the two domains may differ in length."""
+    """Means of `rank_by_class` in both directions; the two domains may differ in length."""
     there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
-    return {"x_to_y": rank_by_class(*there).figures(), "y_to_x": rank_by_class(*back).figures()}
-
-
-def class_baselines(train: Split, split: Split) -> dict[str, Directions]:
-    """Raw rows, and features centred on their domain's mean over `train`; none if widths differ."""
-    x, y = baseline_vectors(split.x.rows), baseline_vectors(split.y.rows)
-    labels = split.x.labels or [], split.y.labels or []
-    if x.shape[1] != y.shape[1]:
-        return {}
-    figures = {"baseline_raw": class_retrieval(x, y, *labels)}
-    if (centred := _centred(train, split)) is not None:
-        figures["baseline_centred"] = class_retrieval(*centred, *labels)
+    figures: Directions = {}
+    for name, sides in (("x_to_y", there), ("y_to_x", back)):
+        by_query = rank_by_class(*sides)
+        count = len(by_query["map@all"])
+        means = {measure: float(values.mean()) for measure, values in by_query.items()}
+        figures[name] = {**means, "n": count, "without_relevant": len(sides[0]) - count}
     return figures
 
 
-def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]:
+def class_baselines(split: Split, train: Split) -> dict[str, Directions]:
+    """`baseline_raw`, rows as they are, and `baseline_centred`, features centred by `train`."""
+    labels = split.x.labels or [], split.y.labels or []
+    figures = _baselines(split, train, lambda x, y: class_retrieval(x, y, *labels))
+    return dict(zip(("baseline_raw", "baseline_centred"), figures, strict=False))
+
+
+def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]:
     """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
     labels = split.x.labels or [], split.y.labels or []
     figures = {kind: class_retrieval(*both, *labels) for kind, both in _means(pairs).items()}
-    return {**figures.pop("shared"), **figures, **class_baselines(train, split)}
+    return {**figures.pop("shared"), **figures, **class_baselines(split, train)}
 
 
 # ---- use of latents
@@ -269,12 +252,11 @@ def zero_shot(pairs: EncodedPairs, train: Split, split: Split) -> dict[str, Any]
 
 def nats_per_dimension(encoded: Encoded, kind: LatentKind) -> Floats | None:
     """Mean KL(q‖p) over rows of every dimension (S,); None without posteriors of the kind."""
-    logvar = encoded.logvar(kind)
-    if logvar is None:
+    halves = encoded.logvar(kind)
+    if halves is None:
         return None
-    halves = (torch.from_numpy(half).double() for half in (encoded.mean(kind), logvar))
-    each = kl_to_prior(DiagonalGaussian(*(half.reshape(-1, 1) for half in halves)))
-    nats: Floats = each.reshape(logvar.shape).mean(dim=0).numpy()
+    mean, logvar = encoded.mean(kind).astype(np.float64), halves.astype(np.float64)
+    nats: Floats = 0.5 * (np.exp(logvar) + mean**2 - 1.0 - logvar).mean(axis=0)
     return nats
 
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iiae_cli.common import console
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name, recall_at_k
 from iiae_cli.inference.neighbours import Metric, partner_ranks
@@ -53,19 +54,21 @@ class Subject:
         return [*prior_samples(count, rows, exclusive_dim, self.seed).numpy().swapaxes(0, 1)]
 
     def decoded(
-        self, domain: Domain, shared: Latents, exclusive: Latents | None
+        self, domain: Domain, shared: Latents, exclusive: Latents | None, unit: str
     ) -> Iterator[Tensor]:
-        """Latents (N, S) and (N, E) decoded in a domain, in batches."""
+        """Latents (N, S) and (N, E) decoded in a domain, in batches; progress counts by `unit`."""
         network, device = self.trained.network, self.trained.device
-        for part in self.parts(len(shared)):
-            own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
-            with inference(network):
-                outputs = network.decode(domain, torch.from_numpy(shared[part]).to(device), own)
-            yield outputs
+        with console.progress(f"{unit} to {domain}", len(shared), unit) as bar:
+            for part in self.parts(len(shared)):
+                own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
+                with inference(network):
+                    outputs = network.decode(domain, torch.from_numpy(shared[part]).to(device), own)
+                yield outputs
+                bar.update(bar.done + len(outputs))
 
     def translated(self, way: tuple[Domain, Domain], exclusive: Latents | None) -> Iterator[Tensor]:
         """The rows decoded in the other domain with its exclusive latents (N, E), in batches."""
-        return self.decoded(way[1], self.pairs[way[0]].mean("shared"), exclusive)
+        return self.decoded(way[1], self.pairs[way[0]].mean("shared"), exclusive, "translations")
 
 
 # ---- translation
@@ -200,7 +203,7 @@ def _encoded_again(
     """The means of latents decoded and encoded again, and the L1 between that and `wanted` rows."""
     network = subject.trained.network
     read: dict[str, list[Tensor]] = {}
-    decoded = subject.decoded(domain, shared, exclusive)
+    decoded = subject.decoded(domain, shared, exclusive, "swaps")
     for part, outputs in zip(subject.parts(len(shared)), decoded, strict=True):
         with inference(network):
             values = {"shared_mean": network.encode_shared(domain, outputs).mean.flatten(1)}

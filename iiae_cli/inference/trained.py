@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
@@ -112,7 +113,7 @@ class TrainedModel:
         if exclusive and network.exclusive_dim:
             encoders["exclusive"] = network.encode_exclusive
         parts: dict[str, list[Array]] = {}
-        with inference(network):
+        with inference(network), console.progress(f"rows of {domain}", len(rows), "rows") as bar:
             for start in range(0, len(rows), batch_size):
                 inputs = self.inputs(rows[start : start + batch_size])
                 for kind, encode in encoders.items():
@@ -120,6 +121,7 @@ class TrainedModel:
                     for name, values in (("mean", posterior.mean), ("logvar", posterior.logvar)):
                         part = values.flatten(1).cpu().numpy()
                         parts.setdefault(f"{kind}_{name}", []).append(part)
+                bar.update(start + len(inputs))
         return Encoded(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     def decode(

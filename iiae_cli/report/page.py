@@ -23,14 +23,13 @@ from iiae_cli.common.files import writing
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.figures import Table, figure_tables
-from iiae_cli.evaluation.protocol import PaperRow, paper_table
+from iiae_cli.evaluation.protocol import paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
 from iiae_cli.report.retrieval import Retrieval, source_folder
-from iiae_cli.report.verdict import comparison, leak, verdict
 from iiae_cli.runs import LoadedModel, RunDir
 
 STRIP_ROWS = 4
@@ -47,7 +46,7 @@ class Measured:
     subject: Subject
     figures: dict[str, Any]  # as `evaluate --json` prints them
     protocol: dict[str, Any]
-    paper: Sequence[PaperRow]
+    paper: Sequence[Mapping[str, Any]]
     command: Sequence[str]
     samples: int = 3
     failures: Sequence[str] = ()  # of gates
@@ -82,14 +81,14 @@ def _values(measured: Measured) -> dict[str, object]:
         "by_class": by_class,
         "metric": metric,
         "warnings": _warnings(info, protocol),
-        "verdict": verdict(figures, measured.failures),
+        "verdict": sections.verdict(figures, measured.failures),
         "strips": _strips(ways, grids[0] if grids and not by_class else None),
-        "comparison": comparison(figures),
+        "comparison": sections.comparison(figures),
         "tables": figure_tables(figures),
         "paper": paper_table(measured.paper) if measured.paper else None,
         "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
         "recall_charts": sections.recall_charts(
-            {} if by_class else {way.name: way.ranks() for way in ways}
+            {} if by_class else {way.name: way.ranks for way in ways}
         ),
         "examples": [*filter(None, [way.failures() for way in ways])],
         "classes": [way.classes() for way in ways] if by_class else (),
@@ -149,7 +148,7 @@ def render(**values: object) -> str:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.filters |= {"cell": sections.cell, "leak": leak}
+    environment.filters |= {"cell": sections.cell, "leak": sections.leak}
     environment.filters |= {"thumbnail": thumbnail, "base64": _base64}
     return environment.get_template("report.html").render(values)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -176,27 +177,28 @@ class Retrieval:
     metric: Metric
     folder: Path  # below which the pictures lie that features were made of
 
+    @cached_property
     def ranks(self) -> Ints:
-        """Returns the rank of every query's partner."""
+        """The rank of every query's partner."""
         return partner_ranks(*self.means, metric=self.metric)
 
+    @cached_property
     def precisions(self) -> tuple[Ints, NDArray[np.float64]]:
-        """Returns the queries whose class the gallery holds, and their average precision."""
+        """The queries whose class the gallery holds, and their average precision."""
         labels, others = (np.asarray(side.labels) for side in self.sides)
         ranking = rank_by_class(*self.means, labels.tolist(), others.tolist())
-        return np.flatnonzero(np.isin(labels, others)), ranking.by_query["map@all"]
+        return np.flatnonzero(np.isin(labels, others)), ranking["map@all"]
 
     def failures(self) -> Panel | None:
         """Shows the queries whose right rows come last, the worst first; None if there are none."""
         if self.by_class:
-            rows, precisions = self.precisions()
+            rows, precisions = self.precisions
             worst = np.argsort(precisions, kind="stable")[:FAILURES]
             rows, scores = rows[worst], precisions[worst]
             notes = [f"average precision {score:.3g}" for score in scores if score < 1]
         else:
-            ranks = self.ranks()
-            rows = np.argsort(-ranks, kind="stable")[:FAILURES]
-            notes = [f"partner at rank {rank:,}" for rank in ranks[rows] if rank > 1]
+            rows = np.argsort(-self.ranks, kind="stable")[:FAILURES]
+            notes = [f"partner at rank {rank:,}" for rank in self.ranks[rows] if rank > 1]
         return self.panel("failures, the worst first", rows[: len(notes)], notes) if notes else None
 
     def panel(self, title: str, rows: Ints, notes: Sequence[str] | None = None) -> Panel:
@@ -233,7 +235,7 @@ class Retrieval:
 
     def classes(self) -> Table:
         """Lists the mean average precision of each class, the worst first."""
-        rows, precisions = self.precisions()
+        rows, precisions = self.precisions
         labels = np.asarray(self.sides[0].labels)[rows]
         names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         means = np.bincount(codes, precisions) / counts

@@ -1,4 +1,4 @@
-"""The report's curves and tables: what was measured in, what the page shows out.
+"""What was measured in, what the report's page shows out: verdict, curves, panels and tables.
 
 Lines of a chart differ by dash as well as by colour; templates/charts.mplstyle says how it looks.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from iiae_cli.evaluation.figures import disentanglement_tables
+from iiae_cli.evaluation.figures import Table, disentanglement_tables
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
-from iiae_cli.report.grids import Panel, analogy_panel, sample_panel, spread
+from iiae_cli.report.grids import Panel, Tone, analogy_panel, sample_panel, spread
 
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5
@@ -34,7 +34,12 @@ MOST_NEAREST = 100  # on the axis of Recall@K
 MOST_MARKED = 24  # points of a line that each have a dot
 ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
+OURS, BASELINE = "shared latents", "training-free baseline"
+SOLVED = 0.99
+LEAK, SOME_LEAK = 0.5, 0.2  # of what a latent should not hold: 0 cannot be read, 1 can
+
 Figures: TypeAlias = Mapping[str, Any]
+Points: TypeAlias = Sequence[tuple[float, float]]
 
 
 def cell(value: object) -> str:
@@ -53,6 +58,106 @@ def cell(value: object) -> str:
     return f"{value:,.1f}".removesuffix(".0") if large else f"{value:.4g}"
 
 
+# ---- verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The report's first sentence: in a few words, and the figures themselves."""
+
+    tone: Tone
+    headline: str
+    text: str
+
+
+def comparison(figures: Figures) -> Table:
+    """Compares latents with the training-free baseline: a row per direction and kind."""
+    paired, zero = figures.get("retrieval"), figures.get("zero_shot", {})
+    measured, measure = (paired, "recall@1") if paired else (zero, "map@all")
+    names = ("baseline_centred", "baseline", "baseline_raw")
+    baseline = next((measured[name] for name in names if name in measured), None)
+    ours, exclusive = paired["shared"] if paired else zero, measured.get("exclusive")
+    kinds = {OURS: ours, BASELINE: baseline, "exclusive latents, right at chance": exclusive}
+    rows = [
+        (arrow, kind, float(values[way][measure]))
+        for way, arrow in ARROWS.items()
+        for kind, values in kinds.items()
+        if values
+    ]
+    title = "Recall@1: the partner comes first" if paired else "mAP@all: the class comes first"
+    return Table(title, ["direction", "by", measure], rows, 2)
+
+
+def verdict(figures: Figures, failures: Sequence[str]) -> Verdict:
+    """Judges by the baseline, the worst leak, the exclusive latents' KL, and failed gates."""
+    table = comparison(figures)
+    ours, baseline = (
+        [float(str(value)) for _, kind, value in table.rows if kind == wanted]
+        for wanted in (OURS, BASELINE)
+    )
+    tone, headline = _against(ours, baseline)
+    lines = []
+    if ours:
+        measure = table.title.partition(":")[0]
+        text = f"{measure} is {_figures(ours)} (x → y / y → x)"
+        lines.append(f"{text}, the baseline's {_figures(baseline)}" if baseline else text)
+    translated = [row["l1"] for row in figures.get("translation", {}).values() if row.get("l1")]
+    if translated:
+        lines.append(f"L1 of guided translations is {_figures(translated)}")
+    measured = figures.get("disentanglement", {})
+    latents = measured.get("latents", {})
+    leaks = [
+        (factor["mean"]["above_control"] or 0.0, f"{name} read from {latent.replace('_', ' ')}")
+        for latent, factors in measured.get("probes", {}).items()
+        for name, factor in factors.items()
+        if factor["belongs"] is False
+    ]
+    worst, which = max(leaks, default=(0.0, ""))
+    if leaks:
+        size = "the worst leak is" if worst >= SOME_LEAK else "no leak is above"
+        lines.append(f"{size} {worst:.2f} of 1 ({which})")
+    dying = [name for name, latent in latents.items() if latent.get("kl", DYING_NATS) < DYING_NATS]
+    lines += [f"{name.replace('_', ' ')} says next to nothing" for name in dying]
+    if tone == "right" and (dying or worst >= LEAK):
+        tone = "near"
+    if failures:
+        tone, headline = "wrong", f"{len(failures)} of the gates failed: {'; '.join(failures)}"
+    return Verdict(tone, headline, "; ".join(lines))
+
+
+def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[Tone, str]:
+    if not ours:
+        return "near", "Retrieval was not measured"
+    if not baseline:
+        return "near", "Nothing training-free compares the two domains"
+    ahead = [own > other for own, other in zip(ours, baseline, strict=True)]
+    if min(baseline) >= SOLVED:
+        return "near", "This data needs no training to retrieve: the baseline solves it"
+    if all(ahead):
+        return "right", "Ahead of the training-free baseline"
+    if any(ahead):
+        return "near", "Ahead of the training-free baseline in one direction only"
+    if ours == baseline:
+        return "near", "Level with the training-free baseline"
+    return "wrong", "Behind the training-free baseline"
+
+
+def _figures(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.3f}" for value in values)
+
+
+def leak(value: object, *floors: object) -> str:
+    """Returns how bad a reading is of what should not be read: `high`, `some` or nothing.
+
+    It counts from the highest of the `floors`, such as the reading of shuffled values, to 1.
+    """
+    if not isinstance(value, int | float):
+        return ""
+    floor = max([0.0, *(floor for floor in floors if isinstance(floor, int | float))])
+    share = (value - floor) / max(1 - floor, 1e-9)
+    return "high" if share >= LEAK else "some" if share >= SOME_LEAK else ""
+
+
 # ---- curves
 
 
@@ -65,51 +170,44 @@ class Chart:
     text: str
 
 
-@dataclass(frozen=True)
-class Line:
-    """A named line of (x, y) points."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
-
-
 def line_charts(
     title: str,
-    lines: Iterable[Line],
+    lines: Mapping[str, Points],
     *,
     y_label: str,
     fraction: bool = False,
     x_label: str = "step",
     levels: Mapping[str, float] | None = None,
 ) -> list[Chart]:
-    """Draws lines over whole numbers; returns no chart if no line has a point.
+    """Draws named lines over whole numbers; returns no chart if no line has a point.
 
-    `levels` are named values to compare with. The axis of a `fraction` is [0, 1], any other starts
-    at 0 and is logarithmic from 1 on. Points whose y is not finite are left out.
+    `levels` are named values to compare with. The axis of a `fraction` is [0, 1]; any other starts
+    at 0 and is logarithmic from 1 on if it reaches 10. Points whose y is not finite are left out.
     """
-    lines = [line for line in lines if line.points]
+    lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return []
     with as_file(STYLE) as style, matplotlib.style.context(style):
         figure = Figure()
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
-        for line in lines:
-            shown = [(x, y) for x, y in line.points if math.isfinite(y)]
+        for name, points in lines.items():
+            shown = [(x, y) for x, y in points if math.isfinite(y)]
             marker = "o" if len(shown) <= MOST_MARKED else None
-            axes.plot([x for x, _ in shown], [y for _, y in shown], label=line.name, marker=marker)
+            axes.plot([x for x, _ in shown], [y for _, y in shown], label=name, marker=marker)
         for number, (name, value) in enumerate((levels or {}).items()):
             axes.axhline(value, label=name, color="grey", linestyle=(0, (1, 1 + 2 * number)))
         if fraction:
             axes.set_ylim(-0.02, 1.02)
         else:
-            axes.set_yscale("symlog", linthresh=1.0)
+            if axes.get_ylim()[1] > 10:
+                axes.set_yscale("symlog", linthresh=1.0)
             axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.legend(loc="outside upper left", ncols=2)  # no line runs through it
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    ends = [f"{row.name} from {row.points[0][1]:.4g} to {row.points[-1][1]:.4g}" for row in lines]
+    ends = [f"{name} from {row[0][1]:.4g} to {row[-1][1]:.4g}" for name, row in lines.items()]
     ends += [f"{name} {value:.3g}" for name, value in (levels or {}).items()]
     text = f"{title}, by {x_label}: {'; '.join(ends)}."
     return [Chart(title, stream.getvalue(), text)]
@@ -129,32 +227,29 @@ def training_charts(records: Sequence[Figures]) -> list[Chart]:
     training = [record for record in records if record["kind"] == "train"]
     validations = [record for record in records if record["kind"] == "validation"]
     terms = ("loss", "reconstruction_", "kl_shared_", "shared_only_")
-    names = [name for name in (training[-1] if training else {}) if name.startswith(terms)]
-    losses = [
-        Line(name.replace("kl_", "KL ").replace("_", " "), _points(training, name))
-        for name in names
-    ]
-    title = "Loss and its terms"
-    charts = line_charts(title, losses, y_label="nats")
+    losses = {
+        name.replace("kl_", "KL ").replace("_", " "): _points(training, name)
+        for name in (training[-1] if training else {})
+        if name.startswith(terms)
+    }
+    charts = line_charts("Loss and its terms", losses, y_label="nats")
 
     baseline = (validations[-1].get("baseline") if validations else None) or ()
     ways = ARROWS.values()
     levels = {f"baseline {way}": raw for way, raw in zip(ways, baseline, strict=False)}
     for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
-        lines = [Line(way, _points(validations, key, at)) for at, way in enumerate(ways)]
+        lines = {way: _points(validations, key, at) for at, way in enumerate(ways)}
         title = f"Validation: {name} by shared latents"
         charts += line_charts(title, lines, y_label=name, fraction=True, levels=levels)
 
-    kls = [Line(f"{d}, training", _points(training, f"kl_exclusive_{d}")) for d in DOMAINS]
+    kls = {f"{d}, training": _points(training, f"kl_exclusive_{d}") for d in DOMAINS}
     for place, domain in enumerate(DOMAINS):
-        kls.append(Line(f"{domain}, validation", _points(validations, "exclusive_kl", place)))
+        kls[f"{domain}, validation"] = _points(validations, "exclusive_kl", place)
     title, levels = "KL of the exclusive latents to the prior", {"dying below": DYING_NATS}
     return charts + line_charts(title, kls, y_label="nats", levels=levels)
 
 
-def _points(
-    records: Sequence[Figures], name: str, place: int | None = None
-) -> list[tuple[float, float]]:
+def _points(records: Sequence[Figures], name: str, place: int | None = None) -> Points:
     """Returns (step, value) of every record that has the value, or the value at a place of it."""
     known = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return [(step, value if place is None else value[place]) for step, value in known]
@@ -162,11 +257,11 @@ def _points(
 
 def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
     """Draws the fraction of queries whose partner is among their K nearest, by K."""
-    lines = []
+    lines = {}
     for name, ranks in ranked.items():
         most = min(MOST_NEAREST, len(ranks))
         hits = np.bincount(ranks, minlength=most + 1).cumsum()[1 : most + 1] / len(ranks)
-        lines.append(Line(name, list(enumerate(hits.tolist(), 1))))
+        lines[name] = list(enumerate(hits.tolist(), 1))
     title, label = "Recall@K: the partner is among the K nearest", "nearest neighbours K"
     return line_charts(title, lines, x_label=label, y_label="Recall@K", fraction=True)
 
@@ -216,11 +311,11 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
     measured = figures.get("disentanglement")
     if measured is None:
         return None
-    lines = []
-    for name, latent in measured["latents"].items():
-        if name.startswith("exclusive"):
-            nats = sorted(latent["kl_per_dimension"], reverse=True)
-            lines.append(Line(name.replace("_", " "), [*enumerate(nats, 1)]))
+    lines = {
+        name.replace("_", " "): [*enumerate(sorted(latent["kl_per_dimension"], reverse=True), 1)]
+        for name, latent in measured["latents"].items()
+        if name.startswith("exclusive")
+    }
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
     tables = disentanglement_tables(measured)
     return {

@@ -16,12 +16,12 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import (
     DYING_NATS,
     EncodedPairs,
-    baseline_figures,
     both_means,
     class_baselines,
     class_retrieval,
     encode_pairs,
     exclusive_kl,
+    paired_baselines,
     retrieval_figures,
 )
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
@@ -134,10 +134,11 @@ def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | Non
     if data.validation is None:
         return None
     if data.by_class:
-        centred = class_baselines(data.train, data.validation).get("baseline_centred")
+        centred = class_baselines(data.validation, data.train).get("baseline_centred")
         return None if centred is None else _both(centred, "map@all")
-    figures = baseline_figures(data.validation, "cosine" if metric == "auto" else metric)
-    return None if figures is None else _both(figures, "recall@1")
+    own: Metric = "cosine" if metric == "auto" else metric
+    raw = paired_baselines(data.validation, own).get("baseline")
+    return None if raw is None else _both(raw, "recall@1")
 
 
 def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:

@@ -69,6 +69,17 @@ def test_a_table_shows_three_digits_and_no_exponents(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.split() == ["0.00667", "0.997", "123457", "12.5"]
 
 
+def test_work_within_work_shows_no_progress_of_its_own(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("training", 2) as whole:
+        with console.progress("validation", 3, "rows") as part:
+            clock.now += 6
+            part.update(1)
+        whole.update(1)
+    assert capsys.readouterr().err.startswith("1/2 steps")
+
+
 def test_quiet_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     console.set_verbosity(-1)
     with console.progress("training", 100) as work:

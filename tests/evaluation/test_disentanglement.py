@@ -9,6 +9,7 @@ import torch
 from helpers import small_model
 from torch.distributions import Normal, kl_divergence
 
+from iiae_cli.common import console
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.disentanglement import (
     LATENTS,
@@ -229,13 +230,6 @@ def test_domains_may_differ_in_length():
     assert swapped(Perfect(), x[:1], y[:1]) == {}
 
 
-def test_swaps_without_exclusive_latents():
-    rows = np.random.default_rng(15).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
-    model = small_model("maps", exclusive_dim=0)
-    figures = swap_figures(subject_of(model, split_of(rows, rows[::-1, ..., :1])))["x_to_y"]
-    assert "exclusive_r2" not in figures and figures["return_distance"] is not None
-
-
 # ---- bounds
 
 
@@ -266,9 +260,11 @@ def test_bounds_equal_torchs_divergences(pictures):
     assert figures == bound_figures(replace(pictures, batch_size=4), objective)
 
 
-def test_bounds_of_features_without_exclusive_latents():
+def test_swaps_and_bounds_without_exclusive_latents():
     model = IIAE(FeatureNetworks(6, shared_dim=4), {"x": 7, "y": 5}, exclusive_dim=0)
     subject = subject_of(model, split_of(normal(21, 6, 7), normal(22, 6, 5)))
+    swaps = swap_figures(subject)["x_to_y"]
+    assert "exclusive_r2" not in swaps and swaps["return_distance"] is not None
     figures = bound_figures(subject, bound(bound_weights("ii", 5.0), reconstruction="l2"))
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 
@@ -276,11 +272,14 @@ def test_bounds_of_features_without_exclusive_latents():
 # ---- the command
 
 
-def test_the_command_measures_and_gates(iiae, trained):
+def test_the_command_measures_shows_its_progress_and_gates(iiae, trained, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     base = ("evaluate", "--run", trained.run, "--task", "disentanglement", "--probe-rows", 100)
     ceiling = "disentanglement.probes.exclusive_x.x_color.mean.linear=0.5"
     outcome = iiae(*base, "--fail-over", ceiling, "--json")
     assert outcome.code == 2 and "above 0.5" in outcome.error()[0]
+    for stage in ("300/300 rows", "8/8 readings", "300/300 swaps", "100/100 bounds"):
+        assert f"\n{stage}, " in outcome.err
     found, protocol = outcome.json["disentanglement"], outcome.json["protocol"]
     keys = "exclusive_kl factors latents probes swaps bounds warnings"
     assert set(found) == set(keys.split())

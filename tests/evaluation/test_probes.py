@@ -53,10 +53,8 @@ def test_a_linear_leak_reads_as_theory_says(signal):
 
 
 def test_a_leak_is_found_however_small_its_variance():
-    """The figure is free of scale: a network that reads the latent could find it too."""
     factor = normal(3, ROWS, 3)
-    loud, quiet = normal(4, ROWS, 8), 1e-4 * factor
-    assert read(np.hstack([loud, quiet]), factor).linear > 0.99
+    assert read(np.hstack([normal(4, ROWS, 8), 1e-4 * factor]), factor).linear > 0.99
 
 
 def test_leaks_in_quadrant_and_in_distance_are_found_by_the_nonlinear_probe_alone():
@@ -142,10 +140,9 @@ def test_the_same_seed_gives_the_same_figures():
     assert scores[0] == scores[1] != scores[2]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_latents_that_are_not_finite_are_refused(bad):
+def test_latents_that_are_not_finite_are_refused():
     with pytest.raises(IiaeError, match="not finite") as caught:
-        read(np.full((50, 3), bad), normal(38, 50))
+        read(np.full((50, 3), np.inf), normal(38, 50))
     assert "optimizer.lr" in caught.value.hint
 
 
@@ -190,9 +187,10 @@ def test_ridge_predictions_are_scikit_learns(rows, width):
     inputs, asked = normal(41, rows, width), normal(42, 20, width)
     inputs[:, 0] = 3.0
     columns = inputs[:, 1:4] + normal(43, rows, 3) * [0.1, 1, 5] + 4
-    oracle, axes = RidgeCV(alphas=PENALTIES, alpha_per_target=True), Axes.of(inputs)
-    predicted = ridge_predictions(axes, columns, axes.along(asked))
-    np.testing.assert_allclose(predicted, oracle.fit(inputs, columns).predict(asked), atol=1e-8)
+    oracle = RidgeCV(alphas=PENALTIES, alpha_per_target=True).fit(inputs, columns)
+    axes = Axes.of(inputs.astype(np.float32))
+    predicted = ridge_predictions(axes, columns, axes.along(asked.astype(np.float32)))
+    np.testing.assert_allclose(predicted, oracle.predict(asked), atol=4e-3)  # in float32
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0])
@@ -202,6 +200,7 @@ def test_classes_are_read_as_scikit_learns_logistic_regression_reads_them(width,
     codes = np.random.default_rng(44).choice(4, 400, p=[0.6, 0.2, 0.15, 0.05])
     scales = np.logspace(0, -2, width)
     inputs = (normal(45, 4, width)[codes] + 2 * normal(46, 400, width)) * scales
+    inputs = inputs.astype(np.float32)
     axes, asked = Axes.of(inputs[:300]), inputs[300:]
     oracle = LogisticRegression(C=strength, class_weight="balanced", tol=1e-8, max_iter=10_000)
     expected = oracle.fit(axes.rows, codes[:300]).predict_proba(axes.along(asked))
