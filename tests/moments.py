@@ -2,18 +2,14 @@
 
 Run as a script, it imports everything once and computes on one thread, so that a child starts in
 milliseconds and no thread is lost by forking. It reads one JSON object a line: `arguments`,
-`folder`, and optionally `at`, the moment (from 1), and `act`, what happens there. Moments are what
-touches the folder: opening for writing, making, renaming and removing files, syncing; and every
-step.
+`folder`, and optionally `at`, the moment (from 1), and `act`: `kill` (as by kill -9), a signal
+(TERM, INT …) or the system's refusal (ENOSPC, EACCES). Moments are what touches the folder (opening
+for writing, making, renaming and removing files, syncing) and every step.
 
-    kill            the process is gone, as by kill -9
-    TERM, INT …     the signal arrives
-    ENOSPC, EACCES  the operating system refuses with that error
-
-It answers each with one JSON object: `code`, `err`, `moments` counted, and the processor `seconds`
-that the child still took after its moment, as a busy machine delays everything. With `ranks` it
-forks so many children, as torchrun would start them, lets the act happen to the one that `rank`
-names (0 if none), and `codes` and `errs` are lists.
+It answers with one JSON object: `code`, `err`, `moments` counted, and the processor `seconds` that
+the child took after its moment, as a busy machine delays everything. With `ranks` it forks so many
+children, as torchrun starts them; the act happens to the `rank` named (0), and `codes` and `errs`
+are lists.
 """
 
 from __future__ import annotations
@@ -121,15 +117,6 @@ def run_child(job: dict[str, Any], err: Path) -> None:
     os._exit(code)
 
 
-def run_here(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in the server itself: its children find imported what is imported on the way."""
-    from helpers import call
-
-    os.chdir(job["folder"])
-    call(*job["arguments"])
-    return {}
-
-
 def answer(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Run a job in children; returns how they ended."""
     global _reports
@@ -166,13 +153,16 @@ def fork_children(job: dict[str, Any], scratch: Path) -> list[int]:
 
 
 def serve() -> None:
-    """Answer jobs until standard input ends."""
-    import iiae_cli.training.trainer  # noqa: F401 - once, for all children
+    """Answer jobs until standard input ends; a `warm` one runs here, so that it imports for all."""
+    from helpers import call
 
     scratch = Path(sys.argv[1])
     for line in sys.stdin:
         job = json.loads(line)
-        print(json.dumps(run_here(job) if job.get("warm") else answer(job, scratch)), flush=True)
+        if job.get("warm"):
+            os.chdir(job["folder"])
+            call(*job["arguments"])
+        print(json.dumps({} if job.get("warm") else answer(job, scratch)), flush=True)
 
 
 class Server:

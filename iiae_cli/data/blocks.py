@@ -90,6 +90,7 @@ def block_store(
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
+    content: dict[str, Any] = {"schema": _SCHEMA, "job": job}
     with _held(folder):
         begun = _begun(folder)
         if begun is not None and not resume and not overwrite:
@@ -97,13 +98,13 @@ def block_store(
                 f"{folder} holds interrupted work",
                 "continue it with --resume, or start over with --overwrite",
             )
-        differing = differences(begun or job, job)
+        old = content if begun is None else begun
+        differing = differences(old["job"], job) or differences(old, content)
         if resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if begun is None or not resume or differing:
             _empty(folder)
-            content = json.dumps({"schema": _SCHEMA, "job": job}, indent=2)
-            files.write_text(folder / _JOB, content + "\n")
+            files.write_text(folder / _JOB, json.dumps(content, indent=2) + "\n")
         files.remove_temporaries(folder)
         finished = False
         try:
@@ -147,14 +148,14 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _begun(folder: Path) -> Job | None:
-    """The job that was begun in a folder, if any; anything else in its place is refused."""
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """What job.json of a folder says, if it exists; anything else in its place is refused."""
     if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((folder / _JOB).read_text(encoding="utf-8"))
-        if content["schema"] == _SCHEMA:
-            return dict(content["job"])
+        if content["schema"].startswith("iiae.partial/"):
+            return {"schema": content["schema"], "job": dict(content["job"])}
     raise IiaeError(
         f"{folder} is in the way: it is not the work of an interrupted command", "move it elsewhere"
     )
@@ -175,7 +176,7 @@ def _empty(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     _empty(folder)
-    with suppress(FileNotFoundError):  # somebody else removed it
+    with suppress(OSError):  # somebody removed or replaced it
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 

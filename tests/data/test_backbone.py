@@ -40,10 +40,8 @@ WIDTHS = {
     "resnet18": 512,
     "mobilenet_v2": 1280,
     "squeezenet1_1": 512,
-    "densenet121": 1024,
     "convnext_tiny": 768,
     "vit_b_16": 768,
-    "swin_t": 768,
 }
 
 
@@ -60,18 +58,12 @@ def test_features_are_the_classifiers_input():
     whole, inputs = torchvision.models.get_model(NETWORK, weights=None).eval(), []
     whole.fc.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     network, width = build_backbone(NETWORK, RANDOM, 3)
-    pictures = torch.rand(2, 3, 224, 224)
+    pictures = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         whole(pictures)
         features = network(pictures)
     assert width == 1024 and features.shape == (2, 1024)
     torch.testing.assert_close(features, inputs[0])
-
-
-def test_a_convolution_may_be_the_classifier():
-    network, width = build_backbone("squeezenet1_1", RANDOM)
-    with torch.no_grad():
-        assert network.train()(torch.rand(2, 3, 224, 224)).shape == (2, width) == (2, 512)
 
 
 def test_random_weights_are_seeded_and_leave_the_callers_generator_alone():
@@ -121,8 +113,6 @@ def test_safetensors_say_which_classes_they_saw(tmp_path, header, seen):
         return
     weights = find_weights(NETWORK, str(path))
     assert (weights.kind, weights.seen) == ("file", seen)
-    loaded = build_backbone(NETWORK, weights)[0].state_dict()
-    assert all(torch.equal(loaded[key], whole[key]) for key in loaded)
 
 
 @pytest.mark.parametrize(
@@ -180,13 +170,6 @@ def test_a_published_file_is_known_by_its_hash(hub, tmp_path, monkeypatch, cache
     monkeypatch.setattr(hubs, "_hash_in", lambda _: digest[:8])
     weights = find_weights("vgg16", None if cached else str(path))
     assert (weights.kind, weights.sha256, weights.seen) == ("imagenet", digest, NONE_SEEN)
-
-
-def test_an_unknown_backbone_is_refused_with_near_names():
-    error = refusal(find_weights, "resnet81", "none")
-    assert "resnet81" in error.message and "resnet18" in error.hint
-    assert "googlenet" in refusal(find_weights, "googlenet", "none").message
-    assert find_weights(NETWORK, "none") == RANDOM
 
 
 # ---- leaks

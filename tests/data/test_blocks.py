@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,19 +99,37 @@ def test_work_that_is_there_asks_for_resume_or_overwrite(
         store.append(0, block(0))
         raise Interrupted(75, "")
     assert "was begun with another seed: starting afresh" in capsys.readouterr().err
-    with block_store(output, {"seed": 2}, overwrite=True) as store:
+    job = partial_of(output) / "job.json"
+    job.write_text(job.read_text().replace("iiae.partial/3", "iiae.partial/2"))
+    with block_store(output, {"seed": 2}, resume=True) as store:
         assert store.missing([0]) == [0]
+    assert "was begun with another schema: starting afresh" in capsys.readouterr().err
+
+
+def test_what_is_not_the_stores_is_left_alone(tmp_path: Path) -> None:
+    output = tmp_path / "z.h5"
     partial_of(output).mkdir()
     (partial_of(output) / "thesis.txt").write_text("mine")
-    with (
-        pytest.raises(IiaeError, match="is in the way"),
-        block_store(output, JOB, overwrite=True),
-    ):
+    with pytest.raises(IiaeError, match="is in the way"), block_store(output, JOB, overwrite=True):
         pass
     assert (partial_of(output) / "thesis.txt").exists()
     for folder in (tmp_path, Path()):
         with pytest.raises(IiaeError, match="is a folder"), block_store(folder, JOB):
             pass
+
+
+@pytest.mark.parametrize("instead", [None, "folder", "file"])
+def test_a_folder_that_somebody_takes_away_is_a_users_error(
+    tmp_path: Path, instead: str | None
+) -> None:
+    output = tmp_path / "z.h5"
+    with pytest.raises(IiaeError), block_store(output, JOB) as store:
+        store.append(0, block(0))
+        shutil.rmtree(store.folder)
+        if instead:
+            store.folder.mkdir() if instead == "folder" else store.folder.touch()
+        store.append(1, block(1))
+        store.read(0)
 
 
 def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_a_name_is_completed_by_its_weights_tag_or_refused():
     assert "ViT-B-32" in refusal(full_name, "open_clip:ViT-B-31").hint
     assert "@openai" in refusal(full_name, "open_clip:ViT-B-32@openia").hint
     assert "timm:" in refusal(full_name, "keras:vgg16").hint
+    assert "resnet18" in refusal(full_name, "resnet81").hint
+    assert "googlenet" in refusal(full_name, "googlenet").message
 
 
 @pytest.mark.parametrize(

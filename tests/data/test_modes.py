@@ -176,6 +176,7 @@ def test_a_gamma_or_primaries_that_are_not_applied_are_said(tmp_path, chunk):
         ("PA", ".tif", (0, 0), WHITE),
         ("RGB", ".png", (255, 0, 0), RED),
         ("RGBA", ".png", (255, 0, 0, 0), WHITE),
+        ("RGBA", ".png", (255, 0, 0, 128), [255, 127, 127]),
         ("RGBX", ".tif", (255, 0, 0, 9), RED),
         ("CMYK", ".tif", (0, 255, 255, 0), RED),
         ("CMYK", ".jpg", (0, 255, 255, 0), RED),  # which holds them inverted, as Adobe does
@@ -268,17 +269,13 @@ def test_an_embedded_profile_is_converted_to_srgb(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB"])
-def test_a_profile_that_cannot_be_used_is_said(tmp_path, mode):
+def test_a_profile_that_cannot_be_used_is_said_and_srgb_left_as_it_is(tmp_path, mode):
     image = Image.new(mode, (1, 1), (0, 255, 255, 0) if mode == "CMYK" else (255, 0, 0))
-    path = saved(tmp_path / "odd.tif", image, icc_profile=b"no profile")
-    assert decode(path).tolist() == [[RED]]
-    assert changes(path) == ["read without their colour profile"]
-
-
-def test_srgb_is_left_as_it_is(tmp_path):
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    path = saved(tmp_path / "usual.png", np.array([[[10, 20, 30]]], np.uint8), icc_profile=profile)
-    assert decode(path).tolist() == [[[10, 20, 30]]] and changes(path) == []
+    usual = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile, said in ((b"none", ["read without their colour profile"]), (usual, [])):
+        path = saved(tmp_path / "odd.tif", image, icc_profile=profile)
+        assert decode(path).tolist() == [[RED]]
+        assert changes(path) == said
 
 
 # ---- what is said

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
@@ -182,9 +182,7 @@ def _state_of(source: Path) -> str:
     """A digest over names, sizes and times of change of the files that a path names."""
     files: Iterable[Path] = [source]
     if source.is_dir():
-        files = (
-            Path(root, file) for root, _, names in sorted(os.walk(source)) for file in sorted(names)
-        )
+        files = sorted(_files_below(source))
     elif is_table(source):
         files = [source, *pictures_of(source)]
     digest = hashlib.sha256()
@@ -196,6 +194,18 @@ def _state_of(source: Path) -> str:
             line = f"{path}\0missing\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links to folders, each of which is walked once."""
+    known = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in known:  # a loop of links
+            folders.clear()
+            continue
+        known.add(place)
+        yield from (Path(root, name) for name in names)
 
 
 # ---- pictures
