@@ -26,7 +26,7 @@ from iiae_cli.data.blocks import block_store
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
-from iiae_cli.data.sources.registry import build
+from iiae_cli.data.sources.preparation import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
@@ -187,7 +187,7 @@ def built(name: str, options: PrepareOptions) -> Prepared:
 def assembled(plan: Plan) -> Prepared:
     """The splits of a plan."""
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
-        plan.make(store, range(plan.total))
+        plan.make(store, range(len(plan.blocks)))
         return plan.prepared(
-            map(store.read, range(plan.total)), Work(store.folder, Path(folder, "d.h5"))
+            map(store.read, range(len(plan.blocks))), Work(store.folder, Path(folder, "d.h5"))
         )

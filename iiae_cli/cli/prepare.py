@@ -161,7 +161,6 @@ def command(
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
-    from iiae_cli.data.sources.registry import CLASS_SETS
 
     if valid_fraction + test_fraction >= 1:
         raise IiaeError(
@@ -191,7 +190,7 @@ def command(
             name = str(parts[0].job.get("data set"))
         default = f"{name}.h5" if part is None else f"{name}-{{shard}}.h5"
         path = shard_output(output or data_folder() / default, shard, part)
-        features = name in CLASS_SETS or options.wants_backbone
+        features = name in preparation.CLASS_SETS or options.wants_backbone
         networks = save_backbone or (path.with_suffix(".backbone") if features else None)
         _check_outputs(pictures, networks, features, part, overwrite or resume or merge)
         if merge:
@@ -232,7 +231,7 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
     from iiae_cli.data.blocks import part_of
     from iiae_cli.data.datafile import SPLITS, DataFile
     from iiae_cli.data.sources.features import classes_of
-    from iiae_cli.data.sources.registry import CLASS_SETS
+    from iiae_cli.data.sources.preparation import CLASS_SETS
 
     result: dict[str, Any] = {"schema": "iiae.prepare/1", "path": str(path), "name": name}
     if part is not None:

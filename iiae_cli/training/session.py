@@ -24,8 +24,7 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import prepare_file
-from iiae_cli.data.sources.registry import EMBEDDED, how_to_prepare
+from iiae_cli.data.sources.preparation import EMBEDDED, how_to_prepare, prepare_file
 from iiae_cli.inference.latents import LatentCache, write_latents
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model, run_origin

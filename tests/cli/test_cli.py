@@ -18,7 +18,7 @@ from iiae_cli.cli import completion
 from iiae_cli.cli.app import COMMANDS
 from iiae_cli.common.files import preset_names
 from iiae_cli.config.presets import key_help
-from iiae_cli.data.sources.registry import BUILDERS
+from iiae_cli.data.sources.preparation import BUILDERS
 
 
 def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:

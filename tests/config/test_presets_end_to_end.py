@@ -10,8 +10,8 @@ import pytest
 from class_sources import NETWORK, class_folders, make_quick, write_features
 from helpers import Program
 from PIL import Image
-from test_cars import file_of, im_of, save_v5
 from test_cdcb import idx_source
+from test_published import file_of, im_of, save_v5
 
 from iiae_cli.data.class_lists import CLASS_SPLITS
 

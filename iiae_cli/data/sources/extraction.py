@@ -119,22 +119,29 @@ class Networks:
                 rows = iter(features)
                 yield [error or (next(rows),) for error in errors]
 
-        values = [self.backbone, self.pool, self.described(self.kept), self.options.seed, VERSIONS]
-        values.append(asdict(self.preprocessing))
-        maker = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        described = json.dumps(self.described(self.kept), sort_keys=True)
+        maker = hashlib.sha256(described.encode()).hexdigest()[:16]
         verb = "extracting features of"
         return Reading(name, files, make, self.options.batch_size, verb, maker)
 
     def described(self, folder: Path | None) -> dict[str, Any]:
-        """Weights, or those of fine-tuned networks in a folder, as the data file has them."""
-        if folder is None:
-            return self.weights.to_json()
-        files = {domain: folder / f"{domain}.safetensors" for domain in DOMAINS}
+        """How features come about, by the weights or fine-tuned networks in a folder."""
+        weights, preprocessing = self.weights.to_json(), asdict(self.preprocessing)
+        if folder is not None:
+            files = {domain: folder / f"{domain}.safetensors" for domain in DOMAINS}
+            weights = {
+                "weights": "fine-tuned",
+                "weights_file": {domain: path.name for domain, path in files.items()},
+                "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
+                "trained_on": f"{self.weights.trained_on}, then the training classes",
+            }
         return {
-            "weights": "fine-tuned",
-            "weights_file": {domain: path.name for domain, path in files.items()},
-            "weights_sha256": {domain: sha256_of(path) for domain, path in files.items()},
-            "trained_on": f"{self.weights.trained_on}, then the training classes",
+            "name": self.backbone,
+            "pool": self.pool,
+            **weights,
+            "preprocessing": preprocessing,
+            "seed": self.options.seed,
+            "versions": VERSIONS,
         }
 
     def keep(self, work: Work) -> Path | None:
@@ -153,24 +160,17 @@ class Networks:
         tuned, folder = None, self.keep(work)
         if folder is not None:
             x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
-            tuned = {
-                **x.fine_tuning,
-                "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
-                "preprocessing": asdict(x.preprocessing),
-                "from": x.weights,
-            }
+            accuracy = {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]}
+            preprocessing = asdict(x.preprocessing)
+            tuned = {**x.fine_tuning, "accuracy": accuracy, "preprocessing": preprocessing}
+            tuned["from"] = x.weights
         path = folder or self.weights.path
         return {
-            "name": self.backbone,
-            "pool": self.pool,
             **self.described(folder),
-            "weights_path": None if path is None else str(path.absolute()),
+            "weights_path": path and str(path.absolute()),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": width,
-            "preprocessing": asdict(self.preprocessing),
-            "seed": self.options.seed,
             "fine_tuning": tuned,
-            "versions": VERSIONS,
         }
 
     def attributes(self, splits: Mapping[str, Split], work: Work) -> dict[str, str]:
@@ -262,13 +262,14 @@ def plan_features(
         for name, split in divided.items():
             sides = {}
             for domain in DOMAINS:
-                side, part = split.side(domain), rows[f"{name}/{domain}"]
+                part = rows[f"{name}/{domain}"]
                 if not part.rows:
                     raise IiaeError(
                         f"no picture of {name}/{domain} can be read",
-                        f"check {side.rows[0]} and the others",
+                        "the warnings above name every one, and say why",
                     )
-                sides[domain] = replace(side.take(part.places), rows=part.rows[0])
+                side = split.side(domain).take(part.places)
+                sides[domain] = replace(side, rows=part.rows[0])
             splits[name] = Split(sides["x"], sides["y"])
         return finish(
             splits,

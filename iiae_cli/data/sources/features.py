@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,7 @@ def plan_existing(
 
 def has_features(folder: Path) -> bool:
     """Whether a folder is in the released layout."""
-    stems = (_key(path.stem) for path in folder.glob("*_features.npy"))
-    return any(stem.startswith("train_") for stem in stems)
+    return any(_key(path.stem).startswith("train_") for path in folder.glob("*_features.npy"))
 
 
 def _key(name: str) -> str:
@@ -100,21 +99,20 @@ def read_features(
     Raises IiaeError if an array is missing, damaged, pickled, or of another shape.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    words = WORDS.values()
-    for name, array in _arrays(source).items():
+    for name, array in _arrays(source):
         key = _key(name)
         if key in arrays:
             raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
         arrays[key] = array
-        if not any(key.startswith(f"{split}_{word}_") for split in SPLITS for word in words):
+        if _STEM.sub(r"\1", key) not in SPLITS:
             notes.skipped.append(f"{source}: {name} is of no split ({', '.join(SPLITS)})")
         elif key != name:
             notes.decided.append(f"{name} is read as {key}")
     splits = {}
     for name in SPLITS:
-        missing = [word for word in words if f"{name}_{word}_features" not in arrays]
+        missing = [word for word in WORDS.values() if f"{name}_{word}_features" not in arrays]
         if not missing:
-            x, y = (_side(source, arrays, f"{name}_{word}", spell) for word in words)
+            x, y = (_side(source, arrays, f"{name}_{word}", spell) for word in WORDS.values())
             splits[name] = Split(x, y)
         elif len(missing) == 1 or name == "train":
             raise IiaeError(
@@ -141,19 +139,18 @@ def read_seen(source: Path) -> Seen:
     return Seen(tuple(sorted(names)))
 
 
-def _arrays(source: Path) -> dict[str, NDArray[Any]]:
-    """Every array by its name; those of a folder are mapped."""
-    arrays: dict[str, NDArray[Any]] = {}
+def _arrays(source: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every array with its name; those of a folder are mapped."""
     if source.is_file():
         with reading(source, _HINT), np.load(source, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive if _STEM.fullmatch(name)}
+            yield from ((name, archive[name]) for name in archive if _STEM.fullmatch(name))
+        return
     for path in source_files(source):
         with reading(path, _HINT):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(array, np.ndarray):
                 raise ValueError("it is an archive of arrays")
-            arrays[path.stem] = array
-    return arrays
+            yield path.stem, array
 
 
 def _side(
@@ -166,10 +163,11 @@ def _side(
             f"{where}_features is {values.dtype} {values.shape}, not numbers (N, D)",
             "save one row per picture",
         )
-    columns = {}
-    for name in ("paths", "labels"):
-        if f"{stem}_{name}" in arrays:
-            columns[name] = _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
+    columns = {
+        name: _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
+        for name in ("paths", "labels")
+        if f"{stem}_{name}" in arrays
+    }
     if not columns:
         raise IiaeError(
             f"{where}_features has neither {stem}_paths nor {stem}_labels beside it",
@@ -310,26 +308,24 @@ def finish(
     if split_name in (GIVEN, *CLASS_SPLITS):
         published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})
         named, split_name = split_name, next(published, GIVEN)
-        if named != split_name and named != GIVEN:
+        if named not in (split_name, GIVEN):
             console.warn(f"the test classes are not those of {named}: recorded as '{split_name}'")
     refuse_leak(seen, test, what, options.allow_leak)
-    both = {*train} & {*test}
-    if both:
-        console.say(
-            f"{len(both)} of {len(test)} test classes are training classes too: not zero-shot"
-        )
-    values: dict[str, Any] = {
+    if both := {*train} & {*test}:
+        count = f"{len(both)} of {len(test)} test classes"
+        console.say(f"{count} are training classes too: not zero-shot")
+    values = {
         "test_classes": test,
         "train_classes": train,
         "backbone": {**backbone, **seen.to_json()},
+        "leak": seen.leak(test),
     }
-    leak = seen.leak(test)
-    if leak is not None:  # absent: unknown
-        values["leak"] = leak
     attributes = {
         "alignment": "class",
         "split_name": split_name,
         "test_classes_sha256": class_list_hash(test),
-        **{key: json.dumps(value, ensure_ascii=False) for key, value in values.items()},
     }
+    for key, value in values.items():
+        if value is not None:  # a leak that is unknown
+            attributes[key] = json.dumps(value, ensure_ascii=False)
     return Prepared(splits, attributes, skipped)

@@ -58,9 +58,9 @@ class PrepareOptions:
     @property
     def wants_backbone(self) -> bool:
         """Whether an option is set that only matters for features of pictures."""
-        options = (self.backbone, self.backbone_weights, self.pool)
-        more = (self.fine_tune_epochs, self.save_backbone)
-        return any(value is not None for value in (*options, *more))
+        networks = (self.backbone, self.backbone_weights, self.pool)
+        tuning = (self.fine_tune_epochs, self.save_backbone)
+        return any(value is not None for value in (*networks, *tuning))
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,11 @@ class Reading:
     verb: str = "reading"  # for progress
     maker: str = ""  # identifies what makes the rows beyond the program itself, such as a network
 
-    @property
-    def blocks(self) -> list[Sequence[Path]]:
-        """The files of each block."""
-        starts = range(0, len(self.files), self.size)
-        return [self.files[start : start + self.size] for start in starts]
-
     def identity(self) -> list[Any]:
         """What its blocks depend on, as JSON: names of files, not their folders."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-        return [self.name, len(self.files), self.size, self.maker, digest.hexdigest()[:16]]
+        names = "\n".join(path.name for path in self.files)
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return [self.name, len(self.files), self.size, self.maker, digest]
 
 
 def file_reading(
@@ -111,8 +104,7 @@ def file_reading(
     """Files that `read` turns into arrays one by one; it raises PictureError where it cannot."""
 
     def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-        for block in blocks:
-            yield list(read_all(block, read, workers))
+        return (list(read_all(block, read, workers)) for block in blocks)
 
     return Reading(name, files, make, size or BLOCK_FILES)
 
@@ -152,30 +144,30 @@ class Plan:
     whole: IiaeError | None = None  # why processes cannot divide the work, where they cannot
 
     @property
-    def total(self) -> int:
-        """Number of blocks."""
-        return sum(len(reading.blocks) for reading in self.readings)
+    def blocks(self) -> list[tuple[Reading, Sequence[Path]]]:
+        """Every block in order: its reading and its files."""
+        return [
+            (reading, reading.files[start : start + reading.size])
+            for reading in self.readings
+            for start in range(0, len(reading.files), reading.size)
+        ]
 
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
         """Make those of these blocks that the store does not have; `stop` keeps finished ones."""
-        first = 0
+        blocks = self.blocks
         for reading in self.readings:
-            files = dict(enumerate(reading.blocks, first))
-            mine = {number: paths for number, paths in files.items() if number in numbers}
-            if store.missing(mine):
-                _make(reading, mine, store, Work(store.folder, stop=stop))
-            first += len(files)
+            files = {n: blocks[n][1] for n in numbers if blocks[n][0] is reading}
+            if store.missing(files):
+                _make(reading, files, store, Work(store.folder, stop=stop))
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """How many items of each reading these blocks hold, and a line per unreadable one."""
-        owners = [(reading.name, files) for reading in self.readings for files in reading.blocks]
         rows = {reading.name: 0 for reading in self.readings}
         skipped: list[str] = []
-        for number, block in zip(numbers, blocks, strict=True):
-            name, files = owners[number]
-            lost = _lost(files, block)
-            rows[name] += len(files) - len(lost)
-            skipped += lost
+        own = self.blocks[numbers.start : numbers.stop]
+        for (reading, _), block in zip(own, blocks, strict=True):
+            rows[reading.name] += len(block["places"])
+            skipped += block["skipped"].tolist()
         return rows, skipped
 
     def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
@@ -213,23 +205,25 @@ def _make(
         for number in missing:
             saved = f"{done} of {total} items of {reading.name} are saved"
             work.stop.check(f"{saved}; continue with the same command and --resume")
-            store.append(number, _packed(next(coming)))
+            store.append(number, _packed(files[number], next(coming)))
             done += len(files[number])
             progress.update(done)
 
 
-def _packed(made: Sequence[Made]) -> Arrays:
-    """A block as arrays: why each file cannot be read (empty: it can), and the others' rows."""
-    reasons = [item.reason if isinstance(item, PictureError) else "" for item in made]
-    columns = zip(*(item for item in made if not isinstance(item, PictureError)), strict=True)
+def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
+    """A block as arrays: the places of readable files, a line for each other one, and the rows."""
+    rows = {place: item for place, item in enumerate(made) if not isinstance(item, PictureError)}
+    columns = zip(*rows.values(), strict=True)
+    lost = [
+        f"{file}: {item.reason}"
+        for file, item in zip(files, made, strict=True)
+        if isinstance(item, PictureError)
+    ]
     return {
-        "reasons": np.array(reasons, np.str_),
+        "places": np.array([*rows], np.int64),
+        "skipped": np.array(lost, np.str_),
         **{f"rows{number}": np.stack(column) for number, column in enumerate(columns)},
     }
-
-
-def _lost(files: Sequence[Path], block: Arrays) -> list[str]:
-    return [f"{file}: {why}" for file, why in zip(files, block["reasons"], strict=True) if why]
 
 
 def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRows:
@@ -237,11 +231,11 @@ def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRow
     arrays: list[Rows] = []
     places: list[int] = []
     skipped: list[str] = []
-    for number, files in enumerate(reading.blocks):
+    for first in range(0, len(reading.files), reading.size):
         block, start = next(blocks), len(places)
-        skipped += _lost(files, block)
-        places += (number * reading.size + np.flatnonzero(block["reasons"] == "")).tolist()
-        rows = [block[f"rows{column}"] for column in range(len(block) - 1)]
+        places += (first + block["places"]).tolist()
+        skipped += block["skipped"].tolist()
+        rows = [block[f"rows{column}"] for column in range(len(block) - 2)]
         if rows and not arrays:
             stem = folder / reading.name.replace("/", "-")
             arrays = [

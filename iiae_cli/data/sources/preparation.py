@@ -1,4 +1,4 @@
-"""The file of a data set: the whole of it, a part, or the parts merged; and its pictures."""
+"""The data sets by name, and their files: the whole of one, a part, or the parts merged."""
 
 from __future__ import annotations
 
@@ -8,29 +8,137 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, refuse_existing, writing
+from iiae_cli.common.files import data_folder, missing, reading, refuse_existing, writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
+from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
+from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
+from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
+from iiae_cli.data.sources.pairs import plan_pairs, plan_published
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
-from iiae_cli.data.sources.registry import build
+from iiae_cli.data.sources.published import ARCHIVES, KINDS, fetch, plan_cars, unpack
 from iiae_cli.data.sources.table import is_table, pictures_of
 from iiae_cli.model import DOMAINS, Domain
 
+Builder: TypeAlias = Callable[[PrepareOptions], Plan]
+
+BUILDERS: dict[str, Builder] = {
+    "digits-cdcb": partial(plan_digits, colour_pair),
+    "digits-edge": partial(plan_digits, outline_pair),
+    "mnist-cdcb": partial(plan_idx, "MNIST", colour_pair),
+    "fashion-cdcb": partial(plan_idx, "Fashion-MNIST", colour_pair),
+    "fashion-edges": partial(plan_idx, "Fashion-MNIST", sketch_pair),
+    "mnist-quadrants": plan_quadrants,
+    "digits-moved": plan_moved_digits,
+    "trifeature": plan_trifeature,
+    "cars": plan_cars,
+    "facades": plan_published,
+    "maps": plan_published,
+    "pairs": plan_pairs,
+    "sketchy": plan_sketchy,
+    "classes": plan_classes,
+}
+EMBEDDED = ("digits-cdcb", "digits-edge", "digits-moved", "trifeature")
+DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "mnist-quadrants", "fashion-cdcb", "fashion-edges")
+CLASS_SETS = ("sketchy", "classes")  # stored as features
+_FROM_SOURCE = (*ARCHIVES, *CLASS_SETS, "pairs")  # from a folder, a file or an archive
+# Sets whose archives have no address that a program can fetch, and how people get them.
+BY_HAND: dict[str, str] = {
+    "sketchy": (
+        "fetch the Sketchy Database (rendered_256x256.7z) as https://sketchy.eye.gatech.edu says, "
+        "the extended photos by the links in github.com/AnjanDutta/sem-pcyc "
+        "(download_datasets.sh), unpack both, then run: iiae prepare sketchy SOURCE"
+    ),
+}
+_PLAIN = {".csv": "pairs", ".tsv": "pairs", ".npz": "classes"}  # files that are no archives
 # Options that decide where and how fast data are made, not their values.
 _MACHINE = ("download", "device", "workers", "save_backbone")
 _DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _MACHINE]
+
+
+# ---- data sets by name
+
+
+def build(name: str, options: PrepareOptions) -> Plan:
+    """Plan a data set; an option that does not apply is refused."""
+    if name not in BUILDERS:
+        own = f"; for your own data: iiae prepare pairs {shlex.quote(name)}"
+        own = own if Path(name).exists() else ""
+        raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
+    pictures = [known for known in BUILDERS if known not in CLASS_SETS]
+    for option, is_given, sets in (
+        ("--split", options.split is not None, CLASS_SETS),
+        ("--unseen-classes", options.unseen_classes is not None, CLASS_SETS),
+        ("--backbone…", options.wants_backbone, [*CLASS_SETS, "pairs"]),
+        ("--image-size", options.image_size is not None, pictures),
+        ("--side-by-side", options.side_by_side, ["pairs"]),
+        ("--same-instance", options.same_instance, ["mnist-quadrants"]),
+    ):
+        if is_given and name not in sets:
+            hint = f"leave it out; it is for {', '.join(sets)}"
+            raise IiaeError(f"{option} does not apply to {name}", hint)
+    if name not in _FROM_SOURCE:
+        return BUILDERS[name](options)
+    source, attributes = source_of(name, options)
+    plan = BUILDERS[name](replace(options, source=source))
+    return replace(plan, attributes={**plan.attributes, **attributes})
+
+
+def how_to_prepare(name: str, path: Path) -> str:
+    """The command that makes a set's data file at `path`, and where its source comes from."""
+    if name in BY_HAND:
+        return f"{BY_HAND[name]} -o {path}"
+    if name not in BUILDERS:
+        return f"iiae prepare pairs SOURCE -o {path}, or iiae prepare classes SOURCE -o {path}"
+    source = "" if name in EMBEDDED else " --download" if name in DOWNLOADED else " SOURCE"
+    return f"iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
+
+
+def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
+    """Find, fetch or unpack a set's source: a folder, table or `.npz`; and its attributes."""
+    source, archive = options.source, ARCHIVES.get(name)
+    downloads = data_folder() / "downloads"
+    origin = str(source and source.absolute())
+    if source is None and archive is not None and options.download:
+        source = downloads / archive.file
+        origin = fetch(archive, source)
+    if source is None:
+        hint = BY_HAND.get(name, f"iiae prepare {name} SOURCE")
+        if archive is not None:
+            hint = f"iiae prepare {name} --download, or with what you have: {hint}"
+        raise IiaeError(f"the source of {name} was not named", hint)
+    if not source.exists():
+        raise missing(source, KINDS)
+    if source.is_dir():
+        inside = [path for path in source.iterdir() if path.is_dir() or path.suffix == ".npz"]
+        is_one = name == "classes" and len(inside) == 1 and inside[0].is_file()
+        return inside[0] if is_one else source, {"source": origin}
+    suffix = source.suffix.lower()
+    if _PLAIN.get(suffix) == name:
+        return source, {"source": origin}
+    if suffix in (*_PLAIN, ".xlsx", ".xls", ".ods"):
+        own = shlex.join(["iiae", "prepare", _PLAIN.get(suffix, "pairs"), str(source)])
+        hint = f"run: {own}" if suffix in _PLAIN else "save it as CSV in UTF-8, columns x,y"
+        raise IiaeError(f"{source} is not a source that {name} reads", hint)
+    target = downloads / source.name.partition(".")[0]
+    sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
+    return target, {"source": origin, "source_sha256": sha256}
+
+
+# ---- their files
 
 
 def prepare_file(
@@ -57,9 +165,9 @@ def prepare_file(
     if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
         _write(path, plan, [], settings, Work(path.parent, path))
         return
-    job = _job(settings, plan)
+    job, total = _job(settings, plan), len(plan.blocks)
     with blocks.block_store(path, job, resume=resume, overwrite=overwrite) as store:
-        numbers = (part or Part(0, 1)).of(plan.total)
+        numbers = (part or Part(0, 1)).of(total)
         plan.make(store, numbers, stop)
         made = map(store.read, numbers)
         if part is None:
@@ -69,7 +177,7 @@ def prepare_file(
             about = {"command": _command(), "rows": rows, "skipped": skipped}
             about["notes"] = plan.attributes.get("notes", "")
             about["settings_sha256"] = _digest_of(settings)
-            blocks.write_part(path, store, part, plan.total, about)
+            blocks.write_part(path, store, part, total, about)
 
 
 def merge(
@@ -157,15 +265,13 @@ def _command() -> str:
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
     """Everything that decides a data file's arrays, as JSON."""
-    source = None if options.source is None else options.source.absolute()
+    source = options.source and options.source.absolute()
     named = (source, options.unseen_classes, options.backbone_weights)
     return {
         "data set": name,
         **{option: getattr(options, option) for option in _DECIDING},
-        "source": None if source is None else str(source),
-        "content of the source": [
-            None if path is None else _state_of(Path(path)) for path in named
-        ],
+        "source": source and str(source),
+        "content of the source": [path and _state_of(Path(path)) for path in named],
         "version": versions(),
     }
 

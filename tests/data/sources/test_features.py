@@ -9,7 +9,7 @@ from iiae_cli.data.class_lists import UNKNOWN, Seen
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.registry import source_of
+from iiae_cli.data.sources.preparation import source_of
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 

@@ -1,14 +1,53 @@
-"""The files that data sets are written to."""
+"""Data sets by name, and the files that they are written to."""
 
 import json
 
 import numpy as np
-from helpers import refusal
+import pytest
+from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import prepare_file
+from iiae_cli.data.sources.preparation import BUILDERS, prepare_file
+from iiae_cli.data.sources.published import ARCHIVES
+
+# ---- names
+
+
+def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
+    error = refusal(built, "mnist", PrepareOptions())
+    assert error.message == "unknown data set 'mnist'"
+    assert all(name in error.hint for name in BUILDERS)
+    mine = refusal(built, str(tmp_path), PrepareOptions())
+    assert f"iiae prepare pairs {tmp_path}" in mine.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("digits-cdcb", {"unseen_classes": "3"}, "--unseen-classes does not apply to"),
+        ("cars", {"backbone": "vgg16"}, "--backbone… does not apply"),
+        ("maps", {"side_by_side": True}, "--side-by-side does not apply"),
+        ("classes", {"image_size": 32}, "--image-size does not apply"),
+    ],
+)
+def test_options_of_other_sets_are_refused(name, options, said):
+    assert said in refusal(built, name, PrepareOptions(**options)).message
+
+
+@pytest.mark.parametrize("name", ["facades", "maps", "cars", "sketchy", "classes", "pairs"])
+def test_a_source_that_was_not_named_is_asked_for(tmp_path, name):
+    error = refusal(built, name, PrepareOptions())
+    assert error.message == f"the source of {name} was not named"
+    assert f"iiae prepare {name} SOURCE" in error.hint
+    assert (f"iiae prepare {name} --download" in error.hint) == (name in ARCHIVES)
+    assert ("sketchy.eye.gatech.edu" in error.hint) == (name == "sketchy")
+    missing = PrepareOptions(source=tmp_path / "none", download=True)
+    assert "does not exist" in refusal(built, name, missing).message
+
+
+# ---- files
 
 
 def test_a_whole_self_describing_file_is_written_or_the_old_one_stays(tmp_path, monkeypatch):

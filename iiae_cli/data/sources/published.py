@@ -1,0 +1,273 @@
+"""Sets that come in archives (Facades, Maps, Cars): fetched, unpacked; and the files of Cars.
+
+No publisher states a checksum. Where others recorded one it stands here with its source; elsewhere
+the archive's own SHA-256 goes into the data file, so that two data files can be compared.
+
+Cars are rendered models of the visual-analogy data, x the frontal view and y the same car turned:
+`data/cars/list.txt` with a name a line, and `car_###_mesh.mat` (MATLAB v5, or v7.3, which is HDF5)
+with `im`, (128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 turned ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from iiae_cli.common import console
+from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading, sha256_of, write_errors
+from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.hdf5 import dataset
+from iiae_cli.data.pictures import PictureError, resize_pictures
+from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
+
+MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
+MAX_BYTES = 64 * 2**30  # that an archive may unpack to
+KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive and its mirrors in order."""
+
+    file: str
+    folders: tuple[str, ...]  # of servers that have it
+    md5: str | None = None  # as recorded by others; None: no checksum is known
+    wanted: str = ""  # pattern of the entries to unpack
+
+
+_PIX2PIX = (
+    "https://efrosgans.eecs.berkeley.edu/pix2pix/datasets",
+    "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets",  # the authors' own
+    "https://people.eecs.berkeley.edu/~tinghuiz/projects/pix2pix/datasets",
+)
+_ANALOGY = ("http://www.scottreed.info/files", "http://www-personal.umich.edu/~reedscot/files")
+ARCHIVES: dict[str, Archive] = {
+    "facades": Archive("facades.tar.gz", _PIX2PIX),
+    "maps": Archive("maps.tar.gz", _PIX2PIX),
+    "cars": Archive(
+        "nips2015-analogy-data.tar.gz",
+        _ANALOGY,
+        # github.com/nmichlo/disent, disent/dataset/data/_groundtruth__cars3d.py, "full".
+        md5="4e866a7919c1beedf53964e6f7a23686",
+        # It holds the other sets of its paper too.
+        wanted=r"(^|/)(cars/|car_[^/]*_mesh\.mat$|list\.txt$)",
+    ),
+}
+
+
+def fetch(archive: Archive, path: Path) -> str:
+    """Fetch an archive to `path`, unless it is there, whole and verified; returns the mirror."""
+    import pooch
+    import requests
+
+    def download(url: str, target: str, _: object) -> None:
+        with requests.get(url, stream=True, timeout=30) as answer, Path(target).open("wb") as file:
+            answer.raise_for_status()
+            size = int(answer.headers.get("content-length", 0))
+            with console.progress(f"downloading {path.name}", size >> 20, "MiB") as progress:
+                for chunk in answer.iter_content(1 << 20):
+                    file.write(chunk)
+                    progress.update(file.tell() >> 20)
+
+    pooch.get_logger().setLevel("WARNING")
+    known = None if archive.md5 is None else f"md5:{archive.md5}"
+    reasons = []
+    for url in (f"{folder}/{archive.file}" for folder in archive.folders):
+        try:
+            with write_errors(path):
+                pooch.retrieve(url, known, path.name, path.parent, downloader=download)
+            return url
+        except (requests.RequestException, ValueError) as error:  # the latter of a checksum
+            reasons.append(f"{url}: {' '.join(str(error).split())}")
+    raise IiaeError(
+        f"{path.name} could not be downloaded ({'; '.join(reasons)})",
+        f"run the same command again later, or fetch {path.name} elsewhere and pass it as SOURCE",
+    )
+
+
+def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
+    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
+
+    Everything goes to a temporary folder beside the target, which is renamed in at the end with a
+    marker that names the archive. `wanted`: pattern of the entries to unpack from a tar. Returns
+    the archive's SHA-256; a damaged, hostile or oversized archive is refused.
+    """
+    hint = "name a folder, or fetch the archive again"
+    with reading(archive, hint), write_errors(target):
+        sha256 = sha256_of(archive)
+        marker = target / MARKER
+        if marker.is_file() and sha256 in marker.read_text(encoding="utf-8"):
+            return sha256
+        if target.exists():
+            raise IiaeError(
+                f"{target} already exists, and was not unpacked from {archive}",
+                f"name {target} itself as SOURCE to use it as it is, or delete it",
+            )
+        is_tar = tarfile.is_tarfile(archive)
+        if not is_tar and not zipfile.is_zipfile(archive):
+            raise IiaeError(f"{archive} is neither a tar nor a zip archive", KINDS)
+        console.say(f"unpacking {archive}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
+            folder = Path(holder, "unpacked")
+            folder.mkdir()
+            (_untar if is_tar else _unzip)(archive, folder, wanted)
+            if not any(path.is_file() for path in folder.rglob("*")):
+                raise ValueError("it holds none of the files looked for")
+            (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
+            folder.rename(target)
+    return sha256
+
+
+def _unzip(archive: Path, folder: Path, _: str) -> None:
+    with zipfile.ZipFile(archive) as file:  # keeps every entry inside the folder
+        _bound(sum(info.file_size for info in file.infolist()))
+        for info in file.infolist():
+            info.filename = info.filename.replace("\\", "/")  # of Windows
+            file.extract(info, folder)
+
+
+def _untar(archive: Path, folder: Path, wanted: str) -> None:
+    size = 0
+
+    def kept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal size
+        if not re.search(wanted, member.name):
+            return None
+        size += member.size
+        _bound(size)
+        return tarfile.data_filter(member, path)  # refuses devices, and what leads out
+
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter=kept)
+        assert file.fileobj is not None
+        while file.fileobj.read(1 << 20):  # to its end, where its own checksum stands
+            pass
+
+
+def _bound(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+
+
+# ---- Cars
+
+YAWS, PITCHES, SIDE = 24, 4, 128
+SHAPE = (SIDE, SIDE, 3, YAWS, PITCHES)
+PAIRS_PER_CAR = (YAWS - 1) * PITCHES  # 92
+CARS = {"train": range(1, 192), "test": range(192, 200)}
+PATTERN = "car_*_mesh.mat"
+
+
+def plan_cars(options: PrepareOptions) -> Plan:
+    """Plan splits train and test, with 4 rows of x, 92 rows of y and 92 pairs per car.
+
+    The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
+    `pitch` 0…3 of y.
+    """
+    folder, skipped = options.source, list[str]()
+    assert folder is not None
+    cars = _cars(folder, skipped)
+    size, limit = options.image_size or SIDE, options.limit
+    most = None if limit is None else -(-limit // PAIRS_PER_CAR)
+    numbers = {name: [car for car in cars if car in ids][:most] for name, ids in CARS.items()}
+    readings = [
+        file_reading(name, [cars[car] for car in wanted], lambda path: _views(path, size), size=1)
+        for name, wanted in numbers.items()
+    ]
+
+    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
+        splits = {}
+        for name, wanted in numbers.items():
+            if rows[name].rows:
+                readable = [wanted[place] for place in rows[name].places]
+                splits[name] = _split_of(name, readable, rows[name].rows, limit)
+        return Prepared(splits)
+
+    return Plan(assemble, readings, skipped=skipped)
+
+
+def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
+    """Every car's file by its number, those of list.txt where it names any; others are noted."""
+    paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
+    if not paths:
+        raise IiaeError(
+            f"{folder} holds no {PATTERN}",
+            "name the folder that nips2015-analogy-data.tar.gz unpacks to",
+        )
+    place, listed, cars = paths[0].parent, set[int](), dict[int, Path]()
+    index = place / "list.txt"
+    if index.is_file():  # names without suffix, or bare numbers
+        text = index.read_text(encoding="utf-8", errors="replace")
+        names = re.findall(r"^[^\d\n]*(\d{1,9})(?!\d)", text, re.MULTILINE)
+        listed = {int(name) for name in names}
+    for path in paths:
+        number = int("".join(filter(str.isdecimal, path.stem)) or 0)
+        reason = "is not a car from 1 to 199" if not 1 <= number <= 199 else ""
+        reason = reason or ("is not in list.txt" if listed and number not in listed else "")
+        if not reason and cars.setdefault(number, path) != path:
+            reason = f"is the same car as {cars[number]}"
+        if reason:
+            skipped.append(f"{path}: {reason}")
+    lost = sorted(listed - {*cars})
+    skipped += [f"{place / f'car_{number:03d}_mesh.mat'}: does not exist" for number in lost]
+    return dict(sorted(cars.items()))
+
+
+def _split_of(
+    name: str, numbers: Sequence[int], views: Sequence[NDArray[np.uint8]], limit: int | None
+) -> Split:
+    """The split of N cars from their frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3) views.
+
+    Its pairs are in the order of y's rows; no row remains whose pairs are all beyond `limit`.
+    """
+    car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
+    pairs = np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1)[:limit]
+    sides = []
+    for column, yaws in enumerate((range(1), range(1, YAWS))):
+        angles = [f"yaw{j:02d}-pitch{i}" for j in yaws for i in range(PITCHES)]
+        labels = [f"car_{number:03d}" for number in numbers for _ in angles]
+        ids = [f"{name}/car_{number:03d}/{angle}" for number in numbers for angle in angles]
+        rows = views[column].reshape(-1, *views[column].shape[2:])
+        count = pairs[:, column].max() + 1
+        sides.append(Side(rows[:count], ids[:count], labels[:count]))
+    factors = {"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch}
+    factors = {factor: values[:limit] for factor, values in factors.items()}
+    return Split(sides[0], sides[1], factors, pairs)
+
+
+def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The frontal (4, size, size, 3) and turned views (92, …) of a car, by yaw first."""
+    views = read_mat(path).transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3)
+    views = resize_pictures(views, size)
+    return views[:PITCHES], views[PITCHES:]
+
+
+def read_mat(path: Path) -> NDArray[np.uint8]:
+    """`im` (128, 128, 3, 24, 4) of a car's file; PictureError where it is damaged or another."""
+    if not path.is_file():
+        raise PictureError(path, "does not exist")
+    try:
+        if h5py.is_hdf5(path):  # v7.3, whose axes are in the reverse order
+            with h5py.File(path, "r", locking=False) as file:
+                stored = dataset(file, "im")
+                im = None if stored is None else stored[()].T
+        else:
+            im = loadmat(path, variable_names=["im"]).get("im")
+    except Exception as error:  # SciPy and h5py pass on whatever a damaged file makes of them
+        raise PictureError(path, "is not a readable MATLAB file") from error
+    if not isinstance(im, np.ndarray) or im.shape != SHAPE or im.dtype != np.uint8:
+        raise PictureError(path, f"holds no im of uint8 {SHAPE}")
+    return im
