@@ -99,10 +99,10 @@ def write_data_file(
     skipped: Sequence[str] = (),
     folder: Path | None = None,
 ) -> None:
-    """Write a whole data file, atomically; absent splits are written empty.
+    """Write a data file, atomically, its temporary file in `folder` or beside it.
 
-    The attributes say how it was made, `skipped` has a line for every input left out. The temporary
-    file lies in `folder`, or beside `path`.
+    Absent splits are written empty. The attributes say how the file was made, `skipped` has a line
+    for every input left out.
     """
     none = np.empty(0, np.int64)
     empty = next(iter(splits.values())).take(none, none)
@@ -171,14 +171,8 @@ class DataFile:
             counts = dict.fromkeys(SPLITS, 0)
             for name, group in groups.items():
                 counts[name] = len(group["pairs" if hdf5.dataset(group, "pairs") else "x"])
-            self.info = DataInfo(
-                attributes.get("name", path.stem),
-                shape_x,
-                shape_y,
-                counts,
-                attributes,
-                _by_class(groups, attributes.get("alignment", "")),
-            )
+            name, by_class = attributes.get("name", path.stem), _by_class(groups, attributes)
+            self.info = DataInfo(name, shape_x, shape_y, counts, attributes, by_class)
 
     def skipped(self) -> list[str]:
         """A line for every input that was left out when the file was made."""
@@ -220,8 +214,8 @@ class DataFile:
     @contextmanager
     def _opened(self, name: str) -> Iterator[h5py.Group]:
         with hdf5.open_hdf5(self.path, _HINT) as file:
-            if name not in SPLITS or name not in file:
-                held = [name for name in SPLITS if name in file]
+            held = [split for split in SPLITS if split in file]
+            if name not in held:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(held)}")
             yield hdf5.subgroup(file, name)
 
@@ -241,11 +235,11 @@ def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
     return shape
 
 
-def _by_class(groups: dict[str, h5py.Group], alignment: str) -> bool:
-    unequal = any(
-        len(group["x"]) != len(group["y"]) and "pairs" not in group for group in groups.values()
-    )
+def _by_class(groups: dict[str, h5py.Group], attributes: dict[str, str]) -> bool:
+    alone = [group for group in groups.values() if "pairs" not in group]
+    unequal = any(len(group["x"]) != len(group["y"]) for group in alone)
     labelled = all(f"{d}_labels" in group for group in groups.values() for d in DOMAINS)
-    if alignment == "class" and not labelled:
+    stated = attributes.get("alignment") == "class"
+    if stated and not labelled:
         raise ValueError("it pairs by class, but has rows without labels")
-    return labelled and (unequal or alignment == "class")
+    return labelled and (unequal or stated)

@@ -47,18 +47,14 @@ class _Tuner:
     """One domain's network, its classifier and optimiser, and their checkpoint."""
 
     def __init__(
-        self,
-        network: FeatureNetwork,
-        targets: NDArray[np.int64],
-        domain: Domain,
-        settings: FineTuning,
-        device: torch.device,
+        self, network: FeatureNetwork, labels: Sequence[str], domain: Domain, settings: FineTuning
     ) -> None:
-        self.settings, self.domain, self.targets = settings, domain, targets
-        self.rows_of = [np.flatnonzero(targets == label) for label in range(targets.max() + 1)]
-        network.to(device)
+        self.settings, self.domain = settings, domain
+        self.targets = np.unique(np.array(labels), return_inverse=True)[1]
+        classes = range(self.targets.max() + 1)
+        self.rows_of = [np.flatnonzero(self.targets == label) for label in classes]
         self._seed(-1)  # of the classifier's first values
-        classifier = nn.Linear(network.width, len(self.rows_of)).to(device)
+        classifier = nn.Linear(network.width, len(classes)).to(network.embed.weight.device)
         self.model = nn.ModuleDict({"network": network, "classifier": classifier})
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), settings.learning_rate, momentum=settings.momentum
@@ -139,7 +135,6 @@ def fine_tune(
     Unreadable pictures are left out of their batch. The checkpoint is written after every epoch and
     where the work should stop. Returns the accuracy while the last epoch was learnt.
     """
-    targets = np.unique(np.array(labels), return_inverse=True)[1]
     steps = math.ceil(len(paths) / settings.batch_size)
     total = steps * settings.epochs
     forked = [inputs.device] if inputs.device.type == "cuda" else []
@@ -148,7 +143,7 @@ def fine_tune(
         repeatable(),
         console.progress(f"fine-tuning {domain}", total, "steps") as progress,
     ):
-        tuner = _Tuner(network, targets, domain, settings, inputs.device)
+        tuner = _Tuner(network.to(inputs.device), labels, domain, settings)
         if checkpoint.exists():
             tuner.restore(checkpoint)
         counts = tuner.counts
@@ -169,13 +164,9 @@ def fine_tune(
                 if stopping or counts["step"] % steps == 0:
                     tuner.save(checkpoint)
                 if stopping:
-                    stop.check(
-                        f"fine-tuning of {domain} is saved at step {counts['step']} of {total}"
-                    )
+                    stop.check(f"fine-tuning of {domain} is saved at step {counts['step']}")
     network.eval()
     if counts["shown"] == 0:
-        raise IiaeError(
-            f"no training picture of domain {domain} can be read",
-            f"check {paths[0]} and the others",
-        )
+        message = f"no training picture of domain {domain} can be read"
+        raise IiaeError(message, f"check {paths[0]} and the others")
     return counts["correct"] / counts["shown"]

@@ -44,7 +44,7 @@ _UNFIT = ("googlenet", "inception_v3")  # of torchvision's; they have second cla
 class Published:
     """What a library publishes of one of its networks."""
 
-    name: str  # in full, with the library's prefix and the tag of the weights
+    name: str  # in full
     trained_on: str  # for people
     transform: dict[str, Any]  # of pictures, as JSON
     url: str | None  # of the weights
@@ -72,12 +72,7 @@ class _TorchVision:
     def published(self, name: str) -> Published:
         known = [known for known in models.list_models(module=models) if known not in _UNFIT]
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3) or ["vgg16", "resnet18"]
-            raise IiaeError(
-                f"no backbone is named '{name}'",
-                f"--backbone takes torchvision's picture classifiers, such as {', '.join(near)}, "
-                "or timm:NAME, open_clip:NAME@PRETRAINED",
-            )
+            raise _unknown(name, [*known, "timm:NAME", "open_clip:NAME@PRETRAINED"])
         kinds = models.get_model_weights(name)
         how = "area where that shrinks, bicubic where it enlarges"
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -326,5 +321,5 @@ def _imported(module: str, extra: str) -> ModuleType:
 
 
 def _unknown(name: str, known: Sequence[str]) -> IiaeError:
-    near = difflib.get_close_matches(name, known, 3, 0.4) or list(known[:3])
+    near = difflib.get_close_matches(name, known, 3, 0.4) or [*known[:2], known[-1]]
     return IiaeError(f"no backbone is named '{name}'", f"near ones: {', '.join(near)}")

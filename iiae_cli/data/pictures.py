@@ -136,12 +136,9 @@ def _opened(path: Source) -> Iterator[Image.Image]:
             if not image.width * image.height:
                 raise _UnusableError("has no pixels")
             yield image
-    except _UnusableError as error:
-        raise PictureError(path, str(error)) from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(path, "has too many pixels") from error
     except Exception as error:  # its readers pass on whatever they stumble over
-        raise PictureError(path, "is not a readable picture") from error
+        why = {_UnusableError: str(error), Image.DecompressionBombError: "has too many pixels"}
+        raise PictureError(path, why.get(type(error), "is not a readable picture")) from error
 
 
 def read_all(
@@ -243,11 +240,7 @@ def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
 
 
 def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:
-    """The range that a picture's values fill: lowest, highest, and how it is called.
-
-    It is the smallest usual one that holds them, 0 … 1 for all but one float in 500, or else (they
-    are negative, too large, or fill less than a sixteenth) the picture's own.
-    """
+    """The range that docs/data.md chooses for values: lowest, highest, and how it is called."""
     low, high = float(values.min()), float(values.max())
     slack, tops = 0.0, [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
     if values.dtype.kind == "f":

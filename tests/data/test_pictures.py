@@ -207,23 +207,15 @@ def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
         "    accept = lambda prefix: prefix[4:12] == b'ftypheic'\n"
         "    Image.register_open('HEIF', lambda file, name: Image.new('L', (4, 3), 77), accept)\n"
     )
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
     program = (
+        f"import sys; sys.path[:0] = {[str(tmp_path), *sys.path]}\n"
         "from iiae_cli.data.names import find_pictures\n"
         "from iiae_cli.data.pictures import decode\n"
-        "print(*(decode(path, 1).tolist() for path in find_pictures(['in'])))"
+        f"print(*(decode(path, 1).tolist() for path in find_pictures([{str(tmp_path)!r}])))"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    outcome = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert outcome.stdout == f"{[[[77]] * 4] * 3}\n"
+    shown = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert shown == f"{[[[77]] * 4] * 3}\n"
 
 
 def test_what_is_not_taken_is_counted_but_for_what_no_one_put_there(tmp_path):
