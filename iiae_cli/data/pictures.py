@@ -234,9 +234,11 @@ def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise _UnusableError("holds values that are not finite")
     low, high, name = _range_of(values)
-    changes.append(f"scaled from {name}")
-    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    scaled = np.rint((values.astype(np.float64) - low) * 255 / (high - low)).clip(0, 255)
+    inner = np.percentile(scaled, (1, 99))
+    lost = values.min() < values.max() and inner[1] - inner[0] < 8  # by a few far away
+    changes.append(f"scaled from {name}" + (", almost all to one shade" if lost else ""))
+    return scaled.astype(np.uint8)
 
 
 def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:

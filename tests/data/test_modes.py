@@ -52,7 +52,7 @@ def ramp(top, dtype, low=0):
         (ramp(1, "f4", low=-1), -1, 1),
         (ramp(255, "i4"), 0, 255),
         (ramp(256, "i4"), 0, 1023),
-        (ramp(1, "i4"), 0, 1),  # a mask
+        (ramp(1.99, "i4"), 0, 1),  # a mask
         (ramp(70000, "i4"), 0, 70000),
         (ramp(100, "i4", low=-100), -100, 100),
         (ramp(1000, "u2"), 0, 1023),
@@ -78,6 +78,16 @@ def test_a_few_floats_beyond_0_to_1_do_not_darken_the_others(tmp_path, overshoot
     decoded = decode(saved(tmp_path / "sharpened.tif", values), 1)[..., 0]
     assert decoded[3, 4] == (255 if overshoot > 0 else 0)
     assert decoded[31, 31] == 255 and decoded[16, 0] == 128  # 512 / 1023
+
+
+@pytest.mark.parametrize(
+    ("far", "dtype", "name"), [(65535, "u2", "0 to 65535"), (-99999, "f4", "their own range")]
+)
+def test_a_few_values_that_take_all_contrast_are_said(tmp_path, far, dtype, name):
+    values = ramp(1000, dtype)
+    values[0, :5] = far
+    said = changes(saved(tmp_path / "depth.tif", values))
+    assert said == [f"scaled from {name}, almost all to one shade"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
