@@ -71,7 +71,6 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     extensions = {
         "standardise": config.data.standardise != "none" and info.is_features,
         "erase_shared": config.erasure.shared != "none",
-        "residual": config.erasure.exclusive != "none",
     }
     if kind == "infonce":
         return DualEncoder(networks, widths, **extensions)

@@ -137,14 +137,10 @@ class ErasureSection(Section):
 
     shared: Literal["none", "channel", "leace", "channel+leace"] = "none"
     """of shared means; channel: directions within the noise; leace: what shows exclusive means"""
-    exclusive: Literal["none", "residual"] = "none"
-    """of exclusive means; residual: what the shared mean predicts, which decoding adds again"""
     least_snr: Positive = 0.1
     """channel: least variance of means, over the posterior's, of a direction that is kept"""
     least_correlation: Fraction = 0.2
     """leace: canonical correlations with what a pair disagrees in, up to which nothing is erased"""
-    ridge: Positive = 3.0
-    """residual: of its regression, in units of the shared posterior's noise"""
     rows: AtLeastTwo = 10000
     """at most so many training rows are read for it"""
 

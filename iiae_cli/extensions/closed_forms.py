@@ -2,9 +2,8 @@
 
 Retrieval and translation use posterior *means*, which carry faint traces that no sample carries:
 the noise of the posterior drowns them, so the bound does not pay for removing them, but a probe
-reads them. Three linear steps, fitted by `fit_maps`, take them out after training; none reads a
-label or touches the weights: the channel (`channel_basis`), LEACE (`leace`) and the residual
-(`shared_regression`).
+reads them. Two linear steps, fitted by `fit_erasure`, take them out after training; neither reads a
+label or touches the weights: the channel (`channel_basis`) and LEACE (`leace`).
 
 Shapes: N rows, F features, S shared (flattened), E exclusive, D and C dimensions of any rows, k
 directions kept, r rank. Fits are in float64.
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
 from torch import Tensor
 
-from iiae_cli.extensions.extended import LinearErasure, SharedPart
+from iiae_cli.extensions.extended import LinearErasure
 from iiae_cli.model.iiae import DiagonalGaussian
 
 CORRELATION_POWER = 0.75
@@ -193,54 +192,25 @@ def without(
     return Basis(basis.centre, basis.left @ (towards[:, :rank] * sizes[:rank]), right, snr)
 
 
-def shared_regression(
-    exclusive: Tensor, basis: Basis, mean: Tensor, partner: Tensor, ridge: float
-) -> Tensor:
-    """Weights (E, S) of f, which predicts exclusive means (N, E) from shared ones (N, S).
-
-    The instrumental-variable estimate in coordinates whose noise is one. The instrument, the
-    partner's shared mean (N, S), cannot know this domain's exclusive factors: what of them leaks
-    into this domain's shared mean is not mistaken for shared. Its covariance with this domain's
-    mean is made symmetric and not negative, as one latent's is, before `ridge` is added.
-    """
-    own, other = basis.coordinates(mean), basis.coordinates(partner)
-    other = other - other.mean(dim=0)
-    centred = exclusive.double() - exclusive.double().mean(dim=0)
-    agreement = other.T @ own / len(own)
-    variances, axes = torch.linalg.eigh(0.5 * (agreement + agreement.T))
-    inverse = (axes / (variances.clamp(min=0.0) + ridge)) @ axes.T
-    weights: Tensor = (basis.right @ inverse @ (other.T @ centred / len(own))).T
-    return weights
-
-
-def fit_maps(
-    erase: LinearErasure | None,
-    shared_part: SharedPart | None,
+def fit_erasure(
+    erase: LinearErasure,
     shared: DiagonalGaussian,
     exclusive: Tensor | None,
     partner: Tensor | None,
     *,
     least_snr: float,
     least_correlation: float | None,
-    ridge: float,
 ) -> None:
-    """Fits one domain's maps, those that are not None, to its posteriors on training rows.
+    """Fits one domain's erasure to its posteriors on training rows.
 
     `shared` is r(z^s|·) (N, S), `exclusive` means (N, E), `partner` the other domain's shared means
-    (N, S). Rows that are paired by class have no partner: their own means are the instrument, and
-    LEACE is plain. `least_snr` is 0 without the channel, `least_correlation` None without LEACE.
+    (N, S), None for rows that are paired by class: LEACE is plain there. `least_snr` is 0 without
+    the channel, `least_correlation` None without LEACE.
     """
-    mean = shared.mean
-    basis = channel_basis(mean, torch.exp(shared.logvar.double()).mean(dim=0), least_snr)
-    if shared_part is not None and exclusive is not None:
-        instrument = mean if partner is None else partner
-        weight = shared_regression(exclusive, basis, mean, instrument, ridge)
-        shared_part.centre.copy_(basis.centre)
-        shared_part.weight.copy_(weight)
-        exclusive = exclusive - (mean.double() - basis.centre) @ weight.T
-    if erase is not None:
-        if least_correlation is not None and exclusive is not None:
-            # The concept is the model's own exclusive mean, where it predicts what a pair's two
-            # shared means disagree in.
-            basis = without(basis, mean, exclusive, partner, least_correlation)
-        erase.set(basis.centre, basis.left, basis.right)
+    noise = torch.exp(shared.logvar.double()).mean(dim=0)
+    basis = channel_basis(shared.mean, noise, least_snr)
+    if least_correlation is not None and exclusive is not None:
+        # The concept is the model's own exclusive mean, where it predicts what a pair's two
+        # shared means disagree in.
+        basis = without(basis, shared.mean, exclusive, partner, least_correlation)
+    erase.set(basis.centre, basis.left, basis.right)

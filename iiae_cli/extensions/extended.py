@@ -97,28 +97,11 @@ class LinearErasure(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class SharedPart(nn.Module):
-    """f(z^s): what a shared mean predicts of an exclusive one; zero until weight is set."""
-
-    centre: Tensor
-    weight: Tensor
-
-    def __init__(self, shared: int, exclusive: int) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(shared))
-        self.register_buffer("weight", torch.zeros(exclusive, shared))
-
-    def forward(self, shared: Tensor) -> Tensor:
-        """Returns (B, E) of shared means (B, S…)."""
-        predicted: Tensor = (shared.flatten(1) - self.centre) @ self.weight.T
-        return predicted
-
-
 class ExtendedIIAE(IIAE):
     """An IIAE whose inputs may be standardised and whose means may be erased from.
 
     `infer` and `generate`, which train, work without erasure, and nothing changes until statistics
-    and maps are fitted. `residual`: exclusive means are z^x − f(z^s), and `decode` adds f(z^s).
+    and maps are fitted.
     """
 
     def __init__(
@@ -128,19 +111,15 @@ class ExtendedIIAE(IIAE):
         *,
         standardise: bool = False,
         erase_shared: bool = False,
-        residual: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(networks, widths, **options)
-        shared, exclusive = math.prod(self.shared_shape), self.exclusive_dim
-        self.standardise, self.erase_shared, self.shared_part = (nn.ModuleDict() for _ in range(3))
+        self.standardise, self.erase_shared = nn.ModuleDict(), nn.ModuleDict()
         for domain in DOMAINS:
             if standardise:
                 self.standardise[domain] = Standardise(widths[domain])
             if erase_shared:
-                self.erase_shared[domain] = LinearErasure(shared)
-            if residual and exclusive:
-                self.shared_part[domain] = SharedPart(shared, exclusive)
+                self.erase_shared[domain] = LinearErasure(math.prod(self.shared_shape))
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
         """Returns inputs (B, …) of a domain as its networks read them."""
@@ -156,19 +135,8 @@ class ExtendedIIAE(IIAE):
             shared = DiagonalGaussian(self.erase_shared[domain](shared.mean), shared.logvar)
         return shared
 
-    def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """q(z^x|x) or q(z^y|y), its mean the residual z^x − f(z^s)."""
-        exclusive = super().encode_exclusive(domain, inputs)
-        if domain in self.shared_part:
-            predicted = self.shared_part[domain](self.encode_shared(domain, inputs).mean)
-            exclusive = DiagonalGaussian(exclusive.mean - predicted, exclusive.logvar)
-        return exclusive
-
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
         """Mean of p(·|z, z^s) in the data's own units."""
-        if domain in self.shared_part and exclusive is not None:
-            predicted = self.shared_part[domain](shared.to(self.dtype))
-            exclusive = exclusive.to(self.dtype) + predicted
         decoded = super().decode(domain, shared, exclusive)
         if domain in self.standardise:
             standardise = self.standardise[domain]

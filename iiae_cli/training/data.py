@@ -19,8 +19,8 @@ from iiae_cli.common.signals import Stop
 from iiae_cli.config.schema import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
-from iiae_cli.extensions.closed_forms import canonical_maps, fit_maps, two_covariance_map
-from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, SharedPart, Standardise
+from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
+from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, Standardise
 from iiae_cli.extensions.linear_paths import Maps, described_rows, start_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
@@ -230,35 +230,29 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     }
 
 
-def fit_erasure(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
+def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
     """Fit a model's erasure to its posteriors on the training rows, a function of both alone."""
-    model = trained.network
-    if erasure.shared == erasure.exclusive == "none" or not isinstance(model, ExtendedIIAE):
+    if not isinstance(trained.network, ExtendedIIAE) or erasure.shared == "none":
         return
-    for module in model.modules():
-        if isinstance(module, LinearErasure):
-            module.make_room(0)
-        elif isinstance(module, SharedPart):
-            module.weight.zero_()
+    erases = {d: trained.network.erase_shared[d] for d in DOMAINS}
+    for erase in erases.values():
+        assert isinstance(erase, LinearErasure)
+        erase.make_room(0)
     if data.by_class:
         rows = [_spread(data.train.side(domain).rows, erasure.rows) for domain in DOMAINS]
     else:
         rows = [*data.rows(_spread(np.arange(data.train.pair_count), erasure.rows))]
     encoded = {d: trained.encode(part, d) for d, part in zip(DOMAINS, rows, strict=True)}
-    for domain in DOMAINS:
+    for domain, erase in erases.items():
+        assert isinstance(erase, LinearErasure)
         own, partner = encoded[domain], encoded[other_domain(domain)]
-        erase, part = (dict(maps).get(domain) for maps in (model.erase_shared, model.shared_part))
-        assert isinstance(erase, LinearErasure | None) and isinstance(part, SharedPart | None)
-        leace = erasure.shared.endswith("leace")
-        fit_maps(
+        fit_erasure(
             erase,
-            part,
             DiagonalGaussian(_tensor(own.shared_mean), _tensor(own.shared_logvar)),
             None if own.exclusive_mean is None else _tensor(own.exclusive_mean),
             None if data.by_class else _tensor(partner.shared_mean),
             least_snr=erasure.least_snr if erasure.shared.startswith("channel") else 0.0,
-            least_correlation=erasure.least_correlation if leace else None,
-            ridge=erasure.ridge,
+            least_correlation=erasure.least_correlation if "leace" in erasure.shared else None,
         )
 
 

@@ -28,7 +28,7 @@ from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.runs import RunDir, save_weights
-from iiae_cli.training.data import TrainingData, classes_of, fit_erasure
+from iiae_cli.training.data import TrainingData, classes_of, erase_means
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
@@ -237,7 +237,7 @@ class Keeper:
     def measure(self, trained: TrainedModel) -> Validation | None:
         """Validate; None if nothing is held out."""
         data, metric = self._data, self._config.evaluation.metric
-        fit_erasure(trained, data, self._config.erasure)
+        erase_means(trained, data, self._config.erasure)
         if data.validation is None:
             return None
         return validate(trained, data.validation, metric=metric, by_class=data.by_class)
@@ -267,7 +267,7 @@ class Keeper:
         if ended:
             rule = self.selection.rule
             console.warn(f"no validation satisfied selection.rule={rule}: the last weights stay")
-        fit_erasure(trained, self._data, self._config.erasure)
+        erase_means(trained, self._data, self._config.erasure)
         self._keep(trained, step, epoch, None)
         if not ended:
             self.memory.kept_step = None

@@ -11,13 +11,12 @@ from iiae_cli.extensions import closed_forms
 from iiae_cli.extensions.closed_forms import (
     canonical_maps,
     channel_basis,
-    fit_maps,
+    fit_erasure,
     leace,
-    shared_regression,
     thin_svd,
     two_covariance_map,
 )
-from iiae_cli.extensions.extended import LinearErasure, SharedPart
+from iiae_cli.extensions.extended import LinearErasure
 from iiae_cli.model.iiae import DiagonalGaussian
 
 N = 2000
@@ -215,39 +214,18 @@ def test_a_wide_latent_has_the_same_projection():
     torch.testing.assert_close(basis.left @ basis.right.T, doubled.left @ doubled.right.T)
 
 
-# ---- the residual
+# ---- both, fitted
 
 
-def instrument_case():
+def test_fitted_erasure_removes_the_leak_and_keeps_what_is_shared():
     """Shared means, x's with a trace of its own factor; x's exclusive mean with shape in it."""
     shared, factor = noise(N, 4, seed=1), noise(N, 3, seed=2)
     x, y = (shared + 0.1 * noise(N, 4, seed=seed) for seed in (3, 4))
     x[:, 3] = 0.02 * shared[:, 3] + 0.3 * factor[:, 0]
     y[:, 3] = 0.02 * shared[:, 3]
     exclusive = factor @ noise(3, 3, seed=5) + shared[:, :3] @ noise(3, 3, seed=6)
-    return x, y, shared, factor, exclusive
-
-
-def test_the_residual_loses_what_is_shared_and_keeps_what_leaks():
-    x, y, shared, factor, exclusive = instrument_case()
-    basis = channel_basis(x, torch.full((4,), 0.01), 0.1)
-    weights = [shared_regression(exclusive, basis, x, instrument, 0.01) for instrument in (y, x)]
-    partner, own = (exclusive - (x - x.mean(dim=0)) @ weight.T for weight in weights)
-    assert (r2(exclusive, shared[:, :3]) > 0.3).all()
-    assert (r2(partner, shared[:, :3]) < 0.03).all()
-    # The own mean as instrument mistakes the leaked factor for a shared one.
-    assert r2(partner, factor[:, :1]) > 0.9 > 0.5 > r2(own, factor[:, :1])
-
-
-@pytest.mark.parametrize("residual", [True, False])
-def test_fitted_maps_erase_the_leak_and_keep_what_is_shared(residual):
-    x, y, shared, factor, exclusive = instrument_case()
-    posterior = DiagonalGaussian(x, torch.full_like(x, math.log(0.01)))
-    erase, part = LinearErasure(4), SharedPart(4, 3) if residual else None
-    settings = {"least_snr": 0.1, "least_correlation": 0.2, "ridge": 0.01}
-    fit_maps(erase, part, posterior, exclusive, y, **settings)
+    posterior, erase = DiagonalGaussian(x, torch.full_like(x, math.log(0.01))), LinearErasure(4)
+    fit_erasure(erase, posterior, exclusive, y, least_snr=0.1, least_correlation=0.2)
     clean = erase(x.float())
     assert r2(clean, factor[:, :1]) < 0.05 < 0.5 < r2(x, factor[:, :1])
     assert (r2(clean, shared[:, :3]) > 0.9).all()
-    if part is not None:
-        assert (r2(exclusive - part(x.float()), shared[:, :3]) < 0.05).all()

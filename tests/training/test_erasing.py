@@ -24,11 +24,11 @@ from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.retrieval import both_means, encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model
-from iiae_cli.training.data import TrainingData, fit_erasure
+from iiae_cli.training.data import TrainingData, erase_means
 
-ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.exclusive=residual"]
-ERASE += ["--set", "erasure.least_snr=0.0001", "--set", "erasure.rows=500"]
-ADDED = ("erase_shared.", "shared_part.")
+ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.rows=500"]
+ERASE += ["--set", "erasure.least_snr=0.0001"]
+ADDED = "erase_shared."
 
 __all__ = ["class_data"]  # a fixture
 
@@ -53,7 +53,7 @@ def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
     added = {name for name in erased if name.startswith(ADDED)}
     assert added and added == erased.keys() - plain.keys()
     assert all(torch.equal(values, erased[name]) for name, values in plain.items())
-    assert erased["erase_shared.x.left"].shape[1] > 0 and erased["shared_part.y.weight"].any()
+    assert erased["erase_shared.x.left"].shape[1] > 0
 
 
 def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained: Trained) -> None:
@@ -63,13 +63,13 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
     test, data = file.split("test"), TrainingData(file, loaded.config)
     assert data.train.pairs is not None
     colours = file.split("train").factors["x_color"][data.train.pairs[:, 0]]
-    channel = ErasureSection(shared="channel", exclusive="residual")
+    channel = ErasureSection(shared="channel")
     network = build_model(loaded.config.model_copy(update={"erasure": channel}), loaded.info)
     network.load_state_dict(loaded.model.state_dict(), strict=False)
     erasing = TrainedModel(network.eval(), loaded.size)
     figures = {}
     for name, erasure in (("plain", ErasureSection()), ("channel", channel)):
-        fit_erasure(erasing, data, erasure)
+        erase_means(erasing, data, erasure)
         pairs = encode_pairs(erasing, test)
         train_x = erasing.encode(data.rows(np.arange(len(colours)))[0], "x")
         figures[name] = (
@@ -86,10 +86,7 @@ def test_without_exclusive_latents_only_the_channel_is_fitted(
     iiae: Program, trained: Trained
 ) -> None:
     assert train(iiae, trained, "ii", *ERASE, "--set", "objective.kind=ii", steps=8).code == 0
-    names = load_file("ii/model.safetensors")
-    assert names["erase_shared.x.left"].shape[1] > 0 and not any(
-        name.startswith("shared_part.") for name in names
-    )
+    assert load_file("ii/model.safetensors")["erase_shared.x.left"].shape[1] > 0
     assert iiae("evaluate", "--run", "ii", "--data", trained.data).code == 0
 
 
@@ -104,7 +101,7 @@ def test_a_second_training_on_all_rows_is_fitted_on_all_rows(
     for all_rows in (False, True):
         if all_rows:
             data.use_all()
-        fit_erasure(TrainedModel.of(loaded), data, loaded.config.erasure)
+        erase_means(TrainedModel.of(loaded), data, loaded.config.erasure)
         again = loaded.model.state_dict()
         equal = [
             again[name].shape == values.shape
