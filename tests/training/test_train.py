@@ -193,7 +193,7 @@ def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> Non
     outcome = train(iiae, trained, "run", *crushed, steps=60)
     assert any("exclusive latent of y" in warning for warning in outcome.json["warnings"])
     at_once, last = (outcome.err.index(text) for text in ("y is dying", "step 60: validation"))
-    assert at_once < last and "objective.annealing_steps above 0" in outcome.err
+    assert at_once < last and "larger values of objective.annealing_steps" in outcome.err
 
 
 def test_a_loss_that_is_not_finite_stops_training(iiae: Program, trained: Trained) -> None:
