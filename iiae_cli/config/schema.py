@@ -193,6 +193,8 @@ class TrainingSection(Section):
     """steps between checkpoints; 0: at every validation"""
     batch_norm: Literal["synchronised", "local"] = "synchronised"
     """several GPUs: statistics of the whole batch, or of each process's part, as on CPUs"""
+    freeze_norm: Fraction = 0.0
+    """part of the steps, the last, in which batch norm keeps its statistics (beyond the paper)"""
     samples: Count = 8
     """rows of the sample grid drawn at every validation"""
 

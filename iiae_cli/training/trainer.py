@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from iiae_cli.builders import (
     build_model,
@@ -169,6 +170,7 @@ class Trainer:
             if self.keeper.memory.owed and not self._settle(steps):
                 return False
             while self.step < steps and not self.keeper.enough:
+                self._set_mode(frozen=self.step >= steps * (1.0 - self.config.training.freeze_norm))
                 terms = take_step(self.step)
                 self.running = added(self.running, terms)
                 self.step += 1
@@ -186,7 +188,7 @@ class Trainer:
     def _stepper(self, feed: Feed) -> Step:
         training, seed = self.config.training, self.world.seed(self.config.training.seed)
         local = training.batch_norm == "local"
-        networks: Networks = self.share.wrapped(self.model.train(), self.device, local=local)
+        networks: Networks = self.share.wrapped(self.model, self.device, local=local)
         graphs = training.compile is True and self.device.type == "cuda" and self.world.size == 1
         if training.compile is True:
             networks = torch.compile(networks, mode="reduce-overhead" if graphs else None)
@@ -205,6 +207,13 @@ class Trainer:
             training.precision == "bf16",
             graphs,
         )
+
+    def _set_mode(self, *, frozen: bool) -> None:
+        """Training mode; `frozen`: batch norm normalises by its running statistics."""
+        self.model.train()
+        for module in self.model.modules() if frozen else ():
+            if isinstance(module, BatchNorm):
+                module.eval()
 
     def _settle(self, steps: int) -> bool:
         """Validate, save and stop where that is due after `self.step`; whether to go on."""

@@ -31,7 +31,10 @@ WIDE = ("--set", "model.widths=[16,16]", "--set", "model.decoder_widths=[16,16]"
 OTHERWISE = {
     "fp32": ("--precision", "fp32"),
     "bf16": ("--precision", "bf16", *WIDE),
-    "penalty": ("--precision", "fp32", "--set", "objective.independence=30"),
+    "penalty": (
+        *("--precision", "fp32", "--set", "objective.independence=30"),
+        *("--set", "training.freeze_norm=0.5"),
+    ),
 }
 
 
@@ -151,6 +154,18 @@ def test_a_preset_alone_prepares_the_embedded_set_and_links_the_latest_run(iiae:
         assert iiae(*small, "--seed", seed, "--json").json["steps"] == 2 * (1347 // 400)
         assert Path("runs/latest").resolve() == Path(f"runs/digits-edge-seed{seed}").resolve()
     assert Path("data/digits-edge.h5").exists()
+
+
+def test_frozen_batch_norm_keeps_its_statistics(iiae: Program, trained: Trained) -> None:
+    means = {}
+    for part in (0.0, 0.5, 1.0):
+        run = f"frozen-{part}"
+        frozen = ("--set", f"training.freeze_norm={part}", "--set", "training.validate_every=1")
+        assert train(iiae, trained, run, *frozen, steps=4).code == 0
+        state = load_file(Path(run) / "checkpoints/step-00000004.safetensors")
+        means[part] = state["model/features.x.2.running_mean"]
+        assert state["model/features.x.2.num_batches_tracked"] == 4 * (1 - part)
+    assert not means[1.0].any() and means[0.5].any() and not torch.equal(means[0.5], means[0.0])
 
 
 def test_bf16_autocasts_the_networks_and_compiling_changes_no_weight(
