@@ -10,11 +10,14 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
@@ -25,15 +28,19 @@ from iiae_cli.data.pictures import SUFFIXES
 from iiae_cli.data.seen import SEEN
 from iiae_cli.model import DOMAINS
 
+Listings: TypeAlias = dict[Path, dict[str, list[Path]]]  # folders by names in NFC
+
 _WORDS = {
     "train": "train training trn",
     "valid": "valid validation validate val dev devel development",
-    "test": "test testing tst eval evaluation holdout heldout",
+    "test": "test tests testing tst eval evaluation holdout heldout",
 }
+HELD_OUT = ("valid", "test")
 _MEANINGS = {word: split for split, words in _WORDS.items() for word in words.split()}
 _FILLERS = "images image imgs img pics pictures photos data files old new split set part full small"
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
+_JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
 
 
 # ---- pictures
@@ -95,8 +102,11 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     it is decoded.
     """
     paths: list[Path] = []
+    listings: Listings = {}
     for word in inputs:
         path = Path(word)
+        with suppress(ValueError):  # of two forms of a name; the error names the path
+            path = find_file(path, listings) or path
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
             if not inside:
@@ -126,14 +136,45 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 
 def _listed(content: bytes, nul: bool) -> list[str]:
     """The paths of a list, in which Windows may have written line ends and a byte order mark."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise IiaeError(
+            "the list of paths is in UTF-32", "pipe it through: iconv -f UTF-32 -t UTF-8"
+        )
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = content.decode("utf-16", "replace")
     else:
         text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     if nul:
         return [part for part in text.split("\0") if part]
-    lines = (line if os.path.lexists(line) else line.rstrip("\r") for line in text.split("\n"))
-    return [line for line in lines if line.strip()]
+    return [_listed_path(line) for line in text.split("\n") if line.strip()]
+
+
+def _listed_path(line: str) -> str:
+    """A line as it is, where such a file exists, else without line end, spaces and quotes."""
+    plain = line.rstrip("\r")
+    forms = (line, plain, plain.strip(), plain.strip().strip("\"'"))
+    return next((form for form in forms if os.path.lexists(form)), plain)
+
+
+def find_file(path: Path, listings: Listings) -> Path | None:
+    """A path that exists, or else the one in another Unicode form; `listings` are kept.
+
+    Raises ValueError if two files have that name in other forms.
+    """
+    if os.path.lexists(path):
+        return path
+    parent = None if str(path).isascii() else find_file(path.parent, listings)
+    if parent is None:
+        return None
+    if parent not in listings:
+        same = listings[parent] = {}
+        with suppress(OSError):
+            for item in sorted(parent.iterdir()):
+                same.setdefault(nfc(item.name), []).append(item)
+    found = listings[parent].get(nfc(path.name), [])
+    if len(found) > 1:
+        raise ValueError(f"{found[0]!a} and {found[1].name!a} are one name in two Unicode forms")
+    return found[0] if found else None
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -174,7 +215,10 @@ def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, 
     """The folders right below one by what their names mean; two of one meaning are an error."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        name = meaning(path.name) if path.is_dir() else None
+        name = meaning(path.name)
+        if name is not None and path.is_symlink() and not path.exists():
+            raise missing(path, "mend that link, or remove it")
+        name = name if path.is_dir() else None
         if name in found:
             raise IiaeError(
                 f"{found[name]} and {path} both mean {name}", "rename one of them, or join them"
@@ -206,21 +250,67 @@ def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
 
 
 def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> None:
-    """Refuse a folder of valid or test pictures among those to train on, or to divide anew ("")."""
-    for place in dict.fromkeys(path.parent for path in paths) if split in ("", "train") else ():
-        for part in place.relative_to(folder).parts:
-            if name := _held_out(part):
-                raise IiaeError(
-                    f"{place} looks like pictures for {name}, but lies among those "
-                    + ("to train on" if split else "that would be divided at random"),
-                    "name splits in folders right below SOURCE or in a table's column split; "
-                    "rename this folder if it is no split",
-                )
+    """Refuse pictures of valid or test among those to train on, or to divide anew ("").
+
+    A folder says so by its name, or names do that differ in the word of a split alone.
+    """
+    if split not in ("", "train"):
+        return
+    inner = [path.relative_to(folder) for path in paths]
+    folders = {parent for path in inner for parent in path.parents if parent.name}
+    alike: dict[tuple[Path, str], set[str]] = {}
+    for path in {*inner, *folders}:
+        splits, rest = _words_of(path.name)
+        alike.setdefault((path.parent, " ".join(rest)), set()).update(splits)
+    for path in sorted({*inner, *folders}, key=natural_key):
+        splits, rest = _words_of(path.name)
+        differ = bool(splits) and len(alike[path.parent, " ".join(rest)]) > 1
+        name = split_of(path.name) or next(iter(splits), None)
+        looks = looks_like(path.name) if path in folders else None
+        if looks if looks in HELD_OUT else differ and name in HELD_OUT and name:
+            raise IiaeError(
+                f"{folder / path} looks like pictures for {looks or name}, but lies among those "
+                + ("to train on" if split else "that would be divided at random"),
+                "name splits in folders right below SOURCE or in a table's column split; "
+                "rename it if it is of no split",
+            )
 
 
-def _held_out(name: str) -> str | None:
-    """valid or test, where a folder's name means it or looks so: `test2017`, `valA`, `old-test`."""
+def refuse_lookalikes(source: Path) -> None:
+    """Refuse to divide a source at random that has a folder or a list which looks like a split."""
+    targets: dict[Path, Path] = {}
+    for path in sorted(source.iterdir(), key=natural_key):
+        split = looks_like(path.name if path.is_dir() else path.stem)
+        if split is not None and path.is_dir():
+            letters = {*_words_of(path.name)[1]} & {*"abxy"}
+            inside = {"a": "x", "b": "y"}.get("".join(letters), "".join(letters))
+            targets[path] = source / split / inside
+        elif split in HELD_OUT and path.is_file() and path.suffix.lower() not in SUFFIXES:
+            raise IiaeError(
+                f"{path} looks like a list for {split}, but {source} would be divided at random",
+                "name pairs and their splits in a table (x,y,split), or move that file elsewhere",
+            )
+    if targets:
+        first = next(iter(targets))
+        made = dict.fromkeys(str(path.parent) for path in targets.values())
+        moves = [shlex.join(["mv", *map(str, item)]) for item in targets.items()]
+        hint = f"run: {' && '.join([shlex.join(['mkdir', '-p', *made]), *moves])}"
+        if len({*targets.values()}) < len(targets):
+            hint = f"put their pictures in {source}/train, {source}/valid and {source}/test"
+        what = f"looks like the split {looks_like(first.name)}, but is not called so"
+        raise IiaeError(f"{first} {what}", hint)
+
+
+def looks_like(name: str) -> str | None:
+    """The split that a name means or looks like: `test2017`, `valA`, `old-test`, `01_train`."""
+    splits, rest = _words_of(name)
+    plain = all(len(word) < 3 or word in _FILLERS.split() for word in rest)
+    found = (split for split in ("test", "valid", "train") if split in splits)
+    return split_of(name) or (next(found, None) if plain else None)
+
+
+def _words_of(name: str) -> tuple[set[str], list[str]]:
+    """The splits that words of a name mean, and its other words."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", nfc(name))]
-    found = {split_of(name), *(_MEANINGS.get(word) for word in words)} & {"valid", "test"}
-    plain = all(len(word) < 3 or word in _MEANINGS or word in _FILLERS.split() for word in words)
-    return next(iter(found), None) if plain or split_of(name) else None
+    means = {word: _MEANINGS.get(word) or _MEANINGS.get(word.removesuffix("set")) for word in words}
+    return {split for split in means.values() if split}, [w for w in words if not means[w]]

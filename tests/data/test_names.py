@@ -1,6 +1,8 @@
 """Splits as people call them, and files whose names are composed (NFC) or decomposed (NFD)."""
 
+import io
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,16 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.names import Notes, refuse_held_out, split_of
+from iiae_cli.data.names import (
+    Notes,
+    expand_inputs,
+    find_file,
+    find_pictures,
+    refuse_held_out,
+    split_of,
+)
 from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.table import find_file
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -51,7 +59,7 @@ def decomposing(folder):
     [
         ("train", "train TRAIN Training train_set"),
         ("valid", "valid validation Val val-set DEV"),
-        ("test", "test Testing eval holdout hold-out Hold_Out testset"),
+        ("test", "test tests Testing eval holdout hold-out Hold_Out testset"),
         (None, "train2 tests-old pictures x set tr testify ﬁnal _test .train"),
     ],
 )
@@ -145,6 +153,72 @@ def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
         assert f"has no folder x/; it holds A/, {folder}/" in error.message
         assert error.hint == f"name {tmp_path / 'of' / folder} as SOURCE"
         (tmp_path / "of").rename(tmp_path / f"of-{folder}")
+
+
+@pytest.mark.parametrize(
+    ("folders", "hint"),
+    [
+        ("train2017 val2017", "mv s/train2017 s/train && mv s/val2017 s/valid"),
+        ("01_train 02_test_images", "mv s/01_train s/train && mv s/02_test_images s/test"),
+        ("trainA trainB", "mkdir -p s/train && mv s/trainA s/train/x && mv s/trainB s/train/y"),
+        ("x_train y_train", "mv s/x_train s/train/x && mv s/y_train s/train/y"),
+        ("test_1 test_2", "put their pictures in s/train, s/valid and s/test"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_folders_that_look_like_splits_are_neither_divided_nor_recommended(
+    tmp_path, monkeypatch, folders, hint, beside
+):
+    monkeypatch.chdir(tmp_path)
+    for name in folders.split():
+        pair(Path("s", name), 0)
+        save(Path("s", name, "0.png"), 16)
+    error = refusal(prepared, Path("s"), side_by_side=beside)
+    assert "looks like the split" in error.message and hint in error.hint
+
+
+@pytest.mark.parametrize(
+    "names", ["x/train_0 x/test_0", "x/1 x/val-2 x/test-3", "x/maps_train/0 x/maps_test/0"]
+)
+def test_names_that_differ_in_the_word_of_a_split_are_not_divided_at_random(tmp_path, names):
+    for name in names.split():
+        save(tmp_path / f"{name}.png")
+        save(tmp_path / "y" / f"{name[2:]}.png")
+    assert "looks like pictures for" in refused(tmp_path)
+
+
+def test_a_list_of_test_pictures_is_not_passed_over(tmp_path):
+    pair(tmp_path, 0)
+    (tmp_path / "val.txt").write_text("0")
+    assert "val.txt looks like a list for valid" in refused(tmp_path)
+
+
+def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_said(
+    tmp_path, capsys
+):
+    pair(tmp_path / "train", 0)
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "none")
+    assert f"{tmp_path / 'val'} links to {tmp_path / 'none'}, which" in refused(tmp_path)
+    (tmp_path / "val").unlink()
+    prepared(tmp_path)
+    assert "pictures in train that are in valid or test, too: 2" in capsys.readouterr().err
+
+
+# ---- lists of inputs
+
+
+def test_lists_name_files_as_people_and_other_systems_write_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b", NFD, "z "):
+        save(tmp_path / f"{name}.png")
+    lines = b'a b.png \r\n\r\n"a b.png"\r\nz .png\nnone.png\r\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert expand_inputs(["-"]) == ["a b.png", "a b.png", "z .png", "none.png"]
+    (path,) = find_pictures([f"{NFC}.png"])
+    assert path.is_file()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a".encode("utf-32"))))
+    assert "is in UTF-32" in refusal(expand_inputs, ["-"]).message
 
 
 # ---- Unicode forms

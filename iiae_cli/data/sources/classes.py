@@ -18,6 +18,7 @@ become features, the rows of a side are their files. Sketchy Extended has sketch
 from __future__ import annotations
 
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
     """Pictures by split, and the division's name."""
     folders = names.split_folders(source)
     if not folders:
+        names.refuse_lookalikes(source)
         pictures = _pictures(source, source, "", notes)
         if options.unseen_classes is None:
             raise IiaeError(
@@ -158,11 +160,13 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
         wanted, name = [known[i] for i in drawn], f"unseen-{count}-seed{options.seed}"
     else:
         try:
-            lines = Path(unseen).read_text(encoding="utf-8-sig").splitlines()
+            content = Path(unseen).read_bytes()
+            coding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+            lines = content.decode(coding).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise IiaeError(
                 f"--unseen-classes {unseen} is neither a number nor a readable text file",
-                "pass a number, or a file with one class per line",
+                "pass a number, or a file in UTF-8 with one class per line",
             ) from error
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN

@@ -99,7 +99,7 @@ def read_features(
     Raises IiaeError if an array is missing, damaged, pickled, or of another shape.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    for name, array in _arrays(source):
+    for name, array in _arrays(source, notes):
         key = _key(name)
         if key in arrays:
             raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
@@ -139,11 +139,16 @@ def read_seen(source: Path) -> Seen:
     return Seen(tuple(sorted(names)))
 
 
-def _arrays(source: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every array with its name; those of a folder are mapped."""
+def _arrays(source: Path, notes: Notes) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every array with its name; those of a folder are mapped, others noted."""
+    held = sorted(path.stem for path in source.glob("*.npy"))
     if source.is_file():
         with reading(source, _HINT), np.load(source, allow_pickle=False) as archive:
-            yield from ((name, archive[name]) for name in archive if _STEM.fullmatch(name))
+            held = archive.files
+            yield from ((name, archive[name]) for name in held if _STEM.fullmatch(name))
+    if others := [name for name in held if not _STEM.fullmatch(name)]:
+        notes.decided.append(f"{source}: arrays that are not read: {', '.join(others)}"[:400])
+    if source.is_file():
         return
     for path in source_files(source):
         with reading(path, _HINT):

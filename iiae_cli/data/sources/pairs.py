@@ -74,6 +74,7 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     if pairs:
         names.note_rest(options.source, [*folders.values()], notes)
     else:
+        names.refuse_lookalikes(options.source)
         pairs = _divided(find(options.source, "", notes), options)
     return _plan_files(pairs, options, notes)
 
@@ -156,6 +157,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
         for name, items in limited.items()
         for domain in DOMAINS
     }
+    _note_shared(files, notes)
     recurring = any(len(paths) < len(limited[name]) for (name, _), paths in files.items())
     networks = _networks(options)
     size = _stored_size(options, {path for paths in files.values() for path in paths})
@@ -192,6 +194,18 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
         return Prepared(splits, {} if networks is None else networks.attributes(splits, work))
 
     return Plan(assemble, list(readings.values()), notes.attributes(), notes.skipped)
+
+
+def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Notes) -> None:
+    """Note the pictures of train that are in valid or test, too, be it through links."""
+    train, others = set[tuple[int, int]](), set[tuple[int, int]]()
+    for (name, _), paths in files.items():
+        for path in paths:
+            with suppress(OSError):  # named when it is decoded
+                status = path.stat()
+                (train if name == "train" else others).add((status.st_dev, status.st_ino))
+    if shared := train & others:
+        notes.decided.append(f"pictures in train that are in valid or test, too: {len(shared)}")
 
 
 def _networks(options: PrepareOptions) -> Networks | None:
@@ -260,10 +274,5 @@ def _plan_table(table: Path, options: PrepareOptions) -> Plan:
         above = Path(os.path.commonpath([path.parent for path in paths]))
         names.refuse_held_out(above, paths)
         pairs = _divided([pair for _, pair in rows], options)
-    train, *others = (
-        {path.absolute() for pair in pairs[name] for path in pair.files.values()} for name in SPLITS
-    )
-    if shared := train & set().union(*others):
-        notes.decided.append(f"pictures in train that are in valid or test, too: {len(shared)}")
     plan = _plan_files(pairs, options, notes)
     return replace(plan, attributes={**plan.attributes, "source_sha256": sha256_of(table)})

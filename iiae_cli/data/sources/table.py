@@ -20,8 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -29,16 +28,15 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
 from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS
-from iiae_cli.data.names import Notes, read_as, split_of
+from iiae_cli.data.names import Listings, Notes, find_file, read_as, split_of
 from iiae_cli.model import DOMAINS, Domain
 
+_SAVE = "save it as CSV in UTF-8"
 HINT = "its first line should be x,y[,split][,label], in UTF-8"
 _PLAIN = (*DOMAINS, "split", "label")
 _FACTORS = ("x_", "y_", "shared_")
 _DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-
-Listings: TypeAlias = dict[Path, dict[str, list[Path]]]  # folders by names in NFC
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Pair:
 
 
 def is_table(path: Path) -> bool:
-    """Whether `path` is named as a table."""
-    return path.suffix.lower() in (".csv", ".tsv")
+    """Whether `path` is named as a table, and no folder."""
+    return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
 
 def pictures_of(table: Path) -> list[Path]:
@@ -161,9 +159,13 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
     others = [name for name in columns if name and name not in known]
     if others:
         notes.decided.append(f"{table}: columns that are not read: {', '.join(others)}"[:400])
-    for name in others if rows and "split" not in known else ():
-        if all(split_of(row[columns.index(name)]) for row in rows.values()):
-            raise IiaeError(f"column '{name}' of {table} holds splits", "call it split")
+    for name in others if "split" not in known else ():
+        meant = {split_of(row[columns.index(name)]) for row in rows.values()} - {None}
+        if len(meant) > 1 or (name.startswith("is_") and split_of(name[3:])):
+            raise IiaeError(
+                f"column '{name}' of {table} holds splits",
+                "call it split, of train, valid and test",
+            )
     named = {line: {name: row[columns.index(name)] for name in known} for line, row in rows.items()}
     if separator == ";":
         _decimal_points(table, named, notes)
@@ -186,6 +188,10 @@ def _is_read(column: str) -> bool:
 
 def _text_of(table: Path) -> str:
     content = table.read_bytes()
+    if content.startswith((b"PK\3\4", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
+        raise IiaeError(f"{table} is a spreadsheet or compressed, no text", _SAVE)
+    if re.match(rb"\xff\xfe\0\0|\0\0\xfe\xff|.\0\0\0|\0\0\0", content):
+        raise IiaeError(f"{table} is in UTF-32", _SAVE)
     coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, and a Latin letter
         coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
@@ -197,17 +203,17 @@ def _text_of(table: Path) -> str:
         command = f"iconv -f CP1252 -t UTF-8 {shlex.quote(str(table))} > {shlex.quote(str(new))}"
         raise IiaeError(
             f"{table} is not in {coding.upper()}: see line {line}",
-            f"save it as CSV in UTF-8, or: {command}",
+            f"{_SAVE}, or: {command}",
         ) from error
     if "\0" in text:
-        raise ValueError("it holds NUL characters, which no text in UTF-8 or UTF-16 does")
+        raise IiaeError(f"{table} holds NUL characters, which no text does", _SAVE)
     return text
 
 
 def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[str]]:
     """The separator and the columns of a first line, those that have x and y."""
     if not lines:
-        raise ValueError("it holds no line")
+        raise IiaeError(f"{table} holds no line", HINT)
     columns = {
         separator: [name.strip().lower() for name in next(csv.reader(lines, delimiter=separator))]
         for separator in stated or _SEPARATORS
@@ -233,40 +239,19 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
     """The file that a cell names, which exists; ValueError says what was looked for."""
     path = cell
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", cell):
-        address = urlsplit(cell)
-        if address.scheme != "file" or address.netloc not in ("", "localhost"):
+        address = re.fullmatch(r"(?i)file:(?://(?:localhost)?)?(/(?!/).*)", cell)
+        if address is None:
             raise ValueError(f"{cell} is not on this machine")
-        path = unquote(address.path)
+        path = unquote(address[1])
     home = os.path.expanduser  # Path's own raises without a home
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
         for place in (folder / text, Path(text), Path(home(text))):
             if (found := find_file(place, listings)) is not None:
+                _refuse_if(not found.is_file(), f"{cell} is no file, or a link to none")
                 return found
     if re.match(r"/?[A-Za-z]:|\\\\|//", path):
         raise ValueError(f"{cell} is a path on Windows")
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
-
-
-def find_file(path: Path, listings: Listings) -> Path | None:
-    """A path that exists, or else the one in another Unicode form; `listings` are kept.
-
-    Raises:
-        ValueError: two files have that name in other forms.
-    """
-    if os.path.lexists(path):
-        return path
-    parent = None if str(path).isascii() else find_file(path.parent, listings)
-    if parent is None:
-        return None
-    if parent not in listings:
-        same = listings[parent] = {}
-        with suppress(OSError):
-            for item in sorted(parent.iterdir()):
-                same.setdefault(nfc(item.name), []).append(item)
-    found = listings[parent].get(nfc(path.name), [])
-    if len(found) > 1:
-        raise ValueError(f"{found[0]!a} and {found[1].name!a} are one name in two Unicode forms")
-    return found[0] if found else None
 
 
 def _name_of(path: Path, folder: Path) -> str:

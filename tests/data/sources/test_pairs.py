@@ -285,7 +285,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,y,x_a,x_a", "x/a.png,y/a.bmp,1,2"], "needs one column 'x_a'"),
         (["x|z"], "separated by bars, has x, z"),
         (["in/0.png;in/1.png"], "separated by semicolons, has in/0.png, in/1.png"),
-        ([], "is damaged: it holds no line"),
+        ([], "mine.csv holds no line"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(folder, lines, said):

@@ -60,6 +60,21 @@ def test_utf_16_is_read_with_or_without_a_byte_order_mark(folder, encoding):
     assert pairs == [(0, 10)] and made.skipped == []
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("x,y\n".encode("utf-32"), "is in UTF-32"),
+        ("x,y\n".encode("utf-32-le"), "is in UTF-32"),
+        ("x,y\n".encode("utf-32-be"), "is in UTF-32"),
+        (b"PK\3\4", "is a spreadsheet or compressed"),
+        (b"x,y,fold\na,b,train\nc,d,test\ne,f,\n", "column 'fold' of"),
+        (b"x,y,is_test\na,b,0\n", "column 'is_test' of"),
+    ],
+)
+def test_what_would_be_misread_is_refused_by_name(folder, content, said):
+    assert said in refusal(read, folder, content).message
+
+
 def test_another_encoding_is_refused_with_the_line(folder):
     lines = b"x,y\r\nin/0.png,in/1.png\r\n\xe9.png,in/1.png\r\n"
     error = refusal(read, folder, lines, "my t.csv")
@@ -79,9 +94,11 @@ def test_paths_as_people_write_them(folder, tmp_path, monkeypatch):
         "in\\0.png,own/a b.png",
         f"~/own/a b.png,{(folder / 'in' / '0.png').as_uri()}",
         f"{(tmp_path / 'home' / 'own' / 'a b.png').as_uri()},in/{NFC}.png",
+        f"file:{folder}/in/a#1.png,in/0.png",
     ]
+    (folder / "in" / "1.png").rename(folder / "in" / "a#1.png")
     pairs, made = read(folder, "x,y\n" + "\n".join(lines))
-    assert pairs == [(0, 30), (30, 0), (30, 20)] and made.skipped == []
+    assert pairs == [(0, 30), (30, 0), (30, 20), (10, 0)] and made.skipped == []
     assert "train/own/a b" in made.splits["train"].y.ids
 
 
@@ -93,6 +110,7 @@ def test_paths_as_people_write_them(folder, tmp_path, monkeypatch):
         ("C:\\in\\0.png", "is a path on Windows"),
         ("\\\\server\\in\\0.png", "is a path on Windows"),
         ("file:///C:/in/0.png", "is a path on Windows"),
+        ("in", "is no file, or a link to none"),
         ("none.png", "does not exist, neither beside the table nor in the working folder"),
         ("~nobody-at-all/0.png", "does not exist"),
     ],
