@@ -80,38 +80,6 @@ class Preprocessing:
         return read
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """How picture files become the input of a network, in fine-tuning and extraction alike."""
-
-    name: str  # of the backbone
-    preprocessing: Preprocessing
-    device: torch.device
-    workers: int = 1  # decoding threads
-
-    def of(
-        self, batches: Iterable[Sequence[Source]], domain: Domain
-    ) -> Generator[Batch, None, None]:
-        """Decode batches of pictures of a domain, one batch ahead of the caller."""
-        reader = self.preprocessing.reader(self.name, domain)
-
-        def read(paths: Sequence[Source]) -> Batch:
-            made = list(read_all(paths, reader, self.workers))
-            pictures = [item for item in made if isinstance(item, Tensor)]
-            stack = torch.stack(pictures) if pictures else torch.empty(0)
-            errors = [item if isinstance(item, PictureError) else None for item in made]
-            return errors, stack.to(self.device)
-
-        with ThreadPoolExecutor(1) as pool:
-            coming: Future[Batch] | None = None
-            for paths in batches:
-                previous, coming = coming, pool.submit(read, paths)
-                if previous is not None:
-                    yield previous.result()
-            if coming is not None:
-                yield coming.result()
-
-
 # ---- weights
 
 
@@ -264,20 +232,44 @@ def repeatable() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network, in evaluation mode on its device, and what reads pictures for it."""
+    """A backbone for pictures of a domain: its network, and how pictures become the input."""
 
+    name: str  # of the backbone
+    preprocessing: Preprocessing
     network: nn.Module
-    inputs: Inputs
     domain: Domain
+    device: torch.device
+    workers: int = 1  # decoding threads
+
+    def inputs(self, batches: Iterable[Sequence[Source]]) -> Generator[Batch, None, None]:
+        """Decode batches of pictures, one batch ahead of the caller."""
+        reader = self.preprocessing.reader(self.name, self.domain)
+
+        def read(paths: Sequence[Source]) -> Batch:
+            made = list(read_all(paths, reader, self.workers))
+            pictures = [item for item in made if isinstance(item, Tensor)]
+            stack = torch.stack(pictures) if pictures else torch.empty(0)
+            errors = [item if isinstance(item, PictureError) else None for item in made]
+            return errors, stack.to(self.device)
+
+        with ThreadPoolExecutor(1) as pool:
+            coming: Future[Batch] | None = None
+            for paths in batches:
+                previous, coming = coming, pool.submit(read, paths)
+                if previous is not None:
+                    yield previous.result()
+            if coming is not None:
+                yield coming.result()
 
     def features(
         self, batches: Iterable[Sequence[Source]]
     ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
         """Why each picture of a batch cannot be read, None where it can; the others' (M, D)."""
-        with closing(self.inputs.of(batches, self.domain)) as decoded:
+        network = self.network.to(self.device).eval()
+        with closing(self.inputs(batches)) as decoded:
             for errors, pictures in decoded:
                 with torch.inference_mode(), repeatable():
-                    features = self.network(pictures) if len(pictures) else pictures
+                    features = network(pictures) if len(pictures) else pictures
                 yield errors, features.float().cpu().numpy()
 
 
@@ -330,5 +322,4 @@ def recorded_extractor(
         kept = Weights("file", path) if digest else Weights("random")
         network, _ = build_backbone(name, kept, record["seed"], record["pool"])
     preprocessing = Preprocessing(**record["preprocessing"])
-    inputs = Inputs(name, preprocessing, torch.device(device), workers)
-    return Extractor(network.to(device).eval(), inputs, domain)
+    return Extractor(name, preprocessing, network, domain, torch.device(device), workers)

@@ -26,7 +26,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import writing
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_tensors, save_tensors
-from iiae_cli.data.backbone import FeatureNetwork, Inputs, repeatable
+from iiae_cli.data.backbone import Extractor, FeatureNetwork, repeatable
 from iiae_cli.model import Domain
 
 CHECKPOINT_SCHEMA = "iiae.fine-tuning/3"
@@ -120,13 +120,11 @@ class _Tuner:
 
 
 def fine_tune(
-    network: FeatureNetwork,
+    extractor: Extractor,
     paths: Sequence[Path],
     labels: Sequence[str],
     *,
-    domain: Domain,
     settings: FineTuning,
-    inputs: Inputs,
     checkpoint: Path,
     stop: Stop = NEVER,
 ) -> float:
@@ -135,15 +133,17 @@ def fine_tune(
     Unreadable pictures are left out of their batch. The checkpoint is written after every epoch and
     where the work should stop. Returns the accuracy while the last epoch was learnt.
     """
+    network, device, domain = extractor.network, extractor.device, extractor.domain
+    assert isinstance(network, FeatureNetwork)
     steps = math.ceil(len(paths) / settings.batch_size)
     total = steps * settings.epochs
-    forked = [inputs.device] if inputs.device.type == "cuda" else []
+    forked = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=forked),
         repeatable(),
         console.progress(f"fine-tuning {domain}", total, "steps") as progress,
     ):
-        tuner = _Tuner(network.to(inputs.device), labels, domain, settings)
+        tuner = _Tuner(network.to(device), labels, domain, settings)
         if checkpoint.exists():
             tuner.restore(checkpoint)
         counts = tuner.counts
@@ -151,7 +151,7 @@ def fine_tune(
         network.train()
         batches = [tuner.draw(step) for step in range(counts["step"], total)]
         sources = ([paths[row] for row in rows] for rows in batches)
-        with closing(inputs.of(sources, domain)) as decoded:  # its threads end with an error
+        with closing(extractor.inputs(sources)) as decoded:  # its threads end with an error
             for rows, (errors, pictures) in zip(batches, decoded, strict=True):
                 if counts["step"] % steps == 0:
                     counts["correct"] = counts["shown"] = 0

@@ -12,8 +12,8 @@ from torch import nn
 from iiae_cli.common.errors import Interrupted
 from iiae_cli.data import finetune
 from iiae_cli.data.backbone import (
+    Extractor,
     FeatureNetwork,
-    Inputs,
     NetworkRecord,
     Preprocessing,
     Weights,
@@ -47,17 +47,11 @@ def network():
     return FeatureNetwork(Body(), 6, width=5)
 
 
-def tune(folder, net, paths, settings=SETTINGS, *, domain="x", workers=1, **more):
-    return fine_tune(
-        net,
-        paths,
-        [path.parent.name for path in paths],
-        domain=domain,
-        settings=settings,
-        inputs=Inputs(NETWORK, Preprocessing.of(NETWORK), CPU, workers),
-        checkpoint=folder / "tuning.safetensors",
-        **more,
-    )
+def tune(folder, net, paths, settings=SETTINGS, *, workers=1, **more):
+    extractor = Extractor(NETWORK, Preprocessing.of(NETWORK), net, "x", CPU, workers)
+    labels = [path.parent.name for path in paths]
+    kept = folder / "tuning.safetensors"
+    return fine_tune(extractor, paths, labels, settings=settings, checkpoint=kept, **more)
 
 
 def equal(one, other):

@@ -14,7 +14,6 @@ from PIL import Image
 
 from iiae_cli.data.backbone import (
     Extractor,
-    Inputs,
     Preprocessing,
     build_backbone,
     find_weights,
@@ -51,7 +50,7 @@ def features(name, weights, picture, pool="pooled", **switches):
     network, width = build_backbone(full_name(name), weights, pool=pool)
     own = json.loads(json.dumps(Preprocessing.of(full_name(name)).configuration))
     preprocessing = Preprocessing(**switches, configuration=own)
-    extractor = Extractor(network, Inputs(name, preprocessing, CPU), "x")
+    extractor = Extractor(name, preprocessing, network, "x", CPU)
     [(errors, rows)] = extractor.features([[picture]])
     assert errors == [None] and rows.shape == (1, width)
     return rows

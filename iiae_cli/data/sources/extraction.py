@@ -23,7 +23,6 @@ from iiae_cli.common.files import sha256_of, writing
 from iiae_cli.data.backbone import (
     Extractor,
     FeatureNetwork,
-    Inputs,
     NetworkRecord,
     Preprocessing,
     Weights,
@@ -59,12 +58,6 @@ class Networks:
     preprocessing: Preprocessing
     seen: Seen  # classes that the networks will have been trained on
 
-    @property
-    def inputs(self) -> Inputs:
-        """How files become inputs of the networks."""
-        device = torch.device(self.options.device)
-        return Inputs(self.backbone, self.preprocessing, device, self.options.workers)
-
     def file(self, domain: Domain, work: Work) -> Path:
         """The file of a domain's fine-tuned network."""
         return (self.kept or work.folder) / f"{domain}.safetensors"
@@ -78,12 +71,10 @@ class Networks:
         network = FeatureNetwork(body, width, seed=self.options.seed)
         side = train.side(domain)
         accuracy = fine_tune(
-            network,
+            self.with_network(network, domain),
             side.rows.tolist(),
             side.labels or [],
-            domain=domain,
             settings=self.tuning,
-            inputs=self.inputs,
             checkpoint=checkpoint,
             stop=work.stop,
         )
@@ -105,7 +96,12 @@ class Networks:
         else:
             seed = self.options.seed
             network, _ = build_backbone(self.backbone, self.weights, seed, self.pool)
-        return Extractor(network.to(self.options.device).eval(), self.inputs, domain)
+        return self.with_network(network, domain)
+
+    def with_network(self, network: torch.nn.Module, domain: Domain) -> Extractor:
+        """The extractor of a domain whose features a network makes."""
+        device, workers = torch.device(self.options.device), self.options.workers
+        return Extractor(self.backbone, self.preprocessing, network, domain, device, workers)
 
     def reading(
         self, name: str, files: Sequence[Path], domain: Domain, train: Split | None = None
