@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +65,9 @@ def plan_classes(options: PrepareOptions) -> Plan:
             f"{source} holds pictures, and classes are learnt from features",
             f"name a backbone: {command}",
         )
-    return _plan_features(divided, split_name, options, 0, notes)
-
-
-def _plan_features(
-    divided: dict[str, Split], split_name: str, options: PrepareOptions, epochs: int, notes: Notes
-) -> Plan:
     from iiae_cli.data.sources import extraction  # imports torch
 
-    skipped = notes.skipped
-    plan = extraction.plan_features(
-        divided, options, split_name=split_name, epochs=epochs, skipped=skipped
-    )
-    return replace(plan, attributes={**plan.attributes, **notes.attributes()})
+    return extraction.plan_features(divided, options, notes, split_name=split_name, epochs=0)
 
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
@@ -164,10 +153,9 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
             coding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
             lines = content.decode(coding).splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise IiaeError(
-                f"--unseen-classes {unseen} is neither a number nor a readable text file",
-                "pass a number, or a file in UTF-8 with one class per line",
-            ) from error
+            message = f"--unseen-classes {unseen} is neither a number nor a readable text file"
+            hint = "pass a number, or a file in UTF-8 with one class per line"
+            raise IiaeError(message, hint) from error
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN
     return features.divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
@@ -200,7 +188,9 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
     else:
         wanted = CLASS_SPLITS[split_name]
         divided = features.divide_classes(pictures, wanted, f"split {split_name}", options)
-    return _plan_features(divided, split_name, options, EPOCHS, notes)
+    from iiae_cli.data.sources import extraction  # imports torch
+
+    return extraction.plan_features(divided, options, notes, split_name=split_name, epochs=EPOCHS)
 
 
 def find_pictures(source: Path, notes: Notes) -> Split:

@@ -37,6 +37,7 @@ from iiae_cli.data.class_lists import Seen, refuse_leak
 from iiae_cli.data.datafile import Split
 from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
+from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.features import classes_of, finish
 from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Reading, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain
@@ -66,9 +67,9 @@ class Networks:
         """Make a domain's fine-tuned network, where that is asked for and it is missing."""
         if self.tuning is None or self.file(domain, work).exists():
             return
-        checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         body, width = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
         network = FeatureNetwork(body, width, seed=self.options.seed)
+        checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         side = train.side(domain)
         accuracy = fine_tune(
             self.with_network(network, domain),
@@ -229,25 +230,22 @@ def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
 
 
 def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
-    invert, normalise = options.invert_sketches, options.normalise
-    return replace(
-        default,
-        invert_sketches=default.invert_sketches if invert is None else invert,
-        normalise=default.normalise if normalise is None else normalise,
-    )
+    switches = {"invert_sketches": options.invert_sketches, "normalise": options.normalise}
+    given: dict[str, Any] = {name: on for name, on in switches.items() if on is not None}
+    return replace(default, **given)
 
 
 def plan_features(
     divided: Mapping[str, Split],
     options: PrepareOptions,
+    notes: Notes,
     *,
     split_name: str,
     epochs: int,
-    skipped: Sequence[str],
 ) -> Plan:
     """Plan the features of pictures, which are the rows of the `divided` splits.
 
-    `epochs`: of fine-tuning, unless the options say; `skipped`: what was left out so far.
+    `epochs`: of fine-tuning, unless the options say.
     """
     networks = choose_networks(options, divided["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.backbone}"
@@ -276,7 +274,7 @@ def plan_features(
             what=origin,
         )
 
-    whole = IiaeError(
+    whole: IiaeError | None = IiaeError(
         "fine-tuning looks at all training pictures, of which a shard has a part",
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
@@ -288,4 +286,5 @@ def plan_features(
         for domain in DOMAINS
         for name, split in divided.items()
     ]
-    return Plan(assemble, readings, skipped=skipped, whole=whole if networks.tuning else None)
+    whole = whole if networks.tuning else None
+    return Plan(assemble, readings, notes.attributes(), notes.skipped, whole)

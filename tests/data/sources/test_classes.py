@@ -188,7 +188,7 @@ def test_features_that_are_not_finite_and_domains_without_pictures_are_refused(
 
 
 def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
-    divided, tmp_path, monkeypatch
+    divided, tmp_path, monkeypatch, capsys
 ):
     shown, fine_tune = {}, extraction.fine_tune
 
@@ -221,46 +221,32 @@ def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
     assert told(prepared(divided, backbone_weights=str(kept), allow_leak=True), "leak") == ["bee"]
     # Fine-tuning on a class that is tested too is a leak as well.
     assert "1 of the test classes: bee" in refused(divided, **RANDOM, fine_tune_epochs=1).message
-
-
-def test_switches_reach_the_pictures_and_are_recorded(divided, tmp_path, capsys):
-    plain = prepared(divided, **RANDOM)
-    inverted = prepared(divided, **RANDOM, invert_sketches=True)
-    raw = prepared(divided, **RANDOM, normalise=False)
-    x, y = ([made.splits["test"].side(d).rows for made in (plain, inverted, raw)] for d in "xy")
-    assert not np.allclose(x[0], x[1]) and not np.allclose(y[0], y[2])
-    np.testing.assert_array_equal(y[0], y[1])
-    kept = tmp_path / "kept"
-    tuned = {"fine_tune_epochs": 1, "save_backbone": kept, "invert_sketches": True}
-    prepared(divided, **RANDOM, **tuned)
-
-    def preprocessing(**options):
-        backbone = told(prepared(divided, backbone_weights=str(kept), **options), "backbone")
-        return [
-            values["preprocessing"]["invert_sketches"]
-            for values in (backbone, backbone["fine_tuning"])
-        ]
-
-    assert preprocessing() == [True, True]
-    assert "prepared in another way" not in capsys.readouterr().err
-    assert preprocessing(invert_sketches=False) == [False, True]
-    assert "prepared in another way" in capsys.readouterr().err
-    # Kept networks exclude other options.
-    weights = {"backbone_weights": str(kept)}
+    # Kept networks exclude other options, and remember how pictures were prepared.
+    weights = {"backbone_weights": str(kept), "allow_leak": True}
+    again = told(prepared(divided, **weights, normalise=False), "backbone")
+    normalised = [said["preprocessing"]["normalise"] for said in (again, again["fine_tuning"])]
+    assert normalised == [False, True] and "prepared in another way" in capsys.readouterr().err
     assert "leave --backbone" in refused(divided, **weights, backbone="vgg16").hint
-    assert "fine-tuned already" in refused(divided, **weights, fine_tune_epochs=2).message
-    assert "nothing to save" in refused(divided, **RANDOM, save_backbone=tmp_path / "m").message
     alone = {**RANDOM, "backbone_weights": str(kept / "x.safetensors")}
     assert "does not fit" in refused(divided, **alone).message
     (kept / "y.safetensors").unlink()
     assert "y.safetensors does not exist" in refused(divided, **weights).message
 
 
+def test_switches_reach_the_pictures(divided, tmp_path):
+    plain = prepared(divided, **RANDOM)
+    inverted = prepared(divided, **RANDOM, invert_sketches=True)
+    raw = prepared(divided, **RANDOM, normalise=False)
+    x, y = ([made.splits["test"].side(d).rows for made in (plain, inverted, raw)] for d in "xy")
+    assert not np.allclose(x[0], x[1]) and not np.allclose(y[0], y[2])
+    np.testing.assert_array_equal(y[0], y[1])
+    assert "nothing to save" in refused(divided, **RANDOM, save_backbone=tmp_path / "m").message
+
+
 # ---- interruption
 
 
-@pytest.mark.parametrize("epochs", [0, 2])
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize(("epochs", "stop_at"), [(0, 1), (2, 3)])
 def test_an_interrupted_preparation_ends_in_equal_values(divided, tmp_path, epochs, stop_at):
     tuned = {"fine_tune_epochs": epochs, "save_backbone": tmp_path / "kept" if epochs else None}
     options = PrepareOptions(source=divided, **RANDOM, **tuned, batch_size=2)

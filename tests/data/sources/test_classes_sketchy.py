@@ -96,9 +96,9 @@ def test_a_named_split_is_made_and_named(tmp_path, name):
 def test_the_papers_split_and_recipe_are_the_default(tmp_path, monkeypatch):
     asked = {}
 
-    def spy(divided, options, **keywords):
+    def spy(divided, *options, **keywords):
         asked.update(keywords, test=set(divided["test"].y.labels))
-        return plan_features(divided, options, **keywords)
+        return plan_features(divided, *options, **keywords)
 
     plan_features = extraction.plan_features
     monkeypatch.setattr(extraction, "plan_features", spy)

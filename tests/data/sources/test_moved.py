@@ -8,7 +8,7 @@ from helpers import built, refusal
 
 from iiae_cli.data.sources import moved
 from iiae_cli.data.sources.cdcb import IDX_FILES
-from iiae_cli.data.sources.moved import draw_moved, draw_quadrant, draw_trifeature, pair_instances
+from iiae_cli.data.sources.moved import draw_moved, draw_quadrant, pair_instances
 from iiae_cli.data.sources.plan import PrepareOptions
 
 
@@ -129,18 +129,3 @@ def test_three_features_are_drawn_apart_and_only_the_shape_is_shared():
     )
     assert all(len(set(column)) == 10 for column in columns)
     assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 0.25
-
-
-def test_every_shape_texture_and_colour_looks_different():
-    pictures, factors = draw_trifeature("y", np.full(400, 3), rng())  # discs
-    means = [
-        pictures[(factors["color"] == colour) & (factors["texture"] == 0)][0].reshape(-1, 3).max(0)
-        for colour in range(10)
-    ]
-    assert len(np.unique(means, axis=0)) == 10
-    grid = np.mgrid[:64, :64]
-    patterns = [np.broadcast_to(pattern(*grid), (64, 64)) > 0 for pattern in moved.PATTERNS]
-    assert len({pattern.tobytes() for pattern in patterns}) == 10
-    angle, distance = np.meshgrid(np.linspace(0, 6.2, 90), np.linspace(0.01, 1, 60))
-    outlines = [outline(angle, distance) for outline in moved.OUTLINES]
-    assert len({outline.tobytes() for outline in outlines}) == 10

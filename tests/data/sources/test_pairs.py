@@ -8,7 +8,6 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.common.files import sha256_of
-from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 
@@ -64,22 +63,16 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
         assert (split.y.rows == np.array(numbers)[:, None, None, None] + 1).all()
 
 
-@pytest.mark.parametrize(
-    ("folders", "wanted"),
-    [
-        (("train", "val"), ("train", "test")),
-        (("train", "val", "test"), ("train", "valid", "test")),
-    ],
-)
-def test_either_folder_of_maps_is_the_test_split(tmp_path, folders, wanted):
-    for number, folder in enumerate(folders):
+@pytest.mark.parametrize("size", [16, None])
+def test_without_a_folder_test_val_of_maps_is_the_test_split(tmp_path, size):
+    for number, folder in enumerate(("train", "val")):
         side_by_side(tmp_path / folder, 1, 10 * number)
-    for size in (16, None):
-        splits = prepared("maps", tmp_path, image_size=size).splits
-        assert {name: values(split) for name, split in splits.items()} == {
-            name: [(10 * number, 10 * number + 1)] for number, name in enumerate(wanted)
-        }
-        assert {split.x.rows.shape[1] for split in splits.values()} == {size or 256}
+    splits = prepared("maps", tmp_path, image_size=size).splits
+    assert {name: values(split) for name, split in splits.items()} == {
+        "train": [(0, 1)],
+        "test": [(10, 11)],
+    }
+    assert {split.x.rows.shape[1] for split in splits.values()} == {size or 256}
 
 
 def test_a_source_without_readable_pictures_is_refused(tmp_path, capsys):
@@ -311,15 +304,3 @@ def test_columns_of_factors_are_kept_with_their_pairs(folder):
     assert train["shared_a-b"].tolist() == ["round", ""]
     assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
     assert train["x_none"].tolist() == ["", ""]
-
-
-def test_the_program_prepares_a_table_and_says_what_it_left_out(iiae, folder):
-    lines = [*pairs("aa", "ab", end=",train,ink"), "x/c.png,,train,chalk"]
-    table(folder, "x,y,split,y_pen", *lines)
-    done = iiae("prepare", "pairs", "mine.csv", "-o", "mine.h5", "--json")
-    assert done.code == 3 and done.json["splits"] == {"train": 2, "valid": 0, "test": 0}
-    assert done.json["skipped"] == ["mine.csv:4: y empty"]
-    assert "warning: skipped mine.csv:4: y empty" in done.err
-    train = DataFile(folder / "mine.h5").split("train")
-    assert train.pairs.tolist() == [[0, 0], [0, 1]]
-    assert train.factors["y_pen"].tolist() == ["ink", "ink"]
