@@ -136,7 +136,7 @@ def _finished(
         raise
     console.say(f"{output} is complete already")
     discard(output)
-    return len(there), there.skipped
+    return len(there), there.head.skipped
 
 
 def _encode(

@@ -66,13 +66,13 @@ def command(
     from iiae_cli.common.files import index_file
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run, search
-    from iiae_cli.inference.latents import Gallery, is_gallery, is_latent_cache
+    from iiae_cli.inference.latents import Gallery, made_by
 
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
         refuse_existing(montage, overwrite)
     first = Path(paths[0])
-    encoded = Gallery(first).read() if len(paths) == 1 and is_latent_cache(first) else None
+    encoded = Gallery(first).read() if len(paths) == 1 and made_by(first) else None
     how = "--domain" if domain else "the other one than the gallery's"
     if encoded is None:
         model = open_run(run, device, backbone_weights)
@@ -81,8 +81,9 @@ def command(
         domain, how, fingerprint = encoded.domain, "as stored", encoded.fingerprint
     else:
         raise IiaeError(f"{first} holds latents of {encoded.domain}", "leave --domain out")
-    asked: DomainName = domain or "x"  # a gallery that was not named turns no query into one of y
-    path, chosen = index_file(index, run, lambda path: is_gallery(path, fingerprint, asked))
+    # A gallery that was not named turns no query into one of y.
+    fitting = fingerprint, other_domain(domain or "x")
+    path, chosen = index_file(index, run, lambda path: made_by(path) == fitting)
     gallery = Gallery(path)
     domain = domain or other_domain(gallery.head.domain)
     console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")

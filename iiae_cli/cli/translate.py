@@ -90,7 +90,7 @@ def command(
     """
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run
-    from iiae_cli.inference.trained import partners_of, styles_of
+    from iiae_cli.inference.trained import styles_of
     from iiae_cli.report.grids import TranslationGrid
 
     target = target or other_domain(source)
@@ -112,7 +112,8 @@ def command(
     if reference:
         references = model.inputs(reference, target).read_all()
     if guided:
-        partners = partners_of(Path(paths[0]), rows.total, target, loaded.info, split=split)
+        _check_partners(rows.source, paths[0])
+        partners = model.inputs(paths, target, split=split).first(rows.total)
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
     trained = model.trained
@@ -175,6 +176,18 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
         )
 
 
+def _check_partners(source: dict[str, Any], name: str) -> None:
+    """Refuse inputs that have no partners of their own."""
+    from iiae_cli.data.datafile import DataFile
+
+    file = DataFile(Path(source["data"])) if "data" in source else None
+    if file is None or file.info.by_class or file.split(source["split"]).pairs is not None:
+        raise IiaeError(
+            f"--guided takes partners, and rows of {name} have none of their own",
+            "give a prepared .h5 of pairs, or --reference PICTURE",
+        )
+
+
 def _translated(
     trained: TrainedModel,
     inputs: Inputs,
@@ -218,40 +231,40 @@ def plan_files(
     """Returns the files `FOLDER/STEM-to-TARGET-NAME` + `suffix` of every input (N), output (K).
 
     All of them are different, and the folder is made. Raises IiaeError if one exists, or is an
-    input, or the folder cannot be made.
+    input or another output, or the folder cannot be made.
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    middles = [f"-to-{target}-{Path(name).stem.replace(' ', '')}" for name in names]
-    endings = [f"{middle}{suffix}" for (middle,) in _numbered(middles, [""])]
-    lines = _numbered([Path(name).stem for name in ids], endings)
-    files = [[folder / name for name in line] for line in lines]
-    inputs = {Path(name).resolve() for name in ids}
+    endings = _numbered([Path(name).stem.replace(" ", "") for name in names])
+    files = [
+        [folder / f"{stem}-to-{target}-{ending}{suffix}" for ending in endings]
+        for stem in _numbered([Path(name).stem for name in ids])
+    ]
+    taken = {str(Path(name).resolve()).casefold() for name in ids}
     for path in chain.from_iterable(files):
         refuse_existing(path, overwrite)
-        if path.resolve() in inputs:
-            raise IiaeError(f"output {path} is an input, too", "choose another folder with -o")
+        key = str(path.resolve()).casefold()
+        if key in taken:
+            raise IiaeError(
+                f"output {path} is an input or another output, too",
+                "choose another folder with -o, or other names",
+            )
+        taken.add(key)
     return files
 
 
-def _numbered(stems: list[str], endings: list[str]) -> list[list[str]]:
-    """Returns each stem with every ending; one that would recur becomes `stem-2`, `stem-3`, ….
-
-    Names that differ by case alone are the same to some file systems.
-    """
-    taken: set[str] = set()
+def _numbered(names: list[str]) -> list[str]:
+    """Names, of which one that recurs becomes `name-2`, `name-3`, …; case makes no difference."""
     counts: Counter[str] = Counter()
-    lines = []
-    for stem in stems:
-        while True:
-            counts[stem] += 1
-            number = f"-{counts[stem]}" if counts[stem] > 1 else ""
-            names = [f"{stem}{number}{ending}" for ending in endings]
-            if taken.isdisjoint(name.casefold() for name in names):
-                break
-        taken.update(name.casefold() for name in names)
-        lines.append(names)
-    return lines
+    unique = []
+    for name in names:
+        numbered = name
+        while counts[numbered.casefold()]:
+            counts[name.casefold()] += 1
+            numbered = f"{name}-{counts[name.casefold()]}"
+        counts[numbered.casefold()] += 1
+        unique.append(numbered)
+    return unique
 
 
 def _written(

@@ -139,7 +139,8 @@ class Model:
         if not isinstance(gallery, LatentCache | Gallery):
             gallery = Gallery(Path(gallery or RunDir(self.folder).gallery_file))
         if not isinstance(queries, LatentCache):
-            queries = self.encode(queries, domain or other_domain(gallery.head.domain))
+            head = gallery.head if isinstance(gallery, Gallery) else gallery
+            queries = self.encode(queries, domain or other_domain(head.domain))
         return search(queries, gallery, k, metric=metric, latents=latents, backend=backend)
 
     def translate(
@@ -191,19 +192,19 @@ def search(
     The metric is by default the model's own. Raises IiaeError for latents of another model, or of
     a kind that one side lacks.
     """
-    means, entries, model = queries.means(latents), gallery.means(latents), gallery.head.fingerprint
-    path = gallery.path if isinstance(gallery, Gallery) else None
-    if (queries.fingerprint, means.shape[1]) != (model, entries.shape[1]):
+    head = gallery.head if isinstance(gallery, Gallery) else gallery
+    means, entries = queries.means(latents), gallery.means(latents)
+    if (queries.fingerprint, means.shape[1]) != (head.fingerprint, entries.shape[1]):
         raise IiaeError(
-            f"queries were encoded by model {queries.fingerprint}, the gallery {path or 'given'} "
-            f"by {model}",
+            f"queries were encoded by model {queries.fingerprint}, the gallery by "
+            f"{head.fingerprint}",
             "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
-    metric = metric or ("cosine" if gallery.head.metric == "cosine" else "euclidean")
+    metric = metric or ("cosine" if head.metric == "cosine" else "euclidean")
     backend = choose_backend(backend, len(means), *entries.shape)
     rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
-    names = {column: np.array(texts, object) for column, texts in gallery.columns().items()}
-    ids, labels = names["ids"][rows], names["labels"][rows] if len(names["labels"]) else None
+    ids = np.array(head.ids, object)[rows]
+    labels = None if head.labels is None else np.array(head.labels, object)[rows]
     return Neighbours(queries.ids, rows, distances, ids, labels, metric, backend, queries.skipped)
 
 

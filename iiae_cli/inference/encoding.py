@@ -173,8 +173,10 @@ def read_shards(paths: Sequence[str]) -> list[Gallery]:
 
 def write_merged(path: Path, shards: Sequence[Gallery]) -> tuple[int, list[str]]:
     """Writes the cache that shards make up in this order; otherwise as `write_blocks`."""
-    columns = [shard.columns() for shard in shards]
-    texts = {name: [text for column in columns for text in column[name]] for name in columns[0]}
+    texts = {
+        name: [text for shard in shards for text in getattr(shard.head, name) or ()]
+        for name in ("ids", "labels", "skipped")
+    }
     if not texts["ids"]:
         raise none_read(texts["skipped"])
     head = {**shards[0].head.attributes(), "job": json.dumps(shards[0].job, sort_keys=True)}

@@ -32,7 +32,6 @@ from iiae_cli.data.hdf5 import (
     read_only,
     read_texts,
     text_attribute,
-    text_column,
     write_column,
 )
 from iiae_cli.inference.trained import Array, Encoded, LatentKind
@@ -43,64 +42,6 @@ SCHEMA = "iiae.latents/2"
 KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
-
-
-@dataclass
-class LatentCache:
-    """Latents of N pictures of one domain."""
-
-    encoded: Encoded
-    ids: list[str]  # (N,)
-    labels: list[str] | None  # (N,) class names, where known
-    domain: Domain
-    fingerprint: str  # of the model that encoded them
-    shared_shape: tuple[int, ...]  # of one shared latent
-    preset: str = ""
-    metric: str = "euclidean"  # that the model's configuration compares shared means by
-    # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
-    source: dict[str, Any] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)  # a line for every input left out
-
-    @property
-    def shared(self) -> Array:
-        """Means (N, S) of the shared latents, a map flattened as (C, H, W)."""
-        return self.encoded.mean("shared")
-
-    @property
-    def exclusive(self) -> Array:
-        """Means (N, E) of the exclusive latents; raises IiaeError if there are none."""
-        return self.encoded.mean("exclusive")
-
-    def save(self, path: Path | str) -> None:
-        """Writes the means to a file, which `retrieve --index` and `Model.retrieve` take."""
-        write_latents(Path(path), self)
-
-    # ---- as a gallery, like `Gallery`
-
-    @property
-    def head(self) -> LatentCache:
-        """What describes all rows."""
-        return self
-
-    def means(self, kind: LatentKind) -> Array:
-        """Returns the means (N, S) of one kind; raises IiaeError if there are none."""
-        return self.encoded.mean(kind)
-
-    def columns(self) -> dict[str, list[str]]:
-        """Returns ids, labels where known, and a line for every input left out."""
-        return {"ids": self.ids, "labels": self.labels or [], "skipped": self.skipped}
-
-    @classmethod
-    def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
-        """Returns the cache of a run's model before there are rows."""
-        model, preset = loaded.model, loaded.details.get("preset") or ""
-        settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
-        return cls(Encoded(), [], None, domain, *settings)
-
-    def attributes(self) -> dict[str, Any]:
-        """Returns the file's attributes, as JSON."""
-        names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -129,11 +70,53 @@ class LatentFormat:
         return arrays
 
 
-def write_latents(path: Path, cache: LatentCache, form: LatentFormat | None = None) -> None:
-    """Writes a cache, atomically; an existing file is replaced."""
-    arrays = (form or LatentFormat()).stored(cache.encoded, cache.ids)
-    texts = {"ids": cache.ids, "labels": cache.labels}
-    write_stream(path, cache.attributes(), texts, [arrays])
+@dataclass
+class LatentCache:
+    """Latents of N pictures of one domain."""
+
+    encoded: Encoded
+    ids: list[str]  # (N,)
+    labels: list[str] | None  # (N,) class names, where known
+    domain: Domain
+    fingerprint: str  # of the model that encoded them
+    shared_shape: tuple[int, ...]  # of one shared latent
+    preset: str = ""
+    metric: str = "euclidean"  # that the model's configuration compares shared means by
+    # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
+    source: dict[str, Any] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)  # a line for every input left out
+
+    @classmethod
+    def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
+        """Returns the cache of a run's model before there are rows."""
+        model, preset = loaded.model, loaded.details.get("preset") or ""
+        settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
+        return cls(Encoded(), [], None, domain, *settings)
+
+    @property
+    def shared(self) -> Array:
+        """Means (N, S) of the shared latents, a map flattened as (C, H, W)."""
+        return self.encoded.mean("shared")
+
+    @property
+    def exclusive(self) -> Array:
+        """Means (N, E) of the exclusive latents; raises IiaeError if there are none."""
+        return self.encoded.mean("exclusive")
+
+    def means(self, kind: LatentKind) -> Array:
+        """Returns the means of one kind; raises IiaeError if there are none."""
+        return self.encoded.mean(kind)
+
+    def attributes(self) -> dict[str, Any]:
+        """Returns the file's attributes, as JSON."""
+        names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: Path | str, form: LatentFormat | None = None) -> None:
+        """Writes what `retrieve --index` and `Model.retrieve` take, atomically [the means]."""
+        arrays = (form or LatentFormat()).stored(self.encoded, self.ids)
+        texts = {"ids": self.ids, "labels": self.labels}
+        write_stream(Path(path), self.attributes(), texts, [arrays])
 
 
 def write_stream(
@@ -178,6 +161,8 @@ class StoredRows:
     def __init__(self, path: Path, data: h5py.Dataset) -> None:
         self._path, self._data = path, data
         self.shape: tuple[int, ...] = data.shape
+        if data.ndim != 2 or not data.shape[1] or data.dtype.kind != "f":
+            raise ValueError(f"{data.name} holds no (N, S) numbers")
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         with reading(self._path, REMEDY):
@@ -188,105 +173,82 @@ class StoredRows:
 
 
 class Gallery:
-    """A latent cache that stays on disk, its rows read in slices.
+    """A latent cache whose rows stay on disk, to be read in slices.
 
-    `head` is a cache without rows. `job` is what made the cache, and `skipped` has a line for every
-    input left out. Of a shard, `part` says which, and `total` is the number of blocks of the whole
-    job. Raises IiaeError if the file is missing, damaged, or of another schema.
+    `head` is the cache without them. `job` is what made it; of a shard, `part` says which, and
+    `total` is the number of blocks of the whole job. Raises IiaeError if the file is missing,
+    damaged, or of another schema.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.part, self.total = None, 0
         with reading(path, REMEDY):
-            self._file = file = read_only(path)
+            file = read_only(path)
             check_schema(file, path, SCHEMA, REMEDY)
-            ids, labels = text_column(file, "ids"), text_column(file, "labels")
             arrays = {name: dataset(file, name.replace("_", "/")) for name in ARRAYS}
-            self._arrays = {name: data for name, data in arrays.items() if data is not None}
-            if ids is None or (len(ids) and not self._arrays):
-                raise ValueError("it has no ids or no latents")
-            for data in self._arrays.values():
-                if data.ndim != 2 or 0 in data.shape[1:] or data.dtype.kind != "f":
-                    raise ValueError(f"{data.name} holds no (N, S) numbers")
-            columns = (ids, labels, *self._arrays.values())
-            if {len(data) for data in columns if data is not None} != {len(ids)}:
-                raise ValueError("its arrays differ in length")
+            self._rows = {
+                name: StoredRows(path, data) for name, data in arrays.items() if data is not None
+            }
+            self.head = _head(file)
             self.job = dict(json.loads(text_attribute(file, "job", "{}")))
-            self.skipped = read_texts(file, "skipped") or []
-            self.part, self.total = None, 0
             if "part" in file.attrs:
                 index, count, self.total = map(int, file.attrs["part"])
-                if not 0 <= index < count:
-                    raise ValueError(f"there is no shard {index} of {count}")
                 self.part = Part(index, count)
-            self.head = _head(file)
-            self._size = len(ids)
+            lengths = {len(self.head.labels or self.head.ids)}
+            lengths |= {rows.shape[0] for rows in self._rows.values()}
+            if lengths != {len(self)} or (len(self) and not self._rows):
+                raise ValueError("its arrays differ in length, or there are none")
 
     def __len__(self) -> int:
-        return self._size
+        return len(self.head.ids)
 
     def means(self, kind: LatentKind) -> StoredRows:
         """Returns the means (N, S) of one kind; raises IiaeError if the cache holds none."""
-        if f"{kind}_mean" not in self._arrays:
+        if f"{kind}_mean" not in self._rows:
             raise IiaeError(
                 f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both"
             )
-        return StoredRows(self.path, self._arrays[f"{kind}_mean"])
-
-    def columns(self) -> dict[str, list[str]]:
-        """Returns all ids, all labels where known, and a line for every input left out."""
-        with reading(self.path, REMEDY):
-            names = ("ids", "labels", "skipped")
-            return {name: read_texts(self._file, name) or [] for name in names}
+        return self._rows[f"{kind}_mean"]
 
     def blocks(self, size: int = 1 << 14) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields `size` rows of all arrays, as they are stored, and the next ones."""
-        for start in range(0, self._size, size):
-            part = slice(start, start + size)
-            yield {name: StoredRows(self.path, data)[part] for name, data in self._arrays.items()}
+        for start in range(0, len(self), size):
+            yield {name: rows[start : start + size] for name, rows in self._rows.items()}
 
     def read(self) -> LatentCache:
-        """Returns the whole cache."""
+        """Returns the whole cache, but for what an earlier call left out."""
         with np.errstate(over="ignore"):
-            rows = {name: StoredRows(self.path, data)[:] for name, data in self._arrays.items()}
-            arrays = {name: values.astype(np.float32) for name, values in rows.items()}
-        texts = self.columns()
-        ids, labels = texts["ids"], texts["labels"] or None
-        return replace(self.head, encoded=Encoded(**arrays), ids=ids, labels=labels)
+            arrays = {name: rows[:].astype(np.float32) for name, rows in self._rows.items()}
+        return replace(self.head, encoded=Encoded(**arrays), skipped=[])
 
 
 def _head(file: h5py.File) -> LatentCache:
-    domain = text_attribute(file, "domain")
+    domain, ids = text_attribute(file, "domain"), read_texts(file, "ids")
     source = dict(json.loads(text_attribute(file, "source", "{}")))
     texts = all(isinstance(value, str | bool) for value in source.values())
-    if domain not in DOMAINS or not texts:
-        raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}")
+    if domain not in DOMAINS or not texts or ids is None:
+        raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}, or no ids")
     return LatentCache(
         Encoded(),
-        [],
-        None,
+        ids,
+        read_texts(file, "labels"),
         domain,
         text_attribute(file, "fingerprint"),
         tuple(int(side) for side in file.attrs["shared_shape"]),
         text_attribute(file, "preset", ""),
         text_attribute(file, "metric", "euclidean"),
         source,
+        read_texts(file, "skipped") or [],
     )
 
 
-def is_gallery(path: Path, fingerprint: str, queries: Domain | None) -> bool:
-    """Returns whether a file is a whole cache of this model, of another domain than `queries`."""
-    try:
-        head = Gallery(path).head
-    except IiaeError:
-        return False
-    return head.fingerprint == fingerprint and head.domain != queries
-
-
-def is_latent_cache(path: Path) -> bool:
-    """Returns whether a file is readable HDF5 of this schema."""
+def made_by(path: Path) -> tuple[str, str] | None:
+    """Returns fingerprint and domain of a latent cache; None for any other file."""
     try:
         with reading(path, REMEDY), read_only(path) as file:
-            return text_attribute(file, "schema", "none") == SCHEMA
+            if text_attribute(file, "schema", "none") != SCHEMA:
+                return None
+            return text_attribute(file, "fingerprint", ""), text_attribute(file, "domain", "")
     except IiaeError:
-        return False
+        return None

@@ -23,9 +23,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.data.datafile import DataFile, DataInfo
-from iiae_cli.data.hdf5 import is_hdf5
-from iiae_cli.inference.inputs import Block, Inputs, open_inputs
+from iiae_cli.inference.inputs import Block, Inputs
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs import LoadedModel
@@ -239,16 +237,3 @@ def styles_of(
         return torch.cat(parts, dim=1)
 
     return Styles(names, pictures, exclusive)
-
-
-def partners_of(
-    path: Path, count: int, target: Domain, trained_on: DataInfo, *, split: str
-) -> Inputs:
-    """Returns the partners of the first `count` inputs; raises IiaeError if they have none."""
-    file = DataFile(path) if is_hdf5(path) else None
-    if file is None or file.info.by_class or file.split(split).pairs is not None:
-        raise IiaeError(
-            f"--guided takes partners, and rows of {path} have none of their own",
-            "give a prepared .h5 of pairs, or --reference PICTURE",
-        )
-    return open_inputs([str(path)], target, trained_on, split=split).first(count)

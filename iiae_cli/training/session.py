@@ -25,7 +25,7 @@ from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import EMBEDDED, how_to_prepare, prepare_file
-from iiae_cli.inference.latents import LatentCache, write_latents
+from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
@@ -246,7 +246,7 @@ def _write_gallery(trainer: Trainer) -> bool:
     source = {"data": str(file.path.absolute()), "split": name}
     head = LatentCache.head_of(loaded, "y", source)
     cache = replace(head, encoded=encoded, ids=side.ids, labels=side.labels)
-    write_latents(run.gallery_file, cache)
+    cache.save(run.gallery_file)
     console.say(f"gallery of {len(side.ids)} {name} pictures of y: {run.gallery_file}")
     return True
 

@@ -79,10 +79,11 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
     assert [name for shard in shards for name in shard.ids] == whole.ids
     write_merged(tmp_path / "merged.h5", read_shards(paths[::-1]))
-    merged = Gallery(tmp_path / "merged.h5").read()
+    stored = Gallery(tmp_path / "merged.h5")
+    merged = stored.read()
     assert (merged.ids, merged.labels) == (whole.ids, whole.labels)
     assert merged.attributes() == whole.attributes()
-    assert Gallery(tmp_path / "merged.h5").skipped == Gallery(tmp_path / "whole.h5").skipped
+    assert stored.head.skipped == Gallery(tmp_path / "whole.h5").head.skipped != []
     for name, values in vars(whole.encoded).items():
         np.testing.assert_allclose(getattr(merged.encoded, name), values, rtol=1e-6)
 

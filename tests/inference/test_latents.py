@@ -11,8 +11,7 @@ from iiae_cli.inference.latents import (
     Gallery,
     LatentCache,
     LatentFormat,
-    is_latent_cache,
-    write_latents,
+    made_by,
 )
 from iiae_cli.inference.trained import Encoded
 
@@ -66,13 +65,13 @@ def assert_same(left, right, parts=PARTS, **tolerance):
 )
 def test_what_is_written_comes_back_log_variances_if_asked_for(path, form, parts, more):
     cache = cache_of(**more)
-    write_latents(path, cache, form)
+    cache.save(path, form)
     assert_same(Gallery(path).read(), cache, parts)
 
 
 def test_half_precision_is_stored_as_such_and_read_as_float32(path):
     cache = cache_of()
-    write_latents(path, cache, LatentFormat(logvar=True, dtype="float16"))
+    cache.save(path, LatentFormat(logvar=True, dtype="float16"))
     with h5py.File(path) as file:
         assert file["shared/mean"].dtype == file["exclusive/logvar"].dtype == np.float16
     assert_same(Gallery(path).read(), cache, rtol=1e-3, atol=1e-4)
@@ -80,7 +79,7 @@ def test_half_precision_is_stored_as_such_and_read_as_float32(path):
 
 def test_any_program_can_read_the_cache_with_h5py_alone(path):
     cache = cache_of()
-    write_latents(path, cache, EVERYTHING)
+    cache.save(path, EVERYTHING)
     with h5py.File(path, "r") as file:
         assert set(file) == {"shared", "exclusive", "ids", "labels"}
         np.testing.assert_array_equal(file["exclusive/logvar"], cache.encoded.exclusive_logvar)
@@ -93,19 +92,19 @@ def test_any_program_can_read_the_cache_with_h5py_alone(path):
 
 
 def test_a_failed_write_leaves_the_old_cache(path):
-    write_latents(path, cache_of())
+    cache_of().save(path)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_latents(path, cache_of(source={"data": object()}))
+        cache_of(source={"data": object()}).save(path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_gallery_reads_slices_and_names(path):
     cache = cache_of(rows=500)
-    write_latents(path, cache)
+    cache.save(path)
     gallery = Gallery(path)
     assert len(gallery) == 500 and gallery.head.metric == "cosine"
-    assert gallery.columns() == {"ids": cache.ids, "labels": cache.labels, "skipped": []}
+    assert (gallery.head.ids, gallery.head.labels) == (cache.ids, cache.labels)
     means = gallery.means("shared")
     assert means.shape == (500, 12)
     np.testing.assert_array_equal(means[2:4], cache.encoded.shared_mean[2:4])
@@ -113,7 +112,7 @@ def test_a_gallery_reads_slices_and_names(path):
 
 def test_a_kind_that_the_cache_lacks_is_named(path):
     cache = cache_of(parts=("shared_mean",))
-    write_latents(path, cache)
+    cache.save(path)
     for means in (Gallery(path).means, Gallery(path).read().encoded.mean):
         assert "--latents exclusive" in refusal(means, "exclusive").hint
 
@@ -123,17 +122,17 @@ def test_a_kind_that_the_cache_lacks_is_named(path):
 
 def test_missing_foreign_and_truncated_files_are_refused(path):
     assert refusal(Gallery, path).message == f"{path} does not exist"
-    assert not is_latent_cache(path) and not is_latent_cache(path.parent)
+    assert not made_by(path) and not made_by(path.parent)
     path.write_bytes(b"no HDF5")
-    assert not is_latent_cache(path)
+    assert not made_by(path)
     error = refusal(Gallery, path)
     assert "is no HDF5 file" in error.message and "iiae encode" in error.hint
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.latents/1"
     message = refusal(Gallery, path).message
     assert message == f"{path} has schema iiae.latents/1, expected iiae.latents/2"
-    write_latents(path, cache_of(rows=50))
-    assert is_latent_cache(path)
+    cache_of(rows=50).save(path)
+    assert made_by(path)
     path.write_bytes(path.read_bytes()[:-50])
     assert "is damaged" in refusal(Gallery, path).message
 
@@ -164,7 +163,7 @@ def replace(file, name, values):
     ids=range(14),
 )
 def test_a_damaged_cache_is_refused(path, change):
-    write_latents(path, cache_of(), EVERYTHING)
+    cache_of().save(path, EVERYTHING)
     with h5py.File(path, "a") as file:
         change(file)
     assert refusal(lambda: Gallery(path).read()).message.startswith(f"{path} is damaged")
@@ -176,6 +175,6 @@ def test_a_damaged_cache_is_refused(path, change):
 def test_a_value_that_cannot_be_stored_is_refused_by_name(path, value, dtype):
     cache = cache_of()
     cache.encoded.exclusive_mean[2, 1] = value
-    error = refusal(write_latents, path, cache, LatentFormat(dtype=dtype))
+    error = refusal(cache.save, path, LatentFormat(dtype=dtype))
     assert error.message.startswith("exclusive_mean of é2.png is not finite, or beyond")
     assert not path.exists()
