@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iiae_cli.cli import completion
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
 from iiae_cli.data.seen import SEEN, line_of
@@ -27,6 +27,46 @@ MetricName = Literal["euclidean", "cosine"]
 GROUPS = ("Input", "Output", "Running")
 
 
+# What a shell offers after TAB: of backbones a few, as listing all takes seconds.
+BACKBONES = (
+    *("resnet18", "resnet50", "vgg16", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"),
+    *("vit_b_16", "torchvision:", "timm:", "open_clip:"),
+)
+DATA_SETS = (
+    *("digits-cdcb", "digits-edge", "digits-moved", "mnist-cdcb", "mnist-quadrants"),
+    *("fashion-cdcb", "fashion-edges", "trifeature", "cars", "facades", "maps"),
+    *("pairs", "sketchy", "classes"),
+)
+
+
+def complete_keys(incomplete: str) -> list[str]:
+    """`KEY=` of every value of the configuration, read from the text of its schema."""
+    path = Path(__file__).parents[1] / "config" / "schema.py"
+    fields = {
+        node.name: [item for item in node.body if isinstance(item, ast.AnnAssign)]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return [
+        f"{ast.unparse(section.target)}.{_key(field)}="
+        for section in fields["Config"]
+        for field in fields.get(ast.unparse(section.annotation), ())
+    ]
+
+
+def _key(field: ast.AnnAssign) -> str:
+    """A field's alias, or its name."""
+    words = field.value.keywords if isinstance(field.value, ast.Call) else []
+    aliases = [ast.literal_eval(word.value) for word in words if word.arg == "alias"]
+    return str(aliases[0]) if aliases else ast.unparse(field.target)
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Run directories in `runs/` and in the folder that is typed."""
+    folders = {Path("runs"), Path(f"{incomplete}_").parent}
+    return sorted(str(path.parent) for folder in folders for path in folder.glob("*/run.json"))
+
+
 def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """An option in a group of the help, under these names instead of its parameter's."""
     if "min" in more:
@@ -40,7 +80,7 @@ Json = Annotated[bool, of_output("Print one JSON object on stdout.", "--json")]
 Overwrite = Annotated[bool, of_output("Replace what exists.", "--overwrite")]
 Run = Annotated[
     Path | None,
-    option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=completion.runs),
+    option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=complete_runs),
 ]
 Split = Annotated[SplitName, of_input("Split, where an input is a prepared .h5.", "--split")]
 Nul = Annotated[bool, of_input("Paths on standard input are NUL-separated.", "-0")]
@@ -131,19 +171,19 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> P
             f"--shard {text} is not I/N with 0 <= I < N",
             "write --shard 0/4, 1/4, 2/4, 3/4, or auto in a job array",
         )
-    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT", "STEP")]
-    values = [environment.get(name, "not set") for name in names[:3]]
-    values.append(environment.get(names[3], "1"))
-    if all(map(str.isdecimal, values)):
-        task, lowest, count, step = map(int, values)
-        index, rest = divmod(task - lowest, max(step, 1))
-        if not rest and 0 <= index < count:
-            return Part(index, count)
-    states = ", ".join(f"{name} is {value}" for name, value in zip(names, values, strict=True))
-    raise IiaeError(
-        f"--shard {text} needs a task of an unbroken SLURM job array: {states}",
-        "submit with sbatch --array=0-15, or pass --shard I/N",
-    )
+    task = "SLURM_ARRAY_TASK_"
+    try:
+        number, lowest, count = (int(environment[task + key]) for key in ("ID", "MIN", "COUNT"))
+        index, rest = divmod(number - lowest, int(environment.get(f"{task}STEP", 1)))
+        if rest or not 0 <= index < count:
+            raise ValueError("the array has gaps")
+    except (KeyError, ValueError) as error:
+        raise IiaeError(
+            f"--shard {text} needs a task of an unbroken SLURM job array, with {task}ID, _MIN, "
+            f"_COUNT, _STEP: {error}",
+            "submit with sbatch --array=0-15, or pass --shard I/N",
+        ) from error
+    return Part(index, count)
 
 
 def shard_output(output: Path, text: str | None, part: Part | None) -> Path:

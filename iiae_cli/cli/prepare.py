@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import finish, option, shard_of, shard_output
+from iiae_cli.cli.options import BACKBONES, DATA_SETS, finish, option, shard_of, shard_output
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import data_folder, refuse_existing
@@ -27,7 +26,9 @@ of_features = partial(option, panel="Classes and features")
 def command(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Data set.", autocompletion=completion.data_sets),
+        typer.Argument(
+            metavar="NAME", help="Data set.", autocompletion=lambda incomplete: DATA_SETS
+        ),
     ] = None,
     sources: Annotated[
         list[Path] | None,
@@ -69,7 +70,7 @@ def command(
             "Network that makes features: torchvision's, or timm:NAME, open_clip:NAME@PRETRAINED "
             "[sketchy: vgg16].",
             metavar="NAME",
-            autocompletion=completion.backbones,
+            autocompletion=lambda incomplete: BACKBONES,
         ),
     ] = None,
     backbone_weights: Annotated[
@@ -155,7 +156,7 @@ def command(
     if name is None:
         raise IiaeError(
             "no data set was named",
-            f"iiae prepare digits-cdcb, or one of {', '.join(completion.DATA_SETS)}",
+            f"iiae prepare digits-cdcb, or one of {', '.join(DATA_SETS)}",
         )
     from iiae_cli.data.blocks import in_order, part_of
     from iiae_cli.data.names import expand_inputs

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from iiae_cli.cli import completion
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option, seconds_of
 from iiae_cli.common import console
@@ -29,11 +28,11 @@ def command(
         typer.Argument(
             metavar="[PRESET]",
             help="Name of a preset, or a YAML file [--resume: the run's own].",
-            autocompletion=completion.presets,
+            autocompletion=lambda incomplete: preset_names(),
         ),
     ] = None,
     preset: Annotated[
-        str | None, option("The same as PRESET.", autocompletion=completion.presets)
+        str | None, option("The same as PRESET.", autocompletion=lambda incomplete: preset_names())
     ] = None,
     data: Annotated[Path | None, option("Data file [IIAE_DATA or data, /SET.h5].")] = None,
     run: Annotated[
@@ -41,7 +40,7 @@ def command(
         option(
             "Run directory [runs/PRESET-seedN]; torchrun garbles --run.",
             *("--run", "--run-dir"),
-            autocompletion=completion.runs,
+            autocompletion=shared.complete_runs,
         ),
     ] = None,
     assignments: Annotated[
@@ -50,7 +49,7 @@ def command(
             "Any value, dotted; repeatable.",
             "--set",
             metavar="KEY=VALUE",
-            autocompletion=completion.set_keys,
+            autocompletion=shared.complete_keys,
         ),
     ] = None,
     epochs: Annotated[int | None, option("Passes over the training pairs.", min=1)] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -67,7 +66,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         code = errno.ENOMEM if isinstance(error, MemoryError) else _errno(error)
-        if code == errno.EAGAIN or "already open for write" in reason or _is_locked(path):
+        if code == errno.EAGAIN or "already open for write" in reason:
             raise IiaeError(
                 f"{path} is in use: another program writes it, or did not close it",
                 "wait until that program has closed the file, then run again",
@@ -76,16 +75,6 @@ def reading(path: Path, hint: str) -> Iterator[None]:
             message = f"{path} cannot be read: {os.strerror(code)}"
             raise IiaeError(message, _MAY_BE_WHOLE) from error
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether another program locks a file, as HDF5 does while it writes."""
-    with suppress(OSError), path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def check_kind(path: Path, given: str, expected: str, hint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may use: those of its affinity, or fewer by its cgroups' quota.
+    """Cores that this process may use: those of its affinity, or fewer by its cgroups' quota (v2).
 
     A quota of 2.5 cores counts as 2: a third thread would be stopped, and the others wait for it.
     """
@@ -20,21 +20,10 @@ def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
     for path in paths:
         inner = Path(path.lstrip("/"))
         for folder in (inner, *inner.parents):  # a quota holds for everything below
-            count = min(count, _quota(cgroups, folder) or count)
+            with suppress(OSError, ValueError):  # no quota: no file, or "max"
+                quota, period = map(int, (cgroups / folder / "cpu.max").read_text("utf-8").split())
+                count = min(count, quota // period)
     return max(count, 1)
-
-
-def _quota(cgroups: Path, folder: Path) -> int | None:
-    """The whole cores of a cgroup's quota; None if it has none. Version 2, else 1."""
-    second, first = cgroups / folder / "cpu.max", cgroups / "cpu" / folder
-    with suppress(OSError, ValueError):  # ValueError: "max"
-        if second.exists():
-            quota, period = map(int, second.read_text("utf-8").split())
-        else:
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            quota, period = (int((first / name).read_text("utf-8")) for name in names)
-        return None if quota < 0 else max(quota // period, 1)
-    return None
 
 
 def free_memory() -> int:

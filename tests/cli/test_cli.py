@@ -14,8 +14,8 @@ import pytest
 from helpers import SMALL, Program, Trained
 
 from iiae_cli import __version__
-from iiae_cli.cli import completion
 from iiae_cli.cli.app import COMMANDS
+from iiae_cli.cli.options import DATA_SETS, complete_keys
 from iiae_cli.common.files import preset_names
 from iiae_cli.config.presets import key_help
 from iiae_cli.data.sources.preparation import BUILDERS
@@ -90,8 +90,8 @@ def test_a_shell_completes_names_without_heavy_imports(tmp_path: Path) -> None:
 
 
 def test_what_is_completed_is_all_there_is() -> None:
-    assert completion.set_keys("") == [f"{key}=" for key in key_help() if "." in key]
-    assert sorted(completion.DATA_SETS) == sorted(BUILDERS)
+    assert complete_keys("") == [f"{key}=" for key in key_help() if "." in key]
+    assert sorted(DATA_SETS) == sorted(BUILDERS)
 
 
 # ---- presets and doctor

@@ -209,19 +209,6 @@ def test_what_the_system_refuses_is_not_called_damaged(
     assert not isinstance(refused, DamagedFile)
 
 
-def test_a_file_that_somebody_locks_is_in_use(path: Path) -> None:
-    path.touch()
-    with path.open("rb") as other:
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX)
-        except OSError:
-            pytest.skip("no locks here")
-        refused = refusal(raising, reading(path, "replace it"), ValueError("cut"))
-        assert "is in use" in refused.message and refused.hint != "replace it"
-    refused = refusal(raising, reading(path, "replace it"), ValueError("cut"))
-    assert isinstance(refused, DamagedFile) and refused.hint == "replace it"
-
-
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_folder_without_locks_is_worked_in_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int

@@ -18,8 +18,6 @@ from iiae_cli.common.machine import cores
         ({"cpu.max": "250000 100000"}, 2),
         ({"cpu.max": "max 100000", "job/cpu.max": "50000 100000"}, 1),
         ({"cpu.max": "300000 100000", "job/step/cpu.max": "400000 100000"}, 3),
-        ({"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "100000"}, 2),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu.max": "no number"}, 8),
     ],
 )
