@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def command(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders, -, .h5 or .npy.")
+        list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, -, .h5 or .npy.")
     ],
     output: Annotated[Path, option("The latent cache to write.", "-o", "--output")],
     domain: Annotated[DomainName | None, option("Domain of the inputs.")] = None,

@@ -29,7 +29,7 @@ def command(
         Path | None, shared.of_output("For the model card: what iiae evaluate --json printed.")
     ] = None,
     license_id: Annotated[
-        str, shared.of_output("The model card's license.", "--license")
+        str, shared.of_output("The model card's license.", "--license", metavar="ID")
     ] = "unknown",
     push: Annotated[
         str | None,

@@ -84,7 +84,7 @@ Run = Annotated[
 ]
 Split = Annotated[SplitName, of_input("Split, where an input is a prepared .h5.", "--split")]
 Nul = Annotated[bool, of_input("Paths on standard input are NUL-separated.", "-0")]
-Device = Annotated[str, of_running("auto, cpu, cuda, cuda:N or mps.", "--device")]
+Device = Annotated[str, of_running("auto, cpu, cuda, cuda:N or mps.", "--device", metavar="NAME")]
 Workers = Annotated[int, of_running("Threads that decode pictures.", "--workers", min=1)]
 Shard = Annotated[
     str | None,

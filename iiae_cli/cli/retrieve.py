@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +26,7 @@ BackendName = Literal["auto", "sklearn", "torch", "faiss"]
 
 def command(
     queries: Annotated[
-        list[str], typer.Argument(metavar="QUERY...", help="Pictures, folders, -, .h5 or .npy.")
+        list[str], typer.Argument(metavar="QUERY", help="Pictures, folders, -, .h5 or .npy.")
     ],
     index: Annotated[
         Path | None,
@@ -139,4 +140,8 @@ def _draw(path: Path, queries: LatentCache, gallery: Gallery, found: Neighbours)
     rows, distances = found.rows[:MONTAGE_ROWS], found.distances[:MONTAGE_ROWS]
     if len(rows) < len(found.rows):
         console.say(f"the montage shows the first {len(rows)} of {len(found.rows)} queries")
+    known = {*(gallery.head.labels or ())}
+    folders = [Path(name).parent.name for name in queries.ids]
+    if queries.labels is None and known.issuperset(folders):  # pictures in a folder for each class
+        queries = replace(queries, labels=folders)
     save_picture(draw_montage(queries, gallery.read(), rows, distances), path)

@@ -36,7 +36,7 @@ BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has mor
 def command(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Pictures, folders, -, or a prepared .h5."),
+        typer.Argument(metavar="INPUT", help="Pictures, folders, -, or a prepared .h5."),
     ],
     source: Annotated[DomainName, option("Domain of the inputs.", "--from")],
     target: Annotated[
@@ -48,7 +48,8 @@ def command(
         option("Outputs per input, exclusive latents sampled [3; none beside guided ones].", min=1),
     ] = None,
     reference: Annotated[
-        list[str] | None, option("Take the exclusive latent of this picture; repeatable.")
+        list[str] | None,
+        option("Take this picture's exclusive latent; repeatable.", metavar="PICTURE"),
     ] = None,
     guided: Annotated[
         bool, option("Take each input's partner's; inputs of a prepared file.", "--guided")

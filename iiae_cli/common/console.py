@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any, TextIO
 
 LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines in a pipe, after a minute
@@ -183,6 +182,8 @@ class Progress:
 
     def pace(self) -> str:
         """Items a second since the beginning, and the time left at that pace."""
+        from datetime import timedelta  # not at every start
+
         rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate > 0 else "?"
         return f"{rate * self._per_unit:.3g} {self._item}/s, {left} left"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iiae_cli.common import console, hub
+from iiae_cli.common import console
 from iiae_cli.common.errors import DamagedFile, IiaeError, Interrupted
 
 if TYPE_CHECKING:
@@ -292,6 +292,8 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
     path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
     if option is not None:
         path, chosen = option, "--run"
+    from iiae_cli.common import hub  # not at every start
+
     return hub.pulled(path), chosen
 
 

@@ -29,7 +29,7 @@ from iiae_cli.evaluation.retrieval import (
     nats_per_dimension,
 )
 from iiae_cli.evaluation.translation import Subject, swap_figures
-from iiae_cli.inference.neighbours import Metric
+from iiae_cli.inference.proposals import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.objective import Objective

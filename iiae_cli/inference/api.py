@@ -5,8 +5,10 @@ Shapes: N inputs, Q queries, k neighbours, K outputs per input; S shared and E e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,13 +21,16 @@ from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import run_folder
-from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
+from iiae_cli.inference.inputs import Inputs, none_read, open_inputs, row_inputs
 from iiae_cli.inference.latents import Gallery, LatentCache
-from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
-from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
+from iiae_cli.inference.neighbours import Backend, choose_backend, nearest
+from iiae_cli.inference.proposals import Floats, Ints, Metric
+from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel, styles_of
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
+BACKBONE_VARIABLE = "IIAE_BACKBONE_WEIGHTS"  # which may stand for all runs of a session
+BLOCK_ROWS = 256  # that `Model.encode` reads at once
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | torch.Tensor
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -73,7 +78,13 @@ class Model:
     ) -> Model:
         """Reads the kept weights of a run, [IIAE_RUN, else runs/latest]."""
         folder, _ = run_folder(None if run is None else Path(run))
-        return cls(load_model(RunDir(folder), choose_device(device)), folder, weights)
+        loaded = load_model(RunDir(folder), choose_device(device))
+        if loaded.size is not None and weights not in (None, os.environ.get(BACKBONE_VARIABLE)):
+            raise IiaeError(
+                f"{folder} was trained on pictures, and no backbone reads them",
+                "leave --backbone-weights out, or name a run of features by --run",
+            )
+        return cls(loaded, folder, weights)
 
     @property
     def fingerprint(self) -> str:
@@ -114,11 +125,22 @@ class Model:
         self, pictures: Pictures | Inputs, domain: Domain, split: str = "test"
     ) -> LatentCache:
         """Returns latents of pictures, with their ids: r(z^s|·), and q(z^x|x) where it exists."""
-        inputs = self.inputs(pictures, domain, split=split)
-        block, head = inputs.read_all(), LatentCache.head_of(self.loaded, domain, inputs.source)
-        encoded = self.trained.encode(block.rows, domain)
-        head.skipped += block.skipped
-        return replace(head, encoded=encoded, ids=block.ids, labels=block.labels)
+        inputs, trained, parts = self.inputs(pictures, domain, split=split), self.trained, []
+        cache = LatentCache.head_of(self.loaded, domain, inputs.source)
+        cache.labels = None if inputs.labels is None else []
+        with console.progress("encoding", inputs.total, "inputs") as bar:
+            for start in range(0, inputs.total, BLOCK_ROWS):
+                block = inputs.read(start, min(start + BLOCK_ROWS, inputs.total))
+                cache.ids += block.ids
+                cache.skipped += block.skipped
+                if block.labels and cache.labels is not None:
+                    cache.labels += block.labels
+                if block.ids:
+                    parts.append(trained.encode(block.rows, domain))
+                bar.update(start + len(block.ids) + len(block.skipped))
+        if not parts:
+            raise none_read(cache.skipped)
+        return replace(cache, encoded=reduce(Encoded.joined, parts))
 
     def retrieve(
         self,

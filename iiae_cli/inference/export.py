@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import write_text, writing
 from iiae_cli.data.batches import from_stored
 from iiae_cli.inference.trained import inference
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs import LoadedModel, RunDir
 
@@ -59,13 +60,24 @@ _ROWS = 5  # that are compared
 
 
 class _Part(nn.Module):
+    """A copy of a network without what only other parts need."""
+
+    unused: tuple[str, ...] = ()
+
     def __init__(self, network: IIAE, domain: Domain) -> None:
         super().__init__()
-        self.network, self.domain = network, domain
+        self.network, self.domain = deepcopy(network), domain
+        for name in ("joint_shared", "shared_decoder", *self.unused):
+            delattr(self.network, name)
+        for part in self.network.children():
+            if isinstance(part, nn.ModuleDict) and other_domain(domain) in part:
+                del part[other_domain(domain)]
 
 
 class Encoder(_Part):
     """Rows of a domain to its latents."""
+
+    unused = ("decoder",)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Returns shared means and, if there are any, exclusive ones."""
@@ -78,6 +90,8 @@ class Encoder(_Part):
 
 class Decoder(_Part):
     """Latents to rows of a domain."""
+
+    unused = ("features", "shared", "exclusive")
 
     def forward(self, shared: Tensor, exclusive: Tensor | None = None) -> tuple[Tensor]:
         """Returns means of p(·|z, z^s)."""

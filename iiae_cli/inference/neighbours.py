@@ -12,7 +12,8 @@ Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -21,23 +22,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.inference.proposals import (
+    BLOCK_VALUES,
+    PRODUCT_ROWS,
+    PROPOSERS,
+    Floats,
+    Ints,
+    Metric,
+    Propose,
+    products,
+    slices,
+    squares,
+)
 
-Metric: TypeAlias = Literal["euclidean", "cosine"]
 Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
-Hits: TypeAlias = tuple[Ints, Ints, NDArray[np.float32]]  # queries, rows and values (P,)
-# Finds about the k nearest rows of a slice: squared distances (Q, k) and rows (Q, k), in any order.
-Proposer: TypeAlias = Callable[[Tensor, int], tuple[NDArray[Any], NDArray[Any]]]
 
 SPARE = 8
 SLICE_VALUES = 2**24  # of the gallery, 64 MiB in float32
-QUERY_VALUES = 2**22  # of a block of queries
-QUERY_ROWS = 512
-BLOCK_VALUES = 2**21  # of a block of products, 8 MiB in float32
+QUERY_VALUES, QUERY_ROWS = 2**22, 4096  # of queries that are searched for at once
 BATCH_VALUES = 2**17  # of rows that are read a few times, so that they stay in a core's cache
 SMALL = 2**24  # multiplications that scikit-learn does in less time than another library loads
+NARROW = 512  # dimensions up to which faiss proposes faster than torch
 _HUGE = 1e150  # beyond it squares leave float64
 
 
@@ -52,10 +58,12 @@ class Rows(Protocol):
 
 
 def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
-    """Returns the backend that `auto` stands for at these sizes."""
+    """Returns the backend that `auto` stands for at these sizes: faiss only if it is installed."""
     if backend != "auto":
         return backend
-    return "sklearn" if queries * gallery * width <= SMALL else "torch"
+    if queries * gallery * width <= SMALL:
+        return "sklearn"
+    return "faiss" if width <= NARROW and find_spec("faiss") else "torch"
 
 
 def nearest(
@@ -72,44 +80,41 @@ def nearest(
     Raises IiaeError if a value is not finite, or faiss is missing.
     """
     queries, (size, width) = _numbers(queries, "queries"), gallery.shape
-    proposer = PROPOSERS[choose_backend(backend, len(queries), size, width)]
-    k = min(k, size)
+    chosen, k = choose_backend(backend, len(queries), size, width), min(k, size)
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
-    for start, part in checked_slices(gallery):
+    for start, part in _checked_slices(gallery, metric):
         frame = Frame(queries, part, metric)
-        propose = proposer(frame(part, 1))
-        for block in _slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
-            near, apart = _search(queries[block], part, k, frame, propose)
+        exact = _exact(part, 1, metric)
+        propose = PROPOSERS[chosen](frame(exact), metric)
+        for block in slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
+            near, apart = _search(queries[block], exact, k, frame, propose)
             near = np.concatenate([rows[block, :filled], near + start], axis=1)
             apart = np.concatenate([distances[block, :filled], apart], axis=1)
-            near, apart = first_of(near, apart, k, metric)
+            near, apart = _first_of(near, apart, k, metric)
             rows[block, : near.shape[1]], distances[block, : near.shape[1]] = near, apart
         filled = min(k, start + len(part))
     return rows, distances
 
 
-def _search(
-    queries: NDArray[Any], part: NDArray[Any], k: int, frame: Frame, propose: Proposer
-) -> Found:
+def _search(queries: NDArray[Any], part: Tensor, k: int, frame: Frame, propose: Propose) -> Found:
     """Returns K rows of a slice, the k nearest among them, ties in gallery order, and distances."""
     k, asked = min(k, len(part)), min(k + SPARE, len(part))
-    moved = frame(queries, 0)
+    exact = _exact(queries, 0, frame.metric)
+    moved = frame(exact)
     approximate, near = propose(moved, asked)
-    order = np.argsort(approximate, axis=1)
-    approximate, near = (np.take_along_axis(a, order, 1) for a in (approximate, near))
     # A true neighbour is at most an error farther than the k-th proposal seems, and seems one more.
     limit = approximate[:, k - 1] + 2 * frame.error(moved, approximate[:, k - 1])
     unsure = np.flatnonzero((approximate[:, -1] <= limit) & (asked < len(part)))
     close = approximate <= limit[:, None]
     close[unsure] = False
     near = np.sort(near[:, : max(k, close.sum(axis=1).max())], axis=1)
-    distances = measure(queries, part, near, frame.metric)
-    for crowd in _slices(len(unsure), BLOCK_VALUES // len(part)):
+    distances = _measure(exact, part, near, frame.metric)
+    for crowd in slices(len(unsure), BLOCK_VALUES // len(part)):
         few = unsure[crowd]
-        each = _distances(queries[few], part, frame.metric)
+        each = _distances(exact[few], part, frame.metric)
         rows = np.broadcast_to(np.arange(len(part)), each.shape)
-        near[few], distances[few] = first_of(rows, each, near.shape[1], frame.metric)
+        near[few], distances[few] = _first_of(rows, each, near.shape[1], frame.metric)
     return near, distances
 
 
@@ -120,31 +125,34 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
     in the gallery. Raises IiaeError if a value is not finite.
     """
     queries, places = _numbers(queries, "queries"), np.arange(len(queries))
-    partners = _numbers(gallery[: len(queries)], "the gallery")
-    own = measure(queries, partners, places[:, None], metric)[:, 0]
+    partners = _exact(_numbers(gallery[: len(queries)], "the gallery"), 1, metric)
+    exact = _exact(queries, 0, metric)
+    own = _measure(exact, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
-    for start, part in checked_slices(gallery):
+    for start, part in _checked_slices(gallery, metric):
         frame = Frame(queries, part, metric)
-        moved_part = frame(part, 1)
-        for block in _slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // queries.shape[1])):
-            few, moved = queries[block], frame(queries[block], 0)
+        exact_part = _exact(part, 1, metric)
+        moved_part = frame(exact_part)
+        for block in slices(len(queries), min(PRODUCT_ROWS, QUERY_VALUES // queries.shape[1])):
+            few, moved = exact[block], frame(exact[block])
             squared = own[block] * 2 if metric == "cosine" else (own[block] * frame.scale) ** 2
             error = frame.error(moved, squared)
             low, high = (
-                torch.from_numpy((squared + sign * error - _squares(moved)) / 2).float()[:, None]
+                torch.from_numpy((squared + sign * error - squares(moved)) / 2).float()[:, None]
                 for sign in (-1, 1)
             )
-            for first, scores in _products(moved, moved_part):
+            for first, scores in products(moved, moved_part):
                 nearer = scores < low
                 ranks[block] += nearer.sum(1).numpy()
                 open_ = ((scores <= high) ^ nearer).nonzero().numpy().T
-                rows, partner = part[first : first + scores.shape[1]], places[block] - start - first
+                rows = exact_part[first : first + scores.shape[1]]
+                partner = places[block] - start - first
                 ranks[block] += _before(few, rows, open_, own_keys[block], partner, metric)
     return ranks
 
 
 def _before(
-    queries: NDArray[Any], rows: NDArray[Any], pairs: Ints, own: Ints, partner: Ints, metric: Metric
+    queries: Tensor, rows: Tensor, pairs: Ints, own: Ints, partner: Ints, metric: Metric
 ) -> Ints:
     """Counts those of `pairs` (2, P) before each query's partner, of key `own` (Q,)."""
     left, right = pairs
@@ -158,26 +166,26 @@ def _before(
     return counts
 
 
-def first_of(rows: Ints, distances: Floats, k: int, metric: Metric) -> Found:
+def _first_of(rows: Ints, distances: Floats, k: int, metric: Metric) -> Found:
     """Returns the k nearest of `rows` (Q, K) at these distances; ties stay in their order."""
     order = np.argsort(_keys(distances, metric), axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
 
 
-def measure(queries: NDArray[Any], gallery: NDArray[Any], near: Ints, metric: Metric) -> Floats:
+def _measure(queries: Tensor, gallery: Tensor, near: Ints, metric: Metric) -> Floats:
     """Returns the distances (Q, K) between every query and its rows `near` (Q, K)."""
     distances = np.empty(near.shape)
-    for part in _slices(len(near), BATCH_VALUES // max(1, near.shape[1] * queries.shape[1])):
-        distances[part] = _distances(queries[part, None], gallery[near[part]], metric)[:, 0]
+    for part in slices(len(near), BATCH_VALUES // max(1, near.shape[1] * queries.shape[1])):
+        rows = gallery.index_select(0, torch.from_numpy(near[part].ravel()))
+        rows = rows.view(-1, near.shape[1], rows.shape[1])
+        distances[part] = _distances(queries[part, None], rows, metric)[:, 0]
     return distances
 
 
-def _distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> Floats:
-    """Returns (…, M, N) distances of rows (…, M, S) and (…, N, S): float64, differences first."""
-    left, right = (torch.from_numpy(rows).double() for rows in (a, b))
-    if metric == "cosine":
-        left, right = unit_rows(left, 0), unit_rows(right, 1)
-    found: Floats = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+def _distances(a: Tensor, b: Tensor, metric: Metric) -> Floats:
+    """Returns (…, M, N) distances of exact rows (…, M, S) and (…, N, S): differences first."""
+    mode = "donot_use_mm_for_euclid_dist"
+    found: Floats = torch.cdist(a.double(), b.double(), compute_mode=mode).numpy()
     return found if metric == "euclidean" else found**2 / 2
 
 
@@ -189,7 +197,7 @@ def _keys(distances: Floats, metric: Metric) -> Ints:
 
 
 class Frame:
-    """Moves rows to where float32 products are precise: amid the data, or to unit length."""
+    """Moves exact rows to where float32 products are precise: amid the data, if not on a sphere."""
 
     def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
         self.metric = metric
@@ -199,114 +207,46 @@ class Frame:
         centre = part[:4096].mean(axis=0, dtype=np.float64).astype(part.dtype)
         self._centre = torch.from_numpy(centre) * self.scale
 
-    def __call__(self, rows: NDArray[Any], side: Literal[0, 1]) -> Tensor:
-        """Returns rows (N, S) of the queries, side 0, or of the gallery in float32."""
-        cosine = self.metric == "cosine"
-        moved = torch.empty(len(rows), rows.shape[1] + (2 if cosine else 0))
-        for part in _slices(len(rows), BATCH_VALUES // rows.shape[1]):
-            values = torch.from_numpy(rows[part])
-            values = unit_rows(values, side) if cosine else values * self.scale - self._centre
-            moved[part] = values
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Returns rows (N, S) in float32."""
+        if self.metric == "cosine":
+            return rows.float()
+        moved = torch.empty(rows.shape)
+        for part in slices(len(rows), BATCH_VALUES // rows.shape[1]):
+            moved[part] = rows[part] * self.scale - self._centre
         return moved
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
         """Bounds the rounding of the `squared` distances (Q,) of rows (Q, S) to others."""
         unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
-        found: Floats = unit * (np.sqrt(_squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
+        found: Floats = unit * (np.sqrt(squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
         return found + 1e-38  # below it float32 underflows
 
 
-def _products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what squared distances exceed |q|² by.
+def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
+    """Returns rows whose differences are measured: as they are, or for cosine distances (N, S + 2).
 
-    C is at least `least` in the first block. A block is overwritten by the next one.
+    Those are of length 1 in float64; their squared distances are twice the cosine ones. A zero
+    vector points along a dimension of its side's own, at right angles to all of the other.
     """
-    width = max(least, BLOCK_VALUES // max(1, len(queries)))
-    buffer = torch.empty(len(queries), min(width, len(gallery)))
-    for start in range(0, len(gallery), width):
-        part = gallery[start : start + width]
-        half = torch.linalg.vector_norm(part, dim=1).square_() / 2
-        yield start, torch.addmm(half, queries, part.T, alpha=-1, out=buffer[:, : len(part)])
+    if metric == "euclidean":
+        return torch.from_numpy(rows)
+    count, width = rows.shape
+    units, least = torch.zeros(count, width + 2, dtype=torch.float64), np.finfo(np.float64).tiny
+    for part in slices(count, BATCH_VALUES // width):
+        values = torch.from_numpy(rows[part]).double()
+        values = values / values.abs().amax(1, keepdim=True).clamp_min(least)  # no square overflows
+        lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        units[part, :width] = values / lengths.clamp_min(least)
+        units[part, width + side] = lengths[:, 0] == 0
+    return units
 
 
-def _by_torch(gallery: Tensor) -> Proposer:
-    """Collects what is nearer than the k-th best of a while ago, and sorts it out now and then."""
-
-    def nearest(queries: Tensor, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        blocks = _products(queries, gallery, k)
-        best, rows = next(blocks)[1].topk(k, dim=1, largest=False, sorted=False)
-        limit, hits, waiting = best.amax(dim=1, keepdim=True), list[Hits](), 0
-        for start, block in blocks:
-            place, width = np.flatnonzero((block < limit).numpy()), block.shape[1]
-            query = place // width
-            hits.append((query, start + place - query * width, block.numpy().ravel()[place]))
-            waiting += len(query)
-            if waiting > best.numel():
-                best, rows = _merged(best, rows, hits)
-                limit, hits, waiting = best.amax(dim=1, keepdim=True), [], 0
-        best, rows = _merged(best, rows, hits)
-        return best.numpy() * 2 + _squares(queries)[:, None], rows.numpy()
-
-    return nearest
-
-
-def _merged(best: Tensor, rows: Tensor, hits: Sequence[Hits]) -> tuple[Tensor, Tensor]:
-    """Returns the k best values (Q, k) and their rows of these and of hits, in any order."""
-    if not hits:
-        return best, rows
-    query, row, value = map(np.concatenate, zip(*hits, strict=True))
-    order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort
-    query, row, value = query[order], row[order], value[order]
-    # From a list of pairs to a table, beside what is known.
-    count, k = best.shape
-    counts = np.bincount(query, minlength=count)
-    column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
-    near = torch.full((count, k + int(counts.max())), torch.inf)
-    where = torch.zeros(near.shape, dtype=torch.int64)
-    near[:, :k], where[:, :k] = best, rows
-    near.numpy()[query, column], where.numpy()[query, column] = value, row
-    best, chosen = near.topk(k, dim=1, largest=False, sorted=False)
-    return best, where.gather(1, chosen)
-
-
-def _by_sklearn(gallery: Tensor) -> Proposer:
-    from sklearn.neighbors import NearestNeighbors
-
-    index = NearestNeighbors(algorithm="brute", metric="sqeuclidean").fit(gallery.numpy())
-    return lambda queries, k: index.kneighbors(queries.numpy(), k)
-
-
-def _by_faiss(gallery: Tensor) -> Proposer:
-    try:
-        import faiss
-    except ImportError as error:
-        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss"
-        raise IiaeError("faiss is not installed", install) from error
-    index = faiss.IndexFlatL2(gallery.shape[1])
-    index.add(gallery.numpy())
-    return lambda queries, k: index.search(queries.numpy(), k)
-
-
-PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}
-
-
-def unit_rows(rows: Tensor, side: Literal[0, 1]) -> Tensor:
-    """Returns rows (…, S + 2) of length 1, whose squared distances are twice the cosine ones.
-
-    A zero vector points along a dimension of its side's own, at right angles to all of the other.
-    """
-    least = torch.finfo(rows.dtype).tiny
-    rows = rows / rows.abs().amax(-1, keepdim=True).clamp_min(least)  # so that no square overflows
-    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    spare = torch.zeros(*rows.shape[:-1], 2, dtype=rows.dtype)
-    spare[..., side : side + 1] = lengths == 0
-    return torch.cat([rows / lengths.clamp_min(least), spare], dim=-1)
-
-
-def checked_slices(gallery: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+def _checked_slices(gallery: Rows, metric: Metric) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yields (first row, rows) of the gallery; raises IiaeError if a value is not finite."""
     size, width = gallery.shape
-    for part in _slices(size, SLICE_VALUES * (4 if width >= 1024 else 1) // max(1, width)):
+    large = 4 if width >= 1024 and metric == "euclidean" else 1
+    for part in slices(size, SLICE_VALUES * large // max(1, width)):
         yield part.start, _numbers(gallery[part], "the gallery")
 
 
@@ -322,16 +262,5 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
     return rows
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
-    for start in range(0, count, max(1, step)):
-        yield slice(start, start + max(1, step))
-
-
 def _largest_value(rows: NDArray[Any]) -> float:
     return max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
-
-
-def _squares(rows: Tensor) -> Floats:
-    """Returns the squared lengths (N,) of rows."""
-    squared: Floats = torch.linalg.vector_norm(rows, dim=1).double().square().numpy()
-    return squared

@@ -9,7 +9,7 @@ The montage takes the first rule that applies:
 4. Both sides have labels: entries of the query's class.
 
 Elsewhere nothing is known and nothing framed. Where a partner is right, an entry that only has the
-query's class is framed in amber.
+query's class is framed in amber, and none but the partner where the query's class is not known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import rank_by_class
 from iiae_cli.inference.latents import LatentCache
-from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
+from iiae_cli.inference.neighbours import nearest, partner_ranks
+from iiae_cli.inference.proposals import Metric
 from iiae_cli.report.grids import Panel, Picture, Tile, Tone
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -102,9 +103,13 @@ def judgement(
 
     def judge(query: int, row: int) -> str | None:
         own, same = partners[query], None
-        if queries.labels is not None and gallery.labels is not None:
-            same = queries.labels[query] == gallery.labels[row]
-        return verdict_on(gallery.ids[row] in own if own else None, same)
+        partner = gallery.ids[row] in own if own else None
+        if gallery.labels is not None:
+            if queries.labels is not None:
+                same = queries.labels[query] == gallery.labels[row]
+            elif not partner:  # it may be of the query's class
+                return None
+        return verdict_on(partner, same)
 
     return judge
 

@@ -67,6 +67,10 @@ def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
         found = sketchy("retrieve", query, "--k", 2, "--run", "run", "--json", *index)
         assert found.code == 0, found.err
         assert len(found.json["results"][0]["neighbours"]) == 2
+    assert sketchy("export", "run", "-o", "exported").code == 0
+    encode = ("encode", f"{PHOTOS}/cow", "--domain", "y", "-o", "again.h5")
+    assert sketchy(*encode, "--run", "exported").code == 0
+    np.testing.assert_array_equal(means("again.h5"), means("z.h5"))
     Path("broken.png").write_bytes(b"no picture")
     outcome = sketchy("encode", query, "broken.png", "--domain", "x", "-o", "x.h5", "--run", "run")
     assert outcome.code == 3 and "broken.png" in outcome.err and len(means("x.h5")) == 1

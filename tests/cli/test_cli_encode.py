@@ -106,18 +106,3 @@ def test_shards_of_another_list_do_not_merge(iiae: Program, trained: Trained) ->
         iiae("encode", *files[index : 40 + index], *base, "--shard", f"{index}/2", "-o", name)
     outcome = iiae("encode", "a.h5", "b.h5", "--merge", "-o", "z.h5")
     assert outcome.code == 2 and "list of inputs than a.h5" in outcome.error()[0]
-
-
-def test_more_shards_than_blocks_leave_some_empty(iiae: Program, trained: Trained) -> None:
-    folder = Path("mixed")
-    folder.mkdir()
-    for number, path in enumerate(sorted((trained.pictures / "test" / "x").glob("*.png"))[:4]):
-        if number < 2:
-            (folder / path.name).write_bytes(b"broken")
-        else:
-            shutil.copy(path, folder)
-    base = ("encode", folder, "--domain", "x", "--run", trained.run, "--batch-size", "2")
-    shards = [iiae(*base, "--shard", f"{index}/3", "-o", "p{shard}.h5") for index in range(3)]
-    assert [shard.code for shard in shards] == [0, 3, 0] and "no inputs" in shards[0].err
-    merged = iiae("encode", *sorted(Path().glob("p*.h5")), "--merge", "-o", "z.h5", "--json")
-    assert merged.code == 3 and merged.json["rows"] == 2 and len(merged.json["skipped"]) == 2

@@ -56,6 +56,8 @@ def test_a_torch_program_takes_any_number_of_rows(iiae: Program, run: Path) -> N
     encode = torch.export.load("out/encoder-x.pt2").module()
     shared, exclusive = encode(torch.from_numpy(ROWS))
     assert len(shared) == 7 and exclusive.shape == (7, 8)
+    sizes = [path.stat().st_size for path in Path("out").glob("*.pt2")]
+    assert sum(sizes) < 1.5 * Path("out/model.safetensors").stat().st_size  # each weight once
     assert iiae("export", run, "-o", "out", "--overwrite").code == 0
     assert not list(Path("out").glob("*.pt2"))  # no graphs of an export before
 

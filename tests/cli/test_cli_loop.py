@@ -174,16 +174,6 @@ def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gal
     assert "latents of x" in error and "--domain" in hint
 
 
-def test_a_gallery_of_other_weights_is_refused(
-    iiae: Program, trained: Trained, query: Path
-) -> None:
-    iiae("encode", trained.data, "--domain", "y", "--run", trained.run, "-o", "z.h5")
-    with h5py.File("z.h5", "a") as file:
-        file.attrs["fingerprint"] = "0" * 16
-    outcome = iiae("retrieve", query, "--run", trained.run, "--index", "z.h5")
-    assert outcome.code == 2 and "000000" in outcome.error()[0]
-
-
 @pytest.mark.parametrize(("separator", "flags"), [("\n", []), ("\r\n", []), ("\0", ["-0"])])
 def test_paths_come_from_standard_input(
     iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, separator: str, flags: list
@@ -207,14 +197,20 @@ def frames(path: str) -> tuple[int, int]:
     return counts[0], sum(counts[1:])
 
 
-def test_a_montage_frames_partners_green_and_all_others_red(
+def test_a_montage_frames_partners_green_and_others_red_where_classes_are_known(
     iiae: Program, trained: Trained, query: Path
 ) -> None:
     base = ("--run", trained.run, "--json", "--montage")
     outcome = iiae("retrieve", query, *base, "all.png", "--k", "1000")
     assert "300 entries, fewer than --k 1000" in outcome.err
     greens, reds = frames("all.png")
-    assert greens > 0 and reds == 299 * greens and outcome.json["montage"] == "all.png"
+    assert greens > 0 and reds == 0 and outcome.json["montage"] == "all.png"
+    with h5py.File(trained.data) as file:
+        label = file["test/x_labels"].asstr()[0]
+    Path(label).mkdir()
+    Path(label, query.name).write_bytes(query.read_bytes())
+    iiae("retrieve", Path(label, query.name), *base, "class.png", "--k", "1000")
+    assert frames("class.png") == (greens, 299 * greens)
     iiae("retrieve", trained.data, *base, "file.png", "--k", "2")
     greens, reds = frames("file.png")
     assert greens > 0 and reds > 0 and (greens + reds) % 64 == 0  # 32 queries, 2 neighbours

@@ -13,7 +13,6 @@ from iiae_cli.data.blocks import Part, block_store
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.inference.encoding import (
     EncodeJob,
-    batch_size_for,
     read_shards,
     write_blocks,
     write_merged,
@@ -119,7 +118,3 @@ def test_at_most_the_next_block_is_read_ahead(job):
     blocks = replace(job, inputs=replace(job.inputs, fetch=fetch))._blocks([range(1)] * 9)
     assert [len(next(blocks).ids) for _ in range(3)] == [1, 1, 1] and len(reads) <= 4
     blocks.close()
-
-
-def test_small_rows_come_in_larger_batches():
-    assert [batch_size_for(size) for size in (None, (32, 32), (256, 256))] == [256, 64, 16]

@@ -91,14 +91,6 @@ def test_any_program_can_read_the_cache_with_h5py_alone(path):
         assert set(json.loads(file.attrs["versions"])) == {"iiae", "h5py"}
 
 
-def test_a_failed_write_leaves_the_old_cache(path):
-    cache_of().save(path)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        cache_of(source={"data": object()}).save(path)
-    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-
-
 def test_a_gallery_reads_slices_and_names(path):
     cache = cache_of(rows=500)
     cache.save(path)
