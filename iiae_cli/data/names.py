@@ -37,7 +37,10 @@ _WORDS = {
 }
 HELD_OUT = ("valid", "test")
 _MEANINGS = {word: split for split, words in _WORDS.items() for word in words.split()}
-_FILLERS = "images image imgs img pics pictures photos data files old new split set part full small"
+_FILLERS = (
+    "images image imgs img pics pictures photos data files old new split set part full small "
+    "list lists ids names classes"
+)
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
@@ -276,7 +279,7 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
             )
 
 
-def refuse_lookalikes(source: Path) -> None:
+def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
     """Refuse to divide a source at random that has a folder or a list which looks like a split."""
     targets: dict[Path, Path] = {}
     for path in sorted(source.iterdir(), key=natural_key):
@@ -285,10 +288,11 @@ def refuse_lookalikes(source: Path) -> None:
             letters = {*_words_of(path.name)[1]} & {*"abxy"}
             inside = {"a": "x", "b": "y"}.get("".join(letters), "".join(letters))
             targets[path] = source / split / inside
-        elif split in HELD_OUT and path.is_file() and path.suffix.lower() not in SUFFIXES:
+        elif lists and split in HELD_OUT and path.is_file() and path.suffix.lower() not in SUFFIXES:
             raise IiaeError(
                 f"{path} looks like a list for {split}, but {source} would be divided at random",
-                "name pairs and their splits in a table (x,y,split), or move that file elsewhere",
+                "name pairs and their splits in a table (x,y,split), test classes by "
+                "--unseen-classes FILE, or move that file elsewhere",
             )
     if targets:
         first = next(iter(targets))

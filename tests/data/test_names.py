@@ -187,10 +187,11 @@ def test_names_that_differ_in_the_word_of_a_split_are_not_divided_at_random(tmp_
     assert "looks like pictures for" in refused(tmp_path)
 
 
-def test_a_list_of_test_pictures_is_not_passed_over(tmp_path):
+@pytest.mark.parametrize("name", ["val.txt", "valid_ids.csv", "eval-list.json", "TestClasses.txt"])
+def test_a_list_of_test_pictures_is_not_passed_over(tmp_path, name):
     pair(tmp_path, 0)
-    (tmp_path / "val.txt").write_text("0")
-    assert "val.txt looks like a list for valid" in refused(tmp_path)
+    (tmp_path / name).write_text("0")
+    assert f"{name} looks like a list for" in refused(tmp_path)
 
 
 def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_said(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
     """Pictures by split, and the division's name."""
     folders = names.split_folders(source)
     if not folders:
-        names.refuse_lookalikes(source)
+        is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
+        names.refuse_lookalikes(source, lists=not is_list)
         pictures = _pictures(source, source, "", notes)
         if options.unseen_classes is None:
             raise IiaeError(
@@ -105,9 +107,7 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
     x, y = (_class_pictures(domains.get(domain, folder / domain), root=root) for domain in DOMAINS)
     for side in (x, y):
         names.refuse_held_out(folder, side.rows.tolist(), split)
-    names.note_rest(folder, [*domains.values()], notes)
-    for place in domains.values():
-        names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
+    _note_beside(folder, [*domains.values()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
         warn_of(notes.skipped)
@@ -116,6 +116,13 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
             "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
         )
     return both
+
+
+def _note_beside(folder: Path, read: Sequence[Path], notes: Notes) -> None:
+    """Note the pictures beside the folders of domains in `folder`, and beside their classes."""
+    names.note_rest(folder, read, notes)
+    for place in read:
+        names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
 
 
 def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
@@ -209,11 +216,14 @@ def find_pictures(source: Path, notes: Notes) -> Split:
     extended = [folder for folder in places if folder.is_dir()]
     if not extended:
         notes.decided.append(f"{source} has no extended_photo/: Sketchy, not Sketchy Extended")
+    others: list[Path] = []
     for folder in (root / "sketch", root / "photo"):
-        taken = (sketches[0], photos[0])
-        others = sorted(path.name for path in folder.glob("*/") if path not in taken)
-        if others:
-            notes.decided.append(f"{folder}: transforms that are not read: {', '.join(others)}")
+        transforms = {*folder.glob("tx_*/")} - {sketches[0], photos[0]}
+        if transforms:
+            unread = ", ".join(sorted(path.name for path in transforms))
+            notes.decided.append(f"{folder}: transforms that are not read: {unread}")
+        others += transforms
+    _note_beside(source, [sketches[0], photos[0], *extended, *others], notes)
     if extended[1:]:
         notes.decided.append(f"{extended[1]} is not read, as there is {extended[0]}")
     return Split(

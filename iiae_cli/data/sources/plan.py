@@ -182,7 +182,8 @@ class Plan:
             made = self.assemble(rows, work)
             if not made.splits:
                 source = self.attributes.get("source")
-                hint = "the warnings above say why; iiae prepare --help has the layouts"
+                hint = "the warnings above say why; " if lost else ""
+                hint += "iiae prepare --help has the layouts"
                 raise IiaeError(f"{source} holds nothing that can be read", hint)
         except IiaeError:
             warn_of(lost)

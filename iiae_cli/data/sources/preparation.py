@@ -24,6 +24,7 @@ from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
+from iiae_cli.data.names import is_hidden, split_of
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
@@ -135,6 +136,10 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         raise IiaeError(f"{source} is not a source that {name} reads", hint)
     target = downloads / source.name.partition(".")[0]
     sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
+    inside = [target]
+    while len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None:
+        target = inside[0]  # an archive's one folder
+        inside = [path for path in target.iterdir() if not is_hidden(path)]
     return target, {"source": origin, "source_sha256": sha256}
 
 

@@ -192,9 +192,9 @@ def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
 ):
     shown, fine_tune = {}, extraction.fine_tune
 
-    def spy(network, paths, labels, **keywords):
-        shown[keywords["domain"]] = {path.relative_to(divided).parts[:3] for path in paths}
-        return fine_tune(network, paths, labels, **keywords)
+    def spy(extractor, paths, labels, **keywords):
+        shown[extractor.domain] = {path.relative_to(divided).parts[:3] for path in paths}
+        return fine_tune(extractor, paths, labels, **keywords)
 
     monkeypatch.setattr(extraction, "fine_tune", spy)
     kept = tmp_path / "kept"

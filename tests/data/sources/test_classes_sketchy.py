@@ -74,6 +74,17 @@ def test_both_layouts_give_sketches_and_all_photos(tmp_path, below, tx):
     assert all(path.is_file() for side in (found.x, found.y) for path in side.rows)
 
 
+def test_pictures_beside_those_that_are_read_are_counted(tmp_path):
+    archive(tmp_path, classes=["ant"])
+    class_folders(tmp_path, {"more": 2})
+    class_folders(tmp_path / "sketch", {TX: 1})
+    notes = Notes()
+    find_pictures(tmp_path, notes)
+    more, loose = notes.skipped
+    assert more.startswith(f"{tmp_path / 'more'}: 2 pictures in a folder beside ")
+    assert loose.startswith(f"{tmp_path / 'sketch' / TX}: 1 loose pictures beside ")
+
+
 def test_sketchy_without_its_extension_is_said(tmp_path):
     notes = Notes()
     shutil.rmtree(archive(tmp_path, classes=["ant"]) / "extended_photo")

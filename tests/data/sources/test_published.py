@@ -98,7 +98,8 @@ def test_a_download_is_unpacked_described_and_then_reused(server, tmp_path, monk
     monkeypatch.setitem(ARCHIVES, "toy", mirrored(server, "/a", wanted="train"))
     options = PrepareOptions(download=True)
     folder, attributes = source_of("toy", options)
-    assert folder == tmp_path / "downloads" / "set" and set(tree(folder)) == set(list(FILES)[:2])
+    assert folder == tmp_path / "downloads" / "set" / "set"  # of the archive's one folder
+    assert set(tree(folder.parent)) == set(list(FILES)[:2])
     sha256 = hashlib.sha256(body).hexdigest()
     assert attributes == {"source": f"{server.root}/a/set.tar.gz", "source_sha256": sha256}
     (server.folder / "a" / "set.tar.gz").unlink()
