@@ -205,11 +205,11 @@ def fit_erasure(
 
     `shared` is r(z^s|·) (N, S), `exclusive` means (N, E), `partner` the other domain's shared means
     (N, S), None for rows that are paired by class: LEACE is plain there. `least_snr` is 0 without
-    the channel, `least_correlation` None without LEACE.
+    the channel, `least_correlation` None without LEACE. Nothing is erased where all is noise.
     """
     noise = torch.exp(shared.logvar.double()).mean(dim=0)
     basis = channel_basis(shared.mean, noise, least_snr)
-    if least_correlation is not None and exclusive is not None:
+    if least_correlation is not None and exclusive is not None and len(basis.snr):
         # The concept is the model's own exclusive mean, where it predicts what a pair's two
         # shared means disagree in.
         basis = without(basis, shared.mean, exclusive, partner, least_correlation)

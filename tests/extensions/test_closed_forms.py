@@ -229,3 +229,10 @@ def test_fitted_erasure_removes_the_leak_and_keeps_what_is_shared():
     clean = erase(x.float())
     assert r2(clean, factor[:, :1]) < 0.05 < 0.5 < r2(x, factor[:, :1])
     assert (r2(clean, shared[:, :3]) > 0.9).all()
+
+
+def test_where_all_is_noise_nothing_is_erased():
+    means, erase = 0.01 * noise(N, 4), LinearErasure(4)
+    posterior = DiagonalGaussian(means, torch.zeros_like(means))
+    fit_erasure(erase, posterior, noise(N, 2), means, least_snr=0.1, least_correlation=0.2)
+    assert torch.equal(erase(means.float()), means.float())
