@@ -34,7 +34,8 @@ _MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, 
 def missing(path: Path, hint: str) -> IiaeError:
     """The error for a path that is not there; the hint says where it was looked for."""
     if path.is_symlink():
-        return IiaeError(f"{path} links to {path.readlink()}, which does not exist", hint)
+        message = f"{path} links to {path.readlink()}, which does not exist"
+        return IiaeError(message, f"mount or restore that, or {hint}")
     whole = path.absolute()
     near = next(parent for parent in whole.parents if parent.is_dir())
     where = f"{whole.relative_to(near)} was looked for in {near}"
@@ -109,6 +110,9 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
     name = f".{path.name}.{os.urandom(4).hex()}{TEMPORARY}"
     temporary = (folder or path.parent) / name
     with write_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            message = f"cannot write {path}: it is a device or a pipe"
+            raise IiaeError(message, "choose another output")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
     try:

@@ -145,9 +145,10 @@ def test_any_other_error_keeps_its_kind(path: Path, error: Exception) -> None:
         raising(write_errors(path), error)
 
 
-@pytest.mark.parametrize("name", ["folder", "file/out.bin", "n" * 300])
+@pytest.mark.parametrize("name", ["folder", "pipe", "file/out.bin", "n" * 300])
 def test_an_impossible_path_is_a_users_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
 
     def write() -> None:
