@@ -215,7 +215,8 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     if not world.first:
         return None
     for warning in memory.warnings:
-        console.warn(warning)
+        if warning not in trainer.keeper.said.values():
+            console.warn(warning)
     return _result(trainer, record["seconds"])
 
 

@@ -204,7 +204,7 @@ class Keeper:
             f"Else try {'--preset pairs-small, ' if small else ''}larger values of "
             "objective.annealing_steps or objective.reconstruction_weight"
         )
-        self._warned: set[str] = set()  # domains whose exclusive latent is dying
+        self.said: dict[str, str] = {}  # by domain, that its exclusive latent is dying
         self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
@@ -249,8 +249,8 @@ class Keeper:
         if validation is not None:
             self.memory.warnings = validation.warnings(self.baseline, self._advice)
             for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
-                if step and domain not in self._warned:
-                    self._warned.add(domain)
+                if step and domain not in self.said:
+                    self.said[domain] = text
                     console.warn(f"step {step}: {text}")
         if step == 0 and validation is None:
             self.memory.kept_step = 0  # for good: the second training holds the means there
