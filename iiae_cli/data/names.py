@@ -41,6 +41,7 @@ _FILLERS = (
     "images image imgs img pics pictures photos data files old new split set part full small "
     "list lists ids names classes"
 )
+_LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
@@ -288,7 +289,7 @@ def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
             letters = {*_words_of(path.name)[1]} & {*"abxy"}
             inside = {"a": "x", "b": "y"}.get("".join(letters), "".join(letters))
             targets[path] = source / split / inside
-        elif lists and split in HELD_OUT and path.is_file() and path.suffix.lower() not in SUFFIXES:
+        elif lists and split in HELD_OUT and path.is_file() and path.suffix.lower() in _LISTS:
             raise IiaeError(
                 f"{path} looks like a list for {split}, but {source} would be divided at random",
                 "name pairs and their splits in a table (x,y,split), test classes by "
