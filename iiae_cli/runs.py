@@ -50,8 +50,8 @@ from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 
-CHECKPOINT_SCHEMA = "iiae.checkpoint/3"
-MODEL_SCHEMA = "iiae.model/2"
+CHECKPOINT_SCHEMA = "iiae.checkpoint/4"
+MODEL_SCHEMA = "iiae.model/3"
 HINT = "start afresh with --overwrite; the kept weights, model.safetensors, may still serve"
 OTHER_VERSION = "use the version of iiae that wrote it, or train with this one into another --run"
 

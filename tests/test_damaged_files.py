@@ -1,14 +1,19 @@
 """Damaged and hostile files: an exit code and two lines; no traceback, no hang, no code run,
-nothing written elsewhere. A good small file of each kind is damaged and read again."""
+nothing written elsewhere.
+
+Every kind of file that a command reads starts from a good small one, is damaged, and is read again.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import resource
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +30,7 @@ from helpers import Outcome, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.datafile import Side, Split, write_data_file
@@ -62,6 +68,21 @@ def split(count: int, *shape: int) -> Split:
     return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
+def picture(size: tuple[int, int] = (32, 16), kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def archive(path: Path) -> None:
+    """Pictures side by side, as facades.tar.gz."""
+    with tarfile.open(path, "w:gz") as file:
+        for name in ("train", "val", "test"):
+            entry = tarfile.TarInfo(f"facades/{name}/1.png")
+            entry.size = len(content := picture())
+            file.addfile(entry, io.BytesIO(content))
+
+
 def good(*arguments: object) -> None:
     assert call(*arguments).code == 0
 
@@ -88,10 +109,14 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copytree("run", "stopped", symlinks=True)
     Path("stopped/checkpoints", checkpoints[-1].name).unlink()
     shutil.copy(checkpoints[0], "checkpoint.safetensors")
-    Image.fromarray(RNG.integers(0, 256, (16, 16, 3), np.uint8)).save("a.png")
+    Path("a.png").write_bytes(picture((16, 16)))
+    Path("a.jpg").write_bytes(picture((16, 16), "JPEG"))
     np.save("a.npy", RNG.normal(size=(5, 6)).astype(np.float32))
     np.savez("a.npz", **feature_arrays({"train": ["ant", "bee"], "test": ["cat"]}))
-    row = f"{folder / 'a.png'},{folder / 'a.png'},train,ant,3"
+    shape = (128, 128, 3, 24, 4)
+    savemat("car_001_mesh.mat", {"im": np.zeros(shape, np.uint8)}, do_compression=True)
+    archive(folder / "facades.tar.gz")
+    row = f"{folder / 'a.png'},{folder / 'a.jpg'},train,ant,3"
     Path("pairs.csv").write_text(f"x,y,split,label,x_size\n{row}\n")
     yield folder
     os.chdir(before)
@@ -195,12 +220,12 @@ READERS = {
     "checkpoint.safetensors": [
         "train --preset {sound}/p.yaml --data {sound}/p.h5 --resume --run out/run"
     ],
-    "a.png": [
-        "encode {path} --domain x --run {sound}/run -o out/z.h5",
-        "retrieve {path} --run {sound}/run --montage out/m.png",
-    ],
+    "a.png": ["encode {path} --domain x --run {sound}/run -o out/z.h5"],
+    "a.jpg": ["retrieve {path} --run {sound}/run --montage out/m.png"],
     "a.npy": ["encode {path} --domain x --run {sound}/features -o out/z.h5"],
     "a.npz": ["prepare classes {path} -o out/d.h5"],
+    "car_001_mesh.mat": ["prepare cars in -o out/d.h5 --image-size 16 --limit 1"],
+    "facades.tar.gz": ["prepare facades {path} -o out/d.h5"],
     "p.yaml": [
         "train --preset {path} --print-config",
         "train --preset digits-cdcb --config {path} --print-config",

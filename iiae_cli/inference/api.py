@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +24,7 @@ from iiae_cli.inference.inputs import Inputs, none_read, open_inputs, row_inputs
 from iiae_cli.inference.latents import Gallery, LatentCache
 from iiae_cli.inference.neighbours import Backend, choose_backend, nearest
 from iiae_cli.inference.proposals import Floats, Ints, Metric
-from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel, styles_of
+from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
@@ -140,7 +139,7 @@ class Model:
                 bar.update(start + len(block.ids) + len(block.skipped))
         if not parts:
             raise none_read(cache.skipped)
-        return replace(cache, encoded=reduce(Encoded.joined, parts))
+        return replace(cache, encoded=parts[0].joined(*parts[1:]))
 
     def retrieve(
         self,

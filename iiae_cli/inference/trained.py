@@ -58,14 +58,14 @@ class Encoded:
             **{name: None if part is None else part[rows] for name, part in vars(self).items()}
         )
 
-    def joined(self, other: Encoded) -> Encoded:
-        """Returns these rows, then those of another that holds the same kinds."""
-        return Encoded(
-            **{
-                name: None if part is None else np.concatenate([part, getattr(other, name)])
-                for name, part in vars(self).items()
-            }
-        )
+    def joined(self, *others: Encoded) -> Encoded:
+        """Returns these rows, then those of others that hold the same kinds."""
+        parts = {
+            name: [part, *(getattr(other, name) for other in others)]
+            for name, part in vars(self).items()
+            if part is not None
+        }
+        return Encoded(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
 @dataclass(frozen=True)

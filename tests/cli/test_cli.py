@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -275,3 +276,16 @@ def test_an_empty_folder_and_an_unreadable_picture(iiae: Program, trained: Train
     Path("mixed/good.png").unlink()
     outcome = iiae("encode", "mixed", "--domain", "y", "--run", trained.run, "-o", "other.h5")
     assert outcome.code == 2 and not Path("other.h5").exists()
+
+
+def test_json_is_one_object_even_through_a_pipe(trained: Trained, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "iiae_cli", "evaluate", "--run", str(trained.run), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.count("\n") == 1
+    assert json.loads(done.stdout)["schema"] == "iiae.evaluate/1"
+    assert "\x1b" not in done.stdout + done.stderr

@@ -1,10 +1,11 @@
-"""LPIPS on random backbones, weights found and fetched; a judge that reads what is there."""
+"""LPIPS against an oracle on random backbones, no network; a judge that reads what is there."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from helpers import refusal
 from torch import nn
 from torch.nn import functional
@@ -24,6 +25,9 @@ from iiae_cli.evaluation.translation import Subject, l1
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
 NETS = tuple(BACKBONES)
+# v0.1 compares the outputs of these ReLUs in torchvision's `features`.
+COMPARED = {"alex": [1, 4, 7, 9, 11], "vgg": [3, 8, 15, 22, 29]}
+SHIFT, SCALE = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,12 +76,33 @@ def pictures(channels=3, height=32, width=32, seed=0):
     return torch.rand(2, channels, height, width, generator=generator) * 2 - 1
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_lpips_is_zero_for_equal_pictures_alone(files, net):
-    a, b = pictures(3, 45, 64), pictures(3, 45, 64, seed=1)
-    values = measure(files, net)(torch.cat([a, a]), torch.cat([a, b]))
-    assert values.shape == (4,) and not values.requires_grad
-    assert values[:2].abs().max() < 1e-6 and values[2:].min() > 0.005
+def oracle(net, path, a, b):
+    """LPIPS of two pictures (3, H, W) in [−1, 1], as the paper's Eq. 1 says it, place by place."""
+    with torch.device("meta"):
+        network = models.get_model(BACKBONES[net].architecture, weights=None)
+    network.load_state_dict(torch.load(path, weights_only=True), assign=True)
+    features = network.features[: COMPARED[net][-1] + 1].double()
+    folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
+    linear = torch.load(folder / f"{net}.pth", map_location="cpu", weights_only=True)
+    x = ((torch.stack([a, b]) - SHIFT[:, None, None]) / SCALE[:, None, None]).double()
+    total = 0.0
+    for index, layer in enumerate(features):
+        x = layer(x)
+        if index in COMPARED[net]:
+            weights = linear[f"lin{COMPARED[net].index(index)}.model.1.weight"].double().flatten()
+            u, v = (place.flatten(1).T for place in x.detach())  # (places, channels)
+            u, v = (row / (row.norm(dim=1, keepdim=True) + 1e-10) for row in (u, v))
+            total += float(((u - v) ** 2 @ weights).mean())
+    return total
+
+
+@pytest.mark.parametrize("net, height, width", [("alex", 45, 64), ("vgg", 16, 24)])
+def test_lpips_equals_the_oracle(files, net, height, width):
+    a, b = pictures(3, height, width), pictures(3, height, width, seed=1)
+    values = measure(files, net)(a, b)
+    assert values.shape == (2,) and not values.requires_grad and values.min() > 0.005
+    expected = [oracle(net, files[net], *pair) for pair in zip(a, b, strict=True)]
+    assert values.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

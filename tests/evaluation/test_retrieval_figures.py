@@ -258,3 +258,21 @@ def test_exclusive_kl_is_torchs():
     figures = exclusive_kl({"x": x, "y": y})
     assert figures == pytest.approx({"x": float(divergence.sum(1).mean()), "y": 0}, rel=1e-5)
     assert exclusive_kl({"x": Encoded(), "y": Encoded()}) == {}
+
+
+def test_a_large_gallery_ranks_as_sorting_does():
+    size = 70_000
+    angles = np.random.default_rng(size).permutation(size) / size * np.pi
+    labels = names(np.random.default_rng(1).integers(0, 7, size))
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["class 3"], labels)
+    relevant = np.array(labels)[np.argsort(angles)] == "class 3"
+    expected = (np.cumsum(relevant) / np.arange(1, size + 1))[relevant].mean()
+    assert found["map@all"] == pytest.approx([expected], abs=1e-12)
+
+
+def test_latents_that_are_not_finite_are_refused():
+    x, y, of_x, of_y = case(4)
+    y[7, 2] = np.nan
+    with pytest.raises(IiaeError, match="gallery are not all finite"):
+        rank_by_class(x, y, of_x, of_y)

@@ -7,6 +7,11 @@ one.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from moments import Server
+from moments import TINY, Server
 from safetensors import safe_open
 
 from iiae_cli.runs import RunDir, load_model
@@ -183,3 +188,39 @@ def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
     again = trials.train(trials.whole, "--resume")
     assert again["code"] == 0 and "finished already" in again["err"]
     assert {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()} == before
+
+
+def stat_of(pid: int) -> tuple[bool, float]:
+    """Whether a process has a handler for SIGTERM (the interpreter has started), and its processor
+    seconds.
+    """
+    status, stat = (Path(f"/proc/{pid}/{name}").read_text() for name in ("status", "stat"))
+    caught = int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+    times = stat.rsplit(")", 1)[1].split()[11:13]
+    return bool(caught), sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+
+EARLY = [pytest.param(seconds, marks=pytest.mark.exhaustive) for seconds in (0.0, 1.0, 2.0, 4.0)]
+
+
+@pytest.mark.parametrize("seconds", [None, *EARLY])
+def test_a_signal_ends_the_program_soon_while_it_starts_and_while_it_trains(
+    trials: Trials, tmp_path: Path, seconds: float | None
+) -> None:
+    command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
+    command += ["--data", str(trials.folder / "d.h5"), "--run", "run", "--steps", "100000"]
+    process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    if seconds is None:
+        assert any(line.startswith(b"step 4:") for line in process.stderr)
+    else:
+        while not stat_of(process.pid)[0]:
+            time.sleep(0.01)
+        time.sleep(seconds)
+    before = stat_of(process.pid)[1]
+    process.terminate()
+    err = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75, err
+    assert usage.ru_utime + usage.ru_stime - before < SOON
+    assert "--resume" in err and "Traceback" not in err

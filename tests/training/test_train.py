@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from iiae_cli.common.signals import NEVER
 from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.runs import RunDir
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -220,3 +222,16 @@ def test_a_loss_that_is_not_finite_stops_training(iiae: Program, trained: Traine
 def test_too_few_pairs_for_a_batch_leave_no_run(iiae: Program, trained: Trained) -> None:
     message, hint = train(iiae, trained, "run", "--batch-size", 5000).error()
     assert "5000" in message and "--batch-size" in hint and not Path("run").exists()
+
+
+def test_a_checkpoint_without_a_record_of_its_data_is_refused(
+    iiae: Program, trained: Trained
+) -> None:
+    with stopping_at(3):
+        train(iiae, trained, "run", steps=4)
+    checkpoints = RunDir(Path("run")).checkpoints
+    saved = checkpoints.latest()
+    assert saved is not None
+    checkpoints.save(replace(saved, data={}))
+    resumed = train(iiae, trained, "run", "--resume", steps=4)
+    assert resumed.code == 2 and "other data than run was begun with" in resumed.error()[0]
