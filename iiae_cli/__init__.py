@@ -15,10 +15,10 @@ __all__ = ["load"]
 def load(
     run: Path | str | None = None, device: str = "auto", backbone_weights: str | None = None
 ) -> Model:
-    """Reads the kept weights of a run [IIAE_RUN, else runs/latest].
+    """Loads a run's kept weights [IIAE_RUN, else runs/latest].
 
-    The model encodes, retrieves and translates pictures; see docs/python.md. For a run of features,
-    `backbone_weights` names its backbone's file if that moved.
+    The model encodes, retrieves and translates pictures; see docs/python.md. `backbone_weights` is
+    the path of a feature run's backbone, if it moved.
     """
     from iiae_cli.inference.api import Model  # `--help` loads no torch
 

@@ -18,9 +18,9 @@ def _nothing_begun(number: int, frame: FrameType | None) -> None:
 
 
 def _speak_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding.
+    """Restarts in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files are then the same text everywhere, and go out as the bytes that they are.
+    File names then decode to the same text everywhere and are written back unchanged.
     """
     utf8 = sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1"
     if not utf8 and "_IIAE_COMPLETE" not in os.environ:
@@ -29,7 +29,7 @@ def _speak_utf8() -> None:
 
 
 def main() -> None:
-    """Run the program."""
+    """Runs the program."""
     if "train" in sys.argv[1:3]:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, _nothing_begun)

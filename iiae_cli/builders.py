@@ -1,6 +1,6 @@
-"""Configuration to objects: the sole reader of model, objective and optimiser sections.
+"""Builds models, objectives and optimisers; alone in reading those sections of the configuration.
 
-What does not fit together raises IiaeError.
+Settings that contradict each other raise IiaeError.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALLEST_PICTURE = 16
 
 
 def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
-    """(H, W) that pictures are resized to; None for features."""
+    """Returns the (H, W) that pictures are resized to; None for features."""
     if info.is_features:
         return None
     if config.data.image_size is not None:
@@ -49,7 +49,7 @@ def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
 
 
 def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
-    """Halvings from picture to latent grid: `model.stages`, else as many as a 4×4 grid allows."""
+    """Returns the halvings from picture to latent grid, by default as many as a 4×4 grid allows."""
     stages = len(model.widths) + 1
     if model.stages is None:
         while stages > 2 and math.ceil(min(size) / 2**stages) < SMALLEST_GRID:
@@ -65,7 +65,7 @@ def choose_stages(model: ModelSection, size: tuple[int, int]) -> int:
 
 
 def build_model(config: Config, info: DataInfo) -> IIAE:
-    """A configuration's model for data of these shapes, initialised from torch's random state."""
+    """Builds the model for data of these shapes, initialised from torch's random state."""
     networks, kind = _networks(config, info), config.objective.kind
     widths: dict[Domain, int] = {"x": info.shape_x[-1], "y": info.shape_y[-1]}
     extensions = {
@@ -128,10 +128,10 @@ def _networks(config: Config, info: DataInfo) -> Networks:
 def build_objective(
     config: Config, gather: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> Objective:
-    """The loss of a configuration.
+    """Builds the loss.
 
-    If several processes share a batch, `gather` makes the whole batch's rows of one process's, for
-    terms that compare rows with each other.
+    If several processes share a batch, `gather` collects the rows of all of them, for terms that
+    compare rows with each other.
     """
     section = config.objective
     if section.kind == "infonce":
@@ -154,14 +154,14 @@ def build_objective(
 
 
 def build_optimizer(config: Config, model: IIAE) -> torch.optim.Adam:
-    """Adam over every parameter; `build_schedule`'s function sets its rate before each step."""
+    """Builds Adam over all parameters; `build_schedule` sets its rate before each step."""
     section = config.optimizer
     betas = (section.beta1, section.beta2)
     return torch.optim.Adam(model.parameters(), lr=section.lr, betas=betas, fused=True)
 
 
 def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
-    """Learning rate of optimiser step 0, 1, …: linear warm-up, then constant or a cosine."""
+    """Returns the learning rate by step, from 0: linear warm-up, then constant or a cosine."""
     section = config.optimizer
 
     def learning_rate(step: int) -> float:
@@ -177,7 +177,7 @@ def build_schedule(config: Config, total_steps: int) -> Callable[[int], float]:
 
 
 def place(model: IIAE, device: torch.device | str) -> IIAE:
-    """The model on a device, its convolutions channels-last, as pictures arrive."""
+    """Moves the model to a device, its convolutions channels-last, as pictures arrive."""
     model.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)
@@ -185,7 +185,7 @@ def place(model: IIAE, device: torch.device | str) -> IIAE:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes a GPU if there is one."""
+    """Returns the device of this name; `auto` prefers a GPU."""
     present = {
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),

@@ -1,4 +1,4 @@
-"""A run directory: what training leaves behind, and how it is read again.
+"""A run directory: the files that training leaves, and how they are read again.
 
     config.yaml           the whole configuration
     model.safetensors     the kept weights; its header holds the configuration and the data's shapes
@@ -72,11 +72,11 @@ class RunDir:
         self._folders = (self.checkpoints.folder, self.samples_folder, self.tensorboard_folder)
 
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Returns whether a run was started here."""
         return self.config_file.exists()
 
     def is_free(self) -> bool:
-        """Whether nothing is here, or no more than a killed beginning of a run."""
+        """Returns whether nothing is here but the leftovers of a killed start."""
         with write_errors(self.path):
             return not self.path.exists() or all(
                 path in self._folders or path.name == LOCK or path.name.endswith(TEMPORARY)
@@ -85,7 +85,7 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder, keep other processes out, and remove what killed ones left."""
+        """Creates the folder, locks it, and removes what killed processes left."""
         for path in self._folders:
             if path.is_symlink():
                 raise IiaeError(f"{path} is a link", "remove it, or choose another --run")
@@ -104,7 +104,7 @@ class RunDir:
                     self.path.rmdir()
 
     def create(self, config: Config) -> None:
-        """Remove what an earlier run left, and write the configuration of a new one."""
+        """Removes what an earlier run left, and writes the configuration of a new one."""
         # Newest checkpoints first: broken off, `--resume` finds the old run at an earlier step.
         with write_errors(self.path):
             old = self.checkpoints.files()[::-1]
@@ -117,7 +117,7 @@ class RunDir:
         write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
-        """The run's configuration."""
+        """Returns the run's configuration."""
         try:
             return Config.model_validate(read_yaml(self.config_file))
         except ValidationError as error:
@@ -127,13 +127,13 @@ class RunDir:
             ) from error
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
+        """Adds a line to metrics.jsonl."""
         append_line(self.metrics_file, json.dumps(record))
 
     def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
-        """Drop the lines that an interrupted run wrote after the checkpoint at `step`.
+        """Drops the lines that an interrupted run wrote after the checkpoint at `step`.
 
-        Where it was not yet `validated`, its validation is done and written again.
+        If that step was not yet `validated`, its validation will be done and written again.
         """
         if not self.metrics_file.exists():
             return
@@ -152,18 +152,18 @@ class RunDir:
             write_text(self.metrics_file, "".join(kept))
 
     def write_info(self, record: dict[str, Any]) -> None:
-        """Write run.json."""
+        """Writes run.json."""
         write_text(self.info_file, json.dumps(record, indent=2) + "\n")
 
     def read_info(self) -> dict[str, Any]:
-        """run.json; empty where it is missing or damaged."""
+        """Returns the content of run.json; empty if it is missing or damaged."""
         try:
             return dict(json.loads(self.info_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
     def link_latest(self) -> None:
-        """Point `latest` beside this run at it, unless that is not a link."""
+        """Points the link `latest` beside this run at it, unless something else has that name."""
         link = self.path.parent / "latest"
         if link.exists() and not link.is_symlink():
             return
@@ -175,7 +175,7 @@ class RunDir:
 
 @dataclass
 class Checkpoint:
-    """Everything that continuing needs: batches, noise and rate follow from seed and step."""
+    """The state that training continues from; batches, noise and rate follow from seed and step."""
 
     step: int  # optimiser steps done
     model: dict[str, Tensor] = field(default_factory=dict)  # weights, batch-norm statistics
@@ -186,21 +186,21 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The two newest checkpoints of a run, in a folder of their own."""
+    """The two newest checkpoints of a run, in their folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def files(self) -> list[Path]:
-        """Whole checkpoints' files, oldest first."""
+        """Returns the checkpoints' files, oldest first."""
         return sorted(self.folder.glob("step-*.safetensors"))
 
     def path(self, step: int) -> Path:
-        """The file of the checkpoint at a step."""
+        """Returns the file of the checkpoint at a step."""
         return self.folder / f"step-{step:08d}.safetensors"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and drop all but the two newest."""
+        """Writes a checkpoint and drops all but the two newest."""
         tensors = {
             f"{part}/{name}": values
             for part in ("model", "optimizer", "running")
@@ -213,13 +213,13 @@ class Checkpoints:
         self.prune()
 
     def prune(self) -> None:
-        """Drop all but the two newest; a process killed before it did leaves three."""
+        """Drops all but the two newest; a process killed before that leaves three."""
         for old in self.files()[:-2]:
             with write_errors(old):
                 old.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None; damaged ones are set aside."""
+        """Returns the newest readable checkpoint, or None; renames damaged ones."""
         damaged: dict[Path, str] = {}
         for path in reversed(self.files()):
             try:
@@ -246,7 +246,7 @@ class Checkpoints:
 
 @dataclass
 class LoadedModel:
-    """Kept weights, ready for inference."""
+    """A run's kept weights, ready for inference."""
 
     model: IIAE  # in evaluation mode, on the device asked for
     config: Config  # that it was trained with
@@ -257,12 +257,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def metric(self) -> Literal["euclidean", "cosine"]:
-        """Distance between shared means: as configured, or what won on validation."""
+        """The distance between shared means: as configured, or the better one on validation."""
         chosen = self.config.evaluation.metric
         won: Literal["euclidean", "cosine"]
         won = (self.details.get("validation") or {}).get("metric", "euclidean")
@@ -270,14 +270,14 @@ class LoadedModel:
 
 
 def fingerprint_of(state: dict[str, Tensor]) -> str:
-    """16 hex digits over a model's tensors; ties latent caches to the weights that made them."""
+    """Returns 16 hex digits over a model's tensors, which tie latent caches to their weights."""
     return digest_of(state)[:16]
 
 
 def save_weights(
     path: Path, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]
 ) -> str:
-    """Write weights, in float32, and a run's `details` atomically; returns their fingerprint."""
+    """Writes weights, in float32, and a run's `details` atomically; returns their fingerprint."""
     state = {
         name: values.float() if values.is_floating_point() else values
         for name, values in model.state_dict().items()
@@ -297,7 +297,7 @@ def save_weights(
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """Weights that `save_weights` wrote, as a model in evaluation mode."""
+    """Reads a `save_weights` file as a model in evaluation mode."""
     header, state = read_tensors(path, MODEL_SCHEMA, OTHER_VERSION)
     with reading(path, OTHER_VERSION):
         config = Config.model_validate_json(header["config"])
@@ -313,7 +313,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
-    """The kept weights of a run."""
+    """Reads a run's kept weights."""
     hint = "name another with --run RUN, or train one: iiae train digits-cdcb"
     if not run.path.exists():
         raise missing(run.path, hint)
@@ -323,12 +323,12 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def run_versions() -> dict[str, str]:
-    """Versions that decide a run's numbers."""
+    """Returns the versions that decide a run's numbers."""
     return {"iiae": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def run_origin(command: list[str]) -> dict[str, Any]:
-    """Versions, git commit of the working folder, host, processor and command of a run."""
+    """Returns versions, git commit of the working folder, host, processor and command of a run."""
     commit = None
     with suppress(OSError):  # no git
         asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)

@@ -54,7 +54,7 @@ class _Command(TyperCommand):
     """A command whose help shows each `rich_help_panel` as a plain section."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments, then options by group."""
+        """Writes arguments, then options by group."""
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -69,12 +69,12 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Commands that are imported when they are called, not when they are listed."""
+    """A group whose commands are imported when called, not when listed."""
 
     _listing = False
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command; only its name and line while commands are listed."""
+        """Returns a command; only its name and line while commands are listed."""
         if self._listing or cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         single = typer.Typer(add_completion=False, **_SETTINGS)
@@ -82,12 +82,12 @@ class _Group(TyperGroup):
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the list of commands in the help."""
+        """Writes the list of commands in the help."""
         self._listing = True
         super().format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Complete a command's name."""
+        """Completes a command's name."""
         self._listing = True
         return super().shell_complete(ctx, incomplete)
 
@@ -134,7 +134,7 @@ def _global(
 
 
 def main() -> None:
-    """Run the program on `sys.argv` and exit."""
+    """Runs the program on `sys.argv` and exits."""
     _calm_threads()
     console.prepare_streams()
     threading.excepthook = _in_thread
@@ -146,13 +146,13 @@ def main() -> None:
 
 
 def _in_thread(error: threading.ExceptHookArgs) -> None:
-    """Leave what a system refuses to a thread, such as TensorBoard's, to whoever waits for it."""
+    """Leaves a thread's OSError, such as TensorBoard's, to whoever waits for the thread."""
     if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)
 
 
 def _exit_code(call: Callable[[], object]) -> int:
-    """The error boundary: the exit code of whatever a user can cause; a bug keeps its traceback."""
+    """Returns the exit code of a call, printing what a user can mend; bugs keep their traceback."""
     try:
         Path.cwd()  # libraries end the process where the working folder was deleted
         code = call()
@@ -191,10 +191,10 @@ def _exit_code(call: Callable[[], object]) -> int:
 
 
 def _calm_threads() -> None:
-    """No more threads than cores, and waiting ones sleep early; runs before torch is imported.
+    """Limits threads to the cores and lets waiting ones sleep early; runs before torch is imported.
 
-    By default they spin at every barrier, and a step of the 32×32 models took 2.3 s instead of
-    0.05 s on two cores that another process used too. This costs a tenth on an idle machine.
+    By default they spin at every barrier, and a step of the 32×32 models took 2.3 s instead of 0.05
+    s on two cores that another process used too. This costs a tenth on an idle machine.
     """
     threads = os.environ.get("IIAE_THREADS", "")
     if threads.isdigit() and int(threads):

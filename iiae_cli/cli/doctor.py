@@ -1,4 +1,4 @@
-"""`iiae doctor`: what this machine offers, and whether what is needed works."""
+"""`iiae doctor`: what this machine offers, and whether the parts that `iiae` needs work."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ def command(as_json: shared.Json = False) -> None:
 
 
 def _show(report: dict[str, Any]) -> None:
-    """Print for people and pipes."""
     rows = []
     for part, items in report.items():
         for name, value in items.items():
@@ -67,7 +66,7 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _versions() -> tuple[dict[str, str], list[str]]:
-    """Versions of what is needed, and a line for each package that cannot be imported."""
+    """Returns versions of needed packages, and a line for each that cannot be imported."""
     versions, problems = {"iiae": __version__, "python": sys.version.split()[0]}, []
     for name in NEEDED:
         try:
@@ -78,14 +77,14 @@ def _versions() -> tuple[dict[str, str], list[str]]:
 
 
 def _extras() -> dict[str, str | None]:
-    """Versions of the packages that extras bring; None where one is not installed."""
+    """Returns versions of the packages that extras bring; None if not installed."""
     found = {str(package.metadata["Name"]): package.version for package in metadata.distributions()}
     versions = {name.lower().replace("_", "-"): version for name, version in found.items()}
     return {name: versions.get(package.replace("_", "-")) for name, package in EXTRAS.items()}
 
 
 def _devices() -> dict[str, Any]:
-    """Devices by name, and the number format that `--precision auto` takes on each."""
+    """Returns devices by name, and the number format that `--precision auto` takes on each."""
     import torch
 
     from iiae_cli.builders import choose_device
@@ -106,7 +105,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _folders() -> dict[str, dict[str, Any]]:
-    """Where data, runs and caches lie; whether they can be written and locked."""
+    """Returns the folders of data, runs and caches, and whether each can be written and locked."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     paths = {
         "data": data_folder(),
@@ -120,7 +119,6 @@ def _folders() -> dict[str, dict[str, Any]]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Whether a folder, or the one that it would be made in, can be written and locked."""
     near = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     state = {"path": str(path), "exists": path.is_dir(), "writable": "yes", "locks": "yes"}
     state["free"] = f"{shutil.disk_usage(near).free / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""`iiae encode`: encode pictures into a latent cache, continue, divide, and merge the parts."""
+"""`iiae encode`: encodes pictures into a latent cache, in one call or in mergeable shards."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def command(
 def _finished(
     output: Path, settings: dict[str, Any], part: Part | None, resume: bool, overwrite: bool
 ) -> tuple[int, list[str]] | None:
-    """Returns what an output that is complete already holds; None if it is to be made.
+    """Returns the content of an output that is already complete; None if it is to be made.
 
-    Raises IiaeError if something else stands in its place and must not be overwritten.
+    Raises IiaeError if something else is in its place and must not be overwritten.
     """
     from iiae_cli.data.blocks import differences, discard
     from iiae_cli.inference.latents import Gallery
@@ -148,10 +148,9 @@ def _encode(
     overwrite: bool,
     stop: Stop,
 ) -> tuple[int, list[str]]:
-    """Encode all inputs of a job, or one shard of them.
+    """Encodes all inputs of a job, or one shard of them; a signal saves what is encoded.
 
-    Returns the number of rows, and a line for every input left out. After a signal, what is encoded
-    is saved.
+    Returns the number of rows, and a line for every skipped input.
     """
     from iiae_cli.data.blocks import Part, block_store
     from iiae_cli.inference.encoding import write_blocks

@@ -1,4 +1,4 @@
-"""`iiae evaluate`: the paper's measurements on a run, the training-free baseline beside them."""
+"""`iiae evaluate`: the paper's measurements on a run, beside a training-free baseline."""
 
 from __future__ import annotations
 
@@ -187,7 +187,6 @@ def command(
 
 
 def _show(result: Figures, paper: list[Figures]) -> None:
-    """Print for people and pipes."""
     from iiae_cli.evaluation.protocol import paper_table
 
     tables = figure_tables(result)
@@ -202,7 +201,7 @@ def _show(result: Figures, paper: list[Figures]) -> None:
 def _translation(
     subject: Subject, weights: tuple[str, Sequence[Path], bool], samples: int, train: Split | None
 ) -> tuple[Figures, Figures]:
-    """L1, and of pictures SSIM and LPIPS as far as its weights are there; a judge's reading."""
+    """Measures L1, for pictures also SSIM and LPIPS (if its weights are there), and by a judge."""
     from iiae_cli.evaluation import perceptual, translation
 
     measures = {"l1": translation.l1}
@@ -225,7 +224,7 @@ def _translation(
 
 
 def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
-    """`--data`, else the file that the run was trained on, else DATA/SET.h5."""
+    """Returns `--data`, else the file that the run was trained on, else DATA/SET.h5."""
     from iiae_cli.data.backbone import refuse_other_backbone
     from iiae_cli.data.datafile import DataFile
 

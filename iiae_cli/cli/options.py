@@ -1,4 +1,4 @@
-"""What several commands share: options with one help text each, parsers, and printing a result."""
+"""Options that several commands share, their parsers, and the printing of results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DATA_SETS = (
 
 
 def complete_keys(incomplete: str) -> list[str]:
-    """`KEY=` of every value of the configuration, read from the text of its schema."""
+    """Returns `KEY=` for every value of the configuration, read from the schema's source."""
     path = Path(__file__).parents[1] / "config" / "schema.py"
     fields = {
         node.name: [item for item in node.body if isinstance(item, ast.AnnAssign)]
@@ -55,20 +55,20 @@ def complete_keys(incomplete: str) -> list[str]:
 
 
 def _key(field: ast.AnnAssign) -> str:
-    """A field's alias, or its name."""
+    """Returns a field's alias, or its name."""
     words = field.value.keywords if isinstance(field.value, ast.Call) else []
     aliases = [ast.literal_eval(word.value) for word in words if word.arg == "alias"]
     return str(aliases[0]) if aliases else ast.unparse(field.target)
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Run directories in `runs/` and in the folder that is typed."""
+    """Returns run directories in `runs/` and in the folder that is typed."""
     folders = {Path("runs"), Path(f"{incomplete}_").parent}
     return sorted(str(path.parent) for folder in folders for path in folder.glob("*/run.json"))
 
 
 def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
-    """An option in a group of the help, under these names instead of its parameter's."""
+    """Declares an option in a group of the help, under these names instead of its parameter's."""
     if "min" in more:
         more.setdefault("metavar", "N")
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
@@ -117,9 +117,9 @@ def finish(
     *,
     pictures: bool = False,
 ) -> None:
-    """Print a result, as JSON or by `show`, and name what was skipped; exit 3 if inputs were.
+    """Prints a result, as JSON or by `show`, and names what was skipped; exits 3 if inputs were.
 
-    What was seen of pictures is said if something was changed or left out, or always: `pictures`.
+    Changed or skipped pictures are reported; with `pictures` also how many were read.
     """
     for line in skipped:
         console.warn(f"skipped {line}")
@@ -139,7 +139,7 @@ def finish(
 
 
 def say_left_out(seen: Mapping[str, Any]) -> None:
-    """Say how many files of folders were not taken for pictures, by their suffixes."""
+    """Warns of files in folders that were not read as pictures, by suffix."""
     kinds = ", ".join(f"{kind} {count}" for kind, count in seen["left_out"].items())
     count = sum(seen["left_out"].values())
     if count:
@@ -147,7 +147,7 @@ def say_left_out(seen: Mapping[str, Any]) -> None:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of `90`, `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`."""
+    """Returns the seconds of `90`, `90s`, `15m`, `2h`, `1d`, `1h30m`, `H:MM:SS` or `MM:SS`."""
     clock = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d)", text)
     units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     match = clock or units
@@ -158,7 +158,7 @@ def seconds_of(text: str) -> float:
 
 
 def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> Part | None:
-    """The part that `--shard I/N` names, or `auto`/`slurm`: this task of a SLURM job array."""
+    """Parses `--shard`: `I/N`, or `auto`/`slurm` for this task of a SLURM job array."""
     if text is None:
         return None
     from iiae_cli.data.blocks import Part
@@ -187,7 +187,7 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> P
 
 
 def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
-    """The output with `{shard}` replaced by `I-of-N`, I padded with zeros so that names sort."""
+    """Replaces `{shard}` in the output by `I-of-N`, I padded with zeros so that names sort."""
     named = "{shard}" in str(output)
     if not named and text in ("auto", "slurm"):
         raise IiaeError(

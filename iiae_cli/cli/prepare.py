@@ -1,4 +1,4 @@
-"""`iiae prepare`: write a data set, a part of it (`--shard`), or join parts (`--merge`)."""
+"""`iiae prepare`: writes a data set or a shard of it, or merges shards."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def command(
 def _check_outputs(
     pictures: Path | None, networks: Path | None, features: bool, part: Part | None, replaces: bool
 ) -> None:
-    """Refuse other outputs than the data file that exist or do not apply."""
+    """Raises if an output beside the data file exists or does not apply."""
     if pictures is not None and part is not None:
         raise IiaeError(
             "--pictures does not apply to --shard", "write the pictures when the shards are merged"
@@ -228,7 +228,7 @@ def _check_outputs(
 
 
 def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
-    """A data file or a shard, as `--json` prints it."""
+    """Returns a data file or a shard, as `--json` prints it."""
     from iiae_cli.data.blocks import part_of
     from iiae_cli.data.datafile import SPLITS, DataFile
     from iiae_cli.data.sources.features import classes_of
@@ -254,7 +254,6 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print for people and pipes."""
     headers, title = ["split", "pairs"], result["path"]
     table = [list(row) for row in result["splits"].items()]
     if "shard" in result:

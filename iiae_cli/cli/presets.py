@@ -1,4 +1,4 @@
-"""`iiae presets`: what `train` can start from."""
+"""`iiae presets`: lists what `train` can start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`iiae retrieve`: the nearest entries of a gallery, with or without a montage of pictures."""
+"""`iiae retrieve`: finds the nearest entries of a gallery, and can draw them as a montage."""
 
 from __future__ import annotations
 
@@ -114,7 +114,6 @@ def command(
 
 
 def _show(results: list[dict[str, Any]]) -> None:
-    """Print for people and pipes: query, rank, id, distance and, where known, label."""
     entries = [(result["query"], entry) for result in results for entry in result["neighbours"]]
     labelled = any("label" in entry for _, entry in entries)
     names = ["rank", "id", "distance", *(["label"] if labelled else [])]

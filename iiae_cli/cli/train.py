@@ -1,4 +1,4 @@
-"""`iiae train`: train a model and leave a run directory."""
+"""`iiae train`: trains a model and leaves a run directory."""
 
 from __future__ import annotations
 
@@ -136,7 +136,6 @@ def command(
 
 
 def _show(figures: dict[str, Any]) -> None:
-    """Print how a run ended, as `session.train` says, for people and pipes."""
     rows = [(key.replace("_", " "), figures[key]) for key in ("run", "steps", "kept_step")]
     for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
         values = (figures["validation"] or {}).get(key, ())
@@ -148,7 +147,7 @@ def _show(figures: dict[str, Any]) -> None:
 
 
 def _begun_run(run: Path | None, resume: bool) -> Path:
-    """The run to resume by the configuration that it holds, where no preset is named."""
+    """Returns the run to resume by its own configuration, if no preset is named."""
     if not resume:
         raise IiaeError(
             "no preset was named",
@@ -166,7 +165,7 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
 def _resolve(
     preset: str, files: list[Path], values: Mapping[str, object], assignments: list[str]
 ) -> Resolved:
-    """Merge preset < --config < environment < options < --set."""
+    """Merges preset < --config < environment < options < --set."""
     from iiae_cli.config import presets
 
     given = {key: value for key, value in values.items() if value is not None}
@@ -186,7 +185,7 @@ def _resolve(
 
 
 def _show_config(resolved: Resolved, as_json: bool) -> None:
-    """Print every value and where it came from."""
+    """Prints every value and its source."""
     from iiae_cli.config.presets import key_help
 
     if as_json:

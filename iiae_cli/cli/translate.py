@@ -1,5 +1,6 @@
-"""`iiae translate`: the shared latent of each input, decoded with an exclusive latent that is
-sampled, or taken from a reference or from the input's partner.
+"""`iiae translate`: decodes each input's shared latent in the other domain.
+
+The exclusive latent is sampled, or taken from a reference or the input's partner.
 """
 
 from __future__ import annotations
@@ -146,7 +147,6 @@ def command(
 
 
 def _show(translated: dict[str, Any]) -> None:
-    """Print for people and pipes: input, where its exclusive latent comes from, file."""
     rows = [
         (result["input"], output["exclusive"], output["file"])
         for result in translated["results"]
@@ -160,7 +160,7 @@ def _show(translated: dict[str, Any]) -> None:
 
 
 def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
-    """Refuse a model that has no decoders, no exclusive latents to take, or no pictures to draw."""
+    """Raises if a model lacks decoders, the exclusive latents asked for, or pictures to draw."""
     if not loaded.model.generative:
         raise IiaeError(
             "this model translates nothing: it has no decoders",
@@ -178,7 +178,7 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
 
 
 def _check_partners(source: dict[str, Any], name: str) -> None:
-    """Refuse inputs that have no partners of their own."""
+    """Raises if inputs have no partners of their own."""
     from iiae_cli.data.datafile import DataFile
 
     file = DataFile(Path(source["data"])) if "data" in source else None
@@ -197,7 +197,7 @@ def _translated(
     grid: TranslationGrid,
     grid_rows: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Translate every input, block by block, so that any number of them fits into memory.
+    """Translates every input, block by block, so that any number of them fits into memory.
 
     Returns a JSON object per input and a line per skipped one; adds rows to the grid.
     """
@@ -229,10 +229,9 @@ def plan_files(
     overwrite: bool,
     suffix: str = ".png",
 ) -> Files:
-    """Returns the files `FOLDER/STEM-to-TARGET-NAME` + `suffix` of every input (N), output (K).
+    """Returns distinct files `FOLDER/STEM-to-TARGET-NAME` + `suffix` by input (N) and output (K).
 
-    All of them are different, and the folder is made. Raises IiaeError if one exists, or is an
-    input or another output, or the folder cannot be made.
+    Makes the folder. Raises IiaeError if that fails, or a file exists or is an input.
     """
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +254,7 @@ def plan_files(
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Names, of which one that recurs becomes `name-2`, `name-3`, …; case makes no difference."""
+    """Returns names with `-2`, `-3`, … appended to those that recur, whatever their case."""
     counts: Counter[str] = Counter()
     unique = []
     for name in names:
@@ -271,7 +270,7 @@ def _numbered(names: list[str]) -> list[str]:
 def _written(
     block: Block, names: list[str], outputs: NDArray[Any], files: Files | None
 ) -> list[dict[str, Any]]:
-    """Write the outputs (N, K, H, W, C) or (N, K, F), if files are planned.
+    """Writes the outputs (N, K, H, W, C) or (N, K, F), if files are planned.
 
     Returns a JSON object per input.
     """

@@ -23,15 +23,16 @@ _under_way = False  # whether progress is shown
 
 
 def set_verbosity(level: int) -> None:
-    """Set how much goes to stderr: −1 warnings and errors only, 0 normal, 1 more."""
+    """Sets how much goes to stderr: −1 warnings and errors only, 0 normal, 1 more."""
     global _verbosity
     _verbosity = level
 
 
 def prepare_streams() -> None:
-    """Make streams take any text, whatever the locale, and open those that the caller closed.
+    """Makes streams accept any text, whatever the locale, and reopens closed ones on /dev/null.
 
-    Bytes of a file name go out as they came in, characters that an encoding lacks as escapes.
+    Undecodable bytes of file names are written unchanged, characters that an encoding lacks as
+    escapes.
     """
     codecs.register_error("iiae", _escape)
     for name in ("stdin", "stdout", "stderr"):
@@ -50,24 +51,24 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def say(message: str, level: int = 0) -> None:
-    """Print a line of information on stderr; one of level 1 with -v alone."""
+    """Prints a line of information on stderr; level 1 only with -v."""
     if _verbosity >= level:
         _stderr(message)
 
 
 def warn(message: str) -> None:
-    """Print a warning on stderr."""
+    """Prints a warning on stderr."""
     _stderr(f"warning: {message}", style="yellow")
 
 
 def fail(message: str, hint: str) -> None:
-    """Print the two lines of a user's error on stderr."""
+    """Prints the two lines of a user's error on stderr."""
     _stderr(f"error: {' '.join(message.split())}", style="red")
     _stderr(f"hint: {' '.join(hint.split())}")
 
 
 def _stderr(text: str, style: str = "") -> None:
-    """Print a line, control characters escaped: file names may hold anything."""
+    """Prints a line with control characters escaped: file names may hold any."""
     text = "".join(repr(char)[1:-1] if char < " " or char == "\x7f" else char for char in text)
     with _to(sys.stderr):
         if style and sys.stderr.isatty():
@@ -81,9 +82,9 @@ def _stderr(text: str, style: str = "") -> None:
 
 @contextmanager
 def _to(stream: TextIO) -> Iterator[None]:
-    """Let go of a stream that takes no more: its reader has ended, or its disk is full.
+    """Redirects a stream to /dev/null if writing fails: its reader has exited, or its disk is full.
 
-    Work goes on without messages; results that are lost are an error, unless nobody reads them.
+    Lost messages do not stop the work. Lost results raise, unless the reader closed the pipe.
     """
     try:
         yield
@@ -96,7 +97,7 @@ def _to(stream: TextIO) -> Iterator[None]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on stdout."""
+    """Prints one JSON object on stdout."""
     indent = 2 if sys.stdout.isatty() else None
     plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     text = json.dumps(value, indent=indent, ensure_ascii=plain, allow_nan=False)
@@ -105,13 +106,13 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print one line of results on stdout."""
+    """Prints one line of results on stdout."""
     with _to(sys.stdout):
         sys.stdout.write(text + "\n")
 
 
 def flush_results() -> None:
-    """Hand on what was printed; nothing is wrong if its reader, such as `head`, wants no more."""
+    """Flushes standard output; a reader that stops early, such as `head`, is no error."""
     with _to(sys.stdout):
         sys.stdout.flush()
 
@@ -124,7 +125,9 @@ def print_table(
     header: bool = True,
     digits: int = 3,
 ) -> None:
-    """Print a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe.
+    """Prints a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe.
+
+    Fractions are shown with `digits` significant digits; `--json` has all of them.
 
     Of fractions so many digits are shown; `--json` has them all.
     """
@@ -147,12 +150,12 @@ def print_table(
 
 
 def _number(value: float, digits: int) -> str:
-    """A number of so many digits, and never with an exponent for being large."""
+    """Formats a number with so many significant digits, large ones without an exponent."""
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 class Progress:
-    """One piece of work under way; made by `progress`."""
+    """The progress of one task; `progress` makes it."""
 
     def __init__(self, total: int, unit: str, items: tuple[int, str] | None = None) -> None:
         self.total, self.done = total, 0
@@ -164,12 +167,12 @@ class Progress:
         self._first = 0
 
     def start_at(self, done: int) -> None:
-        """Begin at `done`, for resumed work."""
+        """Starts at `done`, for resumed work."""
         self._started, self._first = time.monotonic(), done
         self.update(done)
 
     def update(self, done: int) -> None:
-        """Show that `done` units are done."""
+        """Shows that `done` units are done."""
         self.done = done
         self.draw()
 
@@ -181,7 +184,7 @@ class Progress:
             say(", ".join([f"{self.done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
 
     def pace(self) -> str:
-        """Items a second since the beginning, and the time left at that pace."""
+        """Returns the items per second so far, and the time left at that pace."""
         from datetime import timedelta  # not at every start
 
         rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
@@ -189,7 +192,7 @@ class Progress:
         return f"{rate * self._per_unit:.3g} {self._item}/s, {left} left"
 
     def texts(self) -> list[str]:
-        """Names and values of the facts."""
+        """Returns names and values of the facts."""
         return [f"{name} {value}" for name, value in self.facts.items()]
 
 
@@ -197,7 +200,7 @@ class Progress:
 def progress(
     label: str, total: int, unit: str = "steps", *, items: tuple[int, str] | None = None
 ) -> Iterator[Progress]:
-    """Show progress on stderr: a live bar on a terminal, a line every few seconds elsewhere.
+    """Shows progress on stderr: a live bar on a terminal, a line every few seconds elsewhere.
 
     `items` says how many of what each unit holds, such as (32, "pairs"), for the pace. Work that is
     part of other work shows nothing of its own.
@@ -218,7 +221,7 @@ def progress(
 
 @contextmanager
 def _shown(tracker: Progress, label: str) -> Iterator[None]:
-    """Let a terminal draw it."""
+    """Draws the bar on a terminal."""
     if not sys.stderr.isatty() or _verbosity < 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a user can cause: the core raises it, `cli/app.py` prints it and exits."""
+"""User errors, interruptions and exit codes: the core raises them, `cli/app.py` prints them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PLAIN_WORDS = {
 
 
 def plain_words(message: str) -> str:
-    """What pydantic says of a value, such as "Input should be a valid integer, unable to …"."""
+    """Rewords pydantic's and click's messages, such as "Input should be a valid integer"."""
     for pattern, words in _PLAIN_WORDS.items():
         message = re.sub(pattern, words, message)
     return message
 
 
 class IiaeError(Exception):
-    """A user's error: one sentence on what is wrong, and a hint on what mends it."""
+    """A user's error: a sentence on what is wrong, and a hint on how to mend it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -42,11 +42,11 @@ class IiaeError(Exception):
 
 
 class DamagedFile(IiaeError):
-    """A file whose content is certainly not what was once written."""
+    """A file that is certainly corrupt, not only unreadable."""
 
 
 class Interrupted(Exception):
-    """A signal stopped the work after everything was saved."""
+    """A signal stopped the work, and everything is saved."""
 
     def __init__(self, exit_code: int, where: str) -> None:
         super().__init__(where)

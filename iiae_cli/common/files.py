@@ -32,7 +32,7 @@ _MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, 
 
 
 def missing(path: Path, hint: str) -> IiaeError:
-    """The error for a path that is not there; the hint says where it was looked for."""
+    """Returns the error for a missing path; its hint says where the path was looked for."""
     if path.is_symlink():
         message = f"{path} links to {path.readlink()}, which does not exist"
         return IiaeError(message, f"mount or restore that, or {hint}")
@@ -43,7 +43,7 @@ def missing(path: Path, hint: str) -> IiaeError:
 
 
 def regular_file(path: Path, hint: str) -> None:
-    """Refuse a path that is missing or no regular file; a reader would wait for a pipe."""
+    """Raises if a path is missing or no regular file: a reader would wait for a pipe."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -54,10 +54,10 @@ def regular_file(path: Path, hint: str) -> None:
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[None]:
-    """The one boundary around readers: whatever they raise is a user's error.
+    """Turns whatever a reader raises into a user's error.
 
-    `hint` is for a missing or damaged file alone. What may be whole, because another program holds
-    it or the system refuses, is never called damaged.
+    `hint` is for a missing or damaged file only. A file that another program holds, or the system
+    refuses to read, may be whole and is never called damaged.
     """
     regular_file(path, hint)
     try:
@@ -79,7 +79,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
 
 
 def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
-    """Refuse a file of another schema; `hint`, to make it again, is for older ones alone."""
+    """Raises for a file of another schema; `hint`, how to make it again, is for older ones only."""
     if given == expected:
         return
     kind, _, number = expected.partition("/")
@@ -94,7 +94,7 @@ def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file or folder unless `overwrite`."""
+    """Raises if a file or folder exists, unless `overwrite`."""
     if path.exists() and not overwrite:
         raise IiaeError(
             f"{path} already exists", "choose another output, or replace it with --overwrite"
@@ -103,7 +103,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary file, in `folder` or beside `path`, that becomes `path` at the end.
+    """Yields a temporary file, in `folder` or beside `path`, and renames it to `path` at the end.
 
     If the block fails, an older file stays. Many small files that can be made again need no `sync`.
     """
@@ -129,13 +129,13 @@ def writing(path: Path, *, sync: bool = True, folder: Path | None = None) -> Ite
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Writes a text file atomically."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_picture(picture: Image, path: Path) -> None:
-    """Write a picture in the format that its suffix names, else as PNG."""
+    """Writes a picture in the format of its suffix, else as PNG."""
     from PIL.Image import SAVE, registered_extensions  # not at every start
 
     kind = registered_extensions().get(path.suffix.lower())
@@ -144,7 +144,7 @@ def save_picture(picture: Image, path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a whole line to a text file, or nothing."""
+    """Appends a whole line to a text file, or nothing."""
     content = (line + "\n").encode()
     with write_errors(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
@@ -157,7 +157,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    """Waits until a file's content, or a folder's entries, are on the disk."""
     with write_errors(path):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -167,14 +167,14 @@ def sync_file(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left in a folder that no other process writes to."""
+    """Removes what killed processes left in a folder that no other process writes to."""
     for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into user errors."""
+    """Turns the system's refusals to write `path` into user errors."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -184,7 +184,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def refused(path: Path | str, code: int) -> IiaeError:
-    """The user's error for an error number of a system that does not write `path`."""
+    """Returns the user's error for an error number that writing `path` met."""
     message = f"cannot write {path}: {os.strerror(code)}"
     hint = "check that path and its disk, or choose another output"
     if code in _FULL:
@@ -200,7 +200,7 @@ def refused(path: Path | str, code: int) -> IiaeError:
 
 
 def refusal_of_system(error: OSError) -> IiaeError | None:
-    """The user's error for what a machine refuses wherever asked; None for what may be a bug."""
+    """Returns the user's error for what a machine refuses; None for what may be a bug."""
     path, code = error.filename or "a file", _errno(error)
     if code in (*_FULL, errno.EFBIG):
         return refused(path, code)
@@ -218,7 +218,7 @@ def refusal_of_system(error: OSError) -> IiaeError | None:
 
 
 def _errno(error: BaseException) -> int:
-    """The error's number, else 0; h5py and others report it in a text alone."""
+    """Returns the error's number, else 0; h5py and others have it in their text only."""
     code = getattr(error, "errno", None)
     if isinstance(code, int):
         return code
@@ -227,7 +227,7 @@ def _errno(error: BaseException) -> int:
 
 
 def sha256_of(*paths: Path) -> str:
-    """One hex digest over the contents of files, in this order."""
+    """Returns one hex digest over the contents of files, in this order."""
     import hashlib  # not at every start
 
     digest = hashlib.sha256()
@@ -239,7 +239,7 @@ def sha256_of(*paths: Path) -> str:
 
 @contextmanager
 def locked(folder: Path, hint: str) -> Iterator[None]:
-    """Keep other processes out of a folder while inside; a process that dies loses its lock."""
+    """Locks a folder against other processes; a process that dies loses its lock."""
     from filelock import FileLock, Timeout  # not at every start
 
     lock = FileLock(folder / LOCK, timeout=0)
@@ -260,24 +260,24 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
 
 
 def preset_folder() -> Path:
-    """The shipped presets: beside the package in a checkout, inside it in an installed wheel."""
+    """Returns the folder of presets: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parent.parent
     inside = package / "presets"
     return inside if inside.is_dir() else package.parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets."""
+    """Returns the names of the shipped presets."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def data_folder() -> Path:
-    """`IIAE_DATA`, else `data/`."""
+    """Returns `IIAE_DATA`, else `data/`."""
     return Path(os.environ.get("IIAE_DATA") or "data")
 
 
 def data_file(option: Path | None, set_name: str) -> Path:
-    """`--data`, else `IIAE_DATA`, else data/: the set's file, or the folder of SET.h5."""
+    """Returns `--data` if it is a file, else SET.h5 in `--data`, `IIAE_DATA` or data/."""
     path = option or data_folder()
     if path.is_file() or (option is not None and not path.is_dir()):
         return path
@@ -288,9 +288,9 @@ def data_file(option: Path | None, set_name: str) -> Path:
 
 
 def run_folder(option: Path | None) -> tuple[Path, str]:
-    """The run to read and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`.
+    """Returns the run to read, and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`.
 
-    `hf://OWNER/NAME` is fetched from the hub.
+    `hf://OWNER/NAME` is downloaded from the hub.
     """
     named = os.environ.get("IIAE_RUN")
     path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
@@ -304,9 +304,10 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
 def index_file(
     option: Path | None, run: Path | None, fits: Callable[[Path], bool]
 ) -> tuple[Path, str]:
-    """`--index`, else `IIAE_INDEX`, else the only .h5 here that `fits`, else the run's gallery.h5.
+    """Returns the gallery, and how it was chosen.
 
-    Returns the path and how it was chosen.
+    It is `--index`, else `IIAE_INDEX`, else the only .h5 here that `fits`, else the run's
+    gallery.h5.
     """
     if option is not None:
         return option, "--index"

@@ -15,7 +15,7 @@ _FILES = ["*.md", "*.yaml", "*.safetensors", "gallery.h5"]
 
 @cache
 def pulled(path: Path) -> Path:
-    """Returns the folder of `hf://OWNER/NAME`, downloaded unless cached; any other path itself."""
+    """Returns the folder of `hf://OWNER/NAME`, downloaded unless cached; other paths unchanged."""
     kind, name = path.parts[:1], "/".join(path.parts[1:])
     if kind != ("hf:",):  # a path keeps one of the slashes
         return path
@@ -24,7 +24,7 @@ def pulled(path: Path) -> Path:
 
 
 def push(folder: Path, name: str) -> str:
-    """Uploads a folder as the model OWNER/NAME, private where it is new; returns its address."""
+    """Uploads a folder as the model OWNER/NAME, private if it is new; returns its address."""
     with _hub(f"hf://{name}") as hub:
         api = hub.HfApi()
         api.create_repo(name, private=True, exist_ok=True)
@@ -34,7 +34,7 @@ def push(folder: Path, name: str) -> str:
 
 @contextmanager
 def _hub(address: str) -> Iterator[Any]:
-    """The library; whatever it raises is a user's error."""
+    """Yields the library; whatever it raises is a user's error."""
     try:
         import huggingface_hub as hub
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What this machine grants a process: processor cores and memory."""
+"""The processor cores and the memory that this process may use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Cores that this process may use: those of its affinity, or fewer by its cgroups' quota (v2).
+    """Returns the number of cores that affinity and cgroup quotas (v2) allow this process.
 
-    A quota of 2.5 cores counts as 2: a third thread would be stopped, and the others wait for it.
+    A quota of 2.5 cores counts as 2: a third thread would be stopped while the others wait for it.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on a Mac
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -27,7 +27,7 @@ def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had without swapping; all of it if the system is not Linux."""
+    """Returns the bytes of memory free without swapping; all memory if the system is not Linux."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Signals set a flag; work asks for it after every step and before every block."""
+"""Signals set a flag, which work reads after every step and before every block."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Stop:
         return EXIT_INTERRUPTED if self._code is None and late else self._code
 
     def request(self, exit_code: int) -> None:
-        """Ask the work to stop with an exit code."""
+        """Asks the work to stop with an exit code."""
         self._code = exit_code
 
     def check(self, saved: str = "nothing was lost; run the same command with --resume") -> None:
-        """Raise `Interrupted` if work should stop; `saved` says how to go on."""
+        """Raises `Interrupted` if work should stop; `saved` says how to continue."""
         code = self.exit_code
         if code is not None:
             raise Interrupted(code, saved)
@@ -42,7 +42,7 @@ NEVER = Stop()  # for work that nobody interrupts
 
 
 def signal_of(name: str) -> signal.Signals:
-    """The signal of a name, with or without SIG, if a process can stop by it."""
+    """Returns the signal of a name, with or without SIG; raises if no process should stop by it."""
     short = name.upper().removeprefix("SIG")
     if short not in _USABLE:
         message = f"--preempt-signal {name} is no signal to stop by"
@@ -52,10 +52,10 @@ def signal_of(name: str) -> signal.Signals:
 
 @contextmanager
 def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
-    """Let signals set the flag while inside; a second Ctrl-C ends the process at once.
+    """Lets signals set the flag inside the block; a second Ctrl-C ends the process at once.
 
-    The old handlers come back afterwards, unless the flag is set: then further signals are ignored,
-    so that the process ends with its own exit code.
+    Afterwards the old handlers return. If the flag is set, further signals are ignored instead, so
+    that the process ends with its own exit code.
     """
     stop = Stop()
 

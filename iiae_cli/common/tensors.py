@@ -18,7 +18,7 @@ from iiae_cli.common.files import check_kind, reading, regular_file
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes of tensors, as hex digits."""
+    """Returns the SHA-256, in hex, over names, shapes, types and bytes of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous()
@@ -33,13 +33,13 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """Write a safetensors file with a checksum over its tensors and its header."""
+    """Writes a safetensors file with a checksum over its tensors and its header."""
     plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     path.write_bytes(save(plain, metadata={**header, "checksum": _checksum(plain, header)}))
 
 
 def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a file that `save_tensors` wrote under this schema."""
+    """Reads header and tensors of a `save_tensors` file of this schema."""
     header = read_header(path, schema, hint)
     with reading(path, hint):
         tensors = load_file(path)
@@ -49,7 +49,7 @@ def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], di
 
 
 def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
-    """The header alone, unchecked."""
+    """Reads the header alone; its checksum is not verified."""
     with reading(path, hint), safe_open(path, framework="pt") as file:
         header = dict(file.metadata() or {})
         check_kind(path, header.get("schema", "none"), schema, hint)
@@ -57,9 +57,9 @@ def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
 
 
 def read_state_dict(path: Path, hint: str) -> dict[str, Tensor]:
-    """Read another program's weights: `.safetensors`, or what `torch.save` wrote, tensors alone.
+    """Reads other programs' weights: `.safetensors`, or a `torch.save` file of tensors alone.
 
-    A pickle that holds code is refused.
+    Raises for a pickle that holds code.
     """
     regular_file(path, hint)
     try:

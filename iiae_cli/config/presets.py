@@ -1,7 +1,6 @@
-"""Where a configuration's values come from: presets, files, environment, options and `--set`.
+"""Merges a configuration from presets, files, environment, options and `--set`, in that order.
 
-They are merged in that order, and every value remembers its source. All errors are reported at
-once, unknown keys with their nearest match.
+Every value remembers its source. All errors are reported at once, unknown keys with a near match.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ class Resolved:
     sources: dict[str, str]
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """(dotted key, value, source) of every value, in file order."""
+        """Returns (dotted key, value, source) of every value, in file order."""
         values = flatten(self.config.to_dict()).items()
         return [(key, value, self.sources.get(key, "default")) for key, value in values]
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists are values."""
+    """Returns nested mappings under dotted keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
@@ -63,7 +62,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def key_help() -> dict[str, str]:
-    """One line of help for every dotted key of the configuration."""
+    """Returns a line of help for every dotted key."""
     texts = {}
     for section, info in Config.model_fields.items():
         fields = getattr(info.annotation, "model_fields", {"": info})
@@ -74,7 +73,7 @@ def key_help() -> dict[str, str]:
 
 
 def resolve(layers: Iterable[Layer]) -> Resolved:
-    """Merge layers, later ones winning, and validate: keys, values, one of steps and epochs."""
+    """Merges layers, later ones winning, and validates: keys, values, one of steps and epochs."""
     given, problems = _merge(layers)
     sources = {key: source for key, (_, source) in given.items()}
     nested: dict[str, Any] = {}
@@ -103,7 +102,7 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
 
 
 def _merge(layers: Iterable[Layer]) -> tuple[dict[str, tuple[Any, str]], list[str]]:
-    """(value, source) by dotted key, and a line for every unknown key."""
+    """Returns (value, source) by dotted key, and a line for every unknown key."""
     keys = key_help()
     sections = {key.rpartition(".")[0] for key in keys}
     given: dict[str, tuple[Any, str]] = {}
@@ -131,7 +130,7 @@ def _near(key: str, names: Iterable[str]) -> str:
 def preset_layers(
     preset: str, folder: Path = Path(), extending: tuple[Path, ...] = ()
 ) -> list[Layer]:
-    """The layers of a preset, a name or a YAML file in `folder`; those that it extends first."""
+    """Returns a preset's layers, by name or YAML file in `folder`; those that it extends first."""
     path = _preset_path(preset, folder)
     if path.resolve() in extending:
         message = f"preset {extending[0]} extends itself through {path.name}"
@@ -157,7 +156,7 @@ def _preset_path(name: str, folder: Path) -> Path:
 
 
 def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """Reads the mapping in a YAML file."""
     with reading(path, hint), path.open(encoding="utf-8") as file:
         content = load_yaml(file.read(), str(path)) or {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -167,7 +166,7 @@ def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:
 
 
 def environment_layer(environment: Mapping[str, str] = os.environ) -> Layer:
-    """`IIAE_SECTION__KEY` and short forms (`IIAE_SEED`, …); warns of other `IIAE_…` names."""
+    """Reads `IIAE_SECTION__KEY` and short forms (`IIAE_SEED`, …); warns of other `IIAE_…` names."""
     layer = Layer("environment")
     for name, text in environment.items():
         if not name.startswith("IIAE_") or not text:
@@ -181,7 +180,7 @@ def environment_layer(environment: Mapping[str, str] = os.environ) -> Layer:
 
 
 def set_layer(assignments: Iterable[str]) -> Layer:
-    """`--set KEY=VALUE` with dotted keys and YAML-typed values."""
+    """Parses `--set KEY=VALUE`: dotted keys, YAML-typed values."""
     layer = Layer("--set")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -192,7 +191,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys, the last of which would win, and without recursion."""
+    """A YAML loader that refuses repeated keys and mappings that contain themselves."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -205,7 +204,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The plain value of one YAML document."""
+    """Returns the plain value of one YAML document."""
     try:
         return _Loader(text).get_single_data()
     except Exception as error:  # PyYAML raises many kinds, RecursionError among them

@@ -22,7 +22,7 @@ Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 
 
 class Section(BaseModel):
-    """A part of the configuration; the text below a value is its help."""
+    """A part of the configuration; the string below a field is its help."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """What is learned from."""
+    """The training data."""
 
     set: str = ""
     """name of the data set; its file is DATA/NAME.h5 unless --data names a file"""
@@ -200,7 +200,7 @@ class TrainingSection(Section):
 
 
 class SelectionSection(Section):
-    """Which weights are kept."""
+    """Which weights a run keeps."""
 
     rule: Literal["recall", "paper", "last"] = "recall"
     """recall: best sum of both directions' Recall@1 (mAP@all by class) on validation; paper: the
@@ -230,7 +230,7 @@ class EvaluationSection(Section):
 
 
 class Config(Section):
-    """Everything that decides what a run does."""
+    """Everything that decides the outcome of a run."""
 
     description: str = ""
     """what the preset is for"""
@@ -245,9 +245,9 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values, keyed as YAML files are."""
+        """Returns nested plain values, keyed as YAML files are."""
         return self.model_dump(by_alias=True)
 
     def to_yaml(self) -> str:
-        """Return a YAML file that loads back to the same configuration."""
+        """Returns a YAML file that loads back to the same configuration."""
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False))

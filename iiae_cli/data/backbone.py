@@ -1,8 +1,8 @@
-"""A backbone, which turns pictures into features: how it reads pictures, its weights, its network.
+"""Backbones, which turn pictures into features: reading pictures, weights, networks.
 
-Names and published weights are those of `hubs.py`. A data file and a run keep their backbone by
-reference: its name, pooling, preprocessing, and the path and SHA-256 of its weights. Weights that
-moved are named by the user; others are refused.
+Names and published weights are those of `hubs.py`. A data file and a run refer to their backbone by
+name, pooling, preprocessing, and the path and SHA-256 of its weights. The user names weights that
+moved; others are refused.
 
 A folder of two fine-tuned networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone`
 writes and `--backbone-weights` takes. Their headers name the classes that they have seen.
@@ -46,7 +46,7 @@ _DECIDING = ("name", "pool", "weights", "weights_sha256", "preprocessing", "seed
 
 
 def full_name(name: str) -> str:
-    """A backbone's name as data files have it; raises IiaeError, with near names, if unknown."""
+    """Returns a backbone's full name; raises IiaeError, with near names, if it is unknown."""
     return hubs.published(name).name
 
 
@@ -55,7 +55,7 @@ def full_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a picture before the network."""
+    """How a picture becomes the network's input."""
 
     invert_sketches: bool = False  # pictures of x, from black on white to white on black
     normalise: bool = True  # take out the mean and standard deviation of the network's own set
@@ -63,11 +63,11 @@ class Preprocessing:
 
     @classmethod
     def of(cls, name: str) -> Preprocessing:
-        """A backbone's own."""
+        """Returns a backbone's own preprocessing."""
         return cls(configuration=hubs.published(name).transform)
 
     def reader(self, name: str, domain: Domain) -> Callable[[Source], Tensor]:
-        """What turns a picture of a domain into input (3, h, w) of the backbone of this name."""
+        """Returns a function from a domain's picture to input (3, h, w) of the named backbone."""
         neutral = {} if self.normalise else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         transform = library_of(name)[0].transform({**self.configuration, **neutral})
         size = self.configuration.get("decoded_at")
@@ -85,7 +85,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from."""
+    """The source of a backbone's weights."""
 
     kind: Literal["imagenet", "published", "file", "random"]
     path: Path | None = None
@@ -94,7 +94,7 @@ class Weights:
     trained_on: str = "nothing"  # for people
 
     def to_json(self) -> dict[str, Any]:
-        """For the data file."""
+        """Returns what the data file records."""
         return {
             "weights": self.kind,
             "weights_file": None if self.path is None else self.path.name,
@@ -104,9 +104,9 @@ class Weights:
 
 
 def find_weights(name: str, given: str | None, *, download: bool = False) -> Weights:
-    """Find the weights of a backbone: the file `given`, random ones if it is `none`.
+    """Finds a backbone's weights: the file `given`, random ones for `none`.
 
-    None stands for the published ones in a cache, where `download` fetches them.
+    For None, the published ones in a cache, into which `download` fetches them.
     """
     known = hubs.published(name)
     if given == "none":
@@ -130,7 +130,7 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
 
 
 def _seen_by(path: Path) -> Seen:
-    """What a file's header says in JSON under `classes_seen` and `classes_seen_complete`."""
+    """Reads `classes_seen` and `classes_seen_complete`, as JSON, from a file's header."""
     if path.suffix != ".safetensors":
         return UNKNOWN
     with reading(path, hubs.WEIGHTS_HINT), safe_open(path, framework="pt") as file:
@@ -145,7 +145,7 @@ def _seen_by(path: Path) -> Seen:
 def build_backbone(
     name: str, weights: Weights, seed: int = 0, pool: Pool = "pooled"
 ) -> tuple[nn.Module, int]:
-    """Build a network from pictures (B, 3, h, w) to features (B, D); returns it and D."""
+    """Builds a network from pictures (B, 3, h, w) to features (B, D); returns it and D."""
     library, bare = library_of(name)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -163,7 +163,7 @@ def build_backbone(
 
 
 class FeatureNetwork(nn.Module):
-    """Backbone → seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
+    """A backbone and a seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
 
     def __init__(
         self, body: nn.Module, body_width: int, width: int = FEATURES, seed: int = 0
@@ -175,13 +175,13 @@ class FeatureNetwork(nn.Module):
             self.embed = nn.Linear(body_width, width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, width)."""
+        """Returns features (B, width)."""
         return cast(Tensor, self.embed(self.body(pictures)))
 
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """What a fine-tuned network says of itself in its file's header."""
+    """The header of a fine-tuned network's file."""
 
     backbone: str  # its full name
     pool: Pool
@@ -194,14 +194,14 @@ class NetworkRecord:
 def save_network(
     path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
 ) -> None:
-    """Write a fine-tuned network, atomically."""
+    """Writes a fine-tuned network, atomically."""
     header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
     with writing(path) as temporary:
         save_tensors(network.state_dict(), temporary, header)
 
 
 def read_record(path: Path, domain: Domain) -> NetworkRecord:
-    """Read what a fine-tuned network of a domain says of itself; its weights are not read."""
+    """Reads the header of a domain's fine-tuned network, without its weights."""
     header = read_header(path, NETWORK_SCHEMA, _HINT)
     if header.get("domain") != domain:
         raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
@@ -212,7 +212,7 @@ def read_record(path: Path, domain: Domain) -> NetworkRecord:
 
 
 def load_network(path: Path, domain: Domain) -> FeatureNetwork:
-    """Load a fine-tuned network, in evaluation mode."""
+    """Loads a fine-tuned network in evaluation mode."""
     record = read_record(path, domain)
     _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
     body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
@@ -226,13 +226,13 @@ def load_network(path: Path, domain: Domain) -> FeatureNetwork:
 
 
 def repeatable() -> AbstractContextManager[None]:
-    """A GPU convolves in the same way each time."""
+    """Makes a GPU convolve in the same way each time."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A backbone for pictures of a domain: its network, and how pictures become the input."""
+    """A domain's backbone: its network, and how pictures become the input."""
 
     name: str  # of the backbone
     preprocessing: Preprocessing
@@ -242,7 +242,7 @@ class Extractor:
     workers: int = 1  # decoding threads
 
     def inputs(self, batches: Iterable[Sequence[Source]]) -> Generator[Batch, None, None]:
-        """Decode batches of pictures, one batch ahead of the caller."""
+        """Decodes batches of pictures, one batch ahead of the caller."""
         reader = self.preprocessing.reader(self.name, self.domain)
 
         def read(paths: Sequence[Source]) -> Batch:
@@ -264,7 +264,7 @@ class Extractor:
     def features(
         self, batches: Iterable[Sequence[Source]]
     ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
-        """Why each picture of a batch cannot be read, None where it can; the others' (M, D)."""
+        """Yields a batch's errors (None for readable pictures) and features (M, D) of the rest."""
         network = self.network.to(self.device).eval()
         with closing(self.inputs(batches)) as decoded:
             for errors, pictures in decoded:
@@ -274,7 +274,7 @@ class Extractor:
 
 
 def backbone_of(info: DataInfo) -> dict[str, Any] | None:
-    """What a data file says of its features' backbone; None if they were made elsewhere."""
+    """Returns a data file's record of its backbone; None if features were made elsewhere."""
     try:
         record = dict(json.loads(info.attributes.get("backbone", "{}")))
     except (ValueError, TypeError) as error:
@@ -283,7 +283,7 @@ def backbone_of(info: DataInfo) -> dict[str, Any] | None:
 
 
 def refuse_other_backbone(path: Path, given: DataInfo, trained_on: DataInfo) -> None:
-    """Refuse a file whose features another backbone made than those of a model's data."""
+    """Raises if a file's features come from another backbone than those of the model's data."""
     here, there = backbone_of(given), backbone_of(trained_on)
     different = [key for key in _DECIDING if here and there and here.get(key) != there.get(key)]
     if here and there and different:
@@ -302,9 +302,9 @@ def recorded_extractor(
     workers: int = 1,
     weights: str | None = None,
 ) -> Extractor:
-    """The extractor that made the features of a domain; `weights`: where its weights lie now.
+    """Rebuilds the extractor that made a domain's features; `weights` is where its weights are now.
 
-    Raises IiaeError if weights are missing, or others than those.
+    Raises IiaeError if the weights are missing or differ.
     """
     name, digest = str(record["name"]), record["weights_sha256"]
     path = Path(weights or record["weights_path"] or "none")

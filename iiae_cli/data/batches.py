@@ -1,8 +1,8 @@
-"""Which rows each training step sees, and rows as network inputs and back.
+"""The rows of each training step, and the conversion of rows to network inputs and back.
 
 Orders are functions of seed and step, so that a run can resume. Resizing and scaling happen here,
-once per batch, so that a data file keeps its native resolution: 60,000 pairs at 256×256 would be
-23 GB.
+once per batch, so that a data file keeps its native resolution: 60,000 pairs at 256×256 would be 23
+GB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iiae_cli.data.pictures import resize
 def to_inputs(
     rows: NDArray[np.generic], size: tuple[int, int] | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Stored rows as network input on a device.
+    """Converts stored rows to network inputs on a device.
 
     Pictures (B, H, W, C) uint8 become (B, C, H, W) float32 in [−1, 1], resized if `size` = (H, W)
     is another; features (B, F) stay as they are.
@@ -29,14 +29,14 @@ def to_inputs(
 
 
 def stored_tensor(rows: NDArray[np.generic]) -> Tensor:
-    """Stored rows as a tensor of their own type, contiguous and safe to hand on."""
+    """Returns stored rows as a contiguous tensor of their own type, safe to hand on."""
     # A copy where rows are a read-only map, or would be handed on as they are.
     copied = rows.ndim <= 2 or not rows.flags.writeable
     return torch.from_numpy(np.array(rows, order="C") if copied else np.ascontiguousarray(rows))
 
 
 def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """`to_inputs` of rows that lie on the device already; nothing waits for the device."""
+    """Converts rows on the device as `to_inputs` does; nothing waits for the device."""
     if rows.ndim == 2:
         return rows.float()
     pictures = rows.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory
@@ -46,14 +46,14 @@ def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
-    """Network output (B, C, H, W) in [−1, 1] as pictures (B, H, W, C) uint8."""
+    """Converts network output (B, C, H, W) in [−1, 1] to pictures (B, H, W, C) uint8."""
     scaled = outputs.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
     pictures: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(pictures)
 
 
 class PairOrder:
-    """Which of `count` pairs a training step sees: a fresh permutation every epoch.
+    """Draws the pairs of every training step: a fresh permutation of `count` each epoch.
 
     The epoch's remainder, smaller than a batch, is left out.
     """
@@ -67,7 +67,7 @@ class PairOrder:
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Pairs (B,) of optimiser step 0, 1, …, ascending (mapped rows read faster so)."""
+        """Returns pairs (B,) of step 0, 1, …, ascending (so mapped rows read faster)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.count)
@@ -77,7 +77,7 @@ class PairOrder:
 
 
 class ClassOrder:
-    """Which rows a step sees if x and y belong together by class: one of each for every class.
+    """Draws the rows of every step for x and y paired by class: one of each per class.
 
     A batch of the default size holds every class once, as the paper's sampler does; other sizes
     walk through one permutation of the classes after another. An epoch draws as many pairs as the
@@ -102,7 +102,7 @@ class ClassOrder:
         self.steps_per_epoch = max(1, longest // self.batch_size)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Rows of x and y (B, 2) of optimiser step 0, 1, …."""
+        """Returns rows of x and y (B, 2) of step 0, 1, …."""
         count = len(self.classes)
         first = step * self.batch_size
         rounds = range(first // count, (first + self.batch_size - 1) // count + 1)

@@ -1,12 +1,12 @@
 """Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
-A job is a JSON object of everything that decides its values, and its result blocks 0 … N-1, each a
-dictionary of arrays (numbers or text). While it is made, `OUTPUT.partial/` holds job.json, the
-.lock of the process that works there, and each finished block as NUMBER.npz.
+A job is a JSON object of everything that decides its values. Its result is blocks 0 … N-1, each a
+dictionary of arrays (numbers or text). Meanwhile `OUTPUT.partial/` holds job.json, the .lock of the
+process that works there, and each finished block as NUMBER.npz.
 
-A part of the job that one process makes (`--shard`) is a run of its blocks, in an HDF5 file of
-schema `iiae.part/1`: /blocks/NUMBER/NAME, and as attributes (JSON) which part it is, the job, and
-what else its maker says.
+A part of the job (`--shard`) is a range of its blocks in an HDF5 file of schema `iiae.part/1`:
+/blocks/NUMBER/NAME, and as attributes (JSON) the number of the part, the job, and its maker's
+notes.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class BlockStore:
         self._done = {int(path.stem) for path in folder.glob("[0-9]*.npz") if _is_whole(path)}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the numbers whose block is not finished."""
+        """Returns the numbers whose block is not finished."""
         return [number for number in numbers if number not in self._done]
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished block; a kill does not lose it once this returns."""
+        """Stores a finished block, which then survives a kill."""
         named = dict[str, Any](arrays)
         with writing(self._path(number), sync=False) as temporary, temporary.open("wb") as file:
             np.savez(file, **named)
         self._done.add(number)
 
     def read(self, number: int) -> Arrays:
-        """The arrays of a finished block."""
+        """Returns the arrays of a finished block."""
         path = self._path(number)
         with (
             reading(path, f"remove {self.folder} and run again"),
@@ -72,7 +72,7 @@ class BlockStore:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a block is as it was written; a machine that dies may leave less."""
+    """Returns whether a block is intact; a machine that dies may leave less."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
         return file.testzip() is None
     return False
@@ -82,11 +82,11 @@ def _is_whole(path: Path) -> bool:
 def block_store(
     output: Path, job: Job, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[BlockStore]:
-    """Open the store of an output's blocks; it is removed when the `with` block ends well.
+    """Opens the store of an output's blocks, and removes it when the `with` block succeeds.
 
-    It stays after an interruption, a bug or a full disk, and goes after any other user's error,
-    which would only come again. `resume` keeps finished blocks of the same job, and drops those of
-    another with a word.
+    It stays after an interruption, a bug or a full disk. It goes after other user errors, which
+    would only recur. `resume` keeps finished blocks of the same job, and says so when it drops
+    those of another.
     """
     folder = partial_of(output)
     job = json.loads(json.dumps(job))
@@ -119,14 +119,14 @@ def block_store(
 
 
 def partial_of(output: Path) -> Path:
-    """Where the unfinished work of an output file lies."""
+    """Returns the folder of an output's unfinished work."""
     if output.is_dir():
         raise IiaeError(f"{output} is a folder", "name a file, such as -o z.h5")
     return output.with_name(f"{output.name}.partial")
 
 
 def discard(output: Path) -> None:
-    """Remove what a process left that was killed after its output was complete."""
+    """Removes the store of a process that was killed after it completed its output."""
     folder = partial_of(output)
     if folder.is_dir():
         with _held(folder):
@@ -134,13 +134,13 @@ def discard(output: Path) -> None:
 
 
 def differences(left: Job, right: Job) -> list[str]:
-    """The names of what differs between two jobs."""
+    """Returns the names of the keys in which two jobs differ."""
     return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock."""
+    """Makes the folder and locks it."""
     _begun(folder)  # refuses one that is not the store's
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """What job.json of a folder says, if it exists; anything else in its place is refused."""
+    """Returns the content of a folder's job.json, if it exists; raises if the folder is foreign."""
     if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -162,13 +162,13 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
 
 def _contents(folder: Path) -> set[str]:
-    """The names in a folder, without its lock and half-written files."""
+    """Returns the names in a folder, without its lock and half-written files."""
     names = {path.name for path in folder.glob("*")}
     return {name for name in names if name != LOCK and not name.endswith(files.TEMPORARY)}
 
 
 def _empty(folder: Path) -> None:
-    """Remove all work; the job goes last, so that a kill leaves a folder that is known again."""
+    """Removes all work, the job last, so that a kill leaves a folder that is recognised again."""
     paths = [path for path in folder.glob("*") if path.name != LOCK]
     for path in sorted(paths, key=lambda path: path.name == _JOB):
         path.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def _remove(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of how many."""
+    """A part's number, and the count of parts."""
 
     index: int  # from 0
     count: int
@@ -197,13 +197,13 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, total: int) -> range:
-        """Its run of `total` blocks; runs of all parts differ in length by one at most."""
+        """Returns its range of `total` blocks; the lengths of all parts differ by at most one."""
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """A part's file, its blocks unread."""
+    """A part's file with unread blocks."""
 
     path: Path
     part: Part
@@ -212,7 +212,7 @@ class PartFile:
     about: dict[str, Any]  # what else its maker says, such as the words of its command
 
     def blocks(self) -> Iterator[Arrays]:
-        """Its blocks in order; one that is missing or damaged is a user's error."""
+        """Yields its blocks in order; a missing or damaged one is a user's error."""
         with hdf5.open_hdf5(self.path, _REMEDY) as file:
             for number in self.part.of(self.total):
                 group = hdf5.subgroup(hdf5.subgroup(file, "blocks"), str(number))
@@ -222,7 +222,7 @@ class PartFile:
 def write_part(
     path: Path, store: BlockStore, part: Part, total: int, about: Mapping[str, Any]
 ) -> None:
-    """Write a part, whose blocks the store has; parts of a job may differ in what `about` says."""
+    """Writes a part from the store's blocks; parts of a job may differ in `about`."""
     with writing(path, folder=store.folder) as temporary, hdf5.new_hdf5(temporary) as file:
         head = {"part": [part.index, part.count, total], "job": store.job, "about": about}
         file.attrs["schema"] = PART_SCHEMA
@@ -235,7 +235,7 @@ def write_part(
 
 
 def part_of(path: Path) -> PartFile:
-    """Open a part's file."""
+    """Opens a part's file."""
     with hdf5.open_hdf5(path, _REMEDY) as file:
         hdf5.check_schema(file, path, PART_SCHEMA, _REMEDY)
         head = {key: json.loads(hdf5.text_attribute(file, key)) for key in ("part", "job", "about")}
@@ -246,9 +246,9 @@ def part_of(path: Path) -> PartFile:
 
 
 def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
-    """Sort the parts of one job; those of another, doubled or missing ones are refused.
+    """Sorts the parts of a job; raises if one is missing, doubled, or of another job.
 
-    `again` says how a missing one is made, up to the options: `iiae prepare …`.
+    `again` is the command that makes a missing one, up to the options: `iiae prepare …`.
     """
     first = parts[0]
     by_index: dict[int, PartFile] = {}
@@ -274,5 +274,5 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
 
 
 def _division(item: PartFile) -> Job:
-    """What all parts of a job share."""
+    """Returns what all parts of a job share."""
     return {**item.job, "number of shards": item.part.count, "number of inputs": item.total}

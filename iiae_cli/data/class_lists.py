@@ -1,9 +1,9 @@
-"""Lists of classes: the published test classes, how names compare, which of them weights have seen.
+"""Published lists of test classes, the comparison of class names, and which weights saw which.
 
 A zero-shot figure means nothing without its list of test classes, so every division has a name and
-a hash, and both go into the data file. Of the published lists of Sketchy Extended `sempcyc-25` is
-the paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses. Seen are classes of
-the data set alone, not ImageNet's.
+a hash, both in the data file. Of the published lists of Sketchy Extended `sempcyc-25` is the
+paper's split 1, `eccv18-21` its split 2; `sake-25` is what later work uses. Seen classes are those
+of the data set, not ImageNet's.
 """
 
 from __future__ import annotations
@@ -37,49 +37,49 @@ CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
 
 
 def nfc(text: str) -> str:
-    """A text in Unicode's composed form, in which names are compared."""
+    """Returns a text in Unicode's composed form, in which names are compared."""
     return unicodedata.normalize("NFC", text)
 
 
 def normalise_class(name: str) -> str:
-    """A class name as the published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
+    """Returns a class name as published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
     return nfc(name).strip().replace("-", "_").replace(" ", "_")
 
 
 def class_list_hash(names: Iterable[str]) -> str:
-    """SHA-256 in hex over the sorted distinct names, joined by newlines, UTF-8."""
+    """Returns the SHA-256, in hex, of the sorted distinct names, joined by newlines, in UTF-8."""
     text = "\n".join(sorted({*names}))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Classes that some weights were trained on, sorted."""
+    """The classes that some weights were trained on, sorted."""
 
     classes: tuple[str, ...] = ()
     complete: bool = True  # there are no others; not known of features and weights of others
 
     def and_also(self, classes: Iterable[str]) -> Seen:
-        """These after training on more classes."""
+        """Returns the classes seen after training on more."""
         return Seen(tuple(sorted({*self.classes, *classes})), self.complete)
 
     def among(self, test_classes: Iterable[str]) -> list[str]:
-        """The test classes that were seen, whichever spelling."""
+        """Returns the test classes that were seen, in whichever spelling."""
         seen = {normalise_class(name) for name in self.classes}
         return sorted(name for name in set(test_classes) if normalise_class(name) in seen)
 
     def leak(self, test_classes: Iterable[str]) -> list[str] | None:
-        """The test classes that were seen; None if that is unknown."""
+        """Returns the test classes that were seen; None if that is unknown."""
         return self.among(test_classes) or ([] if self.complete else None)
 
     def to_json(self) -> dict[str, Any]:
-        """`classes_seen`: a list, or None if nothing is known; `classes_seen_complete`."""
+        """Returns `classes_seen`, a list, or None if unknown, and `classes_seen_complete`."""
         known = list(self.classes) if self.classes or self.complete else None
         return {"classes_seen": known, "classes_seen_complete": self.complete}
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> Seen:
-        """From what `to_json` returned; unknown if nothing is said."""
+        """Reads what `to_json` returned; unknown if the key is missing."""
         classes = values.get("classes_seen")
         if classes is None:
             return UNKNOWN
@@ -89,7 +89,7 @@ class Seen:
 
     @classmethod
     def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
-        """From a data file's attribute `backbone`; a damaged one is an error."""
+        """Reads a data file's attribute `backbone`; raises if it is damaged."""
         try:
             return cls.of_json(json.loads(attributes.get("backbone", "{}")))
         except (ValueError, AttributeError, RecursionError) as error:
@@ -104,7 +104,7 @@ UNKNOWN = Seen(complete=False)
 
 
 def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
-    """Refuse `what`, weights or features, that has seen a test class, unless `allow`."""
+    """Raises if `what`, weights or features, has seen a test class, unless `allow`."""
     leaked = seen.among(test_classes)
     if leaked and not allow:
         raise IiaeError(

@@ -1,8 +1,8 @@
 """The prepared data file (HDF5, schema `iiae.data/2`), whose layout docs/data.md shows.
 
-Rows of x and y belong together one by one, or as `pairs` says. Where the attribute `alignment` is
-`class`, or the domains differ in length and have labels, they belong together by labels alone.
-Arrays are stored contiguously, so that a split larger than memory can be mapped instead of read.
+Rows of x and y are paired one by one, or by `pairs`. If the attribute `alignment` is `class`, or
+the domains differ in length and have labels, they are paired by labels alone. Arrays are stored
+contiguously, so that a split larger than memory can be mapped instead of read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Side:
         return len(self.rows)
 
     def take(self, indices: NDArray[np.int64]) -> Side:
-        """These rows alone, in this order."""
+        """Returns these rows alone, in this order."""
         ids = [self.ids[row] for row in indices]
         labels = None if self.labels is None else [self.labels[row] for row in indices]
         return Side(self.rows[indices], ids, labels)
@@ -57,7 +57,7 @@ class Side:
 
 @dataclass
 class Split:
-    """The two sides of a split, and which of their rows belong together."""
+    """The two sides of a split, and their pairs."""
 
     x: Side
     y: Side
@@ -65,7 +65,7 @@ class Split:
     pairs: NDArray[np.int64] | None = None  # (M, 2) rows of x and y; None: row i of both
 
     def side(self, domain: Domain) -> Side:
-        """The side of one domain."""
+        """Returns one domain's side."""
         return self.x if domain == "x" else self.y
 
     @property
@@ -74,11 +74,11 @@ class Split:
         return len(self.x) if self.pairs is None else len(self.pairs)
 
     def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
-        """The split of these rows alone, in this order, without factors and pairs."""
+        """Returns these rows alone, in this order, without factors and pairs."""
         return Split(self.x.take(rows_x), self.y.take(rows_y))
 
     def take_pairs(self, indices: NDArray[np.int64]) -> Split:
-        """The split of these pairs alone, in this order; its rows are aligned."""
+        """Returns these pairs alone, in this order; the rows are aligned."""
         rows_x = rows_y = indices
         if self.pairs is not None:
             rows_x, rows_y = self.pairs[indices].T
@@ -99,10 +99,10 @@ def write_data_file(
     skipped: Sequence[str] = (),
     folder: Path | None = None,
 ) -> None:
-    """Write a data file, atomically, its temporary file in `folder` or beside it.
+    """Writes a data file, atomically, its temporary file in `folder` or beside it.
 
-    Absent splits are written empty. The attributes say how the file was made, `skipped` has a line
-    for every input left out.
+    Absent splits are written empty. The attributes record how the file was made, `skipped` has a
+    line for every input left out.
     """
     none = np.empty(0, np.int64)
     empty = next(iter(splits.values())).take(none, none)
@@ -130,7 +130,7 @@ def _write_split(group: h5py.Group, split: Split) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides an array's bytes, for a file's attributes."""
+    """Returns the versions that decide an array's bytes, for a file's attributes."""
     modules = {"iiae": iiae_cli, "h5py": h5py, "numpy": np, "pillow": PIL}
     return {name: str(module.__version__) for name, module in modules.items()}
 
@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model needs to know of a data file."""
+    """The facts about a data file that a model needs."""
 
     name: str  # of the data set
     shape_x: tuple[int, ...]  # (H, W, C) of a picture of x, or (F,) of a feature vector
@@ -175,12 +175,12 @@ class DataFile:
             self.info = DataInfo(name, shape_x, shape_y, counts, attributes, by_class)
 
     def skipped(self) -> list[str]:
-        """A line for every input that was left out when the file was made."""
+        """Returns a line for every input that was left out when the file was made."""
         with hdf5.open_hdf5(self.path, _HINT) as file:
             return hdf5.read_texts(file, "skipped") or []
 
     def split(self, name: str) -> Split:
-        """One split; read at once if it fits in half of the free memory, else memory-mapped."""
+        """Reads one split, memory-mapped if it takes more than half of the free memory."""
         with self._opened(name) as group:
             split = Split(self._side(group, "x"), self._side(group, "y"))
             if "pairs" in group:
@@ -197,12 +197,12 @@ class DataFile:
         return split
 
     def mapped_side(self, name: str, domain: Domain) -> Side:
-        """One domain of a split, its rows mapped where they can be."""
+        """Returns one domain of a split, its rows mapped if possible."""
         with self._opened(name) as group:
             return self._side(group, domain, most=0)
 
     def _side(self, group: h5py.Group, domain: Domain, most: int | None = None) -> Side:
-        """A domain's rows, memory-mapped where they take more than `most` bytes."""
+        """Returns a domain's rows, memory-mapped if they take more than `most` bytes."""
         data = f"{group.name}/{domain}"
         ids, labels = (hdf5.read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
         side = Side(hdf5.read_or_map(group, domain, self.path, most), ids or [], labels)
@@ -221,7 +221,7 @@ class DataFile:
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
-    """The shape of a row of a domain, equal in all splits."""
+    """Returns the shape of a domain's rows, equal in all splits."""
     shapes = set()
     for group in groups.values():
         data = hdf5.dataset(group, domain)

@@ -1,9 +1,9 @@
-"""Fine-tuning a backbone as classifier of the training classes.
+"""Fine-tunes a backbone as classifier of the training classes.
 
 The recipe of the Sketchy features: backbone → linear 512, no activation (the features, signed) →
 linear classifier; cross-entropy, SGD with momentum, a rate that falls linearly to 0, batches that
-draw every class equally often. Each domain has a network of its own. A step's batch and its dropout
-are functions of seed and step, so that resumed fine-tuning ends in the same weights.
+draw every class equally often. Each domain has its own network. A step's batch and dropout are
+functions of seed and step, so that resumed fine-tuning ends in the same weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHECKPOINT_SCHEMA = "iiae.fine-tuning/3"
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a backbone is fine-tuned."""
+    """The settings of fine-tuning."""
 
     epochs: int  # one draws as many pictures as the domain has for training
     seed: int = 0  # of new layers, batches and dropout
@@ -66,18 +66,18 @@ class _Tuner:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
 
     def _seed(self, step: int) -> None:
-        """Make dropout a function of seed, domain and step."""
+        """Makes dropout a function of seed, domain and step."""
         torch.manual_seed(int(self._entropy(step).generate_state(1)[0]))
 
     def draw(self, step: int) -> NDArray[np.int64]:
-        """Rows (B,) of a step: a class uniformly, then one of its pictures uniformly."""
+        """Draws the rows (B,) of a step: a class uniformly, then one of its pictures uniformly."""
         rng = np.random.default_rng(self._entropy(step))
         classes = rng.integers(len(self.rows_of), size=self.settings.batch_size)
         places = rng.integers([len(self.rows_of[label]) for label in classes])
         return np.array([self.rows_of[classes[n]][place] for n, place in enumerate(places)])
 
     def learn(self, inputs: Tensor, rows: NDArray[np.int64], total: int) -> None:
-        """Take one of `total` steps of SGD; a loss that is not finite is an error."""
+        """Takes one of `total` steps of SGD; raises for a loss that is not finite."""
         step = self.counts["step"]
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * (1.0 - step / total)
@@ -97,7 +97,6 @@ class _Tuner:
         self.counts["shown"] += len(targets)
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint."""
         momenta = {
             f"momentum.{name}": self.optimizer.state[values]["momentum_buffer"]
             for name, values in self.model.named_parameters()
@@ -108,7 +107,6 @@ class _Tuner:
             save_tensors({**self.model.state_dict(), **momenta}, temporary, header)
 
     def restore(self, path: Path) -> None:
-        """Resume from a checkpoint."""
         hint = f"delete {path} and run the same command again with --resume"
         header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, hint)
         for name, values in self.model.named_parameters():
@@ -128,10 +126,10 @@ def fine_tune(
     checkpoint: Path,
     stop: Stop = NEVER,
 ) -> float:
-    """Fine-tune a network, in place, to classify its pictures; it ends in evaluation mode.
+    """Fine-tunes a network, in place, to classify its pictures; it ends in evaluation mode.
 
     Unreadable pictures are left out of their batch. The checkpoint is written after every epoch and
-    where the work should stop. Returns the accuracy while the last epoch was learnt.
+    at a stop. Returns the accuracy during the last epoch.
     """
     network, device, domain = extractor.network, extractor.device, extractor.domain
     assert isinstance(network, FeatureNetwork)

@@ -1,8 +1,8 @@
-"""HDF5 files, written and read as numbers and UTF-8 texts of fixed length.
+"""Writes and reads HDF5 files of numbers and fixed-length UTF-8 texts.
 
-The format lets a file name others, and declare arrays far larger than what it stores. Readers take
-what lies in the file itself and fits in memory; what is refused here raises ValueError, which
-`open_hdf5` turns into a user's error like everything that h5py raises.
+The format lets a file refer to others, and declare arrays far larger than what it stores. Readers
+accept only what lies in the file itself and fits in memory; they raise ValueError for the rest,
+which `open_hdf5` turns into a user's error like everything that h5py raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHECKED = 65_536  # rows of features looked at together
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether `path` is named as an HDF5 file."""
+    """Returns whether `path` is named as an HDF5 file."""
     return path.suffix.lower() in (".h5", ".hdf5")
 
 
@@ -37,7 +37,7 @@ def is_hdf5(path: Path) -> bool:
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to fill; what cannot be finished is let go of."""
+    """Opens a new HDF5 file to fill; a file that cannot be finished is abandoned."""
     file = h5py.File(path, "w", locking=False)  # renamed into place: nobody else opens it
     descriptor = file.id.get_vfd_handle()
     try:
@@ -57,7 +57,7 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[str]) -> None:
-    """Write numbers or texts, which `read_column` reads back; file names may be no UTF-8."""
+    """Writes numbers or texts for `read_column`; file names need not be UTF-8."""
     if not isinstance(values, np.ndarray) or values.dtype.kind in "OU":
         texts = [text.encode("utf-8", "surrogateescape") for text in values]
         longest = max(map(len, texts), default=0) or 1
@@ -71,13 +71,13 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[s
 
 @contextmanager
 def open_hdf5(path: Path, hint: str) -> Iterator[h5py.File]:
-    """Read an HDF5 file; whatever h5py or this module raises inside the block is a user's error."""
+    """Opens an HDF5 file; whatever h5py or this module raises in the block is a user's error."""
     with reading(path, hint), read_only(path) as file:
         yield file
 
 
 def read_only(path: Path) -> h5py.File:
-    """Open an HDF5 file to read, without a lock; one of another kind is named as such."""
+    """Opens an HDF5 file to read, without a lock; raises for a file of another kind."""
     with path.open("rb") as file:
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
             raise IiaeError(
@@ -87,12 +87,12 @@ def read_only(path: Path) -> h5py.File:
 
 
 def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
-    """Refuse a file of another schema."""
+    """Raises for a file of another schema."""
     check_kind(path, text_attributes(file).get("schema", "none"), schema, hint)
 
 
 def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
-    """An attribute that is one text, else the default; ValueError without one."""
+    """Returns a text attribute, else the default; raises ValueError without one."""
     value = text_attributes(file).get(name, default)
     if value is None:
         raise ValueError(f"attribute {name} is missing or no text")
@@ -100,7 +100,7 @@ def text_attribute(file: h5py.File, name: str, default: str | None = None) -> st
 
 
 def text_attributes(file: h5py.File) -> dict[str, str]:
-    """Every attribute that is one text."""
+    """Returns all text attributes."""
     return {
         name: value.decode() if isinstance(value, bytes) else value
         for name, value in file.attrs.items()
@@ -109,7 +109,7 @@ def text_attributes(file: h5py.File) -> dict[str, str]:
 
 
 def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """What a group holds under a name by a hard link; None if nothing."""
+    """Returns a group's member of this name, by a hard link only; None if missing."""
     if not group.id.links.exists(name.encode()):
         return None
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
@@ -118,7 +118,7 @@ def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """A group in a group."""
+    """Returns a group in a group."""
     member = _member(group, name)
     if not isinstance(member, h5py.Group):
         raise ValueError(f"{name} is no group")
@@ -126,7 +126,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A dataset of a group by name or `GROUP/NAME`, fit to be read; None if missing."""
+    """Returns a readable dataset of a group, by name or `GROUP/NAME`; None if missing."""
     parent, _, last = name.rpartition("/")
     holder = _member(group, parent) if parent else group
     data = None if holder is None else _member(holder, last)
@@ -143,7 +143,7 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
 
 def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> NDArray[Any]:
-    """A finite array in memory, or a map if it takes more than `most` bytes [half of the free]."""
+    """Reads a finite array, or maps it if it takes more than `most` bytes [half of the free]."""
     data = _numbers(group, name)
     offset = data.id.get_offset()
     if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
@@ -157,7 +157,7 @@ def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> N
 
 
 def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A column of texts of fixed length, unread; None if missing."""
+    """Returns a column of fixed-length texts, unread; None if missing."""
     data = dataset(group, name)
     if data is None:
         return None
@@ -167,7 +167,7 @@ def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
 
 def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """A column of texts, bytes that are no UTF-8 as Python has them; None if missing."""
+    """Returns a column of texts, non-UTF-8 bytes as surrogates; None if missing."""
     data = text_column(group, name)
     if data is None:
         return None
@@ -175,7 +175,7 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
 
 
 def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
-    """Numbers or texts, as `write_column` took them."""
+    """Returns numbers or texts as `write_column` took them."""
     data = dataset(group, name)
     if data is not None and data.dtype.kind == "S":
         return np.array(read_texts(group, name), np.str_)

@@ -1,8 +1,8 @@
 """Networks that turn pictures into features, by name: torchvision's, timm's and open_clip's.
 
 `vgg16` and `torchvision:vgg16` are torchvision's, the others `timm:NAME[.TAG]` and
-`open_clip:NAME[@PRETRAINED]`, whose libraries are imported where they are named. Published weights
-come from the caches of torch and huggingface_hub; nothing is fetched unless asked for.
+`open_clip:NAME[@PRETRAINED]`, whose libraries are imported when one is named. Published weights
+come from the caches of torch and huggingface_hub; nothing is downloaded unless asked for.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UNFIT = ("googlenet", "inception_v3")  # of torchvision's; they have second cla
 
 @dataclass(frozen=True)
 class Published:
-    """What a library publishes of one of its networks."""
+    """A library's facts about one of its networks."""
 
     name: str  # in full
     trained_on: str  # for people
@@ -54,20 +54,20 @@ class Published:
 
 
 class Library(Protocol):
-    """Where networks come from; a name is one of its own, without the library's."""
+    """A source of networks, named without the library's prefix."""
 
     def published(self, name: str) -> Published:
-        """What is known of a network; raises IiaeError with near names if nothing."""
+        """Returns the facts about a network; raises IiaeError, with near names, if unknown."""
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        """What `Published.transform` says."""
+        """Returns the transform that `Published.transform` describes."""
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        """From pictures (B, 3, h, w) to features (B, D), and D; RuntimeError of others' weights."""
+        """Builds pictures (B, 3, h, w) → features (B, D), and returns D; RuntimeError on misfit."""
 
 
 class _TorchVision:
-    """torchvision's picture classifiers, up to what enters the final layer."""
+    """torchvision's picture classifiers, without the final layer."""
 
     def published(self, name: str) -> Published:
         known = [known for known in models.list_models(module=models) if known not in _UNFIT]
@@ -115,7 +115,7 @@ class PatchTokens(nn.Module):
         self.body, self.pool, self.patches_from = body, pool, patches_from
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, D) of the tokens (B, T, D)."""
+        """Returns features (B, D) from the tokens (B, T, D)."""
         of_timm = getattr(self.body, "forward_features", None)
         tokens: Tensor = self.body(pictures)[1] if of_timm is None else of_timm(pictures)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, self.patches_from :].mean(1)
@@ -226,7 +226,7 @@ _LIBRARIES: dict[str, Library] = {
 
 
 def library_of(name: str) -> tuple[Library, str]:
-    """The library of a network, and the network's name there."""
+    """Returns the library of a network, and the network's name there."""
     prefix, colon, bare = name.partition(":")
     if not colon:
         return _LIBRARIES["torchvision"], name
@@ -236,13 +236,13 @@ def library_of(name: str) -> tuple[Library, str]:
 
 
 def published(name: str) -> Published:
-    """What is known of a network; raises IiaeError, with near names, if nothing."""
+    """Returns the facts about a network; raises IiaeError, with near names, if it is unknown."""
     library, bare = library_of(name)
     return library.published(bare)
 
 
 def final_layer(network: nn.Module) -> str:
-    """The dotted name of the layer that classifies: the last with ImageNet's 1000 outputs."""
+    """Returns the dotted name of the classifying layer: the last with ImageNet's 1000 outputs."""
     for name, module in reversed(list(network.named_modules())):
         outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
         if outputs is not None and getattr(module, outputs) == _IMAGENET_CLASSES:
@@ -251,9 +251,9 @@ def final_layer(network: nn.Module) -> str:
 
 
 def published_file(found: Published, download: bool) -> Path:
-    """The published weights in a cache, which `download` fills.
+    """Returns the published weights in a cache, which `download` fills.
 
-    Raises IiaeError, naming what to fetch, if they are not there.
+    Raises IiaeError, naming what to fetch, if they are missing.
     """
     if not found.hub and not found.url:
         raise IiaeError(
@@ -277,7 +277,7 @@ def published_file(found: Published, download: bool) -> Path:
 
 
 def _of_hub(hub: str, files: Sequence[str], download: bool) -> Path | str:
-    """A file, or why there is none."""
+    """Returns a file, or why there is none."""
     hf = _imported("huggingface_hub", "hub")
     for file in files:
         cached = hf.try_to_load_from_cache(hub, file)
@@ -295,7 +295,7 @@ def _of_hub(hub: str, files: Sequence[str], download: bool) -> Path | str:
 
 
 def _of_address(url: str, download: bool) -> Path | str:
-    """A file, or why there is none."""
+    """Returns a file, or why there is none."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
         if not path.is_file() and download:
@@ -307,7 +307,7 @@ def _of_address(url: str, download: bool) -> Path | str:
 
 
 def _hash_in(url: str) -> str:
-    """The beginning of the SHA-256 that names of torchvision's files carry."""
+    """Returns the start of the SHA-256 that names of torchvision's files carry."""
     return Path(url).stem.rpartition("-")[2]
 
 

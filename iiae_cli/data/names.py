@@ -1,8 +1,8 @@
-"""Which files and folders there are, and what their names mean: splits and domains.
+"""Finds pictures in files and folders, and reads splits and domains from their names.
 
-Names compare in Unicode's composed form (NFC), as macOS writes decomposed ones (NFD); what is
-written keeps the spelling of the file system. No folder of test pictures gets into training, and
-whatever is not taken is counted in `SEEN`, or is a line in `Notes.skipped`.
+Names compare in Unicode's composed form (NFC), as macOS writes decomposed ones (NFD); written names
+keep the file system's spelling. No folder of test pictures gets into training, and whatever is not
+read is counted in `SEEN`, or is a line in `Notes.skipped`.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache_
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
-    """Sort key under which `2.png` stands before `10.png`."""
+    """Returns a sort key under which `2.png` stands before `10.png`."""
     parts = re.split(r"(\d+)", str(path))
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a name is one that systems, not people, write into folders."""
+    """Returns whether a name is one that systems, not people, write into folders."""
     return path.name[0] == "." or path.name.lower() in _JUNK
 
 
 def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
-    """Every picture file below a folder, through links, hidden ones left out, in natural order."""
+    """Returns all visible picture files below a folder, through links, in natural order."""
     above = frozenset(
         _identity(path) for path in folder.resolve().parents if os.access(path, os.F_OK)
     )
@@ -77,7 +77,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _walk(
     folder: Path, above: frozenset[tuple[int, int]], without: Collection[Path]
 ) -> Iterator[Path]:
-    """Picture files below a folder, which lies in those `above` (device, inode); notes others."""
+    """Yields pictures below a folder, which lies in those `above` (device, inode); notes others."""
     try:
         paths, here = list(folder.iterdir()), _identity(folder)
     except OSError:
@@ -100,10 +100,10 @@ def _walk(
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """Picture files from files and folders (recursive), in the order given.
+    """Returns picture files from files and folders (recursive), in the order given.
 
-    A file named outright is taken whatever its suffix; among several, it may turn out missing when
-    it is decoded.
+    A file named outright is taken whatever its suffix; among several, a missing one is reported
+    when it is decoded.
     """
     paths: list[Path] = []
     listings: Listings = {}
@@ -127,7 +127,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
 
 
 def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
-    """Replace `-` by the paths on standard input, one a line, or NUL-separated."""
+    """Replaces `-` by the paths on standard input, one a line, or NUL-separated."""
     paths: list[str] = []
     for word in inputs:
         paths += _listed(sys.stdin.buffer.read(), nul) if word == "-" else [word]
@@ -139,7 +139,7 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 
 
 def _listed(content: bytes, nul: bool) -> list[str]:
-    """The paths of a list, in which Windows may have written line ends and a byte order mark."""
+    """Returns the paths of a list that may have Windows' line ends and a byte order mark."""
     if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise IiaeError(
             "the list of paths is in UTF-32", "pipe it through: iconv -f UTF-32 -t UTF-8"
@@ -154,14 +154,14 @@ def _listed(content: bytes, nul: bool) -> list[str]:
 
 
 def _listed_path(line: str) -> str:
-    """A line as it is, where such a file exists, else without line end, spaces and quotes."""
+    """Returns a line as it is if such a file exists, else without line end, spaces and quotes."""
     plain = line.rstrip("\r")
     forms = (line, plain, plain.strip(), plain.strip().strip("\"'"))
     return next((form for form in forms if os.path.lexists(form)), plain)
 
 
 def find_file(path: Path, listings: Listings) -> Path | None:
-    """A path that exists, or else the one in another Unicode form; `listings` are kept.
+    """Returns a path if it exists, else the one in another Unicode form; `listings` is a cache.
 
     Raises ValueError if two files have that name in other forms.
     """
@@ -182,7 +182,7 @@ def find_file(path: Path, listings: Listings) -> Path | None:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with its row behind every one that recurs."""
+    """Returns the names, with the row appended to every one that recurs."""
     counts = Counter(names)
     return [name if counts[name] == 1 else f"{name}#{row}" for row, name in enumerate(names)]
 
@@ -192,31 +192,31 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 @dataclass
 class Notes:
-    """What was noticed of a source, a line each."""
+    """Remarks on a source, a line each."""
 
     skipped: list[str] = field(default_factory=list)  # inputs that are left out
     decided: list[str] = field(default_factory=list)  # what was read in another way than written
 
     def attributes(self) -> dict[str, str]:
-        """Say what was decided, and return it as an attribute of the data file."""
+        """Prints the decisions, and returns them as an attribute of the data file."""
         for line in self.decided:
             console.say(line)
         return {"notes": "\n".join(self.decided)} if self.decided else {}
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name means, in any capitals: `Validation` is valid, `test_set` is test."""
+    """Returns the split that a name means in any case: `Validation` is valid, `test_set` test."""
     word = re.sub(r"(?<=[a-z])[-_ ](?=[a-z])", "", nfc(name).casefold())
     return _MEANINGS.get(word.removesuffix("set"))
 
 
 def domain_of(name: str) -> str | None:
-    """The domain that a folder's name means, in any capitals."""
+    """Returns the domain that a folder's name means, in any case."""
     return name.lower() if name.lower() in DOMAINS else None
 
 
 def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, Path]:
-    """The folders right below one by what their names mean; two of one meaning are an error."""
+    """Returns the folders directly below one by their names' meanings; raises if two agree."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = meaning(path.name)
@@ -233,19 +233,19 @@ def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, 
 
 
 def split_folders(source: Path) -> dict[str, Path]:
-    """The folders of splits in a source, under whichever name."""
+    """Returns the folders of splits in a source, under whichever name."""
     return folders_by(source, split_of)
 
 
 def read_as(names: Mapping[str, str], notes: Notes) -> None:
-    """Note the names of splits that are read as another."""
+    """Notes the names of splits that are read as another."""
     notes.decided += [
         f"{name} is read as {split}" for split, name in names.items() if name != split
     ]
 
 
 def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
-    """Note the pictures below a folder that are not below those `taken`, which are read."""
+    """Notes the pictures below a folder that are not below those `taken`, which are read."""
     beside = ", ".join(f"{path.name}/" for path in taken)[:80] or "no folder that is read"
     rest = (path.relative_to(folder).parts for path in pictures_in(folder, taken))
     for name, count in Counter(parts[0] if parts[1:] else "" for parts in rest).items():
@@ -254,9 +254,9 @@ def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
 
 
 def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> None:
-    """Refuse pictures of valid or test among those to train on, or to divide anew ("").
+    """Raises for pictures of valid or test among those to train on, or to divide anew ("").
 
-    A folder says so by its name, or names do that differ in the word of a split alone.
+    A folder shows it by its name, or names do that differ in the word of a split alone.
     """
     if split not in ("", "train"):
         return
@@ -281,7 +281,7 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
 
 
 def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
-    """Refuse to divide a source at random that has a folder or a list which looks like a split."""
+    """Raises if a source to divide at random has a folder or a list that looks like a split."""
     targets: dict[Path, Path] = {}
     for path in sorted(source.iterdir(), key=natural_key):
         split = looks_like(path.name if path.is_dir() else path.stem)
@@ -307,7 +307,7 @@ def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
 
 
 def looks_like(name: str) -> str | None:
-    """The split that a name means or looks like: `test2017`, `valA`, `old-test`, `01_train`."""
+    """Returns the split that a name resembles: `test2017`, `valA`, `old-test`, `01_train`."""
     splits, rest = _words_of(name)
     plain = all(len(word) < 3 or word in _FILLERS.split() for word in rest)
     found = (split for split in ("test", "valid", "train") if split in splits)
@@ -315,7 +315,7 @@ def looks_like(name: str) -> str | None:
 
 
 def _words_of(name: str) -> tuple[set[str], list[str]]:
-    """The splits that words of a name mean, and its other words."""
+    """Returns the splits that words of a name mean, and its other words."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", nfc(name))]
     means = {word: _MEANINGS.get(word) or _MEANINGS.get(word.removesuffix("set")) for word in words}
     return {split for split in means.values() if split}, [w for w in words if not means[w]]

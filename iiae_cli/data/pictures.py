@@ -1,8 +1,8 @@
-"""Picture files as arrays of 8 bits per channel, and arrays at another size.
+"""Decodes picture files to arrays of 8 bits per channel, and resizes arrays.
 
-Every mode that Pillow opens is read, as docs/data.md says, and what was changed on the way is
-counted in `SEEN`. A file that cannot be read is a `PictureError`, so that a caller can name, count
-and skip it.
+Every mode that Pillow opens is read, as docs/data.md says, and changes on the way are counted in
+`SEEN`. A file that cannot be read raises `PictureError`, so that a caller can name, count and skip
+it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Source: TypeAlias = Path | Image.Image  # a picture file, or a picture in memory
 
 
 class PictureError(Exception):
-    """One file is no picture that can be read."""
+    """A file that is no readable picture."""
 
     def __init__(self, path: Source, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -70,7 +70,7 @@ class PictureError(Exception):
 
 
 class _UnusableError(Exception):
-    """Why a picture that Pillow reads is of no use."""
+    """The reason why a picture that Pillow reads is of no use."""
 
 
 # ---- decoding
@@ -79,7 +79,7 @@ class _UnusableError(Exception):
 def decode(
     path: Source, channels: int = 3, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """A picture or its file as (H, W, channels) uint8, at its own size or `size` = (H, W).
+    """Returns a picture or its file as (H, W, channels) uint8, at its own or another `size` (H, W).
 
     `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
@@ -89,7 +89,7 @@ def decode(
 def decode_parts(
     path: Source, count: int, channels: int = 3, size: tuple[int, int] | None = None
 ) -> list[NDArray[np.uint8]]:
-    """`count` pictures of equal width that lie side by side in a file, each as `decode` has it."""
+    """Returns `count` pictures of equal width that lie side by side, each as `decode` does."""
     changes: list[str] = []
     with _opened(path) as opened:
         mode = opened.mode
@@ -110,7 +110,7 @@ def decode_parts(
 
 
 def picture_size_of(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture file from its header, as shown (EXIF rotation applied)."""
+    """Returns (H, W) of a picture file from its header, with EXIF's rotation applied."""
     with _opened(path) as image:
         tags = getattr(image, "tag_v2", {})  # a TIFF's width and height are turned already
         width, height = tags.get(256, image.width), tags.get(257, image.height)
@@ -120,7 +120,7 @@ def picture_size_of(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Source) -> Iterator[Image.Image]:
-    """A picture whose header is read; whatever Pillow raises inside is a PictureError."""
+    """Opens a picture and reads its header; whatever Pillow raises inside is a PictureError."""
     if isinstance(path, Path) and not os.path.lexists(path):
         raise PictureError(path, "does not exist")
     try:
@@ -144,7 +144,7 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 def read_all(
     paths: Sequence[Item], read: Callable[[Item], Read], workers: int = 1
 ) -> Iterator[Read | PictureError]:
-    """What `read` makes of each path, or its error, in order; `workers` threads read ahead."""
+    """Yields `read` of each path, or its error, in order; `workers` threads read ahead."""
 
     def attempt(path: Item) -> Read | PictureError:
         try:
@@ -162,7 +162,7 @@ def read_all(
 
 
 def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Image:
-    """Upright in 8 bits per channel and the mode of `channels`, transparency on white."""
+    """Returns a picture upright, in 8 bits and the mode of `channels`, transparency on white."""
     mode, raw = opened.mode, str(getattr(opened, "tile", ""))  # how the file holds its values
     tags = dict(getattr(opened, "tag_v2", {}))  # both are gone once the pixels are read
     _mend_header(opened, raw, tags)
@@ -194,7 +194,7 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
 
 
 def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
-    """What Pillow takes from a header otherwise than it is meant."""
+    """Corrects what Pillow misreads in a header."""
     clear = opened.info.get("transparency")  # as the file holds it, not as values are read
     if isinstance(clear, tuple) and ";16" in raw:
         opened.info["transparency"] = tuple(value >> 8 for value in clear)
@@ -206,7 +206,7 @@ def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
 
 
 def _remarks(opened: Image.Image) -> list[str]:
-    """What is said of a picture beside what becomes of its values."""
+    """Returns remarks on a picture beside those on its values."""
     gamma, animated = opened.info.get("gamma", _GAMMA), getattr(opened, "is_animated", False)
     red = opened.info.get("chromaticity", (0, 0, _RED))[2]
     unlike = abs(gamma - _GAMMA) > 0.05 or abs(red - _RED) > 0.02
@@ -219,7 +219,7 @@ def _remarks(opened: Image.Image) -> list[str]:
 
 
 def _of_numbers(image: Image.Image, kind: type | None, changes: list[str]) -> Image.Image:
-    """A picture of numbers, whose type may be another than Pillow knows, in 8 bits."""
+    """Converts a picture of numbers, whose type Pillow may misread, to 8 bits."""
     values = np.asarray(image)
     eight = Image.fromarray(_eight_bits(values if kind is None else values.view(kind), changes))
     eight.info["icc_profile"] = image.info.get("icc_profile")
@@ -230,7 +230,7 @@ def _of_numbers(image: Image.Image, kind: type | None, changes: list[str]) -> Im
 
 
 def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
-    """Numbers of more than 8 bits as 0 … 255 over the range that `_range_of` finds."""
+    """Scales numbers of more than 8 bits to 0 … 255 over the range of `_range_of`."""
     if not np.isfinite(values).all():
         raise _UnusableError("holds values that are not finite")
     low, high, name = _range_of(values)
@@ -242,7 +242,7 @@ def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
 
 
 def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:
-    """The range that docs/data.md chooses for values: lowest, highest, and how it is called."""
+    """Returns the range that docs/data.md chooses for values: lowest, highest, and its name."""
     low, high = float(values.min()), float(values.max())
     slack, tops = 0.0, [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
     if values.dtype.kind == "f":
@@ -258,7 +258,7 @@ def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:
 
 
 def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """The picture in sRGB, where it embeds another profile that can be read."""
+    """Converts a picture to sRGB if it embeds another readable profile."""
     if image.mode == "LAB" or not image.info.get("icc_profile"):
         return image
     try:
@@ -288,7 +288,7 @@ def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
 
 
 def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) uint8 at `size` = (H, W)."""
+    """Resizes pictures (B, C, H, W) uint8 to `size` = (H, W)."""
     import torch.nn.functional as F  # preparing pictures needs no torch
 
     kind = _filter_of((pictures.shape[-2], pictures.shape[-1]), size)
@@ -301,14 +301,14 @@ def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A picture of 8 bits a channel at `size` = (H, W); opacity weighs its colours."""
+    """Resizes a picture of 8 bits a channel to `size` = (H, W); opacity weighs its colours."""
     kind = _filter_of((image.height, image.width), size)
     resampling = Image.Resampling["BOX" if kind == "area" else kind.upper()]
     return image.resize((size[1], size[0]), resampling)
 
 
 def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, H, W, C) to `size` × `size`."""
+    """Resizes (N, H, W) or (N, H, W, C) to `size` × `size`."""
     if pictures.shape[1:3] == (size, size):
         return pictures
     resized = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)

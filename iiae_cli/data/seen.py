@@ -1,4 +1,4 @@
-"""What was seen of picture files, to be said where a command ends: modes, sizes, changes, rest."""
+"""Counts the picture files that a command reads, for its last lines: modes, sizes, changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PictureCounts:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forgets everything."""
         self._read: set[int] = set()  # hashes of paths: there may be millions
         self._modes: Counter[str] = Counter()
         self._sizes: set[tuple[int, int]] = set()
@@ -25,7 +25,7 @@ class PictureCounts:
         self._left_out: dict[Path, str] = {}
 
     def add(self, path: Path, mode: str, size: tuple[int, int], changes: Iterable[str]) -> None:
-        """Count a picture of this size (W, H), as shown, and what was done to it."""
+        """Counts a picture of this size (W, H), as shown, and the changes made to it."""
         with self._lock:
             if hash(path) not in self._read:
                 self._read.add(hash(path))
@@ -34,11 +34,11 @@ class PictureCounts:
                 self._changes.update(changes)
 
     def leave_out(self, path: Path, kind: str) -> None:
-        """Count a path that is not taken for a picture."""
+        """Counts a path that is not read as a picture."""
         self._left_out[path] = kind
 
     def take(self) -> dict[str, Any]:
-        """Everything as JSON, and forget it; `sizes` are the smallest and the largest, W×H."""
+        """Returns everything as JSON, and forgets it; `sizes` are the smallest and largest, W×H."""
         sizes = sorted(self._sizes, key=lambda size: (size[0] * size[1], size))
         ends = [sizes[0], sizes[-1]] if len(sizes) > 1 else sizes
         seen = {
@@ -56,7 +56,7 @@ SEEN = PictureCounts()
 
 
 def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:
-    """What `take` returned, and the number of skipped inputs, as a line for people."""
+    """Formats what `take` returned, and the number of skipped inputs, as a line for people."""
     modes = ", ".join(f"{mode} {count}" for mode, count in seen["modes"].items())
     changes = [f"{count} {change}" for change, count in seen["changes"].items()]
     lost = [f"{skipped} inputs skipped"] if skipped else []

@@ -1,8 +1,8 @@
-"""Is it disentangled? What each latent holds of each known factor, how it swaps, what bounds it.
+"""Measures disentanglement: what each latent holds of known factors, how it swaps, its bounds.
 
 Four latents are read: shared and exclusive, of x and of y; each by its posterior *mean*, which
-retrieval and translation use, and by one *sample* per row, which is all that training lets through.
-docs/disentanglement.md defines every figure.
+retrieval and translation use, and by one *sample* per row, the only form that training lets
+through. docs/disentanglement.md defines every figure.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def measure_disentanglement(
     shared: Sequence[str],
     by_class: bool,
 ) -> tuple[Figures, Figures]:
-    """The figures, whose warnings are logged too, and what a reader must know of their making.
+    """Returns the figures, and what a reader must know of their making; prints their warnings.
 
-    Probes learn from the split that `train` reads too if the measured rows are few. `shared` names
+    Probes also learn from the split that `train` reads if the measured rows are few. `shared` names
     factors of both domains. Rows paired `by_class` have no partners, and no factors of pairs.
     """
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
@@ -85,7 +85,7 @@ def measure_disentanglement(
 
 
 def _draw(count: int, rows: int, seed: int) -> Ints:
-    """At most `rows` of `count` row numbers, in order."""
+    """Returns at most `rows` of `count` row numbers, in order."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:rows])
 
 
@@ -94,7 +94,7 @@ def _draw(count: int, rows: int, seed: int) -> Ints:
 
 @dataclass(frozen=True)
 class ProbedRows:
-    """One domain's rows that probes see: measured ones, then those that are only learnt from."""
+    """One domain's rows for the probes: measured ones, then those that are only learnt from."""
 
     encoded: Encoded
     factors: list[Factor]
@@ -104,7 +104,7 @@ class ProbedRows:
 def choose_rows(
     subject: Subject, train: ReadSplit | None, count: int, shared: Sequence[str], by_class: bool
 ) -> dict[Domain, ProbedRows]:
-    """Draw `count` rows for the probes; if there are fewer, training rows are learnt from too."""
+    """Draws `count` rows for the probes; if there are fewer, adds training rows to learn from."""
     split, seed = subject.split, subject.seed
     columns = {domain: _columns(split, domain, by_class) for domain in DOMAINS}
     known = sorted({*columns["x"], *columns["y"]})
@@ -134,14 +134,14 @@ def choose_rows(
 
 
 def _columns(split: Split, domain: Domain, by_class: bool) -> dict[str, NDArray[Any]]:
-    """The factors of one domain's rows by name, as stored; its labels are the factor `class`."""
+    """Returns the factors of one domain's rows by name; its labels are the factor `class`."""
     columns = {} if by_class else dict(split.factors)
     labels = split.side(domain).labels
     return columns if labels is None else {**columns, "class": np.array(labels, dtype=object)}
 
 
 def items_of(split: Split) -> Ints:
-    """The item of each aligned row: rows that share a picture, by any chain, are one item."""
+    """Returns the item of each aligned row: rows that share a picture, by any chain, are one."""
     ids = [f"{domain} {name}" for domain in DOMAINS for name in split.side(domain).ids]
     pictures, places = np.unique(ids, return_inverse=True)
     x, y = np.split(places, 2)
@@ -153,7 +153,7 @@ def items_of(split: Split) -> Ints:
 def probe_figures(
     probed: Mapping[Domain, ProbedRows], shared: Collection[str] = (), seed: int = 0
 ) -> dict[str, Figures]:
-    """Scores by latent and factor: what means and samples reveal, and whether it belongs there."""
+    """Returns scores by latent and factor, from means and samples, and which belong there."""
     figures: dict[str, Figures] = {}
     with console.progress("probes", len(LATENTS) * len(WAYS), "readings") as bar:
         for number, (kind, domain) in enumerate(LATENTS):
@@ -183,7 +183,7 @@ def probe_figures(
 def belongs(
     factor: str, kind: LatentKind, domain: Domain, shared: Collection[str] = ()
 ) -> bool | None:
-    """Whether a latent should hold a factor, by its name or as `shared` names it; None: unknown."""
+    """Returns whether a latent should hold a factor, by its name or `shared`; None if unknown."""
     if factor == "class" or factor in shared or factor.startswith("shared_"):
         return kind == "shared"
     if factor.startswith(("x_", "y_")):
@@ -192,7 +192,7 @@ def belongs(
 
 
 def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
-    """The short form: linear R² of one domain's quantities from the means of its own latents."""
+    """Returns linear R² of one domain's quantities from the means of its own latents."""
     figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
         for name, factor in probes.get(f"{kind}_{domain}", {}).items():
@@ -205,7 +205,7 @@ def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
 
 
 def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str, Figures]:
-    """Use, `leakage_…` and `informativeness_…` of every latent, from means and from samples."""
+    """Returns use, `leakage_…` and `informativeness_…` of every latent, from means and samples."""
     figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
         name, nats = f"{kind}_{domain}", nats_per_dimension(pairs[domain], kind)
@@ -229,7 +229,7 @@ def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str,
 def warnings_of(
     latents: dict[str, Figures], probes: dict[str, Figures], learning: int
 ) -> list[str]:
-    """Collapsed latents, and probes that learn from too few rows."""
+    """Returns warnings of collapsed latents, and of probes that learn from too few rows."""
     none = "there are no factors to probe: see 'Bring your own factors' in docs/disentanglement.md"
     lines = [] if any(probes.values()) else [none]
     for name, latent in latents.items():
@@ -248,10 +248,10 @@ def warnings_of(
 
 
 def bound_figures(subject: Subject, objective: Objective) -> Figures:
-    """The variational bounds that training works on, from the objective's own terms, in nats.
+    """Returns the variational bounds of training, from the objective's own terms, in nats.
 
-    `exclusive_shared_plus_entropy` follows from the paper's supplement, A.2: I(Z^x; Z^s) =
-    I(X; Z^x) + I(X; Z^s) − I(X; Z^x, Z^s), the last at least H(X) + E log p(x|z^x,z^s).
+    `exclusive_shared_plus_entropy` follows from the paper's supplement, A.2: I(Z^x; Z^s) = I(X;
+    Z^x) + I(X; Z^s) − I(X; Z^x, Z^s), the last at least H(X) + E log p(x|z^x,z^s).
     """
     trained, split = subject.trained, subject.split
     network = trained.network

@@ -1,8 +1,8 @@
-"""`evaluate`'s nested figures: by dotted key, as gates for scripts, and as tables for people.
+"""Turns the nested figures of `evaluate` into gates for scripts and tables for people.
 
-`--fail-under` is a floor, or a ceiling if the key's last part names an error. KL terms are none: an
-exclusive latent whose KL falls towards zero holds nothing. `--fail-over` is always a ceiling. A
-figure that was not measured (null, NaN) fails every gate.
+`--fail-under` is a floor, or a ceiling if the key's last part names an error. KL terms are no
+errors: an exclusive latent whose KL falls towards zero holds nothing. `--fail-over` is always a
+ceiling. A figure that was not measured (null, NaN) fails every gate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglem
 
 
 def dotted_figures(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Every number (or None) of nested mappings by its dotted key; anything else is left out."""
+    """Returns every number (or None) of nested mappings by its dotted key."""
     dotted: dict[str, float | None] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
@@ -36,7 +36,7 @@ _ERROR = re.compile(r"(l1|lpips|error|leakage|median_rank)(_\w+)?")
 
 
 class Gate(NamedTuple):
-    """A dotted key, as `retrieval.shared.x_to_y.recall@1`, and the bound that its figure keeps."""
+    """A dotted key, such as `retrieval.shared.x_to_y.recall@1`, and the bound of its figure."""
 
     key: str
     bound: float
@@ -44,7 +44,7 @@ class Gate(NamedTuple):
 
 
 def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
-    """Gates from `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`."""
+    """Parses `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`."""
     gates = []
     for option, texts in (("--fail-under", under), ("--fail-over", over)):
         for text in texts:
@@ -61,12 +61,12 @@ def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
 
 
 def is_error(key: str) -> bool:
-    """Whether a dotted key's last part names an error, of which less is better."""
+    """Returns whether a dotted key's last part names an error, of which less is better."""
     return _ERROR.fullmatch(key.rsplit(".", 1)[-1]) is not None
 
 
 def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]:
-    """A line for every gate that its figure does not pass; a key that names none is an error."""
+    """Returns a line for every gate that fails; raises for a key that names no figure."""
     known = dotted_figures(figures)
     lines = []
     for key, bound, is_ceiling in gates:
@@ -97,7 +97,7 @@ class Table:
     names: int = 1  # columns, from the left, that name a row rather than measure it
 
     def is_measured(self, column: int) -> bool:
-        """Whether a column, counted from 0, has numbers that do not name their row."""
+        """Returns whether a column, counted from 0, has numbers that do not name their row."""
         values = [row[column] for row in self.rows]
         return column >= self.names and any(isinstance(value, int | float) for value in values)
 
@@ -136,7 +136,7 @@ _SWAPS = "Swaps encoded again: what they keep, and how they come home"
 
 
 def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
-    """A table for every kind of figure but those of disentanglement."""
+    """Returns a table for every kind of figure except disentanglement."""
     tables = [
         _table(figures.get(task, {}), title, names, columns)
         for task, title, names, columns in _TABLES
@@ -151,9 +151,9 @@ def _table(
     columns: Sequence[str],
     digits: int | None = None,
 ) -> Table:
-    """A row for every innermost mapping that has the first column's figure, baselines first.
+    """Makes a row of every innermost mapping that has the first column's figure, baselines first.
 
-    Where a latent is to be named and is not, as in zero-shot figures, it is the shared one.
+    A row that names no latent, as in zero-shot figures, is of the shared one.
     """
     groups: dict[str, dict[str, float | None]] = {}
     for key, value in dotted_figures(figures).items():
@@ -169,7 +169,7 @@ def _table(
 
 
 def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
-    """Tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
+    """Returns tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
     latents, swaps = figures.get("latents", {}), figures.get("swaps", {})
     return {
         "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD), 3),
@@ -180,7 +180,7 @@ def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
-    """A row per latent and factor: R², or balanced accuracy."""
+    """Makes a row per latent and factor: R², or balanced accuracy."""
     headers = ["latent", "factor", "belongs", way, "non-linear", "shuffled", "chance"]
     rows = []
     for latent, factors in probes.items():
@@ -193,7 +193,7 @@ def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
 
 
 def _bound_table(bounds: Mapping[str, Any]) -> Table:
-    """A row per quantity; what both domains share stands in both columns."""
+    """Makes a row per quantity; a figure of both domains stands in both columns."""
     domains = [{**bounds, **bounds.get(domain, {})} for domain in ("x", "y")]
     rows = [
         (title, *(_cell(domain[key], 2) for domain in domains))
@@ -205,7 +205,7 @@ def _bound_table(bounds: Mapping[str, Any]) -> Table:
 
 
 def _cell(value: float | None, digits: int | None = None) -> object:
-    """Blank for None; rounded to so many digits, where −0.0 becomes 0.0."""
+    """Rounds a figure to so many digits, −0.0 to 0.0; blank for None."""
     if value is None:
         return ""
     return value if digits is None or isinstance(value, int) else round(value, digits) + 0.0

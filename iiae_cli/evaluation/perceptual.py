@@ -1,7 +1,7 @@
-"""What trained networks see in translations: LPIPS, and a judge that reads class and factors.
+"""Measures translations by trained networks: LPIPS, and a judge that reads class and factors.
 
-Pixel errors punish a correct picture that stands one pixel aside and forgive a blurred one. A judge
-of real pictures says what a person would look for: is the class kept, the colour taken?
+Pixel errors punish a correct picture that is shifted by one pixel and forgive a blurred one. A
+judge trained on real pictures answers what a person would ask: is the class kept, the colour taken?
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def lpips_measures(
     *,
     download: bool = False,
 ) -> dict[str, Measure]:
-    """Measures by figure, of networks whose weights are given or in torch's hub cache.
+    """Returns measures by figure, for networks whose weights are given or in torch's hub cache.
 
-    A file is recognised by what it holds. `download` fetches what is missing into the cache.
+    Files are recognised by their content. `download` fetches missing weights into the cache.
     """
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
@@ -95,7 +95,7 @@ def _cache() -> Path:
 
 
 def _download(path: Path) -> None:
-    """Fetch torchvision's weights, whose name ends in the beginning of their checksum."""
+    """Downloads torchvision's weights, whose name ends in the start of their checksum."""
     url, checksum = f"{WEIGHTS_SERVER}/{path.name}", path.stem.rpartition("-")[2]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,7 +106,7 @@ def _download(path: Path) -> None:
 
 
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:
-    """LPIPS v0.1 (Zhang et al., CVPR 2018), "the updated version" of the paper.
+    """Returns LPIPS v0.1 (Zhang et al., CVPR 2018), "the updated version" of the paper.
 
     Grey is repeated, channels past the third are left out. Small pictures are enlarged bilinearly
     by a whole factor; such figures compare among themselves only.
@@ -138,7 +138,7 @@ def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -
 
 
 def _read_weights(path: Path, nets: Sequence[LpipsNet]) -> tuple[LpipsNet, dict[str, Tensor]]:
-    """Read torchvision's weights of one of the networks, which all names and shapes decide."""
+    """Reads torchvision's weights of one of the networks, recognised by names and shapes."""
     from torchvision import models
 
     names = " or ".join(BACKBONES[net].file_name for net in nets)
@@ -188,7 +188,7 @@ class _Network(nn.Module):
 
 @dataclass
 class Judge:
-    """What reads one domain's pictures."""
+    """A network that reads one domain's pictures."""
 
     network: nn.Module
     classes: Array  # by name, in the order of its scores
@@ -197,7 +197,7 @@ class Judge:
     span: Array  # largest minus smallest (F,); read factors are fractions of it
 
     def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
-        """Classes by name (N,) and factors (N, F) of pictures (B, C, H, W) in [−1, 1]."""
+        """Reads classes by name (N,) and factors (N, F) off pictures (B, C, H, W) in [−1, 1]."""
         with torch.inference_mode():
             read = [self.network(pictures.float()) for pictures in batches]
         scores, factors = (torch.cat(parts).cpu() for parts in zip(*read, strict=True))
@@ -207,7 +207,7 @@ class Judge:
 def train_judge(
     train: Split, domain: Domain, trained: TrainedModel, seed: int = 0, steps: int = JUDGE_STEPS
 ) -> Judge:
-    """Train a judge of a domain's labels, and of the numeric factors `DOMAIN_…` of every pair."""
+    """Trains a judge of a domain's labels, and of the numeric factors `DOMAIN_…` of its pairs."""
     if train.pairs is not None:
         train = train.take_pairs(np.arange(train.pair_count))
     rows, labels, device = train.side(domain).rows, train.side(domain).labels, trained.device
@@ -246,7 +246,7 @@ def train_judge(
 def judged_translations(
     subject: Subject, judges: dict[Domain, Judge], samples: int
 ) -> dict[str, dict[str, Figures]]:
-    """What the judges, by target domain, read off translations of pairs with labels, per direction.
+    """Returns what the judges, by target domain, read off translations of labelled pairs.
 
     docs/cli.md defines the figures. Guided translations take the exclusive mean of another row than
     the partner, whose colour says nothing about the input.
@@ -288,6 +288,6 @@ def judged_translations(
 
 
 def _factor_table(split: Split, names: Iterable[str]) -> Array:
-    """The factors of a split's pairs side by side (M, F)."""
+    """Returns the factors of a split's pairs side by side (M, F)."""
     columns = [split.factors[name].reshape(split.pair_count, -1) for name in names]
     return np.hstack([np.zeros((split.pair_count, 0)), *columns]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What can be read from latents: probes of factors, each beside the same probe on shuffled values.
+"""Probes that read factors from latents, each beside the same probe on shuffled values.
 
 A *linear* probe is ridge regression for quantities and logistic regression for classes, on
 standardised dimensions, which finds a leak however small its variance. A *non-linear* one is ridge
@@ -60,11 +60,11 @@ class Factor:
 
 
 def read_factor(name: str, measured: NDArray[Any], learning: NDArray[Any]) -> Factor:
-    """A factor of measured rows (M, …), then of rows to learn from (L, …).
+    """Reads a factor of measured rows (M, …), then of rows to learn from (L, …).
 
     Text, truth values and up to `MAX_CODES` distinct whole numbers are classes, anything else is a
-    quantity. Unknown are empty text, NaN, infinity, classes that fewer than `FOLDS` measured rows
-    have, and all of `learning` if it is unlike `measured`.
+    quantity. Unknown are empty text, NaN, infinity, classes with fewer than `FOLDS` measured rows,
+    and all of `learning` if it is unlike `measured`.
     """
     if _is_classes(name, measured):
         texts, more_texts = ([str(value) for value in rows] for rows in (measured, learning))
@@ -93,7 +93,7 @@ def _is_classes(name: str, values: NDArray[Any]) -> bool:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How well a factor is read: cross-validated R² of a quantity, balanced accuracy of classes."""
+    """How well a factor is read: R² of a quantity, balanced accuracy of classes, in folds."""
 
     linear: float
     nonlinear: float
@@ -104,14 +104,14 @@ class ProbeScore:
 
     @property
     def above_control(self) -> float:
-        """The better probe, in [0, 1] from its control (or chance, if higher) to a perfect one."""
+        """The better probe, scaled from its control (or chance, if higher) at 0 to perfect at 1."""
         floors = np.maximum([self.control, self.control_nonlinear], self.chance)
         above = (np.array([self.linear, self.nonlinear]) - floors) / np.maximum(1 - floors, 1e-12)
         return max(0.0, float(above.max()))
 
 
 def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
-    """The fold of every row (M,), one for a whole group; then `LEARN_ONLY` rows: (M + L,)."""
+    """Returns every row's fold (M,), one for a whole group; then `LEARN_ONLY` rows: (M + L,)."""
     names, members = np.unique(groups, return_inverse=True)
     fold_of_group = np.random.default_rng(seed).permutation(len(names)) % FOLDS
     return np.concatenate([fold_of_group[members], np.full(learning, LEARN_ONLY)]).astype(np.int64)
@@ -120,10 +120,10 @@ def draw_folds(groups: Ints, learning: int = 0, seed: int = 0) -> Ints:
 def probe(
     latents: NDArray[Any], factors: Sequence[Factor], folds: Ints, seed: int = 0
 ) -> dict[str, ProbeScore | None]:
-    """Scores of every factor of latents (N, S) by name; `folds` (N,) are those of `draw_folds`.
+    """Scores every factor of latents (N, S) by name; `folds` (N,) come from `draw_folds`.
 
-    None: fewer than two rows per fold, a quantity that never varies, fewer than two classes, or a
-    class of a single group of rows.
+    The score is None for fewer than two rows per fold, a quantity that never varies, fewer than two
+    classes, or a class in a single group of rows.
     """
     if not np.isfinite(latents).all():
         hint = "train with a lower optimizer.lr, or keep an earlier step"
@@ -161,7 +161,7 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 def _probe_together(
     latents: Singles, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
-    """Scores of factors that are known in the same rows, and in all of these."""
+    """Scores factors that are known in all of these rows."""
     own = [np.eye(item.classes)[item.values] if item.classes else item.values for item in factors]
     order = np.random.default_rng(seed).permutation(len(latents))
     values = np.hstack(own)
@@ -201,7 +201,7 @@ def _probe_together(
 
 @dataclass(frozen=True)
 class Axes:
-    """Rows along the principal axes of their own that are more than rounding."""
+    """Rows along their own principal axes, without those that are only rounding."""
 
     rows: Singles  # (N, K), centred; the axis of largest spread is the last
     spread: Singles  # (K,) sums of squares
@@ -210,10 +210,10 @@ class Axes:
 
     @classmethod
     def of(cls, rows: Singles, most: int = sys.maxsize) -> Axes:
-        """The axes of rows (N, S), at most so many.
+        """Finds at most so many axes of rows (N, S).
 
-        They are found in float64, as leaks hide in directions of next to no spread; rows along them
-        need no more than float32.
+        The decomposition is in float64, as leaks hide in directions of next to no spread; rows
+        along the axes need only float32.
         """
         centre = rows.mean(axis=0)
         inputs = rows - centre
@@ -231,12 +231,12 @@ class Axes:
         return cls(inputs @ singles, spread.astype(np.float32), centre, singles)
 
     def along(self, others: Singles) -> Singles:
-        """Other rows (A, S) along the same axes (A, K)."""
+        """Returns other rows (A, S) along the same axes (A, K)."""
         return ((others - self.centre) @ self.basis).astype(np.float32, copy=False)
 
 
 def ridge_predictions(axes: Axes, columns: Floats, asked: Singles) -> Floats:
-    """Ridge regression of columns (N, T), read at rows (A, K) along the axes: (A, T).
+    """Predicts columns (N, T) by ridge regression at rows (A, K) along the axes: (A, T).
 
     scikit-learn's `RidgeCV(alpha_per_target=True)`: every column has the penalty of least error on
     rows left out one by one.
@@ -258,12 +258,12 @@ def ridge_predictions(axes: Axes, columns: Floats, asked: Singles) -> Floats:
 
 
 def _regress(axes: Axes, targets: Floats, asked: Singles) -> Floats:
-    """Ridge regression of true values and of shuffled ones (2, N, T) at once: (2, A, T)."""
+    """Regresses true values and shuffled ones (2, N, T) at once: (2, A, T)."""
     return np.stack(np.hsplit(ridge_predictions(axes, np.hstack([*targets]), asked), 2))
 
 
 def _classify(axes: Axes, targets: Floats, asked: Singles, seed: int) -> Floats:
-    """Logistic regression of true classes and of shuffled ones (2, N, T): scores (2, A, T).
+    """Scores true classes and shuffled ones (2, N, T) by logistic regression: (2, A, T).
 
     C is the smaller one, unless the larger one reads the true classes of a quarter of the learning
     rows better by more than a standard error.
@@ -284,7 +284,7 @@ def _classify(axes: Axes, targets: Floats, asked: Singles, seed: int) -> Floats:
 def logistic_predictions(
     rows: Singles, indicators: Floats, strength: float, asked: Singles
 ) -> Floats:
-    """Logistic regression of classes (N, T), read at rows (A, K): scores (A, T).
+    """Scores classes (N, T) by logistic regression at rows (A, K): (A, T).
 
     scikit-learn's `LogisticRegression(C=strength, class_weight="balanced")`. L-BFGS takes few steps
     as its first Hessian is near the identity: `rows` (N, K) lie along their principal axes, and
@@ -319,7 +319,7 @@ def logistic_predictions(
 
 
 def _bumps(known: Singles, asked: Singles, seed: int) -> tuple[Singles, Singles]:
-    """Gaussian bumps around learning rows, as wide as rows lie apart, of the dimensions' weight."""
+    """Returns Gaussian bumps around learning rows, as wide as rows lie apart, scaled like rows."""
     known, asked = known[:, -_BUMP_DIMENSIONS:], asked[:, -_BUMP_DIMENSIONS:]
     chosen = np.random.default_rng(seed).permutation(len(known))[:_BUMPS]
     apart = float(np.median(pdist(known[chosen], "sqeuclidean"))) or 1.0
@@ -332,7 +332,7 @@ def _bumps(known: Singles, asked: Singles, seed: int) -> tuple[Singles, Singles]
 
 
 def _r2(true: Floats, predicted: Floats) -> float:
-    """R² of pooled predictions, mean over columns that vary."""
+    """Returns R² of pooled predictions, averaged over columns that vary."""
     varying = true.std(axis=0) > 0
     error = ((true - predicted) ** 2).sum(axis=0)[varying]
     spread = ((true - true.mean(axis=0)) ** 2).sum(axis=0)[varying]
@@ -340,6 +340,6 @@ def _r2(true: Floats, predicted: Floats) -> float:
 
 
 def _balanced_accuracy(true: Floats, predicted: Floats) -> float:
-    """Mean over classes of the part of their rows (N, classes) that is read correctly."""
+    """Returns the part of each class's rows (N, classes) read correctly, averaged over classes."""
     codes, read = true.argmax(axis=1), predicted.argmax(axis=1)
     return float(np.mean([(read[codes == code] == code).mean() for code in np.unique(codes)]))

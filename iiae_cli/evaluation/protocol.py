@@ -1,4 +1,4 @@
-"""What `evaluate` measures on which rows, and the paper's figures beside a run's own.
+"""Decides what `evaluate` measures on which rows, and sets the paper's figures beside a run's.
 
 paper.csv holds Tables 2 to 6 of Hwang et al., NeurIPS 2020. Domain x is CB of MNIST-CDCB, the
 aerial picture S of Maps, the photo F of Facades, the sketch of Sketchy. So CD→CB is y→x, and the
@@ -36,7 +36,7 @@ _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by tabl
 
 
 def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> list[Task]:
-    """What to measure; a dual encoder has retrieval alone, rows without partners no translation."""
+    """Returns the tasks to measure; raises for one that the model or the data cannot support."""
     by_class, generative = file.info.by_class, loaded.model.generative
     if not generative and asked in ("translation", "disentanglement"):
         kind = loaded.config.objective.kind
@@ -52,7 +52,7 @@ def choose_tasks(asked: Task | None, file: DataFile, loaded: LoadedModel) -> lis
 
 
 def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) -> Metric:
-    """The distance between latents: the given one, else the model's; zero-shot takes cosine."""
+    """Returns the distance between latents: `asked`, else the model's; zero-shot takes cosine."""
     if "zero-shot" not in tasks:
         return asked or loaded.metric
     if asked == "euclidean":
@@ -62,7 +62,7 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 
 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
-    """What is measured on: rows with labels, or aligned pairs; anything else is an error."""
+    """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else."""
     split = file.split(name)
     if 0 < split.pair_count < FEW_ROWS:
         console.warn(f"split '{name}' has only {split.pair_count} rows: every figure is of so few")
@@ -87,7 +87,7 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
 
 
 def check_judge(loaded: LoadedModel, split: Split, tasks: list[Task]) -> None:
-    """Refuse --judge if there is nothing for it to read."""
+    """Raises if there is nothing for --judge to read."""
     labelled = loaded.size and split.x.labels and split.y.labels
     if "translation" not in tasks or not labelled:
         message = "--judge reads translated pictures that have labels, and there are none"
@@ -97,7 +97,7 @@ def check_judge(loaded: LoadedModel, split: Split, tasks: list[Task]) -> None:
 def protocol_of(
     file: DataFile, split: Split, loaded: LoadedModel, tasks: list[Task], allow_leak: bool
 ) -> dict[str, Any]:
-    """What a reader must know before comparing figures; warns of what is not zero-shot."""
+    """Returns what a reader must know to compare figures; warns of what is not zero-shot."""
     means = "each domain minus its mean over the training split"
     if "zero-shot" not in tasks:
         scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
@@ -131,7 +131,7 @@ def protocol_of(
 
 
 def _backbone(file: DataFile) -> dict[str, Any]:
-    """The network that made features, where it is known, and what that was trained on."""
+    """Returns the network that made the features, if known, and its training data."""
     record = backbone_of(file.info)
     if record is None:
         return {}
@@ -142,7 +142,7 @@ def _backbone(file: DataFile) -> dict[str, Any]:
 
 
 def _published() -> list[dict[str, Any]]:
-    """The rows of paper.csv; `queries` is 0 if unknown."""
+    """Returns the rows of paper.csv; `queries` is 0 if unknown."""
     table = files("iiae_cli.evaluation").joinpath("paper.csv").read_text(encoding="utf-8")
     kinds = {"table": int, "paper": float, "paper_spread": float, "queries": int}
     return [
@@ -160,7 +160,7 @@ def paper_rows(
     protocol: Mapping[str, Any],
     picture_size: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
+    """Returns the paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
 
     `ours` is None if it was not measured; `note` says how the set-ups differ. In Table 6 ours
     stands beside the objective of the run. `picture_size` (H, W) is the model's.
@@ -189,7 +189,7 @@ def paper_rows(
 def _differences(
     table: int, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
 ) -> list[str]:
-    """How this run's set-up differs from a table's."""
+    """Lists how this run's set-up differs from a table's."""
     notes = []
     class_split = protocol.get("class_split") or "unknown"
     if table in (3, 6) and class_split != CLASS_SPLIT:
@@ -209,7 +209,7 @@ def _differences(
 
 
 def paper_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The paper's rows beside a run's."""
+    """Returns the paper's rows beside a run's, as a table."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
     cells = [["" if row[name] is None else row[name] for name in headers] for row in rows]
     return Table("Beside the paper", headers, cells, 4)

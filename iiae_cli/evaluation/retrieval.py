@@ -1,4 +1,4 @@
-"""Retrieval as the paper measures it: by pair (Tables 2, 5) and by class (Tables 3, 6).
+"""Measures retrieval as the paper does: by pair (Tables 2, 5) and by class (Tables 3, 6).
 
 By pair, only the true partner is a hit; by class, every gallery item of the query's class.
 
@@ -38,7 +38,7 @@ Means: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # of x (N, S) and of y
 
 
 def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
-    """Encode both domains of a split."""
+    """Encodes both domains of a split."""
     return {
         domain: trained.encode(split.side(domain).rows, domain, batch_size=batch_size)
         for domain in DOMAINS
@@ -46,19 +46,19 @@ def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) 
 
 
 def both_means(pairs: EncodedPairs, kind: LatentKind) -> Means:
-    """The means of one kind of latents."""
+    """Returns the means of one kind of latents, of x and y."""
     return pairs["x"].mean(kind), pairs["y"].mean(kind)
 
 
 def _means(pairs: EncodedPairs) -> dict[str, Means]:
-    """The means of both kinds; of shared latents alone if there are no exclusive ones."""
+    """Returns the means of shared latents, and of exclusive ones if they exist."""
     exclusive = pairs["x"].exclusive_mean is not None
     kinds: tuple[LatentKind, ...] = ("shared", "exclusive") if exclusive else ("shared",)
     return {kind: both_means(pairs, kind) for kind in kinds}
 
 
 def direction_name(source: Domain, target: Domain) -> str:
-    """As in figures: `x_to_y`."""
+    """Returns a direction's name in figures, such as `x_to_y`."""
     return f"{source}_to_{target}"
 
 
@@ -66,12 +66,12 @@ def direction_name(source: Domain, target: Domain) -> str:
 
 
 def recall_at_k(ranks: NDArray[np.int64], k: int) -> float:
-    """Fraction of queries whose partner is among the first k; ranks (Q,) count from 1."""
+    """Returns the fraction of queries whose partner is in the first k; ranks (Q,) count from 1."""
     return float(np.mean(ranks <= k))
 
 
 def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean") -> Directions:
-    """Recall@1/5/10 and median rank in both directions; row i of y (N, S) is x's (N, S) row i's."""
+    """Returns Recall@1/5/10 and median rank both ways; rows i of x and y (N, S) are partners."""
     figures: Directions = {}
     for name, queries, gallery in (("x_to_y", x, y), ("y_to_x", y, x)):
         ranks = partner_ranks(queries, gallery, metric=metric)
@@ -86,7 +86,7 @@ def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclid
 def paired_retrieval(
     pairs: EncodedPairs, split: Split, metric: Metric, train: Split | None = None
 ) -> dict[str, Directions]:
-    """Table 2 by `shared` means and by `exclusive` ones, its bracketed ablation; the baselines."""
+    """Measures Table 2 by `shared` and by `exclusive` means (its ablation), and the baselines."""
     figures = {kind: retrieval_figures(*both, metric) for kind, both in _means(pairs).items()}
     return {**figures, **paired_baselines(split, metric, train)}
 
@@ -94,7 +94,7 @@ def paired_retrieval(
 def paired_baselines(
     split: Split, metric: Metric, train: Split | None = None
 ) -> dict[str, Directions]:
-    """`baseline`, aligned rows as they are, and `baseline_centred`, features centred by `train`."""
+    """Measures aligned rows (`baseline`), and features centred by `train` (`baseline_centred`)."""
     own: Metric = "euclidean" if split.x.rows.ndim == 4 else metric
     figures = _baselines(split, train, lambda x, y: retrieval_figures(x, y, own))
     return dict(zip(("baseline", "baseline_centred"), figures, strict=False))
@@ -103,7 +103,7 @@ def paired_baselines(
 def _baselines(
     split: Split, train: Split | None, measure: Callable[..., Directions]
 ) -> list[Directions]:
-    """Raw rows, and features minus their domain's mean over `train`; none if widths differ."""
+    """Measures raw rows, and features minus their domain's mean; nothing if widths differ."""
     sides = split.x, split.y
     x, y = (baseline_vectors(side.rows) for side in sides)
     if x.shape[1] != y.shape[1]:
@@ -116,7 +116,7 @@ def _baselines(
 
 
 def baseline_vectors(rows: NDArray[Any]) -> Floats:
-    """Features as they are; pictures as grey ones of 32×32, each z-scored: (N, …) → (N, P).
+    """Returns features as they are, and pictures as z-scored grey 32×32 ones: (N, …) → (N, P).
 
     So Euclidean distance ranks pictures as correlation does.
     """
@@ -146,15 +146,15 @@ def rank_by_class(
     *,
     threads: int | None = None,
 ) -> dict[str, Floats]:
-    """Rank the gallery (G, S) for every query (Q, S) by cosine similarity; figures by query.
+    """Ranks the gallery (G, S) for every query (Q, S) by cosine; returns figures by query.
 
     Queries whose class the gallery lacks are left out. Similarities equal to 10⁻¹² rank in gallery
-    order; a zero vector is at 0 from all. Threads, by default as many as torch's, rank chunks of
-    queries that bound the memory.
+    order; a zero vector has similarity 0 to all. Threads (default: as many as torch's) rank chunks
+    of queries that bound the memory.
 
-    `map@200` divides the sum of precisions at relevant ranks up to 200 by the most that it can be,
-    `map@200_released` by 200 always, as the paper's released code does. `precision@K` is of the
-    whole gallery if that is smaller.
+    `map@200` divides the sum of precisions at relevant ranks up to 200 by its largest possible
+    value, `map@200_released` always by 200, as the paper's released code does. `precision@K` is of
+    the whole gallery if that is smaller.
     """
     codes = np.unique([*query_labels, *gallery_labels], return_inverse=True)[1]
     query_codes, gallery_codes = np.split(codes.astype(np.int32), [len(query_labels)])
@@ -196,7 +196,7 @@ def rank_by_class(
 
 
 def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, Floats]:
-    """Figures per query from the ranks of its relevant items among `size`, ascending from 1."""
+    """Returns figures per query from the ranks of relevant items of `size`, ascending from 1."""
     counts, every = np.array([len(line) for line in ranks]), np.concatenate(ranks)
     starts = np.cumsum(counts) - counts
     precisions = (np.arange(1, len(every) + 1) - np.repeat(starts, counts)) / every
@@ -223,7 +223,7 @@ def _unit(rows: NDArray[Any], name: str) -> Floats:
 def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> Directions:
-    """Means of `rank_by_class` in both directions; the two domains may differ in length."""
+    """Returns means of `rank_by_class` in both directions; the domains may differ in length."""
     there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
     figures: Directions = {}
     for name, sides in (("x_to_y", there), ("y_to_x", back)):
@@ -235,14 +235,14 @@ def class_retrieval(
 
 
 def class_baselines(split: Split, train: Split) -> dict[str, Directions]:
-    """`baseline_raw`, rows as they are, and `baseline_centred`, features centred by `train`."""
+    """Measures rows as they are (`baseline_raw`), and centred by `train` (`baseline_centred`)."""
     labels = split.x.labels or [], split.y.labels or []
     figures = _baselines(split, train, lambda x, y: class_retrieval(x, y, *labels))
     return dict(zip(("baseline_raw", "baseline_centred"), figures, strict=False))
 
 
 def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]:
-    """Table 3 by shared means, beside exclusive ones and the baselines; `split` has labels."""
+    """Measures Table 3 by shared means, beside exclusive ones and baselines; `split` has labels."""
     labels = split.x.labels or [], split.y.labels or []
     figures = {kind: class_retrieval(*both, *labels) for kind, both in _means(pairs).items()}
     return {**figures.pop("shared"), **figures, **class_baselines(split, train)}
@@ -252,7 +252,7 @@ def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]
 
 
 def nats_per_dimension(encoded: Encoded, kind: LatentKind) -> Floats | None:
-    """Mean KL(q‖p) over rows of every dimension (S,); None without posteriors of the kind."""
+    """Returns mean KL(q‖p) over rows of every dimension (S,); None without such posteriors."""
     halves = encoded.logvar(kind)
     if halves is None:
         return None
@@ -262,6 +262,6 @@ def nats_per_dimension(encoded: Encoded, kind: LatentKind) -> Floats | None:
 
 
 def exclusive_kl(pairs: EncodedPairs) -> dict[Domain, float]:
-    """Mean KL(q(z^x|x)‖p) over rows in nats, by domain; see `DYING_NATS`."""
+    """Returns mean KL(q(z^x|x)‖p) over rows in nats, by domain; see `DYING_NATS`."""
     nats = {domain: nats_per_dimension(pairs[domain], "exclusive") for domain in DOMAINS}
     return {domain: float(each.sum()) for domain, each in nats.items() if each is not None}

@@ -1,4 +1,4 @@
-"""Translations and swaps: how close to the partner (paper, Table 4), and what of them remains.
+"""Measures translations against partners (paper, Table 4), and what survives a swap of latents.
 
 Shapes: N rows, B of them in a batch, S shared and E exclusive dimensions; pictures (B, C, H, W) in
 [−1, 1] or features (B, F).
@@ -35,7 +35,7 @@ SWAP_ROWS = 1000  # at most; recall's gallery is as large
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model on the rows of a split."""
+    """The subject of a measurement: a model on the rows of a split."""
 
     trained: TrainedModel
     pairs: EncodedPairs  # latents of the rows
@@ -44,11 +44,11 @@ class Subject:
     batch_size: int = 256  # rows at once
 
     def parts(self, count: int) -> Iterator[slice]:
-        """Batches of so many rows."""
+        """Yields batches of so many rows."""
         return (slice(s, s + self.batch_size) for s in range(0, count, self.batch_size))
 
     def samples(self, count: int) -> list[Latents]:
-        """Exclusive latents (N, E) from the prior, `count` times; none for a model without them."""
+        """Draws exclusive latents (N, E) from the prior, `count` times; none if there are none."""
         exclusive_dim, rows = self.trained.network.exclusive_dim, range(len(self.split.x))
         if not exclusive_dim:
             return []
@@ -57,7 +57,7 @@ class Subject:
     def decoded(
         self, domain: Domain, shared: Latents, exclusive: Latents | None, unit: str
     ) -> Iterator[Tensor]:
-        """Latents (N, S) and (N, E) decoded in a domain, in batches; progress counts by `unit`."""
+        """Yields batches of decoded latents (N, S) and (N, E); progress counts by `unit`."""
         network, device = self.trained.network, self.trained.device
         with console.progress(f"{unit} to {domain}", len(shared), unit) as bar:
             for part in self.parts(len(shared)):
@@ -68,7 +68,7 @@ class Subject:
                 bar.update(bar.done + len(outputs))
 
     def translated(self, way: tuple[Domain, Domain], exclusive: Latents | None) -> Iterator[Tensor]:
-        """The rows decoded in the other domain with its exclusive latents (N, E), in batches."""
+        """Yields batches of rows decoded in the other domain with its exclusive latents (N, E)."""
         return self.decoded(way[1], self.pairs[way[0]].mean("shared"), exclusive, "translations")
 
 
@@ -76,14 +76,15 @@ class Subject:
 
 
 def l1(translated: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute difference per row (B,)."""
+    """Returns the mean absolute difference per row (B,)."""
     return (translated.float() - wanted.float()).abs().flatten(1).mean(dim=1)
 
 
 def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., 2004) per picture (B,), NaN for a side under 11 pixels.
+    """Returns structural similarity (Wang et al., 2004) per picture (B,), NaN below 11 pixels.
 
-    The mean over channels and windows inside the picture: torchmetrics' releases differ outside.
+    It is the mean over channels and windows inside the picture, as torchmetrics' releases differ
+    outside.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -99,9 +100,9 @@ def ssim(translated: Tensor, wanted: Tensor) -> Tensor:
 def translation_figures(
     subject: Subject, measures: Mapping[str, Measure], samples: int = 0
 ) -> dict[str, Figures]:
-    """How close each row's translation comes to its partner, per direction; None if not finite.
+    """Measures each row's translation against its partner, per direction; None if not finite.
 
-    Guided: with the partner's exclusive mean. Sampled: with draws from the prior, `_mean` over all
+    Guided: with the partner's exclusive mean. Sampled: with draws from the prior, `_mean` over all,
     and `_best` over inputs of each one's best.
     """
     figures: dict[str, Figures] = {}
@@ -125,7 +126,7 @@ def _measured(
     exclusive: Latents | None,
     measures: Mapping[str, Measure],
 ) -> dict[str, NDArray[np.float64]]:
-    """Every measure (N,) of translations against the partners."""
+    """Returns every measure (N,) of translations against the partners."""
     rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
     translated = subject.translated(way, exclusive)
@@ -147,9 +148,9 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def swap_figures(
     subject: Subject, metric: Metric = "euclidean", rows: int = SWAP_ROWS
 ) -> dict[str, Figures]:
-    """Shared means decoded with the exclusive means of other rows, and encoded again.
+    """Decodes shared means with the exclusive means of other rows, and encodes the results again.
 
-    Translations then go home with the exclusive mean that they came with.
+    Translations then return with the exclusive mean that they came with.
     """
 
     def recall(queries: Latents, gallery: Latents) -> float:
@@ -185,7 +186,7 @@ def swap_figures(
 
 
 def _draw_swaps(sources: int, targets: int, rows: int, seed: int) -> tuple[Ints, Ints]:
-    """Contents and their references; of equal lengths none is its own reference or its partner."""
+    """Draws contents and references; of equal lengths, none is its own reference or its partner."""
     rng = np.random.default_rng(seed)
     if sources == targets:
         chosen = np.sort(rng.permutation(sources)[:rows])
@@ -201,7 +202,7 @@ def _encoded_again(
     exclusive: Latents | None,
     wanted: NDArray[Any] | None = None,
 ) -> tuple[Encoded, float | None]:
-    """The means of latents decoded and encoded again, and the L1 between that and `wanted` rows."""
+    """Decodes latents and encodes them again; returns means, and the L1 to `wanted` rows."""
     network = subject.trained.network
     read: dict[str, list[Tensor]] = {}
     decoded = subject.decoded(domain, shared, exclusive, "swaps")
@@ -220,7 +221,7 @@ def _encoded_again(
 
 
 def moved(latents: Latents, given: Latents) -> float | None:
-    """How far latents are from where they began, 1 as far as another row; None if all are one."""
+    """Returns how far latents moved, 1 as far as another row; None if all are equal."""
     between = 2.0 * given.astype(np.float64).var(axis=0).sum()
     if between <= 0:
         return None

@@ -29,7 +29,7 @@ Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [−1, 1) for every
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes a batch of pairs."""
+    """Changes batches of pairs at random."""
 
     geometric: float = 0.0  # strength of turn, zoom and shift, the same for both pictures of a pair
     apart: bool = False  # draw turn, zoom and shift for each picture
@@ -57,7 +57,7 @@ class Augmentation:
         return x, y
 
     def _affine(self, draw: Draw) -> Tensor:
-        """Maps (B, 2, 3) from coordinates in changed pictures, in [−1, 1], to those they read."""
+        """Draws maps (B, 2, 3) from coordinates of the output, in [−1, 1], to the input's."""
         angle = self.geometric * TURN * draw()
         scale = torch.exp(self.geometric * ZOOM * draw())
         mirror = torch.where(draw() < 2.0 * self.flip - 1.0, -1.0, 1.0)
@@ -78,7 +78,7 @@ class Augmentation:
 
 
 def _warp(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Bilinear; what comes in from outside repeats the border."""
+    """Samples bilinearly; the border repeats outside."""
     maps = maps.to(pictures.device)
     grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

@@ -1,9 +1,9 @@
-"""What is fitted to training rows in closed form: where linear paths begin, and what is erased.
+"""Fits in closed form to training rows: starts of linear paths, and what is erased from means.
 
 Retrieval and translation use posterior *means*, which carry faint traces that no sample carries:
-the noise of the posterior drowns them, so the bound does not pay for removing them, but a probe
-reads them. Two linear steps, fitted by `fit_erasure`, take them out after training; neither reads a
-label or touches the weights: the channel (`channel_basis`) and LEACE (`leace`).
+the posterior's noise drowns them, so the bound does not pay for removing them, but a probe reads
+them. `fit_erasure` removes them after training by two linear steps that neither read a label nor
+touch the weights: the channel (`channel_basis`) and LEACE (`leace`).
 
 Shapes: N rows, F features, S shared (flattened), E exclusive, D and C dimensions of any rows, k
 directions kept, r rank. Fits are in float64.
@@ -37,7 +37,7 @@ AffineMap: TypeAlias = tuple[Floats, Floats]  # weights (S, F) and biases (S,)
 def canonical_maps(
     x: NDArray[Any], y: NDArray[Any], dim: int, shrinkage: float
 ) -> tuple[AffineMap, AffineMap]:
-    """Maps of partners x and y (N, F) onto the directions in which they agree most.
+    """Fits maps of partners x and y (N, F) onto the directions in which they agree most.
 
     Canonical correlation (Hotelling, 1936), `shrinkage` > 0 as in `_shrunk`. Each direction is
     weighed by a power of its correlation, as one in which partners hardly agree only adds noise to
@@ -63,7 +63,7 @@ def canonical_maps(
 
 
 def _shrunk(centred: Floats, shrinkage: float) -> Floats:
-    """The covariance (F, F) of centred rows, `shrinkage` times its mean variance added."""
+    """Returns the covariance (F, F) of centred rows plus `shrinkage` times its mean variance."""
     covariance: Floats = centred.T @ centred / len(centred)
     added = shrinkage * float(np.trace(covariance)) / len(covariance)
     return covariance + (added or 1.0) * np.eye(len(covariance))
@@ -72,7 +72,7 @@ def _shrunk(centred: Floats, shrinkage: float) -> Floats:
 def two_covariance_map(
     x: NDArray[Any], y: NDArray[Any], labels: Sequence[Sequence[str]], dim: int, shrinkage: float
 ) -> Floats:
-    """Weights (S, F): the S widest directions after isotropic within-class variation.
+    """Fits weights (S, F): the S widest directions after isotropic within-class variation.
 
     In the linear-Gaussian model x = V z^s + W z^x + noise the shared posterior mean weighs down
     what varies within a class, around a mean in which both domains count alike: their gap is part
@@ -101,7 +101,7 @@ def two_covariance_map(
 
 
 def thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
-    """A thin SVD, by LAPACK's slow driver where the fast one fails."""
+    """Returns a thin SVD, by LAPACK's slow driver if the fast one fails."""
     try:
         parts = svd(matrix.numpy(), full_matrices=False)
     except LinAlgError:
@@ -130,7 +130,7 @@ class Basis:
 
 
 def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
-    """The directions in which means (N, S) vary `least_snr` times as much as samples scatter.
+    """Returns the directions in which means (N, S) vary `least_snr` times as much as samples.
 
     Along a direction a mean says at most ½ log(1 + SNR) nats, SNR its variance over the
     posterior's, on average `noise` (S,): reverse water-filling for a Gaussian channel.
@@ -153,7 +153,7 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
 def leace(
     values: Tensor, concept: Tensor, partner: Tensor | None = None, least_correlation: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A and B, each (D, r).
+    """Fits least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A, B, each (D, r).
 
     v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm, after which no linear map
     reads the concept (N, C). Beyond LEACE, with a `partner` (N, D), what the other domain says of
@@ -172,7 +172,7 @@ def leace(
 
 
 def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (r,) and axes (D, r) of centred rows (N, D), without those that do not vary."""
+    """Returns variances (r,) and axes (D, r) of centred rows (N, D) without constant ones."""
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     kept = variances > SMALLEST_VARIANCE * variances[-1].clamp(min=torch.finfo(torch.float64).tiny)
     return variances[kept], axes[:, kept]
@@ -181,7 +181,7 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
 def without(
     basis: Basis, mean: Tensor, concept: Tensor, partner: Tensor | None, least_correlation: float
 ) -> Basis:
-    """The basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
+    """Returns the basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
     others = None if partner is None else basis.coordinates(partner)
     removed, read = leace(basis.coordinates(mean), concept, others, least_correlation)
     remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T

@@ -1,4 +1,4 @@
-"""Models around the paper's: standardised features, erased means, and two baselines.
+"""Models around the paper's (standardised features, erased means), and two baselines.
 
 Shapes: B batch, F features, S shared latent (flattened), E exclusive latent, r rank.
 """
@@ -40,7 +40,7 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, rows: NDArray[Any], *, each: bool) -> None:
-        """Takes the mean of rows (N, F), and their scale: over all dimensions, or of `each`."""
+        """Fits mean and scale to rows (N, F): one scale for all dimensions, or one for `each`."""
         deviation = np.std(rows, axis=0, dtype=np.float64)
         overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
         scale = np.full(len(deviation), overall)
@@ -76,15 +76,15 @@ class LinearErasure(nn.Module):
         self.register_buffer("right", torch.zeros(width, 0))
 
     def set(self, centre: Tensor, left: Tensor, right: Tensor) -> None:
-        """Takes a map: centre (S,), left and right (S, r)."""
+        """Sets the map: centre (S,), left and right (S, r)."""
         self.load_state_dict({"centre": centre, "left": left, "right": right})
 
     def make_room(self, rank: int) -> None:
-        """Takes the shape of a map of this rank; rank 0 is the identity."""
+        """Resizes the map to a rank; rank 0 is the identity."""
         self.left, self.right = (self.centre.new_zeros(len(self.centre), rank) for _ in range(2))
 
     def forward(self, mean: Tensor) -> Tensor:
-        """Returns means (B, S…) of the same shape."""
+        """Erases from means (B, S…); the shape stays."""
         if not self.left.shape[1]:
             return mean
         kept = (mean.flatten(1) - self.centre) @ self.right  # (B, r)
@@ -98,10 +98,10 @@ class LinearErasure(nn.Module):
 
 
 class ExtendedIIAE(IIAE):
-    """An IIAE whose inputs may be standardised and whose means may be erased from.
+    """An IIAE that can standardise its inputs and erase from its means.
 
-    `infer` and `generate`, which train, work without erasure, and nothing changes until statistics
-    and maps are fitted.
+    `infer` and `generate`, which train, work without erasure. Nothing changes until statistics and
+    maps are fitted.
     """
 
     def __init__(
@@ -122,21 +122,21 @@ class ExtendedIIAE(IIAE):
                 self.erase_shared[domain] = LinearErasure(math.prod(self.shared_shape))
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
-        """Returns inputs (B, …) of a domain as its networks read them."""
+        """Returns inputs (B, …) of a domain in the form that its networks read."""
         inputs = super().read(domain, inputs)
         if domain in self.standardise:
             inputs = self.standardise[domain](inputs)
         return inputs
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """r(z^s|·), its mean erased from."""
+        """Returns r(z^s|·) with an erased mean."""
         shared = super().encode_shared(domain, inputs)
         if domain in self.erase_shared:
             shared = DiagonalGaussian(self.erase_shared[domain](shared.mean), shared.logvar)
         return shared
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
-        """Mean of p(·|z, z^s) in the data's own units."""
+        """Returns the mean of p(·|z, z^s) in the data's own units."""
         decoded = super().decode(domain, shared, exclusive)
         if domain in self.standardise:
             standardise = self.standardise[domain]
@@ -147,20 +147,20 @@ class ExtendedIIAE(IIAE):
 
 @dataclass(frozen=True)
 class Recombined(Reconstructions):
-    """Reconstructions, and heads (B, 2S…) and (B, 2E) read in pictures of two rows' latents."""
+    """Reconstructions, and heads (B, 2S…) and (B, 2E) that encode two rows' decoded mixture."""
 
     read_again: Mapping[Domain, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class RecombiningIIAE(ExtendedIIAE):
-    """An IIAE that encodes translations again while it trains (GenAug, and a cycle).
+    """An IIAE that also encodes its translations while it trains (GenAug, and a cycle).
 
     Row i's shared mean, the partner's as in translation, meets row i−1's exclusive one. Batch norm
     uses its running statistics there: those of the batch are the given pictures' alone.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
+        """Runs all networks of a training step on pairs x (B, …) and y (B, …)."""
         posteriors, decoded = super().forward(x, y)
         read_again = {domain: self._read_again(domain, posteriors) for domain in DOMAINS}
         return posteriors, Recombined(decoded.mean, decoded.shared_only, read_again)
@@ -178,7 +178,7 @@ class RecombiningIIAE(ExtendedIIAE):
 
 
 class DualEncoder(ExtendedIIAE):
-    """A baseline, r^x and r^y alone: retrieves, but has neither exclusive latents nor decoders."""
+    """A baseline of r^x and r^y alone: it retrieves, without exclusive latents and decoders."""
 
     generative = False
 
@@ -189,5 +189,5 @@ class DualEncoder(ExtendedIIAE):
         self.joint_shared = None  # nothing trains it
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
+        """Runs all networks of a training step on pairs x (B, …) and y (B, …)."""
         return self.infer(x, y), Reconstructions({})

@@ -1,12 +1,12 @@
-"""Linear paths: each shared mean gains a linear map of its input, begun at a closed form.
+"""Linear paths: each shared mean gains a linear map of its input that starts in closed form.
 
-A network that has seen few classes, or few pairs, loses what would tell others apart; a path that
-begins at a closed form (`closed_forms.py`) has that already. Features are mapped themselves,
-pictures by a description: edges by direction (histograms of gradients in cells; Dalal and Triggs,
-2005) beside coarse colours, as a thousand pairs are too few to learn edge detectors from.
+A network that has seen few classes, or few pairs, loses what tells others apart; a path that starts
+in closed form (`closed_forms.py`) keeps it. Features are mapped directly. Pictures are mapped
+through a description: edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005)
+and coarse colours, as a thousand pairs are too few to learn edge detectors from.
 
-Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers that stand
-beside them; S shared latent.
+Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers beside them;
+S shared latent.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ START_LOGVAR = -2.0  # of shared posteriors that begin at a closed form
 
 
 def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
-    """Magnitudes of the steepest channel's gradient: (B, C, H, W) in [−1, 1] → (B, D, H, W).
+    """Returns the steepest channel's gradient by direction: (B, C, H, W) in [−1, 1] → (B, D, H, W).
 
-    Each is shared linearly between the two nearest directions of the half circle, signs aside.
+    Each magnitude is shared linearly between the two nearest directions of the half circle; signs
+    do not count.
     """
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
@@ -56,20 +57,20 @@ def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
 
 
 def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) -> Tensor:
-    """Edges in cells, relative to the 3×3 cells around each: (B, C, H, W) → (B, D, *cells)."""
+    """Returns edges in cells over the 3×3 cells around each: (B, C, H, W) → (B, D, *cells)."""
     edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
     strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
     return edges / (F.avg_pool2d(strength, 3, stride=1) + FAINT)
 
 
 def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures at a size, in float32 and channels first, in which angles are quickest."""
+    """Returns pictures at a size, in float32 and channels first, in which angles are quickest."""
     return F.adaptive_avg_pool2d(pictures.float().contiguous(), size)
 
 
 @torch.no_grad()
 def describe_picture(pictures: Tensor) -> Tensor:
-    """Edges and colours of 8×8 cells: pictures (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
+    """Returns edges and colours of 8×8 cells: (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
     height, width = (min(SIDE, side) for side in pictures.shape[-2:])
     pictures = _pooled(pictures, (height, width))
     edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
@@ -78,9 +79,9 @@ def describe_picture(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Tensor:
-    """Colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
+    """Returns colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
 
-    `grid` is what a trunk of convolutions makes of pictures, extended to a `multiple`.
+    `grid` is what a trunk of convolutions makes of pictures padded to a `multiple`.
     """
     height, width = grid
     pictures = _pooled(PadToMultiple(multiple)(pictures), (4 * height, 4 * width))
@@ -93,7 +94,7 @@ def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Te
 
 
 class PassInput(nn.Module):
-    """A feature extractor whose input, or a description of it, continues beside its output."""
+    """A feature extractor that returns its input, or a description of it, beside its output."""
 
     def __init__(self, trunk: nn.Module, describe: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class PassInput(nn.Module):
 
 
 def _pieces(extracted: int, beside: Sequence[int]) -> list[int]:
-    """Channels of joined `PassInput` outputs: W and F of each domain in turn."""
+    """Returns the channels of joined `PassInput` outputs: W and F of each domain in turn."""
     return [width for count in beside for width in (extracted, count)]
 
 
@@ -127,7 +128,7 @@ class LinearPathHead(nn.Module):
 
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Makes it the linear map alone, weight (S, ΣF) and bias (S,), with small variances."""
+        """Makes the mean a linear map alone, weight (S, ΣF), bias (S,), with small variances."""
         *_, last = self.head.modules()
         assert isinstance(last, nn.Linear)
         shared_dim = len(weight)
@@ -138,7 +139,7 @@ class LinearPathHead(nn.Module):
         last.bias[shared_dim:] = START_LOGVAR
 
     def forward(self, read: Tensor) -> Tensor:
-        """Returns heads (B, 2S) of the domains' `PassInput` outputs (B, Σ(W + F))."""
+        """Returns heads (B, 2S) from the domains' `PassInput` outputs (B, Σ(W + F))."""
         pieces = torch.split(read, self._pieces, dim=1)
         mean, logvar = self.head(torch.cat(pieces[0::2], dim=1)).chunk(2, dim=1)
         linear = self.linear(torch.cat(pieces[1::2], dim=1))
@@ -154,7 +155,7 @@ class DescribedMapHead(nn.Conv2d):
 
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Makes it a linear map of 4×4 windows, weight (S, ΣF·16) and bias (S,), likewise."""
+        """Makes the mean a linear map of 4×4 windows, weight (S, ΣF·16), bias (S,), likewise."""
         shared_dim = len(weight)
         assert self.bias is not None
         described = torch.split(self.weight, self._pieces, dim=1)[1::2]
@@ -213,7 +214,7 @@ class DescribedMaps(ImageNetworks):
 
 
 def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
-    """What a domain's path reads of pictures: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
+    """Returns what a domain's path reads: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
     features = model.features[domain]
     assert isinstance(features, PassInput)
     described = features.describe(pictures)
@@ -223,7 +224,7 @@ def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
 
 
 def start_linear_paths(model: IIAE, maps: Maps) -> None:
-    """Begins each shared encoder as its map, q as their mean."""
+    """Starts each shared encoder at its map, and q at their mean."""
     for domain, path in model.shared.items():
         assert isinstance(path, LinearPathHead | DescribedMapHead)
         path.start(*maps[domain])  # type: ignore[index]
@@ -234,7 +235,7 @@ def start_linear_paths(model: IIAE, maps: Maps) -> None:
 
 
 def hold_linear_paths(model: IIAE) -> None:
-    """Keeps every shared mean at its linear path; everything else continues to learn."""
+    """Fixes every shared mean at its linear path; everything else continues to learn."""
     for path in model.modules():
         if isinstance(path, LinearPathHead):
             path.learned.zero_()

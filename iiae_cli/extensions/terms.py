@@ -27,7 +27,7 @@ RIDGE = 1e-4  # of the mean variance: a whitened batch may have directions in wh
 def contrastive_term(
     weight: float, temperature: float, gather: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> Term:
-    """InfoNCE of a batch's shared means: ln B − loss ≤ I(r^x; r^y), a bound on the paper's II."""
+    """Builds InfoNCE of a batch's shared means: ln B − loss ≤ I(r^x; r^y), bounding the II."""
 
     def value(posteriors: Posteriors, _: Reconstructions) -> Tensor:
         x, y = gather(posteriors.shared["x"].mean), gather(posteriors.shared["y"].mean)
@@ -37,7 +37,7 @@ def contrastive_term(
 
 
 def info_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """InfoNCE (van den Oord et al., 2018) in both directions, a scalar in nats; ln B at chance.
+    """Returns InfoNCE (van den Oord et al., 2018) in both directions, in nats; ln B at chance.
 
     With s_ij the cosine of x_i and y_j and τ > 0 the temperature, it is the mean of −log
     softmax_j(s_ij/τ) at j = i, and the same over i. Rows i of x and y (B, S…) are partners.
@@ -53,10 +53,10 @@ def info_nce(x: Tensor, y: Tensor, temperature: float) -> Tensor:
 
 
 def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda rows: rows) -> Term:
-    """Distance correlation of each domain's exclusive with the *partner's* shared means.
+    """Builds the distance correlation of each domain's exclusive and the *partner's* shared means.
 
-    The paper limits by a KL how much z^x says, not of what. The partner's picture has the same
-    content and none of this domain's manner, so what z^x has in common with r^y(z^s|y) is content.
+    The paper limits by a KL how much z^x holds, not what. The partner's picture has the same
+    content and none of this domain's manner, so what z^x shares with r^y(z^s|y) is content.
     """
 
     def whole(posterior: DiagonalGaussian) -> DiagonalGaussian:
@@ -72,11 +72,12 @@ def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda r
 
 
 def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor:
-    """Bias-corrected squared distance correlation of exclusive (B, E) and shared means (B, S…).
+    """Returns the squared distance correlation of exclusive (B, E) and shared means (B, S…).
 
-    A scalar, at most 1; 0 on average if the two are independent, and in batches of fewer than four
-    rows. Gradients reach the exclusive posterior alone. Exclusive means are whitened first
-    ("affinely invariant", Dueck et al., 2014): directions that vary little count as well.
+    A bias-corrected scalar, at most 1; 0 on average if the two are independent, and 0 in batches of
+    fewer than four rows. Gradients reach the exclusive posterior alone. Exclusive means are
+    whitened first ("affinely invariant", Dueck et al., 2014), so that directions of little variance
+    count as well.
     """
     means = full(exclusive.mean).flatten(1)
     if len(means) < FEWEST_ROWS:
@@ -88,7 +89,7 @@ def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor
 
 
 def whitened(values: Tensor) -> Tensor:
-    """Rows (B, D) with zero mean and unit covariance, up to `RIDGE`."""
+    """Returns rows (B, D) with zero mean and unit covariance, up to `RIDGE`."""
     centred = values - values.mean(dim=0)
     covariance = centred.T @ centred / len(values)
     ridge = RIDGE * covariance.diagonal().mean() + torch.finfo(values.dtype).tiny
@@ -98,7 +99,7 @@ def whitened(values: Tensor) -> Tensor:
 
 
 def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Bias-corrected squared distance correlation of rows (B, D) and (B, D'), B ≥ 4.
+    """Returns the bias-corrected squared distance correlation of (B, D) and (B, D'), B ≥ 4.
 
     Zero for independent variables alone (Székely, Rizzo & Bakirov, 2007); this form (Székely &
     Rizzo, 2014) is zero on average in small batches as well.
@@ -109,7 +110,7 @@ def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _centred_distances(values: Tensor) -> Tensor:
-    """U-centred Euclidean distances (B, B): rows and columns sum to zero, the diagonal is zero."""
+    """Returns U-centred distances (B, B): rows and columns sum to zero, the diagonal is zero."""
     rows = len(values)
     others = ~torch.eye(rows, dtype=torch.bool, device=values.device)
     squares = (values[:, None] - values[None]).square().sum(dim=2)
@@ -125,9 +126,10 @@ def _centred_distances(values: Tensor) -> Tensor:
 
 
 def recombination_term(weight: float) -> Term:
-    """How far both latents are from those that a picture of two rows was decoded of, as targets.
+    """Builds the distance between latents of two rows and those read in their decoded mixture.
 
-    In units of a latent's variance in the batch; empty outside of training.
+    The two rows' latents are targets, in units of a latent's variance in the batch. Empty outside
+    of training.
     """
 
     def values(posteriors: Posteriors, decoded: Reconstructions) -> dict[Domain, Tensor]:
@@ -142,7 +144,7 @@ def recombination_term(weight: float) -> Term:
 
 
 def relative_error(heads: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of heads' means to targets (B, …), over the targets' variance."""
+    """Returns the heads' mean squared distance to targets (B, …), over the targets' variance."""
     means, target = DiagonalGaussian.from_heads(heads).mean, full(target.detach())
     spread = (target - target.mean(dim=0)).square().mean()
     return (means - target).square().mean() / (spread + torch.finfo(spread.dtype).tiny)

@@ -1,4 +1,4 @@
-"""A run from Python: `iiae_cli.load(run)` returns a `Model`, which the commands ask, too.
+"""The Python interface: `iiae_cli.load(run)` returns a `Model`; the commands use it, too.
 
 Shapes: N inputs, Q queries, k neighbours, K outputs per input; S shared and E exclusive dimensions.
 """
@@ -50,7 +50,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Translations:
-    """K outputs of each input, and where their exclusive latents come from."""
+    """K outputs of each input, and the sources of their exclusive latents."""
 
     ids: list[str]  # (N,)
     styles: list[str]  # (K,) such as "sample 1", or a reference's file name
@@ -60,11 +60,11 @@ class Translations:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained run, asked about pictures: paths, folders, a .h5, PIL images, arrays or tensors.
+    """A trained run that takes pictures: paths, folders, a .h5, PIL images, arrays or tensors.
 
     Arrays are (H, W[, C]) or (N, H, W, C) uint8, tensors (C, H, W) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a model of features also takes (F,) or (N, F) numbers. What cannot be read is left
-    out and named in `skipped`. Raises IiaeError if nothing can, or it does not fit the model.
+    in [0, 1]; a model of features also takes (F,) or (N, F) numbers. Unreadable inputs are left out
+    and named in `skipped`. Raises IiaeError if none can be read, or one does not fit the model.
     """
 
     loaded: LoadedModel
@@ -75,7 +75,7 @@ class Model:
     def load(
         cls, run: Path | str | None = None, device: str = "auto", weights: str | None = None
     ) -> Model:
-        """Reads the kept weights of a run, [IIAE_RUN, else runs/latest]."""
+        """Reads a run's kept weights [IIAE_RUN, else runs/latest]."""
         folder, _ = run_folder(None if run is None else Path(run))
         loaded = load_model(RunDir(folder), choose_device(device))
         if loaded.size is not None and weights not in (None, os.environ.get(BACKBONE_VARIABLE)):
@@ -87,7 +87,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights; latents of other weights are refused."""
+        """The fingerprint of the weights; latents of other weights are refused."""
         return self.loaded.fingerprint
 
     @property
@@ -98,7 +98,7 @@ class Model:
     def inputs(
         self, pictures: Pictures | Inputs, domain: Domain, *, split: str = "test", workers: int = 2
     ) -> Inputs:
-        """Returns pictures as unread rows of a domain; of a prepared file `split` is read."""
+        """Returns pictures as unread rows of a domain; `split` is for a prepared file."""
         if isinstance(pictures, Inputs):
             return pictures
         shape = self.loaded.info.shape_x if domain == "x" else self.loaded.info.shape_y
@@ -123,7 +123,7 @@ class Model:
     def encode(
         self, pictures: Pictures | Inputs, domain: Domain, split: str = "test"
     ) -> LatentCache:
-        """Returns latents of pictures, with their ids: r(z^s|·), and q(z^x|x) where it exists."""
+        """Returns the latents of pictures, with ids: r(z^s|·), and q(z^x|x) if it exists."""
         inputs, trained, parts = self.inputs(pictures, domain, split=split), self.trained, []
         cache = LatentCache.head_of(self.loaded, domain, inputs.source)
         cache.labels = None if inputs.labels is None else []
@@ -154,7 +154,7 @@ class Model:
     ) -> Neighbours:
         """Returns the k nearest entries of a gallery [the run's gallery.h5] to every query.
 
-        Queries that are not encoded yet are of `domain`, [the other one than the gallery's]. Raises
+        Queries that are not yet encoded are of `domain` [the other one than the gallery's]. Raises
         IiaeError if a gallery is of other weights.
         """
         if not isinstance(gallery, LatentCache | Gallery):
@@ -174,10 +174,10 @@ class Model:
         samples: int | None = None,
         seed: int = 0,
     ) -> Translations:
-        """Decodes each picture's shared latent in `target`, [the other domain].
+        """Decodes each picture's shared latent in `target` [the other domain].
 
-        Exclusive latents are `samples` draws of the prior [3; none beside references], then those
-        of the references, pictures of `target`.
+        Exclusive latents are `samples` draws from the prior [3; none beside references], then those
+        of the references, which are pictures of `target`.
         """
         target = target or other_domain(source)
         references = None if reference is None else self.inputs(reference, target).read_all()
@@ -192,7 +192,7 @@ class Model:
 
 
 def open_run(run: Path | None, device: str, backbone_weights: str | None = None) -> Model:
-    """Reads the kept weights of `--run`, or of the run that stands for it, and says which."""
+    """Reads the weights of `--run`, or of the default run, and says which it is."""
     _, chosen = run_folder(run)
     model = Model.load(run, device, backbone_weights)
     console.say(f"model {model.fingerprint} of {model.folder} ({chosen})")
@@ -210,8 +210,8 @@ def search(
 ) -> Neighbours:
     """Returns the k nearest entries of a gallery, in memory or on disk, to every query.
 
-    The metric is by default the model's own. Raises IiaeError for latents of another model, or of
-    a kind that one side lacks.
+    The metric defaults to the model's own. Raises IiaeError for latents of another model, or of a
+    kind that one side lacks.
     """
     head = gallery.head if isinstance(gallery, Gallery) else gallery
     means, entries = queries.means(latents), gallery.means(latents)
@@ -230,7 +230,7 @@ def search(
 
 
 def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
-    """Returns pictures one by one; an array of at most so many dimensions is one."""
+    """Returns a list of pictures; an array of at most so many dimensions is one."""
     if isinstance(pictures, str | Path | Image.Image):
         return [pictures]
     if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim <= dimensions:
@@ -242,7 +242,7 @@ def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
 
 
 def _image(picture: Picture) -> Image.Image:
-    """Returns a picture in memory as Pillow has it."""
+    """Returns a picture in memory as a PIL image."""
     if isinstance(picture, Image.Image):
         return picture
     values = picture

@@ -1,7 +1,7 @@
-"""Encoding many rows at the pace of the forward pass: the next ones are read meanwhile.
+"""Encodes many rows at the pace of the forward pass, reading the next ones meanwhile.
 
-The rows of a job are numbered blocks of a few batches each, whoever makes them: one call, a resumed
-one, or shards. So all run the same batches, and memory holds a few blocks.
+A job's rows are numbered blocks of a few batches each, whether one call makes them, a resumed one,
+or shards. So all run the same batches, and memory holds a few blocks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from iiae_cli.runs import LoadedModel
 
 
 def batch_size_for(size: tuple[int, int] | None) -> int:
-    """Returns how many rows of this size (H, W), or of features (None), a core's caches hold."""
+    """Returns how many rows of this size (H, W), or features (None), fit into a core's caches."""
     return 256 if size is None else max(8, min(64, (1 << 20) // (size[0] * size[1])))
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Rows and what encodes them."""
+    """Rows, and the model that encodes them."""
 
     trained: TrainedModel
     inputs: Inputs
@@ -53,7 +53,7 @@ class EncodeJob:
         form: LatentFormat,
         batch_size: int | None,
     ) -> EncodeJob:
-        """Returns the job of encoding all inputs of a domain by a run's model."""
+        """Returns the job that encodes all inputs of a domain by a run's model."""
         head = LatentCache.head_of(loaded, domain, inputs.source).attributes()
         size = loaded.size or (INPUT_SIZE if inputs.source.get("pictures") else None)
         batch_size = batch_size or batch_size_for(size)
@@ -83,14 +83,14 @@ class EncodeJob:
         return dict(json.loads(json.dumps(settings)))
 
     def rows_of(self, numbers: range) -> range:
-        """Returns the positions of the inputs in a run of blocks."""
+        """Returns the positions of the inputs in a range of blocks."""
         stop = min(self.inputs.total, numbers.stop * self.block_rows)
         return range(min(stop, numbers.start * self.block_rows), stop)
 
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
-        """Encodes those of these blocks that the store does not have.
+        """Encodes the blocks that the store lacks.
 
-        Raises IiaeError if a block cannot be stored. Interrupted leaves what was encoded there.
+        Raises IiaeError if a block cannot be stored; an interruption keeps finished blocks.
         """
         missing, total = store.missing(numbers), len(self.rows_of(numbers))
         parts = [self.rows_of(range(number, number + 1)) for number in missing]
@@ -107,7 +107,7 @@ class EncodeJob:
                 bar.update(done)
 
     def _blocks(self, parts: Iterable[range]) -> Iterator[Block]:
-        """Yields the rows at these positions; a thread reads the next ones meanwhile."""
+        """Yields the rows at these positions, while a thread reads the next ones."""
         with ThreadPoolExecutor(1, "ahead") as pool:
             coming: Future[Block] | None = None
             for part in parts:
@@ -118,7 +118,7 @@ class EncodeJob:
                 yield coming.result()
 
     def _encoded(self, block: Block) -> dict[str, NDArray[Any]]:
-        """Returns texts, those of which are empty missing, and latents."""
+        """Returns texts (empty columns left out) and latents."""
         texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
         arrays = {name: np.array(column, np.str_) for name, column in texts.items() if column}
         if block.ids:
@@ -136,10 +136,10 @@ class EncodeJob:
 def write_blocks(
     path: Path, job: EncodeJob, store: BlockStore, part: Part | None = None
 ) -> tuple[int, list[str]]:
-    """Writes the cache of a job, or of a part of it, whose blocks are in the store.
+    """Writes the cache of a job, or of a part of it, from the store's blocks.
 
-    Returns the number of rows, and a line for every input left out; raises IiaeError if no input
-    of the whole job could be read.
+    Returns the number of rows, and a line for every skipped input; raises IiaeError if no input of
+    the whole job could be read.
     """
     numbers = (part or Part(0, 1)).of(job.total)
     texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
@@ -172,7 +172,7 @@ def read_shards(paths: Sequence[str]) -> list[Gallery]:
 
 
 def write_merged(path: Path, shards: Sequence[Gallery]) -> tuple[int, list[str]]:
-    """Writes the cache that shards make up in this order; otherwise as `write_blocks`."""
+    """Writes the cache that these shards make up, in order; otherwise as `write_blocks`."""
     texts = {
         name: [text for shard in shards for text in getattr(shard.head, name) or ()]
         for name in ("ids", "labels", "skipped")

@@ -1,4 +1,4 @@
-"""A run for use elsewhere: a folder with its weights, a model card, and graphs for other programs.
+"""Exports a run: its weights, a model card, and graphs for other programs, in one folder.
 
 Rows are pictures (N, H, W, C) at the model's size, uint8 in and floats in [0, 1] out, or features
 (N, F). Latents are posterior means, shared (N, S) and exclusive (N, E).
@@ -60,7 +60,7 @@ _ROWS = 5  # that are compared
 
 
 class _Part(nn.Module):
-    """A copy of a network without what only other parts need."""
+    """A copy of a network without the layers that only other parts need."""
 
     unused: tuple[str, ...] = ()
 
@@ -104,10 +104,10 @@ class Decoder(_Part):
 def write_export(
     loaded: LoadedModel, run: RunDir, folder: Path, form: Format, card: str
 ) -> dict[str, float]:
-    """Writes a run's weights, configuration, model card and graphs of a format into a folder.
+    """Writes a run's weights, configuration, model card and graphs into a folder.
 
-    Returns the largest difference of each graph from the model. Raises IiaeError beyond
-    `TOLERANCE`, and if a library is missing.
+    Returns the largest difference of each graph from the model. Raises IiaeError if it exceeds
+    `TOLERANCE`, or a library is missing.
     """
     differences = {}
     for stale in folder.glob("*coder-[xy].*"):  # of another run or format
@@ -135,7 +135,7 @@ def write_export(
 
 
 def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Returns a model's encoders and decoders on the CPU by name, and inputs of several rows."""
+    """Returns a model's encoders and decoders on the CPU by name, each with example inputs."""
     network, info = loaded.model, loaded.info
     draw = torch.Generator().manual_seed(0)
     latents = [torch.randn((_ROWS, int(np.prod(network.shared_shape))), generator=draw)]
@@ -155,7 +155,7 @@ def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]
 
 
 def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
-    """Writes a .pt2 file, which `torch.export.load` reads; returns what answers by it."""
+    """Writes a .pt2 file for `torch.export.load`; returns a function that runs it."""
     program = torch.export.export(module, rows, dynamic_shapes=tuple({0: BATCH} for _ in rows))
     with path.open("wb") as file:
         torch.export.save(program, file)
@@ -165,7 +165,7 @@ def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> R
 
 
 def _write_onnx(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
-    """Writes an .onnx file; returns what answers by it in onnxruntime."""
+    """Writes an .onnx file; returns a function that runs it in onnxruntime."""
     if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise IiaeError("onnx is not installed", "pip install 'iiae-cli[onnx]'")
     import onnxruntime
@@ -192,7 +192,7 @@ def _write_onnx(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
 
 
 def model_card(loaded: LoadedModel, license_id: str, figures: Mapping[str, Any] | None) -> str:
-    """Returns README.md; `figures` is what `iiae evaluate --json` printed of this run."""
+    """Returns README.md; `figures` is the output of `iiae evaluate --json` for this run."""
     info, details = loaded.info, loaded.details
     about = {
         "fingerprint": loaded.fingerprint,

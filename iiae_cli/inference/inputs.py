@@ -1,7 +1,7 @@
-"""What a command is given to read: pictures, folders, a prepared file or feature arrays, as rows.
+"""A command's inputs as rows: pictures, folders, a prepared file or feature arrays.
 
-Rows are read by position and nothing is remembered in between, so a resumed or sharded encoding
-reads what an uninterrupted one would have.
+Rows are read by position and without state, so a resumed or sharded encoding reads what an
+uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Fetch: TypeAlias = Callable[[int, int], tuple[NDArray[Any], Sequence[PictureErro
 
 @dataclass(frozen=True)
 class Block:
-    """Rows (M, …) that could be read, and what was left out."""
+    """The readable rows (M, …) of a range, and what was left out."""
 
     rows: NDArray[Any]
     positions: list[int]  # (M,) in the inputs, ascending
@@ -66,7 +66,7 @@ class Inputs:
         return len(self.ids)
 
     def first(self, count: int | None) -> Inputs:
-        """Returns the first `count` rows alone; all for None."""
+        """Returns the first `count` rows; all for None."""
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, ids=self.ids[:count], labels=labels)
 
@@ -84,20 +84,20 @@ class Inputs:
         )
 
     def read_all(self) -> Block:
-        """Reads everything at once; raises IiaeError if not one input can be read."""
+        """Reads everything at once; raises IiaeError if no input can be read."""
         block = self.read(0, self.total)
         if not block.ids:
             raise none_read(block.skipped)
         return block
 
     def digests(self) -> dict[str, str]:
-        """Returns digests of ids and labels in their order, and of the inputs' content."""
+        """Returns digests of ids and labels in order, and of the inputs' content."""
         listing = [*self.ids, "", *(self.labels or [])]
         return {"list of inputs": _digest(listing), "content of the inputs": _digest(self.states())}
 
 
 def none_read(skipped: Sequence[str]) -> IiaeError:
-    """Names inputs of which not one could be read; returns their error."""
+    """Returns the error for inputs of which none could be read, after naming each."""
     if len(skipped) == 1:
         return IiaeError(f"none of the inputs could be read: {skipped[0]}", "check the path")
     for line in skipped:
@@ -115,12 +115,12 @@ def open_inputs(
     weights: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Inputs:
-    """Returns the rows that a command's arguments name, for one domain of a model.
+    """Opens a command's inputs as rows of one domain of a model.
 
     Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, pictures and
-    folders, which `workers` threads decode, or pictures in memory; for a model of features its
-    backbone reads them, on a `device`, from `weights` if they moved. Raises IiaeError if inputs are
-    missing, mixed, empty, of another shape than the model's data, or of another backbone.
+    folders, which `workers` threads decode, or pictures in memory. For a model of features its
+    backbone reads pictures, on `device`, from `weights` if they moved. Raises IiaeError if inputs
+    are missing, mixed, empty, or do not fit the model's data or backbone.
     """
     shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
     names = [item for item in inputs if isinstance(item, str)]
@@ -163,7 +163,7 @@ def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> I
 
 
 def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
-    """A memory map of numbers (N, F)."""
+    """Returns inputs that memory-map numbers (N, F)."""
     hint = "save features as a 2-dimensional float array by numpy.save"
     with reading(path, hint):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -209,7 +209,7 @@ def _pictures(pictures: Sequence[Source], fetch: Fetch) -> Inputs:
 
 
 def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -> Fetch:
-    """Pictures, decoded by threads to the channels and the size of the model's data file."""
+    """Returns a reader of pictures, decoded by threads to the data file's channels and size."""
     height, width, channels = shape
     pool = ThreadPoolExecutor(workers, "decode")
 
@@ -229,7 +229,7 @@ def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -
 
 
 def _extracted(pictures: Sequence[Source], width: int, extractor: Extractor) -> Fetch:
-    """Features of pictures, made as the run's own were."""
+    """Returns a reader of pictures' features, made as the run's own were."""
 
     def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
         starts = range(start, stop, BATCH)

@@ -46,14 +46,14 @@ REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What a cache keeps of a model's posteriors."""
+    """Which parts of a model's posteriors a cache keeps."""
 
     kinds: tuple[LatentKind, ...] = KINDS
     logvar: bool = False
     dtype: str = "float32"  # or float16
 
     def stored(self, encoded: Encoded, ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Returns the arrays as they are written; raises IiaeError if one cannot be."""
+        """Returns the arrays in their stored type; raises IiaeError if a value does not fit it."""
         arrays: dict[str, NDArray[Any]] = {}
         for name in ARRAYS:
             kind, _, part = name.partition("_")
@@ -88,7 +88,7 @@ class LatentCache:
 
     @classmethod
     def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
-        """Returns the cache of a run's model before there are rows."""
+        """Returns an empty cache of a run's model."""
         model, preset = loaded.model, loaded.details.get("preset") or ""
         settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
         return cls(Encoded(), [], None, domain, *settings)
@@ -113,7 +113,7 @@ class LatentCache:
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path | str, form: LatentFormat | None = None) -> None:
-        """Writes what `retrieve --index` and `Model.retrieve` take, atomically [the means]."""
+        """Writes a cache of the means, atomically, for `retrieve --index` and `Model.retrieve`."""
         arrays = (form or LatentFormat()).stored(self.encoded, self.ids)
         texts = {"ids": self.ids, "labels": self.labels}
         write_stream(Path(path), self.attributes(), texts, [arrays])
@@ -129,7 +129,7 @@ def write_stream(
 ) -> None:
     """Writes a cache, atomically, with one block of its arrays in memory at a time.
 
-    `texts` are ids (N,), and labels (N,) and skipped (K,) if any. The temporary file lies in
+    `texts` are ids (N,), and labels (N,) and skipped (K,) if any. The temporary file is in
     `folder`, else beside `path`.
     """
     count, done = len(texts["ids"] or ()), 0
@@ -173,9 +173,9 @@ class StoredRows:
 
 
 class Gallery:
-    """A latent cache whose rows stay on disk, to be read in slices.
+    """A latent cache whose rows stay on disk and are read in slices.
 
-    `head` is the cache without them. `job` is what made it; of a shard, `part` says which, and
+    `head` is the cache without rows. `job` is what made it; of a shard, `part` says which, and
     `total` is the number of blocks of the whole job. Raises IiaeError if the file is missing,
     damaged, or of another schema.
     """
@@ -212,12 +212,12 @@ class Gallery:
         return self._rows[f"{kind}_mean"]
 
     def blocks(self, size: int = 1 << 14) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yields `size` rows of all arrays, as they are stored, and the next ones."""
+        """Yields all rows, `size` at a time, as they are stored."""
         for start in range(0, len(self), size):
             yield {name: rows[start : start + size] for name, rows in self._rows.items()}
 
     def read(self) -> LatentCache:
-        """Returns the whole cache, but for what an earlier call left out."""
+        """Returns the whole cache, without the list of skipped inputs."""
         with np.errstate(over="ignore"):
             arrays = {name: rows[:].astype(np.float32) for name, rows in self._rows.items()}
         return replace(self.head, encoded=Encoded(**arrays), skipped=[])

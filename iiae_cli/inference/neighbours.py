@@ -1,11 +1,12 @@
 """Exact nearest neighbours between latents, and the ranks of partners.
 
-A backend proposes the k + `SPARE` rows that are nearest by float32 products; float64 measures them
-again. Where the last proposal is no farther than the k-th neighbour, up to the rounding of a
-product, every distance of that query is measured. So all backends return the same neighbours, but
-for a probability below 10⁻⁹ that float32 misplaces one by more than √S times 8 units of its last
-place (Higham & Mary, 2019). Distances that round to the same 40 bits (relative for Euclidean ones,
-absolute for cosine) tie and stand in gallery order, so that collapsed latents have recall 1/N.
+A backend proposes the k + `SPARE` nearest rows by float32 products, and float64 measures those
+again. If the last proposal is no farther than the k-th neighbour, within the rounding error of a
+product, every distance of that query is measured. So all backends return the same neighbours,
+except with a probability below 10⁻⁹ that float32 misplaces a row by more than √S times 8 units of
+its last place (Higham & Mary, 2019). Distances that round to the same 40 bits (relative for
+Euclidean, absolute for cosine) tie and stand in gallery order, so that collapsed latents have
+recall 1/N.
 
 Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs.
 """
@@ -58,7 +59,7 @@ class Rows(Protocol):
 
 
 def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
-    """Returns the backend that `auto` stands for at these sizes: faiss only if it is installed."""
+    """Returns the backend, `auto` resolved by these sizes: faiss only if it is installed."""
     if backend != "auto":
         return backend
     if queries * gallery * width <= SMALL:
@@ -74,10 +75,10 @@ def nearest(
     metric: Metric = "euclidean",
     backend: Backend = "auto",
 ) -> Found:
-    """Returns the rows (Q, k) of the gallery (G, S) nearest to every query, and their distances.
+    """Returns the gallery rows (Q, k) nearest to every query, and their distances.
 
-    All G rows if they are fewer than k. A zero vector is at cosine distance 1 from everything.
-    Raises IiaeError if a value is not finite, or faiss is missing.
+    Returns all G rows if they are fewer than k. A zero vector is at cosine distance 1 from
+    everything. Raises IiaeError if a value is not finite, or faiss is missing.
     """
     queries, (size, width) = _numbers(queries, "queries"), gallery.shape
     chosen, k = choose_backend(backend, len(queries), size, width), min(k, size)
@@ -98,7 +99,7 @@ def nearest(
 
 
 def _search(queries: NDArray[Any], part: Tensor, k: int, frame: Frame, propose: Propose) -> Found:
-    """Returns K rows of a slice, the k nearest among them, ties in gallery order, and distances."""
+    """Returns K rows of a slice, the k nearest among them, and distances; ties in gallery order."""
     k, asked = min(k, len(part)), min(k + SPARE, len(part))
     exact = _exact(queries, 0, frame.metric)
     moved = frame(exact)
@@ -154,7 +155,7 @@ def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euc
 def _before(
     queries: Tensor, rows: Tensor, pairs: Ints, own: Ints, partner: Ints, metric: Metric
 ) -> Ints:
-    """Counts those of `pairs` (2, P) before each query's partner, of key `own` (Q,)."""
+    """Counts the `pairs` (2, P) that stand before each query's partner, of key `own` (Q,)."""
     left, right = pairs
     if len(left) > 16 * len(queries):
         each = _distances(queries, rows, metric)[left, right]
@@ -190,14 +191,14 @@ def _distances(a: Tensor, b: Tensor, metric: Metric) -> Floats:
 
 
 def _keys(distances: Floats, metric: Metric) -> Ints:
-    """Returns integers in the order of the distances; equal ones for distances that tie."""
+    """Returns integers in the order of the distances, equal for distances that tie."""
     if metric == "cosine":
         return np.rint(distances * 2.0**40).astype(np.int64)
     return (np.ascontiguousarray(distances).view(np.int64) + 2**11) >> 12  # 40 bits of the fraction
 
 
 class Frame:
-    """Moves exact rows to where float32 products are precise: amid the data, if not on a sphere."""
+    """Moves rows to where float32 products are precise: the data's centre, unless on a sphere."""
 
     def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
         self.metric = metric
@@ -217,17 +218,17 @@ class Frame:
         return moved
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
-        """Bounds the rounding of the `squared` distances (Q,) of rows (Q, S) to others."""
+        """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""
         unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
         found: Floats = unit * (np.sqrt(squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
         return found + 1e-38  # below it float32 underflows
 
 
 def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
-    """Returns rows whose differences are measured: as they are, or for cosine distances (N, S + 2).
+    """Returns rows to measure differences of: as they are, or for cosine distances (N, S + 2).
 
-    Those are of length 1 in float64; their squared distances are twice the cosine ones. A zero
-    vector points along a dimension of its side's own, at right angles to all of the other.
+    Those have length 1 in float64; their squared distances are twice the cosine ones. A zero vector
+    points along a dimension of its own side, at right angles to everything on the other.
     """
     if metric == "euclidean":
         return torch.from_numpy(rows)
@@ -251,7 +252,7 @@ def _checked_slices(gallery: Rows, metric: Metric) -> Iterator[tuple[int, NDArra
 
 
 def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
-    """Returns finite rows in float32 if that holds them, else in float64."""
+    """Returns finite rows in float32 if that is exact, else in float64."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.ascontiguousarray(rows, np.float32 if single else np.float64)
     if not _largest_value(rows) < _HUGE:  # not a number compares as false

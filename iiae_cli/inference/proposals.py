@@ -1,4 +1,4 @@
-"""Who proposes neighbours: torch, scikit-learn or faiss, by float32 products.
+"""Proposes neighbours by float32 products, with torch, scikit-learn or faiss.
 
 Shapes: Q queries, G gallery rows, S dimensions, k proposals; blocks of C gallery rows.
 """
@@ -28,9 +28,9 @@ _LAST, _SIGNLESS = np.iinfo(np.int64).max, np.int32(0x7FFFFFFF)
 
 
 def products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """Yields (first row, |g|² / 2 - q·g (Q, C)): half of what squared distances exceed |q|² by.
+    """Yields (first row, |g|² / 2 - q·g (Q, C)): half of squared distances, less |q|² / 2.
 
-    C is at least `least` in the first block. A block is overwritten by the next one.
+    C is at least `least` in the first block. The next block overwrites the last.
     """
     width = max(least, BLOCK_VALUES // max(1, len(queries)))
     buffer = torch.empty(len(queries), min(width, len(gallery)))
@@ -41,7 +41,7 @@ def products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple
 
 
 def _by_torch(gallery: Tensor, metric: Metric) -> Propose:
-    """Collects what is nearer than the k-th best of a while ago, and sorts it out now and then."""
+    """Collects rows nearer than the last known k-th best, and sorts them now and then."""
 
     def propose(queries: Tensor, k: int) -> Proposed:
         keys = [nearest_keys(queries[block], k) for block in slices(len(queries), PRODUCT_ROWS)]
@@ -77,13 +77,13 @@ def _packed(values: NDArray[np.float32], rows: Ints) -> Ints:
 
 
 def _unpacked(keys: Ints) -> tuple[NDArray[np.float32], Ints]:
-    """Returns values and rows of keys."""
+    """Returns the values and rows of keys."""
     bits = (keys >> 32).astype(np.int32)
     return np.where(bits < 0, bits ^ _SIGNLESS, bits).view(np.float32), keys & 0xFFFFFFFF
 
 
 def _merged(best: Ints, hits: Sequence[tuple[Ints, Ints]]) -> Ints:
-    """Returns the k least keys (Q, k) of these and of hits, in any order."""
+    """Returns the k least keys (Q, k) of `best` and `hits`, in any order."""
     if not hits:
         return best
     query, keys = map(np.concatenate, zip(*hits, strict=True))
@@ -127,7 +127,7 @@ PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}
 
 
 def slices(count: int, step: int) -> Iterator[slice]:
-    """Yields slices of so many items each, but the last."""
+    """Yields slices of so many items, the last one shorter."""
     for start in range(0, count, max(1, step)):
         yield slice(start, start + max(1, step))
 

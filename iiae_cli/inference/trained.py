@@ -1,4 +1,4 @@
-"""A trained model and what it is asked for: latents of rows, translations, visual analogies.
+"""A trained model on rows: latents, translations, visual analogies.
 
 Batch norm runs in inference mode, dropout is off, and latents are posterior means, not samples.
 
@@ -34,7 +34,7 @@ LatentKind: TypeAlias = Literal["shared", "exclusive"]
 
 @dataclass
 class Encoded:
-    """Posteriors of N rows of one domain; what was not asked for, or does not exist, is None."""
+    """Posteriors of N rows of one domain; None for what was not encoded or does not exist."""
 
     shared_mean: Array | None = None  # (N, S), a map flattened as (C, H, W)
     shared_logvar: Array | None = None
@@ -59,7 +59,7 @@ class Encoded:
         )
 
     def joined(self, *others: Encoded) -> Encoded:
-        """Returns these rows, then those of others that hold the same kinds."""
+        """Returns these rows, then the others', which hold the same kinds."""
         parts = {
             name: [part, *(getattr(other, name) for other in others)]
             for name, part in vars(self).items()
@@ -70,7 +70,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network, the size of its pictures, and the device it lies on."""
+    """A network, the size of its pictures, and its device."""
 
     network: IIAE  # its mode is restored after every call
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
@@ -79,16 +79,16 @@ class TrainedModel:
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> TrainedModel:
-        """Wraps weights that are loaded already, on the device where they lie."""
+        """Wraps loaded weights, on their device."""
         return cls(loaded.model, loaded.size, loaded.device)
 
     def inputs(self, rows: NDArray[Any]) -> Tensor:
-        """Returns stored rows as the network takes them: (N, C, H, W) in [-1, 1], or (N, F)."""
+        """Returns stored rows as network inputs: (N, C, H, W) in [-1, 1], or (N, F)."""
         self.stop.check()
         return to_inputs(rows, self.size, self.device)
 
     def shown(self, rows: NDArray[Any]) -> list[NDArray[np.uint8]]:
-        """Returns stored pictures at the size that the network sees; of features, a dot each."""
+        """Returns stored pictures at the network's size; for features, a dot each."""
         if self.size is None:
             return [np.zeros((1, 1, 3), np.uint8)] * len(rows)
         return list(to_pictures(to_inputs(rows, self.size))) if len(rows) else []
@@ -102,7 +102,7 @@ class TrainedModel:
         exclusive: bool = True,
         batch_size: int = 256,
     ) -> Encoded:
-        """Encodes stored rows of one domain: r(z^s|·), and q(z^x|x) where the network has it.
+        """Encodes stored rows of one domain: r(z^s|·), and q(z^x|x) if the network has it.
 
         The rows may be a memory map: one batch at a time is read.
         """
@@ -163,7 +163,7 @@ class TrainedModel:
 
 @contextmanager
 def inference(network: IIAE) -> Iterator[None]:
-    """Evaluation mode without gradients; the network's mode is restored afterwards."""
+    """Switches to evaluation mode without gradients; restores the network's mode afterwards."""
     was_training = network.training
     network.eval()
     try:
@@ -183,7 +183,7 @@ def prior_samples(count: int, rows: Iterable[int], exclusive_dim: int, seed: int
 
 @dataclass(frozen=True)
 class Styles:
-    """Where an input's K outputs take their exclusive latents from."""
+    """The sources of the exclusive latents of an input's K outputs."""
 
     names: list[str]  # (K,)
     pictures: list[tuple[NDArray[np.uint8], str] | None]  # (K,) references as the model sees them
@@ -201,7 +201,7 @@ def styles_of(
     interpolate: int | None,
     seed: int,
 ) -> Styles:
-    """Returns `samples` samples, then references or steps between two, then each input's partner.
+    """Returns styles: `samples` samples, references or steps between two, each input's partner.
 
     References and partners are of the domain `target`; `interpolate` is the number of steps.
     """

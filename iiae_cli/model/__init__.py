@@ -16,5 +16,5 @@ DOMAINS: tuple[Domain, Domain] = ("x", "y")
 
 
 def other_domain(domain: Domain) -> Domain:
-    """The domain that `domain` is paired with."""
+    """Returns the domain that `domain` is paired with."""
     return "y" if domain == "x" else "x"

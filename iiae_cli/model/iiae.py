@@ -24,7 +24,7 @@ MAX_LOGVAR = 9.21035  # log(10⁴), in the released code: variances stay at or b
 
 
 def full(values: Tensor) -> Tensor:
-    """Returns values in float32, or as they are if they are float64."""
+    """Returns values in float32; float64 stays."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -45,7 +45,7 @@ class DiagonalGaussian:
         return cls(mean, logvar.clamp(max=MAX_LOGVAR))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I)."""
+        """Draws a reparameterised sample (B, …): mean + exp(logvar / 2) · ε with ε ~ N(0, I)."""
         noise = torch.randn(
             self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator
         )
@@ -54,7 +54,7 @@ class DiagonalGaussian:
 
 @dataclass(frozen=True)
 class Posteriors:
-    """What the encoders make of a batch of pairs, and the inputs that they read."""
+    """The encoders' outputs for a batch of pairs, and the inputs that they read."""
 
     inputs: Mapping[Domain, Tensor]  # (B, …), what reconstructions are compared with
     exclusive: Mapping[Domain, DiagonalGaussian]  # q(z^x|x), q(z^y|y)  (B, E); empty in II (Eq. 22)
@@ -115,22 +115,22 @@ class IIAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters, and so of what the networks read."""
+        """The type of the parameters, and so of the networks' inputs."""
         return next(self.parameters()).dtype
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
-        """Returns inputs (B, …) of a domain as its networks read them."""
+        """Returns inputs (B, …) of a domain in the form that its networks read."""
         return inputs.to(self.dtype)
 
     # ---- training, on pairs
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        """All networks' part of a training step on pairs x (B, …) and y (B, …)."""
+        """Runs all networks of a training step on pairs x (B, …) and y (B, …)."""
         posteriors = self.infer(x, y)
         return posteriors, self.generate(self.sample(posteriors))
 
     def infer(self, x: Tensor, y: Tensor) -> Posteriors:
-        """All posteriors of pairs x (B, …) and y (B, …); each FE runs once."""
+        """Returns all posteriors of pairs x (B, …) and y (B, …); each FE runs once."""
         inputs: dict[Domain, Tensor] = {"x": self.read("x", x), "y": self.read("y", y)}
         features = {domain: self.features[domain](inputs[domain]) for domain in DOMAINS}
         joint_shared = None
@@ -169,21 +169,21 @@ class IIAE(nn.Module):
     # ---- use, on one domain
 
     def encode_shared(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """r(z^s|·) of one domain alone (B, S…): what retrieval and translation use."""
+        """Returns r(z^s|·) of one domain alone (B, S…): what retrieval and translation use."""
         features = self.features[domain](self.read(domain, inputs))
         return DiagonalGaussian.from_heads(self.shared[domain](features))
 
     def encode_exclusive(self, domain: Domain, inputs: Tensor) -> DiagonalGaussian:
-        """q(z^x|x) or q(z^y|y) (B, E); a ValueError for a model without exclusive latents."""
+        """Returns q(z^x|x) or q(z^y|y) (B, E); raises ValueError without exclusive latents."""
         if domain not in self.exclusive:
             raise ValueError("this model was trained without exclusive latents")
         return DiagonalGaussian.from_heads(self.exclusive[domain](self.read(domain, inputs)))
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> Tensor:
-        """Mean of p(·|z, z^s): pictures (B, C, H, W) in [−1, 1], or features (B, F).
+        """Returns the mean of p(·|z, z^s): pictures (B, C, H, W) in [−1, 1], or features (B, F).
 
         `shared` is (B, S…) or flattened (B, S); `exclusive` is (B, E), or None for a model without
-        exclusive latents. A ValueError for a model without decoders.
+        exclusive latents. Raises ValueError without decoders.
         """
         if domain not in self.decoder:
             raise ValueError("this model was trained without decoders")

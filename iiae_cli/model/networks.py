@@ -65,9 +65,9 @@ def doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
 def normed(
     layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, activation: nn.Module, dropout: float = 0.0
 ) -> list[nn.Module]:
-    """A layer, its batch norm, dropout and activation, which works in place.
+    """Returns a layer, its batch norm, dropout and activation, which works in place.
 
-    The released networks' biases are here too, fixed at zero: batch norm would subtract them.
+    The released networks' biases exist here too, fixed at zero: batch norm would subtract them.
     """
     assert layer.bias is not None
     layer.bias.requires_grad_(False)
@@ -85,7 +85,7 @@ class PadToMultiple(nn.Module):
         self.multiple = multiple
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Returns a batch as it is if its sides are multiples already."""
+        """Pads a batch; returns it unchanged if its sides are multiples."""
         height, width = pictures.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
@@ -97,7 +97,7 @@ class PadToMultiple(nn.Module):
 
 
 def conv_trunk(channels: int, widths: Sequence[int], multiple: int) -> nn.Sequential:
-    """Convolutions with batch norm and LeakyReLU: (B, C, H, W) → (B, widths[-1], H', W')."""
+    """Builds convolutions, batch norm and LeakyReLU: (B, C, H, W) → (B, widths[-1], H', W')."""
     layers: list[nn.Module] = [PadToMultiple(multiple)]
     for before, after in pairwise([channels, *widths]):
         layers += normed(halving(before, after), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
@@ -105,7 +105,7 @@ def conv_trunk(channels: int, widths: Sequence[int], multiple: int) -> nn.Sequen
 
 
 def linear_trunk(width: int, widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with batch norm and LeakyReLU: (B, F) → (B, widths[-1])."""
+    """Builds linear layers with batch norm and LeakyReLU: (B, F) → (B, widths[-1])."""
     layers: list[nn.Module] = []
     for before, after in pairwise([width, *widths]):
         layers += normed(nn.Linear(before, after), nn.LeakyReLU(LEAKY_SLOPE, inplace=True))
@@ -113,7 +113,7 @@ def linear_trunk(width: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 def vector_head(width: int, hidden: Sequence[int], latent: int) -> nn.Sequential:
-    """A linear trunk and a last layer without norm: (B, F) → (B, 2·latent)."""
+    """Builds a linear trunk and a last layer without norm: (B, F) → (B, 2·latent)."""
     return nn.Sequential(linear_trunk(width, hidden), nn.Linear(hidden[-1], 2 * latent))
 
 
@@ -121,7 +121,7 @@ def vector_head(width: int, hidden: Sequence[int], latent: int) -> nn.Sequential
 
 
 def joined(shared: Tensor, exclusive: Tensor | None) -> Tensor:
-    """z^x, repeated in every cell of a map, before z^s: (B, S…) and (B, E) → (B, E + S…)."""
+    """Joins z^x, repeated in every cell of a map, and z^s: (B, E) and (B, S…) → (B, E + S…)."""
     if exclusive is None:
         return shared
     if shared.ndim == 4:
@@ -183,7 +183,7 @@ class ImageNetworks:
 
     @property
     def multiple(self) -> int:
-        """What pictures' sides are extended to a multiple of."""
+        """The number that pictures' sides are padded to a multiple of."""
         return int(2 ** (len(self.widths) + 1))
 
     @property
@@ -198,7 +198,7 @@ class ImageNetworks:
 
     @property
     def shared_shape(self) -> tuple[int, ...]:
-        """Of a shared latent."""
+        """The shape of a shared latent."""
         return self.shared_dim, *self.grid
 
     def exclusive(self, width: int, exclusive_dim: int) -> nn.Module:

@@ -34,14 +34,14 @@ ByDomain: TypeAlias = Mapping[Domain, Tensor]
 
 
 def kl_between(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
-    """KL(q ‖ p) in nats, summed over latent dimensions: (B,)."""
+    """Returns KL(q ‖ p) in nats, summed over latent dimensions: (B,)."""
     ratio = torch.exp(q.logvar - p.logvar)
     distance = (q.mean - p.mean).square() * torch.exp(-p.logvar)
     return 0.5 * (ratio + distance - 1.0 + p.logvar - q.logvar).flatten(1).sum(dim=1)
 
 
 def kl_to_prior(q: DiagonalGaussian) -> Tensor:
-    """KL(q ‖ N(0, I)) in nats, summed over latent dimensions: (B,)."""
+    """Returns KL(q ‖ N(0, I)) in nats, summed over latent dimensions: (B,)."""
     return 0.5 * (torch.exp(q.logvar) + q.mean.square() - 1.0 - q.logvar).flatten(1).sum(dim=1)
 
 
@@ -65,7 +65,7 @@ class Objective:
     def __call__(
         self, posteriors: Posteriors, reconstructions: Reconstructions, step: int
     ) -> dict[str, Tensor]:
-        """Named scalars of a batch: `loss` is what to minimise, then every term's values.
+        """Returns named scalars of a batch: `loss`, which is minimised, then every term's values.
 
         The values are weighted by neither λ nor annealing: they mean the same at every step.
         """
@@ -85,7 +85,7 @@ class Objective:
 
 
 def kl_annealing(step: int, steps: float) -> float:
-    """Weight of the prior KLs at step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
+    """Returns the prior KLs' weight at step 0, 1, …: 1 − exp(−step/τ), τ = `steps`; 1 if τ is 0."""
     return 1.0 if steps <= 0 else 1.0 - math.exp(-step / steps)
 
 
@@ -101,7 +101,7 @@ class Weights:
 
 
 def bound_weights(kind: BoundKind, lam: float) -> Weights:
-    """The weights of a bound at λ = `lam`, in the released code's scale."""
+    """Returns the weights of a bound at λ = `lam`, in the released code's scale."""
     if kind == "elbo+ii-mi":  # the full objective (Eq. 12), divided by λ
         return Weights((1 + lam) / lam, 1.0, 1 / lam, (1 + lam) / lam)
     if kind == "elbo+ii":  # divided by λ; II reconstructs from z^s alone, by its own decoders
@@ -118,10 +118,10 @@ def bound(
     reconstruction_weight: float = 1000.0,
     annealing_steps: float = 25000.0,
 ) -> Objective:
-    """The objective with these weights.
+    """Builds the objective with these weights.
 
-    −log p is w, the `reconstruction_weight`, times the mean over everything, the batch too, of
-    |x̂ − x| (`l1`, pictures) or (x̂ − x)² (`l2`, features).
+    −log p is the `reconstruction_weight` times the mean of |x̂ − x| (`l1`, pictures) or (x̂ − x)²
+    (`l2`, features) over everything, the batch too.
     """
 
     size = torch.abs if reconstruction == "l1" else torch.square

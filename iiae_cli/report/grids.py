@@ -1,7 +1,7 @@
-"""Labelled panels of pictures in the paper's layouts, and what a model fills them with.
+"""Labelled panels of pictures in the paper's layouts, filled by a model.
 
-A panel is drawn as a picture here, and as a table by the report. Small pictures are enlarged by
-whole factors without smoothing first: a 32-pixel digit stays crisp.
+A panel is drawn as a picture here, and as a table by the report. Small pictures are first enlarged
+by whole factors without smoothing, so that a 32-pixel digit stays crisp.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRIPLES = 2  # references repeated beside every output, as the paper does
 
 @dataclass
 class Tile:
-    """A cell: a picture or None for a blank, lines of caption below it, a frame's tone."""
+    """A cell: a picture or a blank (None), lines of caption below it, a frame's tone."""
 
     picture: Picture | None
     caption: Sequence[str] = ()
@@ -63,7 +63,7 @@ class Panel:
     note: str = ""
 
     def draw(self) -> Image.Image:
-        """Draws the tiles with their captions and the headers."""
+        """Draws the tiles with captions and headers."""
         images = [[None if t.picture is None else scaled(t.picture) for t in r] for r in self.rows]
         height = max((image.height for row in images for image in row if image), default=TILE)
         gap = 2 if any(tile.tone for row in self.rows for tile in row) else 1  # frames do not touch
@@ -87,12 +87,12 @@ class Panel:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """Returns (H, W, 3): grey for one or two channels, without channels past the third."""
+    """Returns (H, W, 3): grey for one or two channels, and only the first three of more."""
     return np.repeat(picture[..., :1], 3, 2) if picture.shape[2] < 3 else picture[..., :3]
 
 
 def scaled(picture: Picture) -> Image.Image:
-    """Scales a picture to a longer side of `TILE`: by a whole factor, then down to fit."""
+    """Scales a picture's longer side to `TILE`: up by a whole factor, then down to fit."""
     image = Image.fromarray(to_rgb(picture))
     factor = -(-TILE // max(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -103,7 +103,7 @@ def scaled(picture: Picture) -> Image.Image:
 def _draw_tile(
     canvas: Image.Image, tile: Tile, image: Image.Image | None, box: tuple[int, int, int]
 ) -> None:
-    """Draws a tile; a grey box stands for a picture that a caption names in vain."""
+    """Draws a tile; a grey box replaces a captioned picture that is missing."""
     draw, (left, top, height) = ImageDraw.Draw(canvas), box
     draw.font = ImageFont.load_default(size=FONT)
     if tile.tone is not None:
@@ -121,7 +121,7 @@ def _draw_tile(
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
-    """Writes a line centred below a tile; an ellipsis replaces the start of a long one."""
+    """Writes a centred line below a tile; an ellipsis replaces the start of a long one."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     # A letter takes a pixel at least, and measuring takes time.
     text = text if len(text) <= TILE else f"…{text[-TILE:]}"
@@ -148,7 +148,7 @@ class TranslationGrid:
     rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
 
     def panel(self) -> Panel:
-        """Returns all rows added, as they are drawn."""
+        """Returns all rows as a panel."""
         above = [Tile(None) if item is None else _named(*item) for item in self.references]
         few = 0 < len(above) <= TRIPLES and all(self.references) and not self.interpolated
         if few and self.source == self.target:
@@ -182,7 +182,7 @@ def _named(picture: Picture, name: str) -> Tile:
 
 
 def spread(length: int, count: int) -> NDArray[np.int64]:
-    """Returns at most `count` positions of `length`, evenly spread, ascending."""
+    """Returns at most `count` of `length` positions, evenly spread, ascending."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
 
 
@@ -192,7 +192,7 @@ def first_pairs(split: Split, count: int) -> Split:
 
 
 def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: int = 0) -> Panel:
-    """Shows aligned pairs as the paper's Table 1, a pair a row.
+    """Shows aligned pairs as the paper's Table 1 does, one per row.
 
     x | sampled y | guided by the partner y ‖ y | sampled x | guided by the partner x
     """

@@ -62,7 +62,7 @@ def write_report(measured: Measured, folder: Path) -> Path:
 
 
 def _values(measured: Measured) -> dict[str, object]:
-    """Gathers everything that the template shows."""
+    """Collects everything that the template shows."""
     figures, protocol = measured.figures, measured.protocol
     split, pairs = measured.subject.split, measured.subject.pairs
     by_class, info = measured.file.info.by_class, measured.run.read_info()
@@ -120,7 +120,7 @@ _ELSEWHERE = ("versions", "command", "warnings")
 
 
 def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-    """Lists what training warned of, and what makes a figure less than it looks."""
+    """Lists training's warnings, and reasons to trust a figure less."""
     warnings = [str(line) for line in info.get("warnings", ())]
     if info.get("state") not in (None, "finished"):
         warnings.append(f"training is {info['state']}, not finished")
@@ -139,7 +139,7 @@ def _mapping(title: str, values: Mapping[str, Any]) -> Table:
 
 
 def render(**values: object) -> str:
-    """Renders the page as HTML; a value that the template needs and lacks raises."""
+    """Renders the page as HTML; raises if the template lacks a value."""
     environment = Environment(
         loader=PackageLoader("iiae_cli.report", "templates"),
         autoescape=True,
@@ -154,7 +154,7 @@ def render(**values: object) -> str:
 
 
 def _printable(value: object) -> object:
-    """Replaces control characters and lone surrogates, which odd file names have and HTML lacks."""
+    """Replaces control characters and lone surrogates, which file names may have and HTML lacks."""
     # A macro's output is Markup and has passed here in parts; plain strings come from outside.
     if type(value) is not str:
         return value
@@ -167,7 +167,7 @@ def _printable(value: object) -> object:
 
 
 def thumbnail(picture: Picture) -> str:
-    """Returns a data URI of a stored picture (H, W, C), shrunk if it is large."""
+    """Returns a stored picture (H, W, C) as a data URI, shrunk if it is large."""
     image, stream = Image.fromarray(to_rgb(picture)), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
     image.save(stream, format="PNG", optimize=True)

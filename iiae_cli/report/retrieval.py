@@ -1,4 +1,4 @@
-"""Queries and their neighbours, right or wrong: the montage of `retrieve`, and the report's panels.
+"""Shows queries and their neighbours, right or wrong, in `retrieve`'s montage and the report.
 
 The montage takes the first rule that applies:
 
@@ -8,8 +8,8 @@ The montage takes the first rule that applies:
    ending (pictures of the two domains lie in two folders): that entry.
 4. Both sides have labels: entries of the query's class.
 
-Elsewhere nothing is known and nothing framed. Where a partner is right, an entry that only has the
-query's class is framed in amber, and none but the partner where the query's class is not known.
+If none applies, nothing is framed. Where a partner is right, an entry that only shares the query's
+class is framed in amber, and only the partner is framed if the query's class is unknown.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ FAILURES = 5
 
 
 def verdict_on(partner: bool | None, same_class: bool | None) -> str | None:
-    """Returns a verdict on a neighbour; classes decide if it is not known who the partner is."""
+    """Returns a verdict on a neighbour; classes decide if the partner is unknown."""
     if partner is not None:
         return "partner" if partner else "only its class" if same_class else "other"
     return None if same_class is None else "same class" if same_class else "other class"
 
 
 def picture_of(side: Side | None, row: int | None, path: Path) -> Picture | None:
-    """Returns a row's picture as it is stored, else that of its file, else None."""
+    """Returns a row's picture as stored, else that of its file, else None."""
     if side is not None and row is not None and side.rows.ndim == 4:
         picture: Picture = side.rows[row]
         return picture
@@ -95,7 +95,7 @@ def draw_montage(
 def judgement(
     queries: LatentCache, gallery: LatentCache, split: Split | None = None
 ) -> Callable[[int, int], str | None]:
-    """Returns a function from query and gallery row to a verdict, None if nothing is known.
+    """Returns a function from query and gallery row to a verdict, None if unknown.
 
     `split` is passed if queries and gallery are its two sides.
     """
@@ -117,7 +117,7 @@ def judgement(
 def _partners(
     queries: LatentCache, gallery: LatentCache, split: Split | None
 ) -> Sequence[set[str]]:
-    """Returns the ids of every query's partners in the gallery; none if they are not known."""
+    """Returns the ids of every query's partners in the gallery; empty if unknown."""
     sources = filter(None, [_source(queries), _source(gallery)])
     if any(DataFile(path).info.by_class for path, _ in sources):
         return [set()] * len(queries.ids)
@@ -137,7 +137,7 @@ def _partners(
 
 
 def _source(cache: LatentCache) -> tuple[Path, str] | None:
-    """Returns the prepared file and split of a cache's rows, if that file still exists."""
+    """Returns the prepared file and split of a cache's rows, if that file exists."""
     data = cache.source.get("data")
     if data is None or not Path(data).exists():
         return None
@@ -151,7 +151,7 @@ def _names(cache: LatentCache, row: int) -> list[str]:
 
 
 def _pictures(cache: LatentCache) -> Callable[[int], Picture | None]:
-    """Returns a function from a row to its picture; None if its source is gone or has none.
+    """Returns a function from a row to its picture, None if that is gone.
 
     Ids are paths; those of features lie below the source of their data file.
     """
@@ -195,7 +195,7 @@ class Retrieval:
         return np.flatnonzero(np.isin(labels, others)), ranking["map@all"]
 
     def failures(self) -> Panel | None:
-        """Shows the queries whose right rows come last, the worst first; None if there are none."""
+        """Shows the queries whose right rows come last, the worst first; None if all come first."""
         if self.by_class:
             rows, precisions = self.precisions
             worst = np.argsort(precisions, kind="stable")[:FAILURES]
@@ -230,7 +230,7 @@ class Retrieval:
         return verdict_on(None if self.by_class else query == row, same) or ""
 
     def _tile(self, place: int, row: int, note: str | None, tone: Tone | None = None) -> Tile:
-        """A row of the queries (place 0) or the gallery; without a note only what it shows."""
+        """Makes the tile of a query (place 0) or gallery row; without a note it has no caption."""
         side = self.sides[place]
         picture = picture_of(side, row, self.folder / side.ids[row])
         label = [] if side.labels is None else [f"class {side.labels[row]}"]

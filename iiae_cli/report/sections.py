@@ -1,6 +1,6 @@
-"""What was measured in, what the report's page shows out: verdict, curves, panels and tables.
+"""The sections of the report's page: verdict, curves, panels and tables from measured figures.
 
-Lines of a chart differ by dash as well as by colour; templates/charts.mplstyle says how it looks.
+Lines of a chart differ by dash as well as by colour; templates/charts.mplstyle defines its style.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Points: TypeAlias = Sequence[tuple[float, float]]
 
 
 def cell(value: object) -> str:
-    """Formats a value for people: short numbers, a dash for nothing, JSON for collections."""
+    """Formats a value for people: short numbers, a dash for a missing one, JSON for collections."""
     if value is None or value == "":
         return "—"
     if isinstance(value, bool | str):
@@ -63,7 +63,7 @@ def cell(value: object) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The report's first sentence: in a few words, and the figures themselves."""
+    """The report's first sentence, in a few words, and its figures."""
 
     tone: Tone
     headline: str
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def comparison(figures: Figures) -> Table:
-    """Compares latents with the training-free baseline: a row per direction and kind."""
+    """Compares latents with the training-free baseline, a row per direction and kind."""
     paired, zero = figures.get("retrieval"), figures.get("zero_shot", {})
     measured, measure = (paired, "recall@1") if paired else (zero, "map@all")
     names = ("baseline_centred", "baseline", "baseline_raw")
@@ -147,7 +147,7 @@ def _figures(values: Sequence[float]) -> str:
 
 
 def leak(value: object, *floors: object) -> str:
-    """Returns how bad a reading is of what should not be read: `high`, `some` or nothing.
+    """Grades a reading of what should not be read: `high`, `some` or empty.
 
     It counts from the highest of the `floors`, such as the reading of shuffled values, to 1.
     """
@@ -163,7 +163,7 @@ def leak(value: object, *floors: object) -> str:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot; `text` says what it shows to whoever does not see it."""
+    """A plot, and a `text` for readers who cannot see it."""
 
     title: str
     svg: bytes
@@ -182,7 +182,7 @@ def line_charts(
     """Draws named lines over whole numbers; returns no chart if no line has a point.
 
     `levels` are named values to compare with. The axis of a `fraction` is [0, 1]; any other starts
-    at 0 and is logarithmic from 1 on if it reaches 10. Points whose y is not finite are left out.
+    at 0, and is logarithmic from 1 on if it reaches 10. Points whose y is not finite are left out.
     """
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -214,7 +214,7 @@ def line_charts(
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; lines that an interruption tore are left out."""
+    """Reads metrics.jsonl without lines that an interruption tore."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(json.JSONDecodeError):
@@ -250,7 +250,7 @@ def training_charts(records: Sequence[Figures]) -> list[Chart]:
 
 
 def _points(records: Sequence[Figures], name: str, place: int | None = None) -> Points:
-    """Returns (step, value) of every record that has the value, or the value at a place of it."""
+    """Returns (step, value) of every record that has the value, or the value's item at `place`."""
     known = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return [(step, value if place is None else value[place]) for step, value in known]
 
@@ -272,7 +272,7 @@ def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
 def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Panel]:
     """Shows rows spread over the split; nothing for features or without decoders.
 
-    Partners guide translations if rows are `aligned`: row i of x belongs to row i of y.
+    If rows are `aligned` (row i of x belongs to row i of y), partners guide translations.
     """
     model, split = subject.trained, subject.split
     if model.size is None or not model.network.generative:
@@ -296,7 +296,7 @@ def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Pa
 
 
 def translation_strip(panel: Panel, rows: int) -> Panel:
-    """Shows the first half of a `sample_panel`, x to y and the true y, of so many of its rows."""
+    """Shows the first half of a `sample_panel`, x to y and the true y, for so many rows."""
     end = panel.gaps_after[0] + 2
     shown = spread(len(panel.rows), rows)
     title = "x → y: translations, sampled and then guided by the true y"

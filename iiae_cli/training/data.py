@@ -1,4 +1,4 @@
-"""What a run learns from: training rows, what is held out of them, and closed forms of them."""
+"""A run's training and validation rows, and what a model takes from them in closed form."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TrainingData:
             self._limit_validation(config.selection.validation_pairs)
 
     def _hold_out(self, fraction: float) -> None:
-        """Keep a fraction of the training pairs, or classes, for validation, unless too few."""
+        """Holds out a fraction of the training pairs, or classes, unless they are too few."""
         train, classes = self.train, np.array(classes_of(self.train) if self.by_class else [])
         if fraction and len(classes) >= FEWEST_CLASSES:
             away = classes[hold_out(len(classes), fraction)[1]]
@@ -82,7 +82,7 @@ class TrainingData:
             self.train = Split(train.x, train.y, pairs=train.pairs[kept])
 
     def _limit_validation(self, most: int) -> None:
-        """Validate on at most so many pairs, or rows of each domain."""
+        """Limits validation to so many pairs, or rows of each domain."""
 
         def drawn(count: int) -> Indices:
             return np.sort(np.random.default_rng(0).permutation(count)[:most])
@@ -95,7 +95,7 @@ class TrainingData:
             self.validation = split.take_pairs(drawn(split.pair_count))
 
     def fingerprint(self, stop: Stop) -> dict[str, Any]:
-        """What tells this data from other: name and pairs, and digests of all that is read.
+        """Returns what identifies the data: name, pairs, and digests of all that is read.
 
         The file's path, age and compression do not matter.
         """
@@ -116,11 +116,11 @@ class TrainingData:
         return self.train is not self._whole
 
     def use_all(self) -> None:
-        """Train on the held-out rows too; nothing is left to validate on."""
+        """Adds the held-out rows to training, so that none are left to validate on."""
         self.train, self.validation = self._whole, None
 
     def order(self, batch_size: int | None, seed: int) -> PairOrder | ClassOrder:
-        """What each step reads; refuses fewer pairs than a batch, and fewer than two classes."""
+        """Returns the rows of every step; raises if they do not fill a batch, or two classes."""
         try:
             if self.by_class:
                 return ClassOrder(*_labels(self.train), batch_size, seed)
@@ -130,18 +130,18 @@ class TrainingData:
             raise IiaeError(str(error), hint) from error
 
     def rows(self, indices: Indices) -> tuple[Rows, Rows]:
-        """x and y rows of what `order` names: pairs (B,), or rows of x and y (B, 2)."""
+        """Returns x and y rows by indices of `order`: pairs (B,), or rows of x and y (B, 2)."""
         rows_x, rows_y = self.row_numbers(indices)
         return self.train.x.rows[rows_x], self.train.y.rows[rows_y]
 
     def row_numbers(self, indices: Indices) -> tuple[Indices, Indices]:
-        """Which rows of x and of y (B,) those are."""
+        """Returns the numbers of those rows, of x and of y (B,)."""
         if self.train.pairs is not None:
             indices = self.train.pairs[indices]
         return indices[:, 0], indices[:, 1]
 
     def summary(self) -> str:
-        """One line that says what is learned from."""
+        """Returns a line that describes the training data."""
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
         count, kept = (
             0 if split is None else len(classes_of(split)) if self.by_class else split.pair_count
@@ -152,14 +152,14 @@ class TrainingData:
 
 
 def hold_out(count: int, fraction: float) -> tuple[Indices, Indices]:
-    """Divide 0…N−1 into ascending (training, validation) indices; at least two validate."""
+    """Divides 0…N−1 into ascending (training, validation) indices; at least two validate."""
     held = max(2, round(count * fraction))
     order = np.random.default_rng((0, count)).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _digest(arrays: dict[str, Rows], stop: Stop) -> str:
-    """16 hex digits over names, types, shapes and values; `stop` is asked between blocks."""
+    """Returns 16 hex digits over names, types, shapes and values; checks `stop` between blocks."""
     digest = hashlib.sha256()
     for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.shape} {values.dtype} ".encode())
@@ -177,7 +177,7 @@ def _labels(split: Split) -> tuple[list[str], list[str]]:
 
 
 def classes_of(split: Split) -> list[str]:
-    """Classes that both domains have rows of."""
+    """Returns the classes that both domains have rows of."""
     labels_x, labels_y = _labels(split)
     return sorted({*labels_x} & {*labels_y})
 
@@ -186,7 +186,7 @@ def classes_of(split: Split) -> list[str]:
 
 
 def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
-    """Fit a new model's standardisation and start its linear paths, if it has them."""
+    """Fits a new model's standardisation and starts its linear paths, if it has them."""
     if isinstance(model, ExtendedIIAE):
         for domain, standardise in zip(DOMAINS, model.standardise.values(), strict=False):
             assert isinstance(standardise, Standardise)
@@ -231,7 +231,7 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
 
 
 def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSection) -> None:
-    """Fit a model's erasure to its posteriors on the training rows, a function of both alone."""
+    """Fits a model's erasure to its posteriors on the training rows, a function of both alone."""
     if not isinstance(trained.network, ExtendedIIAE) or erasure.shared == "none":
         return
     erases = {d: trained.network.erase_shared[d] for d in DOMAINS}
@@ -257,7 +257,7 @@ def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    """At most so many rows, evenly spread."""
+    """Returns at most so many rows, evenly spread."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 

@@ -1,9 +1,9 @@
 """Several processes (ranks) that train one model, each on its slice of every batch.
 
 Batch norm reads the whole batch on GPUs (SyncBatchNorm, unless `training.batch_norm=local`) and
-each rank's slice on CPUs. Noise, dropout and augmentation are seeded by rank. What ranks tell each
-other beside gradients goes over gloo on the CPU: it neither waits for a GPU nor times out while
-rank 0 validates.
+each rank's slice on CPUs. Noise, dropout and augmentation are seeded by rank. Messages other than
+gradients go over gloo on the CPU, which neither waits for a GPU nor times out while rank 0
+validates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Control:
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; one alone by default."""
+    """This process among those that train together; by default alone."""
 
     rank: int = 0
     size: int = 1
@@ -58,7 +58,7 @@ class World:
         return self.rank == 0
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This rank's device, where `chosen` is the configured one."""
+        """Returns this rank's device, given the configured one."""
         if self.size == 1 or chosen.type == "cpu":
             return chosen
         count = torch.cuda.device_count()
@@ -73,7 +73,7 @@ class World:
 
     @contextmanager
     def joined(self, device: torch.device, stop: Stop) -> Iterator[None]:
-        """Meet the other ranks and leave them at the end; refuses to go on if one is lost."""
+        """Meets the other ranks, and leaves them at the end; raises if one is lost."""
         if self.size == 1:
             yield
             return
@@ -107,7 +107,7 @@ class World:
             ) from error
 
     def agree(self, number: int) -> int:
-        """The largest of all ranks' numbers."""
+        """Returns the largest of all ranks' numbers."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
@@ -115,7 +115,7 @@ class World:
         return int(largest)
 
     def share(self, value: Value) -> Value:
-        """Rank 0's value on all ranks; the others wait for it."""
+        """Returns rank 0's value on all ranks; the others wait for it."""
         if self.size == 1:
             return value
         values = [value]
@@ -123,14 +123,14 @@ class World:
         return values[0]
 
     def seed(self, seed: int) -> int:
-        """The seed of this rank's noise; rank 0's is the seed itself."""
+        """Returns the seed of this rank's noise; rank 0 keeps `seed` itself."""
         if self.first:
             return seed
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
 def _meet(world: World, stop: Stop) -> Store:
-    """The store at the meeting point once every rank is there; a signal or time ends the wait."""
+    """Returns the shared store once every rank is there; a signal or a timeout ends the wait."""
     name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
     next_word = started + FIRST_WORD
 
@@ -173,10 +173,10 @@ def _meet(world: World, stop: Stop) -> Store:
 
 
 def find_world(environment: Mapping[str, str]) -> World:
-    """The world that a launcher's environment describes.
+    """Reads the world from a launcher's environment.
 
-    torchrun's variables count first. Those of an srun step with several tasks count only with
-    MASTER_ADDR, which a person who runs several independent trainings in one step does not set.
+    torchrun's variables take precedence. Those of an srun step with several tasks count only with
+    MASTER_ADDR, as one step may also run several independent trainings.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     if "WORLD_SIZE" not in environment and "MASTER_ADDR" in environment:
@@ -200,9 +200,9 @@ def find_world(environment: Mapping[str, str]) -> World:
 
 
 class Share:
-    """One rank's slice of every batch, and what makes its losses and gradients the whole batch's.
+    """One rank's slice of every batch; combines ranks' losses and gradients into the whole batch's.
 
-    Where `batch_size` rows cannot be divided evenly, some ranks take one row more.
+    If `batch_size` rows do not divide evenly, some ranks take one row more.
     """
 
     def __init__(self, world: World, batch_size: int) -> None:
@@ -219,7 +219,7 @@ class Share:
         self._world, self._batch_size = world, batch_size
 
     def gather(self, rows: Tensor) -> Tensor:
-        """This rank's rows (B, …) to the whole batch's (N, …), differentiable."""
+        """Returns the whole batch's rows (N, …) from this rank's (B, …), differentiably."""
         if self._world.size == 1:
             return rows
         padded = rows.new_zeros((self._batch_size, *rows.shape[1:]))
@@ -228,7 +228,7 @@ class Share:
         return whole
 
     def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
-        """The networks with gradients averaged over ranks; `local`: batch norm by slices."""
+        """Wraps networks to average gradients over ranks; `local`: batch norm reads slices."""
         if self._world.size == 1:
             return networks
         if device.type == "cuda" and not local:
@@ -237,11 +237,11 @@ class Share:
         return DistributedDataParallel(networks)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """This rank's loss, such that the ranks' average gradient is the whole batch's."""
+        """Scales this rank's loss so that the ranks' average gradient is the whole batch's."""
         return loss if self._world.size == 1 else loss * (self.weight * self._world.size)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every rank's means over its rows to means over the whole batch."""
+        """Returns means over the whole batch from every rank's means over its rows."""
         if self._world.size == 1 or not terms:
             return dict(terms)
         total = torch.stack([value.detach().double().cpu() for value in terms.values()])

@@ -1,6 +1,7 @@
-"""Where figures and sample grids go beside metrics.jsonl: TensorBoard, and what `--log` names.
+"""Sends figures and sample grids to TensorBoard and to the services that `--log` names.
 
-Nothing is sent unless `training.log` names it. A resumed run goes on under the id in run.json.
+Nothing leaves the machine unless `training.log` names a service. A resumed run continues under the
+id in run.json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from iiae_cli.runs import RunDir
 
 @dataclass(frozen=True)
 class Service:
-    """One place that figures go to."""
+    """One destination of figures."""
 
     scalars: Callable[[Mapping[str, float], int], object]  # figures by name, of a step
     picture: Callable[[Image, int], object]  # a sample grid
@@ -87,9 +88,9 @@ _SERVICES = {"wandb": _wandb, "mlflow": _mlflow}
 
 
 class Loggers(AbstractContextManager["Loggers"]):
-    """All places that a run's figures go to from `step` on; `known` ids continue runs there.
+    """All destinations of a run's figures from `step` on; `known` ids continue runs there.
 
-    TensorBoard's errors are the run's. A service that fails is left out, and training goes on.
+    TensorBoard's errors end the run. A service that fails is dropped, and training goes on.
     """
 
     def __init__(self, run: RunDir, config: Config, known: Mapping[str, str], step: int) -> None:
@@ -104,7 +105,7 @@ class Loggers(AbstractContextManager["Loggers"]):
         self.ids = {name: service.id for name, service in self._services.items() if service.id}
 
     def each(self, call: Callable[[Service], object]) -> None:
-        """Do something with every service."""
+        """Calls a function with every service."""
         for name, service in [*self._services.items()]:
             try:
                 call(service)
@@ -115,5 +116,5 @@ class Loggers(AbstractContextManager["Loggers"]):
                 console.warn(f"--log {name} takes no more, training goes on: {error}")
 
     def __exit__(self, *_: object) -> None:
-        """Write and send what is left."""
+        """Writes and sends what is left."""
         self.each(lambda service: service.close(self.ended))

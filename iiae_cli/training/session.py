@@ -44,7 +44,7 @@ _MAY_CHANGE = {"description"} | {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `iiae train` was told."""
+    """The options of `iiae train`."""
 
     preset: str | None  # its name, without folder and suffix; None: the configuration is the run's
     config: Config  # the merged configuration
@@ -56,7 +56,7 @@ class TrainOptions:
 
 
 def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
-    """Train, or continue training, one run; returns how it ended, on the first rank.
+    """Trains one run, or continues it; returns its outcome on the first rank, None on the others.
 
     Raises `Interrupted`, with everything saved, after a signal or the time limit.
     """
@@ -106,7 +106,7 @@ def _set_threads(count: int) -> None:
 
 
 def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
-    """What a run that is resumed without a preset says of itself: its preset's name, its data."""
+    """Returns the preset's name and the data of a run that is resumed without a preset."""
     info = run.read_info()
     preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))
     if data is None and recorded.is_file():
@@ -119,7 +119,7 @@ def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
 def _refuse_other_data(
     path: Path, found: dict[str, Any], known: dict[str, Any], whose: str
 ) -> None:
-    """Refuse data that differs from what is `known` by more than its name; `whose` says of what."""
+    """Raises if data differs from the `known` by more than its name; `whose` says what had that."""
     differing = [key for key in differences(known, found) if key != "name"]
     if differing:
         raise IiaeError(
@@ -130,7 +130,7 @@ def _refuse_other_data(
 
 
 def _data_path(option: Path | None, config: Config) -> Path:
-    """The data file; an embedded set that is missing is prepared on the fly."""
+    """Returns the data file; prepares an embedded set that is missing."""
     name, path = config.data.set, data_file(option, config.data.set)
     if path.exists():
         return path
@@ -142,7 +142,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
 
 
 def _claim(run: RunDir, options: TrainOptions) -> Config | None:
-    """The configuration of the run to resume; None for a new run."""
+    """Returns the configuration of the run to resume; None for a new run."""
     if not run.exists():
         if not run.is_free() and not options.overwrite:
             raise IiaeError(f"{run.path} exists and is no run", "choose another --run")
@@ -171,7 +171,7 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
 
 
 def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
-    """Train to the end and write what belongs to a trained run; a finished run is left as it is."""
+    """Trains to the end and writes the remaining files; leaves a finished run as it is."""
     run, world, stop = trainer.run, trainer.world, trainer.stop
     before = run.read_info() if world.first else {}
     whole = before.get("state") == FINISHED and run.gallery_file.exists()
@@ -221,7 +221,7 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
 
 
 def _summary(trainer: Trainer) -> str:
-    """One line that says what is trained, how and where."""
+    """Returns a line that says what is trained, how and where."""
     model, training, world = trainer.model, trainer.config.training, trainer.world
     parameters = sum(values.numel() for values in model.parameters())
     return (
@@ -234,7 +234,7 @@ def _summary(trainer: Trainer) -> str:
 
 
 def _write_gallery(trainer: Trainer) -> bool:
-    """Encode domain y of the test split, else the training split; False if interrupted."""
+    """Encodes domain y of the test split, else the training split; False if interrupted."""
     file, run = trainer.data.file, trainer.run
     loaded = load_model(run, trainer.device)
     name = "test" if file.info.counts["test"] else "train"

@@ -55,7 +55,7 @@ class Step:
     graphs: bool = False  # whether the networks are compiled to CUDA graphs
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """Update the weights; returns the loss terms. Nothing waits for the device."""
+        """Updates the weights and returns the loss terms, without waiting for the device."""
         x, y = self.batch_at(step)
         seed_step(self.seed, step)
         for group in self.optimizer.param_groups:
@@ -72,17 +72,17 @@ class Step:
 
 
 def added(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of loss terms, in the terms' order, with those of one more step."""
+    """Returns the sums of loss terms with those of one more step."""
     return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch's random state for one step from (seed, step)."""
+    """Seeds torch's random state for one step from (seed, step)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
 
 
 def adam_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as tensors named `PARAMETER.FIELD`."""
+    """Returns Adam's state as tensors named `PARAMETER.FIELD`."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -91,7 +91,7 @@ def adam_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `adam_tensors` returned, in each parameter's device and memory format."""
+    """Restores the state of `adam_tensors`, in each parameter's device and memory format."""
     for name, parameter in model.named_parameters() if tensors else ():
         if parameter.requires_grad:
             state = {"step": tensors[f"{name}.step"].clone().to(parameter.device)}
@@ -101,12 +101,12 @@ def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[st
 
 
 class Feed(AbstractContextManager["Feed"]):
-    """Batches of any step on the networks' device, so that no step waits for its rows.
+    """Batches on the networks' device, read ahead so that no step waits for its rows.
 
     One thread reads the next step's rows (into pinned memory for a GPU) while the current step
-    computes. `resident`: rows go to the device once, as uint8, and a step sends row numbers; by
+    computes. `resident` sends all rows to the device once, as uint8, and then only row numbers; by
     default if they fit on the GPU. Scaling and resizing to `size` (H, W) happen on the device, so
-    both ways make the same batches. `indices_at` names what step 0, 1, … reads.
+    both ways make the same batches. `indices_at` returns the rows of step 0, 1, ….
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class Feed(AbstractContextManager["Feed"]):
         self._coming: dict[int, Future[Pair]] = {}  # the next step's batch
 
     def __exit__(self, *_: object) -> None:
-        """End the thread."""
+        """Ends the thread."""
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> Pair:
-        """The batch of a step; steps asked for in order are read ahead."""
+        """Returns the batch of a step; steps in ascending order are read ahead."""
         read = (self._coming.get(step) or self._pool.submit(self._read, step)).result()
         self._coming = {step + 1: self._pool.submit(self._read, step + 1)}
         x, y = (part.to(self._device, non_blocking=True) for part in read)
@@ -142,7 +142,7 @@ class Feed(AbstractContextManager["Feed"]):
         return from_stored(x, self._size), from_stored(y, self._size)
 
     def _read(self, step: int) -> Pair:
-        """What travels to the device: the rows as stored, or their numbers if rows lie there."""
+        """Returns what travels to the device: stored rows, or the numbers of resident ones."""
         indices = self._indices_at(step)
         lookup = self._data.rows if self._resident is None else self._data.row_numbers
         x, y = (stored_tensor(part) for part in lookup(indices))
@@ -152,11 +152,11 @@ class Feed(AbstractContextManager["Feed"]):
 def choose_speed(
     config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
 ) -> Config:
-    """The configuration with `precision` and `compile` chosen where they are `auto`.
+    """Returns the configuration with `precision` and `compile` chosen where they are `auto`.
 
     The choice follows from device, processor, picture `size` (H, W; None for features) and length
-    of the run, never from a measurement: a run and its repetition end in the same weights. A run
-    that is resumed keeps what it had `before`.
+    of the run, never from a measurement, so that a repeated run ends in the same weights. A resumed
+    run keeps the choices that it had `before`.
     """
     asked, begun = config.training, (before or config).training
     precision = begun.precision if asked.precision == "auto" else asked.precision
@@ -183,7 +183,7 @@ def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> Pre
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has a matrix unit for bfloat16 (AMX); on vectors, casting eats the gain."""
+    """Returns whether this CPU has a matrix unit for bfloat16 (AMX); others lose by casting."""
     try:
         return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
     except AttributeError:  # an older torch
@@ -191,12 +191,12 @@ def multiplies_bf16() -> bool:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can work: it needs a C++ compiler, and Triton for a GPU."""
+    """Returns whether torch.compile works: it needs a C++ compiler, and Triton for a GPU."""
     compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
     return compiler and (device.type != "cuda" or find_spec("triton") is not None)
 
 
 def set_gpu_arithmetic(precision: str) -> None:
-    """Let GPUs round factors to TF32, unless the precision is fp32."""
+    """Lets GPUs round factors to TF32, unless the precision is fp32."""
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"

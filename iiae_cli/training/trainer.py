@@ -1,8 +1,8 @@
-"""One model in training: built from configuration and rows, fitted, validated, kept and saved.
+"""One model in training: builds, fits, validates, saves and shows it.
 
-With `selection.refit` a run trains twice: first beside held-out rows, which decide for how many
-steps, then on all rows. The second training's steps are numbered on from the first's in files
-(`offset`), and from zero for the schedule, the order of rows and the noise.
+With `selection.refit` a run trains twice: first beside held-out rows, which decide the number of
+steps, then on all rows. In files the second training's steps follow the first's (`offset`); the
+schedule, the order of rows and the noise count them from zero.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _SHOWN = {  # by the progress bar, and the terms that it is of
 class Trainer:
     """Trains the model of a run.
 
-    In `config` precision and compilation are chosen. `details` are what the kept weights' header
-    says of the run. `stop` is asked after every step and before every batch of a validation.
+    `config` has precision and compilation chosen. `details` go into the header of the kept weights.
+    `stop` is checked after every step and before every batch of a validation.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Trainer:
             self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
 
     def _build(self) -> None:
-        """A new model from seed and training rows, its optimiser, and the order of rows."""
+        """Builds a model from seed and training rows, its optimiser, and the order of rows."""
         training = self.config.training
         torch.manual_seed(training.seed)
         model = build_model(self.config, self.data.info)
@@ -102,7 +102,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.config, self.model)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the run, its newest."""
+        """Continues from the run's newest checkpoint."""
         with reading(self.run.checkpoints.path(checkpoint.step), HINT):
             memory = self.keeper.memory = Progress(**checkpoint.progress)
             if memory.refit_steps is not None:
@@ -117,12 +117,12 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        """Of both trainings."""
+        """Steps of both trainings."""
         return self.offset + self.step
 
     @property
     def finished(self) -> bool:
-        """Whether every step and the last validation is done."""
+        """Whether every step and the last validation are done."""
         memory = self.keeper.memory
         if memory.owed or self.keeper.wants_refit:
             return False
@@ -131,7 +131,7 @@ class Trainer:
     # ---- the loop
 
     def train(self, loggers: Loggers | None) -> bool:
-        """Run to the end, or to the first step after a stop is asked for; True at the end."""
+        """Trains to the end, or to the first step after a stop; returns whether it is the end."""
         self._loggers, ended = loggers, True
         if self.keeper.memory.refit_steps is None:
             ended = self._fit("training", self.total_steps, self.validate_every)
@@ -147,7 +147,7 @@ class Trainer:
         return ended
 
     def _enter_refit(self, steps: int, *, held: bool) -> None:
-        """Begin the second training."""
+        """Begins the second training."""
         means = ", the shared means held where they began" if held else ""
         console.say(f"training again on all rows, {steps} steps{means}")
         self.keeper.enter_refit(steps, held)
@@ -158,7 +158,7 @@ class Trainer:
         self.step, self.offset, self.running = 0, self.total_steps, {}
 
     def _fit(self, label: str, steps: int, validate_every: int) -> bool:
-        """Train from `self.step` to `steps`; False if a stop is asked for before."""
+        """Trains from `self.step` to `steps`; returns False if stopped before."""
         order, rows = self.order, self.share.rows
         with (
             Feed(self.data, lambda step: order.indices(step)[rows], self.size, self.device) as feed,
@@ -209,14 +209,14 @@ class Trainer:
         )
 
     def _set_mode(self, *, frozen: bool) -> None:
-        """Training mode; `frozen`: batch norm normalises by its running statistics."""
+        """Sets training mode; `frozen`: batch norm uses its running statistics."""
         self.model.train()
         for module in self.model.modules() if frozen else ():
             if isinstance(module, BatchNorm):
                 module.eval()
 
     def _settle(self, steps: int) -> bool:
-        """Validate, save and stop where that is due after `self.step`; whether to go on."""
+        """Validates, saves and stops where due after `self.step`; returns whether to go on."""
         stop = self._should_stop()
         if self.keeper.memory.owed and not stop:
             self._validate()
@@ -228,7 +228,7 @@ class Trainer:
         return not stop or (end and not self.keeper.memory.owed)
 
     def _should_stop(self) -> bool:
-        """Whether a signal or the time limit asks any rank to stop."""
+        """Returns whether a signal or the time limit stops any rank."""
         code = self.world.agree(self.stop.exit_code or 0)
         if code:
             self.stop.request(code)
@@ -237,7 +237,7 @@ class Trainer:
     # ---- what is due between steps
 
     def progress(self, step: int) -> None:
-        """Move the bar. The time limit counts from here on, so that every call gets on."""
+        """Moves the bar, and starts the time limit, so that every call makes at least one step."""
         self.stop.deadline = self.deadline
         self._bar.update(step)
 
@@ -246,7 +246,7 @@ class Trainer:
         return self.step / self.order.steps_per_epoch
 
     def _log(self, count: int) -> None:
-        """Write averages of so many steps; refuse to go on with a loss that is not finite."""
+        """Writes averages over so many steps; raises for a loss that is not finite."""
         terms = {name: float(sum_) / count for name, sum_ in self.share.mean(self.running).items()}
         self.running = {}
         if not math.isfinite(terms["loss"]):
@@ -272,7 +272,7 @@ class Trainer:
                 self._bar.facts[name] = " / ".join(f"{terms[key]:.4g}" for key in keys)
 
     def _write(self, kind: str, figures: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and its numbers for the loggers."""
+        """Adds a line to metrics.jsonl, and sends its numbers to the loggers."""
         if self._loggers is None:
             return
         step = self.steps_done
@@ -286,7 +286,7 @@ class Trainer:
         self._loggers.each(lambda service: service.scalars(scalars, step))
 
     def _validate(self) -> None:
-        """Measure and decide on the first rank, for all; a stop leaves the validation owed."""
+        """Validates on the first rank, for all; a stop leaves the validation owed."""
         if self.world.first:
             try:  # nothing is written before everything is measured
                 validation, grid = self.keeper.measure(self.trained), None
@@ -302,7 +302,7 @@ class Trainer:
         self.keeper.memory = self.world.share(self.keeper.memory)
 
     def _record(self, validation: Validation | None, grid: Image | None) -> None:
-        """Write what a validation found."""
+        """Writes the figures and pictures of a validation."""
         if validation is not None:
             self._write("validation", {**validation.record(), "baseline": self.keeper.baseline})
             self._bar.facts[validation.name] = as_text(validation.shared)
@@ -314,7 +314,7 @@ class Trainer:
             self._loggers.each(lambda service: service.picture(grid, step))
 
     def checkpoint(self) -> None:
-        """Save everything that continuing needs; every rank has the same, so one writes it."""
+        """Saves the state to continue from; every rank has the same, so one writes it."""
         self.running = self.share.mean(self.running)
         if not self.world.first:
             return

@@ -1,7 +1,7 @@
-"""Validation on held-out rows, and which weights are kept.
+"""Validates on held-out rows, and decides which weights are kept.
 
-Sets that are paired one by one are validated by Recall@1 of held-out pairs, sets that are paired by
-class by mAP@all of held-out classes.
+Sets paired one by one are validated by Recall@1 of held-out pairs, sets paired by class by mAP@all
+of held-out classes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Validation:
 
     @property
     def name(self) -> str:
-        """What `shared` measures."""
+        """The figure in `shared`."""
         return "mAP@all" if "classes" in self.counts else "Recall@1"
 
     def record(self) -> dict[str, Any]:
-        """As plain values for metrics.jsonl."""
+        """Returns plain values for metrics.jsonl."""
         kl = {"exclusive_kl": self.exclusive_kl}
         if "classes" in self.counts:
             return {"shared_map": self.shared, **kl, **self.counts}
@@ -61,7 +61,7 @@ class Validation:
         return {"shared_recall": self.shared, **hits, **kl, **rest}
 
     def summary(self) -> str:
-        """One line for people."""
+        """Returns one line for people."""
         compared = self.counts.get("pairs") or f"{self.counts['classes']} classes"
         text = f"{self.name} {as_text(self.shared)} of {compared}"
         if self.guided_l1 is not None:
@@ -71,12 +71,12 @@ class Validation:
 
     @property
     def dying(self) -> dict[str, float]:
-        """The KL of each exclusive latent that says next to nothing, by domain."""
+        """The KL of each exclusive latent that carries almost nothing, by domain."""
         nats = zip("xy", self.exclusive_kl or (), strict=False)
         return {domain: value for domain, value in nats if value < DYING_NATS}
 
     def warnings(self, baseline: Both | None, advice: str) -> list[str]:
-        """What to warn of: a dead exclusive latent, and what helps it; retrieval too low."""
+        """Returns warnings of dying exclusive latents and of retrieval below the baseline."""
         warnings = [
             f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
             f"{DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {advice}"
@@ -97,16 +97,16 @@ class Validation:
 
 
 def as_text(both: Both) -> str:
-    """Figures of both directions for people."""
+    """Formats figures of both directions for people."""
     return "{:.3f} / {:.3f}".format(*both)
 
 
 def validate(
     trained: TrainedModel, split: Split, *, metric: Metric | Literal["auto"], by_class: bool = False
 ) -> Validation:
-    """Measure a model on held-out rows, aligned pairs unless they are paired `by_class`.
+    """Measures a model on held-out rows, aligned pairs unless they are paired `by_class`.
 
-    The metric `auto` is the distance with the higher recall, Euclidean of equals; by class it is
+    `auto` takes the metric with the higher recall, Euclidean if they are equal; by class it is
     always cosine.
     """
     pairs = encode_pairs(trained, split)
@@ -130,7 +130,7 @@ def validate(
 
 
 def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | None:
-    """What `validate` measures, without training; None if the domains' widths differ."""
+    """Returns the figures of `validate` without training; None if the domains' widths differ."""
     if data.validation is None:
         return None
     if data.by_class:
@@ -152,7 +152,7 @@ def _both(figures: dict[str, Any], key: str) -> Both:
 
 @dataclass
 class Progress:
-    """What a run remembers across checkpoints."""
+    """The part of a run's state that decides about weights, kept in checkpoints."""
 
     kept_step: int | None = None  # of the kept weights; None while nothing is kept
     best: float | None = None  # what the next score must reach
@@ -167,10 +167,10 @@ class Progress:
     def accepts(
         self, validation: Validation | None, epochs_done: float, selection: SelectionSection
     ) -> bool:
-        """Whether the weights just validated are to be kept; if so, their score is remembered.
+        """Returns whether to keep the weights just validated, and if so remembers their score.
 
         `recall`: the highest score, the later of equals. `paper`: the same with at most one
-        exclusive hit per direction. `last`: always, but for those before the first step.
+        exclusive hit per direction. `last`: always, except before the first step.
         """
         if selection.rule == "last":
             return epochs_done > 0
@@ -191,7 +191,7 @@ class Progress:
 
 
 class Keeper:
-    """Validates a model in training on the first rank, and keeps the weights that do best."""
+    """Validates a model in training on the first rank, and keeps the best weights."""
 
     def __init__(
         self, config: Config, data: TrainingData, run: RunDir, details: dict[str, Any]
@@ -225,17 +225,17 @@ class Keeper:
 
     @property
     def enough(self) -> bool:
-        """Whether no further step of this training is wanted."""
+        """Whether this training needs no further step."""
         return self.exhausted or (self._data.validation is None and self.wants_refit)
 
     def enter_refit(self, steps: int, held: bool) -> None:
-        """Keep the last weights of the second training, in which nothing validates."""
+        """Prepares for the second training, which validates nothing and keeps its last weights."""
         self.memory.refit_steps, self.memory.held = steps, held
         self.memory.warnings = self.memory.kept_warnings
         self.selection, self.baseline = SelectionSection(rule="last"), None
 
     def measure(self, trained: TrainedModel) -> Validation | None:
-        """Validate; None if nothing is held out."""
+        """Returns a validation; None if nothing is held out."""
         data, metric = self._data, self._config.evaluation.metric
         erase_means(trained, data, self._config.erasure)
         if data.validation is None:
@@ -245,7 +245,7 @@ class Keeper:
     def decide(
         self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
     ) -> None:
-        """Keep weights that were just measured, or not."""
+        """Keeps the weights that were just measured, or not."""
         if validation is not None:
             self.memory.warnings = validation.warnings(self.baseline, self._advice)
             for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
@@ -261,7 +261,7 @@ class Keeper:
             console.say(f"step {step}: no better score in {stale} validations: training ends here")
 
     def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
-        """Keep the weights as they are where no validation kept any; a stand-in unless `ended`."""
+        """Keeps the current weights if no validation kept any; provisionally unless `ended`."""
         if self.memory.kept_step is not None:
             return
         if ended:

@@ -1,7 +1,7 @@
 """Digits (or garments) with a coloured ground in x and a coloured digit in y, and edge variants.
 
-`colour_pair` is MNIST-CDCB's recipe, read off its 100 published samples (`docs/data.md`); the two
-edge recipes make the domains differ in more than colour, so that raw pixels no longer solve the
+`colour_pair` is MNIST-CDCB's recipe, derived from its 100 published samples (`docs/data.md`); the
+two edge recipes make the domains differ in more than colour, so that raw pixels no longer solve the
 retrieval. The pictures are scikit-learn's digits, or come from IDX files, plain or gzipped.
 """
 
@@ -47,7 +47,7 @@ def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
 
 
 def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
-    """MNIST-CDCB: white digit on a coloured background (x), coloured digit on black (y).
+    """Draws MNIST-CDCB: white digit on a coloured background (x), coloured digit on black (y).
 
     `rng` draws both colours of every pair, uniform over RGB and independent. Grey below the
     threshold stays in y, grey above it stays in x. Returns x and y (N, H, W, 3), and the factors
@@ -61,7 +61,7 @@ def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
 
 
 def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
-    """x as in `colour_pair`; y is the digit's outline, one pixel around it, coloured on black."""
+    """Draws x as `colour_pair` does, and in y the digit's coloured one-pixel outline on black."""
     x, _, factors = colour_pair(grey, rng)
     mask = grey > THRESHOLD
     ring = binary_dilation(mask, np.ones((1, 3, 3))) & ~mask
@@ -70,7 +70,7 @@ def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
 
 
 def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
-    """x is the garment's edge map, dark on white; y is the garment on a random-coloured ground."""
+    """Draws a garment's edge map, dark on white (x), and the garment on a random colour (y)."""
     ground = _colours(len(grey), rng)
     horizontal, vertical = np.gradient(grey.astype(np.float32), axis=(2, 1))
     strength = np.clip(2.0 * np.hypot(horizontal, vertical), 0, 255).astype(np.uint8)
@@ -82,7 +82,7 @@ def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
 
 
 def embedded_digits(size: int = 32) -> Grey:
-    """scikit-learn's digits as bilevel pictures (1797, size, size), 0 or 255, and labels (1797,).
+    """Returns scikit-learn's digits as 0 or 255 (1797, size, size), and their labels (1797,).
 
     They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks.
     Enlarged bicubically and cut at the recipe's threshold they are bilevel again.
@@ -97,7 +97,7 @@ def embedded_digits(size: int = 32) -> Grey:
 def coloured_splits(
     grey: Mapping[str, Grey], recipe: Recipe, seed: int, size: int | None = None
 ) -> dict[str, Split]:
-    """Pairs of grey pictures, coloured by one stream of `seed`, then resized to `size`."""
+    """Colours grey pictures in pairs by one stream of `seed`, then resizes them to `size`."""
     rng = np.random.default_rng(seed)
     splits = {}
     for split, (pictures, labels) in grey.items():
@@ -113,7 +113,7 @@ def coloured_splits(
 
 
 def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: PrepareOptions) -> Parts:
-    """1,497 train and 300 test digits, stratified; none for valid."""
+    """Divides the digits into 1,497 for train and 300 for test, stratified; none for valid."""
     from sklearn.model_selection import train_test_split
 
     train, test = train_test_split(
@@ -126,7 +126,7 @@ def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: Prepa
 
 
 def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
-    """Plan scikit-learn's digits."""
+    """Plans scikit-learn's digits."""
     grey = split_digits(*embedded_digits(options.image_size or 32), options)
     return Plan(
         lambda rows, work: Prepared(coloured_splits(grey, recipe, options.seed)),
@@ -138,7 +138,7 @@ def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
 
 
 def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
-    """Plan an IDX set; a folder of the published side-by-side pictures is taken as it is."""
+    """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
     folder = _folder(title, options)
     folders = split_folders(folder)
     if folders and find_idx(folder, IDX_FILES[0]) is None:
@@ -157,7 +157,7 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
 
 
 def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
-    """50,000 train digits, those left over as valid, all of test; and the files' attributes."""
+    """Reads 50,000 train digits, the rest as valid, all of test; returns the attributes, too."""
     folder, paths = _folder(title, options), []
     for name in IDX_FILES:
         path = find_idx(folder, name)
@@ -198,7 +198,7 @@ def _folder(title: str, options: PrepareOptions) -> Path:
 
 
 def _download(title: str) -> Path:
-    """Fetch an IDX set by torchvision, which verifies checksums and tries its mirrors."""
+    """Downloads an IDX set with torchvision, which verifies checksums and tries its mirrors."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     root = data_folder() / "downloads"
@@ -215,7 +215,7 @@ def _download(title: str) -> Path:
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """The IDX file of a name in a folder, or in torchvision's `SET/raw` below it; plain first."""
+    """Returns the IDX file of a name in a folder, or in torchvision's `SET/raw`; plain first."""
     places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
     names = (name, name.replace("-idx", ".idx"))  # the latter of some mirrors
     candidates = [place / f"{n}{end}" for place in places for n in names for end in ("", ".gz")]
@@ -223,7 +223,7 @@ def find_idx(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path) -> UInt8Array:
-    """Read an IDX file of unsigned bytes; a damaged one is a user's error."""
+    """Reads an IDX file of unsigned bytes."""
     hint = "name the folder with MNIST's four original files, or fetch them again"
     with reading(path, hint), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         head = file.read(4)

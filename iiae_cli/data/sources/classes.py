@@ -41,7 +41,7 @@ _TRANSFORM = "tx_000000000000"
 
 
 def plan_classes(options: PrepareOptions) -> Plan:
-    """Plan the features of the user's own classes, `options.source`."""
+    """Plans the features of the user's own classes, `options.source`."""
     source = options.source
     assert source is not None
     if options.split is not None:
@@ -72,7 +72,7 @@ def plan_classes(options: PrepareOptions) -> Plan:
 
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
-    """Pictures by split, and the division's name."""
+    """Returns pictures by split, and the division's name."""
     folders = names.split_folders(source)
     if not folders:
         is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
@@ -119,14 +119,14 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
 
 
 def _note_beside(folder: Path, read: Sequence[Path], notes: Notes) -> None:
-    """Note the pictures beside the folders of domains in `folder`, and beside their classes."""
+    """Notes the pictures beside the folders of domains in `folder`, and beside their classes."""
     names.note_rest(folder, read, notes)
     for place in read:
         names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
 
 
 def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
-    """The pictures of `FOLDER/CLASS/…`, their ids relative to `root`; classes in order of names."""
+    """Lists the pictures of `FOLDER/CLASS/…`, ids relative to `root`, in order of class names."""
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
@@ -148,7 +148,7 @@ def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side
 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
-    """Divide by `--unseen-classes`, a number or a file, into train and test; and its name."""
+    """Divides by `--unseen-classes`, a number or a file, into train and test; names that."""
     unseen, known = str(options.unseen_classes), features.classes_of(split)
     if unseen.isdecimal():
         count = min(int(unseen), len(known))
@@ -172,7 +172,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
 
 
 def plan_sketchy(options: PrepareOptions) -> Plan:
-    """Plan Sketchy's features: the released ones where SOURCE holds them, else of its pictures."""
+    """Plans Sketchy's features: the released ones if SOURCE holds them, else from its pictures."""
     source, split_name = options.source, options.split or DEFAULT_SPLIT
     assert source is not None
     if options.split is not None and options.unseen_classes is not None:
@@ -201,7 +201,7 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
 
 
 def find_pictures(source: Path, notes: Notes) -> Split:
-    """Files of sketches and photos, class names normalised."""
+    """Finds the files of sketches and photos, class names normalised."""
     for root in (source, source / "256x256"):
         sketches, photos = (sorted((root / d).glob(f"{_TRANSFORM}*")) for d in ("sketch", "photo"))
         if sketches and photos:

@@ -1,7 +1,7 @@
-"""From pictures of classes or pairs to feature vectors: networks, fine-tuning, extraction.
+"""Plans features of pictures of classes or pairs: networks, fine-tuning, extraction.
 
-Everything is decided before any work, so that a leak is refused at once. Only training pictures are
-ever shown to fine-tuning. A batch of pictures is a block of the plan.
+Everything is decided before any work, so that a leak is refused at once. Fine-tuning only ever sees
+training pictures. A batch of pictures is a block of the plan.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERSIONS = {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 @dataclass
 class Networks:
-    """How pictures become features."""
+    """The networks that turn pictures into features, and their settings."""
 
     options: PrepareOptions
     backbone: str  # its full name
@@ -60,11 +60,11 @@ class Networks:
     seen: Seen  # classes that the networks will have been trained on
 
     def file(self, domain: Domain, work: Work) -> Path:
-        """The file of a domain's fine-tuned network."""
+        """Returns the file of a domain's fine-tuned network."""
         return (self.kept or work.folder) / f"{domain}.safetensors"
 
     def tune(self, train: Split, domain: Domain, work: Work) -> None:
-        """Make a domain's fine-tuned network, where that is asked for and it is missing."""
+        """Fine-tunes a domain's network, if that is asked for and its file is missing."""
         if self.tuning is None or self.file(domain, work).exists():
             return
         body, width = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
@@ -91,7 +91,7 @@ class Networks:
         checkpoint.unlink(missing_ok=True)
 
     def extractor(self, domain: Domain, work: Work) -> Extractor:
-        """A domain's extractor; without fine-tuning both domains have the same."""
+        """Returns a domain's extractor; without fine-tuning both domains share a network."""
         if self.kept is not None or self.tuning is not None:
             network: torch.nn.Module = load_network(self.file(domain, work), domain)
         else:
@@ -100,14 +100,14 @@ class Networks:
         return self.with_network(network, domain)
 
     def with_network(self, network: torch.nn.Module, domain: Domain) -> Extractor:
-        """The extractor of a domain whose features a network makes."""
+        """Returns a domain's extractor with this network."""
         device, workers = torch.device(self.options.device), self.options.workers
         return Extractor(self.backbone, self.preprocessing, network, domain, device, workers)
 
     def reading(
         self, name: str, files: Sequence[Path], domain: Domain, train: Split | None = None
     ) -> Reading:
-        """The features of pictures of a domain, a batch for a block; `train` is tuned on."""
+        """Plans the features of a domain's pictures, a batch per block; tunes on `train` first."""
 
         def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
             if train is not None:
@@ -122,7 +122,7 @@ class Networks:
         return Reading(name, files, make, self.options.batch_size, verb, maker)
 
     def described(self, folder: Path | None) -> dict[str, Any]:
-        """How features come about, by the weights or fine-tuned networks in a folder."""
+        """Returns how features are made, by the weights or fine-tuned networks in a folder."""
         weights, preprocessing = self.weights.to_json(), asdict(self.preprocessing)
         if folder is not None:
             files = {domain: folder / f"{domain}.safetensors" for domain in DOMAINS}
@@ -142,7 +142,7 @@ class Networks:
         }
 
     def keep(self, work: Work) -> Path | None:
-        """Keep networks that were fine-tuned now, beside the data file unless the user says."""
+        """Copies newly fine-tuned networks beside the data file, or to the user's folder."""
         if self.tuning is None:
             return self.kept
         folder = self.options.save_backbone or work.output.with_suffix(".backbone")
@@ -153,7 +153,7 @@ class Networks:
         return folder
 
     def record(self, width: int, work: Work) -> dict[str, Any]:
-        """How features of a width came about, for the data file."""
+        """Returns the data file's record of how features of a width were made."""
         tuned, folder = None, self.keep(work)
         if folder is not None:
             x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
@@ -171,14 +171,14 @@ class Networks:
         }
 
     def attributes(self, splits: Mapping[str, Split], work: Work) -> dict[str, str]:
-        """What a data file of pairs says of its features."""
+        """Returns the attribute in which a data file of pairs records its backbone."""
         widths = [split.x.rows.shape[1] for split in splits.values()]
         record = self.record(widths[0], work) if widths else {}
         return {"backbone": json.dumps({**record, **self.seen.to_json()})}
 
 
 def networks_for_pairs(options: PrepareOptions) -> Networks:
-    """Decide how pictures of pairs become features: by one network, as it is."""
+    """Chooses one network, as it is, for pictures of pairs."""
     tuned = options.fine_tune_epochs or options.save_backbone is not None
     if tuned or options.side_by_side or options.image_size is not None:
         raise IiaeError(
@@ -189,7 +189,7 @@ def networks_for_pairs(options: PrepareOptions) -> Networks:
 
 
 def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -> Networks:
-    """Decide how pictures become features; `epochs` of fine-tuning unless the user says."""
+    """Chooses networks; fine-tunes for `epochs` unless the user says otherwise."""
     folder = Path(options.backbone_weights or "none")
     if options.backbone_weights != "none" and folder.is_dir():
         return _kept_networks(folder, options)
@@ -209,7 +209,7 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
 
 
 def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
-    """Use networks that an earlier call fine-tuned, as they are."""
+    """Chooses networks that an earlier call fine-tuned, as they are."""
     x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
     named = options.backbone and full_name(options.backbone)
     other = named not in (None, x.backbone) or y.backbone != x.backbone or options.pool
@@ -243,9 +243,9 @@ def plan_features(
     split_name: str,
     epochs: int,
 ) -> Plan:
-    """Plan the features of pictures, which are the rows of the `divided` splits.
+    """Plans the features of pictures, which are the rows of the `divided` splits.
 
-    `epochs`: of fine-tuning, unless the options say.
+    `epochs` is the default length of fine-tuning.
     """
     networks = choose_networks(options, divided["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.backbone}"

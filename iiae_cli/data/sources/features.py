@@ -1,6 +1,6 @@
-"""Features of pictures in two domains that belong together by class, given or extracted.
+"""Features of pictures in two domains paired by class, given or extracted.
 
-Features that exist, of any width, are in the released layout, or one `.npz`:
+Given features, of any width, are in the released layout, or in one `.npz`:
 
     FOLDER/{train,valid,test}_{sketch,image}_features.npy    (N, D) numbers
     FOLDER/…_paths.npy                 (N,) texts, the class being the second-last part
@@ -52,7 +52,7 @@ def plan_existing(
     *,
     normalise: bool = False,
 ) -> Plan:
-    """Plan features that exist, in the released layout or an `.npz`, made by a `backbone`."""
+    """Plans given features, in the released layout or an `.npz`, made by a `backbone`."""
 
     def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
         notes = Notes()
@@ -73,19 +73,19 @@ def plan_existing(
 
 
 def has_features(folder: Path) -> bool:
-    """Whether a folder is in the released layout."""
+    """Returns whether a folder is in the released layout."""
     return any(_key(path.stem).startswith("train_") for path in folder.glob("*_features.npy"))
 
 
 def _key(name: str) -> str:
-    """The name of an array, its split under its own name."""
+    """Returns an array's name with its split under the standard name."""
     match = _STEM.fullmatch(name)
     split = split_of(match[1]) if match else None
     return name.replace(match[1], split, 1) if match and split else name
 
 
 def source_files(source: Path) -> list[Path]:
-    """The files that `read_features` reads, in order."""
+    """Returns the files that `read_features` reads, in order."""
     if source.is_file():
         return [source]
     return sorted(path for path in source.glob("*.npy") if _STEM.fullmatch(path.stem))
@@ -94,7 +94,7 @@ def source_files(source: Path) -> list[Path]:
 def read_features(
     source: Path, notes: Notes, spell: Callable[[str], str] = nfc
 ) -> dict[str, Split]:
-    """Read the splits of a folder in the released layout, or of an `.npz`; `spell` their classes.
+    """Reads the splits of a folder in the released layout, or of an `.npz`; `spell` their classes.
 
     Raises IiaeError if an array is missing, damaged, pickled, or of another shape.
     """
@@ -130,7 +130,7 @@ def read_features(
 
 
 def read_seen(source: Path) -> Seen:
-    """The classes that the features' network was trained on, where `classes_seen.txt` says so."""
+    """Reads the classes that the features' network was trained on, if `classes_seen.txt` exists."""
     path = (source if source.is_dir() else source.parent) / "classes_seen.txt"
     if not path.exists():
         return UNKNOWN
@@ -140,7 +140,7 @@ def read_seen(source: Path) -> Seen:
 
 
 def _arrays(source: Path, notes: Notes) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every array with its name; those of a folder are mapped, others noted."""
+    """Yields every array with its name, mapped if from a folder; notes those of other names."""
     held = sorted(path.stem for path in source.glob("*.npy"))
     if source.is_file():
         with reading(source, _HINT), np.load(source, allow_pickle=False) as archive:
@@ -161,7 +161,7 @@ def _arrays(source: Path, notes: Notes) -> Iterator[tuple[str, NDArray[Any]]]:
 def _side(
     source: Path, arrays: Mapping[str, NDArray[Any]], stem: str, spell: Callable[[str], str]
 ) -> Side:
-    """Features (N, D), ids and labels of one split and domain."""
+    """Returns features (N, D), ids and labels of one split and domain."""
     values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise IiaeError(
@@ -210,12 +210,12 @@ def _class_of(path: str, where: str) -> str:
 
 
 def classes_of(split: Split | None) -> list[str]:
-    """The sorted classes of a split."""
+    """Returns the sorted classes of a split."""
     return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
 
 
 def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
-    """The rows of classes that both domains have; a line in `skipped` for every class left out."""
+    """Returns the rows of classes in both domains; adds a line to `skipped` for each other."""
     x, y = split.x.labels or [], split.y.labels or []
     lone = {*x} ^ {*y}
     for name in sorted(lone):
@@ -227,7 +227,7 @@ def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
 def divide_classes(
     split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
 ) -> dict[str, Split]:
-    """Splits train and test, the test classes being `wanted` by `what`, in whichever spelling."""
+    """Divides into train and test, whose classes are `wanted` by `what`, in whichever spelling."""
     known = classes_of(split)
     spelling: dict[str, str] = {}
     for label in known:
@@ -262,7 +262,7 @@ def _with_labels(split: Split, wanted: set[str]) -> Split:
 
 
 def limit_rows(split: Split, limit: int | None) -> Split:
-    """At most `limit` rows of each side, evenly over classes, in their order."""
+    """Returns at most `limit` rows of each side, evenly over classes, in their order."""
     if limit is None:
         return split
     return split.take(*(_evenly(side.labels or [], limit) for side in (split.x, split.y)))
@@ -290,12 +290,12 @@ def finish(
     seen: Seen,
     what: str,
 ) -> Prepared:
-    """Leave out classes of one domain, check for a leak, and describe it all in attributes.
+    """Drops classes of one domain only, checks for a leak, and describes the set in attributes.
 
-    `split_name`: of the division, `given` and published names are decided by the test classes;
-    `backbone`: how features came about, for the data file, and `what` names it in an error;
-    `seen`: classes that it was trained on. Raises IiaeError if there is nothing to train on, values
-    are not finite, or the backbone has seen a test class.
+    `split_name` is the division's; `given` and published names are decided by the test classes.
+    `backbone` records how features were made, and `what` names it in an error; `seen` are the
+    classes that it was trained on. Raises IiaeError if there is nothing to train on, values are not
+    finite, or the backbone has seen a test class.
     """
     skipped: list[str] = []
     splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}

@@ -1,4 +1,4 @@
-"""Pairs whose content stands elsewhere, and looks otherwise, in each of the two views.
+"""Pairs whose content stands in another place, and looks different, in each of the two views.
 
 Each view is generated, and what it draws for itself is stored as factors (docs/data.md). Digits are
 light on a dark ground in x, dark on a light one in y. Shapes: N rows, S side in pixels; pixels lie
@@ -39,7 +39,7 @@ CHUNK = 500  # rows that are drawn at once
 def moved_splits(
     contents: Mapping[str, Content], draw: Draw, options: PrepareOptions
 ) -> dict[str, Split]:
-    """Both views of every pair, drawn by one stream of the seed, resized to `image_size`."""
+    """Draws both views of every pair by one random stream, resized to `image_size`."""
     rng, splits = np.random.default_rng(options.seed), {}
     for name, (*sides, classes) in contents.items():
         ids = [f"{name}/{number:05d}" for number in range(1, len(classes) + 1)]
@@ -65,7 +65,7 @@ def moved_splits(
 
 
 def plan_quadrants(options: PrepareOptions) -> Plan:
-    """Plan 8,000 train, 1,000 valid and 2,000 test pairs; at most `limit` of each."""
+    """Plans 8,000 train, 1,000 valid and 2,000 test pairs; at most `limit` of each."""
     parts, attributes = read_parts("MNIST", options)
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, (digits, labels) in parts.items():
@@ -79,7 +79,7 @@ def plan_quadrants(options: PrepareOptions) -> Plan:
 
 
 def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tuple[Ints, Ints]:
-    """Rows of x and of y in random order, partners of one class; no row is in two pairs."""
+    """Returns rows of x and of y in random order, partners of one class; no row is in two pairs."""
     if same:
         order = rng.permutation(len(labels))
         return order, order
@@ -94,7 +94,7 @@ def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tup
 def draw_quadrant(
     domain: Domain, digits: NDArray[Any], rng: np.random.Generator
 ) -> tuple[Pictures, Factors]:
-    """Digits (N, 28, 28) anywhere within a quadrant of a ground: clouds in x, stripes in y."""
+    """Draws digits (N, 28, 28) anywhere in a quadrant of a ground: clouds in x, stripes in y."""
     count = len(digits)
     quadrant = rng.integers(4, size=count)  # row by row
     corner = QUADRANT * np.stack([quadrant // 2, quadrant % 2], axis=1)
@@ -113,7 +113,7 @@ def draw_quadrant(
 
 
 def clouds(count: int, rng: np.random.Generator) -> Floats:
-    """Noise (N, S, S) in [−1, 1] of one octave, whose frequency each row draws."""
+    """Draws noise (N, S, S) in [−1, 1] of one octave, whose frequency each row draws."""
     row, column = np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]
     octaves = np.log2(np.maximum(SIDE * np.hypot(row, column), 0.01))  # of cycles per picture
     wanted = np.exp(-2 * (octaves - rng.uniform(1, 3.5, (count, 1, 1))) ** 2)
@@ -124,7 +124,7 @@ def clouds(count: int, rng: np.random.Generator) -> Floats:
 
 
 def stripes(count: int, rng: np.random.Generator) -> Floats:
-    """Waves (N, S, S) in [−1, 1] on a gradient; each row draws directions, period and phase."""
+    """Draws waves (N, S, S) in [−1, 1] on a gradient; directions, period and phase vary by row."""
     place = np.arange(SIDE) / SIDE - 0.5
     angle, cycles, phase, slope = (
         rng.uniform(0, end, (count, 1, 1)) for end in (np.pi, 1, 2 * np.pi, 2 * np.pi)
@@ -136,7 +136,7 @@ def stripes(count: int, rng: np.random.Generator) -> Floats:
 
 
 def stored(values: NDArray[Any]) -> Pictures:
-    """Values in [0, 1] as bytes."""
+    """Converts values in [0, 1] to bytes."""
     pixels: Pictures = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
     return pixels
 
@@ -145,7 +145,7 @@ def stored(values: NDArray[Any]) -> Pictures:
 
 
 def plan_moved_digits(options: PrepareOptions) -> Plan:
-    """Plan scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
+    """Plans scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
     contents = {
         name: (digits, digits, labels)
         for name, (digits, labels) in split_digits(*embedded_digits(), options).items()
@@ -159,7 +159,7 @@ def plan_moved_digits(options: PrepareOptions) -> Plan:
 def draw_moved(
     domain: Domain, digits: NDArray[Any], rng: np.random.Generator
 ) -> tuple[Pictures, Factors]:
-    """Digits (N, S, S) of 0 or 255, moved within their pictures (N, S, S, 1)."""
+    """Moves digits (N, S, S) of 0 or 255 within their pictures (N, S, S, 1)."""
     count, side = digits.shape[:2]
     scale, turn = rng.uniform(*SCALES, (count,)), rng.uniform(-TURN, TURN, (count,))
     shift = rng.uniform(-0.4, 0.4, (count, 2)) * (1 - scale[:, None])  # down, right; in sides
@@ -179,7 +179,7 @@ def draw_moved(
 
 
 def plan_trifeature(options: PrepareOptions) -> Plan:
-    """Plan generated pairs, as many as in mnist-quadrants, of ten shapes, textures and colours."""
+    """Plans generated pairs, as many as in mnist-quadrants, of ten shapes, textures and colours."""
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, count in COUNTS.items():
         shapes = rng.integers(SHAPES, size=min(count, options.limit or count))
@@ -193,7 +193,7 @@ def plan_trifeature(options: PrepareOptions) -> Plan:
 def draw_trifeature(
     domain: Domain, shapes: NDArray[Any], rng: np.random.Generator
 ) -> tuple[Pictures, Factors]:
-    """Shapes (N,) by number, turned, anywhere on a plain ground that is light in x, dark in y."""
+    """Draws shapes (N,) by number, turned, anywhere on a plain ground, light in x and dark in y."""
     count = len(shapes)
     texture, colour = rng.integers(TEXTURES, size=count), rng.integers(COLOURS, size=count)
     radius = rng.uniform(14, 22, (count, 1, 1))
@@ -214,7 +214,7 @@ def draw_trifeature(
 
 
 def polygon(corners: int) -> Callable[[Floats, Floats], NDArray[np.bool_]]:
-    """A regular one of circumradius 1, at angles and distances from its middle."""
+    """Returns whether points, by angle and distance, lie in a regular polygon of circumradius 1."""
     step = 2 * np.pi / corners
 
     def inside(angle: Floats, distance: Floats) -> NDArray[np.bool_]:
@@ -224,7 +224,7 @@ def polygon(corners: int) -> Callable[[Floats, Floats], NDArray[np.bool_]]:
 
 
 def star(points: int, depth: float) -> Callable[[Floats, Floats], NDArray[np.bool_]]:
-    """A rounded star of circumradius 1 and the hollows' depth."""
+    """Returns whether points lie in a rounded star of circumradius 1 with hollows of this depth."""
     return lambda angle, distance: distance <= 1 - depth * (0.5 - 0.5 * np.cos(points * angle))
 
 
@@ -249,7 +249,7 @@ PATTERNS: tuple[Callable[[Ints, Ints], NDArray[Any]], ...] = (
 
 
 def hues() -> NDArray[np.float64]:
-    """Ten colours (10, 3), evenly around the circle of hues."""
+    """Returns ten colours (10, 3), evenly around the circle of hues."""
     turn = np.arange(COLOURS)[:, None] / COLOURS + np.array([0, 1 / 3, 2 / 3])
     colours: NDArray[np.float64] = 0.55 + 0.45 * np.cos(2 * np.pi * turn)
     return colours

@@ -41,7 +41,7 @@ DEFAULT_SIZE = 256  # where pictures differ in size; also of Maps, whose halves 
 
 
 def plan_pairs(options: PrepareOptions) -> Plan:
-    """Plan the user's own pairs, `options.source`."""
+    """Plans the user's own pairs, `options.source`."""
     assert options.source is not None
     if is_table(options.source):
         return _plan_table(options.source, options)
@@ -49,7 +49,7 @@ def plan_pairs(options: PrepareOptions) -> Plan:
 
 
 def plan_published(options: PrepareOptions) -> Plan:
-    """Plan Facades or Maps in their archive's layout; Maps call their test split `val`."""
+    """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
     found = [path for path in options.source.rglob("*") if names.split_of(path.name) == "train"]
     train = min(
@@ -65,7 +65,7 @@ def plan_published(options: PrepareOptions) -> Plan:
 
 
 def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
-    """Plan the pairs in the folders of splits; without any, `options.source` is divided."""
+    """Plans the pairs in the folders of splits; without any, divides `options.source`."""
     notes = Notes()
     find = _side_by_side if options.side_by_side else _match
     pairs = {split: find(folder, split, notes) for split, folder in folders.items()}
@@ -80,7 +80,7 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
 
 
 def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
-    """Divide at random: fractions for valid and test, the rest for train; each in order."""
+    """Divides pairs at random by the fractions for valid and test; each split stays in order."""
     order = np.random.default_rng(options.seed).permutation(len(pairs))
     test = round(options.test_fraction * len(pairs))
     rest = test + round(options.valid_fraction * len(pairs))
@@ -89,7 +89,7 @@ def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[P
 
 
 def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
-    """The pair of every stem that both domains have; files without a partner are noted."""
+    """Returns a pair for every stem in both domains; notes files without a partner."""
     domains = names.folders_by(folder, names.domain_of)
     if len(domains) < 2:
         lacking = next(domain for domain in DOMAINS if domain not in domains)
@@ -133,7 +133,7 @@ def _side_by_side(folder: Path, split: str, notes: Notes) -> list[Pair]:
 
 
 def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
-    """The pictures below a folder by stem in NFC; a second one of the same stem is noted."""
+    """Returns the pictures below a folder by stem in NFC; notes a second one of the same stem."""
     stems: dict[str, Path] = {}
     paths = names.pictures_in(folder)
     names.refuse_held_out(folder, paths, split)
@@ -150,7 +150,7 @@ def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
 
 
 def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, notes: Notes) -> Plan:
-    """Plan pairs per split. If a picture recurs, each is stored once and pairs are indices."""
+    """Plans pairs per split. If a picture recurs, each is stored once and pairs are indices."""
     limited = {name: items[: options.limit] for name, items in pairs.items() if items}
     files = {
         (name, domain): list(dict.fromkeys(pair.files[domain] for pair in items))
@@ -197,7 +197,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
 
 
 def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Notes) -> None:
-    """Note the pictures of train that are in valid or test, too, be it through links."""
+    """Notes pictures of train that are in valid or test, too, also through links."""
     train, others = set[tuple[int, int]](), set[tuple[int, int]]()
     for (name, _), paths in files.items():
         for path in paths:
@@ -209,7 +209,7 @@ def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Note
 
 
 def _networks(options: PrepareOptions) -> Networks | None:
-    """What turns pictures into features, where that is asked for."""
+    """Returns the networks that turn pictures into features, if asked for."""
     if not options.wants_backbone:
         return None
     from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch
@@ -218,7 +218,7 @@ def _networks(options: PrepareOptions) -> Networks | None:
 
 
 def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int]:
-    """(H, W) of the stored pictures: --image-size, else their own where all agree, else 256."""
+    """Returns (H, W) of stored pictures: --image-size, else their own if all agree, else 256."""
     if options.image_size is not None:
         return options.image_size, options.image_size
     sizes = set()
@@ -238,7 +238,7 @@ def _split_of(
     stored: Mapping[Domain, NDArray[np.uint8]],
     recurring: bool,
 ) -> Split:
-    """The split of pairs whose pictures are rows of `stored`, (N, H, W, 3) in each domain."""
+    """Returns the split of pairs whose pictures are rows of `stored`, (N, H, W, 3) each."""
     labelled = any(pair.label is not None for pair in pairs)
     sides, indices = {}, []
     for domain in DOMAINS:

@@ -1,8 +1,8 @@
-"""What the builder of a data set returns: which files to read, and how their rows become splits.
+"""A data set's plan: the files to read, and how their rows become splits.
 
-Reading is what takes long, so it is done in numbered blocks (`data/blocks.py`): a block is kept
-before the next one begins, and several processes may make some each. What a block holds depends on
-its reading alone. Assembling is cheap and done anew by whoever writes the data file.
+Reading takes long, so it is done in numbered blocks (`data/blocks.py`): a block is kept before the
+next one begins, and several processes may share the work. A block's content depends on its reading
+alone. Assembling is cheap, and repeated by whoever writes the data file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Work:
-    """Where a preparation works, and what stops it."""
+    """The folder in which a preparation works, and what stops it."""
 
     folder: Path  # for files that a resumed call continues; removed with the last block
     output: Path = Path("data.h5")  # that it is for
@@ -87,7 +87,7 @@ class Reading:
     maker: str = ""  # identifies what makes the rows beyond the program itself, such as a network
 
     def identity(self) -> list[Any]:
-        """What its blocks depend on, as JSON: names of files, not their folders."""
+        """Returns what its blocks depend on, as JSON: names of files, not their folders."""
         names = "\n".join(path.name for path in self.files)
         digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         return [self.name, len(self.files), self.size, self.maker, digest]
@@ -101,7 +101,7 @@ def file_reading(
     workers: int = 1,
     size: int | None = None,
 ) -> Reading:
-    """Files that `read` turns into arrays one by one; it raises PictureError where it cannot."""
+    """Returns a reading of files that `read` turns into arrays, or else raises PictureError."""
 
     def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
         return (list(read_all(block, read, workers)) for block in blocks)
@@ -111,7 +111,7 @@ def file_reading(
 
 @dataclass(frozen=True)
 class ReadRows:
-    """What came of a reading."""
+    """The result of a reading."""
 
     places: NDArray[np.int64]  # (M,) of the readable files, ascending
     rows: tuple[Rows, ...]  # (M, …) for each array of a file; none where no file is readable
@@ -120,7 +120,7 @@ class ReadRows:
 
 @dataclass
 class Prepared:
-    """Splits, what only they decide of the data file's attributes, and a line per lost input."""
+    """Splits, the attributes that only they decide, and a line per lost input."""
 
     splits: dict[str, Split]
     attributes: dict[str, str] = field(default_factory=dict)
@@ -128,14 +128,14 @@ class Prepared:
 
 
 def warn_of(skipped: Iterable[str]) -> None:
-    """Name every input that was left out, before an error that ends the command."""
+    """Warns of every input that was left out, before an error that ends the command."""
     for line in skipped:
         console.warn(f"skipped {line}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to read, and how the rows of every reading, by name, become splits."""
+    """The readings of a data set, and the function that makes splits of their rows, by name."""
 
     assemble: Callable[[Mapping[str, ReadRows], Work], Prepared]
     readings: Sequence[Reading] = ()  # none where nothing takes long
@@ -153,7 +153,7 @@ class Plan:
         ]
 
     def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
-        """Make those of these blocks that the store does not have; `stop` keeps finished ones."""
+        """Makes the blocks that the store lacks; `stop` keeps finished ones."""
         blocks = self.blocks
         for reading in self.readings:
             files = {n: blocks[n][1] for n in numbers if blocks[n][0] is reading}
@@ -161,7 +161,7 @@ class Plan:
                 _make(reading, files, store, Work(store.folder, stop=stop))
 
     def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
-        """How many items of each reading these blocks hold, and a line per unreadable one."""
+        """Returns the number of items by reading in these blocks, and a line per unreadable one."""
         rows = {reading.name: 0 for reading in self.readings}
         skipped: list[str] = []
         own = self.blocks[numbers.start : numbers.stop]
@@ -171,7 +171,7 @@ class Plan:
         return rows, skipped
 
     def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
-        """The splits from all blocks in order; one block is in memory beside their rows.
+        """Returns the splits from all blocks in order; one block is in memory beside their rows.
 
         Arrays that take more than half of the free memory are files in the folder of `work`.
         """
@@ -194,7 +194,7 @@ class Plan:
 def _make(
     reading: Reading, files: Mapping[int, Sequence[Path]], store: BlockStore, work: Work
 ) -> None:
-    """Make the missing ones among numbered blocks of a reading's files."""
+    """Makes the missing blocks of a reading's files."""
     missing = store.missing(files)
     total = sum(map(len, files.values()))
     done = total - sum(len(files[number]) for number in missing)
@@ -212,7 +212,7 @@ def _make(
 
 
 def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
-    """A block as arrays: the places of readable files, a line for each other one, and the rows."""
+    """Packs a block: places of readable files, a line for each other one, and the rows."""
     rows = {place: item for place, item in enumerate(made) if not isinstance(item, PictureError)}
     columns = zip(*rows.values(), strict=True)
     lost = [
@@ -228,7 +228,7 @@ def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
 
 
 def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRows:
-    """What came of a reading, whose blocks come next."""
+    """Returns the result of a reading, whose blocks come next."""
     arrays: list[Rows] = []
     places: list[int] = []
     skipped: list[str] = []
@@ -250,7 +250,7 @@ def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRow
 
 
 def _empty(count: int, like: Rows, path: Path) -> Rows:
-    """An array in memory, or in a file where it would take more than half of what is free."""
+    """Returns an empty array, in a file if it takes more than half of the free memory."""
     shape = (count, *like.shape[1:])
     if math.prod(shape) * like.itemsize > free_memory() // 2:
         return np.memmap(path, like.dtype, "w+", shape=shape)

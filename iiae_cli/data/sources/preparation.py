@@ -1,4 +1,4 @@
-"""The data sets by name, and their files: the whole of one, a part, or the parts merged."""
+"""Data sets by name, and the writing of their files: whole, a part, or parts merged."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _M
 
 
 def build(name: str, options: PrepareOptions) -> Plan:
-    """Plan a data set; an option that does not apply is refused."""
+    """Plans a data set; raises for an option that does not apply."""
     if name not in BUILDERS:
         own = f"; for your own data: iiae prepare pairs {shlex.quote(name)}"
         own = own if Path(name).exists() else ""
@@ -99,7 +99,7 @@ def build(name: str, options: PrepareOptions) -> Plan:
 
 
 def how_to_prepare(name: str, path: Path) -> str:
-    """The command that makes a set's data file at `path`, and where its source comes from."""
+    """Returns the command that makes a set's data file at `path`, and where to get its source."""
     if name in BY_HAND:
         return f"{BY_HAND[name]} -o {path}"
     if name not in BUILDERS:
@@ -109,7 +109,7 @@ def how_to_prepare(name: str, path: Path) -> str:
 
 
 def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """Find, fetch or unpack a set's source: a folder, table or `.npz`; and its attributes."""
+    """Finds, downloads or unpacks a set's source (folder, table, `.npz`); adds attributes."""
     source, archive = options.source, ARCHIVES.get(name)
     downloads = data_folder() / "downloads"
     origin = str(source and source.absolute())
@@ -156,10 +156,10 @@ def prepare_file(
     overwrite: bool = False,
     stop: Stop = NEVER,
 ) -> None:
-    """Write the data file of a set, or of a `part` of its blocks.
+    """Writes the data file of a set, or of a `part` of its blocks.
 
-    `resume` continues interrupted work, and leaves a finished file of the same options as it is;
-    `overwrite` replaces either. `stop`, asked before every block, keeps what is finished.
+    `resume` continues interrupted work, and keeps a finished file of the same options; `overwrite`
+    replaces either. `stop`, checked before every block, keeps what is finished.
     """
     settings = settings_of(name, options)
     if _is_finished(path, part, _digest_of(settings), resume, overwrite):
@@ -193,10 +193,10 @@ def merge(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the data file of all parts of a preparation, in order.
+    """Writes the data file from all parts of a preparation, in order.
 
-    The source is planned once more, so it has to be as it was; no picture is read again.
-    `download`: whether the backbone's weights may be fetched.
+    The source is planned once more, so it must not have changed; no picture is read again.
+    `download` permits fetching the backbone's weights.
     """
     first = parts[0]
     if _is_finished(path, None, str(first.about.get("settings_sha256")), resume, overwrite):
@@ -220,7 +220,7 @@ def merge(
 
 
 def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
-    """Whether the output is complete, made by the settings of a digest; another is refused."""
+    """Returns whether the output is complete, made by these settings; raises for others."""
     if overwrite or not resume or not path.exists():
         refuse_existing(path, overwrite)
         return False
@@ -261,7 +261,7 @@ def _write(
 
 
 def _command() -> str:
-    """The command line, as it is without interruptions."""
+    """Returns the command line, as it is without interruptions."""
     return shlex.join(word for word in sys.argv if word not in ("--resume", "--overwrite"))
 
 
@@ -269,7 +269,7 @@ def _command() -> str:
 
 
 def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
-    """Everything that decides a data file's arrays, as JSON."""
+    """Returns everything that decides a data file's arrays, as JSON."""
     source = options.source and options.source.absolute()
     named = (source, options.unseen_classes, options.backbone_weights)
     return {
@@ -290,7 +290,7 @@ def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _state_of(source: Path) -> str:
-    """A digest over names, sizes and times of change of the files that a path names."""
+    """Returns a digest over names, sizes and times of change of the files that a path names."""
     files: Iterable[Path] = [source]
     if source.is_dir():
         files = sorted(_files_below(source))
@@ -308,7 +308,7 @@ def _state_of(source: Path) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through links to folders, each of which is walked once."""
+    """Yields all files below a folder, through links to folders, each walked once."""
     known = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(root)
@@ -323,9 +323,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
-    """Write the pictures of a data file as `FOLDER/SPLIT/x|y/NAME.png`, for `iiae prepare pairs`.
+    """Writes a data file's pictures as `FOLDER/SPLIT/x|y/NAME.png`, for `iiae prepare pairs`.
 
-    Where pictures recur in many pairs, `FOLDER/pairs.csv` names the pairs.
+    If pictures recur in many pairs, `FOLDER/pairs.csv` names the pairs.
     """
     file = DataFile(path)
     rows: list[list[str]] = []

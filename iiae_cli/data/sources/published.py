@@ -1,4 +1,4 @@
-"""Sets that come in archives (Facades, Maps, Cars): fetched, unpacked; and the files of Cars.
+"""Sets in archives (Facades, Maps, Cars), downloaded and unpacked; and the files of Cars.
 
 No publisher states a checksum. Where others recorded one it stands here with its source; elsewhere
 the archive's own SHA-256 goes into the data file, so that two data files can be compared.
@@ -68,7 +68,7 @@ ARCHIVES: dict[str, Archive] = {
 
 
 def fetch(archive: Archive, path: Path) -> str:
-    """Fetch an archive to `path`, unless it is there, whole and verified; returns the mirror."""
+    """Downloads an archive to `path`, unless a verified one exists; returns the mirror."""
     import pooch
     import requests
 
@@ -98,11 +98,11 @@ def fetch(archive: Archive, path: Path) -> str:
 
 
 def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
-    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
+    """Unpacks a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
 
-    Everything goes to a temporary folder beside the target, which is renamed in at the end with a
-    marker that names the archive. `wanted`: pattern of the entries to unpack from a tar. Returns
-    the archive's SHA-256; a damaged, hostile or oversized archive is refused.
+    Everything goes to a temporary folder beside the target, which is renamed at the end, with a
+    marker that names the archive. `wanted` is a pattern of the entries to unpack from a tar.
+    Returns the archive's SHA-256; raises for a damaged, hostile or oversized archive.
     """
     hint = "name a folder, or fetch the archive again"
     with reading(archive, hint), write_errors(target):
@@ -172,7 +172,7 @@ PATTERN = "car_*_mesh.mat"
 
 
 def plan_cars(options: PrepareOptions) -> Plan:
-    """Plan splits train and test, with 4 rows of x, 92 rows of y and 92 pairs per car.
+    """Plans splits train and test, with 4 rows of x, 92 rows of y and 92 pairs per car.
 
     The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
     `pitch` 0…3 of y.
@@ -200,7 +200,7 @@ def plan_cars(options: PrepareOptions) -> Plan:
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
-    """Every car's file by its number, those of list.txt where it names any; others are noted."""
+    """Returns every car's file by number, those of list.txt if it names any; notes others."""
     paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
     if not paths:
         raise IiaeError(
@@ -229,9 +229,9 @@ def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
 def _split_of(
     name: str, numbers: Sequence[int], views: Sequence[NDArray[np.uint8]], limit: int | None
 ) -> Split:
-    """The split of N cars from their frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3) views.
+    """Returns the split of N cars from frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3) views.
 
-    Its pairs are in the order of y's rows; no row remains whose pairs are all beyond `limit`.
+    Its pairs are in the order of y's rows; rows whose pairs are all beyond `limit` are dropped.
     """
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     pairs = np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1)[:limit]
@@ -249,14 +249,14 @@ def _split_of(
 
 
 def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The frontal (4, size, size, 3) and turned views (92, …) of a car, by yaw first."""
+    """Returns a car's frontal (4, size, size, 3) and turned (92, …) views, by yaw first."""
     views = read_mat(path).transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3)
     views = resize_pictures(views, size)
     return views[:PITCHES], views[PITCHES:]
 
 
 def read_mat(path: Path) -> NDArray[np.uint8]:
-    """`im` (128, 128, 3, 24, 4) of a car's file; PictureError where it is damaged or another."""
+    """Returns `im` (128, 128, 3, 24, 4) of a car's file; raises PictureError if it has none."""
     if not path.is_file():
         raise PictureError(path, "does not exist")
     try:

@@ -1,10 +1,10 @@
-"""Tables that name pairs, as spreadsheets write them: columns x,y[,split][,label] in any order.
+"""Tables of pairs, as spreadsheets write them: columns x,y[,split][,label] in any order.
 
-Commas, semicolons, tabs or bars separate the cells, whichever makes columns x and y of the first
-line; a line `sep=;` above it says so itself. Any number of columns `x_…`, `y_…` and `shared_…` are
-generative factors of a pair: numbers where all their cells are (empty: unknown), else text. A path
-is absolute (`~` too), a file:// address, or relative to the table, else to the working folder; its
-parts may be separated by backslashes. A picture may recur in many rows.
+Cells are separated by commas, semicolons, tabs or bars, whichever makes columns x and y of the
+first line, or by the character in a line `sep=;` above it. Any number of columns `x_…`, `y_…` and
+`shared_…` are generative factors of a pair: numbers if all their cells are (empty: unknown), else
+text. A path is absolute (`~` too), a file:// address, or relative to the table, else to the working
+folder; its parts may be separated by backslashes. A picture may recur in many rows.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class Pair:
 
 
 def is_table(path: Path) -> bool:
-    """Whether `path` is named as a table, and no folder."""
+    """Returns whether `path` is named as a table, and is no folder."""
     return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
 
 def pictures_of(table: Path) -> list[Path]:
-    """The pictures that a table names; none where it cannot be read."""
+    """Returns the pictures that a table names; none if it cannot be read."""
     with suppress(IiaeError):
         return [path for _, pair in pairs_of(table, Notes()) for path in pair.files.values()]
     return []
 
 
 def pairs_of(table: Path, notes: Notes) -> Iterator[tuple[str, Pair]]:
-    """(split, or nothing; pair) of every usable row, its pictures unread; the others are noted."""
+    """Yields (split or "", pair) of every usable row, its pictures unread; notes the others."""
     lines: dict[tuple[str, ...], int] = {}
     labels: dict[str, str | None] = {}
     called: dict[str, str] = {}  # each split, and how the table calls it
@@ -103,7 +103,7 @@ def _refuse_if(problem: bool, what: str) -> None:
 
 
 def _split_of(cell: str | None, called: dict[str, str]) -> str:
-    """The split that a cell means, empty without such a column; each may be `called` one name."""
+    """Returns the split that a cell means, "" without such a column; each may have one name."""
     if cell is None:
         return ""
     split = split_of(cell)
@@ -119,7 +119,7 @@ def _split_of(cell: str | None, called: dict[str, str]) -> str:
 
 
 def _numbers(texts: list[str]) -> Sequence[float | str]:
-    """Integers where all are; floats, NaN for an empty text, where all others are; or texts."""
+    """Returns integers if all are, else floats (NaN for an empty text), else the texts."""
     with suppress(ValueError, OverflowError):
         whole: list[int] = np.array(texts).astype(np.int64).tolist()
         return whole
@@ -132,7 +132,7 @@ def _numbers(texts: list[str]) -> Sequence[float | str]:
 
 
 def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
-    """The cells of known columns by line; a missing one is empty, a row with too many is noted."""
+    """Returns the cells of known columns by line, missing ones empty; notes rows with too many."""
     rows = {}
     with reading(table, HINT):
         text = _text_of(table)
@@ -173,7 +173,7 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
 
 
 def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) -> None:
-    """Replace decimal commas, where all cells of a factor are numbers."""
+    """Replaces decimal commas, if all cells of a factor are numbers."""
     for name in next(iter(rows.values()), {}):
         texts = {row[name] for row in rows.values()}
         if name not in _PLAIN and all(map(_DECIMAL.fullmatch, texts)) and "," in "".join(texts):
@@ -211,7 +211,7 @@ def _text_of(table: Path) -> str:
 
 
 def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[str]]:
-    """The separator and the columns of a first line, those that have x and y."""
+    """Returns the separator and the columns of a first line that has x and y."""
     if not lines:
         raise IiaeError(f"{table} holds no line", HINT)
     columns = {
@@ -236,7 +236,7 @@ def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[s
 
 
 def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
-    """The file that a cell names, which exists; ValueError says what was looked for."""
+    """Returns the existing file that a cell names; ValueError says what was looked for."""
     path = cell
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", cell):
         address = re.fullmatch(r"(?i)file:(?://(?:localhost)?)?(/(?!/).*)", cell)
@@ -255,7 +255,7 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
 
 
 def _name_of(path: Path, folder: Path) -> str:
-    """A name from a path, without what leads out of a folder."""
+    """Returns a name from a path, without what leads out of a folder."""
     inner = path.relative_to(folder) if path.is_relative_to(folder) else path
     parts = (inner.parent / inner.stem).parts
     return "/".join(part for part in parts if part not in (inner.anchor, ".."))
