@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from iiae_cli.builders import build_model, build_schedule, picture_size
+from iiae_cli.config import Config
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.config.schema import Config
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.probes import draw_folds, probe, read_factor

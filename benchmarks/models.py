@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.builders import build_model, build_objective, build_optimizer, picture_size, place
+from iiae_cli.config import Config
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.training.distributed import Share, World

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.config.schema import Config, ModelSection
+from iiae_cli.config import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
+from iiae_cli.extensions.encoders import (
+    DescribedFlat,
+    DescribedMaps,
+    LinearPathFeatures,
+    PooledNetworks,
+)
 from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE, RecombiningIIAE
-from iiae_cli.extensions.linear_paths import DescribedFlat, DescribedMaps, LinearPathFeatures
-from iiae_cli.extensions.pooled import PooledNetworks
 from iiae_cli.extensions.terms import contrastive_term, dependence_term, recombination_term
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE

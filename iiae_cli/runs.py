@@ -30,23 +30,11 @@ from torch import Tensor
 
 from iiae_cli import __version__
 from iiae_cli.builders import build_model, picture_size, place
-from iiae_cli.common import console
+from iiae_cli.common import console, files
 from iiae_cli.common.errors import DamagedFile, IiaeError
-from iiae_cli.common.files import (
-    LOCK,
-    TEMPORARY,
-    append_line,
-    locked,
-    missing,
-    reading,
-    remove_temporaries,
-    write_errors,
-    write_text,
-    writing,
-)
 from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
+from iiae_cli.config import Config
 from iiae_cli.config.presets import read_yaml
-from iiae_cli.config.schema import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 
@@ -77,9 +65,11 @@ class RunDir:
 
     def is_free(self) -> bool:
         """Returns whether nothing is here but the leftovers of a killed start."""
-        with write_errors(self.path):
+        with files.write_errors(self.path):
             return not self.path.exists() or all(
-                path in self._folders or path.name == LOCK or path.name.endswith(TEMPORARY)
+                path in self._folders
+                or path.name == files.LOCK
+                or path.name.endswith(files.TEMPORARY)
                 for path in self.path.rglob("*")
             )
 
@@ -89,24 +79,24 @@ class RunDir:
         for path in self._folders:
             if path.is_symlink():
                 raise IiaeError(f"{path} is a link", "remove it, or choose another --run")
-        with write_errors(self.path):
+        with files.write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(self.path, "wait until it has ended, or choose another --run"):
-                with write_errors(self.path):
+            with files.locked(self.path, "wait until it has ended, or choose another --run"):
+                with files.write_errors(self.path):
                     for folder in (self.path, self.checkpoints.folder, self.samples_folder):
-                        remove_temporaries(folder)
+                        files.remove_temporaries(folder)
                 yield
         finally:
             if not self.exists():  # the run was refused
                 with suppress(OSError):
-                    (self.path / LOCK).unlink()
+                    (self.path / files.LOCK).unlink()
                     self.path.rmdir()
 
     def create(self, config: Config) -> None:
         """Removes what an earlier run left, and writes the configuration of a new one."""
         # Newest checkpoints first: broken off, `--resume` finds the old run at an earlier step.
-        with write_errors(self.path):
+        with files.write_errors(self.path):
             old = self.checkpoints.files()[::-1]
             for folder in self._folders:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +104,7 @@ class RunDir:
             old += [self.model_file, self.metrics_file, self.gallery_file, self.info_file]
             for path in old:
                 path.unlink(missing_ok=True)
-        write_text(self.config_file, config.to_yaml())
+        files.write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
         """Returns the run's configuration."""
@@ -128,7 +118,7 @@ class RunDir:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        append_line(self.metrics_file, json.dumps(record))
+        files.append_line(self.metrics_file, json.dumps(record))
 
     def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
         """Drops the lines that an interrupted run wrote after the checkpoint at `step`.
@@ -149,11 +139,11 @@ class RunDir:
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if belongs(line)]
         if kept != lines:
-            write_text(self.metrics_file, "".join(kept))
+            files.write_text(self.metrics_file, "".join(kept))
 
     def write_info(self, record: dict[str, Any]) -> None:
         """Writes run.json."""
-        write_text(self.info_file, json.dumps(record, indent=2) + "\n")
+        files.write_text(self.info_file, json.dumps(record, indent=2) + "\n")
 
     def read_info(self) -> dict[str, Any]:
         """Returns the content of run.json; empty if it is missing or damaged."""
@@ -168,7 +158,7 @@ class RunDir:
         if link.exists() and not link.is_symlink():
             return
         temporary = link.with_name(f".latest.{os.getpid()}")
-        with write_errors(link):
+        with files.write_errors(link):
             temporary.symlink_to(self.path.name)
             temporary.replace(link)
 
@@ -208,14 +198,14 @@ class Checkpoints:
         }
         header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
         header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
-        with writing(self.path(checkpoint.step)) as temporary:
+        with files.writing(self.path(checkpoint.step)) as temporary:
             save_tensors(tensors, temporary, header)
         self.prune()
 
     def prune(self) -> None:
         """Drops all but the two newest; a process killed before that leaves three."""
         for old in self.files()[:-2]:
-            with write_errors(old):
+            with files.write_errors(old):
                 old.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
@@ -224,7 +214,7 @@ class Checkpoints:
         for path in reversed(self.files()):
             try:
                 header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
-                with reading(path, HINT):
+                with files.reading(path, HINT):
                     notes = {key: dict(json.loads(header[key])) for key in ("progress", "data")}
                     checkpoint = Checkpoint(int(header["step"]), **notes)
                     for full_name, values in tensors.items():
@@ -236,7 +226,7 @@ class Checkpoints:
             for newer, reason in damaged.items():
                 aside = newer.with_name(f"{newer.name}.damaged")
                 console.warn(f"{reason}; it is set aside as {aside.name}, going back to {path}")
-                with write_errors(newer):
+                with files.write_errors(newer):
                     newer.replace(aside)
             return checkpoint
         if damaged:
@@ -291,7 +281,7 @@ def save_weights(
         "details": json.dumps(details),
         "versions": json.dumps(run_versions()),
     }
-    with writing(path) as temporary:
+    with files.writing(path) as temporary:
         save_tensors(state, temporary, header)
     return fingerprint_of(state)
 
@@ -299,7 +289,7 @@ def save_weights(
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Reads a `save_weights` file as a model in evaluation mode."""
     header, state = read_tensors(path, MODEL_SCHEMA, OTHER_VERSION)
-    with reading(path, OTHER_VERSION):
+    with files.reading(path, OTHER_VERSION):
         config = Config.model_validate_json(header["config"])
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
@@ -316,7 +306,7 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
     """Reads a run's kept weights."""
     hint = "name another with --run RUN, or train one: iiae train digits-cdcb"
     if not run.path.exists():
-        raise missing(run.path, hint)
+        raise files.missing(run.path, hint)
     if not run.model_file.exists():
         raise IiaeError(f"{run.path} holds no model.safetensors", hint)
     return read_weights(run.model_file, device)

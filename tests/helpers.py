@@ -19,8 +19,7 @@ from torch import Tensor
 
 from iiae_cli.builders import build_model
 from iiae_cli.cli import app as cli
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import Stop
+from iiae_cli.common.errors import IiaeError, Stop
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import block_store
 from iiae_cli.data.datafile import DataInfo

@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers import Trained
 
 from iiae_cli import load
-from iiae_cli.common.files import preset_folder, preset_names
+from iiae_cli.common.environment import preset_folder, preset_names
 from iiae_cli.data.datafile import DataFile
 
 ROOT = Path(__file__).parent.parent
@@ -34,10 +34,10 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
         }
         assert templates <= set(archive.namelist())
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
-    code = "import iiae_cli.common.files as f; print(f.preset_folder()); print(*f.preset_names())"
+    code = "from iiae_cli.common.environment import *; print(preset_folder(), *preset_names())"
     installed_only = {"cwd": tmp_path, "env": {"PYTHONPATH": str(installed)}}
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, **installed_only)
-    assert shown.splitlines() == [str(installed / "iiae_cli/presets"), " ".join(preset_names())]
+    assert shown.split() == [str(installed / "iiae_cli/presets"), *preset_names()]
 
 
 def test_a_run_loads_from_python(trained: Trained) -> None:

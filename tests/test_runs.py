@@ -15,7 +15,7 @@ from safetensors import safe_open
 from iiae_cli.builders import build_model, place
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import save_tensors
-from iiae_cli.config.schema import Config
+from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs import Checkpoint, RunDir, fingerprint_of, load_model, read_weights, save_weights

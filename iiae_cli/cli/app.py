@@ -20,9 +20,9 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from iiae_cli import __version__
 from iiae_cli.cli.options import GROUPS, option, say_left_out
 from iiae_cli.common import console
+from iiae_cli.common.environment import cores
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted, plain_words
 from iiae_cli.common.files import refusal_of_system
-from iiae_cli.common.machine import cores
 from iiae_cli.data.seen import SEEN
 
 # From 0.26 on typer contains click, so click's exception is reached through typer's.

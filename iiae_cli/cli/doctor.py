@@ -15,9 +15,8 @@ from iiae_cli import __version__
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish
 from iiae_cli.common import console
+from iiae_cli.common.environment import cores, data_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder
-from iiae_cli.common.machine import cores
 
 # The modules that commands cannot do without, and the packages that extras bring.
 NEEDED = (
@@ -77,7 +76,6 @@ def _versions() -> tuple[dict[str, str], list[str]]:
 
 
 def _extras() -> dict[str, str | None]:
-    """Returns versions of the packages that extras bring; None if not installed."""
     found = {str(package.metadata["Name"]): package.version for package in metadata.distributions()}
     versions = {name.lower().replace("_", "-"): version for name, version in found.items()}
     return {name: versions.get(package.replace("_", "-")) for name, package in EXTRAS.items()}
@@ -88,7 +86,7 @@ def _devices() -> dict[str, Any]:
     import torch
 
     from iiae_cli.builders import choose_device
-    from iiae_cli.config.schema import Config
+    from iiae_cli.config import Config
     from iiae_cli.training.step import choose_speed
 
     names = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
@@ -105,7 +103,6 @@ def _devices() -> dict[str, Any]:
 
 
 def _folders() -> dict[str, dict[str, Any]]:
-    """Returns the folders of data, runs and caches, and whether each can be written and locked."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     paths = {
         "data": data_folder(),

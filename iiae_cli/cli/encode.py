@@ -12,9 +12,8 @@ import typer
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import DomainName, finish, option, shard_of, shard_output
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import IiaeError, Stop, stop_on_signals
 from iiae_cli.common.files import refuse_existing
-from iiae_cli.common.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import MetricName, SplitName, finish, option
 from iiae_cli.common import console
+from iiae_cli.common.environment import data_file, run_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_file, refuse_existing, run_folder
+from iiae_cli.common.files import refuse_existing
 from iiae_cli.evaluation.figures import (
     Task,
     disentanglement_tables,

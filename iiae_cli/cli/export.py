@@ -11,7 +11,8 @@ import typer
 
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option
-from iiae_cli.common import console, hub
+from iiae_cli.common import console
+from iiae_cli.common.environment import push_to_hub
 from iiae_cli.common.files import reading, refuse_existing
 
 
@@ -68,7 +69,7 @@ def command(
         "format": form,
         "fingerprint": model.fingerprint,
         "difference": differences,
-        "pushed": push and hub.push(output, push),
+        "pushed": push and push_to_hub(output, push),
     }
     rows = [(output / name, f"{value:.2g}") for name, value in differences.items()]
     rows = [(output / "model.safetensors", "0"), *rows]

@@ -41,7 +41,7 @@ DATA_SETS = (
 
 def complete_keys(incomplete: str) -> list[str]:
     """Returns `KEY=` for every value of the configuration, read from the schema's source."""
-    path = Path(__file__).parents[1] / "config" / "schema.py"
+    path = Path(__file__).parents[1] / "config" / "__init__.py"
     fields = {
         node.name: [item for item in node.body if isinstance(item, ast.AnnAssign)]
         for node in ast.parse(path.read_text(encoding="utf-8")).body
@@ -55,7 +55,6 @@ def complete_keys(incomplete: str) -> list[str]:
 
 
 def _key(field: ast.AnnAssign) -> str:
-    """Returns a field's alias, or its name."""
     words = field.value.keywords if isinstance(field.value, ast.Call) else []
     aliases = [ast.literal_eval(word.value) for word in words if word.arg == "alias"]
     return str(aliases[0]) if aliases else ast.unparse(field.target)

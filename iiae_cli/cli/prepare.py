@@ -12,9 +12,9 @@ import typer
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import BACKBONES, DATA_SETS, finish, option, shard_of, shard_output
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder, refuse_existing
-from iiae_cli.common.signals import stop_on_signals
+from iiae_cli.common.environment import data_folder
+from iiae_cli.common.errors import IiaeError, stop_on_signals
+from iiae_cli.common.files import refuse_existing
 
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part

@@ -7,7 +7,7 @@ from functools import partial
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish
 from iiae_cli.common import console
-from iiae_cli.common.files import preset_folder, preset_names
+from iiae_cli.common.environment import preset_folder, preset_names
 
 
 def command(as_json: shared.Json = False) -> None:

@@ -64,7 +64,7 @@ def command(
           | cut -f1,3 > hits.tsv
       iiae retrieve x.h5 --index z.h5 --json | jq -r '.results[].neighbours[0].id'
     """
-    from iiae_cli.common.files import index_file
+    from iiae_cli.common.environment import index_file
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run, search
     from iiae_cli.inference.latents import Gallery, made_by

@@ -14,9 +14,8 @@ import typer
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option, seconds_of
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import preset_names, run_folder
-from iiae_cli.common.signals import PREEMPT_SIGNAL, signal_of, stop_on_signals
+from iiae_cli.common.environment import preset_names, run_folder
+from iiae_cli.common.errors import PREEMPT_SIGNAL, IiaeError, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
     from iiae_cli.config.presets import Resolved
@@ -165,7 +164,6 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
 def _resolve(
     preset: str, files: list[Path], values: Mapping[str, object], assignments: list[str]
 ) -> Resolved:
-    """Merges preset < --config < environment < options < --set."""
     from iiae_cli.config import presets
 
     given = {key: value for key, value in values.items() if value is not None}
@@ -185,7 +183,6 @@ def _resolve(
 
 
 def _show_config(resolved: Resolved, as_json: bool) -> None:
-    """Prints every value and its source."""
     from iiae_cli.config.presets import key_help
 
     if as_json:

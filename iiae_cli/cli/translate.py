@@ -178,7 +178,6 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
 
 
 def _check_partners(source: dict[str, Any], name: str) -> None:
-    """Raises if inputs have no partners of their own."""
     from iiae_cli.data.datafile import DataFile
 
     file = DataFile(Path(source["data"])) if "data" in source else None

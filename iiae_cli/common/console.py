@@ -221,7 +221,6 @@ def progress(
 
 @contextmanager
 def _shown(tracker: Progress, label: str) -> Iterator[None]:
-    """Draws the bar on a terminal."""
     if not sys.stderr.isatty() or _verbosity < 0:
         yield
         return

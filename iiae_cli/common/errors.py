@@ -1,35 +1,24 @@
-"""User errors, interruptions and exit codes: the core raises them, `cli/app.py` prints them."""
+"""What stops the work: user errors and signals, with their exit codes.
+
+The core raises, and `cli/app.py` prints. Signals set a flag, which work reads after every step and
+before every block.
+"""
 
 from __future__ import annotations
 
 import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 75  # after SIGTERM and the like
 EXIT_CTRL_C = 130
-
-
-# Words of pydantic, which newer typer uses too, and of click; and plain ones.
-_PLAIN_WORDS = {
-    "Value error, ": "",
-    "(Input|List|String) should": "must",
-    "a valid integer": "a whole number",
-    "a valid (float|number)": "a number",
-    "a valid list": "a list",
-    "a valid boolean": "true or false",
-    "a valid string": "text",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    ", (unable|got|but).*| after validation": "",
-}
-
-
-def plain_words(message: str) -> str:
-    """Rewords pydantic's and click's messages, such as "Input should be a valid integer"."""
-    for pattern, words in _PLAIN_WORDS.items():
-        message = re.sub(pattern, words, message)
-    return message
+PREEMPT_SIGNAL = "USR2"
+_USABLE = ("HUP", "QUIT", "TERM", "USR1", "USR2", "XCPU")
 
 
 class IiaeError(Exception):
@@ -52,3 +41,86 @@ class Interrupted(Exception):
         super().__init__(where)
         self.exit_code = exit_code
         self.where = where  # what was saved; empty if another process says it
+
+
+class Stop:
+    """Whether work should stop, and with which exit code."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline  # `time.monotonic()` after which to stop
+        self._code: int | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """130 after Ctrl-C, 75 after another signal or the deadline, else None."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return EXIT_INTERRUPTED if self._code is None and late else self._code
+
+    def request(self, exit_code: int) -> None:
+        """Asks the work to stop with an exit code."""
+        self._code = exit_code
+
+    def check(self, saved: str = "nothing was lost; run the same command with --resume") -> None:
+        """Raises `Interrupted` if work should stop; `saved` says how to continue."""
+        code = self.exit_code
+        if code is not None:
+            raise Interrupted(code, saved)
+
+
+NEVER = Stop()  # for work that nobody interrupts
+
+
+def signal_of(name: str) -> signal.Signals:
+    """Returns the signal of a name, with or without SIG; raises if no process should stop by it."""
+    short = name.upper().removeprefix("SIG")
+    if short not in _USABLE:
+        message = f"--preempt-signal {name} is no signal to stop by"
+        raise IiaeError(message, f"choose one of {', '.join(_USABLE)}")
+    return signal.Signals[f"SIG{short}"]
+
+
+@contextmanager
+def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
+    """Lets signals set the flag inside the block; a second Ctrl-C ends the process at once.
+
+    Afterwards the old handlers return. If the flag is set, further signals are ignored instead, so
+    that the process ends with its own exit code.
+    """
+    stop = Stop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.request(EXIT_CTRL_C if number == signal.SIGINT else EXIT_INTERRUPTED)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = {signal.SIGINT, signal.SIGTERM, signal_of(preempt)}
+    previous = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler if stop.exit_code is None else signal.SIG_IGN)
+
+
+# ---- messages of libraries
+
+# Words of pydantic, which newer typer uses too, and of click; and plain ones.
+_PLAIN_WORDS = {
+    "Value error, ": "",
+    "(Input|List|String) should": "must",
+    "a valid integer": "a whole number",
+    "a valid (float|number)": "a number",
+    "a valid list": "a list",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", (unable|got|but).*| after validation": "",
+}
+
+
+def plain_words(message: str) -> str:
+    """Rewords pydantic's and click's messages, such as "Input should be a valid integer"."""
+    for pattern, words in _PLAIN_WORDS.items():
+        message = re.sub(pattern, words, message)
+    return message

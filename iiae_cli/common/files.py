@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -257,69 +257,3 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def preset_folder() -> Path:
-    """Returns the folder of presets: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent.parent
-    inside = package / "presets"
-    return inside if inside.is_dir() else package.parent / "presets"
-
-
-def preset_names() -> list[str]:
-    """Returns the names of the shipped presets."""
-    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
-
-
-def data_folder() -> Path:
-    """Returns `IIAE_DATA`, else `data/`."""
-    return Path(os.environ.get("IIAE_DATA") or "data")
-
-
-def data_file(option: Path | None, set_name: str) -> Path:
-    """Returns `--data` if it is a file, else SET.h5 in `--data`, `IIAE_DATA` or data/."""
-    path = option or data_folder()
-    if path.is_file() or (option is not None and not path.is_dir()):
-        return path
-    if not set_name:
-        hint = "pass --data FILE.h5, or set data.set in the preset"
-        raise IiaeError("no data file was named", hint)
-    return path / f"{set_name}.h5"
-
-
-def run_folder(option: Path | None) -> tuple[Path, str]:
-    """Returns the run to read, and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`.
-
-    `hf://OWNER/NAME` is downloaded from the hub.
-    """
-    named = os.environ.get("IIAE_RUN")
-    path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
-    if option is not None:
-        path, chosen = option, "--run"
-    from iiae_cli.common import hub  # not at every start
-
-    return hub.pulled(path), chosen
-
-
-def index_file(
-    option: Path | None, run: Path | None, fits: Callable[[Path], bool]
-) -> tuple[Path, str]:
-    """Returns the gallery, and how it was chosen.
-
-    It is `--index`, else `IIAE_INDEX`, else the only .h5 here that `fits`, else the run's
-    gallery.h5.
-    """
-    if option is not None:
-        return option, "--index"
-    if named := os.environ.get("IIAE_INDEX"):
-        return Path(named), "IIAE_INDEX"
-    caches = [path for path in sorted(Path().glob("*.h5")) if fits(path)]
-    if len(caches) == 1:
-        return caches[0], "the only cache in this folder that fits"
-    gallery = run_folder(run)[0] / "gallery.h5"
-    if not gallery.exists():
-        raise IiaeError(
-            f"no gallery was named; {gallery} does not exist",
-            "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5",
-        )
-    return gallery, "the run's gallery"

@@ -17,9 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from iiae_cli.common import console
+from iiae_cli.common.environment import preset_folder, preset_names
 from iiae_cli.common.errors import IiaeError, plain_words
-from iiae_cli.common.files import preset_folder, preset_names, reading
-from iiae_cli.config.schema import Config, TrainingSection
+from iiae_cli.common.files import reading
+from iiae_cli.config import Config, TrainingSection
 
 # Environment names beside the general form IIAE_SECTION__KEY.
 _SHORT_NAMES = {f"IIAE_{name.upper()}": f"training.{name}" for name in TrainingSection.model_fields}

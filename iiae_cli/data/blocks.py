@@ -140,7 +140,6 @@ def differences(left: Job, right: Job) -> list[str]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Makes the folder and locks it."""
     _begun(folder)  # refuses one that is not the store's
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -221,7 +221,6 @@ class DataFile:
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
-    """Returns the shape of a domain's rows, equal in all splits."""
     shapes = set()
     for group in groups.values():
         data = hdf5.dataset(group, domain)

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import writing
-from iiae_cli.common.signals import NEVER, Stop
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.data.backbone import Extractor, FeatureNetwork, repeatable
 from iiae_cli.model import Domain
@@ -66,7 +65,6 @@ class _Tuner:
         return np.random.SeedSequence((self.settings.seed, "xy".index(self.domain), step + 1))
 
     def _seed(self, step: int) -> None:
-        """Makes dropout a function of seed, domain and step."""
         torch.manual_seed(int(self._entropy(step).generate_state(1)[0]))
 
     def draw(self, step: int) -> NDArray[np.int64]:

@@ -17,9 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from iiae_cli.common.environment import free_memory
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import check_kind, reading
-from iiae_cli.common.machine import free_memory
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach

@@ -194,7 +194,6 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
 
 
 def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
-    """Corrects what Pillow misreads in a header."""
     clear = opened.info.get("transparency")  # as the file holds it, not as values are read
     if isinstance(clear, tuple) and ";16" in raw:
         opened.info["transparency"] = tuple(value >> 8 for value in clear)
@@ -206,7 +205,6 @@ def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
 
 
 def _remarks(opened: Image.Image) -> list[str]:
-    """Returns remarks on a picture beside those on its values."""
     gamma, animated = opened.info.get("gamma", _GAMMA), getattr(opened, "is_animated", False)
     red = opened.info.get("chromaticity", (0, 0, _RED))[2]
     unlike = abs(gamma - _GAMMA) > 0.05 or abs(red - _RED) > 0.02

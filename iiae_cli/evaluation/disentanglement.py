@@ -134,7 +134,6 @@ def choose_rows(
 
 
 def _columns(split: Split, domain: Domain, by_class: bool) -> dict[str, NDArray[Any]]:
-    """Returns the factors of one domain's rows by name; its labels are the factor `class`."""
     columns = {} if by_class else dict(split.factors)
     labels = split.side(domain).labels
     return columns if labels is None else {**columns, "class": np.array(labels, dtype=object)}

@@ -161,7 +161,6 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 def _probe_together(
     latents: Singles, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
-    """Scores factors that are known in all of these rows."""
     own = [np.eye(item.classes)[item.values] if item.classes else item.values for item in factors]
     order = np.random.default_rng(seed).permutation(len(latents))
     values = np.hstack(own)

@@ -131,7 +131,6 @@ def protocol_of(
 
 
 def _backbone(file: DataFile) -> dict[str, Any]:
-    """Returns the network that made the features, if known, and its training data."""
     record = backbone_of(file.info)
     if record is None:
         return {}
@@ -189,7 +188,6 @@ def paper_rows(
 def _differences(
     table: int, protocol: Mapping[str, Any], picture_size: tuple[int, int] | None
 ) -> list[str]:
-    """Lists how this run's set-up differs from a table's."""
     notes = []
     class_split = protocol.get("class_split") or "unknown"
     if table in (3, 6) and class_split != CLASS_SPLIT:

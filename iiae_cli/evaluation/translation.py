@@ -126,7 +126,6 @@ def _measured(
     exclusive: Latents | None,
     measures: Mapping[str, Measure],
 ) -> dict[str, NDArray[np.float64]]:
-    """Returns every measure (N,) of translations against the partners."""
     rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
     translated = subject.translated(way, exclusive)

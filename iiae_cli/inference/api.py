@@ -18,8 +18,8 @@ from PIL import Image
 
 from iiae_cli.builders import choose_device
 from iiae_cli.common import console
+from iiae_cli.common.environment import run_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import run_folder
 from iiae_cli.inference.inputs import Inputs, none_read, open_inputs, row_inputs
 from iiae_cli.inference.latents import Gallery, LatentCache
 from iiae_cli.inference.neighbours import Backend, choose_backend, nearest
@@ -242,7 +242,6 @@ def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
 
 
 def _image(picture: Picture) -> Image.Image:
-    """Returns a picture in memory as a PIL image."""
     if isinstance(picture, Image.Image):
         return picture
     values = picture

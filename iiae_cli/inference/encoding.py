@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from iiae_cli import __version__
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.blocks import BlockStore, Part, PartFile, in_order
 from iiae_cli.data.hubs import INPUT_SIZE
 from iiae_cli.inference.inputs import Block, Inputs, none_read

@@ -163,7 +163,6 @@ def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> I
 
 
 def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
-    """Returns inputs that memory-map numbers (N, F)."""
     hint = "save features as a 2-dimensional float array by numpy.save"
     with reading(path, hint):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -209,7 +208,6 @@ def _pictures(pictures: Sequence[Source], fetch: Fetch) -> Inputs:
 
 
 def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -> Fetch:
-    """Returns a reader of pictures, decoded by threads to the data file's channels and size."""
     height, width, channels = shape
     pool = ThreadPoolExecutor(workers, "decode")
 
@@ -229,8 +227,6 @@ def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -
 
 
 def _extracted(pictures: Sequence[Source], width: int, extractor: Extractor) -> Fetch:
-    """Returns a reader of pictures' features, made as the run's own were."""
-
     def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
         starts = range(start, stop, BATCH)
         parts = list(extractor.features(pictures[at : min(stop, at + BATCH)] for at in starts))

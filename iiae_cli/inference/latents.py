@@ -24,16 +24,8 @@ from numpy.typing import NDArray
 from iiae_cli import __version__
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, writing
+from iiae_cli.data import hdf5
 from iiae_cli.data.blocks import Part
-from iiae_cli.data.hdf5 import (
-    check_schema,
-    dataset,
-    new_hdf5,
-    read_only,
-    read_texts,
-    text_attribute,
-    write_column,
-)
 from iiae_cli.inference.trained import Array, Encoded, LatentKind
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.runs import LoadedModel
@@ -133,7 +125,7 @@ def write_stream(
     `folder`, else beside `path`.
     """
     count, done = len(texts["ids"] or ()), 0
-    with writing(path, folder=folder) as temporary, new_hdf5(temporary) as file:
+    with writing(path, folder=folder) as temporary, hdf5.new_hdf5(temporary) as file:
         file.attrs["schema"] = SCHEMA
         file.attrs["versions"] = json.dumps({"iiae": __version__, "h5py": h5py.__version__})
         for name, value in head.items():
@@ -152,7 +144,7 @@ def write_stream(
             done += len(next(iter(block.values())))
         for name, column in texts.items():
             if column or name == "ids":
-                write_column(file, name, column or ())
+                hdf5.write_column(file, name, column or ())
 
 
 class StoredRows:
@@ -184,14 +176,14 @@ class Gallery:
         self.path = path
         self.part, self.total = None, 0
         with reading(path, REMEDY):
-            file = read_only(path)
-            check_schema(file, path, SCHEMA, REMEDY)
-            arrays = {name: dataset(file, name.replace("_", "/")) for name in ARRAYS}
+            file = hdf5.read_only(path)
+            hdf5.check_schema(file, path, SCHEMA, REMEDY)
+            arrays = {name: hdf5.dataset(file, name.replace("_", "/")) for name in ARRAYS}
             self._rows = {
                 name: StoredRows(path, data) for name, data in arrays.items() if data is not None
             }
             self.head = _head(file)
-            self.job = dict(json.loads(text_attribute(file, "job", "{}")))
+            self.job = dict(json.loads(hdf5.text_attribute(file, "job", "{}")))
             if "part" in file.attrs:
                 index, count, self.total = map(int, file.attrs["part"])
                 self.part = Part(index, count)
@@ -224,31 +216,33 @@ class Gallery:
 
 
 def _head(file: h5py.File) -> LatentCache:
-    domain, ids = text_attribute(file, "domain"), read_texts(file, "ids")
-    source = dict(json.loads(text_attribute(file, "source", "{}")))
+    domain, ids = hdf5.text_attribute(file, "domain"), hdf5.read_texts(file, "ids")
+    source = dict(json.loads(hdf5.text_attribute(file, "source", "{}")))
     texts = all(isinstance(value, str | bool) for value in source.values())
     if domain not in DOMAINS or not texts or ids is None:
         raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}, or no ids")
     return LatentCache(
         Encoded(),
         ids,
-        read_texts(file, "labels"),
+        hdf5.read_texts(file, "labels"),
         domain,
-        text_attribute(file, "fingerprint"),
+        hdf5.text_attribute(file, "fingerprint"),
         tuple(int(side) for side in file.attrs["shared_shape"]),
-        text_attribute(file, "preset", ""),
-        text_attribute(file, "metric", "euclidean"),
+        hdf5.text_attribute(file, "preset", ""),
+        hdf5.text_attribute(file, "metric", "euclidean"),
         source,
-        read_texts(file, "skipped") or [],
+        hdf5.read_texts(file, "skipped") or [],
     )
 
 
 def made_by(path: Path) -> tuple[str, str] | None:
     """Returns fingerprint and domain of a latent cache; None for any other file."""
     try:
-        with reading(path, REMEDY), read_only(path) as file:
-            if text_attribute(file, "schema", "none") != SCHEMA:
+        with reading(path, REMEDY), hdf5.read_only(path) as file:
+            if hdf5.text_attribute(file, "schema", "none") != SCHEMA:
                 return None
-            return text_attribute(file, "fingerprint", ""), text_attribute(file, "domain", "")
+            return hdf5.text_attribute(file, "fingerprint", ""), hdf5.text_attribute(
+                file, "domain", ""
+            )
     except IiaeError:
         return None

@@ -77,7 +77,6 @@ def _packed(values: NDArray[np.float32], rows: Ints) -> Ints:
 
 
 def _unpacked(keys: Ints) -> tuple[NDArray[np.float32], Ints]:
-    """Returns the values and rows of keys."""
     bits = (keys >> 32).astype(np.int32)
     return np.where(bits < 0, bits ^ _SIGNLESS, bits).view(np.float32), keys & 0xFFFFFFFF
 

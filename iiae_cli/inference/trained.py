@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
 from iiae_cli.inference.inputs import Block, Inputs
 from iiae_cli.model import Domain

@@ -62,7 +62,6 @@ def write_report(measured: Measured, folder: Path) -> Path:
 
 
 def _values(measured: Measured) -> dict[str, object]:
-    """Collects everything that the template shows."""
     figures, protocol = measured.figures, measured.protocol
     split, pairs = measured.subject.split, measured.subject.pairs
     by_class, info = measured.file.info.by_class, measured.run.read_info()
@@ -120,7 +119,6 @@ _ELSEWHERE = ("versions", "command", "warnings")
 
 
 def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-    """Lists training's warnings, and reasons to trust a figure less."""
     warnings = [str(line) for line in info.get("warnings", ())]
     if info.get("state") not in (None, "finished"):
         warnings.append(f"training is {info['state']}, not finished")

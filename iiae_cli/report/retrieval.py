@@ -145,7 +145,6 @@ def _source(cache: LatentCache) -> tuple[Path, str] | None:
 
 
 def _names(cache: LatentCache, row: int) -> list[str]:
-    """Returns a row's name, and its class if known."""
     label = [] if cache.labels is None else [f"class {cache.labels[row]}"]
     return [Path(cache.ids[row]).stem, *label]
 

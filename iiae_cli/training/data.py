@@ -14,14 +14,13 @@ from torch import Tensor
 
 from iiae_cli.builders import picture_size
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.signals import Stop
-from iiae_cli.config.schema import Config, ErasureSection
+from iiae_cli.common.errors import IiaeError, Stop
+from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
 from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
+from iiae_cli.extensions.encoders import Maps, described_rows, start_linear_paths
 from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, Standardise
-from iiae_cli.extensions.linear_paths import Maps, described_rows, start_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian
@@ -69,7 +68,6 @@ class TrainingData:
             self._limit_validation(config.selection.validation_pairs)
 
     def _hold_out(self, fraction: float) -> None:
-        """Holds out a fraction of the training pairs, or classes, unless they are too few."""
         train, classes = self.train, np.array(classes_of(self.train) if self.by_class else [])
         if fraction and len(classes) >= FEWEST_CLASSES:
             away = classes[hold_out(len(classes), fraction)[1]]
@@ -82,8 +80,6 @@ class TrainingData:
             self.train = Split(train.x, train.y, pairs=train.pairs[kept])
 
     def _limit_validation(self, most: int) -> None:
-        """Limits validation to so many pairs, or rows of each domain."""
-
         def drawn(count: int) -> Indices:
             return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
@@ -257,7 +253,6 @@ def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    """Returns at most so many rows, evenly spread."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.signals import Stop
+from iiae_cli.common.errors import IiaeError, Interrupted, Stop
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -17,8 +17,8 @@ from PIL.Image import Image
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.config import Config
 from iiae_cli.config.presets import flatten
-from iiae_cli.config.schema import Config
 from iiae_cli.runs import RunDir
 
 

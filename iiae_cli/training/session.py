@@ -15,12 +15,11 @@ import torch
 
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.common.files import data_file, missing, write_errors
-from iiae_cli.common.machine import cores
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.environment import cores, data_file
+from iiae_cli.common.errors import NEVER, IiaeError, Interrupted, Stop
+from iiae_cli.common.files import missing, write_errors
+from iiae_cli.config import Config
 from iiae_cli.config.presets import flatten
-from iiae_cli.config.schema import Config
 from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
@@ -221,7 +220,6 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
 
 
 def _summary(trainer: Trainer) -> str:
-    """Returns a line that says what is trained, how and where."""
     model, training, world = trainer.model, trainer.config.training, trainer.world
     parameters = sum(values.numel() for values in model.parameters())
     return (

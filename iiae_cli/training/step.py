@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.config.schema import Config, Precision
+from iiae_cli.config import Config, Precision
 from iiae_cli.data.batches import from_stored, stored_tensor
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
 from iiae_cli.model.objective import Objective

@@ -17,21 +17,13 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from iiae_cli.builders import (
-    build_model,
-    build_objective,
-    build_optimizer,
-    build_schedule,
-    picture_size,
-    place,
-)
+from iiae_cli import builders
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted
+from iiae_cli.common.errors import IiaeError, Interrupted, Stop
 from iiae_cli.common.files import reading, sync_file, writing
-from iiae_cli.common.signals import Stop
-from iiae_cli.config.schema import Config
+from iiae_cli.config import Config
 from iiae_cli.extensions.augmentation import Augmentation
-from iiae_cli.extensions.linear_paths import hold_linear_paths
+from iiae_cli.extensions.encoders import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.grids import first_pairs, sample_panel
@@ -69,7 +61,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.run, self.device = config, data, run, device
         self.world, self.stop, self.details = world, stop, details
-        self.size = picture_size(config, data.info)
+        self.size = builders.picture_size(config, data.info)
         self.augmentation = Augmentation(**config.augment.model_dump())
         if self.augmentation.active and self.size is None:
             raise IiaeError("augmentation is for pictures, not features", "leave augment.* at 0")
@@ -77,7 +69,7 @@ class Trainer:
         training, per_epoch = config.training, self.order.steps_per_epoch
         self.total_steps = training.steps or (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
-        self.learning_rate = build_schedule(config, self.total_steps)
+        self.learning_rate = builders.build_schedule(config, self.total_steps)
         self.step = self.offset = 0  # steps done of the training under way, and before it
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
@@ -88,18 +80,17 @@ class Trainer:
             self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
 
     def _build(self) -> None:
-        """Builds a model from seed and training rows, its optimiser, and the order of rows."""
         training = self.config.training
         torch.manual_seed(training.seed)
-        model = build_model(self.config, self.data.info)
+        model = builders.build_model(self.config, self.data.info)
         take_statistics(model, self.data, self.config)
         if training.precision == "fp64":
             model.double()
-        self.model = place(model, self.device)
+        self.model = builders.place(model, self.device)
         self.trained = TrainedModel(self.model, self.size, self.device, self.stop)
         self.order = self.data.order(training.batch_size, training.seed)
         self.share = Share(self.world, self.order.batch_size)
-        self.optimizer = build_optimizer(self.config, self.model)
+        self.optimizer = builders.build_optimizer(self.config, self.model)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continues from the run's newest checkpoint."""
@@ -147,7 +138,6 @@ class Trainer:
         return ended
 
     def _enter_refit(self, steps: int, *, held: bool) -> None:
-        """Begins the second training."""
         means = ", the shared means held where they began" if held else ""
         console.say(f"training again on all rows, {steps} steps{means}")
         self.keeper.enter_refit(steps, held)
@@ -198,7 +188,7 @@ class Trainer:
 
         return Step(
             networks,
-            build_objective(self.config, self.share.gather),
+            builders.build_objective(self.config, self.share.gather),
             self.optimizer,
             augmented if self.augmentation.active else feed,
             self.learning_rate,
@@ -302,7 +292,6 @@ class Trainer:
         self.keeper.memory = self.world.share(self.keeper.memory)
 
     def _record(self, validation: Validation | None, grid: Image | None) -> None:
-        """Writes the figures and pictures of a validation."""
         if validation is not None:
             self._write("validation", {**validation.record(), "baseline": self.keeper.baseline})
             self._bar.facts[validation.name] = as_text(validation.shared)

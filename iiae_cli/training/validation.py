@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from iiae_cli.common import console
-from iiae_cli.config.schema import Config, SelectionSection
+from iiae_cli.config import Config, SelectionSection
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import (
     DYING_NATS,

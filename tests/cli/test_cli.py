@@ -16,7 +16,7 @@ from helpers import SMALL, Program, Trained
 from iiae_cli import __version__
 from iiae_cli.cli.app import COMMANDS
 from iiae_cli.cli.options import DATA_SETS, complete_keys
-from iiae_cli.common.files import preset_names
+from iiae_cli.common.environment import preset_names
 from iiae_cli.config.presets import key_help
 from iiae_cli.data.sources.preparation import BUILDERS
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from helpers import refusal
 
-from iiae_cli.common.files import data_file, preset_names
+from iiae_cli.common.environment import data_file, preset_names
+from iiae_cli.config import Config
 from iiae_cli.config.presets import (
     Layer,
     Resolved,
@@ -20,7 +21,6 @@ from iiae_cli.config.presets import (
     resolve,
     set_layer,
 )
-from iiae_cli.config.schema import Config
 
 STEPS = Layer("test", {"training.steps": 10})
 

@@ -16,7 +16,7 @@ from helpers import refusal, small_model, untrained_run
 from PIL import Image
 
 import iiae_cli as iiae
-from iiae_cli.config.schema import Config
+from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.inference.api import Model
 from iiae_cli.runs import LoadedModel

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from iiae_cli import builders
 from iiae_cli.builders import place
-from iiae_cli.common.errors import Interrupted
-from iiae_cli.common.signals import Stop
+from iiae_cli.common.errors import Interrupted, Stop
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.extensions.augmentation import Augmentation

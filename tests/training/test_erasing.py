@@ -19,7 +19,7 @@ from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
 from iiae_cli.builders import build_model
-from iiae_cli.config.schema import ErasureSection
+from iiae_cli.config import ErasureSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.retrieval import both_means, encode_pairs, retrieval_figures
 from iiae_cli.inference.trained import TrainedModel

@@ -15,8 +15,8 @@ import yaml
 from helpers import Program, Trained, refusal
 
 from iiae_cli.builders import picture_size
+from iiae_cli.config import Config, TrainingSection
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.config.schema import Config, TrainingSection
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import DataFile, DataInfo, Side, Split, write_data_file
 from iiae_cli.training import step as speed

@@ -15,8 +15,8 @@ import torch
 from helpers import Outcome, Program, Trained, stopping_at
 from safetensors.torch import load_file
 
-from iiae_cli.common.signals import NEVER
-from iiae_cli.config.schema import Config
+from iiae_cli.common.errors import NEVER
+from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.runs import RunDir
 from iiae_cli.training.data import TrainingData

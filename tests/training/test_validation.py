@@ -9,8 +9,8 @@ import torch
 from helpers import Trained
 
 from iiae_cli.builders import build_model
+from iiae_cli.config import SelectionSection
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
-from iiae_cli.config.schema import SelectionSection
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import LoadedModel

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
+from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder, missing, reading, sha256_of
+from iiae_cli.common.files import missing, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.names import split_folders
 from iiae_cli.data.pictures import resize_pictures
@@ -198,7 +199,6 @@ def _folder(title: str, options: PrepareOptions) -> Path:
 
 
 def _download(title: str) -> Path:
-    """Downloads an IDX set with torchvision, which verifies checksums and tries its mirrors."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     root = data_folder() / "downloads"

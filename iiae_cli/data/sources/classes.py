@@ -72,7 +72,6 @@ def plan_classes(options: PrepareOptions) -> Plan:
 
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
-    """Returns pictures by split, and the division's name."""
     folders = names.split_folders(source)
     if not folders:
         is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source

@@ -161,7 +161,6 @@ def _arrays(source: Path, notes: Notes) -> Iterator[tuple[str, NDArray[Any]]]:
 def _side(
     source: Path, arrays: Mapping[str, NDArray[Any]], stem: str, spell: Callable[[str], str]
 ) -> Side:
-    """Returns features (N, D), ids and labels of one split and domain."""
     values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise IiaeError(

@@ -209,7 +209,6 @@ def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Note
 
 
 def _networks(options: PrepareOptions) -> Networks | None:
-    """Returns the networks that turn pictures into features, if asked for."""
     if not options.wants_backbone:
         return None
     from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch

@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.machine import free_memory
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.environment import free_memory
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.blocks import Arrays, BlockStore
 from iiae_cli.data.datafile import Rows, Split
 from iiae_cli.data.pictures import PictureError, read_all
@@ -194,7 +193,6 @@ class Plan:
 def _make(
     reading: Reading, files: Mapping[int, Sequence[Path]], store: BlockStore, work: Work
 ) -> None:
-    """Makes the missing blocks of a reading's files."""
     missing = store.missing(files)
     total = sum(map(len, files.values()))
     done = total - sum(len(files[number]) for number in missing)
@@ -228,7 +226,6 @@ def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
 
 
 def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRows:
-    """Returns the result of a reading, whose blocks come next."""
     arrays: list[Rows] = []
     places: list[int] = []
     skipped: list[str] = []

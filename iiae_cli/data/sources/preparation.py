@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import data_folder, missing, reading, refuse_existing, writing
-from iiae_cli.common.signals import NEVER, Stop
+from iiae_cli.common.environment import data_folder
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
+from iiae_cli.common.files import missing, reading, refuse_existing, writing
 from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file

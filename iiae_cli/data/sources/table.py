@@ -173,7 +173,6 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
 
 
 def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) -> None:
-    """Replaces decimal commas, if all cells of a factor are numbers."""
     for name in next(iter(rows.values()), {}):
         texts = {row[name] for row in rows.values()}
         if name not in _PLAIN and all(map(_DECIMAL.fullmatch, texts)) and "," in "".join(texts):

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 from helpers import refusal
 
-from iiae_cli.common.errors import Interrupted
-from iiae_cli.common.signals import Stop, signal_of, stop_on_signals
+from iiae_cli.common.errors import Interrupted, Stop, signal_of, stop_on_signals
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

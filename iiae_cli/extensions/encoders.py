@@ -1,9 +1,14 @@
-"""Linear paths: each shared mean gains a linear map of its input that starts in closed form.
+"""Encoders beyond the paper's: linear paths, and shared encoders that pool over places.
 
-A network that has seen few classes, or few pairs, loses what tells others apart; a path that starts
-in closed form (`closed_forms.py`) keeps it. Features are mapped directly. Pictures are mapped
-through a description: edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005)
-and coarse colours, as a thousand pairs are too few to learn edge detectors from.
+Linear paths: each shared mean gains a linear map of its input that starts in closed form. A network
+that has seen few classes, or few pairs, loses what tells others apart; a path that starts in closed
+form (`closed_forms.py`) keeps it. Features are mapped directly. Pictures are mapped through a
+description: edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) and
+coarse colours, as a thousand pairs are too few to learn edge detectors from.
+
+Pooling: convolutions that read across a picture's borders to the opposite side commute with cyclic
+shifts by multiples of their stride, so the maximum over all places does not depend on where content
+stands. The exclusive encoders remain the flat networks' own and see places.
 
 Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers beside them;
 S shared latent.
@@ -23,7 +28,14 @@ from torch import Tensor, nn
 
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, PadToMultiple
+from iiae_cli.model.networks import (
+    LEAKY_SLOPE,
+    FeatureNetworks,
+    FlatNetworks,
+    ImageNetworks,
+    PadToMultiple,
+    normed,
+)
 
 Maps: TypeAlias = Mapping[Domain, tuple[Tensor, Tensor]]  # weights (S, F) or (S, F·16), biases (S,)
 
@@ -240,3 +252,34 @@ def hold_linear_paths(model: IIAE) -> None:
         if isinstance(path, LinearPathHead):
             path.learned.zero_()
             path.linear.requires_grad_(False)
+
+
+# ---- pooled shared encoders
+
+
+class Wrap(nn.Module):
+    """Extends (B, C, H, W) by one pixel of the opposite side all around."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Returns (B, C, H + 2, W + 2); twice as fast as torch's padding on channels last."""
+        rows = torch.cat([pictures[:, :, -1:], pictures, pictures[:, :, :1]], dim=2)
+        return torch.cat([rows[:, :, :, -1:], rows, rows[:, :, :, :1]], dim=3)
+
+
+@dataclass(frozen=True)
+class PooledNetworks(FlatNetworks):
+    """Flat networks whose shared encoders pool over places; wrapped convolutions of `widths`."""
+
+    @property
+    def flat_features(self) -> int:
+        """Width of FE's output."""
+        return self.widths[-1]
+
+    def features(self, width: int) -> nn.Module:
+        """(B, C, H, W) → (B, widths[-1])."""
+        layers: list[nn.Module] = [PadToMultiple(2 ** len(self.widths))]
+        for after in self.widths:
+            convolution = nn.Conv2d(width, after, kernel_size=4, stride=2)
+            layers += [Wrap(), *normed(convolution, nn.LeakyReLU(LEAKY_SLOPE, inplace=True))]
+            width = after
+        return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iiae_cli.common.machine import cores
+from iiae_cli.common.environment import cores
 
 
 @pytest.mark.parametrize(
