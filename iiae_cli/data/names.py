@@ -237,10 +237,27 @@ def split_folders(source: Path) -> dict[str, Path]:
     return folders_by(source, split_of)
 
 
+def splits_inside(source: Path, notes: Notes) -> dict[str, dict[str, Path]]:
+    """Finds `{x,y}/{train,…}` by split and domain, where both have train and what is held out."""
+    domains = folders_by(source, domain_of)
+    inside = {domain: split_folders(folder) for domain, folder in domains.items()}
+    shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
+    if "train" not in shared or len(shared) < 2:
+        return {}
+    notes.decided.append("the splits inside of x/ and y/ are read")
+    note_rest(source, [*domains.values()], notes)
+    for domain, folders in inside.items():
+        note_rest(domains[domain], [folders[split] for split in shared], notes)
+        read_as({split: f"{domain}/{folders[split].name}" for split in shared}, notes)
+    return {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
+
+
 def read_as(names: Mapping[str, str], notes: Notes) -> None:
     """Notes the names of splits that are read as another."""
     notes.decided += [
-        f"{name} is read as {split}" for split, name in names.items() if name != split
+        f"{name} is read as {split}"
+        for split, name in names.items()
+        if name.rpartition("/")[2] != split
     ]
 
 
@@ -316,6 +333,7 @@ def looks_like(name: str) -> str | None:
 
 def _words_of(name: str) -> tuple[set[str], list[str]]:
     """Returns the splits that words of a name mean, and its other words."""
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", nfc(name))]
+    apart = re.sub(r"(?i)^(train|val|valid|test)([abxy])$", r"\1 \2", nfc(name))
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", apart)]
     means = {word: _MEANINGS.get(word) or _MEANINGS.get(word.removesuffix("set")) for word in words}
     return {split for split in means.values() if split}, [w for w in words if not means[w]]

@@ -1,6 +1,7 @@
 """Splits as people call them, and files whose names are composed (NFC) or decomposed (NFD)."""
 
 import io
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -158,23 +159,63 @@ def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "hint"),
     [
-        ("train2017 val2017", "mv s/train2017 s/train && mv s/val2017 s/valid"),
-        ("01_train 02_test_images", "mv s/01_train s/train && mv s/02_test_images s/test"),
-        ("trainA trainB", "mkdir -p s/train && mv s/trainA s/train/x && mv s/trainB s/train/y"),
-        ("x_train y_train", "mv s/x_train s/train/x && mv s/y_train s/train/y"),
-        ("test_1 test_2", "put their pictures in s/train, s/valid and s/test"),
+        ("train2017/x train2017/y val2017/x val2017/y", "&& mv 's 1/val2017' 's 1/valid'"),
+        (
+            "01_train/x 01_train/y 02_test_images/x 02_test_images/y",
+            "mv 's 1/01_train' 's 1/train'",
+        ),
+        (
+            "trainA trainB testA testB",
+            "mkdir -p 's 1/test' 's 1/train' && mv 's 1/testA' 's 1/test/x'",
+        ),
+        ("TRAINA TRAINB TESTA TESTB", "mv 's 1/TRAINB' 's 1/train/y'"),
+        ("x_train y_train x_test y_test", "mv 's 1/y_train' 's 1/train/y'"),
+        ("A/train B/train A/test B/test", "mv 's 1/A' 's 1/x' && mv 's 1/B' 's 1/y'"),
+        ("train/A train/B test/A test/B", "mv 's 1/train/A' 's 1/train/x'"),
+        ("x/train photo/train x/test photo/test", "mv 's 1/photo' 's 1/y'"),
+        ("A B AB", "mv 's 1/A' 's 1/x'"),
     ],
 )
-@pytest.mark.parametrize("beside", [False, True])
-def test_folders_that_look_like_splits_are_neither_divided_nor_recommended(
-    tmp_path, monkeypatch, folders, hint, beside
+def test_a_hint_for_another_layout_is_a_command_after_which_it_is_read(
+    tmp_path, monkeypatch, folders, hint
 ):
     monkeypatch.chdir(tmp_path)
     for name in folders.split():
-        pair(Path("s", name), 0)
-        save(Path("s", name, "0.png"), 16)
-    error = refusal(prepared, Path("s"), side_by_side=beside)
-    assert "looks like the split" in error.message and hint in error.hint
+        save(Path("s 1", name, "0.png"))
+    error = refusal(prepared, Path("s 1"))
+    assert hint in error.hint
+    subprocess.run(error.hint.removeprefix("run: "), shell=True, check=True)
+    made = prepared(Path("s 1"))
+    assert made.splits["train"].pair_count == 1 and len(made.splits) == 1 + (folders != "A B AB")
+
+
+def test_folders_that_look_like_splits_are_not_divided(tmp_path):
+    for name in ("test_1", "test_2"):
+        save(tmp_path / name / "0.png", 16)
+    error = refusal(prepared, tmp_path, side_by_side=True)
+    assert "looks like the split" in error.message
+    assert f"put their pictures in {tmp_path}/train, {tmp_path}/valid" in error.hint
+
+
+def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
+    for level, name in enumerate(("x/Train", "y/train", "x/val", "y/val", "x/test2", "y/testing")):
+        Path(tmp_path, name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / name / "0.png")
+    made = prepared(tmp_path)
+    for split, values in (("train", [0, 1]), ("valid", [2, 3])):
+        sides = (made.splits[split].side(domain) for domain in "xy")
+        assert [int(side.rows[0, 0, 0, 0]) for side in sides] == values
+    assert set(made.splits) == {"train", "valid"}
+    assert made.attributes["notes"].splitlines() == [
+        "the splits inside of x/ and y/ are read",
+        "x/Train is read as train",
+        "x/val is read as valid",
+        "y/val is read as valid",
+        "the split test is empty",
+    ]
+    assert [line.partition(": ")[0] for line in made.skipped] == [
+        str(tmp_path / name) for name in ("x/test2", "y/testing")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -313,6 +354,7 @@ def test_the_program_says_it_in_json_too(iiae, tmp_path):
     pair(tmp_path / "p" / "Validation", 0)
     done = iiae("prepare", "pairs", "p", "-o", "p.h5", "--json")
     assert done.code == 0 and done.err.count("Validation is read as valid") == 1
-    assert done.json["notes"] == ["Validation is read as valid"]
-    assert DataFile(tmp_path / "p.h5").info.attributes["notes"] == "Validation is read as valid"
+    assert done.json["notes"] == ["Validation is read as valid", "the split test is empty"]
+    notes = DataFile(tmp_path / "p.h5").info.attributes["notes"]
+    assert notes == "Validation is read as valid\nthe split test is empty"
     assert Notes().attributes() == {}

@@ -1,6 +1,7 @@
 """Two domains that belong together by class: your own, and Sketchy Extended.
 
     SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (other names: `names.py`)
+    SOURCE/{x,y}/{train,valid,test}/CLASS/…     the same
     SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
     SOURCE[/split1]/{train,test}_{sketch,image}_{features,paths,labels}.npy, or SOURCE.npz
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
+from iiae_cli.data.sources.pairs import domain_folders
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, warn_of
 from iiae_cli.model import DOMAINS
 
@@ -73,40 +75,42 @@ def plan_classes(options: PrepareOptions) -> Plan:
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
     folders = names.split_folders(source)
-    if not folders:
-        is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
-        names.refuse_lookalikes(source, lists=not is_list)
-        pictures = _pictures(source, source, "", notes)
-        if options.unseen_classes is None:
-            raise IiaeError(
-                f"{source} does not say which classes are for testing",
-                "say how many, or name a file that lists them: "
-                f"iiae prepare classes {shlex.quote(str(source))} --unseen-classes 10 "
-                "--backbone resnet18",
-            )
-        return divide_unseen(pictures, options)
-    if options.unseen_classes is not None:
-        raise IiaeError(
-            f"{source} is divided into {', '.join(folders)} already", "leave --unseen-classes out"
-        )
-    if "train" not in folders:
+    if folders and "train" not in folders:
         raise IiaeError(
             f"{source} has no folder train/",
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
-    names.note_rest(source, [*folders.values()], notes)
-    names.read_as({name: folder.name for name, folder in folders.items()}, notes)
-    splits = {name: _pictures(folder, source, name, notes) for name, folder in folders.items()}
+    is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
+    domains = domain_folders(source, folders, notes, lists=not is_list)
+    splits = {
+        name: _pictures(sides, folders.get(name, source), source, name, notes)
+        for name, sides in domains.items()
+    }
+    if "" not in splits and options.unseen_classes is not None:
+        raise IiaeError(
+            f"{source} is divided into {', '.join(splits)} already", "leave --unseen-classes out"
+        )
+    if "" in splits and options.unseen_classes is None:
+        raise IiaeError(
+            f"{source} does not say which classes are for testing",
+            "say how many, or name a file that lists them: "
+            f"iiae prepare classes {shlex.quote(str(source))} --unseen-classes 10 "
+            "--backbone resnet18",
+        )
+    if "" in splits:
+        return divide_unseen(splits[""], options)
     limit = options.limit
     return {name: features.limit_rows(split, limit) for name, split in splits.items()}, GIVEN
 
 
-def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
-    domains = names.folders_by(folder, names.domain_of)
-    x, y = (_class_pictures(domains.get(domain, folder / domain), root=root) for domain in DOMAINS)
+def _pictures(
+    domains: Mapping[str, Path], folder: Path, root: Path, split: str, notes: Notes
+) -> Split:
+    """Finds the pictures of a split in the folders of its domains, which lie in `folder`."""
+    x, y = (_class_pictures(domains[domain], root=root, notes=notes) for domain in DOMAINS)
     for side in (x, y):
         names.refuse_held_out(folder, side.rows.tolist(), split)
-    _note_beside(folder, [*domains.values()], notes)
+    _note_loose([*domains.values()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
         warn_of(notes.skipped)
@@ -117,14 +121,13 @@ def _pictures(folder: Path, root: Path, split: str, notes: Notes) -> Split:
     return both
 
 
-def _note_beside(folder: Path, read: Sequence[Path], notes: Notes) -> None:
-    """Notes the pictures beside the folders of domains in `folder`, and beside their classes."""
-    names.note_rest(folder, read, notes)
+def _note_loose(read: Sequence[Path], notes: Notes) -> None:
+    """Notes the pictures beside the classes in folders that are read."""
     for place in read:
         names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
 
 
-def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side:
+def _class_pictures(*folders: Path, root: Path, notes: Notes, normalise: bool = False) -> Side:
     """Lists the pictures of `FOLDER/CLASS/…`, ids relative to `root`, in order of class names."""
     files: list[Path] = []
     labels: list[str] = []
@@ -139,6 +142,8 @@ def _class_pictures(*folders: Path, root: Path, normalise: bool = False) -> Side
                         "join them in one folder, or rename one",
                     )
                 pictures = names.pictures_in(place)
+                if not pictures:
+                    notes.decided.append(f"{place} holds no pictures")
                 files += pictures
                 labels += [label] * len(pictures)
     rows = np.empty(len(files), object)
@@ -222,10 +227,12 @@ def find_pictures(source: Path, notes: Notes) -> Split:
             unread = ", ".join(sorted(path.name for path in transforms))
             notes.decided.append(f"{folder}: transforms that are not read: {unread}")
         others += transforms
-    _note_beside(source, [sketches[0], photos[0], *extended, *others], notes)
+    read = [sketches[0], photos[0], *extended]
+    names.note_rest(source, [*read, *others], notes)
+    _note_loose([*read, *others], notes)
     if extended[1:]:
         notes.decided.append(f"{extended[1]} is not read, as there is {extended[0]}")
     return Split(
-        _class_pictures(sketches[0], root=source, normalise=True),
-        _class_pictures(photos[0], *extended[:1], root=source, normalise=True),
+        _class_pictures(sketches[0], root=source, notes=notes, normalise=True),
+        _class_pictures(photos[0], *extended[:1], root=source, notes=notes, normalise=True),
     )

@@ -1,6 +1,7 @@
 """Pairs of pictures: in folders, side by side in one picture, or named by a table.
 
     SOURCE/{train,valid,test}/{x,y}/NAME.ext    partners have equal stems; subfolders are part of it
+    SOURCE/{x,y}/{train,valid,test}/NAME.ext    the same
     SOURCE/{x,y}/NAME.ext                       the same, divided by seeded fractions
     SOURCE/{train,valid,test}/NAME.ext          a pair in each picture, cut at width // 2, x left
     SOURCE/NAME.ext                             the same, divided by seeded fractions
@@ -13,6 +14,7 @@ first in natural order is taken, and the other noted.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -66,17 +68,17 @@ def plan_published(options: PrepareOptions) -> Plan:
 
 def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     """Plans the pairs in the folders of splits; without any, divides `options.source`."""
-    notes = Notes()
-    find = _side_by_side if options.side_by_side else _match
-    pairs = {split: find(folder, split, notes) for split, folder in folders.items()}
-    names.read_as({split: folder.name for split, folder in folders.items()}, notes)
-    assert options.source is not None
-    if pairs:
-        names.note_rest(options.source, [*folders.values()], notes)
+    notes, source = Notes(), options.source
+    assert source is not None
+    if options.side_by_side:
+        _note_folders(source, folders, notes)
+        places = folders or {"": source}
+        pairs = {split: _side_by_side(folder, split, notes) for split, folder in places.items()}
     else:
-        names.refuse_lookalikes(options.source)
-        pairs = _divided(find(options.source, "", notes), options)
-    return _plan_files(pairs, options, notes)
+        domains = domain_folders(source, folders, notes)
+        pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
+    divided = _divided(pairs[""], options) if "" in pairs else pairs
+    return _plan_files(divided, options, notes)
 
 
 def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
@@ -88,22 +90,77 @@ def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[P
     return {name: [pairs[i] for i in sorted(parts[name])] for name in SPLITS}
 
 
-def _match(folder: Path, split: str, notes: Notes) -> list[Pair]:
+def domain_folders(
+    source: Path, folders: Mapping[str, Path], notes: Notes, *, lists: bool = True
+) -> dict[str, dict[str, Path]]:
+    """Finds the folders x and y of every split, "" where a source is to be divided.
+
+    `folders` of splits, where it has any; `lists`: whether lists of a split are refused.
+    """
+    inside = {} if folders else names.splits_inside(source, notes)
+    if inside:
+        return inside
+    _note_folders(source, folders, notes, lists)
+    places = folders or {"": source}
+    domains = {split: names.folders_by(path, names.domain_of) for split, path in places.items()}
+    unlike = {places[split]: known for split, known in domains.items() if len(known) < 2}
+    for folder, known in unlike.items():
+        lacking = next(domain for domain in DOMAINS if domain not in known)
+        held = sorted(folder.iterdir(), key=natural_key)
+        called = ", ".join(f"{path.name}/" for path in held if path.is_dir()) or "no folder"
+        raise IiaeError(
+            f"{folder} has no folder {lacking}/; it holds {called[:200]}", _way_out(held, unlike)
+        )
+    for split, folder in places.items():
+        names.note_rest(folder, [*domains[split].values()], notes)
+    return domains
+
+
+def _note_folders(
+    source: Path, folders: Mapping[str, Path], notes: Notes, lists: bool = True
+) -> None:
+    """Notes what the folders of splits are called, and what lies beside them."""
+    if not folders:
+        names.refuse_lookalikes(source, lists=lists)
+        return
+    names.read_as({split: folder.name for split, folder in folders.items()}, notes)
+    names.note_rest(source, [*folders.values()], notes)
+
+
+def _way_out(held: Sequence[Path], unlike: Iterable[Path]) -> str:
+    """Says how folders of another layout get read; the first one holds the paths `held`."""
+    parts = {path: [path, *split_folders(path).values()] for path in held}
+    inner = next((path for path in held if any(map(_has_domains, parts[path]))), None)
+    if inner is not None:
+        return f"name {inner} as SOURCE"
+    if all(moves := [_moves(folder) for folder in unlike]):
+        return f"run: {' && '.join(shlex.join(move) for item in moves for move in item)}"
+    hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
+    if any(path.suffix.lower() in SUFFIXES for path in held):
+        hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
+    return hint
+
+
+def _moves(folder: Path) -> list[list[str]]:
+    """Returns commands that call a folder's folders of pictures x and y, if it is clear which."""
+    known = names.folders_by(folder, names.domain_of)
+    wanted = [domain for domain in DOMAINS if domain not in known]
+    inside = [path for path in folder.iterdir() if path.is_dir() and not names.is_hidden(path)]
+    others = sorted(
+        (path for path in inside if path not in known.values() and names.pictures_in(path)),
+        key=natural_key,
+    )
+    letters = [path for path in others if path.name.lower() in ("a", "b")]
+    others = letters if len(letters) == len(wanted) else others
+    if len(others) != len(wanted):
+        return []
+    return [
+        ["mv", str(path), str(folder / name)] for path, name in zip(others, wanted, strict=True)
+    ]
+
+
+def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> list[Pair]:
     """Returns a pair for every stem in both domains; notes files without a partner."""
-    domains = names.folders_by(folder, names.domain_of)
-    if len(domains) < 2:
-        lacking = next(domain for domain in DOMAINS if domain not in domains)
-        hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
-        inside = sorted(folder.iterdir(), key=natural_key)
-        parts = {path: [path, *split_folders(path).values()] for path in inside}
-        inner = next((path for path in inside if any(map(_has_domains, parts[path]))), None)
-        if inner is not None:
-            hint = f"name {inner} as SOURCE"
-        elif any(path.suffix.lower() in SUFFIXES for path in inside):
-            hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
-        held = ", ".join(f"{path.name}/" for path in inside if path.is_dir()) or "no folder"
-        raise IiaeError(f"{folder} has no folder {lacking}/; it holds {held[:200]}", hint)
-    names.note_rest(folder, [*domains.values()], notes)
     x, y = (_by_stem(domains[domain], split, notes) for domain in DOMAINS)
     lone = [
         path for side, other in ((x, y), (y, x)) for stem, path in side.items() if stem not in other

@@ -22,6 +22,7 @@ from iiae_cli.common.environment import free_memory
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.blocks import Arrays, BlockStore
 from iiae_cli.data.datafile import Rows, Split
+from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, read_all
 
 BLOCK_FILES = 64
@@ -187,7 +188,16 @@ class Plan:
         except IiaeError:
             warn_of(lost)
             raise
-        return Prepared(made.splits, {**self.attributes, **made.attributes}, [*lost, *made.skipped])
+        empty = [
+            name
+            for name in ("train", "test")
+            if name not in made.splits or not len(made.splits[name].x)
+        ]
+        attributes = {**self.attributes, **made.attributes}
+        said = Notes(decided=[f"the split {name} is empty" for name in empty]).attributes()
+        notes = [texts["notes"] for texts in (attributes, said) if "notes" in texts]
+        attributes |= {"notes": "\n".join(notes)} if notes else {}
+        return Prepared(made.splits, attributes, [*lost, *made.skipped])
 
 
 def _make(

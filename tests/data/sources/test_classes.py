@@ -70,6 +70,19 @@ def test_divided_pictures_become_features(divided):
     assert set(backbone["versions"]) == {"torch", "torchvision"}
 
 
+def test_splits_may_lie_inside_of_the_domains_and_empty_classes_are_said(tmp_path):
+    for name in ("x/train", "y/train", "x/val", "y/val"):
+        class_folders(tmp_path / name, {"ant": 2, "bee": 1, "dog": 0})
+    made = prepared(tmp_path, **RANDOM)
+    assert {name: split.y.ids for name, split in made.splits.items()} == {
+        name: [f"y/{folder}/{item}.png" for item in ("ant/0", "ant/1", "bee/0")]
+        for name, folder in (("train", "train"), ("valid", "val"))
+    }
+    notes = made.attributes["notes"].splitlines()
+    assert f"{tmp_path / 'x' / 'train' / 'dog'} holds no pictures" in notes
+    assert "the split test is empty" in notes and made.skipped == []
+
+
 def test_classes_of_one_domain_and_unreadable_pictures_are_named_and_left_out(divided):
     class_folders(divided / "train" / "x", {"elk": 2, "gnu": 1})
     class_folders(divided / "test" / "y", {"fox": 1})
@@ -103,7 +116,7 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided, capsys):
     assert "--unseen-classes out" in refused(divided, unseen_classes="1", **RANDOM).hint
     assert "Sketchy" in refused(divided, split="sake-25").message
     (tmp_path / "empty").mkdir()
-    assert "has no class with pictures" in refused(tmp_path / "empty", **RANDOM).message
+    assert "has no folder x/" in refused(tmp_path / "empty", **RANDOM).message
     assert "--unseen-classes 10" in refused(divided / "train", **RANDOM).hint
     (divided / "train").rename(divided / "valid")
     assert "no folder train/" in refused(divided, **RANDOM).message
