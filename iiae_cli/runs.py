@@ -112,7 +112,7 @@ class RunDir:
             return Config.model_validate(read_yaml(self.config_file))
         except ValidationError as error:
             raise IiaeError(
-                f"{self.config_file} is of another version: {error.errors()[0]['msg']}",
+                f"{self.config_file} was written by another version: {error.errors()[0]['msg']}",
                 OTHER_VERSION,
             ) from error
 
@@ -171,8 +171,8 @@ class Checkpoint:
     model: dict[str, Tensor] = field(default_factory=dict)  # weights, batch-norm statistics
     optimizer: dict[str, Tensor] = field(default_factory=dict)  # Adam's state by PARAMETER.FIELD
     running: dict[str, Tensor] = field(default_factory=dict)  # loss terms since the last log line
-    progress: dict[str, Any] = field(default_factory=dict)  # what a run remembers, as JSON values
-    data: dict[str, Any] = field(default_factory=dict)  # the fingerprint of what it learns from
+    progress: dict[str, Any] = field(default_factory=dict)  # `validation.Progress` as JSON
+    data: dict[str, Any] = field(default_factory=dict)  # the training data's fingerprint
 
 
 class Checkpoints:
@@ -239,9 +239,9 @@ class LoadedModel:
     """A run's kept weights, ready for inference."""
 
     model: IIAE  # in evaluation mode, on the device asked for
-    config: Config  # that it was trained with
-    info: DataInfo  # shapes of the data that it was trained on
-    size: tuple[int, int] | None  # (H, W) its pictures are resized to; None for features
+    config: Config  # of its training
+    info: DataInfo  # the shapes of its training data
+    size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
     fingerprint: str  # of the weights
     details: dict[str, Any]  # step, epoch, validation figures, preset, data path
 
@@ -294,7 +294,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
         info = DataInfo(data["name"], *shapes, {}, {"backbone": data["backbone"]})
-        with torch.device("meta"):  # memory is taken by the file's own tensors alone
+        with torch.device("meta"):  # so that only the file's tensors take memory
             model = build_model(config, info)
         model.load_state_dict(state, assign=True)
         size = picture_size(config, info)

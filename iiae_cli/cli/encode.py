@@ -126,14 +126,14 @@ def _finished(
         other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
         if other:
             raise IiaeError(
-                f"{output} exists already, with another {', '.join(other)}",
+                f"{output} already exists, with another {', '.join(other)}",
                 "choose another output, or replace it with --overwrite",
             )
     except IiaeError:
         if overwrite:
             return None
         raise
-    console.say(f"{output} is complete already")
+    console.say(f"{output} is already complete")
     discard(output)
     return len(there), there.head.skipped
 

@@ -151,7 +151,7 @@ def seconds_of(text: str) -> float:
     units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     match = clock or units
     if not text or match is None:
-        raise IiaeError(f"--time-limit {text} is no duration", "write 2h, 90m, 45s or 1:30:00")
+        raise IiaeError(f"--time-limit {text} is not a duration", "write 2h, 90m, 45s or 1:30:00")
     parts = [float(part or 0) for part in match.groups()]
     return sum(part * unit for part, unit in zip(parts[::-1], (1, 60, 3600, 86400), strict=False))
 

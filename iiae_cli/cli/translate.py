@@ -97,7 +97,7 @@ def command(
 
     target = target or other_domain(source)
     if output is None and grid is None:
-        raise IiaeError("nowhere to write to", "pass -o DIR for pictures, --grid grid.png, or both")
+        raise IiaeError("no output was named", "pass -o DIR for pictures, --grid grid.png, or both")
     if target == source and (guided or not reference):
         raise IiaeError(
             "a visual analogy within one domain needs a reference, and --guided is for two",
@@ -163,7 +163,7 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
     """Raises if a model lacks decoders, the exclusive latents asked for, or pictures to draw."""
     if not loaded.model.generative:
         raise IiaeError(
-            "this model translates nothing: it has no decoders",
+            "this model cannot translate: it has no decoders",
             "use a run of objective.kind=elbo+ii-mi",
         )
     if loaded.size is None and drawn:

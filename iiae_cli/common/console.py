@@ -159,7 +159,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, items: tuple[int, str] | None = None) -> None:
         self.total, self.done = total, 0
-        self.facts: dict[str, str] = {}  # what else to show, by name, in this order
+        self.facts: dict[str, str] = {}  # more to show, by name, in this order
         self.draw: Callable[[], None] = self._print_line
         self._unit = unit
         self._per_unit, self._item = items or (1, unit)
@@ -185,7 +185,7 @@ class Progress:
 
     def pace(self) -> str:
         """Returns the items per second so far, and the time left at that pace."""
-        from datetime import timedelta  # not at every start
+        from datetime import timedelta  # keeps start-up fast
 
         rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate > 0 else "?"

@@ -40,7 +40,7 @@ class Interrupted(Exception):
     def __init__(self, exit_code: int, where: str) -> None:
         super().__init__(where)
         self.exit_code = exit_code
-        self.where = where  # what was saved; empty if another process says it
+        self.where = where  # what was saved; empty if another process prints it
 
 
 class Stop:
@@ -74,7 +74,7 @@ def signal_of(name: str) -> signal.Signals:
     """Returns the signal of a name, with or without SIG; raises if no process should stop by it."""
     short = name.upper().removeprefix("SIG")
     if short not in _USABLE:
-        message = f"--preempt-signal {name} is no signal to stop by"
+        message = f"--preempt-signal {name} is not a signal to stop by"
         raise IiaeError(message, f"choose one of {', '.join(_USABLE)}")
     return signal.Signals[f"SIG{short}"]
 

@@ -18,7 +18,7 @@ from iiae_cli.common.errors import DamagedFile, IiaeError, Interrupted
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEMPORARY = ".tmp"  # ends the name of a file that is being written
+TEMPORARY = ".tmp"  # ends the names of unfinished files
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -27,7 +27,7 @@ _BROKEN = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
     errno.ENAMETOOLONG,
 )
-_OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # what seeking to a place that is not there answers
+_OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
 _MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, then run again"
 
 
@@ -136,7 +136,7 @@ def write_text(path: Path, text: str) -> None:
 
 def save_picture(picture: Image, path: Path) -> None:
     """Writes a picture in the format of its suffix, else as PNG."""
-    from PIL.Image import SAVE, registered_extensions  # not at every start
+    from PIL.Image import SAVE, registered_extensions  # keeps start-up fast
 
     kind = registered_extensions().get(path.suffix.lower())
     with writing(path) as temporary:
@@ -149,7 +149,7 @@ def append_line(path: Path, line: str) -> None:
     with write_errors(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         try:
-            while content:  # after a part, the next attempt says what is wrong
+            while content:  # a partial write: the next one raises
                 content = content[file.write(content) :]
         except OSError:
             file.truncate(before)
@@ -213,7 +213,7 @@ def refusal_of_system(error: OSError) -> IiaeError | None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        return IiaeError("the working folder no longer exists", 'enter it anew: cd "$PWD"')
+        return IiaeError("the working folder no longer exists", 'enter it again: cd "$PWD"')
     return None
 
 
@@ -228,7 +228,7 @@ def _errno(error: BaseException) -> int:
 
 def sha256_of(*paths: Path) -> str:
     """Returns one hex digest over the contents of files, in this order."""
-    import hashlib  # not at every start
+    import hashlib  # keeps start-up fast
 
     digest = hashlib.sha256()
     for path in paths:
@@ -240,7 +240,7 @@ def sha256_of(*paths: Path) -> str:
 @contextmanager
 def locked(folder: Path, hint: str) -> Iterator[None]:
     """Locks a folder against other processes; a process that dies loses its lock."""
-    from filelock import FileLock, Timeout  # not at every start
+    from filelock import FileLock, Timeout  # keeps start-up fast
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:

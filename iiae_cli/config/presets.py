@@ -24,7 +24,7 @@ from iiae_cli.config import Config, TrainingSection
 
 # Environment names beside the general form IIAE_SECTION__KEY.
 _SHORT_NAMES = {f"IIAE_{name.upper()}": f"training.{name}" for name in TrainingSection.model_fields}
-_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/files.py
+_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/environment.py
 
 # A later layer's choice of one takes back an earlier layer's choice of the other.
 _EXCLUSIVE = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
@@ -115,7 +115,7 @@ def _merge(layers: Iterable[Layer]) -> tuple[dict[str, tuple[Any, str]], list[st
         for key, value in layer.values.items():
             if key in keys:
                 given[key] = value, layer.source
-            elif key not in sections or value not in (None, {}):  # an empty section is no mistake
+            elif key not in sections or value not in (None, {}):  # an empty section is fine
                 unknown.append(f"unknown key '{key}' in {layer.source}{_near(key, keys)}")
     return given, unknown
 
@@ -138,7 +138,7 @@ def preset_layers(
         raise IiaeError(message, "break the chain of 'extends'")
     content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
     parent = content.pop("extends", None)
-    content.pop("time", None)  # how long it takes, for `iiae presets`
+    content.pop("time", None)  # the time it takes, for `iiae presets`
     if not isinstance(parent, str | None):
         raise IiaeError(f"'extends' in {path} is not a name", "name one preset or one YAML file")
     source = f"preset {path.stem}" if path.parent == preset_folder() else str(path)
@@ -176,7 +176,7 @@ def environment_layer(environment: Mapping[str, str] = os.environ) -> Layer:
             key = _SHORT_NAMES.get(name) or name.removeprefix("IIAE_").lower().replace("__", ".")
             layer.values[key] = load_yaml(text, name)
         elif name not in _OTHER_NAMES:
-            console.warn(f"{name} is set, but means nothing{_near(name, _SHORT_NAMES)}")
+            console.warn(f"{name} is set, but has no meaning{_near(name, _SHORT_NAMES)}")
     return layer
 
 

@@ -185,7 +185,7 @@ class NetworkRecord:
 
     backbone: str  # its full name
     pool: Pool
-    weights: dict[str, Any]  # what fine-tuning began with, as `Weights.to_json` says it
+    weights: dict[str, Any]  # `Weights.to_json` of the start of fine-tuning
     preprocessing: Preprocessing  # of the pictures it was fine-tuned on
     fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
     seen: Seen  # classes that it was trained on
@@ -311,7 +311,7 @@ def recorded_extractor(
     tuned = record["weights"] == "fine-tuned"
     if tuned:
         path, digest = path / f"{domain}.safetensors", digest[domain]
-    hint = f"say where they lie: --backbone-weights {'DIR' if tuned else 'FILE'}"
+    hint = f"name their place: --backbone-weights {'DIR' if tuned else 'FILE'}"
     if digest is not None and not path.is_file():
         raise IiaeError(f"the weights of the run's backbone {name} are not at {path}", hint)
     if digest is not None and sha256_of(path) != digest:

@@ -175,7 +175,7 @@ def _empty(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     _empty(folder)
-    with suppress(OSError):  # somebody removed or replaced it
+    with suppress(OSError):  # another process removed or replaced it
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
@@ -208,7 +208,7 @@ class PartFile:
     part: Part
     total: int  # blocks of the whole job
     job: dict[str, Any]  # everything that decides the values
-    about: dict[str, Any]  # what else its maker says, such as the words of its command
+    about: dict[str, Any]  # its maker's notes, such as the command
 
     def blocks(self) -> Iterator[Arrays]:
         """Yields its blocks in order; a missing or damaged one is a user's error."""
@@ -240,7 +240,7 @@ def part_of(path: Path) -> PartFile:
         head = {key: json.loads(hdf5.text_attribute(file, key)) for key in ("part", "job", "about")}
         index, count, total = map(int, head["part"])
         if not 0 <= index < count or total < 0:
-            raise ValueError(f"there is no part {index} of {count}")
+            raise ValueError(f"part {index} of {count} does not exist")
         return PartFile(path, Part(index, count), total, dict(head["job"]), dict(head["about"]))
 
 

@@ -57,7 +57,7 @@ class Seen:
     """The classes that some weights were trained on, sorted."""
 
     classes: tuple[str, ...] = ()
-    complete: bool = True  # there are no others; not known of features and weights of others
+    complete: bool = True  # there are no others; unknown for other people's features and weights
 
     def and_also(self, classes: Iterable[str]) -> Seen:
         """Returns the classes seen after training on more."""
@@ -84,7 +84,7 @@ class Seen:
         if classes is None:
             return UNKNOWN
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes_seen is no list of names")
+            raise ValueError("classes_seen is not a list of names")
         return cls(tuple(sorted(classes)), bool(values.get("classes_seen_complete", True)))
 
     @classmethod

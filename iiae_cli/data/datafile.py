@@ -146,8 +146,8 @@ class DataInfo:
     shape_x: tuple[int, ...]  # (H, W, C) of a picture of x, or (F,) of a feature vector
     shape_y: tuple[int, ...]
     counts: dict[str, int]  # pairs per split, rows of x if none are listed
-    attributes: dict[str, str]  # everything the file says of its making
-    by_class: bool = False  # x and y belong together by class rather than one by one
+    attributes: dict[str, str]  # how the file was made
+    by_class: bool = False  # x and y are paired by class, not one by one
 
     @property
     def is_features(self) -> bool:

@@ -22,9 +22,9 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import check_kind, reading
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MOST_INFLATED = 1032  # bytes out of one: deflate's bound, and far beyond what pictures reach
+_MOST_INFLATED = 1032  # bytes per stored byte: deflate's bound, which pictures never reach
 _LONGEST_TEXT = 65_536  # bytes of one id or label
-_CHECKED = 65_536  # rows of features looked at together
+_CHECKED = 65_536  # rows checked at once
 
 
 def is_hdf5(path: Path) -> bool:
@@ -63,7 +63,7 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[s
         longest = max(map(len, texts), default=0) or 1
         values = np.array(texts, h5py.string_dtype("utf-8", longest))
     written = group.create_dataset(name, data=values)
-    written.flush()  # a full disk is noticed while the dataset is held, not when it is let go of
+    written.flush()  # so that a full disk raises here, not when the dataset is freed
 
 
 # ---- reading
@@ -81,7 +81,7 @@ def read_only(path: Path) -> h5py.File:
     with path.open("rb") as file:
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
             raise IiaeError(
-                f"{path} is no HDF5 file", "name a file that iiae prepare or iiae encode wrote"
+                f"{path} is not an HDF5 file", "name a file that iiae prepare or iiae encode wrote"
             )
     return h5py.File(path, "r", locking=False)
 
@@ -95,7 +95,7 @@ def text_attribute(file: h5py.File, name: str, default: str | None = None) -> st
     """Returns a text attribute, else the default; raises ValueError without one."""
     value = text_attributes(file).get(name, default)
     if value is None:
-        raise ValueError(f"attribute {name} is missing or no text")
+        raise ValueError(f"attribute {name} is missing or not text")
     return value
 
 
@@ -113,7 +113,7 @@ def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     if not group.id.links.exists(name.encode()):
         return None
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link to somewhere else")
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link to another place")
     return group[name]
 
 
@@ -121,7 +121,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
     """Returns a group in a group."""
     member = _member(group, name)
     if not isinstance(member, h5py.Group):
-        raise ValueError(f"{name} is no group")
+        raise ValueError(f"{name} is not a group")
     return member
 
 
@@ -133,9 +133,9 @@ def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
     if data is None:
         return None
     if not isinstance(data, h5py.Dataset) or data.shape is None:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is no array")
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is not an array")
     if data.is_virtual or data.external:
-        raise ValueError(f"{data.name} lies in another file")
+        raise ValueError(f"{data.name} is in another file")
     stored = data.id.get_storage_size()
     if data.nbytes > (1 << 20) + stored * _MOST_INFLATED:
         raise ValueError(f"{data.name} declares {data.nbytes} bytes, of which {stored} are stored")

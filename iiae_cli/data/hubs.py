@@ -50,7 +50,7 @@ class Published:
     url: str | None  # of the weights
     hub: str | None = None  # or the hub's repository, and its file, the best first
     files: Sequence[str] = ()
-    hashes: Sequence[str] = ()  # how the SHA-256 of the weights may begin, where that is known
+    hashes: Sequence[str] = ()  # possible starts of the weights' SHA-256, if known
 
 
 class Library(Protocol):

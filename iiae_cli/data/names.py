@@ -109,7 +109,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     listings: Listings = {}
     for word in inputs:
         path = Path(word)
-        with suppress(ValueError):  # of two forms of a name; the error names the path
+        with suppress(ValueError):  # two forms of a name; the error names the path
             path = find_file(path, listings) or path
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
             inside = pictures_in(path)
@@ -195,7 +195,7 @@ class Notes:
     """Remarks on a source, a line each."""
 
     skipped: list[str] = field(default_factory=list)  # inputs that are left out
-    decided: list[str] = field(default_factory=list)  # what was read in another way than written
+    decided: list[str] = field(default_factory=list)  # what was not read as it is written
 
     def attributes(self) -> dict[str, str]:
         """Prints the decisions, and returns them as an attribute of the data file."""

@@ -34,7 +34,7 @@ from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.objective import Objective
 
-ACTIVE_VARIANCE = 0.01  # of a dimension's mean, above which it moves with the data (Burda et al.)
+ACTIVE_VARIANCE = 0.01  # a dimension whose mean varies more moves with the data (Burda et al.)
 LATENTS: tuple[tuple[LatentKind, Domain], ...]
 LATENTS = (("shared", "x"), ("shared", "y"), ("exclusive", "x"), ("exclusive", "y"))
 WAYS = ("mean", "sample")
@@ -171,7 +171,7 @@ def probe_figures(
             }
             for way, latents in zip(WAYS, (mean, mean + np.exp(0.5 * logvar) * noise), strict=True):
                 scores = probe(latents, rows.factors, rows.folds, seed)
-                for name, score in scores.items():  # None by both ways, or by neither
+                for name, score in scores.items():  # None for both ways, or for neither
                     rows_tested = score.rows if score else 0
                     entries[name] |= {"chance": score and score.chance, "n": rows_tested}
                     entries[name][way] = {key: score and getattr(score, key) for key in _SCORES}

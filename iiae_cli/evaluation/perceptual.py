@@ -45,8 +45,8 @@ _JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
 class _Backbone(NamedTuple):
     figure: str
     architecture: str  # torchvision's name
-    file_name: str  # of torchvision's ImageNet weights in the hub cache
-    least_side: int  # pixels, below which some layer has no output left
+    file_name: str  # torchvision's ImageNet weights in the hub cache
+    least_side: int  # pixels; with fewer some layer has no output
 
 
 BACKBONES: dict[LpipsNet, _Backbone] = {

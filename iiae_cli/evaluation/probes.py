@@ -30,16 +30,16 @@ from iiae_cli.common.errors import IiaeError
 
 FOLDS = 5
 LEARN_ONLY = -1  # the fold of a row that every probe learns from and none is tested on
-MAX_DIMENSIONS = 768  # wider latents are represented by so many principal components
-MAX_CODES = 30  # so many distinct whole numbers are classes, more are a quantity
+MAX_DIMENSIONS = 768  # wider latents are reduced to so many principal components
+MAX_CODES = 30  # up to so many distinct whole numbers are classes, more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
 PENALTIES = np.logspace(-2, 5, 15, dtype=np.float32)  # of ridge regression
 STRENGTHS = (0.01, 1.0)  # of logistic regression, scikit-learn's C
-_STEPS, _PRECISE = 25, 1e-5  # of L-BFGS: at most, and its relative gain at the end
+_STEPS, _PRECISE = 25, 1e-5  # L-BFGS: most steps, and the relative gain at which it ends
 _BUMPS = 300
 _BUMP_DIMENSIONS = 32
-_FLAT = 1e-10  # of the largest eigenvalue: directions below are rounding, not data
+_FLAT = 1e-10  # times the largest eigenvalue; directions below are rounding errors
 
 Floats: TypeAlias = NDArray[np.float64]
 Singles: TypeAlias = NDArray[np.float32]
@@ -97,7 +97,7 @@ class ProbeScore:
 
     linear: float
     nonlinear: float
-    control: float  # the same of shuffled values, which belongs near `chance`
+    control: float  # the same for shuffled values, which should be near `chance`
     control_nonlinear: float
     chance: float  # 0 for a quantity, 1 / classes
     rows: int  # tested on

@@ -26,7 +26,7 @@ from iiae_cli.inference.proposals import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"
-FEW_ROWS = 20  # fewer say little
+FEW_ROWS = 20  # with fewer, figures mean little
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
@@ -65,7 +65,7 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else."""
     split = file.split(name)
     if 0 < split.pair_count < FEW_ROWS:
-        console.warn(f"split '{name}' has only {split.pair_count} rows: every figure is of so few")
+        console.warn(f"split '{name}' has only {split.pair_count} rows, too few for firm figures")
     if split.pair_count == 0 or not len(split.y):
         others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"

@@ -26,9 +26,9 @@ from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 
 MAP_CUTOFF = 200
-DYING_NATS = 3.0  # an exclusive latent below says next to nothing
+DYING_NATS = 3.0  # an exclusive latent below carries almost nothing
 DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
-CHUNK_BYTES = 16 * 2**20  # of similarities, per thread
+CHUNK_BYTES = 16 * 2**20  # similarities in memory, per thread
 _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -182,7 +182,7 @@ def rank_by_class(
         for line, code in zip(keys, query_codes[part].tolist(), strict=True):
             line |= low(code)
             line.sort()
-            relevant = (line.astype(np.uint8) & 1).view(np.bool_)  # truth values are found faster
+            relevant = (line.astype(np.uint8) & 1).view(np.bool_)  # faster to search
             ranks.append(np.flatnonzero(relevant) + 1)
         return _class_figures(ranks, size)
 

@@ -40,7 +40,7 @@ class Subject:
     trained: TrainedModel
     pairs: EncodedPairs  # latents of the rows
     split: Split  # aligned rows, unless they are paired by class
-    seed: int = 0  # of every draw
+    seed: int = 0  # seed of every draw
     batch_size: int = 256  # rows at once
 
     def parts(self, count: int) -> Iterator[slice]:

@@ -20,9 +20,9 @@ from torch import Tensor
 # At strength 1; pixels lie in [−1, 1].
 TURN = math.pi / 12
 ZOOM = 0.15
-SHIFT = 0.24  # of half a side
-CONTRAST, LIGHT = 0.4, 0.3  # of the picture: exponent of the factor, and what is added
-TINT, CAST = 0.2, 0.15  # the same of each channel
+SHIFT = 0.24  # fraction of half a side
+CONTRAST, LIGHT = 0.4, 0.3  # whole picture: exponent of the factor, and offset
+TINT, CAST = 0.2, 0.15  # likewise for each channel
 
 Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [−1, 1) for every row: (B, *shape)
 

@@ -25,7 +25,7 @@ from iiae_cli.extensions.extended import LinearErasure
 from iiae_cli.model.iiae import DiagonalGaussian
 
 CORRELATION_POWER = 0.75
-SMALLEST_VARIANCE = 1e-10  # of the largest: directions below it are taken for rounding errors
+SMALLEST_VARIANCE = 1e-10  # times the largest; directions below are rounding errors
 
 Floats: TypeAlias = NDArray[np.float64]
 AffineMap: TypeAlias = tuple[Floats, Floats]  # weights (S, F) and biases (S,)

@@ -44,7 +44,7 @@ MAP_DIRECTIONS = 4
 SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
 CELLS = 8
 FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
-START_LOGVAR = -2.0  # of shared posteriors that begin at a closed form
+START_LOGVAR = -2.0  # of shared posteriors that start in closed form
 
 
 # ---- descriptions of pictures

@@ -20,7 +20,7 @@ from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Posteriors, Reconstructi
 from iiae_cli.model.networks import Networks
 from iiae_cli.model.objective import Weights
 
-SMALLEST_SCALE = 0.05  # of the overall scale: a dimension that hardly varies is not blown up
+SMALLEST_SCALE = 0.05  # times the overall scale; keeps almost constant dimensions from blowing up
 
 # A baseline: the limit λ → 0 of Eq. 12, not divided by it. r is fitted to q by a small weight: r
 # learns at full pace under Adam, while q and the features feel a thousandth of the pull.

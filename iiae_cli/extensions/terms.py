@@ -17,8 +17,8 @@ from iiae_cli.model import Domain, other_domain
 from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions, full
 from iiae_cli.model.objective import Term
 
-FEWEST_ROWS = 4  # below, bias-corrected distance correlation does not exist
-RIDGE = 1e-4  # of the mean variance: a whitened batch may have directions in which nothing varies
+FEWEST_ROWS = 4  # bias-corrected distance correlation needs as many
+RIDGE = 1e-4  # times the mean variance, for directions in which a batch does not vary
 
 
 # ---- contrastive: each shared mean should find its own partner's in the batch

@@ -254,7 +254,7 @@ def _image(picture: Picture) -> Image.Image:
     array = array[..., 0] if array.shape[2:] == (1,) else array
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not {*array.shape[2:]} <= {2, 3, 4}:
         raise IiaeError(
-            f"an array of shape {array.shape} and type {array.dtype} is no picture",
+            f"an array of shape {array.shape} and type {array.dtype} is not a picture",
             "pass (H, W[, C]) of uint8, or a tensor (C, H, W) of uint8 or of floats in [0, 1]",
         )
     return Image.fromarray(np.ascontiguousarray(array))

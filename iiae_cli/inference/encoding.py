@@ -165,7 +165,7 @@ def read_shards(paths: Sequence[str]) -> list[Gallery]:
     files = []
     for path, shard in shards.items():
         if shard.part is None:
-            raise IiaeError(f"{path} is no shard", "name the files that --shard I/N wrote")
+            raise IiaeError(f"{path} is not a shard", "name the files that --shard I/N wrote")
         files.append(PartFile(path, shard.part, shard.total, shard.job, {}))
     return [shards[file.path] for file in in_order(files, "iiae encode …")]
 

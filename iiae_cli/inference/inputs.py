@@ -139,7 +139,7 @@ def open_inputs(
         return _pictures(pictures, _decoded(pictures, shape, workers))
     if record is None:
         raise IiaeError(
-            "this model reads features of a backbone that it does not know, not pictures",
+            "this model reads features of a backbone that it does not record, not pictures",
             "give a feature .npy or a prepared .h5",
         )
     extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)

@@ -56,7 +56,7 @@ class DiagonalGaussian:
 class Posteriors:
     """The encoders' outputs for a batch of pairs, and the inputs that they read."""
 
-    inputs: Mapping[Domain, Tensor]  # (B, …), what reconstructions are compared with
+    inputs: Mapping[Domain, Tensor]  # (B, …), the targets of reconstructions
     exclusive: Mapping[Domain, DiagonalGaussian]  # q(z^x|x), q(z^y|y)  (B, E); empty in II (Eq. 22)
     joint_shared: DiagonalGaussian | None  # q(z^s|x,y)  (B, S…); None where nothing is generated
     shared: Mapping[Domain, DiagonalGaussian]  # r^x(z^s|x), r^y(z^s|y)  (B, S…)

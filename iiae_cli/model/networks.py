@@ -176,8 +176,8 @@ class ImageNetworks:
     """For pictures, with a map as shared latent."""
 
     size: tuple[int, int]  # (H, W), the same in both domains, ≥ 16
-    widths: Sequence[int]  # of FE's and the exclusive encoder's convolutions; paper: 32 … 256
-    decoder_widths: Sequence[int]  # as many, of the decoder's but the last; paper: 512 … 64
+    widths: Sequence[int]  # filters of FE and the exclusive encoder; paper: 32 … 256
+    decoder_widths: Sequence[int]  # as many, filters of the decoder but its last; paper: 512 … 64
     shared_dim: int  # channels of the shared map; paper: 128
     dropout: float = 0.5  # in the decoder's first stages
 
@@ -225,7 +225,7 @@ class ImageNetworks:
 class FlatNetworks(ImageNetworks):
     """For pictures, with a vector of `shared_dim` as shared latent (Cars)."""
 
-    hidden: int = 256  # of the linear heads, and filters of FE's fifth convolution
+    hidden: int = 256  # width of the linear heads, filters of FE's fifth convolution
     # Channels of the grid that the decoder begins with. The paper's table has 262,144 units here,
     # the released code 8·8·512 = 32,768; the code is followed.
     flat_width: int = 512

@@ -49,7 +49,7 @@ def kl_to_prior(q: DiagonalGaussian) -> Tensor:
 class Term:
     """A summand of the loss."""
 
-    name: str  # that its values are logged by, followed by _x and _y if they are by domain
+    name: str  # of its logged values, followed by _x and _y if they are by domain
     weight: float  # multiplies their sum in the loss; 0 only logs them
     values: Callable[[Posteriors, Reconstructions], Tensor | ByDomain]  # scalars of a batch
     annealed: bool = False  # whether annealing multiplies it as well

@@ -27,11 +27,11 @@ from iiae_cli.model.iiae import IIAE, DiagonalGaussian
 
 Indices: TypeAlias = NDArray[np.int64]
 
-PAIRED_BATCH = 8  # the paper's, where none is configured and rows are paired one by one
-FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer none is held out
-CANONICAL_PAIRS = 10_000  # more change little
+PAIRED_BATCH = 8  # the paper's; the default for rows paired one by one
+FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer, none are held out
+CANONICAL_PAIRS = 10_000  # more change the maps little
 HASHED = 1 << 32  # bytes of a domain's rows, evenly spread, that a fingerprint reads
-MAP_ROWS = 40_000  # cells of a map have one map in common, and a pair has many
+MAP_ROWS = 40_000  # a pair has many cells, which all share one map
 
 
 class TrainingData:

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-MEETING = timedelta(minutes=10)  # for all ranks to come, and for one sum of gradients
-FIRST_WORD, NEXT_WORD = 5.0, 30.0  # seconds of waiting until it is said, and said again
+MEETING = timedelta(minutes=10)  # limit for all ranks to arrive, and for one sum of gradients
+FIRST_WORD, NEXT_WORD = 5.0, 30.0  # seconds before the first message, between messages
 POLL = 0.1  # seconds
-PATIENCE = timedelta(hours=4)  # for rank 0 to validate and write
-_SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # of a rank that is gone
+PATIENCE = timedelta(hours=4)  # limit for rank 0 to validate and write
+_SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # that a rank is gone
 
 
 class _Control:
@@ -48,8 +48,8 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those on this machine: which GPU to take
-    address: str = ""  # where they meet, HOST:PORT
+    local_rank: int = 0  # among the ranks on this machine; selects the GPU
+    address: str = ""  # HOST:PORT at which ranks meet
 
     @property
     def first(self) -> bool:

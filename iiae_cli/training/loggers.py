@@ -28,8 +28,8 @@ class Service:
 
     scalars: Callable[[Mapping[str, float], int], object]  # figures by name, of a step
     picture: Callable[[Image, int], object]  # a sample grid
-    close: Callable[[bool], object]  # with whether the run has come to its end
-    id: str = ""  # of the run there
+    close: Callable[[bool], object]  # argument: whether the run is complete
+    id: str = ""  # the service's own id of the run
 
 
 def _tensorboard(run: RunDir, step: int) -> Service:
@@ -57,7 +57,7 @@ def _wandb(run: RunDir, config: Config, known: str | None) -> Service:
         config=flatten(config.to_dict()),
         settings=wandb.Settings(console="off"),
     )
-    there.define_metric("*", step_metric="step")  # resuming repeats steps, its own only rise
+    there.define_metric("*", step_metric="step")  # resuming repeats steps; wandb's only rise
     return Service(
         lambda figures, step: there.log({**figures, "step": step}),
         lambda grid, step: there.log({"samples": wandb.Image(grid), "step": step}),
@@ -94,14 +94,14 @@ class Loggers(AbstractContextManager["Loggers"]):
     """
 
     def __init__(self, run: RunDir, config: Config, known: Mapping[str, str], step: int) -> None:
-        self.ended = False  # whether the run has come to its end
+        self.ended = False  # whether the run is complete
         self._services = {"tensorboard": _tensorboard(run, step)}
         for name in config.training.log:
             try:
                 self._services[name] = _SERVICES[name](run, config, known.get(name))
             except Exception as error:  # each service has its own kinds
-                hint = f"leave out --log {name}, mend that, or pip install 'iiae-cli[{name}]'"
-                raise IiaeError(f"--log {name} cannot begin: {error}", hint) from error
+                hint = f"leave out --log {name}, mend it, or pip install 'iiae-cli[{name}]'"
+                raise IiaeError(f"--log {name} cannot start: {error}", hint) from error
         self.ids = {name: service.id for name, service in self._services.items() if service.id}
 
     def each(self, call: Callable[[Service], object]) -> None:
@@ -113,7 +113,7 @@ class Loggers(AbstractContextManager["Loggers"]):
                 if not service.id:
                     raise
                 del self._services[name]
-                console.warn(f"--log {name} takes no more, training goes on: {error}")
+                console.warn(f"--log {name} has failed, training goes on without it: {error}")
 
     def __exit__(self, *_: object) -> None:
         """Writes and sends what is left."""

@@ -45,13 +45,13 @@ _MAY_CHANGE = {"description"} | {
 class TrainOptions:
     """The options of `iiae train`."""
 
-    preset: str | None  # its name, without folder and suffix; None: the configuration is the run's
+    preset: str | None  # name, without folder and suffix; None to use the run's configuration
     config: Config  # the merged configuration
     data: Path | None = None  # data file, or its folder; None: where the configuration's set lies
     run: Path | None = None  # run directory; None: runs/PRESET-seedN
-    resume: bool = False  # continue where the run stands, or start it
+    resume: bool = False  # continue the run, or start it
     overwrite: bool = False  # replace an existing run
-    deadline: float | None = None  # `time.monotonic()` at which to stop, after one step at least
+    deadline: float | None = None  # `time.monotonic()` at which to stop, after at least one step
 
 
 def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
@@ -111,7 +111,7 @@ def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
     if data is None and recorded.is_file():
         data = recorded
     of = f"preset {preset}, data {data or 'by its name'}"
-    console.say(f"{run.path} goes on by its own {run.config_file.name} ({of})")
+    console.say(f"{run.path} continues with its own {run.config_file.name} ({of})")
     return preset, data
 
 
@@ -123,7 +123,7 @@ def _refuse_other_data(
     if differing:
         raise IiaeError(
             f"{path} holds other data than {whose}, in {', '.join(differing)}",
-            "name the first data with --data, or train anew: choose another --run, or pass "
+            "name the original data with --data, or train again: choose another --run, or pass "
             "--overwrite in place of --resume",
         )
 
@@ -144,13 +144,13 @@ def _claim(run: RunDir, options: TrainOptions) -> Config | None:
     """Returns the configuration of the run to resume; None for a new run."""
     if not run.exists():
         if not run.is_free() and not options.overwrite:
-            raise IiaeError(f"{run.path} exists and is no run", "choose another --run")
+            raise IiaeError(f"{run.path} exists but is not a run", "choose another --run")
         return None
     if not options.resume:
         if options.overwrite:
             return None
         raise IiaeError(
-            f"run {run.path} exists already",
+            f"run {run.path} already exists",
             "continue it with --resume, replace it with --overwrite, or choose another --run",
         )
     if run.read_info().get("state") == FINISHED and not run.checkpoints.files():
@@ -175,7 +175,7 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
     before = run.read_info() if world.first else {}
     whole = before.get("state") == FINISHED and run.gallery_file.exists()
     if world.share(trainer.finished and whole):
-        console.say(f"{run.path} is finished already, at step {trainer.steps_done}: nothing to do")
+        console.say(f"{run.path} is already finished, at step {trainer.steps_done}: nothing to do")
         return _result(trainer, before["seconds"]) if world.first else None
     if trainer.steps_done:
         console.say(f"resuming {run.path} at step {trainer.steps_done}")

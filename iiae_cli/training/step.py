@@ -31,8 +31,8 @@ from iiae_cli.training.distributed import Share
 Pair: TypeAlias = tuple[Tensor, Tensor]  # x (B, …) and y (B, …), or row numbers of both
 Networks: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
 
-RESIDENT_SHARE = 0.25  # of a GPU's free memory that rows may take
-BF16_PIXELS = 32 * 32  # the smallest pictures on which it was measured: it pays, recall stays
+RESIDENT_SHARE = 0.25  # the most of a GPU's free memory that rows may take
+BF16_PIXELS = 32 * 32  # the smallest pictures measured: bf16 pays, recall stays
 COMPILE_STEPS = 10_000  # compiling takes a minute or two and saves milliseconds a step on a GPU
 
 

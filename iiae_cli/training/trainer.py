@@ -34,7 +34,7 @@ from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import Feed, Networks, Step, adam_tensors, added, restore_adam
 from iiae_cli.training.validation import Keeper, Progress, Validation, as_text
 
-_SHOWN = {  # by the progress bar, and the terms that it is of
+_SHOWN = {  # in the progress bar: name, and the terms shown
     "loss": ("loss",),
     "reconstruction": ("reconstruction_x", "reconstruction_y"),
     "KL(z^s)": ("kl_shared_prior",),
@@ -133,7 +133,7 @@ class Trainer:
         if ended and (again := self.keeper.memory.refit_steps):
             ended = self._fit("training again on all rows", again, again)
         if self.world.first:
-            whole = TrainedModel(self.model, self.size, self.device)  # which no stop interrupts
+            whole = TrainedModel(self.model, self.size, self.device)  # no stop interrupts it
             self.keeper.keep_last(whole, self.step, self._epoch, ended=ended)
         return ended
 

@@ -42,7 +42,7 @@ class Validation:
     shared: Both  # Recall@1 by shared means; mAP@all, cosine, where rows are paired by class
     exclusive_kl: Both | None  # KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without them
     counts: dict[str, Any]  # what was compared: `pairs`, or `classes` and `rows` of x and y
-    exclusive_hits: tuple[int, int] | None = None  # queries whose partner is first by z^x, z^y
+    exclusive_hits: tuple[int, int] | None = None  # queries whose partner comes first by z^x, z^y
     guided_l1: Both | None = None  # of guided translation; None by class and without decoders
     metric: Metric = "euclidean"  # distance between shared means
 
@@ -155,14 +155,14 @@ class Progress:
     """The part of a run's state that decides about weights, kept in checkpoints."""
 
     kept_step: int | None = None  # of the kept weights; None while nothing is kept
-    best: float | None = None  # what the next score must reach
+    best: float | None = None  # the score to reach
     kept: dict[str, Any] | None = None  # the kept weights' validation figures
     warnings: list[str] = field(default_factory=list)  # of the last validation
     kept_warnings: list[str] = field(default_factory=list)  # of the kept weights' validation
     refit_steps: int | None = None  # steps of the second training; None until it begins
-    held: bool = False  # whether that holds the shared means where they began
+    held: bool = False  # whether that training keeps the shared means fixed
     stale: int = 0  # validations since the score last rose
-    owed: bool = False  # whether the validation that is due is still to be done
+    owed: bool = False  # whether a validation is due
 
     def accepts(
         self, validation: Validation | None, epochs_done: float, selection: SelectionSection

@@ -81,7 +81,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert codes == [3, 0, 3]
     parts = sorted(Path().glob("z-*-of-3.h5"))
     again = iiae(*base, "--batch-size", "32", "--shard", "2/3", "-o", "z-{shard}.h5", "--resume")
-    assert again.code == 3 and "z-2-of-3.h5 is complete already" in again.err
+    assert again.code == 3 and "z-2-of-3.h5 is already complete" in again.err
     missing = iiae("encode", *parts[:1], *parts[2:], "--merge", "-o", "merged.h5")
     assert missing.code == 2 and "missing shards: 1/3" in missing.error()[0]
     assert "--shard 1/3" in missing.error()[1]
@@ -91,7 +91,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert one.ids == other.ids and one.attributes() == other.attributes()
     np.testing.assert_allclose(one.encoded.shared_mean, other.encoded.shared_mean, atol=1e-5)
     again = iiae("encode", *parts, "--merge", "-o", "merged.h5", "--resume")
-    assert again.code == 3 and "is complete already" in again.err
+    assert again.code == 3 and "is already complete" in again.err
     other_job = iiae("encode", *parts, "--merge", "-o", "whole.h5", "--resume")
     assert other_job.code == 2 and "with another batch size" in other_job.error()[0]
     assert "--overwrite" in other_job.error()[1]

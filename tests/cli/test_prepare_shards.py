@@ -65,7 +65,7 @@ def test_a_job_array_and_its_merge_equal_one_call(
         codes.append(outcome.code)
     assert sorted(codes) == [0, 0, 0, 3]
     again = iiae(*base, "--shard", "auto", "-o", "d-{shard}.h5", "--resume", "--json")
-    assert "d-3-of-4.h5 is complete already" in again.err and again.json["shard"] == "3/4"
+    assert "d-3-of-4.h5 is already complete" in again.err and again.json["shard"] == "3/4"
     paths = sorted(Path().glob("d-*-of-4.h5"))
     outcome = iiae("prepare", *paths[::-1], "--merge", "-o", "d.h5", "--json")
     assert outcome.code == 3 and len(outcome.json["skipped"]) == 1 and "y/3.png" in outcome.err
@@ -75,10 +75,10 @@ def test_a_job_array_and_its_merge_equal_one_call(
     assert commands[1] in commands[0].replace(" --shard auto -o 'd-{shard}.h5'", " -o whole.h5")
     assert commands[0].endswith("--merge -o d.h5 --json")
     # To every later call it is the file of one call.
-    assert "complete already" in iiae(*base, "-o", "d.h5", "--resume").err
+    assert "already complete" in iiae(*base, "-o", "d.h5", "--resume").err
     merge = ("prepare", *paths, "--merge", "-o", "d.h5")
     outcome = iiae(*merge, "--resume")
-    assert outcome.code == 3 and "complete already" in outcome.err
+    assert outcome.code == 3 and "already complete" in outcome.err
     assert "d.h5 already exists" in iiae(*merge).error()[0]
     assert iiae(*merge, "--overwrite", "--pictures", "p").code == 3
     assert len(list(Path("p").rglob("*.png"))) == 16

@@ -129,7 +129,7 @@ def test_the_environment_is_read_by_long_and_short_names(
         "objective.lambda": 50,
         "model.widths": [8, 16],
     }
-    warning = "warning: IIAE_SEEED is set, but means nothing, did you mean 'IIAE_SEED'?\n"
+    warning = "warning: IIAE_SEEED is set, but has no meaning, did you mean 'IIAE_SEED'?\n"
     assert capsys.readouterr().err == warning
     monkeypatch.setenv("IIAE_EPOCHS", "77")
     assert environment_layer().values["training.epochs"] == 77

@@ -201,4 +201,4 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     own[1].write_bytes(own[1].read_bytes()[:-2000])
     assert "is damaged" in why(*own)[0]
     own[1].write_text("no")
-    assert "is no HDF5 file" in why(*own)[0] and "--overwrite" not in why(*own)[1]
+    assert "is not an HDF5 file" in why(*own)[0] and "--overwrite" not in why(*own)[1]

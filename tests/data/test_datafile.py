@@ -160,7 +160,7 @@ def test_a_split_larger_than_half_the_free_memory_is_mapped(path, monkeypatch):
 def test_a_file_that_is_missing_or_no_data_file_names_the_command_that_makes_it(path):
     reasons = {"does not exist": refusal(DataFile, path)}
     path.write_bytes(b"plain text, no HDF5 at all")
-    reasons["is no HDF5 file"] = refusal(DataFile, path)
+    reasons["is not an HDF5 file"] = refusal(DataFile, path)
     path.unlink()
     write(path, train=split_of(2))
     with h5py.File(path, "a") as file:
@@ -193,13 +193,13 @@ def elsewhere(group, external):
         (lambda g: replace(g, "y_labels", np.array(["a"], "S")), "4 rows but 1 labels in /test/y"),
         (lambda g: replace(g, "x_ids", np.arange(4)), "not a column of texts"),
         (lambda g: replace(g, "x_ids", ["a", "b", "c", "d"]), "not a column of texts"),
-        (lambda g: replace(g, "factors", np.arange(4)), "is no group"),
+        (lambda g: replace(g, "factors", np.arange(4)), "is not a group"),
         (lambda g: g.__setitem__("pairs", np.array([[0, -1]])), "outside its rows"),
         (lambda g: g.__setitem__("pairs", np.array([0, 1])), "outside its rows"),
         (lambda g: g.__setitem__("pairs", np.array([[0, 1]])), "values of factor"),
         (lambda g: replace(g, "x", h5py.ExternalLink("other.h5", "/x")), "link to somewhere"),
         (lambda g: replace(g, "x", h5py.SoftLink("/test/x")), "link to somewhere"),
-        (lambda g: elsewhere(g, [("/etc/passwd", 0, 3840)]), "lies in another file"),
+        (lambda g: elsewhere(g, [("/etc/passwd", 0, 3840)]), "is in another file"),
         (lambda g: elsewhere(g, None), "bytes, of which 0 are stored"),
     ],
 )

@@ -118,7 +118,7 @@ def test_missing_foreign_and_truncated_files_are_refused(path):
     path.write_bytes(b"no HDF5")
     assert not made_by(path)
     error = refusal(Gallery, path)
-    assert "is no HDF5 file" in error.message and "iiae encode" in error.hint
+    assert "is not an HDF5 file" in error.message and "iiae encode" in error.hint
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.latents/1"
     message = refusal(Gallery, path).message

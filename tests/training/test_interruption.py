@@ -186,7 +186,7 @@ def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials: T
 def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
     before = {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()}
     again = trials.train(trials.whole, "--resume")
-    assert again["code"] == 0 and "finished already" in again["err"]
+    assert again["code"] == 0 and "already finished" in again["err"]
     assert {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()} == before
 
 

@@ -113,11 +113,11 @@ def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained)
     assert "training.seed=4, not 5" in iiae(*alone, "--seed", 5).error()[0]
     resumed = iiae(*alone, "--set", "training.log_every=5")
     assert resumed.code == 0, resumed.err
-    assert "runs/a goes on by its own config.yaml (preset digits-cdcb, data " in resumed.err
+    assert "runs/a continues with its own config.yaml (preset digits-cdcb, data " in resumed.err
     assert str(trained.data) in resumed.err and "at step 7" in resumed.err
     assert same_tensors(Path("whole/model.safetensors"), Path("runs/a/model.safetensors"))
     Path("runs/latest").symlink_to("a")
-    assert "finished already" in iiae("train", "--resume").err
+    assert "already finished" in iiae("train", "--resume").err
     assert Path("runs/latest").readlink() == Path("a")
     assert "--run RUN --resume" in iiae("train", "--run", "runs/a").error()[1]
     assert "no run to resume in b" in iiae("train", "--resume", "--run", "b").error()[0]

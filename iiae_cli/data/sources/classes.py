@@ -55,7 +55,7 @@ def plan_classes(options: PrepareOptions) -> Plan:
     if given.is_file() or has_features(given):
         if options.wants_backbone or options.unseen_classes is not None:
             raise IiaeError(
-                f"{given} holds features that are divided already",
+                f"{given} holds features that are already divided",
                 "leave --backbone… and --unseen-classes out",
             )
         return plan_existing(given, options, {"name": None, "weights": "given"})

@@ -182,7 +182,7 @@ def networks_for_pairs(options: PrepareOptions) -> Networks:
     tuned = options.fine_tune_epochs or options.save_backbone is not None
     if tuned or options.side_by_side or options.image_size is not None:
         raise IiaeError(
-            "features of pairs are made of whole pictures, and nothing is fine-tuned",
+            "features of pairs come from whole pictures without fine-tuning",
             "leave --fine-tune-epochs, --save-backbone, --side-by-side and --image-size out",
         )
     return choose_networks(options, None, 0)

@@ -105,7 +105,7 @@ def read_features(
             raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
         arrays[key] = array
         if _STEM.sub(r"\1", key) not in SPLITS:
-            notes.skipped.append(f"{source}: {name} is of no split ({', '.join(SPLITS)})")
+            notes.skipped.append(f"{source}: {name} belongs to no split ({', '.join(SPLITS)})")
         elif key != name:
             notes.decided.append(f"{name} is read as {key}")
     splits = {}
@@ -274,7 +274,7 @@ def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
             f"--limit {limit} is fewer than the {len(classes)} classes",
             f"pass --limit {len(classes)} or more",
         )
-    turn = np.empty(len(labels), np.int64)  # a row's place within its class
+    turn = np.empty(len(labels), np.int64)  # a row's position in its class
     for label in range(len(classes)):
         turn[which == label] = np.arange((which == label).sum())
     return np.sort(np.lexsort((which, turn))[:limit])

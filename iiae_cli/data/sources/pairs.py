@@ -39,7 +39,7 @@ from iiae_cli.model import DOMAINS, Domain
 if TYPE_CHECKING:
     from iiae_cli.data.sources.extraction import Networks
 
-DEFAULT_SIZE = 256  # where pictures differ in size; also of Maps, whose halves are 600 a side
+DEFAULT_SIZE = 256  # if pictures differ in size; also for Maps, whose halves are 600 a side
 
 
 def plan_pairs(options: PrepareOptions) -> Plan:

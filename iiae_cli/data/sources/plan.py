@@ -67,8 +67,8 @@ class PrepareOptions:
 class Work:
     """The folder in which a preparation works, and what stops it."""
 
-    folder: Path  # for files that a resumed call continues; removed with the last block
-    output: Path = Path("data.h5")  # that it is for
+    folder: Path  # holds files that a resumed call continues; removed at the end
+    output: Path = Path("data.h5")  # the file to write
     stop: Stop = NEVER
 
 
@@ -138,10 +138,10 @@ class Plan:
     """The readings of a data set, and the function that makes splits of their rows, by name."""
 
     assemble: Callable[[Mapping[str, ReadRows], Work], Prepared]
-    readings: Sequence[Reading] = ()  # none where nothing takes long
+    readings: Sequence[Reading] = ()  # none if nothing takes long
     attributes: Mapping[str, str] = field(default_factory=dict)  # of the data file: its source
     skipped: Sequence[str] = ()  # a line for every input that is left out before reading
-    whole: IiaeError | None = None  # why processes cannot divide the work, where they cannot
+    whole: IiaeError | None = None  # why processes cannot divide the work, if so
 
     @property
     def blocks(self) -> list[tuple[Reading, Sequence[Path]]]:

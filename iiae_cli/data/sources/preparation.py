@@ -234,7 +234,7 @@ def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overw
             f"{path} already exists, made by other options or from another source",
             "choose another output, or replace it with --overwrite",
         )
-    console.say(f"{path} is complete already")
+    console.say(f"{path} is already complete")
     blocks.discard(path)
     return True
 

@@ -33,7 +33,7 @@ from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
 
 MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
-MAX_BYTES = 64 * 2**30  # that an archive may unpack to
+MAX_BYTES = 64 * 2**30  # the most that an archive may unpack to
 KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
 
 
@@ -42,7 +42,7 @@ class Archive:
     """A published archive and its mirrors in order."""
 
     file: str
-    folders: tuple[str, ...]  # of servers that have it
+    folders: tuple[str, ...]  # of servers that hold it
     md5: str | None = None  # as recorded by others; None: no checksum is known
     wanted: str = ""  # pattern of the entries to unpack
 
@@ -148,7 +148,7 @@ def _untar(archive: Path, folder: Path, wanted: str) -> None:
             return None
         size += member.size
         _bound(size)
-        return tarfile.data_filter(member, path)  # refuses devices, and what leads out
+        return tarfile.data_filter(member, path)  # refuses devices, and paths that lead out
 
     with tarfile.open(archive) as file:
         file.extractall(folder, filter=kept)

@@ -152,7 +152,7 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
                     rows[line] = row + [""] * (len(columns) - len(row))
         except csv.Error as error:
             raise IiaeError(
-                f"{table} is no CSV at line {above + reader.line_num}: {error}",
+                f"{table} is not valid CSV at line {above + reader.line_num}: {error}",
                 "close the quotes of that line, and double those inside a cell",
             ) from error
     del rows[min(rows)]  # the header
@@ -188,7 +188,7 @@ def _is_read(column: str) -> bool:
 def _text_of(table: Path) -> str:
     content = table.read_bytes()
     if content.startswith((b"PK\3\4", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
-        raise IiaeError(f"{table} is a spreadsheet or compressed, no text", _SAVE)
+        raise IiaeError(f"{table} is a spreadsheet or compressed, not text", _SAVE)
     if re.match(rb"\xff\xfe\0\0|\0\0\xfe\xff|.\0\0\0|\0\0\0", content):
         raise IiaeError(f"{table} is in UTF-32", _SAVE)
     coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
@@ -246,7 +246,7 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
         for place in (folder / text, Path(text), Path(home(text))):
             if (found := find_file(place, listings)) is not None:
-                _refuse_if(not found.is_file(), f"{cell} is no file, or a link to none")
+                _refuse_if(not found.is_file(), f"{cell} is not a file, or links to none")
                 return found
     if re.match(r"/?[A-Za-z]:|\\\\|//", path):
         raise ValueError(f"{cell} is a path on Windows")

@@ -148,8 +148,8 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     backbone = told(made, "backbone")
     assert backbone["weights"] == "given" and backbone["classes_seen"] is None
     assert len(made.attributes["source_sha256"]) == 64
-    assert "divided already" in refused(source, unseen_classes="1").message
-    assert "divided already" in refused(source, backbone="vgg16").message
+    assert "already divided" in refused(source, unseen_classes="1").message
+    assert "already divided" in refused(source, backbone="vgg16").message
 
 
 def test_given_features_that_saw_a_test_class_or_are_not_finite_are_refused(tmp_path):

@@ -109,7 +109,7 @@ def test_splits_under_other_names_and_arrays_of_none_are_said(tmp_path, arrays):
     assert has_features(folder) and list(read_features(folder, notes)) == ["train", "test"]
     assert "Eval_image_paths is read as test_image_paths" in notes.decided
     assert len(notes.decided) == 8
-    lost = f"{folder}: test2_sketch_features is of no split (train, valid, test)"
+    lost = f"{folder}: test2_sketch_features belongs to no split (train, valid, test)"
     assert notes.skipped == [lost]
     save_arrays(folder, {"test_image_paths": arrays["Eval_image_paths"]})
     assert "holds two test_image_paths" in refusal(read_features, folder, Notes()).message

@@ -271,7 +271,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         (["x,y,x", "a,b,c"], "needs one column 'x'"),
         (["x,y"], "names no pair"),
         (["x,y", "x/a\0.png,y/a.bmp"], "holds NUL characters"),
-        (["x,y", '"x/a.png,y/a.bmp'], "is no CSV at line 2: unexpected end of data"),
+        (["x,y", '"x/a.png,y/a.bmp'], "is not valid CSV at line 2: unexpected end of data"),
         (["x,y", "\udcff,y"], "is not in UTF-8: see line 2"),
         (["x,y,split", "x/a.png,y/a.bmp,val", "x/b.png,y/b.bmp,Dev"], "both val and dev"),
         (["x,y,Set", "x/a.png,y/a.bmp,train", "x/b.png,y/b.bmp,test"], "column 'set' of"),

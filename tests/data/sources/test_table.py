@@ -110,7 +110,7 @@ def test_paths_as_people_write_them(folder, tmp_path, monkeypatch):
         ("C:\\in\\0.png", "is a path on Windows"),
         ("\\\\server\\in\\0.png", "is a path on Windows"),
         ("file:///C:/in/0.png", "is a path on Windows"),
-        ("in", "is no file, or a link to none"),
+        ("in", "is not a file, or links to none"),
         ("none.png", "does not exist, neither beside the table nor in the working folder"),
         ("~nobody-at-all/0.png", "does not exist"),
     ],
