@@ -1,14 +1,10 @@
 """Fixtures of the end-to-end tests: the program in this process, and small trained runs."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, Program, Trained, call
+from helpers import SMALL, Trained, call
 from hypothesis import settings
 from moments import Server
 
@@ -20,7 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture
-def iiae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+def iiae(tmp_path, monkeypatch):
     """Call the program in an empty folder, without the caller's IIAE_* environment."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
@@ -30,7 +26,7 @@ def iiae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory):
     """A run of 200 steps on the embedded digits."""
     folder = tmp_path_factory.mktemp("trained")
     data, run, pictures = folder / "digits.h5", folder / "run", folder / "digits"
@@ -41,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def nursery(tmp_path_factory):
     """Forty pairs of the embedded digits, and a server that has trained on them once."""
     server = Server(tmp_path_factory.mktemp("nursery"))
     prepare = ("prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")

@@ -1,14 +1,10 @@
 """Every benchmark of training runs, on a model of no size, and prints its JSON."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,15 +16,13 @@ TINY += ["--set=data.image_size=32", "--repetitions=1", "--json"]
 
 
 @pytest.fixture
-def measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Any]]:
+def measured(monkeypatch, capsys):
     """Run a benchmark in this process; returns its JSON."""
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr("benchmarks.common.matmul_peak", lambda: 100.0)  # takes a second
     threads = torch.get_num_threads()
 
-    def run(name: str, *options: str) -> Any:
+    def run(name, *options):
         monkeypatch.setattr(sys, "argv", [name, *options])
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         result = json.loads(capsys.readouterr().out)
@@ -40,34 +34,34 @@ def measured(
     torch.set_num_threads(threads)
 
 
-def test_train_step(measured: Callable[..., Any]) -> None:
+def test_train_step(measured):
     result = measured("train_step", *TINY, "--no-memory", "--batch-size=4")
     plain, own = result["competitors"]["plain"], result["competitors"]["fp32"]
     assert plain["time_of_plain"]["median"] == 1.0 and own["time_of_plain"]["median"] > 0
     assert result["batch_size"] == 4 and own["pairs_per_second"] > 0 and 0 < own["of_fp32_peak"] < 1
 
 
-def test_train_step_of_features(measured: Callable[..., Any]) -> None:
+def test_train_step_of_features(measured):
     options = ["--preset=sketchy", "--no-memory", "--repetitions=1", "--json", "--batch-size=4"]
     assert measured("train_step", *options)["gflop_per_step"] > 0
 
 
-def test_input_pipeline(measured: Callable[..., Any]) -> None:
+def test_input_pipeline(measured):
     result = measured("input_pipeline", *TINY, "--pairs=32", "--batch-size=4")
     assert result["added_to_step"]["cpu"]["median"] > 0 and result["pairs_per_second"] > 0
 
 
-def test_encode(measured: Callable[..., Any]) -> None:
+def test_encode(measured):
     result = measured("encode", *TINY, "--pictures=8", "--batch-size=4")
     assert result["rate_of_bare_forward"]["median"] > 0
 
 
-def test_startup(measured: Callable[..., Any]) -> None:
+def test_startup(measured):
     result = measured("startup", "--repetitions=1", "--only=iiae --version", "--json")
     assert result["times_python"]["iiae --version"]["median"] > 0
 
 
-def test_the_paper_in_small_form_writes_a_row_per_result_and_repeats_none(tmp_path: Path) -> None:
+def test_the_paper_in_small_form_writes_a_row_per_result_and_repeats_none(tmp_path):
     words = ["--small", "--device", "cpu", "--out", str(tmp_path), "--only", "few", "steps"]
     command = [sys.executable, "-m", "benchmarks.paper", *words]
     for _ in range(2):
@@ -81,8 +75,8 @@ def test_the_paper_in_small_form_writes_a_row_per_result_and_repeats_none(tmp_pa
 
 
 def test_disentanglement_in_small_form_reads_every_model_by_the_same_probes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import disentanglement
 

@@ -4,8 +4,6 @@ nothing written elsewhere.
 Every kind of file that a command reads starts from a good small one, is damaged, and is read again.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickle
@@ -15,18 +13,17 @@ import signal
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from class_sources import feature_arrays
-from helpers import Outcome, call
+from helpers import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -58,7 +55,7 @@ objective: {reconstruction: l2}
 # ---- good files
 
 
-def split(count: int, *shape: int) -> Split:
+def split(count, *shape):
     """Random pictures, or features of four classes."""
     ids = [f"some/{number:03d}" for number in range(count)]
     labels = [f"class {number % 4}" for number in range(count)]
@@ -68,13 +65,13 @@ def split(count: int, *shape: int) -> Split:
     return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
-def picture(size: tuple[int, int] = (32, 16), kind: str = "PNG") -> bytes:
+def picture(size=(32, 16), kind="PNG"):
     file = io.BytesIO()
     Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(file, kind)
     return file.getvalue()
 
 
-def archive(path: Path) -> None:
+def archive(path):
     """Pictures side by side, as facades.tar.gz."""
     with tarfile.open(path, "w:gz") as file:
         for name in ("train", "val", "test"):
@@ -83,12 +80,12 @@ def archive(path: Path) -> None:
             file.addfile(entry, io.BytesIO(content))
 
 
-def good(*arguments: object) -> None:
+def good(*arguments):
     assert call(*arguments).code == 0
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def sound(tmp_path_factory):
     """A folder with a good file of every kind, and the runs that they are read with."""
     folder = tmp_path_factory.mktemp("sound")
     before = Path.cwd()
@@ -131,11 +128,11 @@ class Canary:
 
     path: str
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return Path.touch, (Path(self.path),)
 
 
-def damaged_bytes(draw: Draw, content: bytes) -> bytes:
+def damaged_bytes(draw, content):
     """Content cut, overwritten in one place or several, repeated, or replaced."""
     at = draw(st.integers(0, max(0, len(content) - 1)))
     how = draw(st.sampled_from(["cut", "flip", "head", "pickle", "noise"]))
@@ -159,7 +156,7 @@ VALUES = [
 ]
 
 
-def damage_structure(draw: Draw, path: Path) -> None:
+def damage_structure(draw, path):
     """Replace an item or an attribute of an HDF5 file by something else."""
     with h5py.File(path, "r+") as file:
         names: list[str] = []
@@ -186,7 +183,7 @@ def damage_structure(draw: Draw, path: Path) -> None:
             file.create_dataset(name, (2**40, *shape[1:]), "u1", chunks=True)
 
 
-def damage_header(draw: Draw, path: Path, schema: str) -> None:
+def damage_header(draw, path, schema):
     """Replace a value in the header of weights, with a checksum that fits."""
     header, tensors = read_tensors(path, schema, "")
     key = draw(st.sampled_from(sorted(header)))
@@ -240,10 +237,10 @@ IN_RUNS = {
 
 
 @contextmanager
-def bounds() -> Iterator[None]:
+def bounds():
     """No more than so much time and memory."""
 
-    def too_long(number: int, frame: FrameType | None) -> None:
+    def too_long(number, frame):
         raise TimeoutError(f"it took more than {SECONDS} s")
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -259,12 +256,12 @@ def bounds() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def listing(folder: Path) -> set[Path]:
+def listing(folder):
     """Files and folders but those that the command may write."""
     return {path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "out"}
 
 
-def read_damaged(sound: Path, name: str, command: str, damage: Callable[[Path], None]) -> Outcome:
+def read_damaged(sound, name, command, damage):
     """Damage a copy of a good file and run a command on it in a folder of its own."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -292,15 +289,13 @@ def read_damaged(sound: Path, name: str, command: str, damage: Callable[[Path], 
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_answered(
-    sound: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_is_answered(sound, name, monkeypatch):
     monkeypatch.setenv("IIAE_DATA", "out/data")
 
     @settings(max_examples=20)
     @given(st.data())
-    def answered(data: st.DataObject) -> None:
-        def damage(path: Path) -> None:
+    def answered(data):
+        def damage(path):
             if path.suffix == ".h5" and data.draw(st.integers(0, 2)):
                 damage_structure(data.draw, path)
             elif path.suffix == ".safetensors" and data.draw(st.booleans()):

@@ -1,13 +1,9 @@
 """The wheel's content; presets are found in a checkout and in an installed package."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-
-from helpers import Trained
 
 from iiae_cli import load
 from iiae_cli.common.environment import preset_folder, preset_names
@@ -16,12 +12,12 @@ from iiae_cli.data.datafile import DataFile
 ROOT = Path(__file__).parent.parent
 
 
-def test_presets_are_found_in_the_checkout() -> None:
+def test_presets_are_found_in_the_checkout():
     assert preset_folder() == ROOT / "presets"
     assert {"digits-cdcb", "digits-edge", "mnist-cdcb-32", "mnist-cdcb"} <= set(preset_names())
 
 
-def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
+def test_the_wheel_ships_the_presets_and_finds_them(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -40,7 +36,7 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path: Path) -> None:
     assert shown.split() == [str(installed / "iiae_cli/presets"), *preset_names()]
 
 
-def test_a_run_loads_from_python(trained: Trained) -> None:
+def test_a_run_loads_from_python(trained):
     model = load(trained.run, device="cpu")
     rows = DataFile(trained.data).split("test").x.rows[:4]
     assert model.encode(rows, "x").exclusive.shape == (4, 8)

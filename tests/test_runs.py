@@ -1,9 +1,6 @@
 """Run directories: round trips, what stays when something is damaged, what is refused."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import save_tensors
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs import Checkpoint, RunDir, fingerprint_of, load_model, read_weights, save_weights
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
@@ -29,7 +25,7 @@ CONFIG = Config.model_validate(
 )
 
 
-def saved(path: Path) -> tuple[RunDir, IIAE, str]:
+def saved(path):
     run = RunDir(path)
     run.create(CONFIG)
     torch.manual_seed(0)
@@ -37,7 +33,7 @@ def saved(path: Path) -> tuple[RunDir, IIAE, str]:
     return run, model, save_weights(run.model_file, model, CONFIG, INFO, {"step": 7})
 
 
-def with_checkpoints(path: Path, *steps: int) -> RunDir:
+def with_checkpoints(path, *steps):
     run, _, _ = saved(path)
     for step in steps:
         weights = {"w": torch.full((40,), float(step))}
@@ -49,7 +45,7 @@ def with_checkpoints(path: Path, *steps: int) -> RunDir:
 # ---- kept weights
 
 
-def test_a_model_comes_back_equal_with_its_config_inside(tmp_path: Path) -> None:
+def test_a_model_comes_back_equal_with_its_config_inside(tmp_path):
     run, model, fingerprint = saved(tmp_path / "run")
     loaded = load_model(run)
     assert loaded.fingerprint == fingerprint == fingerprint_of(dict(model.state_dict()))
@@ -63,12 +59,12 @@ def test_a_model_comes_back_equal_with_its_config_inside(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("weights") / "run")[0].model_file
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
-def test_any_flipped_bit_of_the_weights_is_found(weights: Path, place: float, bit: int) -> None:
+def test_any_flipped_bit_of_the_weights_is_found(weights, place, bit):
     content = bytearray(weights.read_bytes())
     content[int(place * len(content))] ^= 1 << bit
     damaged = weights.with_name("damaged.safetensors")
@@ -76,7 +72,7 @@ def test_any_flipped_bit_of_the_weights_is_found(weights: Path, place: float, bi
     refusal(read_weights, damaged)
 
 
-def test_weights_that_do_not_fit_their_header_are_refused(weights: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_header_are_refused(weights, tmp_path):
     with safe_open(weights, framework="pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -85,7 +81,7 @@ def test_weights_that_do_not_fit_their_header_are_refused(weights: Path, tmp_pat
     assert "shared.x.bias" in refusal(read_weights, tmp_path / "other.safetensors").message
 
 
-def test_a_run_without_weights_says_what_to_do(tmp_path: Path) -> None:
+def test_a_run_without_weights_says_what_to_do(tmp_path):
     assert "iiae train" in refusal(load_model, RunDir(tmp_path / "none")).hint
     run = RunDir(tmp_path / "begun")
     run.create(CONFIG)
@@ -95,7 +91,7 @@ def test_a_run_without_weights_says_what_to_do(tmp_path: Path) -> None:
 # ---- checkpoints
 
 
-def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5, 9, 100)
     assert [path.stem for path in run.checkpoints.files()] == ["step-00000009", "step-00000100"]
     newest = run.checkpoints.latest()
@@ -105,9 +101,7 @@ def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "longer", "empty"])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage, capsys):
     run = with_checkpoints(tmp_path / "run", 5, 9)
     newest, older = (run.checkpoints.path(step) for step in (9, 5))
     content = bytearray(newest.read_bytes())
@@ -124,7 +118,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert run.checkpoints.latest() == Checkpoint(7) and capsys.readouterr().err == ""
 
 
-def test_where_no_checkpoint_can_be_read_both_are_named_and_left_alone(tmp_path: Path) -> None:
+def test_where_no_checkpoint_can_be_read_both_are_named_and_left_alone(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5, 9)
     paths = [run.checkpoints.path(step) for step in (5, 9)]
     for path in paths:
@@ -137,7 +131,7 @@ def test_where_no_checkpoint_can_be_read_both_are_named_and_left_alone(tmp_path:
 # ---- the folder
 
 
-def test_one_process_at_a_time_works_in_a_run_directory(tmp_path: Path) -> None:
+def test_one_process_at_a_time_works_in_a_run_directory(tmp_path):
     run, _, _ = saved(tmp_path / "run")
     left = run.checkpoints.folder / ".step-00000001.safetensors.abc.tmp"
     left.write_bytes(b"half")
@@ -149,9 +143,7 @@ def test_one_process_at_a_time_works_in_a_run_directory(tmp_path: Path) -> None:
         pass
 
 
-def test_a_refused_run_leaves_nothing_a_half_made_folder_is_free_and_any_other_is_not(
-    tmp_path: Path,
-) -> None:
+def test_a_refused_run_leaves_nothing_a_half_made_folder_is_free_and_any_other_is_not(tmp_path):
     run = RunDir(tmp_path / "run")
     with pytest.raises(ZeroDivisionError), run.locked():
         raise ZeroDivisionError
@@ -163,7 +155,7 @@ def test_a_refused_run_leaves_nothing_a_half_made_folder_is_free_and_any_other_i
     assert not run.is_free()
 
 
-def test_a_new_run_replaces_an_old_one_but_nothing_behind_a_link(tmp_path: Path) -> None:
+def test_a_new_run_replaces_an_old_one_but_nothing_behind_a_link(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5)
     run.create(CONFIG)
     assert run.exists() and not run.model_file.exists() and run.checkpoints.latest() is None
@@ -173,7 +165,7 @@ def test_a_new_run_replaces_an_old_one_but_nothing_behind_a_link(tmp_path: Path)
         pass
 
 
-def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Path) -> None:
+def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path):
     run, _, _ = saved(tmp_path / "run")
     for kind, step in (("validation", 1), ("train", 2), ("validation", 2), ("train", 3)):
         run.append_metrics({"kind": kind, "step": step})
@@ -185,14 +177,14 @@ def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path: Pa
         assert [json.loads(line)["step"] for line in lines] == expected
 
 
-def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_config_of_another_version_is_refused(tmp_path):
     run, _, _ = saved(tmp_path / "run")
     assert run.read_config() == CONFIG
     run.config_file.write_text("model: {width: 3}\n")
     assert "another version" in refusal(run.read_config).message
 
 
-def test_latest_is_replaced_but_a_real_folder_is_left_alone(tmp_path: Path) -> None:
+def test_latest_is_replaced_but_a_real_folder_is_left_alone(tmp_path):
     for name in ("a", "b"):
         run, _, _ = saved(tmp_path / "runs" / name)
         run.link_latest()

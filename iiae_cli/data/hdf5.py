@@ -113,7 +113,7 @@ def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     if not group.id.links.exists(name.encode()):
         return None
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link to another place")
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link to somewhere else")
     return group[name]
 
 

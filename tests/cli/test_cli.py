@@ -1,7 +1,5 @@
 """The contract of the command line itself: help, streams, exit codes, precedence, errors."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -11,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import SMALL, Program, Trained
+from helpers import SMALL
 
 from iiae_cli import __version__
 from iiae_cli.cli.app import COMMANDS
@@ -21,7 +19,7 @@ from iiae_cli.config.presets import key_help
 from iiae_cli.data.sources.preparation import BUILDERS
 
 
-def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
+def test_importing_the_cli_leaves_heavy_packages_unloaded():
     code = (
         "import sys, iiae_cli.cli.app; "
         "heavy = {'torch', 'h5py', 'sklearn', 'pydantic', 'numpy'}; "
@@ -33,8 +31,8 @@ def test_importing_the_cli_leaves_heavy_packages_unloaded() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+    iiae, monkeypatch, command
+):
     monkeypatch.setenv("COLUMNS", "80")
     outcome = iiae(command, "--help")
     assert outcome.code == 0
@@ -52,7 +50,7 @@ def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
                 assert word.split("=")[0] in options, example
 
 
-def test_help_lists_whole_lines(iiae: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_whole_lines(iiae, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = [" ".join(line.split()) for line in iiae("--help").out.splitlines()]
     assert all(f"{name} {line}" in lines for name, line in COMMANDS.items())
@@ -61,7 +59,7 @@ def test_help_lists_whole_lines(iiae: Program, monkeypatch: pytest.MonkeyPatch) 
 # ---- completion
 
 
-def complete(*words: str, folder: Path = Path()) -> list[str]:
+def complete(*words, folder=Path()):
     """What bash offers for the last word."""
     code = (
         "import atexit, sys; "
@@ -77,7 +75,7 @@ def complete(*words: str, folder: Path = Path()) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_shell_completes_names_without_heavy_imports(tmp_path: Path) -> None:
+def test_a_shell_completes_names_without_heavy_imports(tmp_path):
     assert complete("tr") == ["train", "translate"]
     assert complete("train", "digits-c") == ["digits-cdcb", "digits-cdcb-plus"]
     assert complete("train", "--preset", "mnist-cdcb-32-") == ["mnist-cdcb-32-plus"]
@@ -89,7 +87,7 @@ def test_a_shell_completes_names_without_heavy_imports(tmp_path: Path) -> None:
     assert complete("encode", "--run", "", folder=tmp_path) == ["runs/mine"]
 
 
-def test_what_is_completed_is_all_there_is() -> None:
+def test_what_is_completed_is_all_there_is():
     assert complete_keys("") == [f"{key}=" for key in key_help() if "." in key]
     assert sorted(DATA_SETS) == sorted(BUILDERS)
 
@@ -97,7 +95,7 @@ def test_what_is_completed_is_all_there_is() -> None:
 # ---- presets and doctor
 
 
-def test_presets_are_listed_with_data_time_and_purpose(iiae: Program) -> None:
+def test_presets_are_listed_with_data_time_and_purpose(iiae):
     outcome = iiae("presets", "--json")
     assert outcome.json["schema"] == "iiae.presets/1"
     presets = {item["name"]: item for item in outcome.json["presets"]}
@@ -107,9 +105,7 @@ def test_presets_are_listed_with_data_time_and_purpose(iiae: Program) -> None:
     assert iiae("presets").out.splitlines()[0].split("\t")[:3] == ["preset", "data", "time"]
 
 
-def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(iiae, monkeypatch):
     outcome = iiae("doctor", "--json")
     assert outcome.code == 0 and outcome.json["schema"] == "iiae.doctor/1"
     report = outcome.json
@@ -128,7 +124,7 @@ def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(
     assert "versions\ttorch\t" in outcome.out
 
 
-def test_no_arguments_print_help_and_version_one_line(iiae: Program) -> None:
+def test_no_arguments_print_help_and_version_one_line(iiae):
     outcome = iiae()
     assert outcome.code == 0 and all(command in outcome.out for command in COMMANDS)
     assert iiae("--version").out == f"iiae {__version__}\n"
@@ -190,9 +186,7 @@ def test_no_arguments_print_help_and_version_one_line(iiae: Program) -> None:
         (("bogus",), "bogus", "iiae --help"),
     ],
 )
-def test_users_errors_are_two_lines_and_exit_2(
-    iiae: Program, arguments: tuple[str, ...], names: str, mends: str
-) -> None:
+def test_users_errors_are_two_lines_and_exit_2(iiae, arguments, names, mends):
     outcome = iiae(*arguments)
     error, hint = outcome.error()
     assert outcome.code == 2
@@ -202,9 +196,7 @@ def test_users_errors_are_two_lines_and_exit_2(
     assert not list(Path().glob("**/*.h5"))
 
 
-def test_print_config_shows_values_and_their_sources(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_print_config_shows_values_and_their_sources(iiae, monkeypatch):
     Path("mine.yaml").write_text("optimizer: {lr: 0.5, beta1: 0.1}\ntraining: {seed: 3}\n")
     monkeypatch.setenv("IIAE_OPTIMIZER__BETA1", "0.2")
     monkeypatch.setenv("IIAE_SEED", "4")
@@ -222,7 +214,7 @@ def test_print_config_shows_values_and_their_sources(
     assert values["optimizer.beta2"] == (0.999, "default")
 
 
-def test_verbose_and_quiet_change_stderr_alone(iiae: Program) -> None:
+def test_verbose_and_quiet_change_stderr_alone(iiae):
     iiae("prepare", "digits-cdcb", "--limit", "20", "-o", "d.h5")
     tiny = ("--data", "d.h5", "--run", "r", "--steps", 1, "--overwrite", "--json", *SMALL)
     plain, loud, silent = (
@@ -234,7 +226,7 @@ def test_verbose_and_quiet_change_stderr_alone(iiae: Program) -> None:
     assert plain.json["fingerprint"] == loud.json["fingerprint"] == silent.json["fingerprint"]
 
 
-def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> None:
+def test_prepare_writes_counts_and_never_overwrites_unasked(iiae):
     outcome = iiae("prepare", "digits-edge", "--limit", "20", "--json")
     assert outcome.json["schema"] == "iiae.prepare/1"
     assert outcome.json["splits"] == {"train": 20, "valid": 0, "test": 20}
@@ -248,7 +240,7 @@ def test_prepare_writes_counts_and_never_overwrites_unasked(iiae: Program) -> No
     )
 
 
-def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> None:
+def test_data_of_another_shape_is_refused(iiae, trained):
     with h5py.File("features.h5", "w") as file:
         file.attrs["schema"] = "iiae.data/2"
         for split in ("train", "valid", "test"):
@@ -261,7 +253,7 @@ def test_data_of_another_shape_is_refused(iiae: Program, trained: Trained) -> No
     assert outcome.code == 2 and "features" in outcome.error()[0]
 
 
-def test_an_empty_folder_and_an_unreadable_picture(iiae: Program, trained: Trained) -> None:
+def test_an_empty_folder_and_an_unreadable_picture(iiae, trained):
     Path("empty").mkdir()
     outcome = iiae("encode", "empty", "--domain", "y", "--run", trained.run, "-o", "z.h5")
     assert outcome.code == 2 and "empty holds no pictures" in outcome.error()[0]
@@ -278,7 +270,7 @@ def test_an_empty_folder_and_an_unreadable_picture(iiae: Program, trained: Train
     assert outcome.code == 2 and not Path("other.h5").exists()
 
 
-def test_json_is_one_object_even_through_a_pipe(trained: Trained, tmp_path: Path) -> None:
+def test_json_is_one_object_even_through_a_pipe(trained, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "iiae_cli", "evaluate", "--run", str(trained.run), "--json"],
         capture_output=True,

@@ -1,13 +1,11 @@
 """`iiae encode` end to end: shards of a job array, merging, resuming, what was skipped."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Program, Trained, call, refusal, untrained_run
+from helpers import Trained, call, refusal, untrained_run
 
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError
@@ -18,7 +16,7 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory):
     """A run that was never trained, and digits: nothing here asks how good the latents are."""
     folder = tmp_path_factory.mktemp("untrained")
     call("prepare", "digits-cdcb", "-o", folder / "digits.h5", "--pictures", folder / "digits")
@@ -29,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.mark.parametrize("word", ["auto", "slurm"])
-def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word: str) -> None:
+def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word):
     assert shard_of(word, ARRAY) == Part(3, 4)
     for task, step, index in (("2", "1", 0), ("8", "3", 2)):
         changed = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_STEP": step}
@@ -40,14 +38,14 @@ def test_a_task_of_an_array_is_a_shard_counted_from_its_lowest(word: str) -> Non
     "change",
     [{"ID": ""}, {"MIN": "one"}, {"ID": "6"}, {"ID": "1"}, {"ID": "3", "STEP": "2"}],
 )
-def test_a_broken_array_is_refused(change: dict[str, str]) -> None:
+def test_a_broken_array_is_refused(change):
     values = {f"SLURM_ARRAY_TASK_{name}": value for name, value in change.items()}
     for environment in ({**ARRAY, **values}, {}):
         error = refusal(shard_of, "auto", environment)
         assert "SLURM_ARRAY_TASK_ID" in error.message and "--array" in error.hint
 
 
-def test_outputs_of_shards_are_named_so_that_they_sort() -> None:
+def test_outputs_of_shards_are_named_so_that_they_sort():
     assert shard_output(Path("a/z-{shard}.h5"), "3/12", Part(3, 12)) == Path("a/z-03-of-12.h5")
     assert shard_output(Path("z-{shard}.h5"), "auto", Part(9, 10)) == Path("z-9-of-10.h5")
     assert shard_output(Path("z.h5"), "0/2", Part(0, 2)) == Path("z.h5")
@@ -61,8 +59,8 @@ def test_outputs_of_shards_are_named_so_that_they_sort() -> None:
 
 
 def test_a_job_array_and_its_merge_have_the_values_of_one_call(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    iiae, trained, monkeypatch, tmp_path
+):
     folder = tmp_path / "pictures"
     shutil.copytree(trained.pictures / "test" / "x", folder)
     for name in ("00003.png", "00298.png"):
@@ -99,7 +97,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert strange.code == 2 and not list(Path().glob("new.h5*"))
 
 
-def test_shards_of_another_list_do_not_merge(iiae: Program, trained: Trained) -> None:
+def test_shards_of_another_list_do_not_merge(iiae, trained):
     files = sorted((trained.pictures / "test" / "x").glob("*.png"))
     base = ("--domain", "x", "--run", trained.run)
     for name, index in (("a.h5", 0), ("b.h5", 1)):

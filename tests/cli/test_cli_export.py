@@ -1,19 +1,16 @@
 """`iiae export`: the folder reads back as the run, graphs answer like the model, the hub too."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import Program, small_model, untrained_run
+from helpers import small_model, untrained_run
 from PIL import Image
 
 from iiae_cli.inference.export import Decoder, Encoder
@@ -23,16 +20,16 @@ ROWS = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     return untrained_run(tmp_path_factory.mktemp("export") / "run")
 
 
-def header_of(folder: Path) -> tuple[dict[str, Any], str]:
+def header_of(folder):
     _, header, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(header), body
 
 
-def test_weights_and_card_alone_are_a_run(iiae: Program, run: Path) -> None:
+def test_weights_and_card_alone_are_a_run(iiae, run):
     Path("figures.json").write_text(json.dumps({"retrieval": {"baseline": {"n": 300}}}))
     named = ("--figures", "figures.json", "--license", "mit", "--json")
     result = iiae("export", run, "-o", "out", *named).json
@@ -49,7 +46,7 @@ def test_weights_and_card_alone_are_a_run(iiae: Program, run: Path) -> None:
     assert "--overwrite" in iiae("export", run, "-o", "out").error()[1]
 
 
-def test_a_torch_program_takes_any_number_of_rows(iiae: Program, run: Path) -> None:
+def test_a_torch_program_takes_any_number_of_rows(iiae, run):
     result = iiae("export", run, "-o", "out", "--format", "torch", "--json").json
     names = {f"{part}-{domain}.pt2" for part in ("encoder", "decoder") for domain in "xy"}
     assert set(result["difference"]) == names and max(result["difference"].values()) < 1e-5
@@ -63,7 +60,7 @@ def test_a_torch_program_takes_any_number_of_rows(iiae: Program, run: Path) -> N
 
 
 @pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnx is not installed")
-def test_an_onnx_graph_answers_as_the_model_does(iiae: Program, run: Path) -> None:
+def test_an_onnx_graph_answers_as_the_model_does(iiae, run):
     import onnxruntime
 
     import iiae_cli
@@ -78,16 +75,14 @@ def test_an_onnx_graph_answers_as_the_model_does(iiae: Program, run: Path) -> No
     np.testing.assert_allclose(exclusive, z.exclusive, atol=1e-4)
 
 
-def test_without_onnx_the_error_names_the_extra(
-    iiae: Program, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_onnx_the_error_names_the_extra(iiae, run, monkeypatch):
     monkeypatch.setattr("iiae_cli.inference.export.find_spec", lambda name: None)
     error, hint = iiae("export", run, "-o", "out", "--format", "onnx").error()
     assert "onnx is not installed" in error and "iiae-cli[onnx]" in hint
 
 
 @pytest.mark.parametrize("exclusive", [0, 3])
-def test_parts_of_features_and_of_models_without_exclusive_latents(exclusive: int) -> None:
+def test_parts_of_features_and_of_models_without_exclusive_latents(exclusive):
     model = small_model("features", exclusive_dim=exclusive).eval()
     rows = torch.randn(4, 7)
     with torch.no_grad():
@@ -98,17 +93,15 @@ def test_parts_of_features_and_of_models_without_exclusive_latents(exclusive: in
     assert torch.equal(decoded, direct) and decoded.shape == (4, 5)
 
 
-def test_a_run_is_pushed_and_pulled(
-    iiae: Program, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_pushed_and_pulled(iiae, run, tmp_path, monkeypatch):
     """A folder stands in for the hub."""
     store, made = tmp_path / "hub", []
 
     class Api:
-        def create_repo(self, name: str, **options: object) -> None:
+        def create_repo(self, name, **options):
             made.append((name, options))
 
-        def upload_folder(self, *, folder_path: str, repo_id: str) -> None:
+        def upload_folder(self, *, folder_path, repo_id):
             Path(folder_path).rename(store / repo_id)
 
     (store / "me").mkdir(parents=True)
@@ -127,10 +120,8 @@ class NoRoute(Exception):
 
 
 @pytest.mark.parametrize("kind", [OSError, NoRoute])
-def test_what_the_hub_refuses_is_a_users_error(
-    iiae: Program, run: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
-) -> None:
-    def refuse(*_: object, **options: object) -> str:
+def test_what_the_hub_refuses_is_a_users_error(iiae, run, monkeypatch, kind):
+    def refuse(*_, **options):
         raise kind("401: no model")
 
     stand_in = SimpleNamespace(snapshot_download=refuse, HfApi=refuse)

@@ -1,38 +1,33 @@
 """The six commands on a small trained run, as users and scripts call them."""
 
-from __future__ import annotations
-
 import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from helpers import Outcome, Program, Trained
-from numpy.typing import NDArray
 from PIL import Image
 
 from iiae_cli.report.grids import NEAR, RIGHT, WRONG
 
 
 @pytest.fixture
-def query(trained: Trained) -> Path:
+def query(trained):
     return trained.pictures / "test" / "x" / "00001.png"
 
 
-def picture(path: str | Path) -> NDArray[np.float64]:
+def picture(path):
     return np.asarray(Image.open(path)).astype(float)
 
 
-def outputs(result: dict[str, Any], row: int = 0) -> list[str]:
+def outputs(result, row=0):
     """The files that translate made of an input."""
     return [output["file"] for output in result["results"][row]["outputs"]]
 
 
-def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None:
+def test_a_run_directory_holds_what_the_contract_lists(trained):
     names = {path.name for path in trained.run.iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "model.safetensors", "checkpoints"}
     assert names >= {"gallery.h5", "samples", "run.json"}
@@ -52,9 +47,7 @@ def test_a_run_directory_holds_what_the_contract_lists(trained: Trained) -> None
 # ---- evaluate
 
 
-def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(
-    iiae: Program, trained: Trained
-) -> None:
+def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(iiae, trained):
     outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--probe-rows", 200, "--json")
     figures = outcome.json
     for way in ("x_to_y", "y_to_x"):
@@ -70,7 +63,7 @@ def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(
     assert figures["protocol"]["split"] == "test"
 
 
-def test_evaluate_in_a_pipe_is_tab_separated(iiae: Program, trained: Trained) -> None:
+def test_evaluate_in_a_pipe_is_tab_separated(iiae, trained):
     lines = [line.split("\t") for line in iiae("evaluate", "--run", trained.run).out.splitlines()]
     recalls = ["recall@1", "recall@5", "recall@10"]
     assert lines[0] == ["latent", "direction", *recalls, "median_rank", "n"]
@@ -79,7 +72,7 @@ def test_evaluate_in_a_pipe_is_tab_separated(iiae: Program, trained: Trained) ->
     ]
 
 
-def test_fail_under_is_a_gate(iiae: Program, trained: Trained) -> None:
+def test_fail_under_is_a_gate(iiae, trained):
     gate = "retrieval.shared.x_to_y.recall@1"
     base = ("evaluate", "--run", trained.run, "--json", "--fail-under")
     assert iiae(*base, f"{gate}=0.5").code == 0
@@ -92,7 +85,7 @@ def test_fail_under_is_a_gate(iiae: Program, trained: Trained) -> None:
 # ---- encode
 
 
-def test_encode_pictures_equals_encoding_the_prepared_file(iiae: Program, trained: Trained) -> None:
+def test_encode_pictures_equals_encoding_the_prepared_file(iiae, trained):
     folder = trained.pictures / "test" / "y"
     base = ("--domain", "y", "--run", trained.run, "--json")
     result = iiae("encode", folder, *base, "-o", "z.h5", "--logvar").json
@@ -111,7 +104,7 @@ def test_encode_pictures_equals_encoding_the_prepared_file(iiae: Program, traine
         assert pictures.attrs["fingerprint"] == prepared.attrs["fingerprint"]
 
 
-def test_encode_chooses_latents_and_format(iiae: Program, trained: Trained) -> None:
+def test_encode_chooses_latents_and_format(iiae, trained):
     base = ("encode", trained.data, "--domain", "x", "--run", trained.run, "-o", "s.h5")
     iiae(*base, "--latents", "shared", "--dtype", "float16")
     with h5py.File("s.h5") as file:
@@ -123,7 +116,7 @@ def test_encode_chooses_latents_and_format(iiae: Program, trained: Trained) -> N
 # ---- retrieve
 
 
-def test_retrieve_from_the_runs_gallery(iiae: Program, trained: Trained, query: Path) -> None:
+def test_retrieve_from_the_runs_gallery(iiae, trained, query):
     outcome = iiae("retrieve", query, "--run", trained.run, "--k", "3")
     rows = [line.split("\t") for line in outcome.out.splitlines()]
     assert [row[:2] for row in rows] == [[str(query), rank] for rank in "123"]
@@ -136,9 +129,7 @@ def test_retrieve_from_the_runs_gallery(iiae: Program, trained: Trained, query: 
     assert np.mean(hits) == pytest.approx(figures["shared"]["x_to_y"]["recall@1"])
 
 
-def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(
-    iiae: Program, trained: Trained
-) -> None:
+def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(iiae, trained):
     iiae("encode", trained.data, "--domain", "x", "--run", trained.run, "-o", "x.h5")
     base = ("retrieve", "x.h5", "--index", trained.run / "gallery.h5")
     names = ("sklearn", "torch", *(["faiss"] if find_spec("faiss") else []))
@@ -152,9 +143,9 @@ def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(
 
 
 def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gallery(
-    iiae: Program, trained: Trained, query: Path
-) -> None:
-    def chosen(*arguments: object) -> str:
+    iiae, trained, query
+):
+    def chosen(*arguments):
         return iiae("retrieve", *arguments, "--run", trained.run).err
 
     for domain in ("x", "y"):
@@ -175,10 +166,8 @@ def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gal
 
 
 @pytest.mark.parametrize(("separator", "flags"), [("\n", []), ("\r\n", []), ("\0", ["-0"])])
-def test_paths_come_from_standard_input(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, separator: str, flags: list
-) -> None:
-    def retrieve(*names: str) -> Outcome:
+def test_paths_come_from_standard_input(iiae, trained, monkeypatch, separator, flags):
+    def retrieve(*names):
         listing = separator.join(names).encode()
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listing)))
         return iiae("retrieve", "-", *flags, "--run", trained.run, "--k", "1")
@@ -190,7 +179,7 @@ def test_paths_come_from_standard_input(
     assert all(f"skipped {name}: does not exist" in outcome.err for name in ("b.png", "c.png"))
 
 
-def frames(path: str) -> tuple[int, int]:
+def frames(path):
     """Pixels in green, and in red or amber."""
     pixels = picture(path).reshape(-1, 3)
     counts = [int((pixels == colour).all(axis=1).sum()) for colour in (RIGHT, WRONG, NEAR)]
@@ -198,8 +187,8 @@ def frames(path: str) -> tuple[int, int]:
 
 
 def test_a_montage_frames_partners_green_and_others_red_where_classes_are_known(
-    iiae: Program, trained: Trained, query: Path
-) -> None:
+    iiae, trained, query
+):
     base = ("--run", trained.run, "--json", "--montage")
     outcome = iiae("retrieve", query, *base, "all.png", "--k", "1000")
     assert "300 entries, fewer than --k 1000" in outcome.err
@@ -224,9 +213,7 @@ def test_a_montage_frames_partners_green_and_others_red_where_classes_are_known(
 # ---- translate
 
 
-def test_translate_writes_files_and_a_grid_and_repeats_itself(
-    iiae: Program, trained: Trained, query: Path
-) -> None:
+def test_translate_writes_files_and_a_grid_and_repeats_itself(iiae, trained, query):
     base = ("translate", query, "--from", "x", "--run", trained.run, "--samples", "2", "--json")
     files = outputs(iiae(*base, "-o", "out", "--grid", "grid.png").json)
     assert files == ["out/00001-to-y-sample1.png", "out/00001-to-y-sample2.png"]
@@ -240,9 +227,7 @@ def test_translate_writes_files_and_a_grid_and_repeats_itself(
     assert refused.code == 2 and "--overwrite" in refused.error()[1]
 
 
-def test_guided_translation_takes_the_references_colour(
-    iiae: Program, trained: Trained, query: Path
-) -> None:
+def test_guided_translation_takes_the_references_colour(iiae, trained, query):
     with h5py.File(trained.data) as file:
         colours = file["test/factors/y_color"][()].astype(float)
     rows = (np.argmax(colours[:, 0] - colours[:, 2]), np.argmax(colours[:, 2] - colours[:, 0]))
@@ -265,21 +250,14 @@ def test_guided_translation_takes_the_references_colour(
         (("DATA", "--guided", "--to", "x", "--reference", "PICTURE"), "--guided", "leave --to out"),
     ],
 )
-def test_what_cannot_be_translated_is_refused(
-    iiae: Program,
-    trained: Trained,
-    query: Path,
-    arguments: tuple[str, ...],
-    says: str,
-    mends: str,
-) -> None:
+def test_what_cannot_be_translated_is_refused(iiae, trained, query, arguments, says, mends):
     named = {"PICTURE": query, "DATA": trained.data}
     given = [named.get(argument, argument) for argument in arguments]
     error, hint = iiae("translate", *given, "--from", "x", "--run", trained.run, "-o", "o").error()
     assert says in error and mends in hint and not Path("o").exists()
 
 
-def test_samples_and_guided_outputs_stand_side_by_side(iiae: Program, trained: Trained) -> None:
+def test_samples_and_guided_outputs_stand_side_by_side(iiae, trained):
     partner = trained.pictures / "test" / "y" / "00002.png"
     base = ("translate", trained.data, "--from", "x", "--run", trained.run, "--limit", "3")
     more = ("--samples", "2", "--reference", partner, "--guided", "--grid", "both.png")
@@ -298,9 +276,7 @@ def test_samples_and_guided_outputs_stand_side_by_side(iiae: Program, trained: T
     assert Image.open("both.png").width > 5 * 96
 
 
-def test_a_folder_is_translated_but_for_what_cannot_be_read(
-    iiae: Program, trained: Trained
-) -> None:
+def test_a_folder_is_translated_but_for_what_cannot_be_read(iiae, trained):
     for part in ("a", "b"):
         Path("in", part).mkdir(parents=True)
         for path in sorted((trained.pictures / "test" / "x").iterdir())[:17]:
@@ -314,9 +290,7 @@ def test_a_folder_is_translated_but_for_what_cannot_be_read(
     assert "out/00001-2-to-y-sample1.png" in outputs(outcome.json, 16)  # a name that recurs
 
 
-def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(
-    iiae: Program, trained: Trained
-) -> None:
+def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(iiae, trained):
     base = ("--from", "x", "--run", trained.run, "-o", "out")
     Path("bad.png").write_text("no picture")
     outcome = iiae("translate", "bad.png", *base)
@@ -328,7 +302,7 @@ def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(
     assert [path.name for path in Path("out").iterdir()] == ["00300-to-y-sample3.png"]
 
 
-def test_defaults_make_the_short_forms_work(iiae: Program, trained: Trained, query: Path) -> None:
+def test_defaults_make_the_short_forms_work(iiae, trained, query):
     Path("runs").mkdir()
     Path("runs/latest").symlink_to(trained.run)
     assert iiae("evaluate").code == 0

@@ -2,14 +2,10 @@
 undisturbed call writes. IIAE_CRASHES=40 takes so many moments of each instead of three.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -38,13 +34,13 @@ COMMANDS = {
 }
 
 
-def noise(draw: np.random.Generator, path: Path, side: int) -> None:
+def noise(draw, path, side):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(tmp_path_factory):
     """400 pairs of noise as JPEGs, two of them broken; pictures of four classes; and a run."""
     folder = tmp_path_factory.mktemp("source")
     places = {name: folder / name for name in ("pairs", "classes", "run")}
@@ -67,13 +63,11 @@ Call = Callable[..., tuple[int, str, int]]
 
 
 @pytest.fixture(scope="module")
-def call(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> Iterator[Call]:
+def call(tmp_path_factory, places):
     """Runs the program in a folder; returns its exit code, stderr, and moments (moments.py)."""
     server = Server(tmp_path_factory.mktemp("server"))
 
-    def call(
-        folder: Path, command: tuple[str, ...], *more: str, **job: Any
-    ) -> tuple[int, str, int]:
+    def call(folder, command, *more, **job):
         words = [word.format(**places) for word in command]
         done = server.run(folder, *words, *more, **job)
         return done.get("code", 0), done.get("err", ""), done.get("moments", 0)
@@ -85,7 +79,7 @@ def call(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Path]) -> I
     server.close()
 
 
-def content(path: Path) -> dict[str, object]:
+def content(path):
     """Everything in an HDF5 file, datasets and attributes."""
     with h5py.File(path, "r") as file:
         names: list[str] = []
@@ -96,9 +90,7 @@ def content(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_any_moment_and_resumed_is_undisturbed(
-    tmp_path: Path, call: Call, name: str
-) -> None:
+def test_killed_at_any_moment_and_resumed_is_undisturbed(tmp_path, call, name):
     command = COMMANDS[name]
     done = 0 if "features" in name else 3  # two pictures of y are broken
     whole = tmp_path / "whole"
@@ -131,9 +123,7 @@ def test_killed_at_any_moment_and_resumed_is_undisturbed(
 
 @pytest.mark.parametrize("act", ["ENOSPC", "EACCES"])
 @pytest.mark.parametrize("name", ["prepare", "encode"])
-def test_a_refusal_to_write_leaves_earlier_outputs_and_what_is_done(
-    tmp_path: Path, call: Call, name: str, act: str
-) -> None:
+def test_a_refusal_to_write_leaves_earlier_outputs_and_what_is_done(tmp_path, call, name, act):
     said = {"ENOSPC": "error: no space left while writing", "EACCES": "error: no permission to"}
     codes = []
     for moment in range(1, 12, 2):

@@ -1,21 +1,19 @@
 """What commands say of the pictures that they read: on stderr, and in `--json`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Program, untrained_run
+from helpers import untrained_run
 from PIL import Image
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     return untrained_run(tmp_path_factory.mktemp("untrained") / "run")
 
 
-def pairs(folder: Path) -> Path:
+def pairs(folder):
     """Six pairs: floats up to 1400, and RGB, one of them turned and one no picture."""
     for name in ("x", "y"):
         (folder / name).mkdir(parents=True)
@@ -34,7 +32,7 @@ def pairs(folder: Path) -> Path:
 CHANGES = {"scaled from 0 to 2047": 6, "turned as EXIF says": 1}
 
 
-def test_prepare_ends_with_a_line_on_its_pictures(iiae: Program) -> None:
+def test_prepare_ends_with_a_line_on_its_pictures(iiae):
     outcome = iiae("prepare", "pairs", pairs(Path("in")), "-o", "p.h5", "--json")
     assert outcome.code == 3
     assert outcome.json["pictures_seen"] == {
@@ -52,7 +50,7 @@ def test_prepare_ends_with_a_line_on_its_pictures(iiae: Program) -> None:
     ) in lines
 
 
-def test_a_call_counts_what_it_read_itself(iiae: Program) -> None:
+def test_a_call_counts_what_it_read_itself(iiae):
     source = pairs(Path("in"))
     options = ("--test-fraction", "0.5", "--valid-fraction", "0", "--json")
     seen = []
@@ -70,7 +68,7 @@ def test_a_call_counts_what_it_read_itself(iiae: Program) -> None:
 @pytest.mark.parametrize(
     "command", [("encode", "-o", "z.h5", "--domain"), ("translate", "-o", "out", "--from")]
 )
-def test_others_say_what_they_changed(iiae: Program, run: Path, command: tuple[str, ...]) -> None:
+def test_others_say_what_they_changed(iiae, run, command):
     Image.new("RGBA", (8, 9)).save("clear.png")
     Image.new("RGB", (32, 32)).save("plain.png")
     name, *options = command
@@ -88,9 +86,7 @@ def test_others_say_what_they_changed(iiae: Program, run: Path, command: tuple[s
 @pytest.mark.parametrize(
     "command", [("encode", "in", "--domain", "x", "-o", "z.h5"), ("prepare", "pairs", "in")]
 )
-def test_what_was_left_out_is_said_if_nothing_remains(
-    iiae: Program, run: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_left_out_is_said_if_nothing_remains(iiae, run, command, monkeypatch):
     monkeypatch.setenv("IIAE_RUN", str(run))
     for name in ("x/a.heic", "y/a.heic", "y/b.txt"):
         Path("in", name).parent.mkdir(parents=True, exist_ok=True)

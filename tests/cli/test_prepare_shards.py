@@ -1,7 +1,5 @@
 """`iiae prepare --shard` and `--merge` end to end: a job array, resuming, and what is refused."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path
@@ -9,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, make_quick
-from helpers import Program
 from PIL import Image
 
 from iiae_cli.data import backbone
@@ -18,13 +15,13 @@ from iiae_cli.data.sources import plan
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     make_quick(monkeypatch)
     monkeypatch.setattr(plan, "BLOCK_FILES", 2)
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Path:
+def pairs(tmp_path):
     """Nine pairs, one of which cannot be read."""
     draw = np.random.default_rng(0)
     for number in range(9):
@@ -36,13 +33,13 @@ def pairs(tmp_path: Path) -> Path:
     return Path("mine")
 
 
-def task(monkeypatch: pytest.MonkeyPatch, number: int, count: int, lowest: int = 0) -> None:
+def task(monkeypatch, number, count, lowest=0):
     """Be a task of a SLURM job array."""
     for name, value in (("ID", number), ("COUNT", count), ("MIN", lowest)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
-def assert_same(left: str, right: str) -> None:
+def assert_same(left, right):
     """Two data files hold the same values."""
     for name in SPLITS:
         one, other = (DataFile(Path(path)).split(name) for path in (left, right))
@@ -52,9 +49,7 @@ def assert_same(left: str, right: str) -> None:
             assert one.side(domain).labels == other.side(domain).labels
 
 
-def test_a_job_array_and_its_merge_equal_one_call(
-    iiae: Program, pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_array_and_its_merge_equal_one_call(iiae, pairs, monkeypatch):
     base = ("prepare", "pairs", pairs, "--seed", 2)
     assert iiae(*base, "-o", "whole.h5").code == 3
     codes = []
@@ -84,9 +79,7 @@ def test_a_job_array_and_its_merge_equal_one_call(
     assert len(list(Path("p").rglob("*.png"))) == 16
 
 
-def test_a_signal_leaves_features_that_resume_takes_up(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_path):
     for part, names in (("train", ("ant", "bee")), ("test", ("cow",))):
         for domain in "xy":
             class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
@@ -94,7 +87,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(
     classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
     manner, computed = backbone.repeatable, []
 
-    def stop():  # type: ignore[no-untyped-def]
+    def stop():
         computed.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
         return manner()
@@ -137,9 +130,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(
         ("digits-cdcb a.h5 b.h5 -o d.h5", "2 sources are named", "--merge"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    iiae: Program, monkeypatch: pytest.MonkeyPatch, arguments: str, said: str, mended: str
-) -> None:
+def test_what_does_not_go_together_is_refused(iiae, monkeypatch, arguments, said, mended):
     task(monkeypatch, 0, 2)
     outcome = iiae("prepare", *arguments.split())
     error, hint = outcome.error()
@@ -147,7 +138,7 @@ def test_what_does_not_go_together_is_refused(
     assert not list(Path().iterdir())
 
 
-def test_shards_of_several_sets_or_in_the_place_of_a_data_file_are_refused(iiae: Program) -> None:
+def test_shards_of_several_sets_or_in_the_place_of_a_data_file_are_refused(iiae):
     for name in ("cdcb", "edge"):
         part = ("--limit", 3, "--shard", f"{int(name == 'edge')}/2", "-o", f"{name}.h5")
         assert iiae("prepare", f"digits-{name}", *part).code == 0

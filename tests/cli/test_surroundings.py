@@ -1,25 +1,22 @@
 """Locales, closed streams, limits and folders as people have them, each in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import h5py
 import pytest
-from helpers import Program, untrained_run
+from helpers import untrained_run
 from PIL import Image
 
 TINY = ("prepare", "digits-cdcb", "--limit", "5", "-o", "d.h5")
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+def start(folder, *words, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **more.pop("env", {})}
     command = [sys.executable, "-m", "iiae_cli", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, env=environment, **more)
@@ -33,7 +30,7 @@ def start(folder: Path, *words: str, **more: Any) -> subprocess.CompletedProcess
         {"PYTHONIOENCODING": "ascii:strict"},
     ],
 )
-def test_any_name_survives_any_locale(tmp_path: Path, env: dict[str, str]) -> None:
+def test_any_name_survives_any_locale(tmp_path, env):
     names = [b"plain.png", "é→.png".encode(), b"caf\xe9.png"]
     (tmp_path / "in").mkdir()
     for name in names:
@@ -52,12 +49,12 @@ def test_any_name_survives_any_locale(tmp_path: Path, env: dict[str, str]) -> No
     assert "in/é→.png" in {result["query"] for result in found["results"]}
 
 
-def test_closed_streams_end_no_work(tmp_path: Path) -> None:
+def test_closed_streams_end_no_work(tmp_path):
     done = start(tmp_path, *TINY, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])
     assert done.returncode == 0 and (tmp_path / "d.h5").exists()
 
 
-def test_a_reader_that_has_ended_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_has_ended_is_no_error(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "iiae_cli", *TINY]
@@ -69,7 +66,7 @@ def test_a_reader_that_has_ended_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [1000, 9000, 40_000])
-def test_a_limit_on_file_sizes_is_a_users_error(tmp_path: Path, limit: int) -> None:
+def test_a_limit_on_file_sizes_is_a_users_error(tmp_path, limit):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     done = start(
         tmp_path,
@@ -81,14 +78,14 @@ def test_a_limit_on_file_sizes_is_a_users_error(tmp_path: Path, limit: int) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
+def test_a_deleted_working_folder_is_named(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     done = start(gone, *TINY, preexec_fn=gone.rmdir)
     assert done.returncode == 2 and b"the working folder no longer exists" in done.stderr
 
 
-def test_a_file_of_another_kind_is_not_to_be_replaced(iiae: Program) -> None:
+def test_a_file_of_another_kind_is_not_to_be_replaced(iiae):
     Path("mine.h5").write_text("notes")
     with h5py.File("other.h5", "w") as file:
         file["x"] = [1, 2]
@@ -101,7 +98,7 @@ def test_a_file_of_another_kind_is_not_to_be_replaced(iiae: Program) -> None:
     assert f"no/d.h5 was looked for in {Path.cwd()}" in hint
 
 
-def test_iiae_threads_limits_every_command(tmp_path: Path) -> None:
+def test_iiae_threads_limits_every_command(tmp_path):
     env = {"IIAE_THREADS": "1", "OMP_NUM_THREADS": "2"}
     done = start(tmp_path, "doctor", "--json", env=env)
     assert json.loads(done.stdout)["devices"]["cpu"] == "1 threads"

@@ -1,7 +1,5 @@
 """What a person sees of work under way, on a terminal and in a log file."""
 
-from __future__ import annotations
-
 import io
 import sys
 
@@ -13,35 +11,33 @@ from iiae_cli.common import console
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 class Clock:
     """Time that a test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 100.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(console.time, "monotonic", clock)
     return clock
 
 
 @pytest.fixture(autouse=True)
-def normal_verbosity() -> None:
+def normal_verbosity():
     console.set_verbosity(0)
 
 
-def test_a_log_gets_plain_lines_every_few_seconds(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_gets_plain_lines_every_few_seconds(clock, capsys):
     with console.progress("training", 100, items=(32, "pairs")) as work:
         work.facts["loss"] = "12.5"
         for step in range(1, 21):
@@ -54,9 +50,7 @@ def test_a_log_gets_plain_lines_every_few_seconds(
     assert "\x1b" not in err
 
 
-def test_after_a_minute_a_log_gets_a_line_a_minute(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_after_a_minute_a_log_gets_a_line_a_minute(clock, capsys):
     with console.progress("training", 1000) as work:
         for step in range(1, 301):
             clock.now += 1.0
@@ -64,14 +58,12 @@ def test_after_a_minute_a_log_gets_a_line_a_minute(
     assert len(capsys.readouterr().err.splitlines()) == 11 + 4
 
 
-def test_a_table_shows_three_digits_and_no_exponents(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_shows_three_digits_and_no_exponents(capsys):
     console.print_table(["a"], [[0.00666667], [0.9967], [123456.7], [12.5]], header=False)
     assert capsys.readouterr().out.split() == ["0.00667", "0.997", "123457", "12.5"]
 
 
-def test_work_within_work_shows_no_progress_of_its_own(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_work_within_work_shows_no_progress_of_its_own(clock, capsys):
     with console.progress("training", 2) as whole:
         with console.progress("validation", 3, "rows") as part:
             clock.now += 6
@@ -80,7 +72,7 @@ def test_work_within_work_shows_no_progress_of_its_own(
     assert capsys.readouterr().err.startswith("1/2 steps")
 
 
-def test_quiet_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_no_progress(clock, capsys):
     console.set_verbosity(-1)
     with console.progress("training", 100) as work:
         clock.now += 60.0
@@ -89,7 +81,7 @@ def test_quiet_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
-def test_the_pace_of_resumed_work_leaves_out_what_was_done_before(clock: Clock) -> None:
+def test_the_pace_of_resumed_work_leaves_out_what_was_done_before(clock):
     work = console.Progress(1000, "steps")
     work.start_at(500)
     assert work.pace() == "0 steps/s, ? left"
@@ -98,9 +90,7 @@ def test_the_pace_of_resumed_work_leaves_out_what_was_done_before(clock: Clock) 
     assert work.pace() == "10 steps/s, 0:00:40 left"
 
 
-def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_terminal_gets_a_live_bar_with_the_facts_below_it(monkeypatch):
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")

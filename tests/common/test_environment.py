@@ -1,9 +1,6 @@
 """The cores that a process may use."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 
@@ -21,9 +18,7 @@ from iiae_cli.common.environment import cores
         ({"cpu.max": "no number"}, 8),
     ],
 )
-def test_cores_follow_affinity_and_the_quotas_of_cgroups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quotas: dict[str, str], expected: int
-) -> None:
+def test_cores_follow_affinity_and_the_quotas_of_cgroups(tmp_path, monkeypatch, quotas, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, text in quotas.items():
         path = tmp_path / name

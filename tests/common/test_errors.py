@@ -1,11 +1,8 @@
 """Signals set a flag, and nothing else happens until the work asks for it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 from helpers import refusal
@@ -16,18 +13,18 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def handlers():
     before = {number: signal.getsignal(number) for number in NUMBERS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def send(number: signal.Signals) -> None:
+def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_the_flag_remembers_the_signal_until_the_work_asks() -> None:
+def test_the_flag_remembers_the_signal_until_the_work_asks():
     with stop_on_signals() as stop:
         stop.check()
         send(signal.SIGTERM)
@@ -36,7 +33,7 @@ def test_the_flag_remembers_the_signal_until_the_work_asks() -> None:
     assert caught.value.exit_code == 75
 
 
-def test_handlers_come_back_unless_the_process_is_on_its_way_out() -> None:
+def test_handlers_come_back_unless_the_process_is_on_its_way_out():
     before = [signal.getsignal(number) for number in NUMBERS]
     with stop_on_signals():
         assert signal.getsignal(signal.SIGTERM) is not before[1]
@@ -46,14 +43,14 @@ def test_handlers_come_back_unless_the_process_is_on_its_way_out() -> None:
     send(signal.SIGTERM)  # would end this process
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_ends_at_once():
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         send(signal.SIGINT)
         assert stop.exit_code == 130
         send(signal.SIGINT)
 
 
-def test_another_signal_may_announce_preemption() -> None:
+def test_another_signal_may_announce_preemption():
     with stop_on_signals("usr1") as stop:
         send(signal.SIGUSR1)
         assert stop.exit_code == 75
@@ -61,7 +58,7 @@ def test_another_signal_may_announce_preemption() -> None:
     assert "USR2" in refusal(signal_of, "KILL").hint
 
 
-def test_a_deadline_stops_and_a_signal_goes_before_it() -> None:
+def test_a_deadline_stops_and_a_signal_goes_before_it():
     assert Stop(time.monotonic() + 60).exit_code is None
     stop = Stop(time.monotonic())
     assert stop.exit_code == 75

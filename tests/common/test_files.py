@@ -1,15 +1,11 @@
 """Files that exist are whole, and what cannot be read or written is a user's error."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
 import os
 import resource
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -31,15 +27,15 @@ from iiae_cli.common.files import (
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     return tmp_path / "out.bin"
 
 
-def listing(path: Path) -> list[str]:
+def listing(path):
     return sorted(item.name for item in path.parent.iterdir())
 
 
-def raising(context: AbstractContextManager[object], error: BaseException) -> None:
+def raising(context, error):
     with context:
         raise error
 
@@ -48,7 +44,7 @@ def raising(context: AbstractContextManager[object], error: BaseException) -> No
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
-def test_a_file_appears_whole_when_the_block_ends(path: Path, old: bytes | None) -> None:
+def test_a_file_appears_whole_when_the_block_ends(path, old):
     if old is not None:
         path.write_bytes(old)
     with writing(path) as temporary:
@@ -58,16 +54,14 @@ def test_a_file_appears_whole_when_the_block_ends(path: Path, old: bytes | None)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_on_failure_the_old_content_survives_and_the_temporary_goes(
-    path: Path, error: type[BaseException]
-) -> None:
+def test_on_failure_the_old_content_survives_and_the_temporary_goes(path, error):
     path.write_bytes(b"old")
     with pytest.raises(error):
         raising(writing(path), error())
     assert path.read_bytes() == b"old" and listing(path) == ["out.bin"]
 
 
-def test_folders_are_made_and_the_umask_holds(tmp_path: Path) -> None:
+def test_folders_are_made_and_the_umask_holds(tmp_path):
     path, folder = tmp_path / "a" / "b" / "out.bin", tmp_path / "work"
     folder.mkdir()
     previous = os.umask(0o027)
@@ -82,8 +76,8 @@ def test_folders_are_made_and_the_umask_holds(tmp_path: Path) -> None:
 
 
 def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_wait(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    path, monkeypatch
+):
     synced: list[bool] = []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.exists()))
     for sync, expected in ((False, []), (True, [False, True])):  # the file, then its folder
@@ -93,7 +87,7 @@ def test_content_reaches_the_disk_before_the_name_unless_that_is_not_worth_the_w
         assert synced == expected
 
 
-def test_a_line_is_added_whole_or_not_at_all(path: Path) -> None:
+def test_a_line_is_added_whole_or_not_at_all(path):
     append_line(path, "one")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))  # as a disk that is nearly full
@@ -105,7 +99,7 @@ def test_a_line_is_added_whole_or_not_at_all(path: Path) -> None:
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(path: Path) -> None:
+def test_what_killed_processes_left_is_removed_and_nothing_else(path):
     for name in (".out.bin.x1y2.tmp", "out.bin", ".hidden", "notes.tmp"):
         (path.parent / name).touch()
     remove_temporaries(path.parent)
@@ -131,7 +125,7 @@ H5PY = (
         (OSError(errno.EIO, "broken"), "cannot write"),
     ],
 )
-def test_a_refusal_to_write_is_a_users_error(path: Path, error: Exception, said: str) -> None:
+def test_a_refusal_to_write_is_a_users_error(path, error, said):
     path.write_bytes(b"old")
     refused = refusal(raising, writing(path), error)
     assert refused.message.startswith(f"{said} {path}") and refused.__cause__ is error
@@ -140,18 +134,18 @@ def test_a_refusal_to_write_is_a_users_error(path: Path, error: Exception, said:
 
 
 @pytest.mark.parametrize("error", [OSError("bug"), RuntimeError("bug")])
-def test_any_other_error_keeps_its_kind(path: Path, error: Exception) -> None:
+def test_any_other_error_keeps_its_kind(path, error):
     with pytest.raises(type(error)):
         raising(write_errors(path), error)
 
 
 @pytest.mark.parametrize("name", ["folder", "pipe", "file/out.bin", "n" * 300])
-def test_an_impossible_path_is_a_users_error(tmp_path: Path, name: str) -> None:
+def test_an_impossible_path_is_a_users_error(tmp_path, name):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
 
-    def write() -> None:
+    def write():
         with writing(tmp_path / name) as temporary:
             temporary.write_bytes(b"new")
 
@@ -164,9 +158,7 @@ def test_an_impossible_path_is_a_users_error(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "make", [lambda path: None, Path.mkdir, os.mkfifo], ids=["missing", "folder", "pipe"]
 )
-def test_what_is_no_file_is_refused_before_anybody_waits_for_it(
-    path: Path, make: Callable[[Path], None]
-) -> None:
+def test_what_is_no_file_is_refused_before_anybody_waits_for_it(path, make):
     make(path)
     refused = pytest.raises(IiaeError, match=r"out.bin (does not exist|is not a file)")
     with refused, reading(path, "make it"):
@@ -174,13 +166,13 @@ def test_what_is_no_file_is_refused_before_anybody_waits_for_it(
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyError(3), OSError(errno.EINVAL, "no")])
-def test_whatever_a_reader_raises_is_a_damaged_file(path: Path, error: Exception) -> None:
+def test_whatever_a_reader_raises_is_a_damaged_file(path, error):
     path.touch()
     refused = refusal(raising, reading(path, "make it again"), error)
     assert refused.message.startswith(f"{path} is damaged: ") and refused.hint == "make it again"
 
 
-def test_the_checksum_runs_over_files_in_order(tmp_path: Path) -> None:
+def test_the_checksum_runs_over_files_in_order(tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
     first.write_bytes(b"a" * 2_000_000)
     second.write_bytes(b"bc")
@@ -201,9 +193,7 @@ def test_the_checksum_runs_over_files_in_order(tmp_path: Path) -> None:
         (MemoryError(), "cannot be read: Cannot allocate memory"),
     ],
 )
-def test_what_the_system_refuses_is_not_called_damaged(
-    path: Path, error: Exception, said: str
-) -> None:
+def test_what_the_system_refuses_is_not_called_damaged(path, error, said):
     path.touch()
     refused = refusal(raising, reading(path, "replace it"), error)
     assert said in refused.message and refused.hint != "replace it"
@@ -212,9 +202,9 @@ def test_what_the_system_refuses_is_not_called_damaged(
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_folder_without_locks_is_worked_in_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
-    def no_locks(handle: int, operation: int) -> None:
+    tmp_path, monkeypatch, capsys, number
+):
+    def no_locks(handle, operation):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
@@ -228,12 +218,12 @@ def test_a_folder_without_locks_is_worked_in_with_one_warning(
     ("given", "advice"),
     [("iiae.data/1", "make"), ("iiae.data/3", "newer"), ("none", "name"), ("iiae.part/1", "merge")],
 )
-def test_only_a_file_of_an_older_schema_is_to_be_made_again(given: str, advice: str) -> None:
+def test_only_a_file_of_an_older_schema_is_to_be_made_again(given, advice):
     error = refusal(check_kind, Path("d.h5"), given, "iiae.data/2", "make it again")
     assert f"has schema {given}, expected iiae.data/2" in error.message and advice in error.hint
 
 
-def test_a_missing_path_says_which_folder_was_searched(tmp_path: Path) -> None:
+def test_a_missing_path_says_which_folder_was_searched(tmp_path):
     error = missing(tmp_path / "a" / "b.h5", "make it")
     assert error.hint == f"a/b.h5 was looked for in {tmp_path}; make it"
     (tmp_path / "link").symlink_to("gone")
@@ -241,7 +231,7 @@ def test_a_missing_path_says_which_folder_was_searched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO])
-def test_the_systems_refusals_are_users_errors_wherever_they_come_from(number: int) -> None:
+def test_the_systems_refusals_are_users_errors_wherever_they_come_from(number):
     error = refusal_of_system(OSError(number, "no", "somewhere"))
     assert error is not None and "somewhere" in error.message
     assert refusal_of_system(FileNotFoundError(errno.ENOENT, "a bug", "somewhere")) is None

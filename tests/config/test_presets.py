@@ -1,9 +1,5 @@
 """Where values come from, who wins, and what is refused."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import yaml
 from helpers import refusal
@@ -12,7 +8,6 @@ from iiae_cli.common.environment import data_file, preset_names
 from iiae_cli.config import Config
 from iiae_cli.config.presets import (
     Layer,
-    Resolved,
     environment_layer,
     flatten,
     key_help,
@@ -25,14 +20,14 @@ from iiae_cli.config.presets import (
 STEPS = Layer("test", {"training.steps": 10})
 
 
-def with_set(*assignments: str) -> Resolved:
+def with_set(*assignments):
     return resolve([*preset_layers("digits-cdcb"), set_layer(assignments)])
 
 
 # ---- precedence and sources
 
 
-def test_every_key_has_a_value_a_source_and_one_line_of_help() -> None:
+def test_every_key_has_a_value_a_source_and_one_line_of_help():
     resolved = resolve([*preset_layers("digits-edge"), set_layer(["objective.lambda=7"])])
     rows = {key: (value, source) for key, value, source in resolved.rows()}
     assert list(rows) == list(key_help())
@@ -43,7 +38,7 @@ def test_every_key_has_a_value_a_source_and_one_line_of_help() -> None:
     assert rows["training.log_every"] == (50, "default")
 
 
-def test_of_steps_and_epochs_the_later_choice_counts() -> None:
+def test_of_steps_and_epochs_the_later_choice_counts():
     steps, epochs = Layer("a", {"training.steps": 9}), Layer("b", {"training.epochs": 3})
     for layers in ([steps, epochs], [epochs, steps]):
         training = resolve(layers).config.training
@@ -69,13 +64,13 @@ def test_of_steps_and_epochs_the_later_choice_counts() -> None:
         ("zzzzqqq", None),
     ],
 )
-def test_an_unknown_key_is_refused_with_its_source_and_near_match(key: str, near: str) -> None:
+def test_an_unknown_key_is_refused_with_its_source_and_near_match(key, near):
     message = refusal(with_set, f"{key}=3").message
     assert message.startswith(f"unknown key '{key}' in --set")
     assert (", did you mean '" in message) == (near is not None) and (near or "") in message
 
 
-def test_all_errors_are_reported_at_once() -> None:
+def test_all_errors_are_reported_at_once():
     layers = [
         *preset_layers("digits-cdcb"),
         Layer("file", {"optimzer.lr": 1, "objective.lambda": -1, "model.widths": [1]}),
@@ -94,7 +89,7 @@ def test_all_errors_are_reported_at_once() -> None:
         assert part in message
 
 
-def test_values_of_set_are_typed_as_yaml() -> None:
+def test_values_of_set_are_typed_as_yaml():
     config = with_set(
         "optimizer.lr=1e-3",
         "training.steps=10_000",
@@ -109,9 +104,7 @@ def test_values_of_set_are_typed_as_yaml() -> None:
     assert "has no '='" in refusal(set_layer, ["training.seed"]).message
 
 
-def test_the_environment_is_read_by_long_and_short_names(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_environment_is_read_by_long_and_short_names(monkeypatch, capsys):
     layer = environment_layer(
         {
             "IIAE_SEED": "3",
@@ -139,14 +132,14 @@ def test_the_environment_is_read_by_long_and_short_names(
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_resolves_names_its_set_and_survives_yaml(name: str) -> None:
+def test_every_preset_resolves_names_its_set_and_survives_yaml(name):
     config = resolve(preset_layers(name)).config
     assert config.description and data_file(None, config.data.set).suffix == ".h5"
     assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
     assert resolve([Layer("file", flatten(load_yaml(config.to_yaml(), "")))]).config == config
 
 
-def test_the_papers_values_stand_in_its_presets() -> None:
+def test_the_papers_values_stand_in_its_presets():
     """SPEC's table of hyper-parameters: λ, w, τ, and the epoch from which weights may be kept."""
     table = {
         "mnist-cdcb": (5, 1000, 25000, 6),
@@ -173,7 +166,7 @@ def test_the_papers_values_stand_in_its_presets() -> None:
     assert (mnist.selection.rule, mnist.selection.validate_on) == ("paper", "train")
 
 
-def test_a_preset_extends_others_by_name_and_by_file(tmp_path: Path) -> None:
+def test_a_preset_extends_others_by_name_and_by_file(tmp_path):
     parent, child = tmp_path / "a.yaml", tmp_path / "top" / "b.yml"
     parent.write_text("extends: digits-edge\ntraining: {batch_size: 16, log_every: 3}\n")
     child.parent.mkdir()
@@ -186,7 +179,7 @@ def test_a_preset_extends_others_by_name_and_by_file(tmp_path: Path) -> None:
     assert sources["objective.lambda"] == "preset digits-cdcb"
 
 
-def test_presets_that_extend_themselves_or_are_missing_are_refused(tmp_path: Path) -> None:
+def test_presets_that_extend_themselves_or_are_missing_are_refused(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {other}.yaml\n")
     message = refusal(preset_layers, str(tmp_path / "a.yaml")).message
@@ -206,7 +199,7 @@ def test_presets_that_extend_themselves_or_are_missing_are_refused(tmp_path: Pat
         (b"extends: [a, b]\n", "is not a name"),
     ],
 )
-def test_a_bad_preset_file_is_refused_by_name(tmp_path: Path, text: bytes, said: str) -> None:
+def test_a_bad_preset_file_is_refused_by_name(tmp_path, text, said):
     path = tmp_path / "bad.yaml"
     path.write_bytes(text)
     message = refusal(preset_layers, str(path)).message
@@ -220,5 +213,5 @@ def test_a_bad_preset_file_is_refused_by_name(tmp_path: Path, text: bytes, said:
         *("a: &a {b: *a}", "&a [*a]"),
     ],
 )
-def test_what_is_no_plain_value_is_refused(text: str) -> None:
+def test_what_is_no_plain_value_is_refused(text):
     assert refusal(load_yaml, text, "x.yaml").message.startswith("x.yaml is not valid YAML: ")

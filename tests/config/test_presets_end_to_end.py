@@ -1,14 +1,11 @@
 """Every preset of the paper goes all the way, narrow, on a tiny set in its source's own layout."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, make_quick, write_features
-from helpers import Program
 from PIL import Image
 from test_cdcb import idx_source
 from test_published import file_of, im_of, save_v5
@@ -22,7 +19,7 @@ EASE = (
 )
 
 
-def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
+def side_by_side(folder, counts, height):
     for split, count in counts.items():
         (folder / split).mkdir(parents=True)
         for number in range(1, count + 1):
@@ -30,7 +27,7 @@ def side_by_side(folder: Path, counts: dict[str, int], height: int) -> None:
             small.resize((2 * height, height)).save(folder / split / f"{number}.jpg")
 
 
-def source_of(preset: str, folder: Path) -> tuple[object, ...]:
+def source_of(preset, folder):
     """Make a preset's source; what `prepare` is told beside."""
     folder.mkdir()
     if preset == "mnist-cdcb":
@@ -53,9 +50,7 @@ def source_of(preset: str, folder: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("preset", ["mnist-cdcb", "facades", "maps", "cars", "sketchy"])
-def test_a_preset_of_the_paper_goes_all_the_way(
-    iiae: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
-) -> None:
+def test_a_preset_of_the_paper_goes_all_the_way(iiae, tmp_path, monkeypatch, preset):
     make_quick(monkeypatch)
     more = source_of(preset, tmp_path / "source")
     assert iiae("prepare", preset, tmp_path / "source", *more).code == 0
@@ -86,9 +81,7 @@ def test_a_preset_of_the_paper_goes_all_the_way(
     )
 
 
-def test_the_features_preset_ends_above_the_centred_baseline_and_says_how(
-    iiae: Program, tmp_path: Path
-) -> None:
+def test_the_features_preset_ends_above_the_centred_baseline_and_says_how(iiae, tmp_path):
     write_features(tmp_path / "mine.npz", 3)
     assert iiae("prepare", "classes", "mine.npz").code == 0
     trained = iiae("train", "--preset", "features", "--steps", 100, "--json")

@@ -1,12 +1,9 @@
 """Blocks of a job: kept through kills, owned by one process, divided and joined."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import strategies as st
 
 from iiae_cli.common.errors import IiaeError, Interrupted
 from iiae_cli.data.blocks import (
-    Arrays,
     Part,
     block_store,
     discard,
@@ -29,25 +25,25 @@ from iiae_cli.data.blocks import (
 JOB = {"seed": 1}
 
 
-def block(number: int) -> Arrays:
+def block(number):
     texts = np.array([f"é {number}", "b\udcff"][: number % 3], np.str_)
     return {"rows": np.arange(number * 6).reshape(-1, 2, 3), "reasons": texts}
 
 
-def assert_block(arrays: Arrays, number: int) -> None:
+def assert_block(arrays, number):
     assert set(arrays) == {"rows", "reasons"}
     for name, wanted in block(number).items():
         np.testing.assert_array_equal(arrays[name], wanted)
 
 
-def interrupted(output: Path, numbers: range, job: dict[str, Any] = JOB) -> None:
+def interrupted(output, numbers, job=JOB):
     with pytest.raises(Interrupted), block_store(output, job) as store:
         for number in numbers:
             store.append(number, block(number))
         raise Interrupted(75, "")
 
 
-def write_parts(folder: Path, count: int, total: int, job: dict[str, Any] = JOB) -> list[Path]:
+def write_parts(folder, count, total, job=JOB):
     paths = []
     for index in range(count):
         part, path = Part(index, count), folder / f"p-{index}-of-{count}.h5"
@@ -59,7 +55,7 @@ def write_parts(folder: Path, count: int, total: int, job: dict[str, Any] = JOB)
     return paths
 
 
-def test_a_resumed_job_makes_what_is_missing(tmp_path: Path) -> None:
+def test_a_resumed_job_makes_what_is_missing(tmp_path):
     output = tmp_path / "z.h5"
     interrupted(output, range(3))
     with block_store(output, JOB, resume=True) as store:
@@ -71,7 +67,7 @@ def test_a_resumed_job_makes_what_is_missing(tmp_path: Path) -> None:
     assert not partial_of(output).exists()
 
 
-def test_a_block_that_a_dying_machine_damaged_is_made_again(tmp_path: Path) -> None:
+def test_a_block_that_a_dying_machine_damaged_is_made_again(tmp_path):
     output = tmp_path / "z.h5"
     interrupted(output, range(3))
     path = partial_of(output) / "1.npz"
@@ -87,9 +83,7 @@ def test_a_block_that_a_dying_machine_damaged_is_made_again(tmp_path: Path) -> N
         assert store.missing(range(3)) == [1]
 
 
-def test_work_that_is_there_asks_for_resume_or_overwrite(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_work_that_is_there_asks_for_resume_or_overwrite(tmp_path, capsys):
     output = tmp_path / "z.h5"
     interrupted(output, range(2))
     with pytest.raises(IiaeError, match="holds interrupted work"), block_store(output, JOB):
@@ -106,7 +100,7 @@ def test_work_that_is_there_asks_for_resume_or_overwrite(
     assert "was begun with another schema: starting afresh" in capsys.readouterr().err
 
 
-def test_what_is_not_the_stores_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_not_the_stores_is_left_alone(tmp_path):
     output = tmp_path / "z.h5"
     partial_of(output).mkdir()
     (partial_of(output) / "thesis.txt").write_text("mine")
@@ -119,9 +113,7 @@ def test_what_is_not_the_stores_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("instead", [None, "folder", "file"])
-def test_a_folder_that_somebody_takes_away_is_a_users_error(
-    tmp_path: Path, instead: str | None
-) -> None:
+def test_a_folder_that_somebody_takes_away_is_a_users_error(tmp_path, instead):
     output = tmp_path / "z.h5"
     with pytest.raises(IiaeError), block_store(output, JOB) as store:
         store.append(0, block(0))
@@ -132,7 +124,7 @@ def test_a_folder_that_somebody_takes_away_is_a_users_error(
         store.read(0)
 
 
-def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path: Path) -> None:
+def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path):
     output = tmp_path / "z.h5"
     for cause in (None, OSError()):
         with pytest.raises(IiaeError), block_store(output, JOB) as store:
@@ -143,7 +135,7 @@ def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path: Pat
     assert not partial_of(output).exists()
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(tmp_path):
     output = tmp_path / "z.h5"
     code = (
         "import sys, time; from pathlib import Path\n"
@@ -164,14 +156,14 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 200))
-def test_parts_cover_all_blocks_once_and_evenly(count: int, total: int) -> None:
+def test_parts_cover_all_blocks_once_and_evenly(count, total):
     runs = [Part(index, count).of(total) for index in range(count)]
     assert [number for run in runs for number in run] == list(range(total))
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
 
 
 @pytest.mark.parametrize("total", [0, 2, 7])
-def test_parts_in_any_order_hold_every_block_in_order(tmp_path: Path, total: int) -> None:
+def test_parts_in_any_order_hold_every_block_in_order(tmp_path, total):
     paths = write_parts(tmp_path, 3, total)
     parts = in_order([part_of(path) for path in paths[::-1]], "iiae encode …")
     assert [part.about["index"] for part in parts] == [0, 1, 2] and parts[0].job == JOB
@@ -181,14 +173,14 @@ def test_parts_in_any_order_hold_every_block_in_order(tmp_path: Path, total: int
         assert_block(arrays, number)
 
 
-def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
     own = write_parts(folders[0], 3, 7)
     fewer, foreign = write_parts(folders[1], 2, 7), write_parts(folders[2], 3, 7, {"seed": 9})
 
-    def why(*paths: Path) -> tuple[str, str]:
+    def why(*paths):
         error = refusal(lambda: in_order([part_of(path) for path in paths], "iiae encode …"))
         return error.message, error.hint
 

@@ -1,7 +1,5 @@
 """A run from Python: every form of pictures, galleries in memory and on disk, types of a script."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -25,25 +23,23 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(tmp_path_factory):
     return iiae.load(untrained_run(tmp_path_factory.mktemp("api") / "run"), device="cpu")
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
+def files(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for path, pixels in zip(paths, pictures(4), strict=True):
         Image.fromarray(pixels).save(path)
     return paths
 
 
-def pictures(rows: int, seed: int = 0) -> np.ndarray:
+def pictures(rows, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (rows, 32, 32, 3), np.uint8)
 
 
-def test_paths_images_arrays_and_tensors_have_the_same_latents(
-    model: Model, files: list[Path], tmp_path: Path
-) -> None:
+def test_paths_images_arrays_and_tensors_have_the_same_latents(model, files, tmp_path):
     rows = pictures(4)
     tensor = torch.from_numpy(rows).permute(0, 3, 1, 2)
     forms = [files, str(tmp_path), [Image.open(path) for path in files], rows, list(rows), tensor]
@@ -59,14 +55,14 @@ def test_paths_images_arrays_and_tensors_have_the_same_latents(
         )
 
 
-def test_grey_and_larger_pictures_are_read_as_files_are(model: Model, tmp_path: Path) -> None:
+def test_grey_and_larger_pictures_are_read_as_files_are(model, tmp_path):
     grey = pictures(1)[0, ..., 0].repeat(2, 0).repeat(2, 1)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     by_file, by_array = (model.encode(given, "y") for given in (tmp_path / "grey.png", grey))
     np.testing.assert_array_equal(by_file.shared, by_array.shared)
 
 
-def test_a_model_of_features_takes_one_row_or_several() -> None:
+def test_a_model_of_features_takes_one_row_or_several():
     info = DataInfo("f", (7,), (5,), {}, {})
     loaded = LoadedModel(small_model("features"), Config(), info, None, "f" * 16, {})
     model, rows = Model(loaded, Path("none")), np.random.default_rng(0).normal(size=(4, 7))
@@ -87,11 +83,11 @@ def test_a_model_of_features_takes_one_row_or_several() -> None:
         (["a.png", np.zeros((32, 32, 3), np.uint8)], "mixed"),
     ],
 )
-def test_what_is_no_picture_is_refused(model: Model, wrong: object, named: str) -> None:
+def test_what_is_no_picture_is_refused(model, wrong, named):
     assert named in refusal(model.encode, wrong, "x").message
 
 
-def test_what_cannot_be_read_is_named(model: Model, files: list[Path]) -> None:
+def test_what_cannot_be_read_is_named(model, files):
     files[1].write_bytes(b"broken")
     z = model.encode(files, "x")
     assert len(z.ids) == len(z.shared) == 3 and z.skipped[0].startswith(str(files[1]))
@@ -99,8 +95,8 @@ def test_what_cannot_be_read_is_named(model: Model, files: list[Path]) -> None:
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_gallery_in_memory_in_a_file_and_of_the_run_has_the_same_neighbours(
-    model: Model, tmp_path: Path, metric: str
-) -> None:
+    model, tmp_path, metric
+):
     gallery, queries = model.encode(pictures(30), "y"), model.encode(pictures(5, seed=1), "x")
     distances = np.linalg.norm(queries.shared[:, None] - gallery.shared[None], axis=2)
     gallery.save(tmp_path / "z.h5")
@@ -116,13 +112,13 @@ def test_a_gallery_in_memory_in_a_file_and_of_the_run_has_the_same_neighbours(
         np.testing.assert_array_equal(results[0].rows, np.argsort(distances, axis=1)[:, :7])
 
 
-def test_latents_of_other_weights_are_refused(model: Model, tmp_path: Path) -> None:
+def test_latents_of_other_weights_are_refused(model, tmp_path):
     gallery = model.encode(pictures(3), "y")
     gallery.fingerprint = "0" * 16
     assert "0000" in refusal(model.retrieve, pictures(1), gallery).message
 
 
-def test_translations_take_samples_or_references(model: Model) -> None:
+def test_translations_take_samples_or_references(model):
     drawn = model.translate(pictures(3), "x", samples=2, seed=1)
     assert drawn.outputs.shape == (3, 2, 32, 32, 3) and drawn.styles == ["sample 1", "sample 2"]
     by_reference = model.translate(pictures(3), "x", reference=pictures(2, seed=5))
@@ -135,7 +131,7 @@ def test_translations_take_samples_or_references(model: Model) -> None:
 
 
 @pytest.mark.skipif(find_spec("mypy") is None, reason="mypy is not installed")
-def test_a_users_script_passes_mypy(tmp_path: Path) -> None:
+def test_a_users_script_passes_mypy(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     # Under the repository's own configuration, which is strict too, what its checks read is cached.
     command = [sys.executable, "-m", "mypy", str(tmp_path / "script.py")]
@@ -158,9 +154,7 @@ pictures: NDArray[np.uint8] = model.translate("a.png", source="x", reference="b.
 """
 
 
-def test_the_notebook_runs_in_a_folder_with_nothing_but_a_run(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_notebook_runs_in_a_folder_with_nothing_but_a_run(tmp_path, model, monkeypatch):
     model.encode(pictures(9, seed=3), "y").save(model.folder / "gallery.h5")
     shutil.copytree(model.folder, tmp_path / "runs" / "latest")
     monkeypatch.chdir(tmp_path)

@@ -1,17 +1,14 @@
 """The report: what its page holds, that hostile names stay text, and how a real browser sees it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMALL, Program, Trained
+from helpers import SMALL
 
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.report.sections import cell
@@ -28,7 +25,7 @@ FAST = ("--lpips", "none", "--samples", 1, "--probe-rows", 60)
 class Checked(HTMLParser):
     """A page's tags, checked for balance as they come, and its text."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
@@ -36,31 +33,31 @@ class Checked(HTMLParser):
         self.feed(text)
         assert self.open == []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> closes another"
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if self.open[-1:] != ["style"]:
             self.texts.append(data)
 
-    def all(self, tag: str) -> list[dict[str, str]]:
+    def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
 
-    def values(self, *names: str) -> list[str]:
+    def values(self, *names):
         """Values of these attributes, of all tags."""
         return [tag[name] for _, tag in self.tags for name in names if name in tag]
 
     @property
-    def text(self) -> str:
+    def text(self):
         return "\n".join(self.texts)
 
 
-def check_page(text: str) -> Checked:
+def check_page(text):
     """Checks what holds of every report: accessible, and nothing comes from outside."""
     page = Checked(text)
     ids = page.values("id")
@@ -79,7 +76,7 @@ def check_page(text: str) -> Checked:
     return page
 
 
-def report(iiae: Program, tmp_path: Path, run: Path, *more: object) -> tuple[dict, Checked]:
+def report(iiae, tmp_path, run, *more):
     """Evaluates a run; returns the JSON and the checked page."""
     done = iiae("evaluate", "--run", run, *more, "--report", tmp_path / "out", "--json")
     assert done.code == 0, done.err
@@ -87,7 +84,7 @@ def report(iiae: Program, tmp_path: Path, run: Path, *more: object) -> tuple[dic
 
 
 @pytest.fixture(scope="module")
-def hostile(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(trained, tmp_path_factory):
     """The trained run's data with names and classes that nobody should believe."""
     path = tmp_path_factory.mktemp("hostile") / "digits.h5"
     split = DataFile(trained.data).split("test")
@@ -98,7 +95,7 @@ def hostile(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def feature_run(iiae: Program, tmp_path: Path, test_classes: list[str]) -> Path:
+def feature_run(iiae, tmp_path, test_classes):
     """Trains on features of classes, 6 rows of each in either domain."""
     draw, splits = np.random.default_rng(5), {}
     for name, classes in {"train": list("abcdef"), "test": test_classes}.items():
@@ -116,7 +113,7 @@ def feature_run(iiae: Program, tmp_path: Path, test_classes: list[str]) -> Path:
 # ---- the whole page
 
 
-def test_the_page_of_a_picture_run(trained: Trained, iiae: Program, tmp_path: Path) -> None:
+def test_the_page_of_a_picture_run(trained, iiae, tmp_path):
     figures, page = report(iiae, tmp_path, trained.run, *FAST)
     assert figures["report"] == str(tmp_path / "out/index.html")
     # Every task is measured where none is named.
@@ -132,9 +129,7 @@ def test_the_page_of_a_picture_run(trained: Trained, iiae: Program, tmp_path: Pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
 
 
-def test_hostile_names_are_text_only(
-    trained: Trained, hostile: Path, iiae: Program, tmp_path: Path
-) -> None:
+def test_hostile_names_are_text_only(trained, hostile, iiae, tmp_path):
     run = tmp_path / "run <b>&amp;"
     shutil.copytree(trained.run, run)
     info = json.loads((run / "run.json").read_text())
@@ -150,7 +145,7 @@ def test_hostile_names_are_text_only(
     assert "\x07" not in text and "\ufffd" in page.text
 
 
-def test_the_page_of_classes(iiae: Program, tmp_path: Path) -> None:
+def test_the_page_of_classes(iiae, tmp_path):
     run = feature_run(iiae, tmp_path, ["cat", SCRIPT, HOSTILE])
     figures, page = report(iiae, tmp_path, run)
     assert cell(figures["zero_shot"]["x_to_y"]["map@all"]) in page.texts
@@ -160,9 +155,7 @@ def test_the_page_of_classes(iiae: Program, tmp_path: Path) -> None:
     assert all(source.startswith("data:image/svg") for source in page.values("src"))
 
 
-def test_without_exclusive_latents_and_without_records(
-    trained: Trained, iiae: Program, tmp_path: Path
-) -> None:
+def test_without_exclusive_latents_and_without_records(trained, iiae, tmp_path):
     arguments = ("train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run")
     assert iiae(*arguments, *SMALL, "--steps", 2, "--set", "objective.kind=ii").code == 0
     (tmp_path / "run/metrics.jsonl").unlink()
@@ -172,7 +165,7 @@ def test_without_exclusive_latents_and_without_records(
     assert "Analogies within x" not in page.texts
 
 
-def test_an_existing_folder_is_refused(trained: Trained, iiae: Program, tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused(trained, iiae, tmp_path):
     (tmp_path / "out").mkdir()
     arguments = ("evaluate", "--run", trained.run, "--task", "retrieval", "--report", "out")
     assert "exists" in iiae(*arguments).error()[0]
@@ -187,7 +180,7 @@ browser = pytest.mark.skipif(
 )
 
 
-def browse(profile: Path, page: Path, *options: str) -> tuple[str, list[str]]:
+def browse(profile, page, *options):
     """Returns stdout and the console's lines of a headless browser without a network."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += [f"--user-data-dir={profile}", "--allow-file-access-from-files"]
@@ -198,9 +191,7 @@ def browse(profile: Path, page: Path, *options: str) -> tuple[str, list[str]]:
 
 
 @browser
-def test_a_browser_shows_it_without_errors(
-    trained: Trained, hostile: Path, iiae: Program, tmp_path: Path
-) -> None:
+def test_a_browser_shows_it_without_errors(trained, hostile, iiae, tmp_path):
     report(iiae, tmp_path, trained.run, "--data", hostile, *FAST)
     page = tmp_path / "out/index.html"
     text, console = browse(tmp_path / "profile", page, "--dump-dom")

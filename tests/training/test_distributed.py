@@ -2,19 +2,16 @@
 lost ranks.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import StopAt, refusal
-from moments import TINY, Server
+from moments import TINY
 from torch import Tensor
 
 from iiae_cli import builders
@@ -23,7 +20,6 @@ from iiae_cli.common.errors import Interrupted, Stop
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.extensions.augmentation import Augmentation
-from iiae_cli.model.iiae import Posteriors
 from iiae_cli.training import distributed
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Share, World, find_world
@@ -43,11 +39,11 @@ CONTRAST = ["objective.contrastive=100", "objective.independence=10", "augment.g
 CONTRAST += ["augment.photometric=0.5", "model.dropout=0.3"]
 
 
-def options(assignments: list[str]) -> list[str]:
+def options(assignments):
     return [word for text in assignments for word in ("--set", text)]
 
 
-def losses(run: Path) -> dict[int, dict[str, float]]:
+def losses(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         line["step"]: {key: line[key] for key in line if key not in ("kind", "pairs_per_s")}
@@ -56,7 +52,7 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float]]:
+def one_process(data_file, assignments):
     """The same training in one process that passes each rank's rows through the networks by
     themselves.
     """
@@ -98,7 +94,7 @@ def one_process(data_file: Path, assignments: list[str]) -> list[dict[str, float
     return logged
 
 
-def joined(parts: list[Posteriors]) -> dict[int, Tensor]:
+def joined(parts):
     """All parts' rows of a name for each part's rows of that name."""
     named: dict[int, Tensor] = {}
     for kind in ("shared", "exclusive"):
@@ -112,8 +108,8 @@ def joined(parts: list[Posteriors]) -> dict[int, Tensor]:
 # InfoNCE's sums are in single precision.
 @pytest.mark.parametrize(("more", "tolerance"), [([], 1e-9), (CONTRAST, 1e-6)])
 def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
-    nursery: Server, more: list[str], tolerance: float
-) -> None:
+    nursery, more, tolerance
+):
     run = f"two-{len(more)}"
     done = nursery.train(run, *options(PLAIN + more), "--steps", STEPS, ranks=2)
     assert done["codes"] == [0, 0], done["errs"]
@@ -124,7 +120,7 @@ def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
     assert json.loads((nursery.folder / run / "run.json").read_text())["ranks"] == 2
 
 
-def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery: Server) -> None:
+def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery):
     every = (*options(PLAIN), "--steps", STEPS)
     assert nursery.train("steady", *every, ranks=2)["codes"] == [0, 0]
     # Stopped in the middle of a checkpoint's interval, by a signal to a rank that writes nothing.
@@ -137,7 +133,7 @@ def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery: S
     assert nursery.train("alone", *every, "--resume")["code"] == 0
 
 
-def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery: Server) -> None:
+def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery):
     dead = nursery.train("dead", "--steps", 9, ranks=2, rank=1, at=5, act="kill")
     assert dead["codes"] == [2, 137]
     assert "error: another rank has ended" in dead["err"] and "Traceback" not in dead["err"]
@@ -149,7 +145,7 @@ def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery: Server) -> No
 
 
 @pytest.mark.exhaustive
-def test_torchrun_starts_and_stops_it(nursery: Server, tmp_path: Path) -> None:
+def test_torchrun_starts_and_stops_it(nursery, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "iiae_cli", "train", "--preset", "digits-cdcb"]
     launcher += ["--data", str(nursery.folder / "d.h5"), "--run-dir", "run", *TINY]
@@ -164,7 +160,7 @@ def test_torchrun_starts_and_stops_it(nursery: Server, tmp_path: Path) -> None:
     assert list((tmp_path / "run/checkpoints").iterdir())
 
 
-def test_torchruns_variables_make_a_world() -> None:
+def test_torchruns_variables_make_a_world():
     assert find_world(TORCHRUN) == World(1, 4, 1, "a:1")
     assert find_world({}) == find_world({**TORCHRUN, "WORLD_SIZE": "1"}) == World()
     assert "MASTER_ADDR" in refusal(find_world, {"WORLD_SIZE": "2", "RANK": "0"}).message
@@ -172,7 +168,7 @@ def test_torchruns_variables_make_a_world() -> None:
     assert "a:70000" in refusal(find_world, {**TORCHRUN, "MASTER_PORT": "70000"}).message
 
 
-def test_sruns_variables_make_a_world_only_where_a_meeting_point_is_named() -> None:
+def test_sruns_variables_make_a_world_only_where_a_meeting_point_is_named():
     assert find_world(SRUN) == World()
     named = {**SRUN, "MASTER_ADDR": "node7", "SLURM_JOB_ID": "1234567"}
     assert find_world(named) == World(3, 4, 1, "node7:34567")
@@ -184,7 +180,7 @@ def test_sruns_variables_make_a_world_only_where_a_meeting_point_is_named() -> N
     assert "SLURM_LOCALID" in refusal(find_world, named).message
 
 
-def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     world, cuda = World(3, 4, 1), torch.device("cuda")
@@ -199,7 +195,7 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.device(cuda) == torch.device("cuda", 0)
 
 
-def test_slices_cover_the_batch_and_too_small_a_batch_is_refused() -> None:
+def test_slices_cover_the_batch_and_too_small_a_batch_is_refused():
     shares = [Share(World(rank, 3), 8) for rank in range(3)]
     assert [share.rows for share in shares] == [slice(0, 3), slice(3, 5), slice(5, 8)]
     assert sum(share.weight for share in shares) == pytest.approx(1.0)
@@ -207,7 +203,7 @@ def test_slices_cover_the_batch_and_too_small_a_batch_is_refused() -> None:
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> str:
+def address(monkeypatch):
     """A free meeting point on this machine, where ranks say at every look what they miss."""
     monkeypatch.setattr(distributed, "FIRST_WORD", 0.0)
     monkeypatch.setattr(distributed, "NEXT_WORD", 0.0)
@@ -216,7 +212,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def wait_alone(rank: int, address: str, code: int = 75) -> int:
+def wait_alone(rank, address, code=75):
     """Wait for two other ranks, until a signal comes; the exit code."""
     with (
         pytest.raises(Interrupted) as caught,
@@ -231,15 +227,13 @@ def wait_alone(rank: int, address: str, code: int = 75) -> int:
     ("rank", "missing", "code"), [(0, "rank 1, rank 2", 75), (2, "rank 0", 130)]
 )
 def test_a_lone_rank_says_what_it_waits_for_until_a_signal_ends_it(
-    rank: int, missing: str, code: int, address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    rank, missing, code, address, capsys
+):
     assert wait_alone(rank, address, code) == code
     assert f"rank {rank} of 3 at {address} waits for {missing} (" in capsys.readouterr().err
 
 
-def test_a_rank_that_came_and_left_is_waited_for_again(
-    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rank_that_came_and_left_is_waited_for_again(address, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     store = torch.distributed.TCPStore("127.0.0.1", int(address[10:]), is_master=True)
     for rank in (1, 0):
@@ -248,10 +242,8 @@ def test_a_rank_that_came_and_left_is_waited_for_again(
     del store
 
 
-def test_the_wait_has_an_end_and_a_port_that_is_taken_is_named(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def meet() -> None:
+def test_the_wait_has_an_end_and_a_port_that_is_taken_is_named(address, monkeypatch):
+    def meet():
         with World(0, 2, 0, address).joined(CPU, Stop()):
             raise AssertionError("nobody is there")
 

@@ -2,13 +2,11 @@
 in training.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import Program, Trained, stopping_at
+from helpers import stopping_at
 from safetensors.torch import load_file
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_score
@@ -33,15 +31,13 @@ ADDED = "erase_shared."
 __all__ = ["class_data"]  # a fixture
 
 
-def factor_r2(latents: np.ndarray, values: np.ndarray) -> float:
+def factor_r2(latents, values):
     """Five-fold R² of ridge regression from standardised latents."""
     probe = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7)))
     return float(cross_val_score(probe, latents, values.astype(float), scoring="r2").mean())
 
 
-def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
-    iiae: Program, trained: Trained
-) -> None:
+def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(iiae, trained):
     assert train(iiae, trained, "plain").code == 0
     assert train(iiae, trained, "whole", *ERASE).code == 0
 
@@ -56,7 +52,7 @@ def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(
     assert erased["erase_shared.x.left"].shape[1] > 0
 
 
-def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained: Trained) -> None:
+def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained):
     """After 150 steps, when some of the colour is still above the noise."""
     loaded = load_model(RunDir(trained.run))
     file = DataFile(trained.data)
@@ -82,17 +78,13 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
     assert erased[1] > 0.8 * plain[1] and erased[2] > plain[2] - 0.02 > 0.3
 
 
-def test_without_exclusive_latents_only_the_channel_is_fitted(
-    iiae: Program, trained: Trained
-) -> None:
+def test_without_exclusive_latents_only_the_channel_is_fitted(iiae, trained):
     assert train(iiae, trained, "ii", *ERASE, "--set", "objective.kind=ii", steps=8).code == 0
     assert load_file("ii/model.safetensors")["erase_shared.x.left"].shape[1] > 0
     assert iiae("evaluate", "--run", "ii", "--data", trained.data).code == 0
 
 
-def test_a_second_training_on_all_rows_is_fitted_on_all_rows(
-    iiae: Program, class_data: Path
-) -> None:
+def test_a_second_training_on_all_rows_is_fitted_on_all_rows(iiae, class_data):
     assert train_classes(iiae, class_data, "run", *ERASE).code == 0
     loaded = load_model(RunDir(Path("run")))
     assert loaded.details["refit"]

@@ -4,8 +4,6 @@ The few moments that are tried by default are spread over a run; `pytest -m exha
 one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -14,7 +12,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -39,10 +36,10 @@ class Trials:
     whole: Path
     moments: int
 
-    def train(self, run: Path, *more: str, **job: Any) -> dict[str, Any]:
+    def train(self, run, *more, **job):
         return self.nursery.train(str(run), "--steps", STEPS, *more, **job)
 
-    def finish(self, run: Path) -> None:
+    def finish(self, run):
         """Resume a run to its end, and find the same files there."""
         resumed = self.train(run, "--resume")
         assert resumed["code"] == 0, (run, resumed["err"])
@@ -50,7 +47,7 @@ class Trials:
 
 
 @pytest.fixture(scope="module")
-def trials(nursery: Server) -> Trials:
+def trials(nursery):
     trials = Trials(nursery, nursery.folder, nursery.folder / "whole", 0)
     done = trials.train(trials.whole)
     assert done["code"] == 0, done["err"]
@@ -58,7 +55,7 @@ def trials(nursery: Server) -> Trials:
     return trials
 
 
-def metrics_of(run: Path) -> list[list[tuple[str, Any]]]:
+def metrics_of(run):
     """Every line's keys and values but for wall-clock fields; a line that is not JSON is an
     error.
     """
@@ -66,7 +63,7 @@ def metrics_of(run: Path) -> list[list[tuple[str, Any]]]:
     return [[(key, value) for key, value in line.items() if key != "pairs_per_s"] for line in lines]
 
 
-def outputs(run: Path) -> list[str]:
+def outputs(run):
     """Every file but TensorBoard's, and but the older checkpoint: a stop leaves one where
     it came.
     """
@@ -75,13 +72,13 @@ def outputs(run: Path) -> list[str]:
     return sorted(str(path.relative_to(run)) for path in paths)
 
 
-def tensors_of(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def tensors_of(path):
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         return file.metadata(), {name: file.get_tensor(name) for name in names}
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
+def assert_equal_runs(one, other):
     """Every output equal, value for value, and nothing left over."""
     names = outputs(one)
     assert names == outputs(other)
@@ -101,7 +98,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert RunDir(other).read_info()["state"] == "finished"
 
 
-def assert_whole(run: Path) -> None:
+def assert_whole(run):
     """Every file that has its name can be read."""
     directory = RunDir(run)
     if directory.exists():
@@ -119,7 +116,7 @@ def assert_whole(run: Path) -> None:
             assert len(file["ids"]) == len(file["shared/mean"])
 
 
-def spread(trials: Trials, count: int, exhaustive: bool) -> list[int]:
+def spread(trials, count, exhaustive):
     """Moments from the first to the last, or all of them."""
     last = trials.moments
     if exhaustive:
@@ -128,9 +125,7 @@ def spread(trials: Trials, count: int, exhaustive: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
-def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(
-    trials: Trials, exhaustive: bool
-) -> None:
+def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(trials, exhaustive):
     for moment in spread(trials, 6, exhaustive):
         run = trials.folder / f"killed-{moment}-{exhaustive}"
         assert trials.train(run, at=moment, act="kill")["code"] == 137
@@ -139,9 +134,7 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(
 
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
-def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(
-    trials: Trials, exhaustive: bool
-) -> None:
+def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(trials, exhaustive):
     for index, moment in enumerate(spread(trials, 5, exhaustive)):
         act = ("TERM", "USR2", "INT")[index % 3]
         run = trials.folder / f"stopped-{moment}-{exhaustive}"
@@ -158,9 +151,7 @@ def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(
 @pytest.mark.parametrize(
     ("act", "words"), [("ENOSPC", "no space left"), ("EACCES", "no permission")]
 )
-def test_a_refused_write_is_a_users_error_and_loses_nothing(
-    trials: Trials, act: str, words: str, exhaustive: bool
-) -> None:
+def test_a_refused_write_is_a_users_error_and_loses_nothing(trials, act, words, exhaustive):
     for moment in spread(trials, 4, exhaustive):
         run = trials.folder / f"{act}-{moment}-{exhaustive}"
         refused = trials.train(run, at=moment, act=act)
@@ -173,7 +164,7 @@ def test_a_refused_write_is_a_users_error_and_loses_nothing(
         trials.finish(run)
 
 
-def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials: Trials) -> None:
+def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials):
     run, codes = trials.folder / "often", []
     for act, part in (("kill", 0.3), ("TERM", 0.2), ("kill", 0.25), ("USR2", 0.3)):
         moment = max(1, round(part * trials.moments))
@@ -183,14 +174,14 @@ def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials: T
     trials.finish(run)
 
 
-def test_a_finished_run_says_so_and_is_left_alone(trials: Trials) -> None:
+def test_a_finished_run_says_so_and_is_left_alone(trials):
     before = {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()}
     again = trials.train(trials.whole, "--resume")
     assert again["code"] == 0 and "already finished" in again["err"]
     assert {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()} == before
 
 
-def stat_of(pid: int) -> tuple[bool, float]:
+def stat_of(pid):
     """Whether a process has a handler for SIGTERM (the interpreter has started), and its processor
     seconds.
     """
@@ -205,8 +196,8 @@ EARLY = [pytest.param(seconds, marks=pytest.mark.exhaustive) for seconds in (0.0
 
 @pytest.mark.parametrize("seconds", [None, *EARLY])
 def test_a_signal_ends_the_program_soon_while_it_starts_and_while_it_trains(
-    trials: Trials, tmp_path: Path, seconds: float | None
-) -> None:
+    trials, tmp_path, seconds
+):
     command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
     command += ["--data", str(trials.folder / "d.h5"), "--run", "run", "--steps", "100000"]
     process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE)

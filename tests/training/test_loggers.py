@@ -1,26 +1,22 @@
 """`--log`: figures go to a service, under one id for a run and its continuation."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import Program, Trained, stopping_at
+from helpers import stopping_at
 from test_train import train
 
 from iiae_cli.training import loggers
 from iiae_cli.training.loggers import Service
 
 
-def id_of(run: str, service: str) -> str:
+def id_of(run, service):
     return str(json.loads(Path(run, "run.json").read_text())["log"][service])
 
 
-def test_mlflow_has_the_figures_of_a_run_and_of_its_continuation(
-    iiae: Program, trained: Trained
-) -> None:
+def test_mlflow_has_the_figures_of_a_run_and_of_its_continuation(iiae, trained):
     mlflow = pytest.importorskip("mlflow")
     with stopping_at(7):
         assert train(iiae, trained, "runs/a", "--log", "mlflow").code == 75
@@ -35,9 +31,7 @@ def test_mlflow_has_the_figures_of_a_run_and_of_its_continuation(
     assert client.list_artifacts(known, "samples")
 
 
-def test_wandb_continues_a_run_offline(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_continues_a_run_offline(iiae, trained, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     with stopping_at(7):
@@ -50,8 +44,8 @@ def test_wandb_continues_a_run_offline(
 
 
 def test_a_service_that_is_missing_or_unknown_is_a_users_error_before_training(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    iiae, trained, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wandb", None)
     message, hint = train(iiae, trained, "run", "--log", "wandb").error()
     assert "--log wandb cannot begin" in message and "pip install 'iiae-cli[wandb]'" in hint
@@ -59,10 +53,8 @@ def test_a_service_that_is_missing_or_unknown_is_a_users_error_before_training(
     assert "'wandb' or 'mlflow'" in train(iiae, trained, "other", "--log", "aim").error()[0]
 
 
-def test_a_service_that_fails_ends_no_training(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
+def test_a_service_that_fails_ends_no_training(iiae, trained, monkeypatch):
+    def refuse(*_):
         raise ConnectionError("no route to host")
 
     service = Service(refuse, refuse, refuse, "id")

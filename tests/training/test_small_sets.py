@@ -2,14 +2,11 @@
 stopping, linear paths.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Outcome, Program, stopping_at
+from helpers import stopping_at
 from safetensors.torch import load_file
 from test_train import metrics_of, same_tensors
 
@@ -22,7 +19,7 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     """240 training and 60 test pairs of outlined digits."""
     from helpers import built
 
@@ -39,21 +36,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(
-    iiae: Program, data: Path, run: str, *more: object, preset: str = "pairs-plus", steps: int = 12
-) -> Outcome:
+def train(iiae, data, run, *more, preset="pairs-plus", steps=12):
     named = ("--preset", preset, "--data", data, "--run", run, "--steps", steps)
     return iiae("train", *named, *TINY, *more)
 
 
-def records(run: str, kind: str) -> list[dict[str, Any]]:
+def records(run, kind):
     return [line for line in metrics_of(run) if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("preset", ["pairs-plus", "fashion-edges-plus"])
-def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(
-    iiae: Program, data: Path, preset: str
-) -> None:
+def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(iiae, data, preset):
     options = ("--set", "model.shared=64", "--set", "selection.from_start=true", "--json")
     trained = train(iiae, data, "run", *options, preset=preset)
     assert trained.code == 0, trained.err
@@ -70,9 +63,7 @@ def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(
     assert iiae("translate", data, "--from", "x", "--run", "run", "--grid", "grid.png").code == 0
 
 
-def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(
-    iiae: Program, data: Path
-) -> None:
+def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(iiae, data):
     trained = train(iiae, data, "run", "--set", "objective.kind=infonce", "--json", preset="pairs")
     assert trained.code == 0, trained.err
     assert trained.json["validation"]["guided_l1"] is None and trained.json["warnings"] == []
@@ -98,9 +89,7 @@ AUGMENTED = (
 )
 
 
-def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
-    iiae: Program, data: Path
-) -> None:
+def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(iiae, data):
     more = (*AUGMENTED, "--set", "selection.patience=9")
     assert train(iiae, data, "whole", *more).code == 0
 
@@ -111,7 +100,7 @@ def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(
         assert same_tensors(Path("whole") / name, Path("parts") / name)
 
 
-def test_augmentation_changes_training_and_nothing_else(iiae: Program, data: Path) -> None:
+def test_augmentation_changes_training_and_nothing_else(iiae, data):
     for run, more in (("plain", ()), ("augmented", AUGMENTED)):
         from_start = ("--set", "selection.from_start=true")
         assert train(iiae, data, run, *more, *from_start, steps=4).code == 0
@@ -120,7 +109,7 @@ def test_augmentation_changes_training_and_nothing_else(iiae: Program, data: Pat
     assert plain[1]["guided_l1"] != augmented[1]["guided_l1"]
 
 
-def test_a_time_limit_never_stops_before_the_first_step(iiae: Program, data: Path) -> None:
+def test_a_time_limit_never_stops_before_the_first_step(iiae, data):
     from_start = ("--set", "selection.from_start=true", "--time-limit", "0s")
     stopped = train(iiae, data, "run", *from_start)
     assert stopped.code == 75 and "saved at step 1 " in stopped.err
@@ -128,7 +117,7 @@ def test_a_time_limit_never_stops_before_the_first_step(iiae: Program, data: Pat
     assert stopped.code == 75 and "saved at step 2 " in stopped.err
 
 
-def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> None:
+def test_early_stopping_ends_training_for_good(iiae, data):
     still = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
     stopped = train(iiae, data, "run", *still, "--json", steps=400)
     # Validated at 4, 8 and 12, never better than at 4.
@@ -142,7 +131,7 @@ def test_early_stopping_ends_training_for_good(iiae: Program, data: Path) -> Non
     assert refit.code == 0 and "training again on all rows" in refit.err, refit.err
 
 
-def test_augmenting_features_is_refused(iiae: Program) -> None:
+def test_augmenting_features_is_refused(iiae):
     from class_sources import write_features
 
     write_features(Path("mine.npz"), 0)

@@ -2,8 +2,6 @@
 and length, the same for a run that is resumed.
 """
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import Program, Trained, refusal
+from helpers import refusal
 
 from iiae_cli.builders import picture_size
 from iiae_cli.config import Config, TrainingSection
@@ -26,7 +24,7 @@ from iiae_cli.training.step import Feed, choose_speed, has_compiler
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def training_data(folder: Path, kind: str) -> TrainingData:
+def training_data(folder, kind):
     rng = np.random.default_rng(0)
     rows: list[Any] = [rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8) for _ in range(2)]
     if kind == "features":
@@ -42,7 +40,7 @@ def training_data(folder: Path, kind: str) -> TrainingData:
 
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("kind", ["pictures", "recurring", "features"])
-def test_every_way_gives_the_rows_of_the_step(tmp_path: Path, kind: str, resident: bool) -> None:
+def test_every_way_gives_the_rows_of_the_step(tmp_path, kind, resident):
     data = training_data(tmp_path, kind)
     order = data.order(4, seed=0)
     size = None if kind == "features" else (24, 24)
@@ -54,11 +52,11 @@ def test_every_way_gives_the_rows_of_the_step(tmp_path: Path, kind: str, residen
                 assert kind == "features" or found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_next_step_is_read_while_the_caller_computes(tmp_path: Path) -> None:
+def test_the_next_step_is_read_while_the_caller_computes(tmp_path):
     data = training_data(tmp_path, "pictures")
     order, read = data.order(4, seed=0), threading.Event()
 
-    def indices(step: int) -> Any:
+    def indices(step):
         assert threading.current_thread() is not threading.main_thread()
         if step == 6:
             read.set()
@@ -72,11 +70,11 @@ def test_the_next_step_is_read_while_the_caller_computes(tmp_path: Path) -> None
 # ---- precision and compilation
 
 
-def config_of(preset: str, *assignments: str) -> Config:
+def config_of(preset, *assignments):
     return resolve([*preset_layers(preset), set_layer(list(assignments))]).config
 
 
-def chosen(config: Config, device: torch.device, before: Config | None = None) -> Any:
+def chosen(config, device, before=None):
     shape = (512,) if config.model.kind == "features" else (32, 32, 3)
     pictures = picture_size(config, DataInfo("some", shape, shape, {}, {}))
     training = choose_speed(config, pictures, device, before).training
@@ -84,19 +82,17 @@ def chosen(config: Config, device: torch.device, before: Config | None = None) -
 
 
 @pytest.fixture
-def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+def amx(monkeypatch):
     monkeypatch.setattr(speed, "multiplies_bf16", lambda: True)
 
 
 @pytest.fixture
-def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+def ampere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(speed, "has_compiler", lambda device: True)
 
 
-def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(
-    amx: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx, monkeypatch):
     assert chosen(config_of("mnist-cdcb-32"), CPU) == ("bf16", False)
     for config in (config_of("digits-cdcb", "data.image_size=28"), config_of("sketchy")):
         assert chosen(config, CPU)[0] == "fp32"
@@ -107,9 +103,7 @@ def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(
     assert not speed.multiplies_bf16()
 
 
-def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
-    ampere: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(ampere, monkeypatch):
     assert chosen(config_of("mnist-cdcb"), GPU) == ("tf32", True)
     assert chosen(config_of("digits-cdcb"), GPU) == ("tf32", False)
     assert chosen(config_of("sketchy"), GPU)[0] == "fp32"
@@ -118,8 +112,8 @@ def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(
 
 
 def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
-    ampere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    ampere, monkeypatch, tmp_path
+):
     monkeypatch.setattr(speed, "has_compiler", has_compiler)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -133,17 +127,13 @@ def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
-def test_what_is_asked_for_counts_before_what_a_resumed_run_began_with(
-    amx: None, ampere: None, device: torch.device
-) -> None:
+def test_what_is_asked_for_counts_before_what_a_resumed_run_began_with(amx, ampere, device):
     asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
     for config, before in ((asked, None), (config_of("mnist-cdcb"), asked)):
         assert chosen(config, device, before) == ("fp32", True)
 
 
-def test_a_run_records_its_choice_and_resumes_with_it(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch, amx: None
-) -> None:
+def test_a_run_records_its_choice_and_resumes_with_it(iiae, trained, monkeypatch, amx):
     monkeypatch.setattr(speed, "BF16_PIXELS", 0)
     call = ["train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run"]
     call += ["--steps", 2, "--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"]

@@ -1,18 +1,15 @@
 """Training on pairs: exact resume, signals, what is kept, what a run refuses."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import Outcome, Program, Trained, stopping_at
+from helpers import stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.common.errors import NEVER
@@ -40,25 +37,23 @@ OTHERWISE = {
 }
 
 
-def train(iiae: Program, trained: Trained, run: str, *more: object, steps: int = 20) -> Outcome:
+def train(iiae, trained, run, *more, steps=20):
     named = ("--preset", "digits-cdcb", "--data", trained.data, "--run", run)
     return iiae("train", *named, "--steps", steps, *TINY, *more)
 
 
-def metrics_of(run: str) -> list[dict[str, Any]]:
+def metrics_of(run):
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "pairs_per_s"} for line in lines]
 
 
-def same_tensors(first: Path, second: Path) -> bool:
+def same_tensors(first, second):
     one, two = load_file(first), load_file(second)
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize(("stop_after", "how"), [(13, "fp32"), (7, "bf16"), (7, "penalty")])
-def test_resumed_training_ends_in_the_same_weights(
-    iiae: Program, trained: Trained, stop_after: int, how: str
-) -> None:
+def test_resumed_training_ends_in_the_same_weights(iiae, trained, stop_after, how):
     assert train(iiae, trained, "whole", *OTHERWISE[how]).code == 0
     with stopping_at(stop_after):
         stopped = train(iiae, trained, "parts", *OTHERWISE[how])
@@ -73,9 +68,7 @@ def test_resumed_training_ends_in_the_same_weights(
     assert len(list(Path("parts/checkpoints").iterdir())) == 2
 
 
-def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(
-    iiae: Program, trained: Trained
-) -> None:
+def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(iiae, trained):
     train(iiae, trained, "run", steps=4)
     before = Path("run/model.safetensors").read_bytes()
     hint = train(iiae, trained, "run", steps=4).error()[1]
@@ -87,7 +80,7 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(
     assert Path("run/model.safetensors").read_bytes() != before
 
 
-def test_a_run_goes_on_with_its_own_data_alone(iiae: Program, trained: Trained) -> None:
+def test_a_run_goes_on_with_its_own_data_alone(iiae, trained):
     shutil.copy(trained.data, "d.h5")
     own = ("train", "--preset", "digits-cdcb", "--run", "run", "--steps", 8, *TINY)
     with stopping_at(3):
@@ -105,7 +98,7 @@ def test_a_run_goes_on_with_its_own_data_alone(iiae: Program, trained: Trained) 
     assert iiae(*own, "--data", "fewer.h5", "--overwrite").code == 0
 
 
-def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained) -> None:
+def test_a_run_resumes_by_its_own_configuration(iiae, trained):
     assert train(iiae, trained, "whole", "--seed", 4).code == 0
     with stopping_at(7):
         train(iiae, trained, "runs/a", "--seed", 4)
@@ -123,7 +116,7 @@ def test_a_run_resumes_by_its_own_configuration(iiae: Program, trained: Trained)
     assert "no run to resume in b" in iiae("train", "--resume", "--run", "b").error()[0]
 
 
-def pairs_file(path: str, change: str = "") -> TrainingData:
+def pairs_file(path, change=""):
     """Six rows in four pairs, one of its parts changed."""
     parts = {"rows": np.arange(96, dtype=np.float32).reshape(6, 16), "labels": np.arange(6)}
     parts |= {"ids": np.arange(6), "pairs": np.array([[0, 1], [1, 1], [2, 3], [5, 5]])}
@@ -138,9 +131,7 @@ def pairs_file(path: str, change: str = "") -> TrainingData:
 
 
 @pytest.mark.parametrize("change", ["rows", "ids", "labels", "pairs", "factors"])
-def test_a_fingerprint_covers_all_that_is_read_but_not_the_file(
-    tmp_path: Path, change: str
-) -> None:
+def test_a_fingerprint_covers_all_that_is_read_but_not_the_file(tmp_path, change):
     first = pairs_file(f"{tmp_path}/a.h5").fingerprint(NEVER)
     assert first["train pairs"] == 4 and first["name"] == "mine"
     assert pairs_file(f"{tmp_path}/b.h5").fingerprint(NEVER) == first
@@ -150,7 +141,7 @@ def test_a_fingerprint_covers_all_that_is_read_but_not_the_file(
     assert {key for key in first if first[key] != other[key]} == expected
 
 
-def test_a_preset_alone_prepares_the_embedded_set_and_links_the_latest_run(iiae: Program) -> None:
+def test_a_preset_alone_prepares_the_embedded_set_and_links_the_latest_run(iiae):
     small = ("train", "--preset", "digits-edge", "--epochs", 2, "--batch-size", 400, *TINY)
     for seed in (3, 4):
         assert iiae(*small, "--seed", seed, "--json").json["steps"] == 2 * (1347 // 400)
@@ -158,7 +149,7 @@ def test_a_preset_alone_prepares_the_embedded_set_and_links_the_latest_run(iiae:
     assert Path("data/digits-edge.h5").exists()
 
 
-def test_frozen_batch_norm_keeps_its_statistics(iiae: Program, trained: Trained) -> None:
+def test_frozen_batch_norm_keeps_its_statistics(iiae, trained):
     means = {}
     for part in (0.0, 0.5, 1.0):
         run = f"frozen-{part}"
@@ -170,9 +161,7 @@ def test_frozen_batch_norm_keeps_its_statistics(iiae: Program, trained: Trained)
     assert not means[1.0].any() and means[0.5].any() and not torch.equal(means[0.5], means[0.0])
 
 
-def test_bf16_autocasts_the_networks_and_compiling_changes_no_weight(
-    iiae: Program, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_autocasts_the_networks_and_compiling_changes_no_weight(iiae, trained, monkeypatch):
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda what, mode: compiled.append(what) or what)
     full, half = ("--precision", "fp32"), ("--precision", "bf16")
@@ -186,7 +175,7 @@ def test_bf16_autocasts_the_networks_and_compiling_changes_no_weight(
     assert all(torch.allclose(other[name].float(), one[name].float(), atol=0.05) for name in one)
 
 
-def test_pictures_of_another_size_and_every_objective_train(iiae: Program) -> None:
+def test_pictures_of_another_size_and_every_objective_train(iiae):
     iiae("prepare", "digits-cdcb", "--image-size", 20, "--limit", 40, "-o", "small.h5")
     base = ("train", "--preset", "digits-cdcb", "--data", "small.h5", "--steps", 2)
     base += ("--batch-size", 4, "--set", "training.samples=1")
@@ -204,7 +193,7 @@ def test_pictures_of_another_size_and_every_objective_train(iiae: Program) -> No
     assert refused.code == 2 and "exclusive" in refused.error()[0]
 
 
-def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> None:
+def test_training_warns_of_a_dead_latent(iiae, trained):
     crushed = ("--set", "objective.reconstruction_weight=0.001", "--set", "optimizer.lr=0.02")
     crushed += ("--set", "objective.annealing_steps=0", "--json")
     outcome = train(iiae, trained, "run", *crushed, steps=60)
@@ -213,20 +202,18 @@ def test_training_warns_of_a_dead_latent(iiae: Program, trained: Trained) -> Non
     assert at_once < last and "larger values of objective.annealing_steps" in outcome.err
 
 
-def test_a_loss_that_is_not_finite_stops_training(iiae: Program, trained: Trained) -> None:
+def test_a_loss_that_is_not_finite_stops_training(iiae, trained):
     outcome = train(iiae, trained, "run", "--set", "optimizer.lr=1e30")
     assert outcome.code == 2
     assert "loss is" in outcome.error()[0] and "optimizer.lr" in outcome.error()[1]
 
 
-def test_too_few_pairs_for_a_batch_leave_no_run(iiae: Program, trained: Trained) -> None:
+def test_too_few_pairs_for_a_batch_leave_no_run(iiae, trained):
     message, hint = train(iiae, trained, "run", "--batch-size", 5000).error()
     assert "5000" in message and "--batch-size" in hint and not Path("run").exists()
 
 
-def test_a_checkpoint_without_a_record_of_its_data_is_refused(
-    iiae: Program, trained: Trained
-) -> None:
+def test_a_checkpoint_without_a_record_of_its_data_is_refused(iiae, trained):
     with stopping_at(3):
         train(iiae, trained, "run", steps=4)
     checkpoints = RunDir(Path("run")).checkpoints

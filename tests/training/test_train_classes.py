@@ -2,8 +2,6 @@
 resume, leaks.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from class_sources import write_features
-from helpers import Outcome, Program, stopping_at
+from helpers import stopping_at
 from safetensors.torch import load_file
 from test_train import metrics_of, same_tensors
 
@@ -29,7 +27,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     """8 training and 4 test classes of 15 rows in each domain."""
     folder = tmp_path_factory.mktemp("classes")
     write_features(folder / "mine.npz", 1)
@@ -50,21 +48,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mine.h5"
 
 
-def train(
-    iiae: Program, data: Path, run: str, *more: object, preset: str = "features", steps: int = 20
-) -> Outcome:
+def train(iiae, data, run, *more, preset="features", steps=20):
     named = ("--preset", preset, "--data", data, "--run", run, "--steps", steps)
     return iiae("train", *named, *SMALL, *more)
 
 
-def training_data(data: Path, **section: object) -> TrainingData:
+def training_data(data, **section):
     return TrainingData(DataFile(data), Config.model_validate({"data": section}))
 
 
 # ---- what is held out
 
 
-def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
+def test_whole_classes_are_held_out_of_both_domains(data):
     held = training_data(data, holdout=0.25)
     assert held.validation is not None and held.validation.x.labels is not None
     away = {*held.validation.x.labels} | {*(held.validation.y.labels or [])}
@@ -81,7 +77,7 @@ def test_whole_classes_are_held_out_of_both_domains(data: Path) -> None:
 # ---- runs
 
 
-def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, data: Path) -> None:
+def test_the_shared_means_are_held_where_training_gains_nothing(iiae, data):
     outcome = train(iiae, data, "run", "--set", "selection.least_gain=9", "--json")
     assert outcome.code == 0 and "the shared means held where they began" in outcome.err
     assert outcome.json["steps"] == 40
@@ -94,18 +90,14 @@ def test_the_shared_means_are_held_where_training_gains_nothing(iiae: Program, d
     np.testing.assert_allclose(weights["standardise.x.mean"], x.mean(axis=0), rtol=1e-4, atol=1e-4)
 
 
-def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(
-    iiae: Program, data: Path
-) -> None:
+def test_with_too_few_classes_to_hold_out_the_means_are_held_at_once(iiae, data):
     outcome = train(iiae, data, "run", "--set", "data.holdout=0", "--json")
     assert outcome.code == 0 and "the shared means held where they began" in outcome.err
     assert load_file("run/model.safetensors")["joint_shared.learned"] == 0.0
     assert [line["step"] for line in metrics_of("run")] == [24, 28, 32, 36, 40]
 
 
-def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
-    iiae: Program, data: Path, tmp_path: Path
-) -> None:
+def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(iiae, data, tmp_path):
     splits = {name: DataFile(data).split(name) for name in ("train", "test")}
     for split in splits.values():
         split.y.rows = split.y.rows[:, :7]
@@ -116,7 +108,7 @@ def test_domains_of_different_width_train_without_a_closed_form_or_a_baseline(
     assert {"x_to_y", "y_to_x", "exclusive"} == set(figures)
 
 
-def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path) -> None:
+def test_a_gain_is_trained_again_on_all_classes(iiae, data):
     outcome = train(iiae, data, "run", "--set", "selection.from_start=false", steps=40)
     assert outcome.code == 0 and "shared means held" not in outcome.err
     lines = metrics_of("run")
@@ -127,9 +119,7 @@ def test_a_gain_is_trained_again_on_all_classes(iiae: Program, data: Path) -> No
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 20, 26])
-def test_resuming_either_training_ends_in_the_same_weights(
-    iiae: Program, data: Path, stop_after: int
-) -> None:
+def test_resuming_either_training_ends_in_the_same_weights(iiae, data, stop_after):
     """Steps 1 to 20 are the first training's, 21 to 40 the second's."""
     gain = ("--set", "selection.least_gain=9")
     assert train(iiae, data, "whole", *gain).code == 0
@@ -143,7 +133,7 @@ def test_resuming_either_training_ends_in_the_same_weights(
         assert same_tensors(Path("whole") / name, Path("parts") / name)
 
 
-def test_a_collapsed_model_is_warned_of(iiae: Program, data: Path) -> None:
+def test_a_collapsed_model_is_warned_of(iiae, data):
     more = ("--set", "data.holdout=0.3", "--set", "objective.reconstruction_weight=0.001")
     outcome = train(iiae, data, "run", *more, preset="sketchy", steps=5)
     assert "below the training-free baseline on validation: mAP@all" in outcome.err
@@ -153,7 +143,7 @@ def test_a_collapsed_model_is_warned_of(iiae: Program, data: Path) -> None:
 # ---- evaluation
 
 
-def test_zero_shot_is_what_rows_paired_by_class_are_measured_by(iiae: Program, data: Path) -> None:
+def test_zero_shot_is_what_rows_paired_by_class_are_measured_by(iiae, data):
     train(iiae, data, "run")
     outcome = iiae("evaluate", "--run", "run", "--json")
     assert outcome.code == 0
@@ -170,7 +160,7 @@ def test_zero_shot_is_what_rows_paired_by_class_are_measured_by(iiae: Program, d
     assert gate.code == 2 and "below 1.01" in gate.error()[0]
 
 
-def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae: Program, data: Path) -> None:
+def test_seen_classes_are_said_and_a_leaking_backbone_is_refused(iiae, data):
     train(iiae, data, "run")
     refused = iiae("evaluate", "--run", "run", "--split", "train")
     assert refused.code == 2

@@ -1,12 +1,7 @@
 """Which weights are kept, when training ends early, and what a person is warned of."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
-from helpers import Trained
 
 from iiae_cli.builders import build_model
 from iiae_cli.config import SelectionSection
@@ -17,30 +12,28 @@ from iiae_cli.runs import LoadedModel
 from iiae_cli.training.validation import Progress, Validation, validate
 
 
-def validation(
-    x: float, y: float, hits: tuple[int, int] = (0, 0), kl: tuple[float, float] = (9, 9)
-) -> Validation:
+def validation(x, y, hits=(0, 0), kl=(9, 9)):
     return Validation((x, y), kl, {"pairs": 100}, hits, (0.1, 0.1))
 
 
-def kept(memory: Progress, selection: SelectionSection, scores: list[float]) -> list[bool]:
+def kept(memory, selection, scores):
     return [memory.accepts(validation(score, score), 1.0, selection) for score in scores]
 
 
-def test_selection_by_recall_keeps_the_best_and_the_later_of_equals() -> None:
+def test_selection_by_recall_keeps_the_best_and_the_later_of_equals():
     expected = [True, True, False, True, False]
     scores = [0.5, 0.8, 0.7, 0.8, 0.75]
     assert kept(Progress(), SelectionSection(rule="recall"), scores) == expected
 
 
-def test_the_weights_before_the_first_step_stay_unless_training_gains_enough() -> None:
+def test_the_weights_before_the_first_step_stay_unless_training_gains_enough():
     memory, selection = Progress(), SelectionSection(rule="recall", least_gain=0.1)
     assert memory.accepts(validation(0.40, 0.40), 0.0, selection)
     expected = [False, False, True, False, True]
     assert kept(memory, selection, [0.43, 0.4399, 0.45, 0.44, 0.46]) == expected
 
 
-def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() -> None:
+def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs():
     memory, paper = Progress(), SelectionSection(rule="paper", first_epoch=6)
     assert not memory.accepts(validation(1.0, 1.0), 5.9, paper)
     assert not memory.accepts(validation(1.0, 1.0, hits=(0, 2)), 6.0, paper)
@@ -48,11 +41,11 @@ def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs() 
     assert not memory.accepts(validation(0.5, 0.4), 7.0, paper)
 
 
-def test_selection_last_keeps_everything() -> None:
+def test_selection_last_keeps_everything():
     assert Progress().accepts(None, 0.1, SelectionSection(rule="last", first_epoch=99))
 
 
-def test_patience_counts_validations_since_the_score_last_rose() -> None:
+def test_patience_counts_validations_since_the_score_last_rose():
     memory, stale = Progress(), []
     for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
         kept(memory, SelectionSection(rule="recall", patience=2), [score])
@@ -60,7 +53,7 @@ def test_patience_counts_validations_since_the_score_last_rose() -> None:
     assert stale == [0, 0, 1, 0, 1, 2]
 
 
-def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
+def test_warnings_name_a_dying_latent_and_recall_below_the_baseline():
     assert validation(0.9, 0.9).warnings((0.5, 0.5), "") == []
     (dying,) = validation(0.9, 0.9, kl=(9.0, 2.9)).warnings((0.5, 0.5), "Try this")
     assert "exclusive latent of y" in dying and "2.9" in dying and dying.endswith("Try this")
@@ -69,7 +62,7 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline() -> None:
     assert validation(0.99, 0.99).warnings((1.0, 1.0), "") == []  # one miss in a hundred is noise
 
 
-def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
+def test_by_class_any_map_below_the_baseline_is_warned_of():
     by_class = Validation((0.40, 0.39), None, {"classes": 4, "rows": (10, 10)})
     (below,) = by_class.warnings((0.3, 0.395), "")
     assert "y→x" in below and "mAP@all 0.390" in below and "--preset features" in below
@@ -77,11 +70,11 @@ def test_by_class_any_map_below_the_baseline_is_warned_of() -> None:
 
 
 @pytest.fixture(scope="module")
-def data(trained: Trained) -> Path:
+def data(trained):
     return trained.data
 
 
-def test_the_metric_is_the_one_that_wins_on_validation(data: Path) -> None:
+def test_the_metric_is_the_one_that_wins_on_validation(data):
     file = DataFile(data)
     config = resolve([*preset_layers("pairs"), set_layer(["evaluation.metric=auto"])]).config
     torch.manual_seed(0)
