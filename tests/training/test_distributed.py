@@ -151,7 +151,6 @@ def test_torchrun_starts_and_stops_it(nursery, tmp_path):
     launcher += ["--data", str(nursery.folder / "d.h5"), "--run-dir", "run", *TINY]
     command = [*launcher, "--resume", "--steps", "100000"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 4:"):
             process.terminate()

@@ -57,7 +57,6 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
     loaded = load_model(RunDir(trained.run))
     file = DataFile(trained.data)
     test, data = file.split("test"), TrainingData(file, loaded.config)
-    assert data.train.pairs is not None
     colours = file.split("train").factors["x_color"][data.train.pairs[:, 0]]
     channel = ErasureSection(shared="channel")
     network = build_model(loaded.config.model_copy(update={"erasure": channel}), loaded.info)

@@ -201,7 +201,6 @@ def test_a_signal_ends_the_program_soon_while_it_starts_and_while_it_trains(
     command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
     command += ["--data", str(trials.folder / "d.h5"), "--run", "run", "--steps", "100000"]
     process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE)
-    assert process.stderr is not None
     if seconds is None:
         assert any(line.startswith(b"step 4:") for line in process.stderr)
     else:

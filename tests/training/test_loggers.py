@@ -48,7 +48,7 @@ def test_a_service_that_is_missing_or_unknown_is_a_users_error_before_training(
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
     message, hint = train(iiae, trained, "run", "--log", "wandb").error()
-    assert "--log wandb cannot begin" in message and "pip install 'iiae-cli[wandb]'" in hint
+    assert "--log wandb cannot start" in message and "pip install 'iiae-cli[wandb]'" in hint
     assert train(iiae, trained, "run", "--resume").code == 0  # nothing else asks for it
     assert "'wandb' or 'mlflow'" in train(iiae, trained, "other", "--log", "aim").error()[0]
 

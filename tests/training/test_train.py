@@ -218,7 +218,6 @@ def test_a_checkpoint_without_a_record_of_its_data_is_refused(iiae, trained):
         train(iiae, trained, "run", steps=4)
     checkpoints = RunDir(Path("run")).checkpoints
     saved = checkpoints.latest()
-    assert saved is not None
     checkpoints.save(replace(saved, data={}))
     resumed = train(iiae, trained, "run", "--resume", steps=4)
     assert resumed.code == 2 and "other data than run was begun with" in resumed.error()[0]
