@@ -88,7 +88,7 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
     }
     if "" not in splits and options.unseen_classes is not None:
         raise IiaeError(
-            f"{source} is divided into {', '.join(splits)} already", "leave --unseen-classes out"
+            f"{source} is already divided into {', '.join(splits)}", "leave --unseen-classes out"
         )
     if "" in splits and options.unseen_classes is None:
         raise IiaeError(
