@@ -117,8 +117,8 @@ def _global(
 ) -> None:
     """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).
 
-    Two domains, x and y, hold pairs. A shared latent learns what both hold, an exclusive latent of
-    each what only it holds. Results go to stdout, everything else to stderr.
+    Two domains, x and y, hold pairs. A shared latent learns what both hold, an exclusive latent
+    per domain what only that domain holds. Results go to stdout, everything else to stderr.
 
     \b
     Start here:

@@ -32,7 +32,7 @@ SIZES = {"features": None, "32x32": (32, 32), "256x256": (256, 256)}
 def command(as_json: shared.Json = False) -> None:
     """Show versions, extras, devices, cores, number formats, folders and locks.
 
-    Exit code 2 if a package that is needed cannot be imported, or no run can be written.
+    Exits with 2 if a required package cannot be imported, or no run can be written.
 
     \b
     Examples:

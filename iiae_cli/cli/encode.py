@@ -41,13 +41,13 @@ def command(
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
     batch_size: Annotated[
-        int | None, shared.of_running("Rows at once [by their shape].", min=1)
+        int | None, shared.of_running("Rows per batch [by their size].", min=1)
     ] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
     backbone_weights: shared.BackboneWeights = None,
     shard: shared.Shard = None,
-    merge: Annotated[bool, shared.of_running("Join what shards wrote.", "--merge")] = False,
+    merge: Annotated[bool, shared.of_running("Join shards into one cache.", "--merge")] = False,
     resume: shared.Resume = False,
 ) -> None:
     """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.

@@ -35,7 +35,7 @@ of_probes = partial(option, panel="Disentanglement")
 
 def command(
     run: shared.Run = None,
-    data: Annotated[Path | None, option("Data file [the one that the run was trained on].")] = None,
+    data: Annotated[Path | None, option("Data file [the run's own].")] = None,
     split: Annotated[SplitName, option("Split to measure on.")] = "test",
     task: Annotated[
         Task | None,
@@ -43,33 +43,33 @@ def command(
     ] = None,
     metric: Annotated[MetricName | None, option("Distance between latents [the preset's].")] = None,
     paper: Annotated[
-        bool, option("Show the paper's rows of this data set beside.", "--paper")
+        bool, option("Show the paper's rows for this data set, too.", "--paper")
     ] = False,
     fail_under: Annotated[
         list[str] | None,
-        option("Exit 2 if a figure is worse (an error: above); repeatable.", metavar="KEY=VALUE"),
+        option("Exit 2 if a figure is below (errors: above); repeatable.", metavar="KEY=VALUE"),
     ] = None,
     fail_over: Annotated[
-        list[str] | None, option("Exit 2 if any figure is above; repeatable.", metavar="KEY=VALUE")
+        list[str] | None, option("Exit 2 if a figure is above; repeatable.", metavar="KEY=VALUE")
     ] = None,
     allow_leak: Annotated[
         bool, option("Measure test classes that the backbone has seen.", "--allow-leak")
     ] = False,
     samples: Annotated[int, of_translation("Sampled outputs per input.", min=0)] = 3,
     lpips: Annotated[
-        Literal["alex", "vgg", "both", "none"], of_translation("LPIPS by these.")
+        Literal["alex", "vgg", "both", "none"], of_translation("Networks for LPIPS.")
     ] = "both",
     lpips_weights: Annotated[
         list[Path] | None,
         of_translation("AlexNet's or VGG16's weights [torch's cache]; repeatable."),
     ] = None,
     download: Annotated[
-        bool, of_translation("Fetch LPIPS weights: alex 233 MB, vgg 528 MB.", "--download")
+        bool, of_translation("Download LPIPS weights: alex 233 MB, vgg 528 MB.", "--download")
     ] = False,
     judge: Annotated[
-        bool, of_translation("Let trained networks read class and factors.", "--judge")
+        bool, of_translation("Train networks that read class and factors.", "--judge")
     ] = False,
-    probe_rows: Annotated[int, of_probes("Rows that probes see at most.", min=20)] = 3000,
+    probe_rows: Annotated[int, of_probes("Most rows for the probes.", min=20)] = 3000,
     shared_factor: Annotated[
         list[str] | None, of_probes("A factor of both domains; repeatable.", metavar="NAME")
     ] = None,
@@ -79,8 +79,8 @@ def command(
     ] = None,
     overwrite: shared.Overwrite = False,
     as_json: shared.Json = False,
-    seed: Annotated[int, shared.of_running("Of samples and probes.", min=0)] = 0,
-    batch_size: Annotated[int, shared.of_running("Rows at once.", min=1)] = 256,
+    seed: Annotated[int, shared.of_running("Seed of samples and probes.", min=0)] = 0,
+    batch_size: Annotated[int, shared.of_running("Rows per batch.", min=1)] = 256,
     device: shared.Device = "auto",
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.

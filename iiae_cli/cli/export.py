@@ -27,7 +27,7 @@ def command(
         option("Graphs beside the weights: ONNX, torch.export's .pt2, or none.", "--format"),
     ] = "safetensors",
     figures: Annotated[
-        Path | None, shared.of_output("For the model card: what iiae evaluate --json printed.")
+        Path | None, shared.of_output("Output of iiae evaluate --json, for the model card.")
     ] = None,
     license_id: Annotated[
         str, shared.of_output("The model card's license.", "--license", metavar="ID")

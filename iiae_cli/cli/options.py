@@ -76,25 +76,25 @@ def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any
 of_input, of_output, of_running = (partial(option, panel=name) for name in GROUPS)
 
 Json = Annotated[bool, of_output("Print one JSON object on stdout.", "--json")]
-Overwrite = Annotated[bool, of_output("Replace what exists.", "--overwrite")]
+Overwrite = Annotated[bool, of_output("Replace existing outputs.", "--overwrite")]
 Run = Annotated[
     Path | None,
     option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=complete_runs),
 ]
-Split = Annotated[SplitName, of_input("Split, where an input is a prepared .h5.", "--split")]
+Split = Annotated[SplitName, of_input("Split of a prepared .h5.", "--split")]
 Nul = Annotated[bool, of_input("Paths on standard input are NUL-separated.", "-0")]
 Device = Annotated[str, of_running("auto, cpu, cuda, cuda:N or mps.", "--device", metavar="NAME")]
 Workers = Annotated[int, of_running("Threads that decode pictures.", "--workers", min=1)]
 Shard = Annotated[
     str | None,
     of_running(
-        "Only part I, from 0, of N; auto: this task of a job array.", "--shard", metavar="I/N|auto"
+        "Make part I of N, from 0; auto: this task of a job array.", "--shard", metavar="I/N|auto"
     ),
 ]
 BackboneWeights = Annotated[
     str | None,
     of_input(
-        "Weights of a feature run's backbone, where they moved.",
+        "Weights of a feature run's backbone, if they moved.",
         "--backbone-weights",
         metavar="FILE|DIR",
         envvar="IIAE_BACKBONE_WEIGHTS",
@@ -102,9 +102,7 @@ BackboneWeights = Annotated[
 ]
 Resume = Annotated[
     bool,
-    of_running(
-        "Continue where the output stands, or start it; nothing where complete.", "--resume"
-    ),
+    of_running("Continue interrupted work, or start; keeps a complete output.", "--resume"),
 ]
 
 

@@ -32,25 +32,27 @@ def command(
     ] = None,
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="SOURCE", help="Folder or file that it comes from."),
+        typer.Argument(metavar="SOURCE", help="Folder or file to read."),
     ] = None,
     source_option: Annotated[
         Path | None, shared.of_input("The same as SOURCE.", "--source")
     ] = None,
     output: Annotated[
-        Path | None, option("File [IIAE_DATA or data, /NAME.h5].", "-o", "--output")
+        Path | None, option("File [NAME.h5 in IIAE_DATA or data].", "-o", "--output")
     ] = None,
     image_size: Annotated[
-        int | None, option("Side of the stored pictures [the set's own].", min=16)
+        int | None, option("Side of stored pictures [the set's own].", min=16)
     ] = None,
-    limit: Annotated[int | None, option("At most so many pairs per split.", min=1)] = None,
-    seed: Annotated[int, option("Of colours and random divisions.", min=0)] = 0,
-    download: Annotated[
-        bool, option("Fetch the source where that is possible.", "--download")
-    ] = False,
+    limit: Annotated[int | None, option("Most pairs per split.", min=1)] = None,
+    seed: Annotated[int, option("Seed of colours and random divisions.", min=0)] = 0,
+    download: Annotated[bool, option("Download the source, if possible.", "--download")] = False,
     pictures: Annotated[Path | None, option("Also write every picture to this folder.")] = None,
-    valid_fraction: Annotated[float, of_pairs("Part for valid, if unsplit.", min=0, max=0.9)] = 0.1,
-    test_fraction: Annotated[float, of_pairs("Part for test, if unsplit.", min=0, max=0.9)] = 0.1,
+    valid_fraction: Annotated[
+        float, of_pairs("Fraction for valid, if unsplit.", min=0, max=0.9)
+    ] = 0.1,
+    test_fraction: Annotated[
+        float, of_pairs("Fraction for test, if unsplit.", min=0, max=0.9)
+    ] = 0.1,
     side_by_side: Annotated[
         bool, of_pairs("Each picture holds x left and y right.", "--side-by-side")
     ] = False,
@@ -62,7 +64,8 @@ def command(
         of_features("sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25]."),
     ] = None,
     unseen_classes: Annotated[
-        str | None, of_features("Test classes: how many by seed, or one a line.", metavar="N|FILE")
+        str | None,
+        of_features("Test classes: a number to draw, or a file, one a line.", metavar="N|FILE"),
     ] = None,
     backbone: Annotated[
         str | None,
@@ -85,14 +88,17 @@ def command(
         ),
     ] = None,
     fine_tune_epochs: Annotated[
-        int | None, of_features("On the training classes [sketchy: 10, classes: 0].", min=0)
+        int | None, of_features("Epochs on the training classes [sketchy: 10, classes: 0].", min=0)
     ] = None,
     invert_sketches: Annotated[
-        bool | None, of_features("White on black [no].", "--invert-sketches/--no-invert-sketches")
+        bool | None,
+        of_features("Turn sketches white on black [no].", "--invert-sketches/--no-invert-sketches"),
     ] = None,
     normalise: Annotated[
         bool | None,
-        of_features("By ImageNet's mean and deviation [yes].", "--normalise/--no-normalise"),
+        of_features(
+            "Normalise by ImageNet's mean and deviation [yes].", "--normalise/--no-normalise"
+        ),
     ] = None,
     save_backbone: Annotated[
         Path | None,
@@ -100,9 +106,9 @@ def command(
     ] = None,
     allow_leak: Annotated[
         bool,
-        of_features("Take a backbone that saw test classes; the file says so.", "--allow-leak"),
+        of_features("Accept a backbone that saw test classes; the file says so.", "--allow-leak"),
     ] = False,
-    batch_size: Annotated[int, of_features("Pictures at once through the backbone.", min=1)] = 64,
+    batch_size: Annotated[int, of_features("Pictures per batch of the backbone.", min=1)] = 64,
     device: shared.Device = "auto",
     shard: shared.Shard = None,
     merge: Annotated[

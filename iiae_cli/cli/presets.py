@@ -13,8 +13,8 @@ from iiae_cli.common.environment import preset_folder, preset_names
 def command(as_json: shared.Json = False) -> None:
     """List what `iiae train` can start from: name, data set, rough time, purpose.
 
-    The data set is what `iiae prepare` writes; `digits-cdcb` and `digits-edge` are embedded, and
-    need no call of it. Times are of two CPU cores, and estimates for an H200 where a GPU is wanted.
+    `iiae prepare` writes the data set; embedded sets are prepared when needed. Times are for two
+    CPU cores, and estimates for an H200 if a GPU is needed.
 
     \b
     Examples:

@@ -35,12 +35,12 @@ def command(
     run: shared.Run = None,
     k: Annotated[int, option("Neighbours per query.", "--k", "-k", min=1)] = 5,
     domain: Annotated[
-        DomainName | None, option("The queries' [the other than the gallery's].")
+        DomainName | None, option("Domain of the queries [not the gallery's].")
     ] = None,
     metric: Annotated[MetricName | None, option("Distance [the preset's].")] = None,
-    latents: Annotated[LatentName, option("Which latents are compared.")] = "shared",
+    latents: Annotated[LatentName, option("Latents to compare.")] = "shared",
     backend: Annotated[
-        BackendName, shared.of_running("Who searches; neighbours are the same [auto: by size].")
+        BackendName, shared.of_running("Search library; the results are the same [auto: by size].")
     ] = "auto",
     montage: Annotated[
         Path | None, shared.of_output("Write a picture of queries and neighbours.")

@@ -33,11 +33,11 @@ def command(
     preset: Annotated[
         str | None, option("The same as PRESET.", autocompletion=lambda incomplete: preset_names())
     ] = None,
-    data: Annotated[Path | None, option("Data file [IIAE_DATA or data, /SET.h5].")] = None,
+    data: Annotated[Path | None, option("Data file [SET.h5 in IIAE_DATA or data].")] = None,
     run: Annotated[
         Path | None,
         option(
-            "Run directory [runs/PRESET-seedN]; torchrun garbles --run.",
+            "Run directory [runs/PRESET-seedN]; --run-dir for torchrun.",
             *("--run", "--run-dir"),
             autocompletion=shared.complete_runs,
         ),
@@ -45,7 +45,7 @@ def command(
     assignments: Annotated[
         list[str] | None,
         option(
-            "Any value, dotted; repeatable.",
+            "Set any value of the configuration; repeatable.",
             "--set",
             metavar="KEY=VALUE",
             autocompletion=shared.complete_keys,
@@ -55,36 +55,37 @@ def command(
     steps: Annotated[int | None, option("Optimiser steps.", min=1)] = None,
     batch_size: Annotated[int | None, option("Pairs per step.", min=2)] = None,
     lr: Annotated[float | None, option("Adam's learning rate.")] = None,
-    seed: Annotated[int | None, option("Of weights, order, noise and dropout.", min=0)] = None,
+    seed: Annotated[int | None, option("Seed of weights, order, noise and dropout.", min=0)] = None,
     resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
     config: Annotated[
         list[Path] | None, shared.of_input("YAML file on top of the preset; repeatable.")
     ] = None,
     overwrite: shared.Overwrite = False,
     print_config: Annotated[
-        bool, shared.of_output("Show every value and its source; stop.", "--print-config")
+        bool, shared.of_output("Show every value and its source, then stop.", "--print-config")
     ] = False,
     as_json: shared.Json = False,
     log: Annotated[
         list[str] | None,
-        shared.of_output("Send figures there too; repeatable.", metavar="wandb|mlflow"),
+        shared.of_output("Log figures there, too; repeatable.", metavar="wandb|mlflow"),
     ] = None,
     device: Annotated[str | None, shared.of_running("auto, cpu, cuda, cuda:N or mps.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
-        shared.of_running("Arithmetic of the networks [auto]."),
+        shared.of_running("Number format of the networks [auto]."),
     ] = None,
     compile_: Annotated[
         bool | None, shared.of_running("Use torch.compile [auto].", "--compile/--no-compile")
     ] = None,
     deterministic: Annotated[
-        bool | None, shared.of_running("GPUs compute alike.", "--deterministic/--no-deterministic")
+        bool | None,
+        shared.of_running("Deterministic GPU algorithms.", "--deterministic/--no-deterministic"),
     ] = None,
     time_limit: Annotated[
         str | None, shared.of_running("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")
     ] = None,
     preempt_signal: Annotated[
-        str, shared.of_running("Save and stop as at TERM (exit 75).", metavar="NAME")
+        str, shared.of_running("Signal on which to save and stop (exit 75).", metavar="NAME")
     ] = PREEMPT_SIGNAL,
 ) -> None:
     """Train a model and leave a run directory. `iiae presets` lists what to start from.

@@ -46,26 +46,28 @@ def command(
     run: shared.Run = None,
     samples: Annotated[
         int | None,
-        option("Outputs per input, exclusive latents sampled [3; none beside guided ones].", min=1),
+        option("Sampled outputs per input [3; none beside guided ones].", min=1),
     ] = None,
     reference: Annotated[
         list[str] | None,
         option("Take this picture's exclusive latent; repeatable.", metavar="PICTURE"),
     ] = None,
     guided: Annotated[
-        bool, option("Take each input's partner's; inputs of a prepared file.", "--guided")
+        bool, option("Take each partner's exclusive latent; for a prepared file.", "--guided")
     ] = False,
     interpolate: Annotated[
         int | None,
         option("N outputs from the first to the second of two references.", min=2, metavar="N"),
     ] = None,
-    seed: Annotated[int, option("Of the samples.", min=0)] = 0,
+    seed: Annotated[int, option("Seed of the samples.", min=0)] = 0,
     output: Annotated[
         Path | None, shared.of_output("Folder for single pictures.", "-o", "--output")
     ] = None,
-    grid: Annotated[Path | None, shared.of_output("Write one labelled picture of all.")] = None,
+    grid: Annotated[
+        Path | None, shared.of_output("Write one labelled picture of all outputs.")
+    ] = None,
     split: shared.Split = "test",
-    limit: Annotated[int | None, shared.of_input("At most so many inputs.", min=1)] = None,
+    limit: Annotated[int | None, shared.of_input("Most inputs to translate.", min=1)] = None,
     workers: shared.Workers = 2,
     device: shared.Device = "auto",
     backbone_weights: shared.BackboneWeights = None,
@@ -76,8 +78,8 @@ def command(
     """Translate pictures to the other domain, or make visual analogies within one.
 
     The shared latent comes from the input; the exclusive one is sampled, or taken from --reference
-    pictures of the output's domain, or from each input's partner. Asked for together, they stand
-    side by side.
+    pictures of the output's domain, or from each input's partner. Several of these stand side by
+    side.
 
     \b
     Examples:

@@ -71,13 +71,13 @@ class ModelSection(Section):
     exclusive: PositiveInt = 8
     """dimensions of each exclusive latent"""
     dropout: BelowOne = 0.5
-    """in the decoder's first two stages"""
+    """dropout rate in the decoder's first two stages"""
     flat_hidden: PositiveInt = 256
     """flat: filters of the fifth convolution and of the linear layer"""
     flat_width: PositiveInt = 512
     """flat: grid channels that the decoder starts from"""
     pooled: bool = False
-    """flat: shared encoders pool over places, so that where content stands cannot matter"""
+    """flat: shared encoders pool over places, so that the place of content cannot matter"""
     feature_width: PositiveInt = 512
     """features: width of the feature extractor"""
     exclusive_hidden: Widths = [512, 256]
@@ -122,7 +122,7 @@ class ObjectiveSection(Section):
     independence: NonNegative = 0.0
     """weight of the distance correlation of exclusive means and the partner's shared mean"""
     recombination: NonNegative = 0.0
-    """weight of the distance between latents and what is read again in pictures decoded of them"""
+    """weight of the distance between latents and those encoded again from their own pictures"""
 
     @model_validator(mode="after")
     def _something_to_penalise(self) -> ObjectiveSection:
@@ -136,13 +136,13 @@ class ErasureSection(Section):
     """What every validation removes from posterior means in closed form (beyond the paper)."""
 
     shared: Literal["none", "channel", "leace", "channel+leace"] = "none"
-    """of shared means; channel: directions within the noise; leace: what shows exclusive means"""
+    """erased from shared means; channel: directions within the noise; leace: exclusive content"""
     least_snr: Positive = 0.1
-    """channel: least variance of means, over the posterior's, of a direction that is kept"""
+    """channel: smallest ratio of a kept direction's variance to the posterior's"""
     least_correlation: Fraction = 0.2
-    """leace: canonical correlations with what a pair disagrees in, up to which nothing is erased"""
+    """leace: canonical correlation, with what a pair disagrees in, above which it erases"""
     rows: AtLeastTwo = 10000
-    """at most so many training rows are read for it"""
+    """most training rows that it reads"""
 
 
 class OptimizerSection(Section):
@@ -155,7 +155,7 @@ class OptimizerSection(Section):
     beta2: BelowOne = 0.999
     """Adam's second moment decay"""
     schedule: Literal["constant", "cosine"] = "constant"
-    """of the learning rate, after the warm-up"""
+    """course of the learning rate after the warm-up"""
     warmup_steps: Count = 0
     """linear warm-up from zero"""
     final_lr_fraction: Fraction = 0.02
@@ -172,7 +172,7 @@ class TrainingSection(Section):
     batch_size: AtLeastTwo | None = None
     """pairs per step; none: 8, or one pair of every class if the set is paired by class"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """of initial weights, order of pairs, noise and dropout"""
+    """seed of initial weights, order of pairs, noise and dropout"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     precision: Precision = "auto"
@@ -194,7 +194,7 @@ class TrainingSection(Section):
     batch_norm: Literal["synchronised", "local"] = "synchronised"
     """several GPUs: statistics of the whole batch, or of each process's part, as on CPUs"""
     freeze_norm: Fraction = 0.0
-    """part of the steps, the last, in which batch norm keeps its statistics (beyond the paper)"""
+    """last fraction of the steps, in which batch norm keeps its statistics (beyond the paper)"""
     samples: Count = 8
     """rows of the sample grid drawn at every validation"""
 
@@ -210,7 +210,7 @@ class SelectionSection(Section):
     patience: Count = 0
     """end after so many validations in a row without a better score; 0: never"""
     validation_pairs: PositiveInt = 800
-    """at most so many validation pairs"""
+    """most validation pairs"""
     first_epoch: Count = 0
     """epochs completed before weights may be kept"""
     from_start: bool = False
