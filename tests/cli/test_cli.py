@@ -176,7 +176,7 @@ def test_no_arguments_print_help_and_version_one_line(iiae):
         (("encode", "a.png", "--domain", "z", "-o", "z.h5"), "'z'", "iiae encode --help"),
         (("encode", "a.png", "--domain", "x", "--shard", "4/4", "-o", "z.h5"), "4/4", "0/4"),
         (("retrieve", "a.png"), "runs/latest", "iiae train"),
-        (("translate", "a.png", "--from", "x"), "write", "--grid"),
+        (("translate", "a.png", "--from", "x"), "no output", "--grid"),
         (
             ("translate", "a.png", "--from", "x", "--to", "x", "--grid", "g.png"),
             "reference",
