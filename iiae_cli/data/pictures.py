@@ -50,6 +50,7 @@ MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of the
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # EXIF's and TIFF's
+_FAX = (2, 3, 4)  # compressions of TIFF in which zero is white unless a tag says otherwise
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
 _GAMMA, _RED = 0.45455, 0.64  # of PNGs that are shown as they are; x of sRGB's red
@@ -175,7 +176,11 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
         image = image.point(_INVERTED) if tags.get(_PHOTOMETRIC) == 0 and not signed else image
     elif ";16" in raw:
         dark = ", almost black" if np.asarray(image.convert("L")).max() < 16 else ""
-        changes.append(f"cut to the upper 8 of 16 bits{dark}")
+        clear = ", the transparent colour too" if "transparency" in opened.info else ""
+        changes.append(f"cut to the upper 8 of 16 bits{clear}{dark}")
+    elif mode in ("1", "L") and tags and _PHOTOMETRIC not in tags and tags.get(259) not in _FAX:
+        image = image.convert("L").point(_INVERTED)  # Pillow takes zero for white
+        changes.append("read with zero as black, for want of a photometric tag")
     elif mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
         image = image.point(_INVERTED * 4)  # Pillow takes all for Adobe's, whose zero is full ink
         changes.append("read with zero as no ink, for want of Adobe's mark")

@@ -105,13 +105,14 @@ def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
     def decoded(values, kind, photometric=1):
         bits, count = values.itemsize * 8, values.nbytes
         tags = [(256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1)]
-        tags += [(262, photometric), (273, 8), (277, 1), (278, values.shape[0]), (279, count)]
+        tags += [(262, photometric)] if photometric is not None else []
+        tags += [(273, 8), (277, 1), (278, values.shape[0]), (279, count)]
         entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, n) for tag, n in tags)
         entries += struct.pack(order + "HHIHH", 339, 3, 1, kind, 0)
         head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + count)
         path = tmp_path / "written.tif"
         path.write_bytes(
-            head + values.tobytes() + struct.pack(order + "H", 10) + entries + bytes(4)
+            head + values.tobytes() + struct.pack(order + "H", len(tags) + 1) + entries + bytes(4)
         )
         return decode(path, 1)[..., 0].tolist()
 
@@ -120,6 +121,11 @@ def test_formats_that_pillow_cannot_write_are_read_too(tmp_path, order):
     if order == "<":  # Pillow knows these in one byte order
         assert decoded(np.array([[0, 2**31, 2**32 - 1]], order + "u4"), 1) == [[0, 128, 255]]
         assert decoded(np.array([[0, 16384, 65535]], order + "u2"), 1, 0) == [[255, 191, 0]]
+    for kind in ("u2", "u1")[order == ">" :]:  # without a tag zero is black
+        SEEN.clear()
+        top = np.iinfo(kind).max
+        assert decoded(np.array([[0, top // 5, top]], order + kind), 1, None) == [[0, 51, 255]]
+    assert [*SEEN.take()["changes"]] == ["read with zero as black, for want of a photometric tag"]
 
 
 def png(path, depth, kind, row, more):
@@ -162,7 +168,9 @@ def test_the_transparent_colour_of_a_png_is_shown_on_white(
         tmp_path / "a.png", depth, kind, row, (b"tRNS", struct.pack(f">{len(clear)}H", *clear))
     )
     assert decode(path)[0, : len(shown), 0].tolist() == shown
-    assert "flattened on white" in changes(path)
+    said = changes(path)
+    assert "flattened on white" in said
+    assert ("the transparent colour too" in said[0]) == (kind == 2)
     assert decode(path, 2)[0, 0, 1] == (0 if shown[0] == 255 else 255)
 
 
