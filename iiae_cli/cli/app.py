@@ -53,19 +53,32 @@ _SETTINGS: dict[str, Any] = {
 class _Command(TyperCommand):
     """A command whose help shows each `rich_help_panel` as a plain section."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Names arguments without the braces that newer versions of typer put around them."""
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes arguments, then options by group."""
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or kind
-            sections.setdefault(panel, []).append(record)
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(panel, []).append((_plain(record[0], kind), record[1]))
         last = {group: place for place, group in enumerate(GROUPS)}  # those of several commands
         for title in sorted(sections, key=lambda title: last.get(title, -1)):
-            if any(sections[title]):
+            if sections[title]:
                 with formatter.section(title):
-                    formatter.write_dl(list(filter(None, sections[title])))
+                    formatter.write_dl(sections[title])
+
+
+def _plain(name: str, kind: str) -> str:
+    """Writes `--run PATH` for typer's `--run <path>`, and arguments by their names alone."""
+    if kind == "Arguments":
+        return name.partition(" <")[0]
+    for typers, ours in (("str", "TEXT"), (r"list\[Path\]|path", "PATH"), ("float", "NUMBER")):
+        name = re.sub(f"<({typers})>", ours, name)
+    return re.sub("<(.*)>", r"\1", name)
 
 
 class _Group(TyperGroup):

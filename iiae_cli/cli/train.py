@@ -25,7 +25,7 @@ def command(
     named: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PRESET]",
+            metavar="PRESET",
             help="Name of a preset, or a YAML file [--resume: the run's own].",
             autocompletion=lambda incomplete: preset_names(),
         ),
@@ -151,13 +151,14 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
     if not resume:
         raise IiaeError(
             "no preset was named",
-            f"iiae train digits-cdcb, or one of {', '.join(preset_names())}; to continue a run: "
+            "iiae train digits-cdcb (iiae presets lists others); to continue a run: "
             "iiae train --run RUN --resume",
         )
     folder, origin = run_folder(run)
     if not (folder / "config.yaml").exists():
         raise IiaeError(
-            f"there is no run to resume in {folder} ({origin})", "start it: name a preset too"
+            f"there is no run to resume in {folder} ({origin})",
+            f"start it: iiae train PRESET --run {folder} (iiae presets lists them)",
         )
     return folder if run else folder.resolve()  # `latest` may come to mean another
 

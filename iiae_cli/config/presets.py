@@ -151,7 +151,7 @@ def _preset_path(name: str, folder: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
         return folder / name
     if name not in names:
-        hint = f"name a file that ends in .yaml, or one of {', '.join(names)}"
+        hint = "take digits-cdcb or another of iiae presets, or name a file that ends in .yaml"
         raise IiaeError(f"unknown preset '{name}'{_near(name, names)}", hint)
     return preset_folder() / f"{name}.yaml"
 

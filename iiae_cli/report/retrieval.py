@@ -9,7 +9,7 @@ The montage takes the first rule that applies:
 4. Both sides have labels: entries of the query's class.
 
 If none applies, nothing is framed. Where a partner is right, an entry that only shares the query's
-class is framed in amber, and only the partner is framed if the query's class is unknown.
+class is framed in amber, and only the partner is framed where no class is known.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ FAILURES = 5
 
 def verdict_on(partner: bool | None, same_class: bool | None) -> str | None:
     """Returns a verdict on a neighbour; classes decide if the partner is unknown."""
-    if partner is not None:
-        return "partner" if partner else "only its class" if same_class else "other"
-    return None if same_class is None else "same class" if same_class else "other class"
+    if partner or same_class is None:
+        return "partner" if partner else None
+    if partner is None:
+        return "same class" if same_class else "other class"
+    return "only its class" if same_class else "other"
 
 
 def picture_of(side: Side | None, row: int | None, path: Path) -> Picture | None:
@@ -104,11 +106,8 @@ def judgement(
     def judge(query: int, row: int) -> str | None:
         own, same = partners[query], None
         partner = gallery.ids[row] in own if own else None
-        if gallery.labels is not None:
-            if queries.labels is not None:
-                same = queries.labels[query] == gallery.labels[row]
-            elif not partner:  # it may be of the query's class
-                return None
+        if queries.labels is not None and gallery.labels is not None:
+            same = queries.labels[query] == gallery.labels[row]
         return verdict_on(partner, same)
 
     return judge
@@ -217,16 +216,17 @@ class Retrieval:
                 line.append(self._tile(1, query, ""))
             for row, distance in zip(entries, distances[at], strict=True):
                 verdict = self._judge(query, row)
-                note = f"{verdict}, distance {distance:.3g}"
-                line.append(self._tile(1, row, None if notes is None else note, VERDICTS[verdict]))
+                note = ", ".join(filter(None, [verdict, f"distance {distance:.3g}"]))
+                tone = VERDICTS[verdict] if verdict else None
+                line.append(self._tile(1, row, None if notes is None else note, tone))
             lines.append(line)
         headers[1:1] = ["its partner"] if partner else []
         return Panel(lines, headers, title=f"{self.name}: {title}")
 
-    def _judge(self, query: int, row: int) -> str:
+    def _judge(self, query: int, row: int) -> str | None:
         queries, gallery = (side.labels for side in self.sides)
-        same = queries is not None and gallery is not None and queries[query] == gallery[row]
-        return verdict_on(None if self.by_class else query == row, same) or ""
+        same = queries[query] == gallery[row] if queries and gallery else None
+        return verdict_on(None if self.by_class else query == row, same)
 
     def _tile(self, place: int, row: int, note: str | None, tone: Tone | None = None) -> Tile:
         """Makes the tile of a query (place 0) or gallery row; without a note it has no caption."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
     outcome = iiae(command, "--help")
     assert outcome.code == 0
     assert max(map(len, outcome.out.splitlines())) <= 80
+    assert not re.search(r"<\w|\{[A-Z]", outcome.out)  # types as programmers write them
     lines = [line.strip() for line in outcome.out.splitlines()]
     examples = [line for line in lines[lines.index("Examples:") + 1 :] if f"iiae {command}" in line]
     assert len(examples) >= 3

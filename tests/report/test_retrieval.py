@@ -12,8 +12,7 @@ from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import NEAR, RIGHT, TILE, WRONG, to_rgb
 from iiae_cli.report.retrieval import Retrieval, draw_montage, judgement
 
-PARTNER, OTHER, SAME, DIFFERENT = "partner", "other", "same class", "other class"
-NEARLY = "only its class"
+PARTNER, SAME, DIFFERENT = "partner", "same class", "other class"
 
 
 # ---- the montage
@@ -42,9 +41,9 @@ def verdicts(asked, searched, split=None):
 @pytest.mark.parametrize(
     "asked, searched, expected",
     [
-        ("t/2", ["t/1", "t/2"], [OTHER, PARTNER]),
-        ("pictures/x/2.png", ["t/1", "t/2"], [OTHER, PARTNER]),  # the file name without its ending
-        ("b/1", ["a/1", "b/1"], [OTHER, PARTNER]),  # an id is worth more than a file name
+        ("t/2", ["t/1", "t/2"], [None, PARTNER]),
+        ("pictures/x/2.png", ["t/1", "t/2"], [None, PARTNER]),  # the file name without its ending
+        ("b/1", ["a/1", "b/1"], [None, PARTNER]),  # an id is worth more than a file name
         ("1.png", ["cat/1.png", "dog/1.png"], [None, None]),  # a name that occurs twice
     ],
 )
@@ -66,9 +65,9 @@ def split_of(ids_x, ids_y, labels_x=None, labels_y=None, **more):
 def test_the_pairs_of_a_split_are_worth_more_than_names():
     split = split_of(["a", "b"], ["a", "b", "c"], pairs=np.array([[0, 1], [1, 0], [1, 2]]))
     forward = verdicts(queries("a", "b"), gallery("a", "b", "c"), split)
-    assert forward == [[OTHER, PARTNER, OTHER], [PARTNER, OTHER, PARTNER]]
+    assert forward == [[None, PARTNER, None], [PARTNER, None, PARTNER]]
     back = verdicts(gallery("c", "b"), queries("a", "b"), split)
-    assert back == [[OTHER, PARTNER], [PARTNER, OTHER]]
+    assert back == [[None, PARTNER], [PARTNER, None]]
 
 
 def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
@@ -144,7 +143,7 @@ def test_the_worst_failures_are_shown():
 def test_a_strip_has_no_captions_but_of_what_has_no_picture():
     (row,) = retrieval([[0], [10], [4]], [[1], [10], [-20]]).panel("title", np.array([1])).rows
     assert [tile.caption for tile in row] == [["1"], ["1"], ["0"], ["2"]]
-    assert [tile.tone for tile in row] == [None, "right", "wrong", "wrong"]
+    assert [tile.tone for tile in row] == [None, "right", None, None]
 
 
 def test_classes_are_listed_from_the_worst():
