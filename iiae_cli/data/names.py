@@ -41,6 +41,7 @@ _FILLERS = (
     "images image imgs img pics pictures photos data files old new split set part full small "
     "list lists ids names classes"
 )
+_DIVISIONS = {"split", "splits", "partition", "partitions", "subset", "fold", "folds", "phase"}
 _LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
@@ -306,9 +307,12 @@ def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
             letters = {*_words_of(path.name)[1]} & {*"abxy"}
             inside = {"a": "x", "b": "y"}.get("".join(letters), "".join(letters))
             targets[path] = source / split / inside
-        elif lists and split in HELD_OUT and path.is_file() and path.suffix.lower() in _LISTS:
+        elif not (lists and path.is_file() and path.suffix.lower() in _LISTS):
+            continue
+        elif split in HELD_OUT or divides(path.stem):
             raise IiaeError(
-                f"{path} looks like a list for {split}, but {source} would be divided at random",
+                f"{path} looks like a list of {split or 'splits'}, but {source} would be divided "
+                "at random",
                 "name pairs and their splits in a table (x,y,split), test classes by "
                 "--unseen-classes FILE, or move that file elsewhere",
             )
@@ -329,6 +333,11 @@ def looks_like(name: str) -> str | None:
     plain = all(len(word) < 3 or word in _FILLERS.split() for word in rest)
     found = (split for split in ("test", "valid", "train") if split in splits)
     return split_of(name) or (next(found, None) if plain else None)
+
+
+def divides(name: str) -> bool:
+    """Returns whether a word of a name means a division: `splits`, `list_eval_partition`."""
+    return not _DIVISIONS.isdisjoint(_words_of(name)[1])
 
 
 def _words_of(name: str) -> tuple[set[str], list[str]]:

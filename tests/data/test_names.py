@@ -228,11 +228,22 @@ def test_names_that_differ_in_the_word_of_a_split_are_not_divided_at_random(tmp_
     assert "looks like pictures for" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["val.txt", "valid_ids.csv", "eval-list.json", "TestClasses.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["val.txt", "valid_ids.csv", "TestClasses.txt", "splits.json", "list_eval_partition.txt"],
+)
 def test_a_list_of_test_pictures_is_not_passed_over(tmp_path, name):
     pair(tmp_path, 0)
     (tmp_path / name).write_text("0")
-    assert f"{name} looks like a list for" in refused(tmp_path)
+    assert f"{name} looks like a list of" in refused(tmp_path)
+
+
+def test_a_source_called_test_is_said_and_partners_that_are_not_called_alike(tmp_path):
+    pair(tmp_path / "test", 0)
+    assert "looks like test, and is divided" in prepared(tmp_path / "test").attributes["notes"]
+    pair(tmp_path / "s", "0_x", "0_y")
+    error = refusal(prepared, tmp_path / "s")
+    assert "has no two pictures of one name" in error.message and "table x,y" in error.hint
 
 
 def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_said(

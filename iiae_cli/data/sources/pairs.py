@@ -77,12 +77,22 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     else:
         domains = domain_folders(source, folders, notes)
         pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
-    divided = _divided(pairs[""], options) if "" in pairs else pairs
+    if not any(pairs.values()) and notes.skipped and not options.side_by_side:
+        plans.warn_of(notes.skipped)
+        raise IiaeError(
+            f"{source} has no two pictures of one name",
+            "give partners equal names, suffixes aside, or pair them in a table x,y",
+        )
+    divided = _divided(pairs[""], options, notes) if "" in pairs else pairs
     return _plan_files(divided, options, notes)
 
 
-def _divided(pairs: Sequence[Pair], options: PrepareOptions) -> dict[str, list[Pair]]:
+def _divided(pairs: Sequence[Pair], options: PrepareOptions, notes: Notes) -> dict[str, list[Pair]]:
     """Divides pairs at random by the fractions for valid and test; each split stays in order."""
+    assert options.source is not None
+    split = names.looks_like(options.source.stem)
+    if split in names.HELD_OUT:
+        notes.decided.append(f"{options.source} looks like {split}, and is divided at random")
     order = np.random.default_rng(options.seed).permutation(len(pairs))
     test = round(options.test_fraction * len(pairs))
     rest = test + round(options.valid_fraction * len(pairs))
@@ -329,6 +339,6 @@ def _plan_table(table: Path, options: PrepareOptions) -> Plan:
         paths = [path.absolute() for _, pair in rows for path in pair.files.values()]
         above = Path(os.path.commonpath([path.parent for path in paths]))
         names.refuse_held_out(above, paths)
-        pairs = _divided([pair for _, pair in rows], options)
+        pairs = _divided([pair for _, pair in rows], options, notes)
     plan = _plan_files(pairs, options, notes)
     return replace(plan, attributes={**plan.attributes, "source_sha256": sha256_of(table)})

@@ -28,7 +28,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
 from iiae_cli.data.class_lists import nfc
 from iiae_cli.data.datafile import SPLITS
-from iiae_cli.data.names import Listings, Notes, find_file, read_as, split_of
+from iiae_cli.data.names import Listings, Notes, divides, find_file, read_as, split_of
 from iiae_cli.model import DOMAINS, Domain
 
 _SAVE = "save it as CSV in UTF-8"
@@ -161,10 +161,11 @@ def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
         notes.decided.append(f"{table}: columns that are not read: {', '.join(others)}"[:400])
     for name in others if "split" not in known else ():
         meant = {split_of(row[columns.index(name)]) for row in rows.values()} - {None}
-        if len(meant) > 1 or (name.startswith("is_") and split_of(name[3:])):
+        is_one = name.startswith("is_") and split_of(name[3:]) is not None
+        if len(meant) > 1 or is_one or divides(name):
             raise IiaeError(
-                f"column '{name}' of {table} holds splits",
-                "call it split, of train, valid and test",
+                f"column '{name}' of {table} looks like splits, but is not called so",
+                "call it split, of train, valid and test; or leave it out",
             )
     named = {line: {name: row[columns.index(name)] for name in known} for line, row in rows.items()}
     if separator == ";":

@@ -69,6 +69,8 @@ def test_utf_16_is_read_with_or_without_a_byte_order_mark(folder, encoding):
         (b"PK\3\4", "is a spreadsheet or compressed"),
         (b"x,y,fold\na,b,train\nc,d,test\ne,f,\n", "column 'fold' of"),
         (b"x,y,is_test\na,b,0\n", "column 'is_test' of"),
+        (b"x,y,Partition\na,b,0\nc,d,2\n", "column 'partition' of"),
+        (b"x,y,note\na,b,0\nc,d,test\n", "names no pair that can be read"),
     ],
 )
 def test_what_would_be_misread_is_refused_by_name(folder, content, said):
