@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from iiae_cli.data import hubs
 from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.data.hubs import Pool, library_of
-from iiae_cli.data.pictures import PictureError, Source, decode, read_all
+from iiae_cli.data.pictures import PictureError, Source, ahead, decode, read_all
 from iiae_cli.model import Domain
 
 # Why each picture cannot be read, None where it can; and the others' input (M, 3, h, w).
@@ -252,14 +251,7 @@ class Extractor:
             errors = [item if isinstance(item, PictureError) else None for item in made]
             return errors, stack.to(self.device)
 
-        with ThreadPoolExecutor(1) as pool:
-            coming: Future[Batch] | None = None
-            for paths in batches:
-                previous, coming = coming, pool.submit(read, paths)
-                if previous is not None:
-                    yield previous.result()
-            if coming is not None:
-                yield coming.result()
+        return ahead(read, batches)
 
     def features(
         self, batches: Iterable[Sequence[Source]]

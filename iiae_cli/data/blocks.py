@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli.common import console, files
-from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.errors import IiaeError, Stop
 from iiae_cli.common.files import LOCK, reading, write_errors, writing
 from iiae_cli.data import hdf5
 
@@ -66,6 +66,27 @@ class BlockStore:
             np.load(path, allow_pickle=False) as arrays,
         ):
             return dict(arrays)
+
+    def fill(
+        self,
+        sizes: Mapping[int, int],
+        make: Callable[[list[int]], Iterator[Arrays]],
+        label: str,
+        stop: Stop,
+    ) -> None:
+        """Makes the missing blocks of these sizes (items by number); `stop` keeps finished ones."""
+        missing, total = self.missing(sizes), sum(sizes.values())
+        done, made = total - sum(sizes[number] for number in missing), make(missing)
+        with console.progress(label, total, "items") as bar:
+            if done:
+                console.say(f"{label}: resuming at {done} of {total}")
+            bar.start_at(done)
+            for number in missing:
+                saved = f"{label}: {done} of {total} items are saved in {self.folder}"
+                stop.check(f"{saved}; continue with the same command and --resume")
+                self.append(number, next(made))
+                done += sizes[number]
+                bar.update(done)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number}.npz"

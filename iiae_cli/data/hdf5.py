@@ -156,21 +156,13 @@ def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> N
     return values
 
 
-def text_column(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """Returns a column of fixed-length texts, unread; None if missing."""
+def read_texts(group: h5py.Group, name: str) -> list[str] | None:
+    """Returns a column of texts, non-UTF-8 bytes as surrogates; None if missing."""
     data = dataset(group, name)
     if data is None:
         return None
     if data.ndim != 1 or data.dtype.kind != "S" or data.dtype.itemsize > _LONGEST_TEXT:
         raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
-    return data
-
-
-def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """Returns a column of texts, non-UTF-8 bytes as surrogates; None if missing."""
-    data = text_column(group, name)
-    if data is None:
-        return None
     return [text.decode("utf-8", "surrogateescape") for text in _in_memory(data)]
 
 

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -157,6 +157,18 @@ def read_all(
         block = workers * 64  # bounds what is decoded but not yet used
         for start in range(0, len(paths), block):
             yield from pool.map(attempt, paths[start : start + block])
+
+
+def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read, None, None]:
+    """Yields `read` of each item in order, while a thread reads the next one."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming: Future[Read] | None = None
+        for item in items:
+            previous, coming = coming, pool.submit(read, item)
+            if previous is not None:
+                yield previous.result()
+        if coming is not None:
+            yield coming.result()
 
 
 # ---- modes

@@ -20,14 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.datafile import Split
+from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
-from iiae_cli.evaluation.retrieval import (
-    DYING_NATS,
-    EncodedPairs,
-    encode_pairs,
-    exclusive_kl,
-    nats_per_dimension,
-)
 from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.proposals import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
@@ -67,7 +61,7 @@ def measure_disentanglement(
     measured = len(probed["x"].folds) - learning
     warnings = warnings_of(latents, probes, measured * (FOLDS - 1) // FOLDS + learning)
     figures: Figures = {
-        "exclusive_kl": exclusive_kl(subject.pairs),
+        "exclusive_kl": retrieval.exclusive_kl(subject.pairs),
         "factors": own_factors(probes),
         "latents": latents,
         "probes": probes,
@@ -116,7 +110,7 @@ def choose_rows(
         whole = train()
         if whole.pair_count:
             more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
-            extra = encode_pairs(subject.trained, more, batch_size=subject.batch_size)
+            extra = retrieval.encode_pairs(subject.trained, more, batch_size=subject.batch_size)
     learning = 0 if more is None else len(more.x)
     probed = {}
     for domain in DOMAINS:
@@ -203,11 +197,11 @@ def own_factors(probes: dict[str, Figures]) -> dict[str, Figures]:
 # ---- latents
 
 
-def latent_figures(pairs: EncodedPairs, probes: dict[str, Figures]) -> dict[str, Figures]:
+def latent_figures(pairs: retrieval.EncodedPairs, probes: dict[str, Figures]) -> dict[str, Figures]:
     """Returns use, `leakage_…` and `informativeness_…` of every latent, from means and samples."""
     figures: dict[str, Figures] = {}
     for kind, domain in LATENTS:
-        name, nats = f"{kind}_{domain}", nats_per_dimension(pairs[domain], kind)
+        name, nats = f"{kind}_{domain}", retrieval.nats_per_dimension(pairs[domain], kind)
         if nats is None:
             continue
         moving = pairs[domain].mean(kind).var(axis=0, dtype=np.float64) > ACTIVE_VARIANCE
@@ -238,7 +232,7 @@ def warnings_of(
             lines.append(f"{few}: a leak may go unseen")
         if not latent["active"]:
             lines.append(f"{title} has collapsed: no dimension of its mean moves with the data")
-        elif name.startswith("exclusive") and latent["kl"] < DYING_NATS:
+        elif name.startswith("exclusive") and latent["kl"] < retrieval.DYING_NATS:
             lines.append(f"{title} says next to nothing: {latent['kl']:.2g} nats")
     return lines
 

@@ -7,8 +7,7 @@ or shards. So all run the same batches, and memory holds a few blocks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli import __version__
-from iiae_cli.common import console
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
-from iiae_cli.data.blocks import BlockStore, Part, PartFile, in_order
+from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
 from iiae_cli.data.hubs import INPUT_SIZE
+from iiae_cli.data.pictures import ahead
 from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.latents import Gallery, LatentCache, LatentFormat, write_stream
 from iiae_cli.inference.trained import TrainedModel
@@ -91,30 +90,14 @@ class EncodeJob:
 
         Raises IiaeError if a block cannot be stored; an interruption keeps finished blocks.
         """
-        missing, total = store.missing(numbers), len(self.rows_of(numbers))
-        parts = [self.rows_of(range(number, number + 1)) for number in missing]
-        done = total - sum(map(len, parts))
-        with console.progress("encoding", total, "inputs") as bar:
-            if done:
-                console.say(f"resuming at input {done} of {total}")
-            bar.start_at(done)
-            for number, block in zip(missing, self._blocks(parts), strict=True):
-                saved = f"{done} of {total} inputs are saved in {store.folder}"
-                stop.check(f"{saved}; continue with the same command and --resume")
-                store.append(number, self._encoded(block))
-                done += len(block.ids) + len(block.skipped)
-                bar.update(done)
 
-    def _blocks(self, parts: Iterable[range]) -> Iterator[Block]:
-        """Yields the rows at these positions, while a thread reads the next ones."""
-        with ThreadPoolExecutor(1, "ahead") as pool:
-            coming: Future[Block] | None = None
-            for part in parts:
-                previous, coming = coming, pool.submit(self.inputs.read, part.start, part.stop)
-                if previous is not None:
-                    yield previous.result()
-            if coming is not None:
-                yield coming.result()
+        def made(missing: list[int]) -> Iterator[Arrays]:
+            parts = [self.rows_of(range(number, number + 1)) for number in missing]
+            read = ahead(lambda part: self.inputs.read(part.start, part.stop), parts)
+            return map(self._encoded, read)
+
+        sizes = {number: len(self.rows_of(range(number, number + 1))) for number in numbers}
+        store.fill(sizes, made, "encoding", stop)
 
     def _encoded(self, block: Block) -> dict[str, NDArray[Any]]:
         """Returns texts (empty columns left out) and latents."""

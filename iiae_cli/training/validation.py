@@ -13,17 +13,7 @@ from typing import Any, Literal
 from iiae_cli.common import console
 from iiae_cli.config import Config, SelectionSection
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.retrieval import (
-    DYING_NATS,
-    EncodedPairs,
-    both_means,
-    class_baselines,
-    class_retrieval,
-    encode_pairs,
-    exclusive_kl,
-    paired_baselines,
-    retrieval_figures,
-)
+from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.proposals import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
@@ -73,13 +63,13 @@ class Validation:
     def dying(self) -> dict[str, float]:
         """The KL of each exclusive latent that carries almost nothing, by domain."""
         nats = zip("xy", self.exclusive_kl or (), strict=False)
-        return {domain: value for domain, value in nats if value < DYING_NATS}
+        return {domain: value for domain, value in nats if value < retrieval.DYING_NATS}
 
     def warnings(self, baseline: Both | None, advice: str) -> list[str]:
         """Returns warnings of dying exclusive latents and of retrieval below the baseline."""
         warnings = [
             f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
-            f"{DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {advice}"
+            f"{retrieval.DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {advice}"
             for domain, value in self.dying.items()
         ]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
@@ -109,12 +99,14 @@ def validate(
     `auto` takes the metric with the higher recall, Euclidean if they are equal; by class it is
     always cosine.
     """
-    pairs = encode_pairs(trained, split)
-    kl = exclusive_kl(pairs)
+    pairs = retrieval.encode_pairs(trained, split)
+    kl = retrieval.exclusive_kl(pairs)
     nats = (kl["x"], kl["y"]) if kl else None
     if by_class:
         labels_x, labels_y = split.x.labels or [], split.y.labels or []
-        ranked = class_retrieval(*both_means(pairs, "shared"), labels_x, labels_y)
+        ranked = retrieval.class_retrieval(
+            *retrieval.both_means(pairs, "shared"), labels_x, labels_y
+        )
         counts = {"classes": len({*labels_x} & {*labels_y}), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
     metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
@@ -134,15 +126,17 @@ def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | Non
     if data.validation is None:
         return None
     if data.by_class:
-        centred = class_baselines(data.validation, data.train).get("baseline_centred")
+        centred = retrieval.class_baselines(data.validation, data.train).get("baseline_centred")
         return None if centred is None else _both(centred, "map@all")
     own: Metric = "cosine" if metric == "auto" else metric
-    raw = paired_baselines(data.validation, own).get("baseline")
+    raw = retrieval.paired_baselines(data.validation, own).get("baseline")
     return None if raw is None else _both(raw, "recall@1")
 
 
-def _recall(pairs: EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
-    return _both(retrieval_figures(*both_means(pairs, kind), metric), "recall@1")
+def _recall(pairs: retrieval.EncodedPairs, kind: LatentKind, metric: Metric) -> Both:
+    return _both(
+        retrieval.retrieval_figures(*retrieval.both_means(pairs, kind), metric), "recall@1"
+    )
 
 
 def _both(figures: dict[str, Any], key: str) -> Both:

@@ -20,6 +20,7 @@ from PIL import Image
 from iiae_cli.data.names import expand_inputs, find_pictures, pictures_in
 from iiae_cli.data.pictures import (
     PictureError,
+    ahead,
     decode,
     picture_size_of,
     read_all,
@@ -284,3 +285,10 @@ def test_no_paths_at_all_are_refused(monkeypatch, nul):
     standard_input(monkeypatch, b"\0" if nul else b"\n")
     assert "no input paths" in refusal(expand_inputs, ["-"], nul=nul).message
     assert "no input paths" in refusal(expand_inputs, []).message
+
+
+def test_at_most_the_next_item_is_read_ahead():
+    reads = []
+    items = ahead(lambda item: reads.append(item) or item, range(9))
+    assert [next(items) for _ in range(3)] == [0, 1, 2] and len(reads) <= 4
+    items.close()

@@ -1,7 +1,5 @@
 """Encoding in blocks: what is read, resumed and divided has the values of one call."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -91,7 +89,7 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
 def test_an_interrupted_encoding_continues_at_the_next_block(job, tmp_path, stop_at):
     path = tmp_path / "z.h5"
     with (
-        pytest.raises(Interrupted, match="inputs are saved"),
+        pytest.raises(Interrupted, match="items are saved"),
         block_store(path, job.settings()) as store,
     ):
         job.make(store, range(job.total), stop=StopAt(stop_at))
@@ -110,11 +108,3 @@ def test_a_changed_picture_changes_the_job(job, folder):
     (folder / "03.png").write_bytes((folder / "04.png").read_bytes() + b" ")
     after = job.settings()
     assert {key for key in before if before[key] != after[key]} == {"content of the inputs"}
-
-
-def test_at_most_the_next_block_is_read_ahead(job):
-    reads = []
-    fetch = lambda start, stop: reads.append(start) or job.inputs.fetch(start, stop)  # noqa: E731
-    blocks = replace(job, inputs=replace(job.inputs, fetch=fetch))._blocks([range(1)] * 9)
-    assert [len(next(blocks).ids) for _ in range(3)] == [1, 1, 1] and len(reads) <= 4
-    blocks.close()

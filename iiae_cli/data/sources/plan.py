@@ -203,20 +203,12 @@ class Plan:
 def _make(
     reading: Reading, files: Mapping[int, Sequence[Path]], store: BlockStore, work: Work
 ) -> None:
-    missing = store.missing(files)
-    total = sum(map(len, files.values()))
-    done = total - sum(len(files[number]) for number in missing)
-    coming = reading.make([files[number] for number in missing], work)
-    with console.progress(f"{reading.verb} {reading.name}", total, "items") as progress:
-        if done:
-            console.say(f"resuming {reading.name} at {done} of {total}")
-        progress.start_at(done)
-        for number in missing:
-            saved = f"{done} of {total} items of {reading.name} are saved"
-            work.stop.check(f"{saved}; continue with the same command and --resume")
-            store.append(number, _packed(files[number], next(coming)))
-            done += len(files[number])
-            progress.update(done)
+    def made(missing: list[int]) -> Iterator[Arrays]:
+        wanted = [files[number] for number in missing]
+        return map(_packed, wanted, reading.make(wanted, work))
+
+    sizes = {number: len(paths) for number, paths in files.items()}
+    store.fill(sizes, made, f"{reading.verb} {reading.name}", work.stop)
 
 
 def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
