@@ -95,7 +95,7 @@ class RunDir:
 
     def create(self, config: Config) -> None:
         """Removes what an earlier run left, and writes the configuration of a new one."""
-        # Newest checkpoints first: broken off, `--resume` finds the old run at an earlier step.
+        # Newest checkpoints first: if interrupted, `--resume` finds the old run at an earlier step.
         with files.write_errors(self.path):
             old = self.checkpoints.files()[::-1]
             for folder in self._folders:
@@ -238,7 +238,7 @@ class Checkpoints:
 class LoadedModel:
     """A run's kept weights, ready for inference."""
 
-    model: IIAE  # in evaluation mode, on the device asked for
+    model: IIAE  # in evaluation mode, on the requested device
     config: Config  # of its training
     info: DataInfo  # the shapes of its training data
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features

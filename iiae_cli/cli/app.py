@@ -25,13 +25,13 @@ from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Inte
 from iiae_cli.common.files import refusal_of_system
 from iiae_cli.data.seen import SEEN
 
-# From 0.26 on typer contains click, so click's exception is reached through typer's.
+# From 0.26 on typer contains click, so click's exception is taken from typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-# How torch says that memory is short, beside MemoryError.
+# Messages in which torch reports lack of memory, beside MemoryError.
 _NO_MEMORY = r"(out of|can't allocate|not enough) memory|Storage size calculation overflowed"
 
-# A line for each command, whose module in this folder has the same name.
+# Each command's help line; its module in this folder has its name.
 COMMANDS = {
     "prepare": "Write a data set as one file.",
     "train": "Train a model and leave a run directory.",
@@ -65,7 +65,7 @@ class _Command(TyperCommand):
             panel = getattr(parameter, "rich_help_panel", None) or kind
             if record := parameter.get_help_record(ctx):
                 sections.setdefault(panel, []).append((_plain(record[0], kind), record[1]))
-        last = {group: place for place, group in enumerate(GROUPS)}  # those of several commands
+        last = {group: place for place, group in enumerate(GROUPS)}  # groups of several commands
         for title in sorted(sections, key=lambda title: last.get(title, -1)):
             if sections[title]:
                 with formatter.section(title):
@@ -153,7 +153,7 @@ def main() -> None:
     threading.excepthook = _in_thread
     arguments = sys.argv[1:] or ["--help"]
     if "_IIAE_COMPLETE" in os.environ:
-        for kind in (TyperArgument, TyperOption):  # to convert values, typer imports pydantic
+        for kind in (TyperArgument, TyperOption):  # typer's conversion of values imports pydantic
             kind.process_value = lambda self, ctx, value: value  # type: ignore[method-assign]
     sys.exit(_exit_code(lambda: app(arguments, prog_name="iiae", standalone_mode=False)))
 
@@ -167,7 +167,7 @@ def _in_thread(error: threading.ExceptHookArgs) -> None:
 def _exit_code(call: Callable[[], object]) -> int:
     """Returns the exit code of a call, printing what a user can mend; bugs keep their traceback."""
     try:
-        Path.cwd()  # libraries end the process where the working folder was deleted
+        Path.cwd()  # libraries end the process if the working folder was deleted
         code = call()
         console.flush_results()
         return code if isinstance(code, int) else 0
@@ -196,7 +196,7 @@ def _exit_code(call: Callable[[], object]) -> int:
             "take a smaller --batch-size, smaller pictures or a smaller model, or another --device",
         )
         return EXIT_USER_ERROR
-    except SystemExit:  # typer's answer where nobody reads its help to the end, such as `head`
+    except SystemExit:  # typer raises it if the reader of its help, such as `head`, exits
         return 0
     except (KeyboardInterrupt, typer.Abort):
         console.warn("interrupted")

@@ -25,7 +25,7 @@ NEEDED = (
 )
 EXTRAS = {"faiss": "faiss-cpu", "timm": "timm", "clip": "open_clip_torch", "onnx": "onnxruntime"}
 EXTRAS |= {"hub": "huggingface_hub", "wandb": "wandb", "mlflow": "mlflow-skinny"}
-# The models between which `--precision auto` may tell, by the size of their pictures.
+# Picture sizes between which `--precision auto` distinguishes.
 SIZES = {"features": None, "32x32": (32, 32), "256x256": (256, 256)}
 
 

@@ -23,7 +23,7 @@ from iiae_cli.evaluation.figures import (
 )
 from iiae_cli.model import DOMAINS
 
-if TYPE_CHECKING:  # what is heavy is imported where it is used, so that `--help` stays fast
+if TYPE_CHECKING:  # heavy imports are inside functions, so that `--help` stays fast
     from iiae_cli.data.datafile import DataFile, Split
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.runs import LoadedModel

@@ -23,11 +23,11 @@ DomainName = Literal["x", "y"]
 SplitName = Literal["train", "valid", "test"]
 MetricName = Literal["euclidean", "cosine"]
 
-# Groups of options in the help, in this order and after those of a command's own.
+# Groups of options in the help, in this order, after a command's own groups.
 GROUPS = ("Input", "Output", "Running")
 
 
-# What a shell offers after TAB: of backbones a few, as listing all takes seconds.
+# Completions of a shell; only some backbones, as listing all takes seconds.
 BACKBONES = (
     *("resnet18", "resnet50", "vgg16", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"),
     *("vit_b_16", "torchvision:", "timm:", "open_clip:"),

@@ -244,7 +244,7 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
     if part is not None:
         about = part_of(path).about
         result |= {"splits": {}, "skipped": about["skipped"]}
-        result |= {"rows": about["rows"], "shard": part.name}  # rows by reading
+        result |= {"rows": about["rows"], "shard": part.name}  # row counts by reading
     else:
         file = DataFile(path)
         about = file.info.attributes
@@ -255,7 +255,7 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
                 split: {"x": len(rows.x), "y": len(rows.y), "classes": len(classes_of(rows))}
                 for split, rows in splits.items()
             }
-    # What was read in another way than it is written.
+    # Inputs that were not read as they are written.
     return result | {"notes": str(about.get("notes", "")).splitlines()}
 
 

@@ -82,7 +82,7 @@ def command(
         domain, how, fingerprint = encoded.domain, "as stored", encoded.fingerprint
     else:
         raise IiaeError(f"{first} holds latents of {encoded.domain}", "leave --domain out")
-    # A gallery that was not named turns no query into one of y.
+    # A gallery chosen by default never makes queries ones of y.
     fitting = fingerprint, other_domain(domain or "x")
     path, chosen = index_file(index, run, lambda path: made_by(path) == fitting)
     gallery = Gallery(path)

@@ -123,7 +123,7 @@ def command(
     if print_config:
         _show_config(resolved, as_json)
         return
-    # Until torch is imported, for seconds, nothing has begun: __main__ ends the process at once.
+    # While torch is imported, for seconds, __main__'s handler ends the process at once.
     signal.signal(signal_of(preempt_signal), signal.getsignal(signal.SIGTERM))
     from iiae_cli.training import session
 
@@ -160,7 +160,7 @@ def _begun_run(run: Path | None, resume: bool) -> Path:
             f"there is no run to resume in {folder} ({origin})",
             f"start it: iiae train PRESET --run {folder} (iiae presets lists them)",
         )
-    return folder if run else folder.resolve()  # `latest` may come to mean another
+    return folder if run else folder.resolve()  # `latest` may change
 
 
 def _resolve(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines in a pipe, after a minute
+LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines: at first, after a minute
 
 _verbosity = 0
 _under_way = False  # whether progress is shown
@@ -101,7 +101,7 @@ def print_json(value: dict[str, Any]) -> None:
     indent = 2 if sys.stdout.isatty() else None
     plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     text = json.dumps(value, indent=indent, ensure_ascii=plain, allow_nan=False)
-    # Bytes of a file name that are no UTF-8 become escapes.
+    # Bytes of a file name that are not UTF-8 become escapes.
     print_line(text.encode("utf-8", "backslashreplace").decode())
 
 

@@ -113,7 +113,7 @@ def _hub(address: str) -> Iterator[Any]:
         raise IiaeError("huggingface_hub is not installed", install) from error
     try:
         yield hub
-    except Exception as error:  # no network, no such model or permission: of its HTTP library, too
+    except Exception as error:  # network, model, permission; also the HTTP library's own
         reason = " ".join(str(error).split())[:200]
         raise IiaeError(
             f"{address} cannot be reached: {reason}",
@@ -136,7 +136,7 @@ def cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
         paths |= {line.split(":", 2)[2] for line in own.read_text("utf-8").splitlines()}
     for path in paths:
         inner = Path(path.lstrip("/"))
-        for folder in (inner, *inner.parents):  # a quota holds for everything below
+        for folder in (inner, *inner.parents):  # a quota applies to everything below it
             with suppress(OSError, ValueError):  # no quota: no file, or "max"
                 quota, period = map(int, (cgroups / folder / "cpu.max").read_text("utf-8").split())
                 count = min(count, quota // period)

@@ -104,7 +104,7 @@ def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
 
 # ---- messages of libraries
 
-# Words of pydantic, which newer typer uses too, and of click; and plain ones.
+# Phrases of pydantic (also used by newer typer) and click, and plain ones.
 _PLAIN_WORDS = {
     "Value error, ": "",
     "(Input|List|String) should": "must",

@@ -251,7 +251,7 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of filelock's other lock, which outlives a kill
+            warnings.simplefilter("error")  # of filelock's fallback, which outlives a kill
             lock.acquire()
     except Timeout as error:
         raise IiaeError(f"another process works in {folder}", hint) from error

@@ -73,6 +73,6 @@ def read_state_dict(path: Path, hint: str) -> dict[str, Tensor]:
         state = {str(name): values for name, values in loaded.items()}
         if not all(isinstance(values, Tensor) for values in state.values()):
             raise ValueError("it holds more than tensors")
-    except Exception as error:  # torch's own words advise to run what the file holds
+    except Exception as error:  # torch's message advises to run the file's code
         raise IiaeError(f"{path} cannot be read as weights: no tensors by name", hint) from error
     return state

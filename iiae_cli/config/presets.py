@@ -26,7 +26,7 @@ from iiae_cli.config import Config, TrainingSection
 _SHORT_NAMES = {f"IIAE_{name.upper()}": f"training.{name}" for name in TrainingSection.model_fields}
 _OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/environment.py
 
-# A later layer's choice of one takes back an earlier layer's choice of the other.
+# A later layer that sets one unsets an earlier layer's other.
 _EXCLUSIVE = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
 
 
@@ -123,7 +123,7 @@ def _merge(layers: Iterable[Layer]) -> tuple[dict[str, tuple[Any, str]], list[st
 def _near(key: str, names: Iterable[str]) -> str:
     names = list(names)
     matches = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    # Else the right name in a wrong or missing section.
+    # Or the right name in a wrong or missing section.
     matches += [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f", did you mean '{matches[0]}'?" if matches else ""
 
@@ -201,7 +201,7 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        return super().construct_object(node, deep=True)  # refuses what contains itself
+        return super().construct_object(node, deep=True)  # refuses recursive nodes
 
 
 def load_yaml(text: str, where: str) -> Any:

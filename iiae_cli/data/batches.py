@@ -30,7 +30,7 @@ def to_inputs(
 
 def stored_tensor(rows: NDArray[np.generic]) -> Tensor:
     """Returns stored rows as a contiguous tensor of their own type, safe to hand on."""
-    # A copy where rows are a read-only map, or would be handed on as they are.
+    # A copy if rows are a read-only map, or would be shared.
     copied = rows.ndim <= 2 or not rows.flags.writeable
     return torch.from_numpy(np.array(rows, order="C") if copied else np.ascontiguousarray(rows))
 
@@ -93,7 +93,7 @@ class ClassOrder:
         if count < 2:
             raise ValueError(f"{count} classes have rows in both domains, two are needed")
         self.batch_size, self.seed = batch_size or count, seed
-        # Of each domain: rows grouped by class, and where the groups start (and the last one ends).
+        # For each domain: rows grouped by class, and the groups' boundaries.
         self._domains: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for labels in names:
             groups = [np.flatnonzero(labels == name) for name in self.classes]

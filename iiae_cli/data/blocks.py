@@ -44,7 +44,7 @@ class BlockStore:
     """The finished blocks of a job, in `OUTPUT.partial/`; `block_store` opens it."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.folder, self.job = folder, job  # temporary files of the output may lie there
+        self.folder, self.job = folder, job  # the folder may hold the output's temporary files
         self._done = {int(path.stem) for path in folder.glob("[0-9]*.npz") if _is_whole(path)}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
@@ -161,7 +161,7 @@ def differences(left: Job, right: Job) -> list[str]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    _begun(folder)  # refuses one that is not the store's
+    _begun(folder)  # refuses a foreign folder
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder, "wait for it, end it, or choose another output"):

@@ -35,10 +35,10 @@ CHECKPOINT_SCHEMA = "iiae.fine-tuning/3"
 class FineTuning:
     """The settings of fine-tuning."""
 
-    epochs: int  # one draws as many pictures as the domain has for training
+    epochs: int  # in one, as many pictures are drawn as the domain has for training
     seed: int = 0  # of new layers, batches and dropout
     batch_size: int = 64
-    learning_rate: float = 0.01  # of the first step; it falls linearly to 0
+    learning_rate: float = 0.01  # at the first step; falls linearly to 0
     momentum: float = 0.9
 
 
@@ -147,7 +147,7 @@ def fine_tune(
         network.train()
         batches = [tuner.draw(step) for step in range(counts["step"], total)]
         sources = ([paths[row] for row in rows] for rows in batches)
-        with closing(extractor.inputs(sources)) as decoded:  # its threads end with an error
+        with closing(extractor.inputs(sources)) as decoded:  # ends its threads on an error
             for rows, (errors, pictures) in zip(batches, decoded, strict=True):
                 if counts["step"] % steps == 0:
                     counts["correct"] = counts["shown"] = 0

@@ -38,7 +38,7 @@ def is_hdf5(path: Path) -> bool:
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """Opens a new HDF5 file to fill; a file that cannot be finished is abandoned."""
-    file = h5py.File(path, "w", locking=False)  # renamed into place: nobody else opens it
+    file = h5py.File(path, "w", locking=False)  # renamed when complete, so nobody else opens it
     descriptor = file.id.get_vfd_handle()
     try:
         yield file

@@ -28,8 +28,8 @@ from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
-BACKBONE_VARIABLE = "IIAE_BACKBONE_WEIGHTS"  # which may stand for all runs of a session
-BLOCK_ROWS = 256  # that `Model.encode` reads at once
+BACKBONE_VARIABLE = "IIAE_BACKBONE_WEIGHTS"  # the default for all runs of a session
+BLOCK_ROWS = 256  # rows that `Model.encode` reads at once
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | torch.Tensor
 Pictures: TypeAlias = Picture | Sequence[Picture]
 
@@ -69,7 +69,7 @@ class Model:
 
     loaded: LoadedModel
     folder: Path
-    backbone_weights: str | None = None  # of a run of features, where they moved
+    backbone_weights: str | None = None  # for a run of features, if they moved
 
     @classmethod
     def load(

@@ -34,7 +34,7 @@ from iiae_cli.runs import LoadedModel, RunDir
 
 Format: TypeAlias = Literal["safetensors", "onnx", "torch"]
 Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[NDArray[Any]]]
-TOLERANCE = 1e-4  # that a written graph may differ by from the model, in any value
+TOLERANCE = 1e-4  # the most that a graph's values may differ from the model's
 TASKS = ("retrieval", "zero_shot", "translation", "disentanglement")
 CARD = """---
 {0}---
@@ -56,7 +56,7 @@ fractions, and a `baseline` needs no training:
 {1}```
 """
 BATCH = torch.export.Dim("batch")
-_ROWS = 5  # that are compared
+_ROWS = 5  # rows compared
 
 
 class _Part(nn.Module):
@@ -110,14 +110,14 @@ def write_export(
     `TOLERANCE`, or a library is missing.
     """
     differences = {}
-    for stale in folder.glob("*coder-[xy].*"):  # of another run or format
+    for stale in folder.glob("*coder-[xy].*"):  # from another run or format
         stale.unlink()
     for name, (module, examples) in graphs(loaded).items() if form != "safetensors" else ():
         path = folder / f"{name}.{'onnx' if form == 'onnx' else 'pt2'}"
         with writing(path) as temporary, inference(loaded.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of its own parts
+            warnings.simplefilter("ignore")  # torch warns of its own parts
             write = _write_onnx if form == "onnx" else _write_program
-            few = tuple(rows[:2] for rows in examples)  # compared are more: batches are free
+            few = tuple(rows[:2] for rows in examples)  # more are compared: the batch is free
             answers = write(module, few, temporary)(examples)
             pairs = zip(answers, module(*examples), strict=True)
             difference = max(float(np.abs(one - other.numpy()).max()) for one, other in pairs)

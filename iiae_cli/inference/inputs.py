@@ -54,7 +54,7 @@ class Block:
 class Inputs:
     """Rows to encode or translate, unread."""
 
-    ids: list[str]  # of all rows, in order, those that turn out unreadable among them
+    ids: list[str]  # of all rows, in order, also unreadable ones
     labels: list[str] | None
     source: dict[str, Any]  # as in `LatentCache`
     fetch: Fetch

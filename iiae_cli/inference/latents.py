@@ -73,7 +73,7 @@ class LatentCache:
     fingerprint: str  # of the model that encoded them
     shared_shape: tuple[int, ...]  # of one shared latent
     preset: str = ""
-    metric: str = "euclidean"  # that the model's configuration compares shared means by
+    metric: str = "euclidean"  # the configured distance between shared means
     # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # a line for every input left out
@@ -133,7 +133,7 @@ def write_stream(
                 file.attrs[name] = np.asarray(value, np.int64)
             else:
                 file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
-        # Held until the file is closed: a dataset that is let go of writes what it has buffered.
+        # Held until the file is closed, as freeing a dataset writes its buffer.
         targets: dict[str, h5py.Dataset] = {}
         for block in blocks:
             for name, values in block.items():

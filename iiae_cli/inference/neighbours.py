@@ -40,12 +40,12 @@ Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
 
 SPARE = 8
-SLICE_VALUES = 2**24  # of the gallery, 64 MiB in float32
-QUERY_VALUES, QUERY_ROWS = 2**22, 4096  # of queries that are searched for at once
-BATCH_VALUES = 2**17  # of rows that are read a few times, so that they stay in a core's cache
-SMALL = 2**24  # multiplications that scikit-learn does in less time than another library loads
+SLICE_VALUES = 2**24  # values per slice of the gallery: 64 MiB in float32
+QUERY_VALUES, QUERY_ROWS = 2**22, 4096  # most values and rows of queries searched at once
+BATCH_VALUES = 2**17  # values of rows that are read repeatedly: they fit into a core's cache
+SMALL = 2**24  # multiplications up to which loading another library costs more
 NARROW = 512  # dimensions up to which faiss proposes faster than torch
-_HUGE = 1e150  # beyond it squares leave float64
+_HUGE = 1e150  # squares of larger values leave float64
 
 
 class Rows(Protocol):
@@ -104,7 +104,7 @@ def _search(queries: NDArray[Any], part: Tensor, k: int, frame: Frame, propose: 
     exact = _exact(queries, 0, frame.metric)
     moved = frame(exact)
     approximate, near = propose(moved, asked)
-    # A true neighbour is at most an error farther than the k-th proposal seems, and seems one more.
+    # A true neighbour is at most one error farther than the k-th, and seems at most another one.
     limit = approximate[:, k - 1] + 2 * frame.error(moved, approximate[:, k - 1])
     unsure = np.flatnonzero((approximate[:, -1] <= limit) & (asked < len(part)))
     close = approximate <= limit[:, None]
@@ -221,7 +221,7 @@ class Frame:
         """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""
         unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
         found: Floats = unit * (np.sqrt(squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
-        return found + 1e-38  # below it float32 underflows
+        return found + 1e-38  # float32 underflows below
 
 
 def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
@@ -255,7 +255,7 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
     """Returns finite rows in float32 if that is exact, else in float64."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.ascontiguousarray(rows, np.float32 if single else np.float64)
-    if not _largest_value(rows) < _HUGE:  # not a number compares as false
+    if not _largest_value(rows) < _HUGE:  # NaN compares as false
         raise IiaeError(
             f"latents of {name} are not all finite",
             "encode them again; check the model and its inputs",

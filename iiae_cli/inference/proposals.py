@@ -22,8 +22,8 @@ Proposed: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # squared distances and
 # Finds about the k nearest rows of a gallery, nearest first.
 Propose: TypeAlias = Callable[[Tensor, int], Proposed]
 
-PRODUCT_ROWS = 512  # of queries in a block of products
-BLOCK_VALUES = 2**21  # of a block of products, 8 MiB in float32
+PRODUCT_ROWS = 512  # queries per block of products
+BLOCK_VALUES = 2**21  # values per block of products: 8 MiB in float32
 _LAST, _SIGNLESS = np.iinfo(np.int64).max, np.int32(0x7FFFFFFF)
 
 
@@ -88,7 +88,7 @@ def _merged(best: Ints, hits: Sequence[tuple[Ints, Ints]]) -> Ints:
     query, keys = map(np.concatenate, zip(*hits, strict=True))
     order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort
     query, keys = query[order], keys[order]
-    # From a list of pairs to a table, beside what is known.
+    # From a list of pairs to a table, beside the known keys.
     count, k = best.shape
     counts = np.bincount(query, minlength=count)
     column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
@@ -111,7 +111,7 @@ def _by_faiss(gallery: Tensor, metric: Metric) -> Propose:
     except ImportError as error:
         install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss"
         raise IiaeError("faiss is not installed", install) from error
-    cosine = metric == "cosine"  # of rows of length 1, products are faster and say the same
+    cosine = metric == "cosine"  # for rows of length 1 products are equivalent, and faster
     index = (faiss.IndexFlatIP if cosine else faiss.IndexFlatL2)(gallery.shape[1])
     index.add(gallery.numpy())
 

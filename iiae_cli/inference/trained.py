@@ -74,7 +74,7 @@ class TrainedModel:
     network: IIAE  # its mode is restored after every call
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
     device: torch.device | str = "cpu"
-    stop: Stop = NEVER  # asked before every batch
+    stop: Stop = NEVER  # checked before every batch
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> TrainedModel:

@@ -31,7 +31,7 @@ FONT = 16
 TEXT_HEIGHT = 22
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 30)
-HAIRLINE: Colour = (190, 190, 190)  # around every picture: a white one has an edge, too
+HAIRLINE: Colour = (190, 190, 190)  # around every picture, so that white ones have an edge
 RIGHT: Colour = (0, 140, 60)
 NEAR: Colour = (230, 150, 0)
 WRONG: Colour = (200, 30, 30)
@@ -141,7 +141,7 @@ class TranslationGrid:
 
     source: Domain
     target: Domain
-    names: Sequence[str]  # of the K outputs: `sample 1`, `step 1`, a reference's file name, …
+    names: Sequence[str]  # (K,) `sample 1`, `step 1`, a reference's file name, …
     references: Sequence[tuple[Picture, str] | None] = ()  # picture and id for each output, or none
     interpolated: bool = False
     # An input's picture, its id and its K outputs.

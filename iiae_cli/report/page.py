@@ -153,7 +153,7 @@ def render(**values: object) -> str:
 
 def _printable(value: object) -> object:
     """Replaces control characters and lone surrogates, which file names may have and HTML lacks."""
-    # A macro's output is Markup and has passed here in parts; plain strings come from outside.
+    # A macro's output is Markup, whose parts were checked here; plain strings are not yet.
     if type(value) is not str:
         return value
     return "".join(

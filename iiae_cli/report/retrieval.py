@@ -178,7 +178,7 @@ class Retrieval:
     means: tuple[NDArray[Any], NDArray[Any]]  # their latents (Q, S) and (G, S)
     by_class: bool
     metric: Metric
-    folder: Path  # below which the pictures lie that features were made of
+    folder: Path  # holds the pictures that features were made of
 
     @cached_property
     def ranks(self) -> Ints:

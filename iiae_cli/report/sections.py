@@ -30,13 +30,13 @@ from iiae_cli.report.grids import Panel, Tone, analogy_panel, sample_panel, spre
 GRID_PAIRS = 8
 ANALOGY_SIDE = 5
 STYLE = files("iiae_cli.report") / "templates" / "charts.mplstyle"
-MOST_NEAREST = 100  # on the axis of Recall@K
-MOST_MARKED = 24  # points of a line that each have a dot
+MOST_NEAREST = 100  # largest K on the axis
+MOST_MARKED = 24  # longer lines have no dots
 ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 OURS, BASELINE = "shared latents", "training-free baseline"
 SOLVED = 0.99
-LEAK, SOME_LEAK = 0.5, 0.2  # of what a latent should not hold: 0 cannot be read, 1 can
+LEAK, SOME_LEAK = 0.5, 0.2  # grades of a reading from 0 (none) to 1 (perfect)
 
 Figures: TypeAlias = Mapping[str, Any]
 Points: TypeAlias = Sequence[tuple[float, float]]

@@ -39,7 +39,7 @@ _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # that a
 
 
 class _Control:
-    group: Any = None  # over which ranks talk beside gradients
+    group: Any = None  # for all communication but gradients
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class World:
         if self.size == 1 or chosen.type == "cpu":
             return chosen
         count = torch.cuda.device_count()
-        alone = count == 1 and "SLURM_STEP_ID" in os.environ  # srun may show each task its own
+        alone = count == 1 and "SLURM_STEP_ID" in os.environ  # srun may hide the others
         index = 0 if alone else self.local_rank
         if chosen.type != "cuda" or chosen.index is not None or index >= count:
             raise IiaeError(
@@ -166,7 +166,7 @@ def _meet(world: World, stop: Stop) -> Store:
         while missing := [key for key in keys if not store.check([key])]:
             wait(", ".join(missing))
     except Interrupted:
-        store.delete_key(keys[world.rank])  # the others go on waiting for this rank
+        store.delete_key(keys[world.rank])  # so that the others wait for this rank again
         raise
     return store
 

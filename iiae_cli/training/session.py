@@ -77,7 +77,8 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
         checkpoint = world.share(checkpoint)
         data = TrainingData(DataFile(path), options.config)
         console.say(data.summary())
-        fingerprint = data.fingerprint(stop if world.size == 1 else NEVER)  # ranks stop together
+        # Ranks may only stop together.
+        fingerprint = data.fingerprint(stop if world.size == 1 else NEVER)
         _refuse_other_data(path, fingerprint, world.share(fingerprint), "rank 0 reads")
         if checkpoint is not None:
             _refuse_other_data(path, fingerprint, checkpoint.data, f"{run.path} was begun with")
@@ -136,7 +137,7 @@ def _data_path(option: Path | None, config: Config) -> Path:
     if name not in EMBEDDED or option is not None:
         raise missing(path, f"make it: {how_to_prepare(name, path)}")
     console.say(f"preparing the embedded data set {name} in {path}")
-    prepare_file(name, path, PrepareOptions(), overwrite=True)  # other runs may make it too
+    prepare_file(name, path, PrepareOptions(), overwrite=True)  # another run may be preparing it
     return path
 
 
@@ -258,6 +259,6 @@ def _result(trainer: Trainer, seconds: float) -> dict[str, Any]:
         "kept_step": memory.kept_step,
         "validation": memory.kept,
         "warnings": memory.warnings,
-        "seconds": seconds,  # of this call's training
+        "seconds": seconds,  # training time of this call
         "fingerprint": load_model(trainer.run, trainer.device).fingerprint,
     }

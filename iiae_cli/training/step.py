@@ -47,10 +47,10 @@ class Step:
     networks: Networks  # in training mode
     objective: Objective
     optimizer: torch.optim.Optimizer
-    batch_at: Callable[[int], Pair]  # of step 0, 1, …, this process's share
-    learning_rate: Callable[[int], float]  # of step 0, 1, …
+    batch_at: Callable[[int], Pair]  # this process's share of step 0, 1, …
+    learning_rate: Callable[[int], float]  # the rate of step 0, 1, …
     share: Share
-    seed: int  # of noise and dropout
+    seed: int  # seeds noise and dropout
     bf16: bool = False  # autocast the networks; KLs and losses stay in float32
     graphs: bool = False  # whether the networks are compiled to CUDA graphs
 
@@ -174,7 +174,7 @@ def choose_speed(
 
 
 def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> Precision:
-    if size is None:  # a model of features has no products worth rounding
+    if size is None:  # products of feature models are too small to gain
         return "fp32"
     if device.type == "cuda":  # bf16 made the shared KL jump there
         return "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"

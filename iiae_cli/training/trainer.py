@@ -70,7 +70,7 @@ class Trainer:
         self.total_steps = training.steps or (training.epochs or 1) * per_epoch
         self.validate_every = training.validate_every or per_epoch
         self.learning_rate = builders.build_schedule(config, self.total_steps)
-        self.step = self.offset = 0  # steps done of the training under way, and before it
+        self.step = self.offset = 0  # steps done in this training, and in those before
         self.running: dict[str, Tensor] = {}  # sums of loss terms since the last log line
         self.deadline: float | None = None  # `time.monotonic()` at which to stop
         self._loggers: Loggers | None = None  # on the first rank

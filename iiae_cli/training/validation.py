@@ -33,7 +33,7 @@ class Validation:
     exclusive_kl: Both | None  # KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without them
     counts: dict[str, Any]  # what was compared: `pairs`, or `classes` and `rows` of x and y
     exclusive_hits: tuple[int, int] | None = None  # queries whose partner comes first by z^x, z^y
-    guided_l1: Both | None = None  # of guided translation; None by class and without decoders
+    guided_l1: Both | None = None  # L1 of guided translation; None by class or without decoders
     metric: Metric = "euclidean"  # distance between shared means
 
     @property
@@ -198,7 +198,7 @@ class Keeper:
             f"Else try {'--preset pairs-small, ' if small else ''}larger values of "
             "objective.annealing_steps or objective.reconstruction_weight"
         )
-        self.said: dict[str, str] = {}  # by domain, that its exclusive latent is dying
+        self.said: dict[str, str] = {}  # warnings of dying exclusive latents, by domain
         self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
         if data.validation is None and self.selection.rule != "last":
             console.say("no pairs to validate on: the final weights will be kept")
@@ -247,7 +247,7 @@ class Keeper:
                     self.said[domain] = text
                     console.warn(f"step {step}: {text}")
         if step == 0 and validation is None:
-            self.memory.kept_step = 0  # for good: the second training holds the means there
+            self.memory.kept_step = 0  # final: the second training fixes the means there
         elif self.memory.accepts(validation, epoch, self.selection):
             self._keep(trained, step, epoch, validation)
         if self.exhausted:

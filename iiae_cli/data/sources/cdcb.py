@@ -217,7 +217,7 @@ def _download(title: str) -> Path:
 def find_idx(folder: Path, name: str) -> Path | None:
     """Returns the IDX file of a name in a folder, or in torchvision's `SET/raw`; plain first."""
     places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
-    names = (name, name.replace("-idx", ".idx"))  # the latter of some mirrors
+    names = (name, name.replace("-idx", ".idx"))  # used by some mirrors
     candidates = [place / f"{n}{end}" for place in places for n in names for end in ("", ".gz")]
     return next((path for path in candidates if path.is_file()), None)
 

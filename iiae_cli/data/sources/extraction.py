@@ -54,10 +54,10 @@ class Networks:
     backbone: str  # its full name
     pool: Pool
     weights: Weights  # to begin with
-    kept: Path | None  # folder of networks that an earlier call fine-tuned, in place of `weights`
+    kept: Path | None  # folder of networks fine-tuned earlier, instead of `weights`
     tuning: FineTuning | None
     preprocessing: Preprocessing
-    seen: Seen  # classes that the networks will have been trained on
+    seen: Seen  # classes in the networks' training
 
     def file(self, domain: Domain, work: Work) -> Path:
         """Returns the file of a domain's fine-tuned network."""
@@ -279,7 +279,7 @@ def plan_features(
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    readings = [  # one domain after the other, as each may have a network of its own
+    readings = [  # by domain, as each may have its own network
         networks.reading(
             f"{name}/{domain}", split.side(domain).rows.tolist(), domain, divided["train"]
         )

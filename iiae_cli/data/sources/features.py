@@ -38,7 +38,7 @@ from iiae_cli.data.names import Notes, distinct, split_of
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain
 
-GIVEN = "given"  # name of a division that is not one of these
+GIVEN = "given"  # name of a division that is not a published one
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
 _STEM = re.compile(r"(\w+)_(sketch|image)_(features|paths|labels)")
 _HINT = "save plain numbers or text with numpy.save or numpy.savez: pickled arrays are not read"
@@ -179,7 +179,7 @@ def _side(
         )
     ids = columns.get("paths") or [f"{stem}/{row:06d}" for row in range(len(values))]
     labels = columns.get("labels") or [_class_of(path, where) for path in ids]
-    with np.errstate(over="ignore"):  # infinite features are refused by name
+    with np.errstate(over="ignore"):  # infinite features are refused later, by name
         features = values.astype(np.float32)
     return Side(features, distinct(ids), [spell(label) for label in labels])
 
@@ -330,6 +330,6 @@ def finish(
         "test_classes_sha256": class_list_hash(test),
     }
     for key, value in values.items():
-        if value is not None:  # a leak that is unknown
+        if value is not None:  # an unknown leak
             attributes[key] = json.dumps(value, ensure_ascii=False)
     return Prepared(splits, attributes, skipped)

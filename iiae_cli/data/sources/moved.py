@@ -24,7 +24,7 @@ Floats: TypeAlias = NDArray[np.float32]
 Pictures: TypeAlias = NDArray[np.uint8]
 Ints: TypeAlias = NDArray[np.int64]
 Factors: TypeAlias = dict[str, NDArray[Any]]
-# The pictures of one view, and the factors that it drew for itself.
+# Returns the pictures of one view, and the factors that it drew.
 Draw: TypeAlias = Callable[[Domain, NDArray[Any], np.random.Generator], tuple[Pictures, Factors]]
 Content: TypeAlias = tuple[NDArray[Any], NDArray[Any], Ints]  # of x, of y, and their classes (N,)
 

@@ -232,7 +232,7 @@ def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, no
     def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
         return tuple(decode_parts(path, 2 if options.side_by_side else 1, 3, size))
 
-    def reading_of(name: str, domain: Domain) -> str:  # one for both of what is side by side
+    def reading_of(name: str, domain: Domain) -> str:  # one for both domains if side by side
         return name if options.side_by_side else f"{name}/{domain}"
 
     readings = {}

@@ -83,8 +83,8 @@ class Reading:
     files: Sequence[Path]
     make: Callable[[Sequence[Sequence[Path]], Work], Iterator[Sequence[Made]]]  # block by block
     size: int
-    verb: str = "reading"  # for progress
-    maker: str = ""  # identifies what makes the rows beyond the program itself, such as a network
+    verb: str = "reading"  # shown in the progress
+    maker: str = ""  # identifies the maker of the rows beyond the program, such as a network
 
     def identity(self) -> list[Any]:
         """Returns what its blocks depend on, as JSON: names of files, not their folders."""
@@ -140,7 +140,7 @@ class Plan:
     assemble: Callable[[Mapping[str, ReadRows], Work], Prepared]
     readings: Sequence[Reading] = ()  # none if nothing takes long
     attributes: Mapping[str, str] = field(default_factory=dict)  # of the data file: its source
-    skipped: Sequence[str] = ()  # a line for every input that is left out before reading
+    skipped: Sequence[str] = ()  # a line for every input left out before reading
     whole: IiaeError | None = None  # why processes cannot divide the work, if so
 
     @property

@@ -44,7 +44,7 @@ class Pair:
     """Two picture files that belong together; one file where they are side by side."""
 
     files: Mapping[Domain, Path]
-    names: Mapping[Domain, str]  # the rest of their ids, `SPLIT/NAME`
+    names: Mapping[Domain, str]  # NAME in their ids, `SPLIT/NAME`
     label: str | None = None  # class of both, where known
     factors: Mapping[str, float | str] = field(default_factory=dict)  # the same in every pair
 
@@ -65,7 +65,7 @@ def pairs_of(table: Path, notes: Notes) -> Iterator[tuple[str, Pair]]:
     """Yields (split or "", pair) of every usable row, its pictures unread; notes the others."""
     lines: dict[tuple[str, ...], int] = {}
     labels: dict[str, str | None] = {}
-    called: dict[str, str] = {}  # each split, and how the table calls it
+    called: dict[str, str] = {}  # the table's name of each split
     listings: Listings = {}
     cells = _cells(table, notes)
     factors = {
@@ -193,7 +193,7 @@ def _text_of(table: Path) -> str:
     if re.match(rb"\xff\xfe\0\0|\0\0\xfe\xff|.\0\0\0|\0\0\0", content):
         raise IiaeError(f"{table} is in UTF-32", _SAVE)
     coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, and a Latin letter
+    if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, but a Latin letter
         coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
     try:
         text = content.decode(coding).lstrip("\ufeff")
@@ -243,7 +243,7 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
         if address is None:
             raise ValueError(f"{cell} is not on this machine")
         path = unquote(address[1])
-    home = os.path.expanduser  # Path's own raises without a home
+    home = os.path.expanduser  # Path.expanduser raises without a home
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
         for place in (folder / text, Path(text), Path(home(text))):
             if (found := find_file(place, listings)) is not None:
