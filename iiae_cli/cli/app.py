@@ -61,10 +61,11 @@ class _Command(TyperCommand):
         """Writes arguments, then options by group."""
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
-            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            panel = getattr(parameter, "rich_help_panel", None) or kind
+            of_option = parameter.param_type_name == "option"
+            panel = getattr(parameter, "rich_help_panel", None)
             if record := parameter.get_help_record(ctx):
-                sections.setdefault(panel, []).append((_plain(record[0], kind), record[1]))
+                line = _plain(record[0], of_option), record[1]
+                sections.setdefault(panel or list(sections)[of_option], []).append(line)
         last = {group: place for place, group in enumerate(GROUPS)}  # groups of several commands
         for title in sorted(sections, key=lambda title: last.get(title, -1)):
             if sections[title]:
@@ -72,13 +73,11 @@ class _Command(TyperCommand):
                     formatter.write_dl(sections[title])
 
 
-def _plain(name: str, kind: str) -> str:
+def _plain(name: str, of_option: bool) -> str:
     """Writes `--run PATH` for typer's `--run <path>`, and arguments by their names alone."""
-    if kind == "Arguments":
-        return name.partition(" <")[0]
-    for typers, ours in (("str", "TEXT"), (r"list\[Path\]|path", "PATH"), ("float", "NUMBER")):
-        name = re.sub(f"<({typers})>", ours, name)
-    return re.sub("<(.*)>", r"\1", name)
+    name, _, typers = name.partition(" <")
+    kind = {"str": "TEXT", "path": "PATH", "list[Path]": "PATH"}.get(typers[:-1], typers[:-1])
+    return f"{name} {kind}" if kind and of_option else name
 
 
 class _Group(TyperGroup):

@@ -54,7 +54,7 @@ def command(
     epochs: Annotated[int | None, option("Passes over the training pairs.", min=1)] = None,
     steps: Annotated[int | None, option("Optimiser steps.", min=1)] = None,
     batch_size: Annotated[int | None, option("Pairs per step.", min=2)] = None,
-    lr: Annotated[float | None, option("Adam's learning rate.")] = None,
+    lr: Annotated[float | None, option("Adam's learning rate.", metavar="X")] = None,
     seed: Annotated[int | None, option("Seed of weights, order, noise and dropout.", min=0)] = None,
     resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
     config: Annotated[

@@ -78,12 +78,6 @@ def reading(path: Path, hint: str) -> Iterator[None]:
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
 
 
-_MAKES = {
-    "iiae.data": "name a data set, as iiae prepare writes it",
-    "iiae.latents": "name a latent cache, as this writes it: iiae encode INPUT --domain y -o z.h5",
-}
-
-
 def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
     """Raises for a file of another schema; `hint`, how to make it again, is for older ones only."""
     if given == expected:
@@ -94,8 +88,9 @@ def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
         if int(given_number) > int(number):
             hint = "use the newer version of iiae that wrote it"
     else:
-        hint = _MAKES.get(kind, f"name a file of schema {expected}")
-        hint = f"join shards by --merge; {hint}" if given_kind == "iiae.part" else hint
+        joined = "; join shards by --merge" if given_kind == "iiae.part" else ""
+        makes = {"iiae.data": "prepare", "iiae.latents": "encode", "iiae.part": "prepare --shard"}
+        hint = f"name a file that iiae {makes.get(kind, 'train')} wrote{joined}"
     raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 
 
