@@ -21,8 +21,15 @@ from iiae_cli.extensions.encoders import (
     LinearPathFeatures,
     PooledNetworks,
 )
-from iiae_cli.extensions.extended import ELBO, DualEncoder, ExtendedIIAE, RecombiningIIAE
-from iiae_cli.extensions.terms import contrastive_term, dependence_term, recombination_term
+from iiae_cli.extensions.extended import (
+    ELBO,
+    DualEncoder,
+    ExtendedIIAE,
+    RecombiningIIAE,
+    contrastive_term,
+    dependence_term,
+    recombination_term,
+)
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks

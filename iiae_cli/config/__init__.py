@@ -43,7 +43,7 @@ class DataSection(Section):
 
 
 class AugmentSection(Section):
-    """Random changes of training pictures (beyond the paper), see extensions/augmentation.py."""
+    """Random changes of training pictures (beyond the paper), see data/batches.py."""
 
     geometric: NonNegative = 0.0
     """turn, zoom and shift of both pictures of a pair alike; 1: up to 15 degrees, 15 %, 12 %"""

@@ -70,7 +70,7 @@ def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
     with world.joined(device, stop), run.locked() if world.first else nullcontext():
         preset, path = options.preset, options.data
         if preset is None:
-            preset, path = _own_words(run, options.data)
+            preset, path = _recorded(run, options.data)
         path = world.share(_data_path(path, options.config) if world.first else Path())
         before = world.share(_claim(run, options) if world.first else None)
         checkpoint = run.checkpoints.latest() if world.first and before is not None else None
@@ -105,7 +105,7 @@ def _set_threads(count: int) -> None:
         console.say("other work keeps the cores busy: IIAE_THREADS=1 may be twice as fast")
 
 
-def _own_words(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
+def _recorded(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
     """Returns the preset's name and the data of a run that is resumed without a preset."""
     info = run.read_info()
     preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))

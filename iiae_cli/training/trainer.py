@@ -22,7 +22,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Interrupted, Stop
 from iiae_cli.common.files import reading, sync_file, writing
 from iiae_cli.config import Config
-from iiae_cli.extensions.augmentation import Augmentation
+from iiae_cli.data.batches import Augmentation
 from iiae_cli.extensions.encoders import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing

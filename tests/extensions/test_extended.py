@@ -14,8 +14,9 @@ from iiae_cli.extensions.extended import (
     LinearErasure,
     RecombiningIIAE,
     Standardise,
+    recombination_term,
+    relative_error,
 )
-from iiae_cli.extensions.terms import recombination_term, relative_error
 from iiae_cli.model.objective import bound
 
 # ---- standardisation

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import small_batch
 
-from iiae_cli.extensions.terms import (
+from iiae_cli.extensions.extended import (
     contrastive_term,
     dependence,
     dependence_term,

@@ -18,8 +18,8 @@ from iiae_cli import builders
 from iiae_cli.builders import place
 from iiae_cli.common.errors import Interrupted, Stop
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.data.batches import Augmentation
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.extensions.augmentation import Augmentation
 from iiae_cli.training import distributed
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import Share, World, find_world

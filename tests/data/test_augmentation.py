@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iiae_cli.extensions.augmentation import CAST, CONTRAST, LIGHT, SHIFT, TINT, Augmentation
+from iiae_cli.data.batches import CAST, CONTRAST, LIGHT, SHIFT, TINT, Augmentation
 
 PARTS = {"geometric": 1.0, "flip": 0.5, "photometric": 1.0}
 
