@@ -63,7 +63,7 @@ class Library(Protocol):
         """Returns the transform that `Published.transform` describes."""
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        """Builds pictures (B, 3, h, w) → features (B, D), and returns D; RuntimeError on misfit."""
+        """Builds a network (B, 3, h, w) → (B, D); returns it and D; RuntimeError on a misfit."""
 
 
 class _TorchVision:

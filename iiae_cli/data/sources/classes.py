@@ -152,7 +152,7 @@ def _class_pictures(*folders: Path, root: Path, notes: Notes, normalise: bool = 
 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
-    """Divides by `--unseen-classes`, a number or a file, into train and test; names that."""
+    """Divides by `--unseen-classes`, a number or file, into train and test; returns a name, too."""
     unseen, known = str(options.unseen_classes), features.classes_of(split)
     if unseen.isdecimal():
         count = min(int(unseen), len(known))

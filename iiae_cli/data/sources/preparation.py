@@ -109,7 +109,7 @@ def how_to_prepare(name: str, path: Path) -> str:
 
 
 def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
-    """Finds, downloads or unpacks a set's source (folder, table, `.npz`); adds attributes."""
+    """Returns a set's source (folder, table, `.npz`), downloaded or unpacked, and attributes."""
     source, archive = options.source, ARCHIVES.get(name)
     downloads = data_folder() / "downloads"
     origin = str(source and source.absolute())
