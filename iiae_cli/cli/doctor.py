@@ -60,7 +60,8 @@ def _show(report: dict[str, Any]) -> None:
         for name, value in items.items():
             facts = value.items() if isinstance(value, dict) else ()
             text = ", ".join(f"{key} {fact}" for key, fact in facts)
-            rows.append((part, name, text or value or "–"))
+            missing = f"not installed: pip install 'iiae-cli[{name}]'"
+            rows.append((part, name, text or value or missing))
     console.print_table(["part", "name", "value"], rows)
 
 

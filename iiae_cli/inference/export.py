@@ -42,7 +42,8 @@ CARD = """---
 # {name}
 
 An Interaction Information Auto-Encoder (Hwang et al., NeurIPS 2020): latents that two domains, x
-and y, share, and exclusive ones of each. `iiae` reads this folder as --run.
+and y, share, and exclusive ones of each. Commands of `iiae` read this folder, or hf://OWNER/NAME,
+by --run, and Python by `iiae_cli.load`.
 
 Pictures are uint8 (N, H, W, C), RGB or grey, resized to `size` (H, W): by area to a whole fraction,
 else bilinear with antialiasing, bicubic when enlarged. Graphs, if any: `encoder-x` takes rows of x
