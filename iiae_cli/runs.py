@@ -153,7 +153,7 @@ class RunDir:
             return {}
 
     def link_latest(self) -> None:
-        """Points the link `latest` beside this run at it, unless something else has that name."""
+        """Points the link `latest` next to this run at it, unless something else has that name."""
         link = self.path.parent / "latest"
         if link.exists() and not link.is_symlink():
             return

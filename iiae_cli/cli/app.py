@@ -28,7 +28,7 @@ from iiae_cli.data.seen import SEEN
 # From 0.26 on typer contains click, so click's exception is taken from typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-# Messages in which torch reports lack of memory, beside MemoryError.
+# Messages with which torch reports lack of memory; Python raises MemoryError.
 _NO_MEMORY = r"(out of|can't allocate|not enough) memory|Storage size calculation overflowed"
 
 # Each command's help line; its module in this folder has its name.

@@ -1,4 +1,4 @@
-"""`iiae evaluate`: the paper's measurements on a run, beside a training-free baseline."""
+"""`iiae evaluate`: the paper's measurements on a run and on a training-free baseline."""
 
 from __future__ import annotations
 

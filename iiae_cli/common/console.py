@@ -128,8 +128,6 @@ def print_table(
     """Prints a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe.
 
     Fractions are shown with `digits` significant digits; `--json` has all of them.
-
-    Of fractions so many digits are shown; `--json` has them all.
     """
     cells = [
         [_number(value, digits) if isinstance(value, float) else str(value) for value in row]
@@ -150,7 +148,7 @@ def print_table(
 
 
 def _number(value: float, digits: int) -> str:
-    """Formats a number with so many significant digits, large ones without an exponent."""
+    """Formats a number with `digits` significant digits, large ones without an exponent."""
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 

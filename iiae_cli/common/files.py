@@ -1,4 +1,4 @@
-"""Where files lie by default, and files that are whole: written beside their path, then renamed."""
+"""Reads files with errors for users, and writes them whole: beside their path, then renamed."""
 
 from __future__ import annotations
 

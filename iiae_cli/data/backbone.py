@@ -275,7 +275,7 @@ def backbone_of(info: DataInfo) -> dict[str, Any] | None:
 
 
 def refuse_other_backbone(path: Path, given: DataInfo, trained_on: DataInfo) -> None:
-    """Raises if a file's features come from another backbone than those of the model's data."""
+    """Raises if a file's features and the model's data come from different backbones."""
     here, there = backbone_of(given), backbone_of(trained_on)
     different = [key for key in _DECIDING if here and there and here.get(key) != there.get(key)]
     if here and there and different:

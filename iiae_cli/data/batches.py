@@ -128,7 +128,7 @@ TURN = math.pi / 12
 ZOOM = 0.15
 SHIFT = 0.24  # fraction of half a side
 CONTRAST, LIGHT = 0.4, 0.3  # whole picture: exponent of the factor, and offset
-TINT, CAST = 0.2, 0.15  # likewise for each channel
+TINT, CAST = 0.2, 0.15  # the same for each channel
 
 Draw: TypeAlias = Callable[..., Tensor]  # random numbers in [−1, 1) for every row: (B, *shape)
 

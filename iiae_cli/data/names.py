@@ -78,7 +78,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _walk(
     folder: Path, above: frozenset[tuple[int, int]], without: Collection[Path]
 ) -> Iterator[Path]:
-    """Yields pictures below a folder, which lies in those `above` (device, inode); notes others."""
+    """Yields pictures below a folder inside the folders `above` (device, inode); notes others."""
     try:
         paths, here = list(folder.iterdir()), _identity(folder)
     except OSError:

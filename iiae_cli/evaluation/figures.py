@@ -44,7 +44,7 @@ class Gate(NamedTuple):
 
 
 def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
-    """Parses `KEY=VALUE` texts: those of `--fail-under`, then those of `--fail-over`."""
+    """Parses the `KEY=VALUE` texts of `--fail-under`, then of `--fail-over`."""
     gates = []
     for option, texts in (("--fail-under", under), ("--fail-over", over)):
         for text in texts:
@@ -193,7 +193,7 @@ def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
 
 
 def _bound_table(bounds: Mapping[str, Any]) -> Table:
-    """Makes a row per quantity; a figure of both domains stands in both columns."""
+    """Makes a row per quantity; a figure of both domains is in both columns."""
     domains = [{**bounds, **bounds.get(domain, {})} for domain in ("x", "y")]
     rows = [
         (title, *(_cell(domain[key], 2) for domain in domains))
@@ -205,7 +205,7 @@ def _bound_table(bounds: Mapping[str, Any]) -> Table:
 
 
 def _cell(value: float | None, digits: int | None = None) -> object:
-    """Rounds a figure to so many digits, −0.0 to 0.0; blank for None."""
+    """Rounds a figure to `digits` decimals, −0.0 to 0.0; blank for None."""
     if value is None:
         return ""
     return value if digits is None or isinstance(value, int) else round(value, digits) + 0.0

@@ -1,4 +1,4 @@
-"""Probes that read factors from latents, each beside the same probe on shuffled values.
+"""Probes that read factors from latents, each with the same probe on shuffled values.
 
 A *linear* probe is ridge regression for quantities and logistic regression for classes, on
 standardised dimensions, which finds a leak however small its variance. A *non-linear* one is ridge
@@ -30,8 +30,8 @@ from iiae_cli.common.errors import IiaeError
 
 FOLDS = 5
 LEARN_ONLY = -1  # the fold of a row that every probe learns from and none is tested on
-MAX_DIMENSIONS = 768  # wider latents are reduced to so many principal components
-MAX_CODES = 30  # up to so many distinct whole numbers are classes, more are a quantity
+MAX_DIMENSIONS = 768  # principal components that wider latents are reduced to
+MAX_CODES = 30  # most distinct whole numbers that are classes; more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
 _LEFT_OUT = -2
 PENALTIES = np.logspace(-2, 5, 15, dtype=np.float32)  # of ridge regression
@@ -209,7 +209,7 @@ class Axes:
 
     @classmethod
     def of(cls, rows: Singles, most: int = sys.maxsize) -> Axes:
-        """Finds at most so many axes of rows (N, S).
+        """Finds at most `most` axes of rows (N, S).
 
         The decomposition is in float64, as leaks hide in directions of next to no spread; rows
         along the axes need only float32.

@@ -1,4 +1,4 @@
-"""Decides what `evaluate` measures on which rows, and sets the paper's figures beside a run's.
+"""Decides what `evaluate` measures on which rows, and compares a run's figures with the paper's.
 
 paper.csv holds Tables 2 to 6 of Hwang et al., NeurIPS 2020. Domain x is CB of MNIST-CDCB, the
 aerial picture S of Maps, the photo F of Facades, the sketch of Sketchy. So CD→CB is y→x, and the
@@ -137,7 +137,7 @@ def _backbone(file: DataFile) -> dict[str, Any]:
     return {"backbone": {"name": record["name"], "trained_on": record["trained_on"]}}
 
 
-# ---- beside the paper
+# ---- comparison with the paper
 
 
 def _published() -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def paper_rows(
     protocol: Mapping[str, Any],
     picture_size: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns the paper's rows of the measured data set, in its order, beside `evaluate`'s figures.
+    """Returns the paper's rows for the measured data set, in its order, with `evaluate`'s figures.
 
     `ours` is None if it was not measured; `note` says how the set-ups differ. In Table 6 ours
     stands beside the objective of the run. `picture_size` (H, W) is the model's.
@@ -207,7 +207,7 @@ def _differences(
 
 
 def paper_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the paper's rows beside a run's, as a table."""
+    """Returns a table of the paper's rows and a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
     cells = [["" if row[name] is None else row[name] for name in headers] for row in rows]
     return Table("Beside the paper", headers, cells, 4)

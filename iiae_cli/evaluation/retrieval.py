@@ -242,7 +242,7 @@ def class_baselines(split: Split, train: Split) -> dict[str, Directions]:
 
 
 def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]:
-    """Measures Table 3 by shared means, beside exclusive ones and baselines; `split` has labels."""
+    """Measures Table 3 by shared means, exclusive means and baselines; `split` has labels."""
     labels = split.x.labels or [], split.y.labels or []
     figures = {kind: class_retrieval(*both, *labels) for kind, both in _means(pairs).items()}
     return {**figures.pop("shared"), **figures, **class_baselines(split, train)}

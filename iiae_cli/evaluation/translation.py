@@ -44,7 +44,7 @@ class Subject:
     batch_size: int = 256  # rows at once
 
     def parts(self, count: int) -> Iterator[slice]:
-        """Yields batches of so many rows."""
+        """Yields batches of `batch_size` rows."""
         return (slice(s, s + self.batch_size) for s in range(0, count, self.batch_size))
 
     def samples(self, count: int) -> list[Latents]:

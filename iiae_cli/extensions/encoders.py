@@ -106,7 +106,7 @@ def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Te
 
 
 class PassInput(nn.Module):
-    """A feature extractor that returns its input, or a description of it, beside its output."""
+    """A feature extractor that also returns its input, or a description of it."""
 
     def __init__(self, trunk: nn.Module, describe: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class LinearPathHead(nn.Module):
 
 
 class DescribedMapHead(nn.Conv2d):
-    """r or q of a map latent: one halving convolution reads features and descriptions alike."""
+    """r or q of a map latent: one halving convolution reads both features and descriptions."""
 
     def __init__(self, extracted: int, beside: Sequence[int], shared_dim: int) -> None:
         self._pieces = _pieces(extracted, beside)
@@ -167,7 +167,7 @@ class DescribedMapHead(nn.Conv2d):
 
     @torch.no_grad()
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Makes the mean a linear map of 4×4 windows, weight (S, ΣF·16), bias (S,), likewise."""
+        """Makes the mean a linear map of 4×4 windows, weight (S, ΣF·16), bias (S,)."""
         shared_dim = len(weight)
         assert self.bias is not None
         described = torch.split(self.weight, self._pieces, dim=1)[1::2]

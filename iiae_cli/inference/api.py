@@ -230,7 +230,7 @@ def search(
 
 
 def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
-    """Returns a list of pictures; an array of at most so many dimensions is one."""
+    """Returns a list of pictures; an array of at most `dimensions` dimensions is one."""
     if isinstance(pictures, str | Path | Image.Image):
         return [pictures]
     if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim <= dimensions:

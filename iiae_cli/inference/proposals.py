@@ -41,7 +41,7 @@ def products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple
 
 
 def _by_torch(gallery: Tensor, metric: Metric) -> Propose:
-    """Collects rows nearer than the last known k-th best, and sorts them now and then."""
+    """Collects rows nearer than the last known k-th best, and sorts them when there are many."""
 
     def propose(queries: Tensor, k: int) -> Proposed:
         keys = [nearest_keys(queries[block], k) for block in slices(len(queries), PRODUCT_ROWS)]
@@ -126,7 +126,7 @@ PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}
 
 
 def slices(count: int, step: int) -> Iterator[slice]:
-    """Yields slices of so many items, the last one shorter."""
+    """Yields slices of `step` items, the last one shorter."""
     for start in range(0, count, max(1, step)):
         yield slice(start, start + max(1, step))
 

@@ -91,7 +91,7 @@ def kl_annealing(step: int, steps: float) -> float:
 
 @dataclass(frozen=True)
 class Weights:
-    """What multiplies each group of terms in the loss, before annealing."""
+    """The weight of each group of terms in the loss, before annealing."""
 
     reconstruction: float  # −log p(x|z^x,z^s) − log p(y|z^y,z^s)
     shared_kl: float  # KL(q(z^s|x,y)‖r^x) + KL(q(z^s|x,y)‖r^y)

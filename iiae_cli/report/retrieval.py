@@ -58,7 +58,7 @@ def verdict_on(partner: bool | None, same_class: bool | None) -> str | None:
 
 
 def picture_of(side: Side | None, row: int | None, path: Path) -> Picture | None:
-    """Returns a row's picture as stored, else that of its file, else None."""
+    """Returns a row's picture as stored, else read from its file, else None."""
     if side is not None and row is not None and side.rows.ndim == 4:
         picture: Picture = side.rows[row]
         return picture
@@ -151,7 +151,7 @@ def _names(cache: LatentCache, row: int) -> list[str]:
 def _pictures(cache: LatentCache) -> Callable[[int], Picture | None]:
     """Returns a function from a row to its picture, None if that is gone.
 
-    Ids are paths; those of features lie below the source of their data file.
+    Ids are paths; for features, paths below the source of their data file.
     """
     source, side, folder = _source(cache), None, Path()
     if source is not None:

@@ -296,7 +296,7 @@ def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Pa
 
 
 def translation_strip(panel: Panel, rows: int) -> Panel:
-    """Shows the first half of a `sample_panel`, x to y and the true y, for so many rows."""
+    """Shows the x → y half of a `sample_panel`, for a few of its rows."""
     end = panel.gaps_after[0] + 2
     shown = spread(len(panel.rows), rows)
     title = "x → y: translations, sampled and then guided by the true y"

@@ -72,7 +72,7 @@ class Step:
 
 
 def added(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the sums of loss terms with those of one more step."""
+    """Returns the sums with the loss terms of one more step added."""
     return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
 
 

@@ -236,7 +236,7 @@ class Trainer:
         return self.step / self.order.steps_per_epoch
 
     def _log(self, count: int) -> None:
-        """Writes averages over so many steps; raises for a loss that is not finite."""
+        """Writes averages over the steps; raises for a loss that is not finite."""
         terms = {name: float(sum_) / count for name, sum_ in self.share.mean(self.running).items()}
         self.running = {}
         if not math.isfinite(terms["loss"]):

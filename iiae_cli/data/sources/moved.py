@@ -1,4 +1,4 @@
-"""Pairs whose content stands in another place, and looks different, in each of the two views.
+"""Pairs whose content has another place and another look in each of the two views.
 
 Each view is generated, and what it draws for itself is stored as factors (docs/data.md). Digits are
 light on a dark ground in x, dark on a light one in y. Shapes: N rows, S side in pixels; pixels lie
@@ -33,7 +33,7 @@ COUNTS = {"train": 8000, "valid": 1000, "test": 2000}
 TEXTURE = 0.15  # amplitude of a ground
 TURN, SCALES = 30.0, (0.4, 0.7)  # digits-moved: degrees either way, part of the side
 SHAPES = TEXTURES = COLOURS = 10
-CHUNK = 500  # rows that are drawn at once
+CHUNK = 500  # rows drawn at once
 
 
 def moved_splits(

@@ -171,7 +171,7 @@ class Plan:
         return rows, skipped
 
     def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
-        """Returns the splits from all blocks in order; one block is in memory beside their rows.
+        """Returns the splits from all blocks in order; memory holds their rows and one block.
 
         Arrays that take more than half of the free memory are files in the folder of `work`.
         """

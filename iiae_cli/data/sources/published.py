@@ -200,7 +200,7 @@ def plan_cars(options: PrepareOptions) -> Plan:
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
-    """Returns every car's file by number, those of list.txt if it names any; notes others."""
+    """Returns every car's file by number, only list.txt's if it names any; notes others."""
     paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
     if not paths:
         raise IiaeError(
