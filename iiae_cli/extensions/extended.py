@@ -233,7 +233,7 @@ def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda r
     """Builds the distance correlation of each domain's exclusive and the *partner's* shared means.
 
     The paper limits by a KL how much z^x holds, not what. The partner's picture has the same
-    content and none of this domain's manner, so what z^x shares with r^y(z^s|y) is content.
+    content and none of this domain's style, so what z^x shares with r^y(z^s|y) is content.
     """
 
     def whole(posterior: DiagonalGaussian) -> DiagonalGaussian:
