@@ -41,16 +41,17 @@ def command(as_json: shared.Json = False) -> None:
       iiae doctor > machine.txt
     """
     versions, problems = _versions()
+    hint = "run: pip install --force-reinstall iiae-cli"
     report: dict[str, Any] = {"versions": versions, "extras": _extras()}
     report |= {} if problems else _devices()
     report["cores"] = {"allowed": cores(), "machine": os.cpu_count()}
     report["folders"] = folders = _folders()
     if folders["runs"]["writable"] != "yes":
         problems.append(f"no run can be written to {folders['runs']['path']}")
+        hint = "work in a folder that you may write to"
     result = {"schema": "iiae.doctor/1", **report, "problems": problems}
     finish(result, lambda: _show(report), as_json)
     if problems:
-        hint = "work in a folder that you may write to, or: pip install --force-reinstall iiae-cli"
         raise IiaeError("; ".join(problems), hint)
 
 

@@ -115,10 +115,11 @@ def _finished(
     Raises IiaeError if something else is in its place and must not be overwritten.
     """
     from iiae_cli.data.blocks import differences, discard
+    from iiae_cli.data.hdf5 import SIGNATURE
     from iiae_cli.inference.latents import Gallery
 
     if not resume:
-        refuse_existing(output, overwrite)
+        refuse_existing(output, overwrite, SIGNATURE)
     if not resume or not output.exists():
         return None
     try:

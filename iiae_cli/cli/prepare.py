@@ -41,7 +41,7 @@ def command(
         Path | None, option("File [NAME.h5 in IIAE_DATA or data].", "-o", "--output")
     ] = None,
     image_size: Annotated[
-        int | None, option("Side of stored pictures [the set's own].", min=16)
+        int | None, option("Side of stored pictures [the set's own].", min=16, max=8192)
     ] = None,
     limit: Annotated[int | None, option("Most pairs per split.", min=1)] = None,
     seed: Annotated[int, option("Seed of colours and random divisions.", min=0)] = 0,
@@ -200,6 +200,8 @@ def command(
         features = name in preparation.CLASS_SETS or options.wants_backbone
         networks = save_backbone or (path.with_suffix(".backbone") if features else None)
         _check_outputs(pictures, networks, features, part, overwrite or resume or merge)
+        if pictures and options.source and pictures.resolve() == options.source.resolve():
+            raise IiaeError(f"{pictures} holds the source's pictures", "choose another --pictures")
         if merge:
             preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)
         else:

@@ -94,12 +94,17 @@ def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
     raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises if a file or folder exists, unless `overwrite`."""
+def refuse_existing(path: Path, overwrite: bool, signature: bytes = b"") -> None:
+    """Raises if a path exists, unless `overwrite`; then if it is a file of another `signature`."""
     if path.exists() and not overwrite:
         raise IiaeError(
             f"{path} already exists", "choose another output, or replace it with --overwrite"
         )
+    if signature and path.is_file() and path.suffix != ".h5":  # it may be an input
+        with path.open("rb") as file:
+            if file.read(len(signature)) not in (b"", signature):
+                message = f"{path} is not a file that iiae writes, and is not replaced"
+                raise IiaeError(message, "choose another output")
 
 
 @contextmanager

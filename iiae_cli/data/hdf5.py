@@ -21,7 +21,7 @@ from iiae_cli.common.environment import free_memory
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import check_kind, reading
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_INFLATED = 1032  # bytes per stored byte: deflate's bound, which pictures never reach
 _LONGEST_TEXT = 65_536  # bytes of one id or label
 _CHECKED = 65_536  # rows checked at once
@@ -79,7 +79,7 @@ def open_hdf5(path: Path, hint: str) -> Iterator[h5py.File]:
 def read_only(path: Path) -> h5py.File:
     """Opens an HDF5 file to read, without a lock; raises for a file of another kind."""
     with path.open("rb") as file:
-        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
             raise IiaeError(
                 f"{path} is not an HDF5 file", "name a file that iiae prepare or iiae encode wrote"
             )

@@ -369,3 +369,12 @@ def test_the_program_says_it_in_json_too(iiae, tmp_path):
     notes = DataFile(tmp_path / "p.h5").info.attributes["notes"]
     assert notes == "Validation is read as valid\nthe split test is empty"
     assert Notes().attributes() == {}
+
+
+def test_no_output_replaces_what_iiae_did_not_write(iiae, tmp_path):
+    pair(tmp_path / "p", 0)
+    before = (tmp_path / "p" / "x" / "0.png").read_bytes()
+    for outputs in (["-o", "p/x/0.png"], ["-o", "o.h5", "--pictures", "p"]):
+        done = iiae("prepare", "pairs", "p", *outputs, "--overwrite")
+        assert "choose another" in done.error()[1]
+    assert (tmp_path / "p" / "x" / "0.png").read_bytes() == before

@@ -24,6 +24,7 @@ from iiae_cli.common.files import missing, reading, refuse_existing, writing
 from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
+from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import is_hidden, split_of
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
@@ -222,7 +223,7 @@ def merge(
 def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
     """Returns whether the output is complete, made by these settings; raises for others."""
     if overwrite or not resume or not path.exists():
-        refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite, SIGNATURE)
         return False
     if part is None:
         made_by = DataFile(path).info.attributes.get("settings_sha256")
