@@ -1,7 +1,7 @@
 """Entry point of `iiae` and of `python -m iiae_cli`.
 
-A scheduler may stop a job while its interpreter still imports. So that `train` then ends as it
-promises, signals are caught before anything else is imported.
+A scheduler may stop a job while its interpreter still imports. Signals are caught before anything
+else is imported, so that `train` ends as it promises even then.
 """
 
 from __future__ import annotations

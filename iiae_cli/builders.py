@@ -1,4 +1,4 @@
-"""Builds models, objectives and optimisers; alone in reading those sections of the configuration.
+"""Builds models, objectives and optimisers, and alone reads those sections of the configuration.
 
 Settings that contradict each other raise IiaeError.
 """

@@ -266,7 +266,7 @@ def part_of(path: Path) -> PartFile:
 
 
 def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
-    """Sorts the parts of a job; raises if one is missing, doubled, or of another job.
+    """Sorts the parts of a job; raises if one is missing, duplicated, or of another job.
 
     `again` is the command that makes a missing one, up to the options: `iiae prepare …`.
     """

@@ -4,7 +4,7 @@ paper.csv holds Tables 2 to 6 of Hwang et al., NeurIPS 2020. Domain x is CB of M
 aerial picture S of Maps, the photo F of Facades, the sketch of Sketchy. So CD→CB is y→x, and the
 paper's zero-shot figures, sketches looking for photos, are x→y. Table 4 was measured on "bimodal"
 Cars, not on the 23 views of Tables 1 and 9, by "the updated version" of LPIPS; neither the network
-nor the number of samples is stated. Its rows stand beside the mean over samples by AlexNet.
+nor the number of samples is stated. Its rows are compared with the mean over samples by AlexNet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models and loss terms beyond the paper's: standardised, erased, recombining; two baselines.
 
 Shapes: B batch, F features, S shared latent (flattened), E exclusive latent, r rank, D dimensions
-of any rows. If several processes share a batch, `gather` makes the whole batch's rows of one's.
+of any rows. If several processes share a batch, `gather` turns one's rows into the whole batch's.
 """
 
 from __future__ import annotations

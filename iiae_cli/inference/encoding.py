@@ -1,7 +1,7 @@
-"""Encodes many rows at the pace of the forward pass, reading the next ones meanwhile.
+"""Encodes many rows at the speed of the forward pass: the next rows are read meanwhile.
 
-A job's rows are numbered blocks of a few batches each, whether one call makes them, a resumed one,
-or shards. So all run the same batches, and memory holds a few blocks.
+A job's rows are divided into numbered blocks of a few batches. One call, a resumed call and shards
+make the same blocks, so all run the same batches, and memory holds a few blocks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Interaction Information Auto-Encoder: which network reads what (paper, Figures 1 and 2).
 
-A training step hands on named records, so that the maths reads like the paper: `infer` returns the
+A training step passes named records on, so that the maths reads like the paper: `infer` returns the
 posteriors q and r, `sample` draws latents from q, `generate` decodes them into the means of p, and
 `objective.py` compares them.
 

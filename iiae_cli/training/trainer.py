@@ -1,7 +1,7 @@
 """One model in training: builds, fits, validates, saves and shows it.
 
-With `selection.refit` a run trains twice: first beside held-out rows, which decide the number of
-steps, then on all rows. In files the second training's steps follow the first's (`offset`); the
+With `selection.refit` a run trains twice: first without the held-out rows, which decide the number
+of steps, then on all rows. In files the second training's steps follow the first's (`offset`); the
 schedule, the order of rows and the noise count them from zero.
 """
 
