@@ -130,11 +130,11 @@ def _note_folders(
     source: Path, folders: Mapping[str, Path], notes: Notes, lists: bool = True
 ) -> None:
     """Notes what the folders of splits are called, and what lies beside them."""
-    if not folders:
+    if folders:
+        names.read_as({split: folder.name for split, folder in folders.items()}, notes)
+        names.note_rest(source, [*folders.values()], notes)
+    else:
         names.refuse_lookalikes(source, lists=lists)
-        return
-    names.read_as({split: folder.name for split, folder in folders.items()}, notes)
-    names.note_rest(source, [*folders.values()], notes)
 
 
 def _way_out(held: Sequence[Path], unlike: Iterable[Path]) -> str:
@@ -155,18 +155,15 @@ def _moves(folder: Path) -> list[list[str]]:
     """Returns commands that call a folder's folders of pictures x and y, if it is clear which."""
     known = names.folders_by(folder, names.domain_of)
     wanted = [domain for domain in DOMAINS if domain not in known]
-    inside = [path for path in folder.iterdir() if path.is_dir() and not names.is_hidden(path)]
-    others = sorted(
-        (path for path in inside if path not in known.values() and names.pictures_in(path)),
-        key=natural_key,
-    )
-    letters = [path for path in others if path.name.lower() in ("a", "b")]
-    others = letters if len(letters) == len(wanted) else others
-    if len(others) != len(wanted):
-        return []
-    return [
-        ["mv", str(path), str(folder / name)] for path, name in zip(others, wanted, strict=True)
+    others = [
+        path
+        for path in sorted(folder.iterdir(), key=natural_key)
+        if path.is_dir() and path not in known.values() and not names.is_hidden(path)
     ]
+    letters = [path for path in others if path.name.lower() in ("a", "b")]
+    others = letters if len(letters) == len(wanted) else list(filter(names.pictures_in, others))
+    moves = zip(others, wanted, strict=True) if len(others) == len(wanted) else ()
+    return [["mv", str(path), str(folder / name)] for path, name in moves]
 
 
 def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> list[Pair]:

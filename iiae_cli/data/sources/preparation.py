@@ -77,8 +77,7 @@ _DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _M
 def build(name: str, options: PrepareOptions) -> Plan:
     """Plans a data set; raises for an option that does not apply."""
     if name not in BUILDERS:
-        own = f"; for your own data: iiae prepare pairs {shlex.quote(name)}"
-        own = own if Path(name).exists() else ""
+        own = f"; yours: iiae prepare pairs {shlex.quote(name)}" if Path(name).exists() else ""
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
     pictures = [known for known in BUILDERS if known not in CLASS_SETS]
     for option, is_given, sets in (
@@ -257,8 +256,8 @@ def _write(
         "versions": json.dumps(versions(), sort_keys=True),
         "skipped": str(len(prepared.skipped)),
     }
-    skipped, name = prepared.skipped, str(settings["data set"])
-    write_data_file(path, name, prepared.splits, attributes, skipped=skipped, folder=work.folder)
+    name, lost = str(settings["data set"]), prepared.skipped
+    write_data_file(path, name, prepared.splits, attributes, skipped=lost, folder=work.folder)
 
 
 def _command() -> str:
