@@ -107,7 +107,7 @@ def write_export(
 ) -> dict[str, float]:
     """Writes a run's weights, configuration, model card and graphs into a folder.
 
-    Returns the largest difference of each graph from the model. Raises IiaeError if it exceeds
+    Returns each graph's `largest_difference` from the model. Raises IiaeError if it exceeds
     `TOLERANCE`, or a library is missing.
     """
     differences = {}
@@ -120,8 +120,7 @@ def write_export(
             write = _write_onnx if form == "onnx" else _write_program
             few = tuple(rows[:2] for rows in examples)  # more are compared: the batch is free
             answers = write(module, few, temporary)(examples)
-            pairs = zip(answers, module(*examples), strict=True)
-            difference = max(float(np.abs(one - other.numpy()).max()) for one, other in pairs)
+            difference = largest_difference(answers, module(*examples))
             if not difference <= TOLERANCE:
                 raise IiaeError(
                     f"{path} differs from the model by {difference:.2g}, more than {TOLERANCE}",
@@ -133,6 +132,12 @@ def write_export(
     write_text(folder / run.config_file.name, loaded.config.to_yaml())
     write_text(folder / "README.md", card)
     return differences
+
+
+def largest_difference(answers: Sequence[NDArray[Any]], wanted: Sequence[Tensor]) -> float:
+    """Returns the largest difference of any value, relative to an output's largest one above 1."""
+    pairs = zip(answers, (values.numpy() for values in wanted), strict=True)
+    return float(np.max([np.abs(a - b).max() / max(1.0, np.abs(b).max()) for a, b in pairs]))
 
 
 def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:

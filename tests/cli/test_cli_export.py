@@ -13,7 +13,7 @@ import yaml
 from helpers import small_model, untrained_run
 from PIL import Image
 
-from iiae_cli.inference.export import Decoder, Encoder
+from iiae_cli.inference.export import Decoder, Encoder, largest_difference
 from iiae_cli.runs import RunDir, load_model
 
 ROWS = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
@@ -57,6 +57,14 @@ def test_a_torch_program_takes_any_number_of_rows(iiae, run):
     assert sum(sizes) < 1.5 * Path("out/model.safetensors").stat().st_size  # each weight once
     assert iiae("export", run, "-o", "out", "--overwrite").code == 0
     assert not list(Path("out").glob("*.pt2"))  # no graphs of an export before
+
+
+def test_large_values_may_differ_by_their_rounding_and_nothing_hides_nan():
+    wanted = [torch.tensor([0.5, 0.0]), torch.tensor([1800.0, 0.0])]
+    close = [np.array([0.5, 1e-5]), np.array([1800.0, 7e-4])]
+    assert largest_difference(close, wanted) == pytest.approx(1e-5)
+    close[1][0] = np.nan
+    assert np.isnan(largest_difference(close, wanted))
 
 
 @pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnx is not installed")
