@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option
 from iiae_cli.common import console
 from iiae_cli.common.environment import push_to_hub
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, refuse_existing
 
 
@@ -54,6 +56,8 @@ def command(
     from iiae_cli.inference.export import model_card, write_export
     from iiae_cli.runs import RunDir
 
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise IiaeError(f"--push {push} is not OWNER/NAME", "write --push me/mine")
     refuse_existing(output, overwrite)
     model = open_run(source or run, "cpu")
     measured = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -94,8 +93,6 @@ def pulled(path: Path) -> Path:
 
 def push_to_hub(folder: Path, name: str) -> str:
     """Uploads a folder as the model OWNER/NAME, private if it is new; returns its address."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise IiaeError(f"--push {name} is not OWNER/NAME", "write --push me/mine")
     with _hub(f"hf://{name}") as hub:
         api = hub.HfApi()
         api.create_repo(name, private=True, exist_ok=True)

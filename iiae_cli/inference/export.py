@@ -110,6 +110,8 @@ def write_export(
     Returns each graph's `largest_difference` from the model. Raises IiaeError if it exceeds
     `TOLERANCE`, or a library is missing.
     """
+    if form == "onnx" and not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        raise IiaeError("onnx is not installed", "pip install 'iiae-cli[onnx]'")
     differences = {}
     for stale in folder.glob("*coder-[xy].*"):  # from another run or format
         stale.unlink()
@@ -172,8 +174,6 @@ def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> R
 
 def _write_onnx(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
     """Writes an .onnx file; returns a function that runs it in onnxruntime."""
-    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        raise IiaeError("onnx is not installed", "pip install 'iiae-cli[onnx]'")
     import onnxruntime
 
     latents, pictures = ["shared", "exclusive"], ["rows"]

@@ -87,6 +87,8 @@ def test_without_onnx_the_error_names_the_extra(iiae, run, monkeypatch):
     monkeypatch.setattr("iiae_cli.inference.export.find_spec", lambda name: None)
     error, hint = iiae("export", run, "-o", "out", "--format", "onnx").error()
     assert "onnx is not installed" in error and "iiae-cli[onnx]" in hint
+    assert "me/mine" in iiae("export", run, "-o", "out", "--push", "mine").error()[1]
+    assert not Path("out").exists()  # so that the same command serves again
 
 
 @pytest.mark.parametrize("exclusive", [0, 3])
