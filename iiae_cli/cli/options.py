@@ -195,7 +195,7 @@ def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
         return output
     if part is None:
         raise IiaeError(
-            f"{output} asks for a shard, and none was named", "pass --shard I/N or --shard auto"
+            f"{output} needs a shard, and none was named", "pass --shard I/N or --shard auto"
         )
     name = f"{part.index:0{len(str(part.count - 1))}d}-of-{part.count}"
     return Path(str(output).replace("{shard}", name))

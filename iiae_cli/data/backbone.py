@@ -270,7 +270,7 @@ def backbone_of(info: DataInfo) -> dict[str, Any] | None:
     try:
         record = dict(json.loads(info.attributes.get("backbone", "{}")))
     except (ValueError, TypeError) as error:
-        raise IiaeError(f"what {info.name} says of its backbone is damaged", _AGAIN) from error
+        raise IiaeError(f"the backbone record of {info.name} is damaged", _AGAIN) from error
     return record if record.get("weights_path") or record.get("weights") == "random" else None
 
 
@@ -307,7 +307,7 @@ def recorded_extractor(
     if digest is not None and not path.is_file():
         raise IiaeError(f"the weights of the run's backbone {name} are not at {path}", hint)
     if digest is not None and sha256_of(path) != digest:
-        raise IiaeError(f"{path} holds other weights than the run's backbone {name} has", hint)
+        raise IiaeError(f"{path} does not hold the weights of the run's backbone {name}", hint)
     if tuned:
         network: nn.Module = load_network(path, domain)
     else:

@@ -90,7 +90,7 @@ class _TorchVision:
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         if pool != "pooled":
-            raise IiaeError(f"--pool {pool} is for timm: and open_clip:", "leave --pool out")
+            raise IiaeError(f"--pool {pool} needs timm: or open_clip:", "leave --pool out")
         network: nn.Module = models.get_model(name, weights=None)
         cut = final_layer(network)
         last = network.get_submodule(cut)
@@ -231,7 +231,7 @@ def library_of(name: str) -> tuple[Library, str]:
     if not colon:
         return _LIBRARIES["torchvision"], name
     if prefix not in _LIBRARIES:
-        raise IiaeError(f"no backbone is named '{name}'", "write torchvision:, timm: or open_clip:")
+        raise IiaeError(f"unknown backbone '{name}'", "write torchvision:, timm: or open_clip:")
     return _LIBRARIES[prefix], bare
 
 
@@ -322,4 +322,4 @@ def _imported(module: str, extra: str) -> ModuleType:
 
 def _unknown(name: str, known: Sequence[str]) -> IiaeError:
     near = difflib.get_close_matches(name, known, 3, 0.4) or [*known[:2], known[-1]]
-    return IiaeError(f"no backbone is named '{name}'", f"near ones: {', '.join(near)}")
+    return IiaeError(f"unknown backbone '{name}'", f"near ones: {', '.join(near)}")

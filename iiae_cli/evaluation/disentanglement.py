@@ -104,7 +104,7 @@ def choose_rows(
     known = sorted({*columns["x"], *columns["y"]})
     if unknown := [name for name in shared if name not in known]:
         hint = f"factors of this data: {', '.join(known) or 'none'}"
-        raise IiaeError(f"there is no factor {', '.join(unknown)}", hint)
+        raise IiaeError(f"unknown factor {', '.join(unknown)}", hint)
     more, lacking = None, count - len(split.x)
     if train is not None and known and lacking > 0 and not by_class:
         whole = train()

@@ -74,7 +74,7 @@ def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]
             near = [name for name in known if key in name][:5]
             near = near or difflib.get_close_matches(key, known, n=5, cutoff=0.7) or list(known)
             hint = f"figures: {', '.join(near) or 'none was measured'}"
-            raise IiaeError(f"there is no figure '{key}'", hint)
+            raise IiaeError(f"unknown figure '{key}'", hint)
         value = known[key]
         if value is None or math.isnan(value):
             lines.append(f"{key} could not be measured")

@@ -260,7 +260,7 @@ class Keeper:
             return
         if ended:
             rule = self.selection.rule
-            console.warn(f"no validation satisfied selection.rule={rule}: the last weights stay")
+            console.warn(f"no validation meets selection.rule={rule}: the last weights are kept")
         erase_means(trained, self._data, self._config.erasure)
         self._keep(trained, step, epoch, None)
         if not ended:

@@ -243,7 +243,7 @@ def test_a_source_called_test_is_said_and_partners_that_are_not_called_alike(tmp
     assert "looks like test, and is divided" in prepared(tmp_path / "test").attributes["notes"]
     pair(tmp_path / "s", "0_x", "0_y")
     error = refusal(prepared, tmp_path / "s")
-    assert "has no two pictures of one name" in error.message and "table x,y" in error.hint
+    assert "has no two pictures of the same name" in error.message and "table x,y" in error.hint
 
 
 def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_said(

@@ -68,5 +68,5 @@ def test_what_is_not_key_value_is_refused(text):
 )
 def test_an_unknown_key_gets_near_matches_or_all(key, near):
     error = refusal(failed_gates, parse_gates([f"{key}=1"]), FIGURES)
-    assert error.message == f"there is no figure '{key}'"
+    assert error.message == f"unknown figure '{key}'"
     assert set(near) <= set(error.hint.removeprefix("figures: ").split(", "))

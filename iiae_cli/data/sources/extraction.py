@@ -221,8 +221,8 @@ def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
     preprocessing = _preprocessing(options, x.preprocessing)
     if preprocessing != x.preprocessing:
         console.warn(
-            f"pictures are prepared in another way than {folder} was fine-tuned with; "
-            "the data file says both"
+            f"pictures are prepared in another way than for the fine-tuning of {folder}; "
+            "the data file records both"
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
     begun = Weights("random", trained_on=str(x.weights.get("trained_on")))
@@ -275,7 +275,7 @@ def plan_features(
         )
 
     whole: IiaeError | None = IiaeError(
-        "fine-tuning looks at all training pictures, of which a shard has a part",
+        "fine-tuning needs all training pictures, and a shard has only some",
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )

@@ -307,7 +307,7 @@ def finish(
     train, test = classes_of(splits.get("train")), classes_of(splits.get("test"))
     if not train:
         raise IiaeError(
-            "no class of the training split is in both domains", "name classes alike in x and y"
+            "no class of the training split is in both domains", "name classes the same in x and y"
         )
     if split_name in (GIVEN, *CLASS_SPLITS):
         published = (name for name, classes in CLASS_SPLITS.items() if {*classes} == {*test})

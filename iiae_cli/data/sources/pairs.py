@@ -80,7 +80,7 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     if not any(pairs.values()) and notes.skipped and not options.side_by_side:
         plans.warn_of(notes.skipped)
         raise IiaeError(
-            f"{source} has no two pictures of one name",
+            f"{source} has no two pictures of the same name",
             "give partners equal names, suffixes aside, or pair them in a table x,y",
         )
     divided = _divided(pairs[""], options, notes) if "" in pairs else pairs

@@ -206,7 +206,7 @@ def _text_of(table: Path) -> str:
             f"{_SAVE}, or: {command}",
         ) from error
     if "\0" in text:
-        raise IiaeError(f"{table} holds NUL characters, which no text does", _SAVE)
+        raise IiaeError(f"{table} holds NUL characters, so it is not text", _SAVE)
     return text
 
 
