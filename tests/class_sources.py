@@ -48,7 +48,6 @@ def feature_arrays(
 
 
 def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """One `.npy` for every array."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)

@@ -151,7 +151,6 @@ def small_model(family: str, cls: type[IIAE] = IIAE, **options: Any) -> IIAE:
 
 
 def small_pairs(family: str, rows: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random x and y for a small model."""
     draw = torch.Generator().manual_seed(seed)
     if family == "features":
         return torch.randn((rows, 7), generator=draw), torch.randn((rows, 5), generator=draw)
@@ -184,7 +183,6 @@ def built(name: str, options: PrepareOptions) -> Prepared:
 
 
 def assembled(plan: Plan) -> Prepared:
-    """The splits of a plan."""
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
         plan.make(store, range(len(plan.blocks)))
         return plan.prepared(

@@ -69,7 +69,6 @@ class Moments:
             raise OSError(code, os.strerror(code))
 
     def install(self) -> None:
-        """Watch this process."""
         from iiae_cli.training.trainer import Trainer
 
         sys.addaudithook(self.audit)
@@ -87,7 +86,6 @@ class Moments:
 
 
 def report(count: int, when: float) -> None:
-    """Tell the server."""
     os.pwrite(_reports, json.dumps([count, when]).encode().ljust(64), 0)
 
 
@@ -183,7 +181,6 @@ class Server:
         )
 
     def run(self, folder: Path, *arguments: object, **job: Any) -> dict[str, Any]:
-        """Run the program once."""
         assert self.process.stdin is not None and self.process.stdout is not None
         job |= {"folder": str(folder), "arguments": [str(word) for word in arguments]}
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -198,7 +195,6 @@ class Server:
         return self.run(self.folder, *arguments, *more, watch=str(path), **job)
 
     def close(self) -> None:
-        """End the server."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)

@@ -62,7 +62,6 @@ def test_help_lists_whole_lines(iiae, monkeypatch):
 
 
 def complete(*words, folder=Path()):
-    """What bash offers for the last word."""
     code = (
         "import atexit, sys; "
         "atexit.register(lambda: print({'torch', 'pydantic', 'yaml'} & set(sys.modules), "

@@ -23,7 +23,6 @@ def picture(path):
 
 
 def outputs(result, row=0):
-    """The files that translate made of an input."""
     return [output["file"] for output in result["results"][row]["outputs"]]
 
 

@@ -34,13 +34,11 @@ def pairs(tmp_path):
 
 
 def task(monkeypatch, number, count, lowest=0):
-    """Be a task of a SLURM job array."""
     for name, value in (("ID", number), ("COUNT", count), ("MIN", lowest)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
 def assert_same(left, right):
-    """Two data files hold the same values."""
     for name in SPLITS:
         one, other = (DataFile(Path(path)).split(name) for path in (left, right))
         for domain in ("x", "y"):

@@ -9,15 +9,11 @@ from iiae_cli.common import console
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
     def isatty(self):
         return True
 
 
 class Clock:
-    """Time that a test moves."""
-
     def __init__(self):
         self.now = 100.0
 

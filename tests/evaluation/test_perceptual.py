@@ -61,7 +61,6 @@ def files(tmp_path_factory):
 
 
 def measure(files, net):
-    """LPIPS by the weights of one file."""
     (measured,) = lpips_measures([files[net]], "cpu", [net]).values()
     return measured
 

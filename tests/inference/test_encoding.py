@@ -52,7 +52,6 @@ def job(folder):
 
 
 def encoded(job, path, part=None):
-    """The cache of all rows, or of a shard."""
     with block_store(path, job.settings(), resume=True) as store:
         job.make(store, (part or Part(0, 1)).of(job.total))
         write_blocks(path, job, store, part)

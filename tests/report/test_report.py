@@ -49,7 +49,6 @@ class Checked(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def values(self, *names):
-        """Values of these attributes, of all tags."""
         return [tag[name] for _, tag in self.tags for name in names if name in tag]
 
     @property

@@ -40,7 +40,6 @@ def prepared(name, source, **options):
 
 
 def values(split):
-    """x and y value of every pair."""
     pairs = split.take_pairs(np.arange(split.pair_count))
     x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
     return list(zip(x, y, strict=True))
