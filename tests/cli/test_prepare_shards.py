@@ -83,12 +83,12 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
             class_folders(tmp_path / "classes" / part / domain, dict.fromkeys(names, 3))
     network = ("--backbone", NETWORK, "--backbone-weights", "none", "--device", "cpu")
     classes = ("prepare", "classes", "classes", *network, "--batch-size", 2)
-    manner, computed = backbone.repeatable, []
+    kept, computed = backbone.repeatable, []
 
     def stop():
         computed.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        return manner()
+        return kept()
 
     part = ("--shard", "1/2", "-o", "f-{shard}.h5")
     with monkeypatch.context() as patch:
@@ -111,7 +111,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
     error, hint = iiae(*shards, "--overwrite").error()
     assert "content of the source" in error and "make all shards again" in hint
     tuned = iiae(*classes, "--fine-tune-epochs", 1, "--shard", "0/2", "-o", "t.h5").error()
-    assert "fine-tuning looks at all training pictures" in tuned[0]
+    assert "fine-tuning needs all training pictures" in tuned[0]
 
 
 @pytest.mark.parametrize(
