@@ -27,7 +27,7 @@ _BROKEN = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
     errno.ENAMETOOLONG,
 )
-_OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
+OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
 _MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, then run again"
 
 
@@ -61,6 +61,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     """
     regular_file(path, hint)
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it may not read
         yield
     except (IiaeError, Interrupted):
         raise
@@ -72,7 +73,7 @@ def reading(path: Path, hint: str) -> Iterator[None]:
                 f"{path} is in use: another program writes it, or did not close it",
                 "wait until that program has closed the file, then run again",
             ) from error
-        if code and code not in _OF_CONTENT:
+        if code and code not in OF_CONTENT:
             message = f"{path} cannot be read: {os.strerror(code)}"
             raise IiaeError(message, _MAY_BE_WHOLE) from error
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error

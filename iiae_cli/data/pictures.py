@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImagePalette
 
+from iiae_cli.common.files import OF_CONTENT
 from iiae_cli.data.seen import SEEN
 
 if TYPE_CHECKING:
@@ -138,8 +139,13 @@ def _opened(path: Source) -> Iterator[Image.Image]:
                 raise _UnusableError("has no pixels")
             yield image
     except Exception as error:  # its readers pass on whatever they stumble over
+        code = getattr(error, "errno", None) or 0
+        usual = "is not a readable picture"
+        if code not in (0, *OF_CONTENT):  # the file may be whole
+            usual = f"cannot be read: {os.strerror(code)}"
         why = {_UnusableError: str(error), Image.DecompressionBombError: "has too many pixels"}
-        raise PictureError(path, why.get(type(error), "is not a readable picture")) from error
+        why[MemoryError] = "does not fit into the memory"
+        raise PictureError(path, why.get(type(error), usual)) from error
 
 
 def read_all(

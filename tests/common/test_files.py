@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,14 @@ def test_what_the_system_refuses_is_not_called_damaged(path, error, said):
     refused = refusal(raising, reading(path, "replace it"), error)
     assert said in refused.message and refused.hint != "replace it"
     assert not isinstance(refused, DamagedFile)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(path, monkeypatch):
+    path.touch()
+    refuse = OSError(errno.EACCES, "no")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: raising(nullcontext(), refuse))
+    refused = refusal(raising, reading(path, "replace it"), RuntimeError("No such file"))
+    assert "cannot be read: " in refused.message and refused.hint != "replace it"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])

@@ -3,6 +3,7 @@
 Resizing is held to Pillow's kernels, to exact areas, and to what no resizing may change.
 """
 
+import errno
 import io
 import os
 import subprocess
@@ -292,3 +293,24 @@ def test_at_most_the_next_item_is_read_ahead():
     items = ahead(lambda item: reads.append(item) or item, range(9))
     assert [next(items) for _ in range(3)] == [0, 1, 2] and len(reads) <= 4
     items.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, "no"), f"cannot be read: {os.strerror(errno.EACCES)}"),
+        (OSError(errno.EINVAL, "a seek"), "is not a readable picture"),
+        (MemoryError(), "does not fit into the memory"),
+    ],
+)
+def test_a_picture_that_the_system_refuses_is_not_called_damaged(
+    tmp_path, monkeypatch, error, reason
+):
+    def refuse(*_, **__):
+        raise error
+
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PictureError) as caught:
+        decode(tmp_path / "a.png")
+    assert caught.value.reason == reason
