@@ -99,10 +99,11 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
 def _networks(config: Config, info: DataInfo) -> Networks:
     model, path = config.model, config.model.linear_path
     if info.is_features != (model.kind == "features"):
-        holds, kind = ("features", "features") if info.is_features else ("pictures", "image")
+        presets = "pairs or pairs-small", "pair-features or, by class, features"
+        holds = "features" if info.is_features else "pictures"
         raise IiaeError(
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            f"choose a preset of the data's kind, or --set model.kind={kind}",
+            f"choose a preset of {holds}, such as {presets[info.is_features]}",
         )
     if path != "none" and (path == "canonical") == info.is_features:
         raise IiaeError(

@@ -136,7 +136,7 @@ def preset_layers(
     if path.resolve() in extending:
         message = f"preset {extending[0]} extends itself through {path.name}"
         raise IiaeError(message, "break the chain of 'extends'")
-    content = read_yaml(path, f"shipped presets: {', '.join(preset_names())}")
+    content = read_yaml(path, "iiae presets lists those that need no file")
     parent = content.pop("extends", None)
     content.pop("time", None)  # the time it takes, for `iiae presets`
     if not isinstance(parent, str | None):
