@@ -187,7 +187,7 @@ def test_presets_that_extend_themselves_or_are_missing_are_refused(tmp_path):
     error = refusal(preset_layers, "digit-cdcb")
     assert error.message == "unknown preset 'digit-cdcb', did you mean 'digits-cdcb'?"
     error = refusal(preset_layers, str(tmp_path / "none.yaml"))
-    assert "none.yaml does not exist" in error.message and "mnist-cdcb" in error.hint
+    assert "none.yaml does not exist" in error.message and "iiae presets" in error.hint
 
 
 @pytest.mark.parametrize(
