@@ -79,9 +79,10 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     """Builds the model for data of these shapes, initialised from torch's random state."""
     networks, kind = _networks(config, info), config.objective.kind
     widths: dict[Domain, int] = {"x": info.shape_x[-1], "y": info.shape_y[-1]}
-    extensions = {
+    extensions: dict[str, Any] = {
         "standardise": config.data.standardise != "none" and info.is_features,
         "erase_shared": config.erasure.shared != "none",
+        "attention": config.model.attention,
     }
     if kind == "infonce":
         return DualEncoder(networks, widths, **extensions)
@@ -114,6 +115,11 @@ def _networks(config: Config, info: DataInfo) -> Networks:
         raise IiaeError(
             f"model.pooled does not go with model.kind={model.kind}, linear_path={path}",
             "leave it out: --set model.pooled=false",
+        )
+    if model.attention and info.is_features:
+        raise IiaeError(
+            "model.attention is for pictures, and the data set holds features",
+            "leave it out: --set model.attention=0",
         )
     size = picture_size(config, info)
     if size is None:

@@ -90,7 +90,7 @@ class RunDir:
         finally:
             if not self.exists():  # the run was refused
                 with suppress(OSError):
-                    (self.path / files.LOCK).unlink()
+                    (self.path / files.LOCK).unlink(missing_ok=True)
                     self.path.rmdir()
 
     def create(self, config: Config) -> None:

@@ -78,6 +78,8 @@ class ModelSection(Section):
     """flat: grid channels that the decoder starts from"""
     pooled: bool = False
     """flat: shared encoders pool over places, so that the place of content cannot matter"""
+    attention: Count = 0
+    """heads of attention with which exclusive encoders of pictures pool over places; 0: none"""
     feature_width: PositiveInt = 512
     """features: width of the feature extractor"""
     exclusive_hidden: Widths = [512, 256]

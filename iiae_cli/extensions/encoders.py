@@ -1,4 +1,4 @@
-"""Encoders beyond the paper's: linear paths, and shared encoders that pool over places.
+"""Encoders beyond the paper's: linear paths, pooled shared and attentive exclusive encoders.
 
 Linear paths: each shared mean gains a linear map of its input that starts in closed form. A network
 that has seen few classes, or few pairs, loses what tells others apart; a path that starts in closed
@@ -9,6 +9,9 @@ coarse colours, as a thousand pairs are too few to learn edge detectors from.
 Pooling: convolutions that read across a picture's borders to the opposite side commute with cyclic
 shifts by multiples of their stride, so the maximum over all places does not depend on where content
 stands. The exclusive encoders remain the flat networks' own and see places.
+
+Attention: the paper's linear layer sums over places, so a thin digit's colour looks darker than a
+thick one's. A weighted mean over places does not depend on how much of them content covers.
 
 Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers beside them;
 S shared latent.
@@ -34,6 +37,7 @@ from iiae_cli.model.networks import (
     FlatNetworks,
     ImageNetworks,
     PadToMultiple,
+    init_paper_weights,
     normed,
 )
 
@@ -283,3 +287,29 @@ class PooledNetworks(FlatNetworks):
             layers += [Wrap(), *normed(convolution, nn.LeakyReLU(LEAKY_SLOPE, inplace=True))]
             width = after
         return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+
+# ---- attentive exclusive encoders
+
+
+class AttentionPooling(nn.Module):
+    """Takes the mean of a map over its places once per head, weighted by a softmax of scores."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.scores = nn.Conv2d(width, heads, kernel_size=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, heads·C)."""
+        weights = self.scores(maps).flatten(2).softmax(dim=2)  # (B, heads, H·W)
+        means: Tensor = weights @ maps.flatten(2).mT
+        return means.flatten(1)
+
+
+def attentive(encoder: nn.Module, heads: int) -> nn.Module:
+    """Returns the exclusive encoder of image or flat networks with attention for its flattening."""
+    trunk, _, linear = encoder.children()
+    norm = [layer for layer in trunk.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+    width, latent = norm.num_features, int(linear.out_features)  # type: ignore[arg-type]
+    pooled = nn.Sequential(AttentionPooling(width, heads), nn.Linear(heads * width, latent))
+    return nn.Sequential(trunk, *pooled.apply(init_paper_weights))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from iiae_cli.extensions.encoders import attentive
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Posteriors, Reconstructions, full
 from iiae_cli.model.networks import Networks
@@ -105,6 +106,8 @@ class LinearErasure(nn.Module):
 class ExtendedIIAE(IIAE):
     """An IIAE that can standardise its inputs and erase from its means.
 
+    `attention` is the number of heads with which exclusive encoders pool over places, 0 for none.
+
     `infer` and `generate`, which train, work without erasure. Nothing changes until statistics and
     maps are fitted.
     """
@@ -116,9 +119,12 @@ class ExtendedIIAE(IIAE):
         *,
         standardise: bool = False,
         erase_shared: bool = False,
+        attention: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(networks, widths, **options)
+        for domain, encoder in self.exclusive.items() if attention else ():
+            self.exclusive[domain] = attentive(encoder, attention)
         self.standardise, self.erase_shared = nn.ModuleDict(), nn.ModuleDict()
         for domain in DOMAINS:
             if standardise:
@@ -187,9 +193,7 @@ class DualEncoder(ExtendedIIAE):
 
     generative = False
 
-    def __init__(
-        self, networks: Networks, widths: Mapping[Domain, int], **extensions: bool
-    ) -> None:
+    def __init__(self, networks: Networks, widths: Mapping[Domain, int], **extensions: Any) -> None:
         super().__init__(networks, widths, exclusive_dim=0, **extensions)
         self.joint_shared = None  # nothing trains it
 
