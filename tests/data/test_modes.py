@@ -5,12 +5,15 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms
 
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.seen import SEEN, line_of
 
+# Older releases call their own YCbCr TIFFs truncated, and such files are skipped by name.
+NEW_PILLOW = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow below 13")
 RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
 
 
@@ -198,7 +201,7 @@ def test_a_gamma_or_primaries_that_are_not_applied_are_said(tmp_path, chunk):
         ("RGBX", ".tif", (255, 0, 0, 9), RED),
         ("CMYK", ".tif", (0, 255, 255, 0), RED),
         ("CMYK", ".jpg", (0, 255, 255, 0), RED),  # which holds them inverted, as Adobe does
-        ("YCbCr", ".tif", (76, 85, 255), [254, 0, 0]),
+        pytest.param(*("YCbCr", ".tif", (76, 85, 255), [254, 0, 0]), marks=NEW_PILLOW),
         ("LAB", ".tif", (255, 128, 128), WHITE),  # L* 100, a* and b* 0
     ],
 )

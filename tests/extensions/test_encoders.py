@@ -1,4 +1,4 @@
-"""Linear paths, which begin as a map of a description, and encoders that pool over places."""
+"""Linear paths, which begin as a map of a description, pooled and attentive encoders."""
 
 import math
 from functools import partial
@@ -13,6 +13,7 @@ from iiae_cli.data.datafile import DataInfo
 from iiae_cli.extensions.encoders import (
     CELLS,
     DIRECTIONS,
+    AttentionPooling,
     DescribedFlat,
     DescribedMaps,
     LinearPathFeatures,
@@ -181,3 +182,31 @@ def test_pooling_is_for_flat_networks_without_linear_paths(assignment):
     info = DataInfo("mnist-quadrants", (64, 64, 3), (64, 64, 3), {}, {})
     error = refusal(build_model, resolve(layers).config, info)
     assert "model.pooled does not go with" in error.message
+
+
+# ---- attentive encoders
+
+
+@pytest.mark.parametrize("covered", [1, 5, 16])
+def test_attention_reads_the_same_values_however_many_places_hold_them(covered):
+    content, ground = torch.tensor([3.0, -1.0, 1.0]), torch.tensor([7.0, 7.0, 0.0])
+    maps = torch.where(torch.arange(16) < covered, content[:, None], ground[:, None])
+    pooling = AttentionPooling(3, heads=2)
+    with torch.no_grad():  # head 0 looks where the third channel is 1, head 1 everywhere
+        pooling.scores.weight[:] = torch.tensor([[0, 0, 50.0], [0, 0, 0]])[..., None, None]
+    first, second = pooling(maps.view(1, 3, 4, 4)).view(2, 3)
+    torch.testing.assert_close(first, content)
+    torch.testing.assert_close(second, maps.mean(dim=1))
+
+
+@pytest.mark.parametrize("preset", ["digits-cdcb", "pairs-plus"])
+def test_exclusive_encoders_of_pictures_may_attend_and_those_of_features_may_not(preset):
+    config = resolve([*preset_layers(preset), set_layer(["model.attention=3"])]).config
+    model = build_model(config, DataInfo("pictures", (32, 32, 3), (32, 32, 3), {}, {}))
+    heads = [part for part in model.exclusive.modules() if isinstance(part, AttentionPooling)]
+    pictures = torch.rand(4, 3, 32, 32)
+    assert len(heads) == 2 and heads[0].scores.out_channels == 3
+    assert model(pictures, pictures)[0].exclusive["y"].mean.shape == (4, config.model.exclusive)
+    features = resolve([*preset_layers("features"), set_layer(["model.attention=3"])]).config
+    error = refusal(build_model, features, DataInfo("features", (8,), (8,), {}, {}))
+    assert "model.attention is for pictures" in error.message
