@@ -47,6 +47,7 @@ DIRECTIONS = 8
 MAP_DIRECTIONS = 4
 SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
 CELLS = 8
+SHARPNESS = 10  # of attention: its small initial weights would attend to all places alike
 FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
 START_LOGVAR = -2.0  # of shared posteriors that start in closed form
 
@@ -301,7 +302,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) → (B, heads·C)."""
-        weights = self.scores(maps).flatten(2).softmax(dim=2)  # (B, heads, H·W)
+        scores = SHARPNESS * self.scores(maps).flatten(2)
+        weights = scores.softmax(dim=2)  # (B, heads, H·W)
         means: Tensor = weights @ maps.flatten(2).mT
         return means.flatten(1)
 

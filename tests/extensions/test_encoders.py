@@ -193,7 +193,7 @@ def test_attention_reads_the_same_values_however_many_places_hold_them(covered):
     maps = torch.where(torch.arange(16) < covered, content[:, None], ground[:, None])
     pooling = AttentionPooling(3, heads=2)
     with torch.no_grad():  # head 0 looks where the third channel is 1, head 1 everywhere
-        pooling.scores.weight[:] = torch.tensor([[0, 0, 50.0], [0, 0, 0]])[..., None, None]
+        pooling.scores.weight[:] = torch.tensor([[0, 0, 5.0], [0, 0, 0]])[..., None, None]
     first, second = pooling(maps.view(1, 3, 4, 4)).view(2, 3)
     torch.testing.assert_close(first, content)
     torch.testing.assert_close(second, maps.mean(dim=1))
