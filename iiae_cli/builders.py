@@ -25,10 +25,8 @@ from iiae_cli.extensions.extended import (
     ELBO,
     DualEncoder,
     ExtendedIIAE,
-    RecombiningIIAE,
     contrastive_term,
     dependence_term,
-    recombination_term,
 )
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
@@ -90,8 +88,6 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
         "exclusive_dim": 0 if kind == "ii" else config.model.exclusive,
         "shared_decoders": kind == "elbo+ii",
     }
-    if config.objective.recombination:
-        return RecombiningIIAE(networks, widths, **options, **extensions)
     if any(extensions.values()):
         return ExtendedIIAE(networks, widths, **options, **extensions)
     return IIAE(networks, widths, **options)
@@ -166,8 +162,6 @@ def build_objective(
         objective.terms.append(term)
     if section.independence:
         objective.terms.append(dependence_term(section.independence, gather))
-    if section.recombination:
-        objective.terms.append(recombination_term(section.recombination))
     return objective
 
 

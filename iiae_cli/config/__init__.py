@@ -123,14 +123,11 @@ class ObjectiveSection(Section):
     """contrastive and infonce: divides the cosines of shared means"""
     independence: NonNegative = 0.0
     """weight of the distance correlation of exclusive means and the partner's shared mean"""
-    recombination: NonNegative = 0.0
-    """weight of the distance between latents and those encoded again from their own pictures"""
 
     @model_validator(mode="after")
     def _something_to_penalise(self) -> ObjectiveSection:
-        term = "independence" if self.independence else "recombination"
-        if (self.independence or self.recombination) and self.kind in ("ii", "infonce"):
-            raise ValueError(f"{term} needs exclusive latents, and {self.kind} has none")
+        if self.independence and self.kind in ("ii", "infonce"):
+            raise ValueError(f"independence needs exclusive latents, and {self.kind} has none")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Models and loss terms beyond the paper's: standardised, erased, recombining; two baselines.
+"""Models and loss terms beyond the paper's: standardised, erased; two baselines.
 
 Shapes: B batch, F features, S shared latent (flattened), E exclusive latent, r rank, D dimensions
 of any rows. If several processes share a batch, `gather` turns one's rows into the whole batch's.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -156,38 +155,6 @@ class ExtendedIIAE(IIAE):
         return decoded
 
 
-@dataclass(frozen=True)
-class Recombined(Reconstructions):
-    """Reconstructions, and heads (B, 2S…) and (B, 2E) that encode two rows' decoded mixture."""
-
-    read_again: Mapping[Domain, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-class RecombiningIIAE(ExtendedIIAE):
-    """An IIAE that also encodes its translations while it trains (GenAug, and a cycle).
-
-    Row i's shared mean, the partner's as in translation, meets row i−1's exclusive one. Batch norm
-    uses its running statistics there: those of the batch are the given pictures' alone.
-    """
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Posteriors, Reconstructions]:
-        """Runs all networks of a training step on pairs x (B, …) and y (B, …)."""
-        posteriors, decoded = super().forward(x, y)
-        read_again = {domain: self._read_again(domain, posteriors) for domain in DOMAINS}
-        return posteriors, Recombined(decoded.mean, decoded.shared_only, read_again)
-
-    def _read_again(self, domain: Domain, posteriors: Posteriors) -> tuple[Tensor, Tensor]:
-        shared = posteriors.shared[other_domain(domain)].mean
-        given = posteriors.exclusive[domain].mean.roll(1, dims=0)
-        parts = (self.decoder, self.features, self.shared, self.exclusive)
-        decoder, features, head, exclusive = networks = nn.ModuleList(p[domain] for p in parts)
-        networks.eval()
-        made = decoder(shared, given)
-        heads = head(features(made)), exclusive(made)
-        networks.train(self.training)
-        return heads
-
-
 class DualEncoder(ExtendedIIAE):
     """A baseline of r^x and r^y alone: it retrieves, without exclusive latents and decoders."""
 
@@ -301,31 +268,3 @@ def _centred_distances(values: Tensor) -> Tensor:
     sums = distances.sum(dim=0) / (rows - 2)
     centred = distances - sums[:, None] - sums[None] + distances.sum() / ((rows - 1) * (rows - 2))
     return centred * others
-
-
-# ---- recombination: what is decoded of two rows' latents should be read as these latents
-
-
-def recombination_term(weight: float) -> Term:
-    """Builds the distance between latents of two rows and those read in their decoded mixture.
-
-    The two rows' latents are targets, in units of a latent's variance in the batch. Empty outside
-    of training.
-    """
-
-    def values(posteriors: Posteriors, decoded: Reconstructions) -> dict[Domain, Tensor]:
-        heads = decoded.read_again if isinstance(decoded, Recombined) else {}
-        return {
-            domain: relative_error(shared, posteriors.shared[other_domain(domain)].mean)
-            + relative_error(exclusive, posteriors.exclusive[domain].mean.roll(1, dims=0))
-            for domain, (shared, exclusive) in heads.items()
-        }
-
-    return Term("recombination", weight, values)
-
-
-def relative_error(heads: Tensor, target: Tensor) -> Tensor:
-    """Returns the heads' mean squared distance to targets (B, …), over the targets' variance."""
-    means, target = DiagonalGaussian.from_heads(heads).mean, full(target.detach())
-    spread = (target - target.mean(dim=0)).square().mean()
-    return (means - target).square().mean() / (spread + torch.finfo(spread.dtype).tiny)

@@ -12,10 +12,7 @@ from iiae_cli.extensions.extended import (
     DualEncoder,
     ExtendedIIAE,
     LinearErasure,
-    RecombiningIIAE,
     Standardise,
-    recombination_term,
-    relative_error,
 )
 from iiae_cli.model.objective import bound
 
@@ -109,40 +106,3 @@ def test_the_elbo_is_the_bound_without_lambda_and_fits_r():
     names = ("reconstruction_x", "reconstruction_y", "kl_exclusive_x", "kl_exclusive_y")
     elbo = sum(terms[name] for name in names) + terms["kl_shared_prior"]
     torch.testing.assert_close(terms["loss"], elbo + ELBO_FIT * fit)
-
-
-# ---- recombination
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_recombining_model_reads_translations_again_and_keeps_its_statistics(family):
-    plain, model = small_model(family), small_model(family, RecombiningIIAE)
-    x, y = small_pairs(family)
-    torch.manual_seed(0)
-    expected, decoded = plain(x, y)
-    torch.manual_seed(0)
-    posteriors, recombined = model(x, y)
-    torch.testing.assert_close(recombined.mean["x"], decoded.mean["x"])
-    # Batch norm has seen the given pictures alone, so both models are still the same.
-    for name, value in plain.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value)
-    assert model.features["x"].training
-    plain.eval()
-    made = plain.decoder["y"](expected.shared["x"].mean, expected.exclusive["y"].mean.roll(1, 0))
-    shared, exclusive = recombined.read_again["y"]
-    torch.testing.assert_close(shared, plain.shared["y"](plain.features["y"](made)))
-    torch.testing.assert_close(exclusive, plain.exclusive["y"](made))
-    value = recombination_term(3.0).values(posteriors, recombined)["y"]
-    wanted = relative_error(shared, posteriors.shared["x"].mean)
-    wanted = wanted + relative_error(exclusive, posteriors.exclusive["y"].mean.roll(1, 0))
-    torch.testing.assert_close(value, wanted)
-    assert not recombination_term(3.0).values(posteriors, decoded)  # outside of training
-
-
-def test_an_error_is_relative_to_the_targets_variance_and_moves_no_target():
-    target = torch.tensor([[0.0], [4.0]], requires_grad=True)
-    means = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    error = relative_error(torch.cat([means, torch.zeros(2, 1)], dim=1), target)
-    error.backward()
-    assert float(error.detach()) == pytest.approx(1 / 4) and target.grad is None
-    torch.testing.assert_close(means.grad, torch.tensor([[0.25], [-0.25]]))
