@@ -150,7 +150,7 @@ def test_no_arguments_print_help_and_version_one_line(iiae):
         ("train --preset digits-cdcb --time-limit soon", "soon", "2h"),
         ("train --preset mnist-cdcb-32", "mnist-cdcb.h5", "iiae prepare mnist-cdcb"),
         ("train --preset digits-cdcb --data none.h5", "none.h5", "iiae prepare digits-cdcb"),
-        ("train --preset missing.yaml", "missing.yaml", "digits-cdcb"),
+        ("train --preset missing.yaml", "missing.yaml", "iiae presets"),
         ("train", "no preset", "digits-cdcb"),
         ("train pairs --preset maps", "two presets", "leave one"),
         ("train pairs --lr fast", "a number", "iiae train --help"),
