@@ -108,13 +108,7 @@ class RunDir:
 
     def read_config(self) -> Config:
         """Returns the run's configuration."""
-        try:
-            return Config.model_validate(read_yaml(self.config_file))
-        except ValidationError as error:
-            raise IiaeError(
-                f"{self.config_file} was written by another version: {error.errors()[0]['msg']}",
-                OTHER_VERSION,
-            ) from error
+        return _config_of(read_yaml(self.config_file), self.config_file)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -286,11 +280,19 @@ def save_weights(
     return fingerprint_of(state)
 
 
+def _config_of(values: dict[str, Any], path: Path) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        reason = f"{path} was written by another version: {error.errors()[0]['msg']}"
+        raise IiaeError(reason, OTHER_VERSION) from error
+
+
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Reads a `save_weights` file as a model in evaluation mode."""
     header, state = read_tensors(path, MODEL_SCHEMA, OTHER_VERSION)
     with files.reading(path, OTHER_VERSION):
-        config = Config.model_validate_json(header["config"])
+        config = _config_of(json.loads(header["config"]), path)
         data, details = json.loads(header["data"]), dict(json.loads(header["details"]))
         shapes = tuple(data["shape_x"]), tuple(data["shape_y"])
         info = DataInfo(data["name"], *shapes, {}, {"backbone": data["backbone"]})

@@ -11,10 +11,18 @@ from safetensors import safe_open
 
 from iiae_cli.builders import build_model, place
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.tensors import save_tensors
+from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.runs import Checkpoint, RunDir, fingerprint_of, load_model, read_weights, save_weights
+from iiae_cli.runs import (
+    MODEL_SCHEMA,
+    Checkpoint,
+    RunDir,
+    fingerprint_of,
+    load_model,
+    read_weights,
+    save_weights,
+)
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
 CONFIG = Config.model_validate(
@@ -182,6 +190,14 @@ def test_a_config_of_another_version_is_refused(tmp_path):
     assert run.read_config() == CONFIG
     run.config_file.write_text("model: {width: 3}\n")
     assert "another version" in refusal(run.read_config).message
+
+
+def test_weights_of_a_config_of_another_version_are_not_called_damaged(tmp_path):
+    run, _, _ = saved(tmp_path / "run")
+    header, state = read_tensors(run.model_file, MODEL_SCHEMA, "")
+    save_tensors(state, run.model_file, {**header, "config": '{"objective": {"gone": 1}}'})
+    error = refusal(load_model, run)
+    assert "was written by another version" in error.message and "the version" in error.hint
 
 
 def test_latest_is_replaced_but_a_real_folder_is_left_alone(tmp_path):
