@@ -96,11 +96,12 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
 def _networks(config: Config, info: DataInfo) -> Networks:
     model, path = config.model, config.model.linear_path
     if info.is_features != (model.kind == "features"):
-        presets = "pairs or pairs-small", "pair-features or, by class, features"
-        holds = "features" if info.is_features else "pictures"
+        holds, presets = "pictures", "pairs or pairs-small"
+        if info.is_features:
+            holds, presets = "features", "pair-features or, by class, features"
         raise IiaeError(
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            f"choose a preset of {holds}, such as {presets[info.is_features]}",
+            f"choose a preset of {holds}, such as {presets}",
         )
     if path != "none" and (path == "canonical") == info.is_features:
         raise IiaeError(

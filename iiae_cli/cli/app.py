@@ -62,10 +62,11 @@ class _Command(TyperCommand):
         sections: dict[str, list[Any]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             of_option = parameter.param_type_name == "option"
-            panel = getattr(parameter, "rich_help_panel", None)
+            kind = "Options" if of_option else "Arguments"
+            panel = getattr(parameter, "rich_help_panel", None) or kind
             if record := parameter.get_help_record(ctx):
                 line = _plain(record[0], of_option), record[1]
-                sections.setdefault(panel or list(sections)[of_option], []).append(line)
+                sections.setdefault(panel, []).append(line)
         last = {group: place for place, group in enumerate(GROUPS)}  # groups of several commands
         for title in sorted(sections, key=lambda title: last.get(title, -1)):
             if sections[title]:
