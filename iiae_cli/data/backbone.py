@@ -21,15 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, regular_file, sha256_of, writing
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
 from iiae_cli.data import hubs
-from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen
-from iiae_cli.data.datafile import DataInfo
+from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, DataInfo, Seen
 from iiae_cli.data.hubs import Pool, library_of
 from iiae_cli.data.pictures import PictureError, Source, ahead, decode, read_all
 from iiae_cli.model import Domain
@@ -89,8 +87,12 @@ class Weights:
     kind: Literal["imagenet", "published", "file", "random"]
     path: Path | None = None
     sha256: str | None = None
-    seen: Seen = NONE_SEEN  # classes of the data set that they were trained on
     trained_on: str = "nothing"  # for people
+
+    @property
+    def seen(self) -> Seen:
+        """The classes of the data set that they were trained on: none of them are ImageNet's."""
+        return NONE_SEEN if self.trained_on in ("nothing", hubs.IMAGENET) else UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the data file records."""
@@ -115,27 +117,15 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
     regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
     if any(digest.startswith(begin) for begin in known.hashes):
-        return Weights("imagenet", path, digest, NONE_SEEN, known.trained_on)
+        return Weights("imagenet", path, digest, known.trained_on)
     if given is not None:
-        seen = _seen_by(path)
-        return Weights("file", path, digest, seen, "what its maker says: cannot be told")
+        return Weights("file", path, digest, "what its maker says: cannot be told")
     if known.hashes:
         raise IiaeError(
             f"{path} is damaged: its SHA-256 does not begin with any of {', '.join(known.hashes)}",
             "delete it and fetch it again",
         )
-    seen = NONE_SEEN if known.trained_on == hubs.IMAGENET else UNKNOWN
-    return Weights("published", path, digest, seen, known.trained_on)
-
-
-def _seen_by(path: Path) -> Seen:
-    """Reads `classes_seen` and `classes_seen_complete`, as JSON, from a file's header."""
-    if path.suffix != ".safetensors":
-        return UNKNOWN
-    with reading(path, hubs.WEIGHTS_HINT), safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        said = {key: header[key] for key in header if key.startswith("classes_seen")}
-        return Seen.of_json({key: json.loads(text) for key, text in said.items()})
+    return Weights("published", path, digest, known.trained_on)
 
 
 # ---- networks

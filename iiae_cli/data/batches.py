@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli.data.pictures import resize
+from iiae_cli.data.pictures import filter_of
 
 
 def to_inputs(
@@ -47,6 +47,17 @@ def from_stored(rows: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is not None and tuple(pictures.shape[-2:]) != size:
         pictures = resize(pictures, size)
     return pictures.float().div_(127.5).sub_(1.0)
+
+
+def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes pictures (B, C, H, W) uint8 to `size` = (H, W) by the kernels of `pictures.py`."""
+    kind = filter_of((pictures.shape[-2], pictures.shape[-1]), size)
+    if kind == "area":
+        return F.interpolate(pictures.float(), size, mode="area").round_().to(pictures.dtype)
+    if pictures.device.type == "cpu":
+        return F.interpolate(pictures, size, mode=kind, antialias=True)
+    smooth = F.interpolate(pictures.float(), size, mode=kind, antialias=True)
+    return smooth.round_().clamp_(0, 255).to(pictures.dtype)
 
 
 def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,7 +44,8 @@ class BlockStore:
 
     def __init__(self, folder: Path, job: Job) -> None:
         self.folder, self.job = folder, job  # the folder may hold the output's temporary files
-        self._done = {int(path.stem) for path in folder.glob("[0-9]*.npz") if _is_whole(path)}
+        blocks = (path for path in folder.glob("[0-9]*.npz") if path.stat().st_size)
+        self._done = {int(path.stem) for path in blocks}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Returns the numbers whose block is not finished."""
@@ -92,13 +92,6 @@ class BlockStore:
         return self.folder / f"{number}.npz"
 
 
-def _is_whole(path: Path) -> bool:
-    """Returns whether a block is intact; a machine that dies may leave less."""
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-        return file.testzip() is None
-    return False
-
-
 @contextmanager
 def block_store(
     output: Path, job: Job, *, resume: bool = False, overwrite: bool = False
@@ -110,8 +103,7 @@ def block_store(
     those of another.
     """
     folder = partial_of(output)
-    job = json.loads(json.dumps(job))
-    content: dict[str, Any] = {"schema": _SCHEMA, "job": job}
+    content: dict[str, Any] = {"schema": _SCHEMA, "job": json.loads(json.dumps(job))}
     with _held(folder):
         begun = _begun(folder)
         if begun is not None and not resume and not overwrite:
@@ -119,8 +111,7 @@ def block_store(
                 f"{folder} holds interrupted work",
                 "continue it with --resume, or start over with --overwrite",
             )
-        old = content if begun is None else begun
-        differing = differences(old["job"], job) or differences(old, content)
+        differing = [] if begun is None else differences(begun, _flat(content))
         if resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if begun is None or not resume or differing:
@@ -129,7 +120,7 @@ def block_store(
         files.remove_temporaries(folder)
         finished = False
         try:
-            yield BlockStore(folder, job)
+            yield BlockStore(folder, content["job"])
             finished = True
         except IiaeError as error:
             finished = not isinstance(error.__cause__, OSError | RuntimeError)
@@ -168,17 +159,21 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _begun(folder: Path) -> dict[str, Any] | None:
-    """Returns the content of a folder's job.json, if it exists; raises if the folder is foreign."""
+def _begun(folder: Path) -> Job | None:
+    """Returns the job of the work in a folder, if any; raises if the folder is foreign."""
     if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((folder / _JOB).read_text(encoding="utf-8"))
         if content["schema"].startswith("iiae.partial/"):
-            return {"schema": content["schema"], "job": dict(content["job"])}
+            return _flat(content)
     raise IiaeError(
         f"{folder} is in the way: it is not the work of an interrupted command", "move it elsewhere"
     )
+
+
+def _flat(content: dict[str, Any]) -> Job:
+    return {**content["job"], "schema": content["schema"]}
 
 
 def _contents(folder: Path) -> set[str]:
@@ -270,20 +265,16 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
 
     `again` is the command that makes a missing one, up to the options: `iiae prepare …`.
     """
-    first = parts[0]
-    by_index: dict[int, PartFile] = {}
-    for item in parts:
-        if differing := differences(_division(item), _division(first)):
+    first, shared = parts[0], [_shared(item) for item in parts]
+    by_index = {item.part.index: item for item in parts}
+    for item, own in zip(parts, shared, strict=True):
+        if differing := differences(own, shared[0]):
             raise IiaeError(
                 f"{item.path} was made with another {', '.join(differing)} than {first.path}",
                 "make all shards by the same command, source and version",
             )
-        if item.part.index in by_index:
-            raise IiaeError(
-                f"shard {item.part.name} is given twice, the second time as {item.path}",
-                "name every shard once",
-            )
-        by_index[item.part.index] = item
+        if by_index[item.part.index] is not item:
+            raise IiaeError(f"shard {item.part.name} is given twice", "name every shard once")
     count = first.part.count
     missing = [f"{index}/{count}" for index in range(count) if index not in by_index]
     if missing:
@@ -293,6 +284,5 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
     return [by_index[index] for index in sorted(by_index)]
 
 
-def _division(item: PartFile) -> Job:
-    """Returns what all parts of a job share."""
+def _shared(item: PartFile) -> Job:
     return {**item.job, "number of shards": item.part.count, "number of inputs": item.total}

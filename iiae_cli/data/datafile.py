@@ -1,4 +1,4 @@
-"""The prepared data file (HDF5, schema `iiae.data/2`), whose layout docs/data.md shows.
+"""The prepared data file (HDF5, schema `iiae.data/2`), whose layout docs/data.md shows; classes.
 
 Rows of x and y are paired one by one, or by `pairs`. If the attribute `alignment` is `class`, or
 the domains differ in length and have labels, they are paired by labels alone. Arrays are stored
@@ -7,7 +7,10 @@ contiguously, so that a split larger than memory can be mapped instead of read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ import h5py
 import numpy as np
 import PIL
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 import iiae_cli
 from iiae_cli.common.errors import IiaeError
@@ -242,3 +246,95 @@ def _by_class(groups: dict[str, h5py.Group], attributes: dict[str, str]) -> bool
     if stated and not labelled:
         raise ValueError("it pairs by class, but has rows without labels")
     return labelled and (unequal or stated)
+
+
+# ---- classes, and which of them a network has seen
+
+# Published lists of Sketchy's test classes: the paper's split 1, its split 2, and later work's. A
+# zero-shot figure means nothing without its list, so every division has a name and a hash.
+_LISTS = {
+    "sempcyc-25": (
+        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
+        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
+        "tiger trumpet violin wheelchair"
+    ),
+    "eccv18-21": (
+        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
+        "seagull skyscraper songbird sword tree wheelchair windmill window"
+    ),
+    "sake-25": (
+        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
+        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
+        "camel horse bell"
+    ),
+}
+CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
+
+
+def nfc(text: str) -> str:
+    """Returns a text in Unicode's composed form, in which names are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalise_class(name: str) -> str:
+    """Returns a class name as published lists spell it: `hot-air balloon` → `hot_air_balloon`."""
+    return nfc(name).strip().replace("-", "_").replace(" ", "_")
+
+
+def class_list_hash(names: Iterable[str]) -> str:
+    """Returns the SHA-256, in hex, of the sorted distinct names, joined by newlines, in UTF-8."""
+    text = "\n".join(sorted({*names}))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The classes that some weights were trained on, sorted."""
+
+    classes: tuple[str, ...] = ()
+    complete: bool = True  # there are no others; unknown for other people's features and weights
+
+    def and_also(self, classes: Iterable[str]) -> Seen:
+        """Returns the classes seen after training on more."""
+        return Seen(tuple(sorted({*self.classes, *classes})), self.complete)
+
+    def leak(self, test_classes: Iterable[str]) -> list[str] | None:
+        """Returns the test classes that were seen, in whichever spelling; None if unknown."""
+        seen = {normalise_class(name) for name in self.classes}
+        leaked = sorted(name for name in {*test_classes} if normalise_class(name) in seen)
+        return leaked or ([] if self.complete else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns `classes_seen`, a list, or None if unknown, and `classes_seen_complete`."""
+        known = list(self.classes) if self.classes or self.complete else None
+        return {"classes_seen": known, "classes_seen_complete": self.complete}
+
+    @classmethod
+    def of_data_file(cls, attributes: Mapping[str, str]) -> Seen:
+        """Reads `to_json` from a data file's attribute `backbone`; raises if it is damaged."""
+        try:
+            record = json.loads(attributes.get("backbone", "{}"))
+            if record.get("classes_seen") is None:
+                return UNKNOWN
+            classes = TypeAdapter(tuple[str, ...]).validate_python(record["classes_seen"])
+            return cls(classes, bool(record.get("classes_seen_complete", True)))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise IiaeError(
+                "the data file's attribute backbone is damaged",
+                "make it again: iiae prepare NAME … --overwrite",
+            ) from error
+
+
+NONE_SEEN = Seen()
+UNKNOWN = Seen(complete=False)
+
+
+def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool) -> None:
+    """Raises if `what`, weights or features, has seen a test class, unless `allow`."""
+    leaked = seen.leak(test_classes)
+    if leaked and not allow:
+        raise IiaeError(
+            f"{what} was trained on {len(leaked)} of the test classes: {', '.join(leaked)}",
+            "use weights of this split's training classes, or pass --allow-leak: the data file "
+            "and its figures say so",
+        )

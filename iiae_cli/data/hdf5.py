@@ -1,8 +1,8 @@
 """Writes and reads HDF5 files of numbers and fixed-length UTF-8 texts.
 
-The format lets a file refer to others, and declare arrays far larger than what it stores. Readers
-accept only what lies in the file itself and fits in memory; they raise ValueError for the rest,
-which `open_hdf5` turns into a user's error like everything that h5py raises.
+The format lets a file refer to others. Readers accept only what lies in the file itself and fits in
+memory; they raise ValueError for the rest, which `open_hdf5` turns into a user's error like
+everything that h5py raises.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import check_kind, reading
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MOST_INFLATED = 1032  # bytes per stored byte: deflate's bound, which pictures never reach
-_LONGEST_TEXT = 65_536  # bytes of one id or label
 _CHECKED = 65_536  # rows checked at once
 
 
@@ -108,13 +106,16 @@ def text_attributes(file: h5py.File) -> dict[str, str]:
     }
 
 
-def _member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Returns a group's member of this name, by a hard link only; None if missing."""
-    if not group.id.links.exists(name.encode()):
-        return None
-    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link to somewhere else")
-    return group[name]
+def _member(group: h5py.Group, name: str) -> Any:
+    """Returns a group's member, `NAME` or `GROUP/NAME`, by hard links only; None if missing."""
+    for part in name.split("/"):
+        link = group.get(part, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{group.name.rstrip('/')}/{part} is a link to somewhere else")
+        group = group[part]
+    return group
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
@@ -127,18 +128,10 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
     """Returns a readable dataset of a group, by name or `GROUP/NAME`; None if missing."""
-    parent, _, last = name.rpartition("/")
-    holder = _member(group, parent) if parent else group
-    data = None if holder is None else _member(holder, last)
-    if data is None:
-        return None
-    if not isinstance(data, h5py.Dataset) or data.shape is None:
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is not an array")
-    if data.is_virtual or data.external:
-        raise ValueError(f"{data.name} is in another file")
-    stored = data.id.get_storage_size()
-    if data.nbytes > (1 << 20) + stored * _MOST_INFLATED:
-        raise ValueError(f"{data.name} declares {data.nbytes} bytes, of which {stored} are stored")
+    data = _member(group, name)
+    is_array = isinstance(data, h5py.Dataset) and data.shape is not None
+    if data is not None and (not is_array or data.is_virtual or data.external):
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is not an array of this file")
     return data
 
 
@@ -161,7 +154,7 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
     data = dataset(group, name)
     if data is None:
         return None
-    if data.ndim != 1 or data.dtype.kind != "S" or data.dtype.itemsize > _LONGEST_TEXT:
+    if data.ndim != 1 or data.dtype.kind != "S":
         raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
     return [text.decode("utf-8", "surrogateescape") for text in _in_memory(data)]
 
@@ -177,14 +170,12 @@ def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
 def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
     data = dataset(group, name)
     if data is None or data.dtype.kind not in "fiub":
-        what = "is missing" if data is None else f"holds {data.dtype}, not numbers"
-        raise ValueError(f"{group.name.rstrip('/')}/{name} {what}")
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is missing, or does not hold numbers")
     return data
 
 
 def _in_memory(data: h5py.Dataset) -> NDArray[Any]:
-    if data.nbytes > (free := free_memory()):
-        wanted, there = data.nbytes >> 20, free >> 20
-        raise ValueError(f"{data.name} takes {wanted} MiB of memory, {there} MiB are free")
+    if data.nbytes > free_memory():
+        raise MemoryError  # perhaps the file declares more than it stores
     values: NDArray[Any] = np.asarray(data[()])
     return values

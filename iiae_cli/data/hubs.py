@@ -12,10 +12,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from numpy.typing import NDArray
@@ -53,17 +54,8 @@ class Published:
     hashes: Sequence[str] = ()  # possible starts of the weights' SHA-256, if known
 
 
-class Library(Protocol):
-    """A source of networks, named without the library's prefix."""
-
-    def published(self, name: str) -> Published:
-        """Returns the facts about a network; raises IiaeError, with near names, if unknown."""
-
-    def transform(self, configuration: dict[str, Any]) -> Transform:
-        """Returns the transform that `Published.transform` describes."""
-
-    def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        """Builds a network (B, 3, h, w) → (B, D); returns it and D; RuntimeError on a misfit."""
+# Each library has three methods, which take names without its prefix: `published` returns the facts
+# about a network, `transform` what these describe, `network` a network (B, 3, h, w) → (B, D) and D.
 
 
 class _TorchVision:
@@ -218,6 +210,7 @@ class _OpenClip:
         return PatchTokens(tower, pool, 0), int(tower.conv1.out_channels)
 
 
+Library: TypeAlias = _TorchVision | _Timm | _OpenClip
 _LIBRARIES: dict[str, Library] = {
     "torchvision": _TorchVision(),
     "timm": _Timm(),
@@ -229,7 +222,7 @@ def library_of(name: str) -> tuple[Library, str]:
     """Returns the library of a network, and the network's name there."""
     prefix, colon, bare = name.partition(":")
     if not colon:
-        return _LIBRARIES["torchvision"], name
+        prefix, bare = "torchvision", name
     if prefix not in _LIBRARIES:
         raise IiaeError(f"unknown backbone '{name}'", "write torchvision:, timm: or open_clip:")
     return _LIBRARIES[prefix], bare
@@ -243,11 +236,11 @@ def published(name: str) -> Published:
 
 def final_layer(network: nn.Module) -> str:
     """Returns the dotted name of the classifying layer: the last with ImageNet's 1000 outputs."""
-    for name, module in reversed(list(network.named_modules())):
-        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
-        if outputs is not None and getattr(module, outputs) == _IMAGENET_CLASSES:
-            return str(name)
-    raise ValueError("the network has no classifier with 1000 outputs")
+    outputs: dict[str, int] = {
+        name: getattr(module, "out_features", getattr(module, "out_channels", 0))
+        for name, module in network.named_modules()
+    }
+    return [name for name, count in outputs.items() if count == _IMAGENET_CLASSES][-1]
 
 
 def published_file(found: Published, download: bool) -> Path:
@@ -255,55 +248,47 @@ def published_file(found: Published, download: bool) -> Path:
 
     Raises IiaeError, naming what to fetch, if they are missing.
     """
-    if not found.hub and not found.url:
+    if found.hub:
+        hf = _imported("huggingface_hub", "hub")
+        cache, what = Path(hf.constants.HF_HUB_CACHE), f"{found.files[0]} of {found.hub}"
+        address = hf.hf_hub_url(found.hub, found.files[0])
+        sources = [partial(_from_hub, hf, found.hub, file) for file in found.files]
+    elif found.url:
+        cache, what = Path(torch.hub.get_dir(), "checkpoints"), Path(found.url).name
+        address, sources = found.url, [partial(_from_address, found.url, cache / what)]
+    else:
         raise IiaeError(
             f"{found.name} names no published weights",
             "pass --backbone-weights FILE or none, or name them: open_clip:NAME@PRETRAINED",
         )
-    if found.hub:
-        path = _of_hub(found.hub, found.files, download)
-        address = f"https://huggingface.co/{found.hub}/resolve/main/{found.files[0]}"
-        what = f"{found.files[0]} of {found.hub}"
-    else:
-        address = str(found.url)
-        path, what = _of_address(address, download), Path(address).name
-    if isinstance(path, Path):
-        return path
-    by_hand = f"fetch {address} and pass --backbone-weights FILE"
+    reason = f"are not in the cache {cache}"
+    for fetch in (False, True)[: 1 + download]:
+        for get in sources:
+            try:
+                return get(fetch)
+            except Exception as error:  # of half a dozen libraries below the hub's
+                if fetch:
+                    reason = f"could not be downloaded: {' '.join(str(error).split())[:200]}"
     raise IiaeError(
-        f"the weights of {found.name} ({what}) {path}",
-        by_hand if download else f"{by_hand}, or pass --download",
+        f"the weights of {found.name} ({what}) {reason}",
+        f"fetch {address} and pass --backbone-weights FILE"
+        + ("" if download else ", or pass --download"),
     )
 
 
-def _of_hub(hub: str, files: Sequence[str], download: bool) -> Path | str:
-    """Returns a file, or why there is none."""
-    hf = _imported("huggingface_hub", "hub")
-    for file in files:
-        cached = hf.try_to_load_from_cache(hub, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    reason = ""
-    for file in files if download else ():
-        try:  # asked first, as a download without a network is tried for a minute
-            hf.get_hf_file_metadata(hf.hf_hub_url(hub, file), timeout=10)
-            return Path(hf.hf_hub_download(hub, file))
-        except Exception as error:  # of half a dozen libraries below it
-            reason = reason or " ".join(str(error).split())[:200]
-    where = f"are not in the hub's cache {hf.constants.HF_HUB_CACHE}"
-    return f"could not be downloaded: {reason}" if reason else where
+def _from_hub(hf: ModuleType, hub: str, file: str, fetch: bool) -> Path:
+    if fetch:  # asked first, as a download without a network is tried for a minute
+        hf.get_hf_file_metadata(hf.hf_hub_url(hub, file), timeout=10)
+    return Path(hf.hf_hub_download(hub, file, local_files_only=not fetch))
 
 
-def _of_address(url: str, download: bool) -> Path | str:
-    """Returns a file, or why there is none."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    try:
-        if not path.is_file() and download:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), _hash_in(url), progress=False)
-    except (OSError, RuntimeError) as error:
-        return f"could not be downloaded: {error}"
-    return path if path.is_file() else f"are not in torch's cache {path.parent}"
+def _from_address(url: str, path: Path, fetch: bool) -> Path:
+    if fetch:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), _hash_in(url), progress=False)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path
 
 
 def _hash_in(url: str) -> str:

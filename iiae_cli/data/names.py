@@ -10,10 +10,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,7 @@ from typing import TypeAlias
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import missing
-from iiae_cli.data.class_lists import nfc
-from iiae_cli.data.datafile import SPLITS
+from iiae_cli.data.datafile import SPLITS, nfc
 from iiae_cli.data.pictures import SUFFIXES
 from iiae_cli.data.seen import SEEN
 from iiae_cli.model import DOMAINS
@@ -35,7 +33,7 @@ _WORDS = {
     "valid": "valid validation validate val dev devel development",
     "test": "test tests testing tst eval evaluation holdout heldout",
 }
-HELD_OUT = ("valid", "test")
+HELD_OUT = {"valid", "test"}
 _MEANINGS = {word: split for split, words in _WORDS.items() for word in words.split()}
 _FILLERS = (
     "images image imgs img pics pictures photos data files old new split set part full small "
@@ -46,6 +44,10 @@ _LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that ma
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
+
+
+# Path's own raise in folders that cannot be entered, and on names that are too long.
+_is_dir, _is_file = os.path.isdir, os.path.isfile
 
 
 # ---- pictures
@@ -64,23 +66,13 @@ def is_hidden(path: Path) -> bool:
 
 def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
     """Returns all visible picture files below a folder, through links, in natural order."""
-    above = frozenset(
-        _identity(path) for path in folder.resolve().parents if os.access(path, os.F_OK)
-    )
-    return sorted(_walk(folder, above, without), key=natural_key)
+    return sorted(_walk(folder, {*folder.resolve().parents}, without), key=natural_key)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _walk(
-    folder: Path, above: frozenset[tuple[int, int]], without: Collection[Path]
-) -> Iterator[Path]:
-    """Yields pictures below a folder inside the folders `above` (device, inode); notes others."""
+def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator[Path]:
+    """Yields pictures below a folder, whose real path has others `above`; counts the rest."""
     try:
-        paths, here = list(folder.iterdir()), _identity(folder)
+        paths, here = list(folder.iterdir()), folder.resolve()
     except OSError:
         SEEN.leave_out(folder, "unreadable folder")
         return
@@ -90,14 +82,15 @@ def _walk(
     for path in paths:
         if is_hidden(path) or path in without:
             continue
-        if os.path.isdir(path):  # noqa: PTH112 - Path's own raise in a folder that cannot be entered
+        suffix = path.suffix.lower()
+        if _is_dir(path):
             yield from _walk(path, above | {here}, without)
-        elif not os.path.isfile(path):  # noqa: PTH113
+        elif not _is_file(path):
             SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
-        elif path.suffix.lower() in SUFFIXES:
+        elif suffix in SUFFIXES:
             yield path
         else:
-            SEEN.leave_out(path, path.suffix.lower() or "no suffix")
+            SEEN.leave_out(path, suffix or "no suffix")
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -112,7 +105,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         path = Path(word)
         with suppress(ValueError):  # two forms of a name; the error names the path
             path = find_file(path, listings) or path
-        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
+        if _is_dir(path):
             inside = pictures_in(path)
             if not inside:
                 raise IiaeError(
@@ -141,10 +134,6 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 
 def _listed(content: bytes, nul: bool) -> list[str]:
     """Returns the paths of a list that may have Windows' line ends and a byte order mark."""
-    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        raise IiaeError(
-            "the list of paths is in UTF-32", "pipe it through: iconv -f UTF-32 -t UTF-8"
-        )
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = content.decode("utf-16", "replace")
     else:
@@ -278,61 +267,47 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
     """
     if split not in ("", "train"):
         return
-    inner = [path.relative_to(folder) for path in paths]
+    inner = {path.relative_to(folder) for path in paths}
     folders = {parent for path in inner for parent in path.parents if parent.name}
     alike: dict[tuple[Path, str], set[str]] = {}
-    for path in {*inner, *folders}:
+    for path in inner | folders:
         splits, rest = _words_of(path.name)
         alike.setdefault((path.parent, " ".join(rest)), set()).update(splits)
-    for path in sorted({*inner, *folders}, key=natural_key):
+    for path in sorted(inner | folders, key=natural_key):
         splits, rest = _words_of(path.name)
-        differ = bool(splits) and len(alike[path.parent, " ".join(rest)]) > 1
-        name = split_of(path.name) or next(iter(splits), None)
-        looks = looks_like(path.name) if path in folders else None
-        if looks if looks in HELD_OUT else differ and name in HELD_OUT and name:
-            raise IiaeError(
-                f"{folder / path} looks like pictures for {looks or name}, but lies among those "
-                + ("to train on" if split else "that would be divided at random"),
-                "name splits in folders right below SOURCE or in a table's column split; "
-                "rename it if it is of no split",
-            )
+        meant = splits if len(alike[path.parent, " ".join(rest)]) > 1 else set()
+        if path in folders:
+            meant |= {looks_like(path.name) or ""}
+        if held := sorted(meant & HELD_OUT):
+            raise _looks_like(folder / path, f"pictures for {held[0]}", split)
 
 
 def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
     """Raises if a source to divide at random has a folder or a list that looks like a split."""
-    targets: dict[Path, Path] = {}
     for path in sorted(source.iterdir(), key=natural_key):
         split = looks_like(path.name if path.is_dir() else path.stem)
-        if split is not None and path.is_dir():
-            letters = {*_words_of(path.name)[1]} & {*"abxy"}
-            inside = {"a": "x", "b": "y"}.get("".join(letters), "".join(letters))
-            targets[path] = source / split / inside
-        elif not (lists and path.is_file() and path.suffix.lower() in _LISTS):
-            continue
-        elif split in HELD_OUT or divides(path.stem):
-            raise IiaeError(
-                f"{path} looks like a list of {split or 'splits'}, but {source} would be divided "
-                "at random",
-                "name pairs and their splits in a table (x,y,split), test classes by "
-                "--unseen-classes FILE, or move that file elsewhere",
-            )
-    if targets:
-        first = next(iter(targets))
-        made = dict.fromkeys(str(path.parent) for path in targets.values())
-        moves = [shlex.join(["mv", *map(str, item)]) for item in targets.items()]
-        hint = f"run: {' && '.join([shlex.join(['mkdir', '-p', *made]), *moves])}"
-        if len({*targets.values()}) < len(targets):
-            hint = f"put their pictures in {source}/train, {source}/valid and {source}/test"
-        what = f"looks like the split {looks_like(first.name)}, but is not called so"
-        raise IiaeError(f"{first} {what}", hint)
+        if path.is_dir() and split is not None:
+            raise _looks_like(path, f"the split {split}")
+        is_list = lists and path.is_file() and path.suffix.lower() in _LISTS
+        if is_list and (split in HELD_OUT or divides(path.stem)):
+            raise _looks_like(path, f"a list of {split or 'splits'}")
+
+
+def _looks_like(path: Path, what: str, split: str = "") -> IiaeError:
+    among = "those to train on" if split else "pictures that would be divided at random"
+    return IiaeError(
+        f"{path} looks like {what}, but lies among {among}",
+        "put splits in SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/, or name "
+        "them in a table's column split or by --unseen-classes; rename or move what is of no split",
+    )
 
 
 def looks_like(name: str) -> str | None:
     """Returns the split that a name resembles: `test2017`, `valA`, `old-test`, `01_train`."""
     splits, rest = _words_of(name)
     plain = all(len(word) < 3 or word in _FILLERS.split() for word in rest)
-    found = (split for split in ("test", "valid", "train") if split in splits)
-    return split_of(name) or (next(found, None) if plain else None)
+    held_out_first = sorted(splits, key="train".__eq__)
+    return split_of(name) or (held_out_first[0] if plain and splits else None)
 
 
 def divides(name: str) -> bool:
@@ -344,5 +319,5 @@ def _words_of(name: str) -> tuple[set[str], list[str]]:
     """Returns the splits that words of a name mean, and its other words."""
     apart = re.sub(r"(?i)^(train|val|valid|test)([abxy])$", r"\1 \2", nfc(name))
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", apart)]
-    means = {word: _MEANINGS.get(word) or _MEANINGS.get(word.removesuffix("set")) for word in words}
+    means = {word: _MEANINGS.get(word.removesuffix("set")) for word in words}
     return {split for split in means.values() if split}, [w for w in words if not means[w]]

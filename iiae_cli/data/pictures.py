@@ -17,17 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImagePalette
+from PIL import Image, ImageOps
 
 from iiae_cli.common.files import OF_CONTENT
 from iiae_cli.data.seen import SEEN
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it
 # would run.
@@ -54,8 +51,6 @@ _ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # 
 _FAX = (2, 3, 4)  # compressions of TIFF in which zero is white unless a tag says otherwise
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
-_GAMMA, _RED = 0.45455, 0.64  # of PNGs that are shown as they are; x of sRGB's red
-_INVERTED = list(range(255, -1, -1))
 _SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 Item = TypeVar("Item")
@@ -183,25 +178,19 @@ def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read
 def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Image:
     """Returns a picture upright, in 8 bits and the mode of `channels`, transparency on white."""
     mode, raw = opened.mode, str(getattr(opened, "tile", ""))  # how the file holds its values
-    tags = dict(getattr(opened, "tag_v2", {}))  # both are gone once the pixels are read
-    _mend_header(opened, raw, tags)
-    changes += _remarks(opened)
+    _refuse_misread(opened, raw)
+    clear, few = opened.info.get("transparency"), re.search(r"L;([24])", raw)
+    if isinstance(clear, int) and few:  # as the file holds it, not as values are read
+        opened.info["transparency"] = clear * 255 // (2 ** int(few[1]) - 1)
+    turned = opened.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    changes += ["first of several frames"] if getattr(opened, "is_animated", False) else []
+    changes += ["turned as EXIF says"] if turned else []
     image = ImageOps.exif_transpose(opened)
-    signed = mode == "L" and tags.get(_SAMPLE_FORMAT) in (2, (2,))
-    if mode == "F" or mode.startswith("I") or signed:
-        kind = np.int8 if signed else np.uint32 if "I;32N" in raw else None
-        image = _of_numbers(image, kind, changes)
-        image = image.point(_INVERTED) if tags.get(_PHOTOMETRIC) == 0 and not signed else image
+    if mode == "F" or mode.startswith("I"):
+        image = _of_numbers(image, unsigned="I;32N" in raw, changes=changes)
     elif ";16" in raw:
         dark = ", almost black" if np.asarray(image.convert("L")).max() < 16 else ""
-        clear = ", the transparent colour too" if "transparency" in opened.info else ""
-        changes.append(f"cut to the upper 8 of 16 bits{clear}{dark}")
-    elif mode in ("1", "L") and tags and _PHOTOMETRIC not in tags and tags.get(259) not in _FAX:
-        image = image.convert("L").point(_INVERTED)  # Pillow takes zero for white
-        changes.append("read with zero as black, for want of a photometric tag")
-    elif mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
-        image = image.point(_INVERTED * 4)  # Pillow takes all for Adobe's, whose zero is full ink
-        changes.append("read with zero as no ink, for want of Adobe's mark")
+        changes.append(f"cut to the upper 8 of 16 bits{dark}")
     image = _in_srgb(image, changes)
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
@@ -216,38 +205,34 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     return image.convert(_MODES[channels])
 
 
-def _mend_header(opened: Image.Image, raw: str, tags: dict[int, Any]) -> None:
-    clear = opened.info.get("transparency")  # as the file holds it, not as values are read
-    if isinstance(clear, tuple) and ";16" in raw:
-        opened.info["transparency"] = tuple(value >> 8 for value in clear)
-    elif isinstance(clear, int) and (few := re.search(r"L;([24])", raw)):
-        opened.info["transparency"] = clear * 255 // (2 ** int(few[1]) - 1)
-    colours = tags.get(_COLOUR_MAP, ())
-    if opened.mode == "P" and colours and max(colours) < 256:  # of 8 bits, where 16 are the rule
-        opened.palette = ImagePalette.raw("RGB;L", bytes(colours))
-
-
-def _remarks(opened: Image.Image) -> list[str]:
-    gamma, animated = opened.info.get("gamma", _GAMMA), getattr(opened, "is_animated", False)
-    red = opened.info.get("chromaticity", (0, 0, _RED))[2]
-    unlike = abs(gamma - _GAMMA) > 0.05 or abs(red - _RED) > 0.02
-    said = {
-        "read without their gamma": unlike and not {"srgb", "icc_profile"} & {*opened.info},
-        "first of several frames": animated,
-        "turned as EXIF says": opened.getexif().get(_ORIENTATION, 1) in range(2, 9),
+def _refuse_misread(opened: Image.Image, raw: str) -> None:
+    """Raises for a file that Pillow reads as other values than it holds."""
+    mode, clear, tags = opened.mode, opened.info.get("transparency"), getattr(opened, "tag_v2", {})
+    zero_is, colours = tags.get(_PHOTOMETRIC), tags.get(_COLOUR_MAP, ())
+    misread = {
+        "a TIFF without a photometric tag": tags and zero_is is None and tags.get(259) not in _FAX,
+        "a TIFF in which zero is white, of more than 8 bits": zero_is == 0 and mode[0] in "IF",
+        "a TIFF of signed bytes": mode == "L" and tags.get(_SAMPLE_FORMAT) in (2, (2,)),
+        "a TIFF with a colour map of 8 bits": mode == "P" and 0 < max(colours, default=0) < 256,
+        "a JPEG in CMYK without Adobe's mark": (
+            mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info
+        ),
+        "a PNG with a transparent colour of 16 bits": isinstance(clear, tuple) and ";16" in raw,
     }
-    return [remark for remark, applies in said.items() if applies]
+    for kind in (kind for kind, found in misread.items() if found):
+        raise _UnusableError(f"is {kind}, which Pillow misreads: save it with 8 bits")
 
 
-def _of_numbers(image: Image.Image, kind: type | None, changes: list[str]) -> Image.Image:
-    """Converts a picture of numbers, whose type Pillow may misread, to 8 bits."""
+def _of_numbers(image: Image.Image, *, unsigned: bool, changes: list[str]) -> Image.Image:
+    """Converts a picture of numbers, whose sign Pillow may misread, to 8 bits."""
     values = np.asarray(image)
-    eight = Image.fromarray(_eight_bits(values if kind is None else values.view(kind), changes))
-    eight.info["icc_profile"] = image.info.get("icc_profile")
+    eight = _eight_bits(values.view(np.uint32) if unsigned else values, changes)
+    shown = Image.fromarray(eight)
+    shown.info["icc_profile"] = image.info.get("icc_profile")
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        eight.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return eight
+        shown.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return shown
 
 
 def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
@@ -308,22 +293,9 @@ def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
 # shrinks: exactly if both sides shrink by whole factors, else by a triangle of the same width.
 
 
-def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes pictures (B, C, H, W) uint8 to `size` = (H, W)."""
-    import torch.nn.functional as F  # preparing pictures needs no torch
-
-    kind = _filter_of((pictures.shape[-2], pictures.shape[-1]), size)
-    if kind == "area":
-        return F.interpolate(pictures.float(), size, mode="area").round_().to(pictures.dtype)
-    if pictures.device.type == "cpu":
-        return F.interpolate(pictures, size, mode=kind, antialias=True)
-    smooth = F.interpolate(pictures.float(), size, mode=kind, antialias=True)
-    return smooth.round_().clamp_(0, 255).to(pictures.dtype)
-
-
 def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes a picture of 8 bits a channel to `size` = (H, W); opacity weighs its colours."""
-    kind = _filter_of((image.height, image.width), size)
+    kind = filter_of((image.height, image.width), size)
     resampling = Image.Resampling["BOX" if kind == "area" else kind.upper()]
     return image.resize((size[1], size[0]), resampling)
 
@@ -338,7 +310,8 @@ def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
     return resized
 
 
-def _filter_of(old: tuple[int, int], new: tuple[int, int]) -> str:
+def filter_of(old: tuple[int, int], new: tuple[int, int]) -> str:
+    """Returns the kernel that resizes from `old` to `new` (H, W): bicubic, area or bilinear."""
     if new[0] * new[1] > old[0] * old[1]:
         return "bicubic"
     whole = all(before % after == 0 for before, after in zip(old, new, strict=True))

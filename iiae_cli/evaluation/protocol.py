@@ -19,8 +19,7 @@ import numpy as np
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.backbone import backbone_of
-from iiae_cli.data.class_lists import Seen, class_list_hash, refuse_leak
-from iiae_cli.data.datafile import DataFile, Split
+from iiae_cli.data.datafile import DataFile, Seen, Split, class_list_hash, refuse_leak
 from iiae_cli.evaluation.figures import Table, Task, dotted_figures
 from iiae_cli.inference.proposals import Metric
 from iiae_cli.runs import LoadedModel

@@ -10,7 +10,7 @@ from PIL import Image
 from test_cdcb import idx_source
 from test_published import file_of, im_of, save_v5
 
-from iiae_cli.data.class_lists import CLASS_SPLITS
+from iiae_cli.data.datafile import CLASS_SPLITS
 
 RNG = np.random.default_rng(0)
 EASE = (

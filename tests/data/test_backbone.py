@@ -4,7 +4,6 @@ import hashlib
 import json
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
 from class_sources import NETWORK
@@ -14,7 +13,7 @@ from torch import nn
 
 from iiae_cli.data import hubs
 from iiae_cli.data.backbone import Preprocessing, Weights, build_backbone, find_weights
-from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN, Seen, refuse_leak
+from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen, refuse_leak
 from iiae_cli.data.hubs import final_layer
 
 RANDOM = Weights("random")
@@ -97,25 +96,6 @@ def test_a_state_dict_is_loaded_without_its_classifier(tmp_path, wrapped):
 
 
 @pytest.mark.parametrize(
-    ("header", "seen"),
-    [
-        ({"classes_seen": json.dumps(["cat", "ant"])}, Seen(("ant", "cat"))),
-        ({}, UNKNOWN),
-        ({"classes_seen": "3"}, "is damaged"),
-    ],
-)
-def test_safetensors_say_which_classes_they_saw(tmp_path, header, seen):
-    path = tmp_path / "w.safetensors"
-    whole = {key: values.contiguous() for key, values in state().items()}
-    safetensors.torch.save_file(whole, path, metadata=header)
-    if isinstance(seen, str):
-        assert seen in refusal(find_weights, NETWORK, str(path)).message
-        return
-    weights = find_weights(NETWORK, str(path))
-    assert (weights.kind, weights.seen) == ("file", seen)
-
-
-@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda s: s.pop("conv1.0.weight"), 'Missing key(s) in state_dict: "conv1.0.weight"'),
@@ -184,7 +164,6 @@ def test_a_leak_is_what_was_seen_and_is_tested():
     assert error.message == "the backbone b was trained on 1 of the test classes: ant"
     assert "--allow-leak" in error.hint
     for known in (seen, UNKNOWN, NONE_SEEN):
-        assert Seen.of_json(known.to_json()) == known
         assert Seen.of_data_file({"backbone": json.dumps(known.to_json())}) == known
     assert Seen.of_data_file({}) == UNKNOWN
     for damaged in ("[", "3", '{"classes_seen": 3}', '{"classes_seen": [3]}'):

@@ -22,7 +22,7 @@ from iiae_cli.data.backbone import (
     read_record,
     save_network,
 )
-from iiae_cli.data.class_lists import Seen
+from iiae_cli.data.datafile import Seen
 from iiae_cli.data.finetune import FineTuning, fine_tune
 
 CPU = torch.device("cpu")

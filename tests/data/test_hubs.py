@@ -19,7 +19,7 @@ from iiae_cli.data.backbone import (
     find_weights,
     full_name,
 )
-from iiae_cli.data.class_lists import NONE_SEEN, UNKNOWN
+from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN
 from iiae_cli.data.hubs import published
 
 VIT, RESNET = "timm:test_vit", "timm:test_resnet"
@@ -134,8 +134,7 @@ def test_what_published_weights_have_seen_follows_from_their_tag(name, said):
 
 def test_published_weights_come_from_the_hubs_cache_or_one_error_names_them(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    path, cached = tmp_path / "model.safetensors", []
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: (cached or [None])[0])
+    path = tmp_path / "model.safetensors"
     for download in (False, True):
         error = refusal(find_weights, "timm:resnet18", None, download=download)
         assert "model.safetensors of timm/resnet18.a1_in1k" in error.message
@@ -148,7 +147,7 @@ def test_published_weights_come_from_the_hubs_cache_or_one_error_names_them(tmp_
     error = refusal(find_weights, "open_clip:ViT-B-32@laion2b_s34b_b79k", None)
     assert "CLIP-ViT-B-32-laion2B-s34B-b79K" in error.hint
     path.write_bytes(b"weights")
-    cached.append(str(path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
     weights = find_weights("timm:resnet18", None)
     assert (weights.kind, weights.path, weights.seen) == ("published", path, NONE_SEEN)
     assert weights.trained_on == "ImageNet"

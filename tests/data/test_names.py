@@ -13,7 +13,6 @@ from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.names import (
-    Notes,
     expand_inputs,
     find_file,
     find_pictures,
@@ -81,8 +80,7 @@ def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, ca
     assert counts == {"train": 1, "valid": 2, "test": 3} and made.skipped == []
     said = ["Training is read as train", "validation is read as valid", "HOLDOUT is read as test"]
     assert made.attributes["notes"].splitlines() == said
-    err = capsys.readouterr().err
-    assert [err.count(line) for line in said] == [1, 1, 1]
+    assert [line for line in capsys.readouterr().err.splitlines() if "is read as" in line] == said
     assert made.splits["test"].x.ids[0] == "test/0"
 
 
@@ -120,15 +118,43 @@ def test_what_lies_beside_the_folders_is_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["test", "val", "Holdout", "test2017", "testB", "old_test_images"])
 @pytest.mark.parametrize("below", ["x", "train/x"])
-def test_pictures_for_testing_do_not_get_into_training(tmp_path, name, below):
+def test_folders_for_testing_do_not_get_into_training(tmp_path, name, below):
     domain = tmp_path / below
     for folder in (domain, domain.parent / "y"):
         save(folder / "0.png")
         save(folder / name / "1.png")
     assert f"{domain / name} looks like pictures for" in refused(tmp_path)
-    if below == "x":
-        save(tmp_path / "halves" / "a" / name / "0.png", 16)
-        assert "looks like pictures for" in refused(tmp_path / "halves", side_by_side=True)
+    save(tmp_path / "halves" / "a" / name / "0.png", 16)
+    assert "looks like pictures for" in refused(tmp_path / "halves", side_by_side=True)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "train2017/x/0 train2017/y/0 val2017/x/0 val2017/y/0",
+        "01_train/x/0 01_train/y/0 02_test_images/x/0 02_test_images/y/0",
+        "trainA/0 trainB/0 testA/0 testB/0",
+        "TRAINA/0 TRAINB/0",
+        "x_train/0 y_train/0 x_test/0 y_test/0",
+        "test_1/0 test_2/0",
+        "x/train_0 x/test_0 y/train_0 y/test_0",  # names that differ in the word of a split
+        "x/1 x/val-2 x/test-3 y/1 y/val-2 y/test-3",
+        "x/maps_train/0 x/maps_test/0 y/maps_train/0 y/maps_test/0",
+        "x/0 y/0 val.txt",  # lists of test pictures are not passed over
+        "x/0 y/0 valid_ids.csv",
+        "x/0 y/0 TestClasses.txt",
+        "x/0 y/0 splits.json",
+        "x/0 y/0 list_eval_partition.txt",
+    ],
+)
+def test_what_looks_like_splits_is_not_divided_at_random(tmp_path, files):
+    for name in files.split():
+        if "." in name:
+            (tmp_path / name).write_text("0")
+        else:
+            save(tmp_path / f"{name}.png")
+    error = refusal(prepared, tmp_path)
+    assert " looks like " in error.message and "SOURCE/train" in error.hint
 
 
 def test_other_folders_are_part_of_a_name(tmp_path):
@@ -159,17 +185,6 @@ def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "hint"),
     [
-        ("train2017/x train2017/y val2017/x val2017/y", "&& mv 's 1/val2017' 's 1/valid'"),
-        (
-            "01_train/x 01_train/y 02_test_images/x 02_test_images/y",
-            "mv 's 1/01_train' 's 1/train'",
-        ),
-        (
-            "trainA trainB testA testB",
-            "mkdir -p 's 1/test' 's 1/train' && mv 's 1/testA' 's 1/test/x'",
-        ),
-        ("TRAINA TRAINB TESTA TESTB", "mv 's 1/TRAINB' 's 1/train/y'"),
-        ("x_train y_train x_test y_test", "mv 's 1/y_train' 's 1/train/y'"),
         ("A/train B/train A/test B/test", "mv 's 1/A' 's 1/x' && mv 's 1/B' 's 1/y'"),
         ("train/A train/B test/A test/B", "mv 's 1/train/A' 's 1/train/x'"),
         ("x/train photo/train x/test photo/test", "mv 's 1/photo' 's 1/y'"),
@@ -187,14 +202,6 @@ def test_a_hint_for_another_layout_is_a_command_after_which_it_is_read(
     subprocess.run(error.hint.removeprefix("run: "), shell=True, check=True)
     made = prepared(Path("s 1"))
     assert made.splits["train"].pair_count == 1 and len(made.splits) == 1 + (folders != "A B AB")
-
-
-def test_folders_that_look_like_splits_are_not_divided(tmp_path):
-    for name in ("test_1", "test_2"):
-        save(tmp_path / name / "0.png", 16)
-    error = refusal(prepared, tmp_path, side_by_side=True)
-    assert "looks like the split" in error.message
-    assert f"put their pictures in {tmp_path}/train, {tmp_path}/valid" in error.hint
 
 
 def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
@@ -216,26 +223,6 @@ def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
     assert [line.partition(": ")[0] for line in made.skipped] == [
         str(tmp_path / name) for name in ("x/test2", "y/testing")
     ]
-
-
-@pytest.mark.parametrize(
-    "names", ["x/train_0 x/test_0", "x/1 x/val-2 x/test-3", "x/maps_train/0 x/maps_test/0"]
-)
-def test_names_that_differ_in_the_word_of_a_split_are_not_divided_at_random(tmp_path, names):
-    for name in names.split():
-        save(tmp_path / f"{name}.png")
-        save(tmp_path / "y" / f"{name[2:]}.png")
-    assert "looks like pictures for" in refused(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["val.txt", "valid_ids.csv", "TestClasses.txt", "splits.json", "list_eval_partition.txt"],
-)
-def test_a_list_of_test_pictures_is_not_passed_over(tmp_path, name):
-    pair(tmp_path, 0)
-    (tmp_path / name).write_text("0")
-    assert f"{name} looks like a list of" in refused(tmp_path)
 
 
 def test_a_source_called_test_is_said_and_partners_that_are_not_called_alike(tmp_path):
@@ -270,8 +257,6 @@ def test_lists_name_files_as_people_and_other_systems_write_them(tmp_path, monke
     assert expand_inputs(["-"]) == ["a b.png", "a b.png", "z .png", "none.png"]
     (path,) = find_pictures([f"{NFC}.png"])
     assert path.is_file()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a".encode("utf-32"))))
-    assert "is in UTF-32" in refusal(expand_inputs, ["-"]).message
 
 
 # ---- Unicode forms
@@ -365,10 +350,9 @@ def test_the_program_says_it_in_json_too(iiae, tmp_path):
     pair(tmp_path / "p" / "Validation", 0)
     done = iiae("prepare", "pairs", "p", "-o", "p.h5", "--json")
     assert done.code == 0 and done.err.count("Validation is read as valid") == 1
-    assert done.json["notes"] == ["Validation is read as valid", "the split test is empty"]
-    notes = DataFile(tmp_path / "p.h5").info.attributes["notes"]
-    assert notes == "Validation is read as valid\nthe split test is empty"
-    assert Notes().attributes() == {}
+    notes = ["Validation is read as valid", "the split test is empty"]
+    assert done.json["notes"] == notes
+    assert DataFile(tmp_path / "p.h5").info.attributes["notes"].splitlines() == notes
 
 
 def test_no_output_replaces_what_iiae_did_not_write(iiae, tmp_path):

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from iiae_cli.data.batches import resize
 from iiae_cli.data.names import expand_inputs, find_pictures, pictures_in
 from iiae_cli.data.pictures import (
     PictureError,
@@ -25,7 +26,6 @@ from iiae_cli.data.pictures import (
     decode,
     picture_size_of,
     read_all,
-    resize,
     resize_picture,
 )
 from iiae_cli.data.seen import SEEN

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from test_train import metrics_of, same_tensors
 
 from iiae_cli.config import Config
-from iiae_cli.data.class_lists import class_list_hash
-from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
 from iiae_cli.training.data import TrainingData, classes_of
 
 SMALL = (

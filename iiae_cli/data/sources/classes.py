@@ -27,8 +27,7 @@ import numpy as np
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data import names
-from iiae_cli.data.class_lists import CLASS_SPLITS, nfc, normalise_class
-from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, nfc, normalise_class
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing

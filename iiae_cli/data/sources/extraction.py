@@ -33,8 +33,7 @@ from iiae_cli.data.backbone import (
     read_record,
     save_network,
 )
-from iiae_cli.data.class_lists import Seen, refuse_leak
-from iiae_cli.data.datafile import Split
+from iiae_cli.data.datafile import Seen, Split, refuse_leak
 from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
 from iiae_cli.data.names import Notes

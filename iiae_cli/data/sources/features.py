@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.class_lists import (
+from iiae_cli.data.datafile import (
     CLASS_SPLITS,
+    SPLITS,
     UNKNOWN,
     Seen,
+    Side,
+    Split,
     class_list_hash,
     nfc,
     normalise_class,
     refuse_leak,
 )
-from iiae_cli.data.datafile import SPLITS, Side, Split
 from iiae_cli.data.names import Notes, distinct, split_of
 from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
 from iiae_cli.model import DOMAINS, Domain

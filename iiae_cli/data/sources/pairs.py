@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data import names
-from iiae_cli.data.class_lists import nfc
-from iiae_cli.data.datafile import SPLITS, Side, Split
+from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Notes, natural_key, split_folders
 from iiae_cli.data.pictures import SUFFIXES, PictureError, decode_parts, picture_size_of
 from iiae_cli.data.sources import plan as plans

@@ -26,8 +26,7 @@ import numpy as np
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
-from iiae_cli.data.class_lists import nfc
-from iiae_cli.data.datafile import SPLITS
+from iiae_cli.data.datafile import SPLITS, nfc
 from iiae_cli.data.names import Listings, Notes, divides, find_file, read_as, split_of
 from iiae_cli.model import DOMAINS, Domain
 

@@ -11,8 +11,7 @@ from helpers import Program, StopAt, built, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.class_lists import class_list_hash
-from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.datafile import DataFile, class_list_hash
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import prepare_file

@@ -8,8 +8,7 @@ import pytest
 from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
 from helpers import built, refusal
 
-from iiae_cli.data.class_lists import CLASS_SPLITS, class_list_hash, normalise_class
-from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, class_list_hash, normalise_class
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import extraction
 from iiae_cli.data.sources.classes import divide_unseen, find_pictures

@@ -5,7 +5,7 @@ import pytest
 from class_sources import feature_arrays, save_arrays
 from helpers import refusal
 
-from iiae_cli.data.class_lists import UNKNOWN, Seen
+from iiae_cli.data.datafile import UNKNOWN, Seen
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
 from iiae_cli.data.sources.plan import PrepareOptions
