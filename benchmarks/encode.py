@@ -45,7 +45,7 @@ def main() -> None:
                 model.encode_shared("x", inputs[start : start + batch])
 
     def whole() -> None:
-        trained.encode(rows, "x", batch_size=batch, exclusive=False)
+        trained.encode(rows, "x", ["shared"], batch_size=batch)
 
     runs = {"bare forward": bare, "encode": whole}
     for run in runs.values():

@@ -17,7 +17,7 @@ from iiae_cli.common.files import refuse_existing
 
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
-    from iiae_cli.inference.encoding import EncodeJob
+    from iiae_cli.inference.latents import EncodeJob, LatentCache
 
 
 def command(
@@ -65,13 +65,13 @@ def command(
     """
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run
-    from iiae_cli.inference.encoding import EncodeJob, read_shards, write_merged
-    from iiae_cli.inference.latents import KINDS, LatentFormat
+    from iiae_cli.inference.latents import EncodeJob, LatentFormat, read_shards, write_merged
+    from iiae_cli.inference.trained import KINDS
 
     with stop_on_signals() as stop:
         paths = expand_inputs(inputs, nul=nul)
         part = shard_of(shard)
-        write: Callable[[], tuple[int, list[str]]]
+        write: Callable[[], LatentCache]
         if merge:
             if part is not None:
                 raise IiaeError("--shard does not apply to --merge", "leave --shard out")
@@ -93,37 +93,38 @@ def command(
             settings = job.settings()
             write = partial(_encode, job, settings, output, part, resume, overwrite, stop)
         stop.check()
-        count, skipped = _finished(output, settings, part, resume, overwrite) or write()
+        cache = _finished(output, settings, part, resume, overwrite) or write()
+        count, skipped = len(cache.ids), cache.skipped
         result = {
             "schema": "iiae.encode/1",
             "path": str(output),
             "rows": count,
-            "domain": settings["domain"],
-            "fingerprint": settings["model"],
+            "domain": cache.domain,
+            "fingerprint": cache.fingerprint,
             "skipped": skipped,
         }
-        row = (output, count, settings["domain"])
+        row = (output, count, cache.domain)
         show = partial(console.print_table, ["file", "rows", "domain"], [row], header=False)
         finish(result, show, as_json, skipped)
 
 
 def _finished(
     output: Path, settings: dict[str, Any], part: Part | None, resume: bool, overwrite: bool
-) -> tuple[int, list[str]] | None:
-    """Returns the content of an output that is already complete; None if it is to be made.
+) -> LatentCache | None:
+    """Returns an output that is already complete; None if it is to be made.
 
     Raises IiaeError if something else is in its place and must not be overwritten.
     """
     from iiae_cli.data.blocks import differences, discard
     from iiae_cli.data.hdf5 import SIGNATURE
-    from iiae_cli.inference.latents import Gallery
+    from iiae_cli.inference.latents import LatentCache
 
     if not resume:
         refuse_existing(output, overwrite, SIGNATURE)
     if not resume or not output.exists():
         return None
     try:
-        there = Gallery(output)
+        there = LatentCache.read(output)
         other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
         if other:
             raise IiaeError(
@@ -136,7 +137,7 @@ def _finished(
         raise
     console.say(f"{output} is already complete")
     discard(output)
-    return len(there), there.head.skipped
+    return there
 
 
 def _encode(
@@ -147,13 +148,10 @@ def _encode(
     resume: bool,
     overwrite: bool,
     stop: Stop,
-) -> tuple[int, list[str]]:
-    """Encodes all inputs of a job, or one shard of them; a signal saves what is encoded.
-
-    Returns the number of rows, and a line for every skipped input.
-    """
+) -> LatentCache:
+    """Encodes all inputs of a job, or one shard of them; a signal saves what is encoded."""
     from iiae_cli.data.blocks import Part, block_store
-    from iiae_cli.inference.encoding import write_blocks
+    from iiae_cli.inference.latents import write_blocks
 
     numbers = (part or Part(0, 1)).of(job.total)
     if part is not None:

@@ -17,7 +17,7 @@ from iiae_cli.model import other_domain
 
 if TYPE_CHECKING:
     from iiae_cli.inference.api import Neighbours
-    from iiae_cli.inference.latents import Gallery, LatentCache
+    from iiae_cli.inference.latents import LatentCache
 
 MONTAGE_ROWS = 32
 LatentName = Literal["shared", "exclusive"]
@@ -67,13 +67,13 @@ def command(
     from iiae_cli.common.environment import index_file
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run, search
-    from iiae_cli.inference.latents import Gallery, made_by
+    from iiae_cli.inference.latents import LatentCache, made_by
 
     paths = expand_inputs(queries, nul=nul)
     if montage is not None:
         refuse_existing(montage, overwrite)
     first = Path(paths[0])
-    encoded = Gallery(first).read() if len(paths) == 1 and made_by(first) else None
+    encoded = LatentCache.read(first) if len(paths) == 1 and made_by(first) else None
     how = "--domain" if domain else "the other one than the gallery's"
     if encoded is None:
         model = open_run(run, device, backbone_weights)
@@ -85,19 +85,19 @@ def command(
     # A gallery chosen by default never makes queries ones of y.
     fitting = fingerprint, other_domain(domain or "x")
     path, chosen = index_file(index, run, lambda path: made_by(path) == fitting)
-    gallery = Gallery(path)
-    domain = domain or other_domain(gallery.head.domain)
-    console.say(f"gallery {path} ({chosen}): {len(gallery)} pictures of {gallery.head.domain}")
+    gallery = LatentCache.read(path)
+    domain, size = domain or other_domain(gallery.domain), len(gallery.ids)
+    console.say(f"gallery {path} ({chosen}): {size} pictures of {gallery.domain}")
     console.say(f"queries are of domain {domain} ({how})")
     if encoded is None:
         inputs = model.inputs(paths, domain, split=split, workers=workers)
         encoded = model.encode(inputs, domain)
-    if k > len(gallery):
-        console.say(f"the gallery holds {len(gallery)} entries, fewer than --k {k}: all are ranked")
+    if k > size:
+        console.say(f"the gallery holds {size} entries, fewer than --k {k}: all are ranked")
     found = search(encoded, gallery, k, metric=metric, latents=latents, backend=backend)
     if backend == "auto":
-        size = f"{len(found.queries):,} queries × {len(gallery):,} entries"
-        console.say(f"backend {found.backend} (by size: {size})")
+        products = f"{len(found.queries):,} queries × {size:,} entries"
+        console.say(f"backend {found.backend} (by size: {products})")
     results = _results(found)
     if montage is not None:
         _draw(montage, encoded, gallery, found)
@@ -133,14 +133,14 @@ def _results(found: Neighbours) -> list[dict[str, Any]]:
     return results
 
 
-def _draw(path: Path, queries: LatentCache, gallery: Gallery, found: Neighbours) -> None:
+def _draw(path: Path, queries: LatentCache, gallery: LatentCache, found: Neighbours) -> None:
     from iiae_cli.report.retrieval import draw_montage
 
     rows, distances = found.rows[:MONTAGE_ROWS], found.distances[:MONTAGE_ROWS]
     if len(rows) < len(found.rows):
         console.say(f"the montage shows the first {len(rows)} of {len(found.rows)} queries")
-    known = {*(gallery.head.labels or ())}
+    known = {*(gallery.labels or ())}
     folders = [Path(name).parent.name for name in queries.ids]
     if queries.labels is None and known.issuperset(folders):  # pictures in a folder for each class
         queries = replace(queries, labels=folders)
-    save_picture(draw_montage(queries, gallery.read(), rows, distances), path)
+    save_picture(draw_montage(queries, gallery, rows, distances), path)

@@ -202,23 +202,15 @@ def _translated(
 
     Returns a JSON object per input and a line per skipped one; adds rows to the grid.
     """
-    from iiae_cli.inference.inputs import none_read
-
     results, skipped = list[dict[str, Any]](), list[str]()
-    step = max(1, BLOCK_PICTURES // len(styles.names))
-    with console.progress("translating", inputs.total, "inputs") as bar:
-        for start in range(0, inputs.total, step):
-            block = inputs.read(start, min(start + step, inputs.total))
-            skipped += block.skipped
-            if block.ids:
-                latents = styles.exclusive(block.positions)
-                outputs = trained.translate(block.rows, grid.source, grid.target, latents)
-                results += _written(block, styles.names, outputs, files)
-                shown = trained.shown(block.rows[: grid_rows - len(grid.rows)])
-                grid.rows += zip(shown, block.ids, outputs, strict=False)
-            bar.update(min(start + step, inputs.total))
-    if not results:
-        raise none_read(skipped)
+    for block in inputs.blocks(max(1, BLOCK_PICTURES // len(styles.names)), "translating"):
+        skipped += block.skipped
+        if block.ids:
+            latents = styles.exclusive(block.positions)
+            outputs = trained.translate(block.rows, grid.source, grid.target, latents)
+            results += _written(block, styles.names, outputs, files)
+            shown = trained.shown(block.rows[: grid_rows - len(grid.rows)])
+            grid.rows += zip(shown, block.ids, outputs, strict=False)
     return results, skipped
 
 

@@ -58,12 +58,10 @@ class Subject:
         self, domain: Domain, shared: Latents, exclusive: Latents | None, unit: str
     ) -> Iterator[Tensor]:
         """Yields batches of decoded latents (N, S) and (N, E); progress counts by `unit`."""
-        network, device = self.trained.network, self.trained.device
+        own = None if exclusive is None else torch.from_numpy(exclusive)
+        latents, size = torch.from_numpy(shared), self.batch_size
         with console.progress(f"{unit} to {domain}", len(shared), unit) as bar:
-            for part in self.parts(len(shared)):
-                own = None if exclusive is None else torch.from_numpy(exclusive[part]).to(device)
-                with inference(network):
-                    outputs = network.decode(domain, torch.from_numpy(shared[part]).to(device), own)
+            for outputs in self.trained.decoded(domain, latents, own, batch_size=size):
                 yield outputs
                 bar.update(bar.done + len(outputs))
 

@@ -20,8 +20,8 @@ from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.environment import run_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.inputs import Inputs, none_read, open_inputs, row_inputs
-from iiae_cli.inference.latents import Gallery, LatentCache
+from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
+from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Backend, choose_backend, nearest
 from iiae_cli.inference.proposals import Floats, Ints, Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
@@ -108,8 +108,7 @@ class Model:
         if names and len(names) < len(items):
             raise IiaeError("paths and pictures in memory are mixed", "encode each by itself")
         if getattr(items[0], "ndim", 3) == 1:
-            rows = np.stack([np.asarray(row, np.float32) for row in items])
-            return row_inputs(rows, [str(row) for row in range(len(rows))], shape, {})
+            return row_inputs(np.stack([np.asarray(row, np.float32) for row in items]), shape)
         return open_inputs(
             names or list(map(_image, items)),
             domain,
@@ -127,24 +126,19 @@ class Model:
         inputs, trained, parts = self.inputs(pictures, domain, split=split), self.trained, []
         cache = LatentCache.head_of(self.loaded, domain, inputs.source)
         cache.labels = None if inputs.labels is None else []
-        with console.progress("encoding", inputs.total, "inputs") as bar:
-            for start in range(0, inputs.total, BLOCK_ROWS):
-                block = inputs.read(start, min(start + BLOCK_ROWS, inputs.total))
-                cache.ids += block.ids
-                cache.skipped += block.skipped
-                if block.labels and cache.labels is not None:
-                    cache.labels += block.labels
-                if block.ids:
-                    parts.append(trained.encode(block.rows, domain))
-                bar.update(start + len(block.ids) + len(block.skipped))
-        if not parts:
-            raise none_read(cache.skipped)
+        for block in inputs.blocks(BLOCK_ROWS, "encoding"):
+            cache.ids += block.ids
+            cache.skipped += block.skipped
+            if block.labels and cache.labels is not None:
+                cache.labels += block.labels
+            if block.ids:
+                parts.append(trained.encode(block.rows, domain))
         return replace(cache, encoded=parts[0].joined(*parts[1:]))
 
     def retrieve(
         self,
         queries: Pictures | LatentCache,
-        gallery: LatentCache | Gallery | Path | str | None = None,
+        gallery: LatentCache | Path | str | None = None,
         k: int = 5,
         *,
         domain: Domain | None = None,
@@ -157,11 +151,10 @@ class Model:
         Queries that are not yet encoded are of `domain` [the other one than the gallery's]. Raises
         IiaeError if a gallery is of other weights.
         """
-        if not isinstance(gallery, LatentCache | Gallery):
-            gallery = Gallery(Path(gallery or RunDir(self.folder).gallery_file))
+        if not isinstance(gallery, LatentCache):
+            gallery = LatentCache.read(Path(gallery or RunDir(self.folder).gallery_file))
         if not isinstance(queries, LatentCache):
-            head = gallery.head if isinstance(gallery, Gallery) else gallery
-            queries = self.encode(queries, domain or other_domain(head.domain))
+            queries = self.encode(queries, domain or other_domain(gallery.domain))
         return search(queries, gallery, k, metric=metric, latents=latents, backend=backend)
 
     def translate(
@@ -201,7 +194,7 @@ def open_run(run: Path | None, device: str, backbone_weights: str | None = None)
 
 def search(
     queries: LatentCache,
-    gallery: LatentCache | Gallery,
+    gallery: LatentCache,
     k: int,
     *,
     metric: Metric | None = None,
@@ -213,19 +206,18 @@ def search(
     The metric defaults to the model's own. Raises IiaeError for latents of another model, or of a
     kind that one side lacks.
     """
-    head = gallery.head if isinstance(gallery, Gallery) else gallery
-    means, entries = queries.means(latents), gallery.means(latents)
-    if (queries.fingerprint, means.shape[1]) != (head.fingerprint, entries.shape[1]):
+    means, entries = queries.encoded.mean(latents), gallery.encoded.mean(latents)
+    if (queries.fingerprint, means.shape[1]) != (gallery.fingerprint, entries.shape[1]):
         raise IiaeError(
             f"queries were encoded by model {queries.fingerprint}, the gallery by "
-            f"{head.fingerprint}",
+            f"{gallery.fingerprint}",
             "encode the gallery again with this run: iiae encode … --run RUN -o z.h5",
         )
-    metric = metric or ("cosine" if head.metric == "cosine" else "euclidean")
+    metric = metric or ("cosine" if gallery.metric == "cosine" else "euclidean")
     backend = choose_backend(backend, len(means), *entries.shape)
     rows, distances = nearest(means, entries, k, metric=metric, backend=backend)
-    ids = np.array(head.ids, object)[rows]
-    labels = None if head.labels is None else np.array(head.labels, object)[rows]
+    ids = np.array(gallery.ids, object)[rows]
+    labels = None if gallery.labels is None else np.array(gallery.labels, object)[rows]
     return Neighbours(queries.ids, rows, distances, ids, labels, metric, backend, queries.skipped)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,11 +32,11 @@ from iiae_cli.data.backbone import (
 from iiae_cli.data.datafile import DataFile, DataInfo
 from iiae_cli.data.hdf5 import is_hdf5
 from iiae_cli.data.names import find_pictures
-from iiae_cli.data.pictures import PictureError, Source, decode
+from iiae_cli.data.pictures import PictureError, Source, decode, read_all
 from iiae_cli.model import Domain
 
-# Returns the rows at positions start … stop - 1: None, or an error, for each that cannot be read.
-Fetch: TypeAlias = Callable[[int, int], tuple[NDArray[Any], Sequence[PictureError | None]]]
+# Returns the rows at positions start … stop - 1; an error for each that cannot be read.
+Fetch: TypeAlias = Callable[[int, int], Sequence[NDArray[Any] | PictureError]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Inputs:
     labels: list[str] | None
     source: dict[str, Any]  # as in `LatentCache`
     fetch: Fetch
-    states: Callable[[], Iterable[str]]  # returns texts that change when the inputs' content does
+    files: Sequence[Path] = ()
 
     @property
     def total(self) -> int:
@@ -72,28 +72,38 @@ class Inputs:
 
     def read(self, start: int, stop: int) -> Block:
         """Reads the rows at positions start … stop - 1."""
-        rows, errors = self.fetch(start, stop)
-        places = [place for place, error in enumerate(errors) if error is None]
-        positions = [start + place for place in places]
+        read = self.fetch(start, stop)
+        rows = {at: row for at, row in enumerate(read, start) if not isinstance(row, PictureError)}
         return Block(
-            rows if len(places) == len(rows) else rows[places],
-            positions,
-            [self.ids[position] for position in positions],
-            None if self.labels is None else [self.labels[position] for position in positions],
-            [str(error) for error in errors if error is not None],
+            np.array([*rows.values()]),
+            [*rows],
+            [self.ids[position] for position in rows],
+            None if self.labels is None else [self.labels[position] for position in rows],
+            [str(row) for row in read if isinstance(row, PictureError)],
         )
+
+    def blocks(self, size: int, label: str) -> Iterator[Block]:
+        """Reads all rows, `size` at a time; raises IiaeError at the end if none can be read."""
+        skipped = list[str]()
+        with console.progress(label, self.total, "inputs") as bar:
+            for start in range(0, self.total, size):
+                block = self.read(start, min(start + size, self.total))
+                skipped += block.skipped
+                yield block
+                bar.update(min(start + size, self.total))
+        if len(skipped) == self.total:
+            raise none_read(skipped)
 
     def read_all(self) -> Block:
         """Reads everything at once; raises IiaeError if no input can be read."""
-        block = self.read(0, self.total)
-        if not block.ids:
-            raise none_read(block.skipped)
+        (block,) = self.blocks(max(1, self.total), "reading")
         return block
 
     def digests(self) -> dict[str, str]:
         """Returns digests of ids and labels in order, and of the inputs' content."""
         listing = [*self.ids, "", *(self.labels or [])]
-        return {"list of inputs": _digest(listing), "content of the inputs": _digest(self.states())}
+        content = map(_state, self.files)
+        return {"list of inputs": _digest(listing), "content of the inputs": _digest(content)}
 
 
 def none_read(skipped: Sequence[str]) -> IiaeError:
@@ -134,16 +144,20 @@ def open_inputs(
         if not is_hdf5(first):
             return _features(first, shape)
         return _prepared(first, split, domain, trained_on)
-    pictures, record = images or find_pictures(names), backbone_of(trained_on)
+    pictures: Sequence[Source] = images or find_pictures(names)
     if len(shape) > 1:
-        return _pictures(pictures, _decoded(pictures, shape, workers))
-    if record is None:
+        fetch = _decoded(pictures, shape, workers)
+    elif record := backbone_of(trained_on):
+        extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)
+        fetch = _extracted(pictures, extractor)
+    else:
         raise IiaeError(
             "this model reads features of a backbone that it does not record, not pictures",
             "give a feature .npy or a prepared .h5",
         )
-    extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)
-    return _pictures(pictures, _extracted(pictures, shape[0], extractor))
+    paths = [item for item in pictures if isinstance(item, Path)]
+    ids = [str(path) for path in paths] or [str(number) for number in range(len(pictures))]
+    return Inputs(ids, None, {"pictures": True} if paths else {}, fetch, paths)
 
 
 def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> Inputs:
@@ -159,7 +173,7 @@ def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> I
             f"{path} has nothing in split '{split}'", "choose another --split: train, valid or test"
         )
     source = {"data": str(path.absolute()), "split": split}
-    return Inputs(side.ids, side.labels, source, _slices(side.rows), lambda: [sha256_of(path)[:16]])
+    return Inputs(side.ids, side.labels, source, _slices(side.rows), [path])
 
 
 def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
@@ -169,73 +183,40 @@ def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
         raise IiaeError(f"{path} holds no (N, F) numbers", hint)
     ids = [f"{path.stem}/{number}" for number in range(len(rows))]
-    source = {"features": str(path.absolute())}
-    return row_inputs(rows, ids, shape, source, lambda: [sha256_of(path)[:16]])
+    _check_shape(path, rows.shape[1:], shape)
+    return Inputs(ids, None, {"features": str(path.absolute())}, _slices(rows), [path])
 
 
-def row_inputs(
-    rows: NDArray[Any],
-    ids: list[str],
-    shape: tuple[int, ...],
-    source: dict[str, Any],
-    states: Callable[[], Iterable[str]] = list,
-) -> Inputs:
-    """Returns features (N, F) as inputs of a model of this shape (F,)."""
-    _check_shape(source.get("features", "the array"), rows.shape[1:], shape)
-    return Inputs(ids, None, source, _slices(rows), states)
+def row_inputs(rows: NDArray[Any], shape: tuple[int, ...]) -> Inputs:
+    """Returns features (N, F) in memory as inputs of a model of this shape (F,)."""
+    _check_shape("the array", rows.shape[1:], shape)
+    return Inputs([str(row) for row in range(len(rows))], None, {}, _slices(rows))
 
 
 def _slices(rows: Any) -> Fetch:
-    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[None]]:
+    def fetch(start: int, stop: int) -> Sequence[NDArray[Any]]:
         part = rows[start:stop]
         with np.errstate(over="ignore"):
-            return part.astype(np.float32) if part.ndim == 2 else part, [None] * len(part)
+            return list(part.astype(np.float32) if part.ndim == 2 else part)
 
     return fetch
-
-
-def _pictures(pictures: Sequence[Source], fetch: Fetch) -> Inputs:
-    paths = [item if isinstance(item, Path) else None for item in pictures]
-
-    def states() -> Iterator[str]:
-        for path in filter(None, paths):
-            with suppress(OSError):  # a missing one is named when it is read
-                status = path.stat()
-                yield f"{path} {status.st_size} {status.st_mtime_ns}"
-
-    ids = [str(path or number) for number, path in enumerate(paths)]
-    return Inputs(ids, None, {"pictures": True} if all(paths) else {}, fetch, states)
 
 
 def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -> Fetch:
     height, width, channels = shape
-    pool = ThreadPoolExecutor(workers, "decode")
-
-    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
-        rows = np.empty((stop - start, height, width, channels), np.uint8)
-
-        def into(place: int) -> PictureError | None:
-            try:
-                rows[place] = decode(pictures[start + place], channels, (height, width))
-            except PictureError as error:
-                return error
-            return None
-
-        return rows, list(pool.map(into, range(len(rows))))
-
-    return fetch
+    read = partial(decode, channels=channels, size=(height, width))
+    return lambda start, stop: list(read_all(pictures[start:stop], read, workers))
 
 
-def _extracted(pictures: Sequence[Source], width: int, extractor: Extractor) -> Fetch:
-    def fetch(start: int, stop: int) -> tuple[NDArray[Any], Sequence[PictureError | None]]:
+def _extracted(pictures: Sequence[Source], extractor: Extractor) -> Fetch:
+    def fetch(start: int, stop: int) -> Sequence[NDArray[Any] | PictureError]:
+        read: list[NDArray[Any] | PictureError] = []
         starts = range(start, stop, BATCH)
-        parts = list(extractor.features(pictures[at : min(stop, at + BATCH)] for at in starts))
-        errors = [error for part, _ in parts for error in part]
-        rows = np.zeros((len(errors), width), np.float32)
-        rows[[error is None for error in errors]] = np.concatenate(
-            [features.reshape(-1, width) for _, features in parts]
-        )
-        return rows, errors
+        batches = (pictures[at : min(stop, at + BATCH)] for at in starts)
+        for errors, features in extractor.features(batches):
+            rows = iter(features)
+            read += [error or next(rows) for error in errors]
+        return read
 
     return fetch
 
@@ -246,6 +227,16 @@ def _check_shape(path: Path | str, given: tuple[int, ...], wanted: tuple[int, ..
             f"{path} holds rows of shape {tuple(given)}, the model was trained on {tuple(wanted)}",
             "use data of the shape that the run was trained on",
         )
+
+
+def _state(path: Path) -> str:
+    """Returns a text that changes with a file; pictures are many, and not read for it."""
+    if is_hdf5(path) or path.suffix.lower() == ".npy":
+        return sha256_of(path)[:16]
+    with suppress(OSError):  # a missing one is named when it is read
+        status = path.stat()
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 def _digest(texts: Iterable[str]) -> str:

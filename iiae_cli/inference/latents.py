@@ -1,4 +1,4 @@
-"""The latent cache (HDF5, schema `iiae.latents/2`): encoded pictures, self-describing.
+"""Encodes rows into the latent cache (HDF5, schema `iiae.latents/2`), which describes itself.
 
     /shared/mean (N, S) [/shared/logvar], /exclusive/mean (N, E) [/exclusive/logvar]
     /ids (N) UTF-8, /labels (N) UTF-8 where known, /skipped (K) UTF-8: a line per unreadable input
@@ -7,13 +7,16 @@ Attributes: schema, fingerprint (of the model's weights), domain, shared_shape, 
 source (JSON: the files the rows came from, for montages), versions; from `iiae encode` also job
 (JSON: everything that decides the values), and of a shard part (its number, of how many, and the
 blocks of the whole job).
+
+A job's rows are divided into numbered blocks of a few batches. One call, a resumed call and shards
+make the same blocks, so all run the same batches, and memory holds a few blocks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iiae_cli import __version__
-from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, writing
+from iiae_cli.common.errors import NEVER, IiaeError, Stop
+from iiae_cli.common.files import writing
 from iiae_cli.data import hdf5
-from iiae_cli.data.blocks import Part
-from iiae_cli.inference.trained import Array, Encoded, LatentKind
+from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
+from iiae_cli.data.hubs import INPUT_SIZE
+from iiae_cli.data.pictures import ahead
+from iiae_cli.inference.inputs import Block, Inputs, none_read
+from iiae_cli.inference.trained import KINDS, Array, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.runs import LoadedModel
 
 SCHEMA = "iiae.latents/2"
-KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
@@ -44,9 +49,9 @@ class LatentFormat:
     logvar: bool = False
     dtype: str = "float32"  # or float16
 
-    def stored(self, encoded: Encoded, ids: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def stored(self, encoded: Encoded, ids: Sequence[str]) -> Arrays:
         """Returns the arrays in their stored type; raises IiaeError if a value does not fit it."""
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: Arrays = {}
         for name in ARRAYS:
             kind, _, part = name.partition("_")
             values: NDArray[Any] | None = getattr(encoded, name)
@@ -64,7 +69,7 @@ class LatentFormat:
 
 @dataclass
 class LatentCache:
-    """Latents of N pictures of one domain."""
+    """Latents of N pictures of one domain; those of a file are memory maps in their stored type."""
 
     encoded: Encoded
     ids: list[str]  # (N,)
@@ -77,6 +82,9 @@ class LatentCache:
     # {"data": FILE, "split": NAME}, {"features": FILE}, or {"pictures": true} if ids are paths
     source: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # a line for every input left out
+    job: dict[str, Any] = field(default_factory=dict)  # of `iiae encode`; `total` is its blocks
+    part: Part | None = None  # of the job, in a shard
+    total: int = 0
 
     @classmethod
     def head_of(cls, loaded: LoadedModel, domain: Domain, source: dict[str, Any]) -> LatentCache:
@@ -84,6 +92,37 @@ class LatentCache:
         model, preset = loaded.model, loaded.details.get("preset") or ""
         settings = loaded.fingerprint, model.shared_shape, preset, loaded.metric, source
         return cls(Encoded(), [], None, domain, *settings)
+
+    @classmethod
+    def read(cls, path: Path) -> LatentCache:
+        """Opens a file; raises IiaeError if it is missing, damaged, or of another schema."""
+        with hdf5.open_hdf5(path, REMEDY) as file:
+            hdf5.check_schema(file, path, SCHEMA, REMEDY)
+            domain, ids = hdf5.text_attribute(file, "domain"), hdf5.read_texts(file, "ids")
+            records = (hdf5.text_attribute(file, name, "{}") for name in ("source", "job"))
+            source, job = (dict(json.loads(record)) for record in records)
+            texts = all(isinstance(value, str | bool) for value in source.values())
+            if domain not in DOMAINS or not texts or ids is None:
+                raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}, or no ids")
+            cache = cls(
+                Encoded(**_arrays(file, path, len(ids))),
+                ids,
+                hdf5.read_texts(file, "labels"),
+                domain,
+                hdf5.text_attribute(file, "fingerprint"),
+                tuple(int(side) for side in file.attrs["shared_shape"]),
+                hdf5.text_attribute(file, "preset", ""),
+                hdf5.text_attribute(file, "metric", "euclidean"),
+                source,
+                hdf5.read_texts(file, "skipped") or [],
+                job,
+            )
+            if cache.labels is not None and len(cache.labels) != len(ids):
+                raise ValueError(f"{len(ids)} ids but {len(cache.labels)} labels")
+            if "part" in file.attrs:
+                index, count, cache.total = map(int, file.attrs["part"])
+                cache.part = Part(index, count)
+        return cache
 
     @property
     def shared(self) -> Array:
@@ -95,154 +134,213 @@ class LatentCache:
         """Means (N, E) of the exclusive latents; raises IiaeError if there are none."""
         return self.encoded.mean("exclusive")
 
-    def means(self, kind: LatentKind) -> Array:
-        """Returns the means of one kind; raises IiaeError if there are none."""
-        return self.encoded.mean(kind)
-
     def attributes(self) -> dict[str, Any]:
-        """Returns the file's attributes, as JSON."""
+        """Returns what the rows are of."""
         names = ("fingerprint", "domain", "shared_shape", "preset", "metric", "source")
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path | str, form: LatentFormat | None = None) -> None:
         """Writes a cache of the means, atomically, for `retrieve --index` and `Model.retrieve`."""
-        arrays = (form or LatentFormat()).stored(self.encoded, self.ids)
-        texts = {"ids": self.ids, "labels": self.labels}
-        write_stream(Path(path), self.attributes(), texts, [arrays])
+        _write(Path(path), self, [(form or LatentFormat()).stored(self.encoded, self.ids)])
 
 
-def write_stream(
+def _arrays(file: h5py.File, path: Path, count: int) -> Arrays:
+    arrays = {}
+    for name in ARRAYS:
+        data = name.replace("_", "/")
+        if hdf5.dataset(file, data) is not None:
+            values = arrays[name] = hdf5.read_or_map(file, data, path, most=0)
+            if values.ndim != 2 or len(values) != count or values.dtype.kind != "f":
+                raise ValueError(f"{data} holds no numbers ({count}, S)")
+    if count and not any(values.size for values in arrays.values()):
+        raise ValueError("it holds no latents")
+    return arrays
+
+
+def _write(
     path: Path,
-    head: Mapping[str, Any],
-    texts: Mapping[str, Sequence[str] | None],
+    cache: LatentCache,
     blocks: Iterable[Mapping[str, NDArray[Any]]],
-    *,
     folder: Path | None = None,
 ) -> None:
-    """Writes a cache, atomically, with one block of its arrays in memory at a time.
+    """Writes a cache, atomically, with the arrays of `blocks`, one in memory at a time.
 
-    `texts` are ids (N,), and labels (N,) and skipped (K,) if any. The temporary file is in
-    `folder`, else beside `path`.
+    The temporary file is in `folder`, else beside `path`.
     """
-    count, done = len(texts["ids"] or ()), 0
+    versions = {"iiae": __version__, "h5py": h5py.__version__}
+    attributes = {"schema": SCHEMA, "versions": versions, **cache.attributes()}
+    if cache.job:
+        attributes["job"] = json.dumps(cache.job, sort_keys=True)
+    if cache.part is not None:
+        attributes["part"] = cache.part.index, cache.part.count, cache.total
     with writing(path, folder=folder) as temporary, hdf5.new_hdf5(temporary) as file:
-        file.attrs["schema"] = SCHEMA
-        file.attrs["versions"] = json.dumps({"iiae": __version__, "h5py": h5py.__version__})
-        for name, value in head.items():
-            if name in ("shared_shape", "part"):
-                file.attrs[name] = np.asarray(value, np.int64)
-            else:
-                file.attrs[name] = value if isinstance(value, str) else json.dumps(value)
+        for name, value in attributes.items():
+            plain = np.asarray(value, np.int64) if isinstance(value, tuple) else value
+            file.attrs[name] = json.dumps(plain) if isinstance(plain, dict) else plain
         # Held until the file is closed, as freeing a dataset writes its buffer.
         targets: dict[str, h5py.Dataset] = {}
+        done = 0
         for block in blocks:
             for name, values in block.items():
                 if name not in targets:
-                    shape = (count, values.shape[1])
+                    shape = (len(cache.ids), values.shape[1])
                     targets[name] = file.create_dataset(name.replace("_", "/"), shape, values.dtype)
                 targets[name][done : done + len(values)] = values
-            done += len(next(iter(block.values())))
-        for name, column in texts.items():
-            if column or name == "ids":
-                hdf5.write_column(file, name, column or ())
-
-
-class StoredRows:
-    """Rows (N, S) of a cache, read in slices."""
-
-    def __init__(self, path: Path, data: h5py.Dataset) -> None:
-        self._path, self._data = path, data
-        self.shape: tuple[int, ...] = data.shape
-        if data.ndim != 2 or not data.shape[1] or data.dtype.kind != "f":
-            raise ValueError(f"{data.name} holds no (N, S) numbers")
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        with reading(self._path, REMEDY):
-            values: NDArray[Any] = self._data[rows]
-            if not np.isfinite(values).all():
-                raise ValueError(f"{self._data.name} holds values that are not finite")
-            return values
-
-
-class Gallery:
-    """A latent cache whose rows stay on disk and are read in slices.
-
-    `head` is the cache without rows. `job` is what made it; of a shard, `part` says which, and
-    `total` is the number of blocks of the whole job. Raises IiaeError if the file is missing,
-    damaged, or of another schema.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part, self.total = None, 0
-        with reading(path, REMEDY):
-            file = hdf5.read_only(path)
-            hdf5.check_schema(file, path, SCHEMA, REMEDY)
-            arrays = {name: hdf5.dataset(file, name.replace("_", "/")) for name in ARRAYS}
-            self._rows = {
-                name: StoredRows(path, data) for name, data in arrays.items() if data is not None
-            }
-            self.head = _head(file)
-            self.job = dict(json.loads(hdf5.text_attribute(file, "job", "{}")))
-            if "part" in file.attrs:
-                index, count, self.total = map(int, file.attrs["part"])
-                self.part = Part(index, count)
-            lengths = {len(self.head.labels or self.head.ids)}
-            lengths |= {rows.shape[0] for rows in self._rows.values()}
-            if lengths != {len(self)} or (len(self) and not self._rows):
-                raise ValueError("its arrays differ in length, or there are none")
-
-    def __len__(self) -> int:
-        return len(self.head.ids)
-
-    def means(self, kind: LatentKind) -> StoredRows:
-        """Returns the means (N, S) of one kind; raises IiaeError if the cache holds none."""
-        if f"{kind}_mean" not in self._rows:
-            raise IiaeError(
-                f"{self.path} holds no {kind} latents", f"encode with --latents {kind} or both"
-            )
-        return self._rows[f"{kind}_mean"]
-
-    def blocks(self, size: int = 1 << 14) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yields all rows, `size` at a time, as they are stored."""
-        for start in range(0, len(self), size):
-            yield {name: rows[start : start + size] for name, rows in self._rows.items()}
-
-    def read(self) -> LatentCache:
-        """Returns the whole cache, without the list of skipped inputs."""
-        with np.errstate(over="ignore"):
-            arrays = {name: rows[:].astype(np.float32) for name, rows in self._rows.items()}
-        return replace(self.head, encoded=Encoded(**arrays), skipped=[])
-
-
-def _head(file: h5py.File) -> LatentCache:
-    domain, ids = hdf5.text_attribute(file, "domain"), hdf5.read_texts(file, "ids")
-    source = dict(json.loads(hdf5.text_attribute(file, "source", "{}")))
-    texts = all(isinstance(value, str | bool) for value in source.values())
-    if domain not in DOMAINS or not texts or ids is None:
-        raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}, or no ids")
-    return LatentCache(
-        Encoded(),
-        ids,
-        hdf5.read_texts(file, "labels"),
-        domain,
-        hdf5.text_attribute(file, "fingerprint"),
-        tuple(int(side) for side in file.attrs["shared_shape"]),
-        hdf5.text_attribute(file, "preset", ""),
-        hdf5.text_attribute(file, "metric", "euclidean"),
-        source,
-        hdf5.read_texts(file, "skipped") or [],
-    )
+            done += len(next(iter(block.values()), ()))
+        hdf5.write_column(file, "ids", cache.ids)
+        for name, column in (("labels", cache.labels), ("skipped", cache.skipped)):
+            if column:
+                hdf5.write_column(file, name, column)
 
 
 def made_by(path: Path) -> tuple[str, str] | None:
     """Returns fingerprint and domain of a latent cache; None for any other file."""
     try:
-        with reading(path, REMEDY), hdf5.read_only(path) as file:
-            if hdf5.text_attribute(file, "schema", "none") != SCHEMA:
-                return None
-            return hdf5.text_attribute(file, "fingerprint", ""), hdf5.text_attribute(
-                file, "domain", ""
-            )
+        with hdf5.open_hdf5(path, REMEDY) as file:
+            texts = hdf5.text_attributes(file)
     except IiaeError:
         return None
+    made = texts.get("fingerprint", ""), texts.get("domain", "")
+    return made if texts.get("schema") == SCHEMA else None
+
+
+# ---- jobs that can be interrupted and divided
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """Rows, and the model that encodes them."""
+
+    trained: TrainedModel
+    inputs: Inputs
+    form: LatentFormat
+    batch_size: int
+    head: LatentCache  # without rows
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        inputs: Inputs,
+        domain: Domain,
+        form: LatentFormat,
+        batch_size: int | None,
+    ) -> EncodeJob:
+        """Returns the job that encodes inputs; batches [by size] fit into a core's caches."""
+        size = loaded.size or (INPUT_SIZE if inputs.source.get("pictures") else None)
+        fitting = 256 if size is None else max(8, min(64, (1 << 20) // (size[0] * size[1])))
+        head = LatentCache.head_of(loaded, domain, inputs.source)
+        return cls(TrainedModel.of(loaded), inputs, form, batch_size or fitting, head)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows in a block: about a second's work, so that signals are answered soon."""
+        return self.batch_size * (4 if self.batch_size >= 64 else 1)
+
+    @property
+    def total(self) -> int:
+        """Number of blocks."""
+        return -(-self.inputs.total // self.block_rows)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns everything that decides the values, as JSON; errors name the keys."""
+        head = {name.replace("_", " "): value for name, value in self.head.attributes().items()}
+        settings = {
+            "model": head.pop("fingerprint"),
+            **head,
+            "options": asdict(self.form),
+            **self.inputs.digests(),
+            "batch size": self.batch_size,
+            "version": __version__,
+        }
+        return dict(json.loads(json.dumps(settings)))
+
+    def rows_of(self, numbers: range) -> range:
+        """Returns the positions of the inputs in a range of blocks."""
+        stop = min(self.inputs.total, numbers.stop * self.block_rows)
+        return range(min(stop, numbers.start * self.block_rows), stop)
+
+    def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
+        """Encodes the blocks that the store lacks, reading the next rows meanwhile.
+
+        Raises IiaeError if a block cannot be stored; an interruption keeps finished blocks.
+        """
+
+        def made(missing: list[int]) -> Iterator[Arrays]:
+            parts = [self.rows_of(range(number, number + 1)) for number in missing]
+            read = ahead(lambda part: self.inputs.read(part.start, part.stop), parts)
+            return map(self._encoded, read)
+
+        sizes = {number: len(self.rows_of(range(number, number + 1))) for number in numbers}
+        store.fill(sizes, made, "encoding", stop)
+
+    def _encoded(self, block: Block) -> Arrays:
+        """Returns texts (empty columns left out) and latents."""
+        texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
+        arrays: Arrays = {name: np.array(text, np.str_) for name, text in texts.items() if text}
+        if block.ids:
+            kinds, batch_size = self.form.kinds, self.batch_size
+            encoded = self.trained.encode(
+                block.rows, self.head.domain, kinds, batch_size=batch_size
+            )
+            arrays |= self.form.stored(encoded, block.ids)
+        return arrays
+
+
+def write_blocks(
+    path: Path, job: EncodeJob, store: BlockStore, part: Part | None = None
+) -> LatentCache:
+    """Writes the cache of a job, or of a part of it, from the store's blocks; returns its head.
+
+    Raises IiaeError if no input of the whole job could be read.
+    """
+    numbers = (part or Part(0, 1)).of(job.total)
+    texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
+    for block in map(store.read, numbers):
+        for name, column in texts.items():
+            column += block[name].tolist() if name in block else []
+    if part is None and not texts["ids"]:
+        raise none_read(texts["skipped"])
+    arrays = (
+        {name: values for name, values in block.items() if name not in texts}
+        for block in map(store.read, numbers)
+    )
+    head = replace(
+        job.head,
+        ids=texts["ids"],
+        labels=texts["labels"],
+        skipped=texts["skipped"],
+        job=dict(store.job),
+        part=part,
+        total=job.total,
+    )
+    _write(path, head, arrays, store.folder)
+    return head
+
+
+def read_shards(paths: Sequence[str]) -> list[LatentCache]:
+    """Returns all shards of a job, in order; raises IiaeError unless each is named once."""
+    shards = {Path(path): LatentCache.read(Path(path)) for path in paths}
+    files = []
+    for path, shard in shards.items():
+        if shard.part is None:
+            raise IiaeError(f"{path} is not a shard", "name the files that --shard I/N wrote")
+        files.append(PartFile(path, shard.part, shard.total, shard.job, {}))
+    return [shards[file.path] for file in in_order(files, "iiae encode …")]
+
+
+def write_merged(path: Path, shards: Sequence[LatentCache]) -> LatentCache:
+    """Writes the cache that these shards make up, in order; otherwise as `write_blocks`."""
+    ids, labels, skipped = (
+        [text for shard in shards for text in getattr(shard, name) or ()]
+        for name in ("ids", "labels", "skipped")
+    )
+    if not ids:
+        raise none_read(skipped)
+    head = replace(shards[0], ids=ids, labels=labels, skipped=skipped, part=None)
+    arrays = (
+        {name: values for name, values in vars(shard.encoded).items() if values is not None}
+        for shard in shards
+    )
+    _write(path, head, arrays)
+    return head

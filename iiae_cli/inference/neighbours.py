@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -48,16 +48,6 @@ NARROW = 512  # dimensions up to which faiss proposes faster than torch
 _HUGE = 1e150  # squares of larger values leave float64
 
 
-class Rows(Protocol):
-    """Rows that are read in slices: an array, or a dataset of an open HDF5 file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, S)."""
-
-    def __getitem__(self, rows: slice, /) -> Any: ...
-
-
 def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
     """Returns the backend, `auto` resolved by these sizes: faiss only if it is installed."""
     if backend != "auto":
@@ -69,7 +59,7 @@ def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> 
 
 def nearest(
     queries: NDArray[Any],
-    gallery: Rows,
+    gallery: NDArray[Any],
     k: int,
     *,
     metric: Metric = "euclidean",
@@ -119,7 +109,9 @@ def _search(queries: NDArray[Any], part: Tensor, k: int, frame: Frame, propose: 
     return near, distances
 
 
-def partner_ranks(queries: NDArray[Any], gallery: Rows, *, metric: Metric = "euclidean") -> Ints:
+def partner_ranks(
+    queries: NDArray[Any], gallery: NDArray[Any], *, metric: Metric = "euclidean"
+) -> Ints:
     """Returns the rank, from 1, of gallery row i among all rows for query i: (Q,), Q ≤ G.
 
     Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier
@@ -243,7 +235,7 @@ def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
     return units
 
 
-def _checked_slices(gallery: Rows, metric: Metric) -> Iterator[tuple[int, NDArray[Any]]]:
+def _checked_slices(gallery: NDArray[Any], metric: Metric) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yields (first row, rows) of the gallery; raises IiaeError if a value is not finite."""
     size, width = gallery.shape
     large = 4 if width >= 1024 and metric == "euclidean" else 1
@@ -252,14 +244,12 @@ def _checked_slices(gallery: Rows, metric: Metric) -> Iterator[tuple[int, NDArra
 
 
 def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
-    """Returns finite rows in float32 if that is exact, else in float64."""
+    """Returns finite rows in float32 if that is exact, else in float64; copies what is mapped."""
     single = rows.dtype in (np.float16, np.float32)
-    rows = np.ascontiguousarray(rows, np.float32 if single else np.float64)
+    rows = np.require(rows, np.float32 if single else np.float64, ["C", "W"])
     if not _largest_value(rows) < _HUGE:  # NaN compares as false
-        raise IiaeError(
-            f"latents of {name} are not all finite",
-            "encode them again; check the model and its inputs",
-        )
+        hint = "encode them again; check the model and its inputs"
+        raise IiaeError(f"latents of {name} are not all finite", hint)
     return rows
 
 

@@ -8,7 +8,7 @@ C) uint8 or features (N, F) float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from iiae_cli.runs import LoadedModel
 
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]
+KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
 
 
 @dataclass
@@ -96,9 +97,8 @@ class TrainedModel:
         self,
         rows: NDArray[Any],
         domain: Domain,
+        kinds: Collection[LatentKind] = KINDS,
         *,
-        shared: bool = True,
-        exclusive: bool = True,
         batch_size: int = 256,
     ) -> Encoded:
         """Encodes stored rows of one domain: r(z^s|·), and q(z^x|x) if the network has it.
@@ -106,34 +106,41 @@ class TrainedModel:
         The rows may be a memory map: one batch at a time is read.
         """
         network = self.network
-        encoders = {"shared": network.encode_shared} if shared else {}
-        if exclusive and network.exclusive_dim:
-            encoders["exclusive"] = network.encode_exclusive
+        encoders = {"shared": network.encode_shared, "exclusive": network.encode_exclusive}
+        known = [kind for kind in kinds if kind == "shared" or network.exclusive_dim]
         parts: dict[str, list[Array]] = {}
         with inference(network), console.progress(f"rows of {domain}", len(rows), "rows") as bar:
             for start in range(0, len(rows), batch_size):
                 inputs = self.inputs(rows[start : start + batch_size])
-                for kind, encode in encoders.items():
-                    posterior = encode(domain, inputs)
+                for kind in known:
+                    posterior = encoders[kind](domain, inputs)
                     for name, values in (("mean", posterior.mean), ("logvar", posterior.logvar)):
                         part = values.flatten(1).cpu().numpy()
                         parts.setdefault(f"{kind}_{name}", []).append(part)
                 bar.update(start + len(inputs))
         return Encoded(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
 
+    def decoded(
+        self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
+    ) -> Iterator[Tensor]:
+        """Yields batches of decoded latents (N, …) and (N, E), as the network returns them."""
+        for start in range(0, len(shared), batch_size):
+            part = slice(start, start + batch_size)
+            own = None if exclusive is None else exclusive[part].to(self.device)
+            with inference(self.network):
+                outputs = self.network.decode(domain, shared[part].to(self.device), own)
+            yield outputs
+
     def decode(
         self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
     ) -> NDArray[Any]:
         """Decodes latents (N, …) and (N, E) to pictures (N, H, W, C) uint8, or features (N, F)."""
-        outputs = []
-        with inference(self.network):
-            for start in range(0, len(shared), batch_size):
-                part = slice(start, start + batch_size)
-                own = None if exclusive is None else exclusive[part].to(self.device)
-                decoded = self.network.decode(domain, shared[part].to(self.device), own)
-                features = decoded.ndim == 2
-                outputs.append(decoded.float().cpu().numpy() if features else to_pictures(decoded))
-        return np.concatenate(outputs)
+        return np.concatenate(
+            [
+                to_pictures(outputs) if outputs.ndim == 4 else outputs.float().cpu().numpy()
+                for outputs in self.decoded(domain, shared, exclusive, batch_size=batch_size)
+            ]
+        )
 
     def translate(
         self,
@@ -150,7 +157,7 @@ class TrainedModel:
         latents of `target`; None for a network without them (K = 1). Returns pictures (N, K, H, W,
         C) uint8, or features (N, K, F) float32.
         """
-        encoded = self.encode(rows, source, exclusive=False, batch_size=batch_size)
+        encoded = self.encode(rows, source, ["shared"], batch_size=batch_size)
         shared = torch.from_numpy(encoded.mean("shared"))
         count, latents = 1, None
         if exclusive is not None:
@@ -209,7 +216,7 @@ def styles_of(
         return Styles(["translation"], [None], lambda positions: None)
 
     def encoded(rows: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(trained.encode(rows, target, shared=False).mean("exclusive"))
+        return torch.from_numpy(trained.encode(rows, target, ["exclusive"]).mean("exclusive"))
 
     names = [f"sample {number + 1}" for number in range(samples)]
     pictures: list[tuple[NDArray[np.uint8], str] | None] = [None] * samples

@@ -215,7 +215,7 @@ def _translations(
     if not model.network.exclusive_dim:
         return model.translate(rows, source, target, None)
     drawn = prior_samples(samples, range(len(rows)), model.network.exclusive_dim, seed)
-    partners = model.encode(pairs.side(target).rows, target, shared=False)
+    partners = model.encode(pairs.side(target).rows, target, ["exclusive"])
     guides = torch.from_numpy(partners.mean("exclusive"))
     return model.translate(rows, source, target, torch.cat([drawn, guides[:, None]], dim=1))
 
@@ -226,7 +226,7 @@ def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references
     Each crossing has the query's shared and the reference's exclusive latent, which the model must
     have. Pictures are (N, H, W, C) uint8.
     """
-    guides = model.encode(references, domain, shared=False).mean("exclusive")
+    guides = model.encode(references, domain, ["exclusive"]).mean("exclusive")
     exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)
     outputs = model.translate(queries, domain, domain, exclusive)
     pictures = zip(model.shown(queries), outputs, strict=True)

@@ -13,7 +13,7 @@ from helpers import call
 
 from iiae_cli import load
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.inference.latents import Gallery
+from iiae_cli.inference.latents import LatentCache
 
 TRAINING = ("--steps", "3", "--set", "training.samples=0")
 SKETCHES, PHOTOS = "sketchy/sketch/tx_000000000000", "sketchy/photo/tx_000000000000"
@@ -31,7 +31,7 @@ def weights_file(path, seed=5):
 
 
 def means(path):
-    return Gallery(Path(path)).read().encoded.mean("shared")
+    return LatentCache.read(Path(path)).shared
 
 
 def run_of(*prepare, preset="sketchy"):

@@ -10,7 +10,7 @@ from helpers import Trained, call, refusal, untrained_run
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.blocks import Part
-from iiae_cli.inference.latents import Gallery
+from iiae_cli.inference.latents import LatentCache
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "2"}
 
@@ -85,7 +85,7 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert "--shard 1/3" in missing.error()[1]
     merged = iiae("encode", *reversed(parts), "--merge", "-o", "merged.h5", "--json")
     assert merged.code == 3 and len(merged.json["skipped"]) == 2 and merged.json["rows"] == 298
-    one, other = Gallery(Path("merged.h5")).read(), Gallery(Path("whole.h5")).read()
+    one, other = (LatentCache.read(Path(name)) for name in ("merged.h5", "whole.h5"))
     assert one.ids == other.ids and one.attributes() == other.attributes()
     np.testing.assert_allclose(one.encoded.shared_mean, other.encoded.shared_mean, atol=1e-5)
     again = iiae("encode", *parts, "--merge", "-o", "merged.h5", "--resume")

@@ -1,22 +1,31 @@
-"""The latent cache: round trips, its documented layout, reading in slices, damage."""
+"""The latent cache: round trips, its layout, damage, and its encoding in blocks."""
 
 import json
 
 import h5py
 import numpy as np
 import pytest
-from helpers import refusal
+from helpers import StopAt, refusal, small_model
+from PIL import Image
 
+from iiae_cli.common.errors import Interrupted
+from iiae_cli.data.blocks import Part, block_store
+from iiae_cli.data.datafile import DataInfo
+from iiae_cli.inference.inputs import open_inputs
 from iiae_cli.inference.latents import (
-    Gallery,
+    EncodeJob,
     LatentCache,
     LatentFormat,
     made_by,
+    read_shards,
+    write_blocks,
+    write_merged,
 )
-from iiae_cli.inference.trained import Encoded
+from iiae_cli.inference.trained import Encoded, TrainedModel
 
 PARTS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 EVERYTHING = LatentFormat(logvar=True)
+SHAPE = (16, 16, 3)
 
 
 def cache_of(rows=4, parts=PARTS, **more):
@@ -43,21 +52,20 @@ def path(tmp_path):
 
 
 def assert_same(left, right, parts=PARTS, **tolerance):
+    assert (left.ids, left.labels, left.skipped) == (right.ids, right.labels, right.skipped)
+    assert left.attributes() == right.attributes()
     for part in PARTS:
         values = getattr(left.encoded, part)
-        if part not in parts:
+        if part in parts:
+            np.testing.assert_allclose(values, getattr(right.encoded, part), **tolerance)
+        else:
             assert values is None
-            continue
-        assert values.dtype == np.float32
-        np.testing.assert_allclose(values, getattr(right.encoded, part), **{"rtol": 0, **tolerance})
-    assert left.attributes() == right.attributes()
-    assert (left.ids, left.labels) == (right.ids, right.labels)
 
 
 @pytest.mark.parametrize(
     "form, parts, more",
     [
-        (EVERYTHING, PARTS, {}),
+        (EVERYTHING, PARTS, {"skipped": ["b.png: broken"]}),
         (LatentFormat(), PARTS[::2], {}),
         (LatentFormat(), ("shared_mean",), {"parts": ("shared_mean",), "labels": None}),
         (LatentFormat(), ("exclusive_mean",), {"parts": ("exclusive_mean",), "source": {}}),
@@ -66,23 +74,18 @@ def assert_same(left, right, parts=PARTS, **tolerance):
 def test_what_is_written_comes_back_log_variances_if_asked_for(path, form, parts, more):
     cache = cache_of(**more)
     cache.save(path, form)
-    assert_same(Gallery(path).read(), cache, parts)
-
-
-def test_half_precision_is_stored_as_such_and_read_as_float32(path):
-    cache = cache_of()
-    cache.save(path, LatentFormat(logvar=True, dtype="float16"))
-    with h5py.File(path) as file:
-        assert file["shared/mean"].dtype == file["exclusive/logvar"].dtype == np.float16
-    assert_same(Gallery(path).read(), cache, rtol=1e-3, atol=1e-4)
+    assert_same(LatentCache.read(path), cache, parts, rtol=0)
+    assert made_by(path) == ("abc123", "y")
 
 
 def test_any_program_can_read_the_cache_with_h5py_alone(path):
     cache = cache_of()
-    cache.save(path, EVERYTHING)
+    cache.save(path, LatentFormat(logvar=True, dtype="float16"))
     with h5py.File(path, "r") as file:
         assert set(file) == {"shared", "exclusive", "ids", "labels"}
-        np.testing.assert_array_equal(file["exclusive/logvar"], cache.encoded.exclusive_logvar)
+        assert file["exclusive/logvar"].dtype == np.float16
+        logvar = cache.encoded.exclusive_logvar
+        np.testing.assert_allclose(file["exclusive/logvar"], logvar, rtol=1e-3, atol=1e-4)
         assert [text.decode() for text in file["ids"]] == cache.ids
         assert file.attrs["schema"] == "iiae.latents/2"
         assert file.attrs["fingerprint"] == "abc123" and file.attrs["domain"] == "y"
@@ -91,42 +94,30 @@ def test_any_program_can_read_the_cache_with_h5py_alone(path):
         assert set(json.loads(file.attrs["versions"])) == {"iiae", "h5py"}
 
 
-def test_a_gallery_reads_slices_and_names(path):
-    cache = cache_of(rows=500)
-    cache.save(path)
-    gallery = Gallery(path)
-    assert len(gallery) == 500 and gallery.head.metric == "cosine"
-    assert (gallery.head.ids, gallery.head.labels) == (cache.ids, cache.labels)
-    means = gallery.means("shared")
-    assert means.shape == (500, 12)
-    np.testing.assert_array_equal(means[2:4], cache.encoded.shared_mean[2:4])
-
-
 def test_a_kind_that_the_cache_lacks_is_named(path):
-    cache = cache_of(parts=("shared_mean",))
-    cache.save(path)
-    for means in (Gallery(path).means, Gallery(path).read().encoded.mean):
-        assert "--latents exclusive" in refusal(means, "exclusive").hint
+    cache_of(parts=("shared_mean",)).save(path)
+    error = refusal(lambda: LatentCache.read(path).exclusive)
+    assert "exclusive" in error.message and "--latents exclusive" in error.hint
 
 
 # ---- what is no cache
 
 
 def test_missing_foreign_and_truncated_files_are_refused(path):
-    assert refusal(Gallery, path).message == f"{path} does not exist"
+    assert refusal(LatentCache.read, path).message == f"{path} does not exist"
     assert not made_by(path) and not made_by(path.parent)
     path.write_bytes(b"no HDF5")
     assert not made_by(path)
-    error = refusal(Gallery, path)
+    error = refusal(LatentCache.read, path)
     assert "is not an HDF5 file" in error.message and "iiae encode" in error.hint
     with h5py.File(path, "w") as file:
         file.attrs["schema"] = "iiae.latents/1"
-    message = refusal(Gallery, path).message
+    message = refusal(LatentCache.read, path).message
     assert message == f"{path} has schema iiae.latents/1, expected iiae.latents/2"
+    assert not made_by(path)
     cache_of(rows=50).save(path)
-    assert made_by(path)
     path.write_bytes(path.read_bytes()[:-50])
-    assert "is damaged" in refusal(Gallery, path).message
+    assert "is damaged" in refusal(LatentCache.read, path).message
 
 
 def replace(file, name, values):
@@ -158,7 +149,7 @@ def test_a_damaged_cache_is_refused(path, change):
     cache_of().save(path, EVERYTHING)
     with h5py.File(path, "a") as file:
         change(file)
-    assert refusal(lambda: Gallery(path).read()).message.startswith(f"{path} is damaged")
+    assert refusal(LatentCache.read, path).message.startswith(f"{path} is damaged")
 
 
 @pytest.mark.parametrize(
@@ -170,3 +161,72 @@ def test_a_value_that_cannot_be_stored_is_refused_by_name(path, value, dtype):
     error = refusal(cache.save, path, LatentFormat(dtype=dtype))
     assert error.message.startswith("exclusive_mean of é2.png is not finite, or beyond")
     assert not path.exists()
+
+
+# ---- in blocks
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """21 pictures, two of them broken."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(21):
+        path = tmp_path / "in" / f"{number:02d}.png"
+        Image.fromarray(draw.integers(0, 256, SHAPE, np.uint8)).save(path)
+        if number in (5, 9):
+            path.write_bytes(b"broken")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def job(folder):
+    inputs = open_inputs([str(folder)], "x", DataInfo("", SHAPE, SHAPE, {}, {}), workers=2)
+    trained = TrainedModel(small_model("maps").eval(), SHAPE[:2])
+    head = LatentCache(Encoded(), [], None, "x", "f" * 16, (4, 4, 4), source=inputs.source)
+    return EncodeJob(trained, inputs, EVERYTHING, 4, head)
+
+
+def encoded(job, path, part=None):
+    with block_store(path, job.settings(), resume=True) as store:
+        job.make(store, (part or Part(0, 1)).of(job.total))
+        write_blocks(path, job, store, part)
+    return LatentCache.read(path)
+
+
+def test_a_cache_holds_what_encoding_at_once_returns(job, folder, path):
+    cache = encoded(job, path)
+    paths = [path for path in sorted(folder.iterdir()) if path.stem not in ("05", "09")]
+    assert cache.ids == [str(path) for path in paths] and len(cache.skipped) == 2
+    direct = job.trained.encode(np.stack([np.asarray(Image.open(path)) for path in paths]), "x")
+    for name, values in vars(direct).items():
+        np.testing.assert_allclose(getattr(cache.encoded, name), values, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])  # seven shards of six blocks: one is empty
+def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
+    whole = encoded(job, tmp_path / "whole.h5")
+    paths = [tmp_path / f"{index}.h5" for index in range(count)]
+    shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
+    assert [name for shard in shards for name in shard.ids] == whole.ids
+    write_merged(tmp_path / "merged.h5", read_shards(paths[::-1]))
+    assert_same(LatentCache.read(tmp_path / "merged.h5"), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_an_interrupted_encoding_continues_at_the_next_block(job, path, stop_at):
+    with (
+        pytest.raises(Interrupted, match="items are saved"),
+        block_store(path, job.settings()) as store,
+    ):
+        job.make(store, range(job.total), stop=StopAt(stop_at))
+    with block_store(path, job.settings(), resume=True) as store:
+        assert 0 < len(store.missing(range(job.total))) < job.total
+    assert_same(encoded(job, path), encoded(job, path.with_name("whole.h5")), rtol=1e-6)
+
+
+def test_a_changed_picture_changes_the_job(job, folder):
+    before = job.settings()
+    (folder / "03.png").write_bytes((folder / "04.png").read_bytes() + b" ")
+    after = job.settings()
+    assert {key for key in before if before[key] != after[key]} == {"content of the inputs"}

@@ -4,7 +4,6 @@ crowds.
 
 import importlib.util
 
-import h5py
 import numpy as np
 import pytest
 from helpers import refusal
@@ -143,17 +142,16 @@ def test_collapsed_latents_have_recall_one_in_the_gallery(metric, backend):
     assert (rows == [0, 1, 2]).all() and np.abs(distances).max() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_gallery_on_disk_is_searched_in_slices(dtype, tmp_path, small_pieces):
     rng = np.random.default_rng(4)
     queries, gallery = rng.standard_normal((9, 8)), rng.standard_normal((150, 8)).astype(dtype)
-    with h5py.File(tmp_path / "rows.h5", "w") as file:
-        stored = file.create_dataset("rows", data=gallery, chunks=(16, 8), compression="gzip")
-        rows, _ = nearest(queries, stored, 4)
-        ranks = partner_ranks(queries, stored)
+    np.save(tmp_path / "rows.npy", gallery)
+    stored = np.load(tmp_path / "rows.npy", mmap_mode="r")
     expected = slow_distances(queries, gallery, "euclidean")
+    rows, _ = nearest(queries, stored, 4)
     np.testing.assert_array_equal(rows, np.argsort(expected, axis=1)[:, :4])
-    np.testing.assert_array_equal(ranks, slow_ranks(expected))
+    np.testing.assert_array_equal(partner_ranks(queries, stored), slow_ranks(expected))
 
 
 def test_no_queries_return_no_rows():

@@ -154,7 +154,7 @@ class Stub:
     def shown(self, rows):
         return list(rows)
 
-    def encode(self, rows, domain, *, shared):
+    def encode(self, rows, domain, kinds):
         return Encoded(exclusive_mean=np.zeros((len(rows), 8), np.float32))
 
     def translate(self, rows, source, target, exclusive):
