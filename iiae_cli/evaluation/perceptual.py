@@ -68,25 +68,17 @@ def lpips_measures(
     """
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
-    missing: list[_Backbone] = []
     for net in nets:
-        backbone = BACKBONES[net]
-        cached = _cache() / backbone.file_name
+        figure, _, file_name, _ = BACKBONES[net]
+        cached = _cache() / file_name
         if net not in given and download and not cached.exists():
-            _download(cached)
+            _download(file_name)
         if net not in given and not cached.exists():
-            missing.append(backbone)
+            how = "add --download, or pass --lpips-weights FILE"
+            console.warn(f"no {figure}: {cached} does not exist ({how})")
             continue
-        try:
-            state = given[net] if net in given else _read_weights(cached, (net,))[1]
-            measures[backbone.figure] = lpips(net, state, device)
-        except IiaeError as error:
-            console.warn(f"no {backbone.figure}: {error.message}; {error.hint}")
-    if missing:
-        figures = " and ".join(backbone.figure for backbone in missing)
-        names = " and ".join(backbone.file_name for backbone in missing)
-        console.warn(f"no {figures}: {_cache()} lacks {names}")
-        console.say("hint: add --download, or pass --lpips-weights FILE")
+        state = given[net] if net in given else _read_weights(cached, [net])[1]
+        measures[figure] = lpips(net, state, device)
     return measures
 
 
@@ -94,14 +86,13 @@ def _cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _download(path: Path) -> None:
+def _download(name: str) -> None:
     """Downloads torchvision's weights, whose name ends in the start of their checksum."""
-    url, checksum = f"{WEIGHTS_SERVER}/{path.name}", path.stem.rpartition("-")[2]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    url, shown = f"{WEIGHTS_SERVER}/{name}", sys.stderr.isatty()
     try:
-        torch.hub.download_url_to_file(url, str(path), checksum, progress=sys.stderr.isatty())
+        torch.hub.load_state_dict_from_url(url, None, None, shown, True, weights_only=True)
     except (OSError, RuntimeError) as error:
-        hint = f"run the same command again, or fetch {path.name} elsewhere: --lpips-weights FILE"
+        hint = f"run the same command again, or fetch {name} elsewhere: --lpips-weights FILE"
         raise IiaeError(f"{url} could not be downloaded: {error}", hint) from error
 
 
@@ -141,14 +132,12 @@ def _read_weights(path: Path, nets: Sequence[LpipsNet]) -> tuple[LpipsNet, dict[
     """Reads torchvision's weights of one of the networks, recognised by names and shapes."""
     from torchvision import models
 
-    names = " or ".join(BACKBONES[net].file_name for net in nets)
-    hint = f"put torchvision's {names} into {_cache()}, or pass --lpips-weights FILE"
+    hint = "pass torchvision's weights by --lpips-weights FILE, or --lpips none"
     state = read_state_dict(path, hint)
     for net in nets:
         with torch.device("meta"):  # shapes without 138 million numbers
             expected = models.get_model(BACKBONES[net].architecture, weights=None).state_dict()
-        shapes = {name: values.shape for name, values in expected.items()}
-        if shapes == {name: values.shape for name, values in state.items()}:
+        if {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in state.items()}:
             return net, state
     wanted = " or ".join(BACKBONES[net].architecture for net in nets)
     raise IiaeError(f"{path} does not hold {wanted}", hint)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +33,6 @@ LEARN_ONLY = -1  # the fold of a row that every probe learns from and none is te
 MAX_DIMENSIONS = 768  # principal components that wider latents are reduced to
 MAX_CODES = 30  # most distinct whole numbers that are classes; more are a quantity
 MAX_CLASSES = 50  # the most frequent ones; a probe's time grows with their number
-_LEFT_OUT = -2
 PENALTIES = np.logspace(-2, 5, 15, dtype=np.float32)  # of ridge regression
 STRENGTHS = (0.01, 1.0)  # of logistic regression, scikit-learn's C
 _STEPS, _PRECISE = 25, 1e-5  # L-BFGS: most steps, and the relative gain at which it ends
@@ -129,26 +128,24 @@ def probe(
         hint = "train with a lower optimizer.lr, or keep an earlier step"
         raise IiaeError("latents hold values that are not finite", hint)
     scores: dict[str, ProbeScore | None] = {factor.name: None for factor in factors}
-    layouts: dict[bytes, tuple[Ints, list[Factor]]] = {}
+    groups: dict[bytes, list[Factor]] = {}  # by the rows that have a value
     for factor in factors:
-        layout = np.where(factor.known, folds, _LEFT_OUT)
-        if _readable(factor, layout):
-            layouts.setdefault(layout.tobytes(), (layout, []))[1].append(factor)
-    if not layouts:
+        if _readable(factor, folds):
+            groups.setdefault(factor.known.tobytes(), []).append(factor)
+    if not groups:
         return scores
     with threadpool_limits(1):  # small problems, whose threads would wait for one another
         wide, values = latents.shape[1] > MAX_DIMENSIONS, latents.astype(np.float32)
         if wide:
             values = Axes.of(StandardScaler().fit_transform(values), MAX_DIMENSIONS).rows
-        for layout, together in layouts.values():
-            rows = layout != _LEFT_OUT
-            known = [replace(factor, values=factor.values[rows]) for factor in together]
-            scores |= _probe_together(values[rows], known, layout[rows], seed, standardise=not wide)
+        for together in groups.values():
+            scores |= _probe_together(values, together, folds, seed, standardise=not wide)
     return scores
 
 
-def _readable(factor: Factor, layout: Ints) -> bool:
-    folds, values = layout[layout >= 0], factor.values[layout >= 0]
+def _readable(factor: Factor, folds: Ints) -> bool:
+    tested = factor.known & (folds >= 0)
+    folds, values = folds[tested], factor.values[tested]
     if len(folds) < 2 * FOLDS or len(np.unique(folds)) < 2:
         return False
     if not factor.classes:
@@ -161,9 +158,13 @@ def _readable(factor: Factor, layout: Ints) -> bool:
 def _probe_together(
     latents: Singles, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
-    own = [np.eye(item.classes)[item.values] if item.classes else item.values for item in factors]
-    order = np.random.default_rng(seed).permutation(len(latents))
-    values = np.hstack(own)
+    rows = factors[0].known  # the same of all
+    latents, folds, known = latents[rows], folds[rows], [item.values[rows] for item in factors]
+    own = [
+        np.eye(item.classes)[values] if item.classes else values
+        for item, values in zip(factors, known, strict=True)
+    ]
+    values, order = np.hstack(own), np.random.default_rng(seed).permutation(len(latents))
     targets = np.stack([values, values[order]])  # (2, N, T): true, shuffled
     linear, bent = np.zeros_like(targets), np.zeros_like(targets)
     edges = np.cumsum([block.shape[1] for block in own])[:-1]
@@ -173,11 +174,11 @@ def _probe_together(
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
         axes = Axes.of(scaler.transform(latents[learn]))
         asked = axes.along(scaler.transform(latents[test]))
-        for factor, known, read, _ in zip(factors, *by_factor, strict=True):
+        for factor, target, read, _ in zip(factors, *by_factor, strict=True):
             read[:, test] = (
-                _classify(axes, known[:, learn], asked, seed)
+                _classify(axes, target[:, learn], asked, seed)
                 if factor.classes
-                else _regress(axes, known[:, learn], asked)
+                else _regress(axes, target[:, learn], asked)
             )
         bumps, asked_bumps = _bumps(axes.rows, asked, seed)
         axes = Axes.of(np.hstack([axes.rows, bumps]))
@@ -186,15 +187,11 @@ def _probe_together(
     scores, tested = {}, folds >= 0
     for factor, *arrays in zip(factors, *by_factor, strict=True):
         score = _balanced_accuracy if factor.classes else _r2
-        both, straight, bumpy = (array[:, tested] for array in arrays)
-        scores[factor.name] = ProbeScore(
-            linear=score(both[0], straight[0]),
-            nonlinear=score(both[0], bumpy[0]),
-            control=score(both[1], straight[1]),
-            control_nonlinear=score(both[1], bumpy[1]),
-            chance=1.0 / np.count_nonzero(both[0].any(axis=0)) if factor.classes else 0.0,
-            rows=int(tested.sum()),
-        )
+        true, *ways = (array[:, tested] for array in arrays)
+        (straight, control), (bumpy, control_bumpy) = (map(score, true, way) for way in ways)
+        chance = 1.0 / np.count_nonzero(true[0].any(axis=0)) if factor.classes else 0.0
+        figures = straight, bumpy, control, control_bumpy, chance
+        scores[factor.name] = ProbeScore(*figures, rows=int(tested.sum()))
     return scores
 
 

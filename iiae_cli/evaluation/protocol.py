@@ -25,7 +25,6 @@ from iiae_cli.inference.proposals import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"
-FEW_ROWS = 20  # with fewer, figures mean little
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
@@ -63,8 +62,6 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else."""
     split = file.split(name)
-    if 0 < split.pair_count < FEW_ROWS:
-        console.warn(f"split '{name}' has only {split.pair_count} rows, too few for firm figures")
     if split.pair_count == 0 or not len(split.y):
         others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"
@@ -74,15 +71,10 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
         raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
     if "zero-shot" in tasks or file.info.by_class:
         return split
-    if split.pairs is None:
-        if len(split.x) != len(split.y):
-            message = f"split '{name}' of {file.path} is not paired"
-            raise IiaeError(message, "paired retrieval needs partners")
-        return split
-    if "retrieval" in tasks:
-        rule = "recall counts one of several equal partners as the true one"
-        console.warn(f"pictures recur in several pairs: {rule}")
-    return split.take_pairs(np.arange(split.pair_count))
+    if split.pairs is None and len(split.x) != len(split.y):
+        message = f"split '{name}' of {file.path} is not paired"
+        raise IiaeError(message, "paired retrieval needs partners")
+    return split if split.pairs is None else split.take_pairs(np.arange(split.pair_count))
 
 
 def check_judge(loaded: LoadedModel, split: Split, tasks: list[Task]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
 from iiae_cli.inference.neighbours import partner_ranks
 from iiae_cli.inference.proposals import Metric
-from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel
+from iiae_cli.inference.trained import KINDS, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 
 MAP_CUTOFF = 200
@@ -35,6 +35,7 @@ Floats: TypeAlias = NDArray[np.float64]
 EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
 Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
 Means: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # of x (N, S) and of y
+Measure: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], Directions]  # of x and y
 
 
 def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) -> EncodedPairs:
@@ -50,11 +51,10 @@ def both_means(pairs: EncodedPairs, kind: LatentKind) -> Means:
     return pairs["x"].mean(kind), pairs["y"].mean(kind)
 
 
-def _means(pairs: EncodedPairs) -> dict[str, Means]:
-    """Returns the means of shared latents, and of exclusive ones if they exist."""
-    exclusive = pairs["x"].exclusive_mean is not None
-    kinds: tuple[LatentKind, ...] = ("shared", "exclusive") if exclusive else ("shared",)
-    return {kind: both_means(pairs, kind) for kind in kinds}
+def _by_means(pairs: EncodedPairs, measure: Measure) -> dict[str, Directions]:
+    """Measures the means of shared latents, and of exclusive ones if they exist."""
+    kinds = KINDS if pairs["x"].exclusive_mean is not None else KINDS[:1]
+    return {kind: measure(*both_means(pairs, kind)) for kind in kinds}
 
 
 def direction_name(source: Domain, target: Domain) -> str:
@@ -87,7 +87,7 @@ def paired_retrieval(
     pairs: EncodedPairs, split: Split, metric: Metric, train: Split | None = None
 ) -> dict[str, Directions]:
     """Measures Table 2 by `shared` and by `exclusive` means (its ablation), and the baselines."""
-    figures = {kind: retrieval_figures(*both, metric) for kind, both in _means(pairs).items()}
+    figures = _by_means(pairs, partial(retrieval_figures, metric=metric))
     return {**figures, **paired_baselines(split, metric, train)}
 
 
@@ -96,22 +96,20 @@ def paired_baselines(
 ) -> dict[str, Directions]:
     """Measures aligned rows (`baseline`), and features centred by `train` (`baseline_centred`)."""
     own: Metric = "euclidean" if split.x.rows.ndim == 4 else metric
-    figures = _baselines(split, train, lambda x, y: retrieval_figures(x, y, own))
-    return dict(zip(("baseline", "baseline_centred"), figures, strict=False))
+    return _baselines(split, train, "baseline", partial(retrieval_figures, metric=own))
 
 
 def _baselines(
-    split: Split, train: Split | None, measure: Callable[..., Directions]
-) -> list[Directions]:
+    split: Split, train: Split | None, name: str, measure: Measure
+) -> dict[str, Directions]:
     """Measures raw rows, and features minus their domain's mean; nothing if widths differ."""
-    sides = split.x, split.y
-    x, y = (baseline_vectors(side.rows) for side in sides)
+    x, y = (baseline_vectors(side.rows) for side in (split.x, split.y))
     if x.shape[1] != y.shape[1]:
-        return []
-    figures = [measure(x, y)]
+        return {}
+    figures = {name: measure(x, y)}
     if split.x.rows.ndim == 2 and train is not None and len(train.x) and len(train.y):
         of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
-        figures.append(measure(x - of_x, y - of_y))
+        figures["baseline_centred"] = measure(x - of_x, y - of_y)
     return figures
 
 
@@ -224,8 +222,8 @@ def class_retrieval(
     x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
 ) -> Directions:
     """Returns means of `rank_by_class` in both directions; the domains may differ in length."""
-    there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
     figures: Directions = {}
+    there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
     for name, sides in (("x_to_y", there), ("y_to_x", back)):
         by_query = rank_by_class(*sides)
         count = len(by_query["map@all"])
@@ -234,17 +232,19 @@ def class_retrieval(
     return figures
 
 
+def _by_class(split: Split) -> Measure:
+    labels = split.x.labels or [], split.y.labels or []
+    return lambda x, y: class_retrieval(x, y, *labels)
+
+
 def class_baselines(split: Split, train: Split) -> dict[str, Directions]:
     """Measures rows as they are (`baseline_raw`), and centred by `train` (`baseline_centred`)."""
-    labels = split.x.labels or [], split.y.labels or []
-    figures = _baselines(split, train, lambda x, y: class_retrieval(x, y, *labels))
-    return dict(zip(("baseline_raw", "baseline_centred"), figures, strict=False))
+    return _baselines(split, train, "baseline_raw", _by_class(split))
 
 
 def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]:
     """Measures Table 3 by shared means, exclusive means and baselines; `split` has labels."""
-    labels = split.x.labels or [], split.y.labels or []
-    figures = {kind: class_retrieval(*both, *labels) for kind, both in _means(pairs).items()}
+    figures = _by_means(pairs, _by_class(split))
     return {**figures.pop("shared"), **figures, **class_baselines(split, train)}
 
 
