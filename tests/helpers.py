@@ -24,7 +24,7 @@ from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import block_store
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.data.seen import SEEN
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, Work
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.preparation import build
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
@@ -177,14 +177,11 @@ class StopAt(Stop):
         return self._then if self._left < 0 else None
 
 
-def built(name: str, options: PrepareOptions) -> Prepared:
-    """The splits of a data set, read and assembled without a file."""
-    return assembled(build(name, options))
-
-
-def assembled(plan: Plan) -> Prepared:
+def built(name: str, options: PrepareOptions) -> Plan:
+    """A data set, read without a file."""
+    plan = build(name, options)
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
-        plan.make(store, range(len(plan.blocks)))
-        return plan.prepared(
-            map(store.read, range(len(plan.blocks))), Work(store.folder, Path(folder, "d.h5"))
-        )
+        numbers, work = range(len(plan.blocks)), Work(store.folder, Path(folder, "d.h5"))
+        plan.make(store, numbers, work)
+        plan.read(map(store.read, numbers), work)
+        return plan

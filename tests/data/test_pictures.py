@@ -30,7 +30,7 @@ from iiae_cli.data.pictures import (
 )
 from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import settings_of
+from iiae_cli.data.sources.preparation import build
 
 SIDES = st.integers(1, 40)
 
@@ -194,11 +194,12 @@ def test_what_lies_behind_a_link_is_part_of_a_source(tmp_path):
     link.parent.mkdir()
     (link.parent / "loop").symlink_to(link.parent)
     link.symlink_to(tmp_path / "store0")
-    before = settings_of("pairs", PrepareOptions(source=link.parent))
-    assert settings_of("pairs", PrepareOptions(source=link.parent)) == before
+    options = PrepareOptions(source=link.parent, side_by_side=True)
+    before = build("pairs", options).state()
+    assert build("pairs", options).state() == before
     link.unlink()
     link.symlink_to(tmp_path / "store1")
-    assert settings_of("pairs", PrepareOptions(source=link.parent)) != before
+    assert build("pairs", options).state() != before
 
 
 def test_heic_is_read_where_a_plugin_is_installed(tmp_path):

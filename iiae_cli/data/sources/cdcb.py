@@ -22,10 +22,10 @@ from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import missing, reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.names import split_folders
+from iiae_cli.data.names import Notes, split_folders
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.sources.pairs import plan_folders
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
 
 UInt8Array: TypeAlias = NDArray[np.uint8]
 Coloured: TypeAlias = tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]  # x, y, factors
@@ -33,6 +33,7 @@ Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], Coloured]
 Grey: TypeAlias = tuple[UInt8Array, NDArray[np.int64]]  # pictures (N, H, W) and labels (N,)
 Parts: TypeAlias = dict[str, Grey]  # by split
 
+DIGITS = "scikit-learn's bundled digits"
 THRESHOLD = 102  # a grey value above it belongs to the digit
 TEST_DIGITS = 300
 TRAIN_IDX = 50_000
@@ -99,18 +100,22 @@ def coloured_splits(
     grey: Mapping[str, Grey], recipe: Recipe, seed: int, size: int | None = None
 ) -> dict[str, Split]:
     """Colours grey pictures in pairs by one stream of `seed`, then resizes them to `size`."""
-    rng = np.random.default_rng(seed)
-    splits = {}
-    for split, (pictures, labels) in grey.items():
-        *domains, colours = recipe(pictures, rng)
-        ids = [f"{split}/{number:05d}" for number in range(1, len(pictures) + 1)]
-        x, y = (
-            Side(rows if size is None else resize_pictures(rows, size), ids, list(map(str, labels)))
-            for rows in domains
-        )
-        factors: dict[str, NDArray[Any]] = {**colours, "class": labels}
-        splits[split] = Split(x, y, factors)
+    rng, splits = np.random.default_rng(seed), {}
+    for name, (pictures, labels) in grey.items():
+        x, y, colours = recipe(pictures, rng)
+        splits[name] = drawn_split(name, x, y, {**colours, "class": labels}, size)
     return splits
+
+
+def drawn_split(
+    name: str, x: UInt8Array, y: UInt8Array, factors: dict[str, NDArray[Any]], size: int | None
+) -> Split:
+    """Returns pairs named by number, resized to `size`, labelled by their factor `class`."""
+    ids = [f"{name}/{number:05d}" for number in range(1, len(x) + 1)]
+    labels = list(map(str, factors["class"]))
+    if size is not None:
+        x, y = resize_pictures(x, size), resize_pictures(y, size)
+    return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
 def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: PrepareOptions) -> Parts:
@@ -126,35 +131,27 @@ def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: Prepa
     }
 
 
-def plan_digits(recipe: Recipe, options: PrepareOptions) -> Plan:
+def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits."""
     grey = split_digits(*embedded_digits(options.image_size or 32), options)
-    return Plan(
-        lambda rows, work: Prepared(coloured_splits(grey, recipe, options.seed)),
-        attributes={"source": "scikit-learn's bundled digits"},
-    )
+    return Plan(coloured_splits(grey, recipe, options.seed), {"source": DIGITS})
 
 
 # ---- IDX files
 
 
-def plan_idx(title: str, recipe: Recipe, options: PrepareOptions) -> Plan:
+def plan_idx(title: str, recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
     folder = _folder(title, options)
     folders = split_folders(folder)
     if folders and find_idx(folder, IDX_FILES[0]) is None:
-        return plan_folders(folders, replace(options, source=folder, side_by_side=True))
+        return plan_folders(folders, replace(options, source=folder, side_by_side=True), notes)
     parts, attributes = read_parts(title, options)
     grey = {
         name: (pictures[: options.limit], labels[: options.limit])
         for name, (pictures, labels) in parts.items()
     }
-    return Plan(
-        lambda rows, work: Prepared(
-            coloured_splits(grey, recipe, options.seed, options.image_size)
-        ),
-        attributes=attributes,
-    )
+    return Plan(coloured_splits(grey, recipe, options.seed, options.image_size), attributes)
 
 
 def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, str]]:

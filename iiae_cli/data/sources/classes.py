@@ -26,13 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import reading
 from iiae_cli.data import names
 from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, nfc, normalise_class
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
 from iiae_cli.data.sources.pairs import domain_folders
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, warn_of
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
 DEFAULT_SPLIT = "sempcyc-25"
@@ -41,15 +42,10 @@ EPOCHS = 10
 _TRANSFORM = "tx_000000000000"
 
 
-def plan_classes(options: PrepareOptions) -> Plan:
+def plan_classes(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the features of the user's own classes, `options.source`."""
     source = options.source
     assert source is not None
-    if options.split is not None:
-        raise IiaeError(
-            "--split names a list of Sketchy's classes",
-            "name your own in a file: --unseen-classes FILE",
-        )
     given = source / "split1" if has_features(source / "split1") else source
     if given.is_file() or has_features(given):
         if options.wants_backbone or options.unseen_classes is not None:
@@ -57,8 +53,7 @@ def plan_classes(options: PrepareOptions) -> Plan:
                 f"{given} holds features that are already divided",
                 "leave --backbone… and --unseen-classes out",
             )
-        return plan_existing(given, options, {"name": None, "weights": "given"})
-    notes = Notes()
+        return plan_existing(given, options, notes, {"name": None, "weights": "given"})
     divided, split_name = _divided(source, options, notes)
     weights = options.backbone_weights
     if options.backbone is None and not (weights and Path(weights).is_dir()):
@@ -67,9 +62,9 @@ def plan_classes(options: PrepareOptions) -> Plan:
             f"{source} holds pictures, and classes are learnt from features",
             f"name a backbone: {command}",
         )
-    from iiae_cli.data.sources import extraction  # imports torch
+    from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    return extraction.plan_features(divided, options, notes, split_name=split_name, epochs=0)
+    return plan_features(divided, options, split_name=split_name, epochs=0)
 
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
@@ -112,7 +107,6 @@ def _pictures(
     _note_loose([*domains.values()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
-        warn_of(notes.skipped)
         raise IiaeError(
             f"{folder} has no class with pictures in both x/ and y/",
             "put pictures in x/CLASS/NAME.png and y/CLASS/NAME.png",
@@ -145,9 +139,8 @@ def _class_pictures(*folders: Path, root: Path, notes: Notes, normalise: bool = 
                     notes.decided.append(f"{place} holds no pictures")
                 files += pictures
                 labels += [label] * len(pictures)
-    rows = np.empty(len(files), object)
-    rows[:] = files
-    return Side(rows, [path.relative_to(root).as_posix() for path in files], labels)
+    ids = [path.relative_to(root).as_posix() for path in files]
+    return Side(np.array(files, object), ids, labels)
 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
@@ -158,14 +151,11 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
         drawn = np.random.default_rng(options.seed).choice(len(known), count, replace=False)
         wanted, name = [known[i] for i in drawn], f"unseen-{count}-seed{options.seed}"
     else:
-        try:
-            content = Path(unseen).read_bytes()
+        path = Path(unseen)
+        with reading(path, "--unseen-classes takes a number, or a text file of one class per line"):
+            content = path.read_bytes()
             coding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
             lines = content.decode(coding).splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"--unseen-classes {unseen} is neither a number nor a readable text file"
-            hint = "pass a number, or a file in UTF-8 with one class per line"
-            raise IiaeError(message, hint) from error
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN
     return features.divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
@@ -174,7 +164,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
 # ---- Sketchy
 
 
-def plan_sketchy(options: PrepareOptions) -> Plan:
+def plan_sketchy(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Sketchy's features: the released ones if SOURCE holds them, else from its pictures."""
     source, split_name = options.source, options.split or DEFAULT_SPLIT
     assert source is not None
@@ -190,17 +180,16 @@ def plan_sketchy(options: PrepareOptions) -> Plan:
             if has_features(folder):
                 backbone = {"name": "vgg16", "weights": "released"}
                 named = options.split or GIVEN
-                return plan_existing(folder, options, backbone, named, normalise=True)
-    notes = Notes()
+                return plan_existing(folder, options, notes, backbone, named, normalise=True)
     pictures = keep_common(find_pictures(source, notes), str(source), notes.skipped)
     if options.unseen_classes is not None:
         divided, split_name = divide_unseen(pictures, options)
     else:
         wanted = CLASS_SPLITS[split_name]
         divided = features.divide_classes(pictures, wanted, f"split {split_name}", options)
-    from iiae_cli.data.sources import extraction  # imports torch
+    from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
-    return extraction.plan_features(divided, options, notes, split_name=split_name, epochs=EPOCHS)
+    return plan_features(divided, options, split_name=split_name, epochs=EPOCHS)
 
 
 def find_pictures(source: Path, notes: Notes) -> Split:
@@ -215,8 +204,8 @@ def find_pictures(source: Path, notes: Notes) -> Split:
             f"it should hold sketch/{_TRANSFORM}/CLASS, photo/{_TRANSFORM}/CLASS and "
             "extended_photo/CLASS, or the released features of the split",
         )
-    places = dict.fromkeys((root / "extended_photo", source / "extended_photo"))
-    extended = [folder for folder in places if folder.is_dir()]
+    places = (root / "extended_photo", source / "extended_photo")
+    extended = [folder for folder in places if folder.is_dir()][:1]
     if not extended:
         notes.decided.append(f"{source} has no extended_photo/: Sketchy, not Sketchy Extended")
     others: list[Path] = []
@@ -229,9 +218,7 @@ def find_pictures(source: Path, notes: Notes) -> Split:
     read = [sketches[0], photos[0], *extended]
     names.note_rest(source, [*read, *others], notes)
     _note_loose([*read, *others], notes)
-    if extended[1:]:
-        notes.decided.append(f"{extended[1]} is not read, as there is {extended[0]}")
     return Split(
         _class_pictures(sketches[0], root=source, notes=notes, normalise=True),
-        _class_pictures(photos[0], *extended[:1], root=source, notes=notes, normalise=True),
+        _class_pictures(photos[0], *extended, root=source, notes=notes, normalise=True),
     )

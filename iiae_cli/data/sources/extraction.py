@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,8 @@ from iiae_cli.data.backbone import (
 from iiae_cli.data.datafile import Seen, Split, refuse_leak
 from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
-from iiae_cli.data.names import Notes
-from iiae_cli.data.sources.features import classes_of, finish
-from iiae_cli.data.sources.plan import Made, Plan, Prepared, PrepareOptions, Reading, ReadRows, Work
+from iiae_cli.data.sources.features import classes_of, describe
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_BACKBONE = "vgg16"
@@ -53,25 +52,46 @@ class Networks:
     backbone: str  # its full name
     pool: Pool
     weights: Weights  # to begin with
-    kept: Path | None  # folder of networks fine-tuned earlier, instead of `weights`
-    tuning: FineTuning | None
     preprocessing: Preprocessing
     seen: Seen  # classes in the networks' training
+    kept: Path | None = None  # folder of networks fine-tuned earlier, instead of `weights`
+    tuning: FineTuning | None = None
+    train: Split | None = None  # files to fine-tune on
 
-    def file(self, domain: Domain, work: Work) -> Path:
-        """Returns the file of a domain's fine-tuned network."""
+    def reader(self) -> Reader:
+        """Returns the reader of features, a batch per block; it fine-tunes first."""
+        described = json.dumps(self.described(self.kept), sort_keys=True)
+        weights = hashlib.sha256(described.encode()).hexdigest()[:16]
+        size = self.options.batch_size
+        return Reader(self.read, size, verb="extracting features of", weights=weights)
+
+    def read(
+        self, domain: Domain, blocks: Sequence[Sequence[Path]], work: Work
+    ) -> Iterator[Sequence[Read]]:
+        """Yields the features of a domain's pictures, block by block."""
+        path = self._file(domain, work)
+        if self.tuning is not None and not path.exists():
+            self._tune(domain, path, work)
+        network: torch.nn.Module
+        if self.kept is not None or self.tuning is not None:
+            network = load_network(path, domain)
+        else:  # both domains share it
+            network, _ = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
+        for errors, features in self._extractor(network, domain).features(blocks):
+            rows = iter(features)
+            yield [error or (next(rows),) for error in errors]
+
+    def _file(self, domain: Domain, work: Work) -> Path:
         return (self.kept or work.folder) / f"{domain}.safetensors"
 
-    def tune(self, train: Split, domain: Domain, work: Work) -> None:
-        """Fine-tunes a domain's network, if that is asked for and its file is missing."""
-        if self.tuning is None or self.file(domain, work).exists():
-            return
+    def _tune(self, domain: Domain, path: Path, work: Work) -> None:
+        assert self.tuning is not None and self.train is not None
         body, width = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
         network = FeatureNetwork(body, width, seed=self.options.seed)
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
-        side = train.side(domain)
+        side = self.train.side(domain)
         accuracy = fine_tune(
-            self.with_network(network, domain),
+            self._extractor(network, domain),
             side.rows.tolist(),
             side.labels or [],
             settings=self.tuning,
@@ -86,39 +106,12 @@ class Networks:
             fine_tuning={**asdict(self.tuning), "accuracy": accuracy},
             seen=self.seen,
         )
-        save_network(self.file(domain, work), network, domain, record)
+        save_network(path, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def extractor(self, domain: Domain, work: Work) -> Extractor:
-        """Returns a domain's extractor; without fine-tuning both domains share a network."""
-        if self.kept is not None or self.tuning is not None:
-            network: torch.nn.Module = load_network(self.file(domain, work), domain)
-        else:
-            seed = self.options.seed
-            network, _ = build_backbone(self.backbone, self.weights, seed, self.pool)
-        return self.with_network(network, domain)
-
-    def with_network(self, network: torch.nn.Module, domain: Domain) -> Extractor:
-        """Returns a domain's extractor with this network."""
+    def _extractor(self, network: torch.nn.Module, domain: Domain) -> Extractor:
         device, workers = torch.device(self.options.device), self.options.workers
         return Extractor(self.backbone, self.preprocessing, network, domain, device, workers)
-
-    def reading(
-        self, name: str, files: Sequence[Path], domain: Domain, train: Split | None = None
-    ) -> Reading:
-        """Plans the features of a domain's pictures, a batch per block; tunes on `train` first."""
-
-        def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-            if train is not None:
-                self.tune(train, domain, work)
-            for errors, features in self.extractor(domain, work).features(blocks):
-                rows = iter(features)
-                yield [error or (next(rows),) for error in errors]
-
-        described = json.dumps(self.described(self.kept), sort_keys=True)
-        maker = hashlib.sha256(described.encode()).hexdigest()[:16]
-        verb = "extracting features of"
-        return Reading(name, files, make, self.options.batch_size, verb, maker)
 
     def described(self, folder: Path | None) -> dict[str, Any]:
         """Returns how features are made, by the weights or fine-tuned networks in a folder."""
@@ -147,7 +140,7 @@ class Networks:
         folder = self.options.save_backbone or work.output.with_suffix(".backbone")
         for domain in DOMAINS:
             with writing(folder / f"{domain}.safetensors") as temporary:
-                shutil.copyfile(self.file(domain, work), temporary)
+                shutil.copyfile(self._file(domain, work), temporary)
         console.say(f"the fine-tuned networks are in {folder}: keep them with the data file")
         return folder
 
@@ -169,11 +162,11 @@ class Networks:
             "fine_tuning": tuned,
         }
 
-    def attributes(self, splits: Mapping[str, Split], work: Work) -> dict[str, str]:
-        """Returns the attribute in which a data file of pairs records its backbone."""
-        widths = [split.x.rows.shape[1] for split in splits.values()]
-        record = self.record(widths[0], work) if widths else {}
-        return {"backbone": json.dumps({**record, **self.seen.to_json()})}
+    def finish_pairs(self, plan: Plan, work: Work) -> None:
+        """Records the networks of a set of pairs."""
+        first = next(iter(plan.splits.values()))
+        record = self.record(first.x.rows.shape[1], work)
+        plan.attributes["backbone"] = json.dumps({**record, **self.seen.to_json()})
 
 
 def networks_for_pairs(options: PrepareOptions) -> Networks:
@@ -204,7 +197,7 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
         )
     seen = weights.seen.and_also(classes_of(train) if tuning else ())
     preprocessing = _preprocessing(options, Preprocessing.of(name))
-    return Networks(options, name, pool, weights, None, tuning, preprocessing, seen)
+    return Networks(options, name, pool, weights, preprocessing, seen, tuning=tuning, train=train)
 
 
 def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
@@ -218,14 +211,9 @@ def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
             "leave --backbone, --pool, --fine-tune-epochs and --save-backbone out",
         )
     preprocessing = _preprocessing(options, x.preprocessing)
-    if preprocessing != x.preprocessing:
-        console.warn(
-            f"pictures are prepared in another way than for the fine-tuning of {folder}; "
-            "the data file records both"
-        )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
     begun = Weights("random", trained_on=str(x.weights.get("trained_on")))
-    return Networks(options, x.backbone, x.pool, begun, folder, None, preprocessing, seen)
+    return Networks(options, x.backbone, x.pool, begun, preprocessing, seen, kept=folder)
 
 
 def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preprocessing:
@@ -235,14 +223,9 @@ def _preprocessing(options: PrepareOptions, default: Preprocessing) -> Preproces
 
 
 def plan_features(
-    divided: Mapping[str, Split],
-    options: PrepareOptions,
-    notes: Notes,
-    *,
-    split_name: str,
-    epochs: int,
+    divided: dict[str, Split], options: PrepareOptions, *, split_name: str, epochs: int
 ) -> Plan:
-    """Plans the features of pictures, which are the rows of the `divided` splits.
+    """Plans the features of pictures, whose files are the rows of the `divided` splits.
 
     `epochs` is the default length of fine-tuning.
     """
@@ -250,40 +233,27 @@ def plan_features(
     origin = f"the backbone {options.backbone_weights or networks.backbone}"
     refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
 
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits = {}
-        for name, split in divided.items():
-            sides = {}
+    def finish(plan: Plan, work: Work) -> None:
+        for name, split in plan.splits.items():
             for domain in DOMAINS:
-                part = rows[f"{name}/{domain}"]
-                if not part.rows:
+                if not len(split.side(domain)):
                     raise IiaeError(
                         f"no picture of {name}/{domain} can be read",
                         "the warnings above name every one, and say why",
                     )
-                side = split.side(domain).take(part.places)
-                sides[domain] = replace(side, rows=part.rows[0])
-            splits[name] = Split(sides["x"], sides["y"])
-        return finish(
-            splits,
+        describe(
+            plan,
             options,
             split_name=split_name,
-            backbone=networks.record(splits["train"].x.rows.shape[1], work),
+            backbone=networks.record(plan.splits["train"].x.rows.shape[1], work),
             seen=networks.seen,
             what=origin,
         )
 
-    whole: IiaeError | None = IiaeError(
+    whole = IiaeError(
         "fine-tuning needs all training pictures, and a shard has only some",
         "fine-tune in one call with --save-backbone DIR, and pass every shard "
         "--backbone-weights DIR; or pass --fine-tune-epochs 0",
     )
-    readings = [  # by domain, as each may have its own network
-        networks.reading(
-            f"{name}/{domain}", split.side(domain).rows.tolist(), domain, divided["train"]
-        )
-        for domain in DOMAINS
-        for name, split in divided.items()
-    ]
-    whole = whole if networks.tuning else None
-    return Plan(assemble, readings, notes.attributes(), notes.skipped, whole)
+    reader, whole_only = networks.reader(), whole if networks.tuning else None
+    return Plan(divided, reader=reader, by_class=True, finish=finish, whole=whole_only)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ from iiae_cli.data.datafile import (
     refuse_leak,
 )
 from iiae_cli.data.names import Notes, distinct, split_of
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
+from iiae_cli.model import Domain
 
 GIVEN = "given"  # name of a division that is not a published one
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
@@ -49,29 +49,28 @@ _HINT = "save plain numbers or text with numpy.save or numpy.savez: pickled arra
 def plan_existing(
     source: Path,
     options: PrepareOptions,
+    notes: Notes,
     backbone: dict[str, Any],
     split_name: str = GIVEN,
     *,
     normalise: bool = False,
 ) -> Plan:
     """Plans given features, in the released layout or an `.npz`, made by a `backbone`."""
-
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        notes = Notes()
-        splits = read_features(source, notes, normalise_class if normalise else nfc)
-        made = finish(
-            {name: limit_rows(split, options.limit) for name, split in splits.items()},
-            options,
-            split_name=split_name,
-            backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
-            seen=read_seen(source),
-            what=f"the network of {source}",
-        )
-        made.attributes.update(notes.attributes())
-        made.skipped[:0] = notes.skipped
-        return made
-
-    return Plan(assemble, attributes={"source_sha256": sha256_of(*source_files(source))})
+    splits = read_features(source, notes, normalise_class if normalise else nfc)
+    plan = Plan(
+        {name: limit_rows(split, options.limit) for name, split in splits.items()},
+        {"source_sha256": sha256_of(*source_files(source))},
+        by_class=True,
+    )
+    describe(
+        plan,
+        options,
+        split_name=split_name,
+        backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
+        seen=read_seen(source),
+        what=f"the network of {source}",
+    )
+    return plan
 
 
 def has_features(folder: Path) -> bool:
@@ -80,17 +79,17 @@ def has_features(folder: Path) -> bool:
 
 
 def _key(name: str) -> str:
-    """Returns an array's name with its split under the standard name."""
+    """Returns an array's name with its split's standard name; "" if it is not read."""
     match = _STEM.fullmatch(name)
     split = split_of(match[1]) if match else None
-    return name.replace(match[1], split, 1) if match and split else name
+    return f"{split}_{match[2]}_{match[3]}" if match and split else ""
 
 
 def source_files(source: Path) -> list[Path]:
     """Returns the files that `read_features` reads, in order."""
     if source.is_file():
         return [source]
-    return sorted(path for path in source.glob("*.npy") if _STEM.fullmatch(path.stem))
+    return sorted(path for path in source.glob("*.npy") if _key(path.stem))
 
 
 def read_features(
@@ -100,27 +99,12 @@ def read_features(
 
     Raises IiaeError if an array is missing, damaged, pickled, or of another shape.
     """
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, array in _arrays(source, notes):
-        key = _key(name)
-        if key in arrays:
-            raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
-        arrays[key] = array
-        if _STEM.sub(r"\1", key) not in SPLITS:
-            notes.skipped.append(f"{source}: {name} belongs to no split ({', '.join(SPLITS)})")
-        elif key != name:
-            notes.decided.append(f"{name} is read as {key}")
-    splits = {}
+    arrays, splits = _arrays(source, notes), {}
     for name in SPLITS:
-        missing = [word for word in WORDS.values() if f"{name}_{word}_features" not in arrays]
-        if not missing:
-            x, y = (_side(source, arrays, f"{name}_{word}", spell) for word in WORDS.values())
+        stems = [f"{name}_{word}" for word in WORDS.values()]
+        if name == "train" or any(f"{stem}_features" in arrays for stem in stems):
+            x, y = (_side(source, arrays, stem, spell) for stem in stems)
             splits[name] = Split(x, y)
-        elif len(missing) == 1 or name == "train":
-            raise IiaeError(
-                f"{source} holds no {name}_{missing[0]}_features",
-                "both domains of a split are needed",
-            )
     for domain, word in WORDS.items():
         widths = {split.side(domain).rows.shape[1] for split in splits.values()}
         if len(widths) > 1:
@@ -141,28 +125,40 @@ def read_seen(source: Path) -> Seen:
     return Seen(tuple(sorted(names)))
 
 
-def _arrays(source: Path, notes: Notes) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yields every array with its name, mapped if from a folder; notes those of other names."""
-    held = sorted(path.stem for path in source.glob("*.npy"))
+def _arrays(source: Path, notes: Notes) -> dict[str, NDArray[Any]]:
+    """Returns the arrays by standard name, mapped if from a folder; notes the others."""
     if source.is_file():
         with reading(source, _HINT), np.load(source, allow_pickle=False) as archive:
             held = archive.files
-            yield from ((name, archive[name]) for name in held if _STEM.fullmatch(name))
-    if others := [name for name in held if not _STEM.fullmatch(name)]:
+            found = {name: archive[name] for name in held if _key(name)}
+    else:
+        held, found = sorted(path.stem for path in source.glob("*.npy")), {}
+        for path in source_files(source):
+            with reading(path, _HINT):
+                found[path.stem] = np.lib.format.open_memmap(path, mode="r")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, array in found.items():
+        key = _key(name)
+        if key in arrays:
+            raise IiaeError(f"{source} holds two {key}, one as {name}", "leave one of them out")
+        arrays[key] = array
+        if key != name:
+            notes.decided.append(f"{name} is read as {key}")
+    if others := [name for name in held if name not in found]:
         notes.decided.append(f"{source}: arrays that are not read: {', '.join(others)}"[:400])
-    if source.is_file():
-        return
-    for path in source_files(source):
-        with reading(path, _HINT):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                raise ValueError("it is an archive of arrays")
-            yield path.stem, array
+    return arrays
 
 
 def _side(
     source: Path, arrays: Mapping[str, NDArray[Any]], stem: str, spell: Callable[[str], str]
 ) -> Side:
+    given = {name: f"{stem}_{name}" in arrays for name in ("features", "paths", "labels")}
+    if not given["features"] or not (given["paths"] or given["labels"]):
+        lacking = "paths" if given["features"] else "features"
+        raise IiaeError(
+            f"{source} holds no {stem}_{lacking}",
+            "both domains of a split need features, and paths or labels that name their classes",
+        )
     values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         raise IiaeError(
@@ -172,13 +168,8 @@ def _side(
     columns = {
         name: _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
         for name in ("paths", "labels")
-        if f"{stem}_{name}" in arrays
+        if given[name]
     }
-    if not columns:
-        raise IiaeError(
-            f"{where}_features has neither {stem}_paths nor {stem}_labels beside it",
-            "name the class of every row",
-        )
     ids = columns.get("paths") or [f"{stem}/{row:06d}" for row in range(len(values))]
     labels = columns.get("labels") or [_class_of(path, where) for path in ids]
     with np.errstate(over="ignore"):  # infinite features are refused later, by name
@@ -192,19 +183,18 @@ def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
             f"{where} is {values.dtype} {values.shape}, not {count} texts",
             "save an array of texts or integers, one for every row",
         )
-    flat = values.reshape(-1)
-    texts = np.char.decode(flat, "utf-8", "replace") if flat.dtype.kind == "S" else flat
-    return [str(text) for text in texts.tolist()]
+    texts = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
+    return list(map(str, texts.reshape(-1).tolist()))
 
 
 def _class_of(path: str, where: str) -> str:
-    parts = [part for part in re.split(r"[\\/]+", path) if part]
+    parts = re.findall(r"[^\\/]+", path)
     if len(parts) < 2:
         raise IiaeError(
             f"{where}_paths has a path without a class: '{path}'",
             "paths are …/CLASS/NAME; or save …_labels.npy",
         )
-    return parts[-2]
+    return str(parts[-2])
 
 
 # ---- classes, and what the data file says of them
@@ -230,21 +220,16 @@ def divide_classes(
 ) -> dict[str, Split]:
     """Divides into train and test, whose classes are `wanted` by `what`, in whichever spelling."""
     known = classes_of(split)
-    spelling: dict[str, str] = {}
-    for label in known:
-        if spelling.setdefault(normalise_class(label), label) != label:
-            raise IiaeError(
-                f"{spelling[normalise_class(label)]} and {label} are two spellings of one class",
-                "join their folders, or rename one",
-            )
-    missing = sorted({label for label in wanted if normalise_class(label) not in spelling})
+    spelled = {normalise_class(label) for label in known}
+    missing = sorted({label for label in wanted if normalise_class(label) not in spelled})
     if missing:
         some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
         raise IiaeError(
             f"the source has no class {', '.join(missing)} of {what}",
             f"name the folder of the whole set; its {len(known)} classes: {some}",
         )
-    test = {spelling[normalise_class(label)] for label in wanted}
+    named = {*map(normalise_class, wanted)}
+    test = {label for label in known if normalise_class(label) in named}
     if not test or len(test) == len(known):
         raise IiaeError(
             f"{what} leaves no class to train or to test on",
@@ -282,15 +267,15 @@ def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
     return np.sort(np.lexsort((which, turn))[:limit])
 
 
-def finish(
-    splits: dict[str, Split],
+def describe(
+    plan: Plan,
     options: PrepareOptions,
     *,
     split_name: str,
     backbone: dict[str, Any],
     seen: Seen,
     what: str,
-) -> Prepared:
+) -> None:
     """Drops classes of one domain only, checks for a leak, and describes the set in attributes.
 
     `split_name` is the division's; `given` and published names are decided by the test classes.
@@ -298,15 +283,14 @@ def finish(
     classes that it was trained on. Raises IiaeError if there is nothing to train on, values are not
     finite, or the backbone has seen a test class.
     """
-    skipped: list[str] = []
-    splits = {name: keep_common(splits[name], name, skipped) for name in SPLITS if name in splits}
-    for side in (split.side(domain) for split in splits.values() for domain in DOMAINS):
-        bad = np.flatnonzero(~np.isfinite(side.rows).all(axis=1))
-        if len(bad):
-            raise IiaeError(
-                f"the features of {side.ids[bad[0]]} are not finite", f"check {what}, and its input"
-            )
-    train, test = classes_of(splits.get("train")), classes_of(splits.get("test"))
+    for name in [name for name in SPLITS if name in plan.splits]:
+        split = plan.splits[name] = keep_common(plan.splits[name], name, plan.skipped)
+        for side in (split.x, split.y):
+            bad = np.flatnonzero(~np.isfinite(side.rows).all(axis=1))
+            if len(bad):
+                message = f"the features of {side.ids[bad[0]]} are not finite"
+                raise IiaeError(message, f"check {what}, and its input")
+    train, test = (classes_of(plan.splits.get(name)) for name in ("train", "test"))
     if not train:
         raise IiaeError(
             "no class of the training split is in both domains", "name classes the same in x and y"
@@ -326,12 +310,13 @@ def finish(
         "backbone": {**backbone, **seen.to_json()},
         "leak": seen.leak(test),
     }
-    attributes = {
+    plan.attributes |= {
         "alignment": "class",
         "split_name": split_name,
         "test_classes_sha256": class_list_hash(test),
+        **{
+            key: json.dumps(value, ensure_ascii=False)
+            for key, value in values.items()
+            if value is not None  # an unknown leak
+        },
     }
-    for key, value in values.items():
-        if value is not None:  # an unknown leak
-            attributes[key] = json.dumps(value, ensure_ascii=False)
-    return Prepared(splits, attributes, skipped)

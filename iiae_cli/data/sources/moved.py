@@ -14,10 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.pictures import resize_pictures
-from iiae_cli.data.sources.cdcb import embedded_digits, read_parts, split_digits
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions
+from iiae_cli.data.datafile import Split
+from iiae_cli.data.names import Notes
+from iiae_cli.data.sources.cdcb import (
+    DIGITS,
+    drawn_split,
+    embedded_digits,
+    read_parts,
+    split_digits,
+)
+from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS, Domain
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -42,29 +48,23 @@ def moved_splits(
     """Draws both views of every pair by one random stream, resized to `image_size`."""
     rng, splits = np.random.default_rng(options.seed), {}
     for name, (*sides, classes) in contents.items():
-        ids = [f"{name}/{number:05d}" for number in range(1, len(classes) + 1)]
-        drawn: dict[Domain, Side] = {}
+        views: list[Pictures] = []
         factors: Factors = {"class": classes}
         for domain, rows in zip(DOMAINS, sides, strict=True):
-            chunks = [
-                draw(domain, rows[start : start + CHUNK], rng)
-                for start in range(0, len(rows), CHUNK)
-            ]
-            pictures = np.concatenate([chunk for chunk, _ in chunks])
-            if options.image_size is not None:
-                pictures = resize_pictures(pictures, options.image_size)
-            drawn[domain] = Side(pictures, ids, list(map(str, classes)))
+            starts = range(0, len(rows), CHUNK)
+            chunks = [draw(domain, rows[start : start + CHUNK], rng) for start in starts]
+            views.append(np.concatenate([pictures for pictures, _ in chunks]))
             for factor in chunks[0][1]:
-                values = np.concatenate([chunk[factor] for _, chunk in chunks])
+                values = np.concatenate([drawn[factor] for _, drawn in chunks])
                 factors[f"{domain}_{factor}"] = values
-        splits[name] = Split(drawn["x"], drawn["y"], factors)
+        splits[name] = drawn_split(name, views[0], views[1], factors, options.image_size)
     return splits
 
 
 # ---- mnist-quadrants
 
 
-def plan_quadrants(options: PrepareOptions) -> Plan:
+def plan_quadrants(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans 8,000 train, 1,000 valid and 2,000 test pairs; at most `limit` of each."""
     parts, attributes = read_parts("MNIST", options)
     rng, contents = np.random.default_rng((options.seed, 1)), {}
@@ -72,10 +72,7 @@ def plan_quadrants(options: PrepareOptions) -> Plan:
         x, y = pair_instances(labels, rng, same=options.same_instance)
         count = min(COUNTS[name], options.limit or COUNTS[name])
         contents[name] = (digits[x[:count]], digits[y[:count]], labels[x[:count]])
-    return Plan(
-        lambda rows, work: Prepared(moved_splits(contents, draw_quadrant, options)),
-        attributes=attributes,
-    )
+    return Plan(moved_splits(contents, draw_quadrant, options), attributes)
 
 
 def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tuple[Ints, Ints]:
@@ -144,16 +141,13 @@ def stored(values: NDArray[Any]) -> Pictures:
 # ---- digits-moved
 
 
-def plan_moved_digits(options: PrepareOptions) -> Plan:
+def plan_moved_digits(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
     contents = {
         name: (digits, digits, labels)
         for name, (digits, labels) in split_digits(*embedded_digits(), options).items()
     }
-    return Plan(
-        lambda rows, work: Prepared(moved_splits(contents, draw_moved, options)),
-        attributes={"source": "scikit-learn's bundled digits"},
-    )
+    return Plan(moved_splits(contents, draw_moved, options), {"source": DIGITS})
 
 
 def draw_moved(
@@ -178,16 +172,13 @@ def draw_moved(
 # ---- trifeature
 
 
-def plan_trifeature(options: PrepareOptions) -> Plan:
+def plan_trifeature(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans generated pairs, as many as in mnist-quadrants, of ten shapes, textures and colours."""
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, count in COUNTS.items():
         shapes = rng.integers(SHAPES, size=min(count, options.limit or count))
         contents[name] = (shapes, shapes, shapes)
-    return Plan(
-        lambda rows, work: Prepared(moved_splits(contents, draw_trifeature, options)),
-        attributes={"source": "generated"},
-    )
+    return Plan(moved_splits(contents, draw_trifeature, options), {"source": "generated"})
 
 
 def draw_trifeature(

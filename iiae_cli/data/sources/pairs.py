@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,25 +30,34 @@ from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Notes, natural_key, split_folders
 from iiae_cli.data.pictures import SUFFIXES, PictureError, decode_parts, picture_size_of
 from iiae_cli.data.sources import plan as plans
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work
-from iiae_cli.data.sources.table import HINT, Pair, is_table, pairs_of
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, file_reader
+from iiae_cli.data.sources.table import is_table, read_table
 from iiae_cli.model import DOMAINS, Domain
-
-if TYPE_CHECKING:
-    from iiae_cli.data.sources.extraction import Networks
 
 DEFAULT_SIZE = 256  # if pictures differ in size; also for Maps, whose halves are 600 a side
 
 
-def plan_pairs(options: PrepareOptions) -> Plan:
+def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the user's own pairs, `options.source`."""
-    assert options.source is not None
-    if is_table(options.source):
-        return _plan_table(options.source, options)
-    return plan_folders(split_folders(options.source), options)
+    source = options.source
+    assert source is not None
+    if not is_table(source):
+        return plan_folders(split_folders(source), options, notes)
+    pairs, named = read_table(source, notes)
+    if any(named):
+        rows = {name: np.flatnonzero(np.array(named) == name) for name in SPLITS}
+        divided = {name: pairs.take_pairs(rows[name]) for name in SPLITS}
+    else:
+        paths = [path.absolute() for side in (pairs.x, pairs.y) for path in side.rows]
+        above = Path(os.path.commonpath([path.parent for path in paths])) if paths else source
+        names.refuse_held_out(above, paths)
+        divided = _divided(pairs, options, notes)
+    plan = _plan_files(divided, options, notes)
+    plan.attributes["source_sha256"] = sha256_of(source)
+    return plan
 
 
-def plan_published(options: PrepareOptions) -> Plan:
+def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
     found = [path for path in options.source.rglob("*") if names.split_of(path.name) == "train"]
@@ -62,12 +70,12 @@ def plan_published(options: PrepareOptions) -> Plan:
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
     size = options.image_size or DEFAULT_SIZE
-    return plan_folders(folders, replace(options, image_size=size, side_by_side=True))
+    return plan_folders(folders, replace(options, image_size=size, side_by_side=True), notes)
 
 
-def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
+def plan_folders(folders: Mapping[str, Path], options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the pairs in the folders of splits; without any, divides `options.source`."""
-    notes, source = Notes(), options.source
+    source = options.source
     assert source is not None
     if options.side_by_side:
         _note_folders(source, folders, notes)
@@ -76,27 +84,21 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions) -> Plan:
     else:
         domains = domain_folders(source, folders, notes)
         pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
-    if not any(pairs.values()) and notes.skipped and not options.side_by_side:
-        plans.warn_of(notes.skipped)
-        raise IiaeError(
-            f"{source} has no two pictures of the same name",
-            "give partners equal names, suffixes aside, or pair them in a table x,y",
-        )
     divided = _divided(pairs[""], options, notes) if "" in pairs else pairs
     return _plan_files(divided, options, notes)
 
 
-def _divided(pairs: Sequence[Pair], options: PrepareOptions, notes: Notes) -> dict[str, list[Pair]]:
+def _divided(pairs: Split, options: PrepareOptions, notes: Notes) -> dict[str, Split]:
     """Divides pairs at random by the fractions for valid and test; each split stays in order."""
     assert options.source is not None
-    split = names.looks_like(options.source.stem)
+    split, count = names.looks_like(options.source.stem), pairs.pair_count
     if split in names.HELD_OUT:
         notes.decided.append(f"{options.source} looks like {split}, and is divided at random")
-    order = np.random.default_rng(options.seed).permutation(len(pairs))
-    test = round(options.test_fraction * len(pairs))
-    rest = test + round(options.valid_fraction * len(pairs))
+    order = np.random.default_rng(options.seed).permutation(count)
+    test = round(options.test_fraction * count)
+    rest = test + round(options.valid_fraction * count)
     parts = {"train": order[rest:], "valid": order[test:rest], "test": order[:test]}
-    return {name: [pairs[i] for i in sorted(parts[name])] for name in SPLITS}
+    return {name: pairs.take_pairs(np.sort(parts[name])) for name in SPLITS}
 
 
 def domain_folders(
@@ -165,34 +167,36 @@ def _moves(folder: Path) -> list[list[str]]:
     return [["mv", str(path), str(folder / name)] for path, name in moves]
 
 
-def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> list[Pair]:
+def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:
     """Returns a pair for every stem in both domains; notes files without a partner."""
     x, y = (_by_stem(domains[domain], split, notes) for domain in DOMAINS)
     lone = [
         path for side, other in ((x, y), (y, x)) for stem, path in side.items() if stem not in other
     ]
-    notes.skipped += [f"{path}: has no partner" for path in sorted(lone, key=natural_key)]
-    pairs = []
-    for stem in sorted({*x} & {*y}, key=lambda text: natural_key(Path(text))):
-        name = str(x[stem].relative_to(domains["x"]).with_suffix(""))
-        pairs.append(Pair({"x": x[stem], "y": y[stem]}, dict.fromkeys(DOMAINS, name)))
-    return pairs
+    notes.skipped += [
+        f"{path}: has no partner of the same name" for path in sorted(lone, key=natural_key)
+    ]
+    stems = sorted({*x} & {*y}, key=lambda text: natural_key(Path(text)))
+    return _pairs_of(domains["x"], [x[stem] for stem in stems], [y[stem] for stem in stems])
 
 
 def _has_domains(folder: Path) -> bool:
     return len(names.folders_by(folder, names.domain_of)) == 2
 
 
-def _side_by_side(folder: Path, split: str, notes: Notes) -> list[Pair]:
+def _side_by_side(folder: Path, split: str, notes: Notes) -> Split:
     if _has_domains(folder):
         raise IiaeError(
             f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
         )
-    pairs = []
-    for path in _by_stem(folder, split, notes).values():
-        name = str(path.relative_to(folder).with_suffix(""))
-        pairs.append(Pair(dict.fromkeys(DOMAINS, path), dict.fromkeys(DOMAINS, name)))
-    return pairs
+    paths = [*_by_stem(folder, split, notes).values()]
+    return _pairs_of(folder, paths, paths)
+
+
+def _pairs_of(folder: Path, x: Sequence[Path], y: Sequence[Path]) -> Split:
+    """Returns pairs of files, named by those of x below a folder."""
+    ids = [str(path.relative_to(folder).with_suffix("")) for path in x]
+    return Split(Side(np.array(x, object), ids), Side(np.array(y, object), ids))
 
 
 def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
@@ -209,57 +213,42 @@ def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
     return stems
 
 
-# ---- from files to splits
+# ---- from pairs of files to a plan
 
 
-def _plan_files(pairs: Mapping[str, Sequence[Pair]], options: PrepareOptions, notes: Notes) -> Plan:
-    """Plans pairs per split. If a picture recurs, each is stored once and pairs are indices."""
-    limited = {name: items[: options.limit] for name, items in pairs.items() if items}
+def _plan_files(pairs: Mapping[str, Split], options: PrepareOptions, notes: Notes) -> Plan:
+    """Plans pairs of files per split. If one recurs, each is stored once and pairs are indices."""
+    limited = {
+        name: split.take_pairs(np.arange(split.pair_count)[: options.limit])
+        for name, split in pairs.items()
+        if split.pair_count
+    }
     files = {
-        (name, domain): list(dict.fromkeys(pair.files[domain] for pair in items))
-        for name, items in limited.items()
+        (name, domain): dict.fromkeys(split.side(domain).rows)
+        for name, split in limited.items()
         for domain in DOMAINS
     }
     _note_shared(files, notes)
-    recurring = any(len(paths) < len(limited[name]) for (name, _), paths in files.items())
-    networks = _networks(options)
+    recur = any(len(paths) < limited[name].pair_count for (name, _), paths in files.items())
+    plan = Plan({name: _stored(name, split, recur) for name, split in limited.items()})
+    if options.wants_backbone:
+        from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch
+
+        networks = networks_for_pairs(options)
+        plan.reader, plan.finish = networks.reader(), networks.finish_pairs
+        return plan
     size = _stored_size(options, {path for paths in files.values() for path in paths})
 
     def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
         return tuple(decode_parts(path, 2 if options.side_by_side else 1, 3, size))
 
-    def reading_of(name: str, domain: Domain) -> str:  # one for both domains if side by side
-        return name if options.side_by_side else f"{name}/{domain}"
-
-    readings = {}
-    for (split, domain), paths in files.items():
-        name = reading_of(split, domain)
-        if networks is not None:
-            readings[name] = networks.reading(name, paths, domain)
-        else:
-            readings[name] = plans.file_reading(name, paths, read, workers=options.workers)
-
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits = {}
-        for name, items in limited.items():
-            row_of: dict[Domain, dict[Path, int]] = {}
-            stored: dict[Domain, NDArray[np.uint8]] = {}
-            for domain in DOMAINS:
-                part, paths = rows[reading_of(name, domain)], files[name, domain]
-                row_of[domain] = {paths[place]: row for row, place in enumerate(part.places)}
-                if part.rows:
-                    stored[domain] = part.rows[0 if domain == "x" else -1]
-            whole = [
-                pair for pair in items if all(pair.files[side] in row_of[side] for side in DOMAINS)
-            ]
-            if whole:
-                splits[name] = _split_of(name, whole, row_of, stored, recurring)
-        return Prepared(splits, {} if networks is None else networks.attributes(splits, work))
-
-    return Plan(assemble, list(readings.values()), notes.attributes(), notes.skipped)
+    plan.reader = file_reader(
+        read, plans.BLOCK_FILES, workers=options.workers, both=options.side_by_side
+    )
+    return plan
 
 
-def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Notes) -> None:
+def _note_shared(files: Mapping[tuple[str, Domain], Iterable[Path]], notes: Notes) -> None:
     """Notes pictures of train that are in valid or test, too, also through links."""
     train, others = set[tuple[int, int]](), set[tuple[int, int]]()
     for (name, _), paths in files.items():
@@ -269,14 +258,6 @@ def _note_shared(files: Mapping[tuple[str, Domain], Sequence[Path]], notes: Note
                 (train if name == "train" else others).add((status.st_dev, status.st_ino))
     if shared := train & others:
         notes.decided.append(f"pictures in train that are in valid or test, too: {len(shared)}")
-
-
-def _networks(options: PrepareOptions) -> Networks | None:
-    if not options.wants_backbone:
-        return None
-    from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch
-
-    return networks_for_pairs(options)
 
 
 def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, int]:
@@ -293,48 +274,14 @@ def _stored_size(options: PrepareOptions, paths: Iterable[Path]) -> tuple[int, i
     return height, width // 2 if options.side_by_side else width
 
 
-def _split_of(
-    name: str,
-    pairs: Sequence[Pair],
-    row_of: Mapping[Domain, Mapping[Path, int]],
-    stored: Mapping[Domain, NDArray[np.uint8]],
-    recurring: bool,
-) -> Split:
-    """Returns the split of pairs whose pictures are rows of `stored`, (N, H, W, 3) each."""
-    labelled = any(pair.label is not None for pair in pairs)
-    sides, indices = {}, []
+def _stored(name: str, split: Split, recur: bool) -> Split:
+    """Returns aligned pairs with ids `SPLIT/NAME`, and every file once if files `recur`."""
+    sides, columns = [], []
     for domain in DOMAINS:
-        wanted = [row_of[domain][pair.files[domain]] for pair in pairs]
-        rows, first, inverse = np.unique(wanted, return_index=True, return_inverse=True)
-        indices.append(inverse)
-        named: Domain = domain if recurring else "x"  # partners share their id
-        sides[domain] = Side(
-            stored[domain] if len(rows) == len(stored[domain]) else stored[domain][rows],
-            names.distinct([f"{name}/{pairs[i].names[named]}" for i in first]),
-            [pairs[i].label or "" for i in first] if labelled else None,
-        )
-    factors = {
-        factor: np.array([pair.factors[factor] for pair in pairs]) for factor in pairs[0].factors
-    }
-    return Split(sides["x"], sides["y"], factors, np.stack(indices, 1) if recurring else None)
-
-
-# ---- tables
-
-
-def _plan_table(table: Path, options: PrepareOptions) -> Plan:
-    notes = Notes()
-    rows = list(pairs_of(table, notes))
-    if not rows:
-        plans.warn_of(notes.skipped)
-        said = "the warnings above say why; " if notes.skipped else ""
-        raise IiaeError(f"{table} names no pair that can be read", said + HINT)
-    if any(split for split, _ in rows):
-        pairs = {name: [pair for split, pair in rows if split == name] for name in SPLITS}
-    else:
-        paths = [path.absolute() for _, pair in rows for path in pair.files.values()]
-        above = Path(os.path.commonpath([path.parent for path in paths]))
-        names.refuse_held_out(above, paths)
-        pairs = _divided([pair for _, pair in rows], options, notes)
-    plan = _plan_files(pairs, options, notes)
-    return replace(plan, attributes={**plan.attributes, "source_sha256": sha256_of(table)})
+        side = split.side(domain)
+        order = {path: place for place, path in enumerate(dict.fromkeys(side.rows))}
+        columns.append(np.array([order[path] for path in side.rows]))
+        taken = side.take(np.unique(columns[-1], return_index=True)[1])
+        ids = [f"{name}/{item}" for item in (taken if recur else split.x).ids]  # partners share it
+        sides.append(replace(taken, ids=names.distinct(ids)))
+    return Split(sides[0], sides[1], split.factors, np.stack(columns, 1) if recur else None)

@@ -1,31 +1,34 @@
-"""A data set's plan: the files to read, and how their rows become splits.
+"""A data set's plan: its splits, whose rows are files at first, and how the files are read.
 
 Reading takes long, so it is done in numbered blocks (`data/blocks.py`): a block is kept before the
-next one begins, and several processes may share the work. A block's content depends on its reading
-alone. Assembling is cheap, and repeated by whoever writes the data file.
+next one begins, and several processes may share the work. A block's content depends on its files
+alone. What follows is cheap, and repeated by whoever writes the data file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.environment import free_memory
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.blocks import Arrays, BlockStore
 from iiae_cli.data.datafile import Rows, Split
-from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, read_all
+from iiae_cli.model import DOMAINS, Domain
 
 BLOCK_FILES = 64
+Read: TypeAlias = tuple[Rows, ...] | PictureError  # the arrays of a file, or why there are none
 
 
 @dataclass(frozen=True)
@@ -68,63 +71,137 @@ class Work:
     """The folder in which a preparation works, and what stops it."""
 
     folder: Path  # holds files that a resumed call continues; removed at the end
-    output: Path = Path("data.h5")  # the file to write
+    output: Path  # the file to write
     stop: Stop = NEVER
 
 
-Made: TypeAlias = tuple[Rows, ...] | PictureError  # the arrays of one file, or why there are none
-
-
 @dataclass(frozen=True)
-class Reading:
-    """Files that a builder needs as rows, `size` of them to a block."""
+class Reader:
+    """Turns a domain's files into rows, `size` of them at a time."""
 
-    name: str  # SPLIT or SPLIT/DOMAIN, unique in the plan
-    files: Sequence[Path]
-    make: Callable[[Sequence[Sequence[Path]], Work], Iterator[Sequence[Made]]]  # block by block
+    read: Callable[[Domain, Sequence[Sequence[Path]], Work], Iterator[Sequence[Read]]]
     size: int
-    verb: str = "reading"  # shown in the progress
-    maker: str = ""  # identifies the maker of the rows beyond the program, such as a network
-
-    def identity(self) -> list[Any]:
-        """Returns what its blocks depend on, as JSON: names of files, not their folders."""
-        names = "\n".join(path.name for path in self.files)
-        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return [self.name, len(self.files), self.size, self.maker, digest]
+    both: bool = False  # a file holds the rows of both domains
+    verb: str = "reading"
+    weights: str = ""  # identify the networks that make the rows, if any do
 
 
-def file_reading(
-    name: str,
-    files: Sequence[Path],
-    read: Callable[[Path], tuple[Rows, ...]],
-    *,
-    workers: int = 1,
-    size: int | None = None,
-) -> Reading:
-    """Returns a reading of files that `read` turns into arrays, or else raises PictureError."""
-
-    def make(blocks: Sequence[Sequence[Path]], work: Work) -> Iterator[Sequence[Made]]:
-        return (list(read_all(block, read, workers)) for block in blocks)
-
-    return Reading(name, files, make, size or BLOCK_FILES)
+def file_reader(
+    read: Callable[[Path], tuple[Rows, ...]], size: int, *, workers: int = 1, both: bool = False
+) -> Reader:
+    """Returns a reader by a function, which raises PictureError for an unreadable file."""
+    return Reader(
+        lambda domain, blocks, work: (list(read_all(files, read, workers)) for files in blocks),
+        size,
+        both,
+    )
 
 
-@dataclass(frozen=True)
-class ReadRows:
-    """The result of a reading."""
+class Block(NamedTuple):
+    """Files that are read at once."""
 
-    places: NDArray[np.int64]  # (M,) of the readable files, ascending
-    rows: tuple[Rows, ...]  # (M, …) for each array of a file; none where no file is readable
-    skipped: list[str]  # a line for each of the other files
+    reading: str  # SPLIT/DOMAIN, or SPLIT if a file holds both domains
+    domain: Domain
+    files: list[Path]
 
 
 @dataclass
-class Prepared:
-    """Splits, the attributes that only they decide, and a line per lost input."""
+class Plan:
+    """A data set's splits, which are complete after `read`."""
 
-    splits: dict[str, Split]
-    attributes: dict[str, str] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    splits: dict[str, Split]  # until then, rows are files (N,) where there is a reader
+    attributes: dict[str, str] = field(default_factory=dict)  # of the data file
+    reader: Reader | None = None
+    by_class: bool = False  # x and y share classes, not pairs
+    finish: Callable[[Plan, Work], None] | None = None  # decides what depends on rows
+    whole: IiaeError | None = None  # why processes cannot divide the work, if so
+    skipped: list[str] = field(default_factory=list)  # a line for every input left out
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block in order."""
+        blocks: list[Block] = []
+        if self.reader is None:
+            return blocks
+        size, both = self.reader.size, self.reader.both
+        for domain in DOMAINS[:1] if both else DOMAINS:
+            for name, split in self.splits.items():
+                files = split.side(domain).rows.tolist()
+                parts = [files[start : start + size] for start in range(0, len(files), size)]
+                reading = name if both else f"{name}/{domain}"
+                blocks += [Block(reading, domain, part) for part in parts]
+        return blocks
+
+    def state(self) -> str:
+        """Returns a digest over what decides the rows: the files' names, sizes, times of change."""
+        known = {name: text for name, text in self.attributes.items() if name != "notes"}
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+        for block in self.blocks:
+            for path in block.files:
+                with suppress(OSError):
+                    status = path.stat()
+                    digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
+                name = f"{block.reading}\0{path.absolute()}\0"
+                digest.update(name.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def make(self, store: BlockStore, numbers: range, work: Work) -> None:
+        """Makes the blocks that the store lacks; a stop keeps finished ones."""
+        blocks = self.blocks
+        for name, group in groupby(numbers, lambda number: blocks[number].reading):
+            own = {number: blocks[number] for number in group}
+            if store.missing(own):
+                self._make(name, own, store, work)
+
+    def _make(self, name: str, blocks: dict[int, Block], store: BlockStore, work: Work) -> None:
+        reader, domain = self.reader, next(iter(blocks.values())).domain
+        assert reader is not None
+
+        def made(missing: list[int]) -> Iterator[Arrays]:
+            wanted = [blocks[number].files for number in missing]
+            return map(_packed, wanted, reader.read(domain, wanted, work))
+
+        sizes = {number: len(block.files) for number, block in blocks.items()}
+        store.fill(sizes, made, f"{reader.verb} {name}", work.stop)
+
+    def summary(self, made: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
+        """Returns the number of items by reading in these blocks, and a line per unreadable one."""
+        blocks, skipped = self.blocks, list[str]()
+        rows = dict.fromkeys((block.reading for block in blocks), 0)
+        for number, arrays in zip(numbers, made, strict=True):
+            rows[blocks[number].reading] += len(arrays["places"])
+            skipped += arrays["skipped"].tolist()
+        return rows, skipped
+
+    def read(self, made: Iterable[Arrays], work: Work) -> None:
+        """Replaces files by their rows, from all blocks in order, and leaves unreadable ones out.
+
+        Memory holds the rows and one block; arrays that take more than half of the free memory are
+        files in the folder of `work`. Raises IiaeError if nothing is left.
+        """
+        if self.reader is not None:
+            found: dict[str, _Found] = {}
+            for block, arrays in zip(self.blocks, made, strict=True):
+                self.skipped += arrays["skipped"].tolist()
+                count = len(self.splits[block.reading.partition("/")[0]].side(block.domain))
+                stem = work.folder / block.reading.replace("/", "-")
+                found.setdefault(block.reading, _Found(count, stem)).add(block, arrays)
+            for name, split in self.splits.items():
+                readings = [name if self.reader.both else f"{name}/{domain}" for domain in DOMAINS]
+                rows = [found.get(reading, _Found()) for reading in readings]
+                self.splits[name] = _readable(split, rows, self.by_class)
+        try:
+            if not self.by_class:
+                self.splits = {name: item for name, item in self.splits.items() if item.pair_count}
+            if not self.splits:
+                source, hint = self.attributes.get("source"), "iiae prepare --help has the layouts"
+                hint = f"the warnings above say why; {hint}" if self.skipped else hint
+                raise IiaeError(f"{source} holds nothing that can be read", hint)
+            if self.finish is not None:
+                self.finish(self, work)
+        except IiaeError:
+            warn_of(self.skipped)
+            raise
 
 
 def warn_of(skipped: Iterable[str]) -> None:
@@ -133,85 +210,34 @@ def warn_of(skipped: Iterable[str]) -> None:
         console.warn(f"skipped {line}")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The readings of a data set, and the function that makes splits of their rows, by name."""
+@dataclass
+class _Found:
+    """The rows of a reading, added block by block."""
 
-    assemble: Callable[[Mapping[str, ReadRows], Work], Prepared]
-    readings: Sequence[Reading] = ()  # none if nothing takes long
-    attributes: Mapping[str, str] = field(default_factory=dict)  # of the data file: its source
-    skipped: Sequence[str] = ()  # a line for every input left out before reading
-    whole: IiaeError | None = None  # why processes cannot divide the work, if so
+    count: int = 0  # files
+    stem: Path = Path()  # of arrays that do not fit into the memory
+    done: int = 0  # files
+    places: list[int] = field(default_factory=list)  # of readable files, ascending
+    arrays: list[Rows] = field(default_factory=list)
 
-    @property
-    def blocks(self) -> list[tuple[Reading, Sequence[Path]]]:
-        """Every block in order: its reading and its files."""
-        return [
-            (reading, reading.files[start : start + reading.size])
-            for reading in self.readings
-            for start in range(0, len(reading.files), reading.size)
-        ]
+    def add(self, block: Block, made: Arrays) -> None:
+        start = len(self.places)
+        self.places += (self.done + made["places"]).tolist()
+        self.done += len(block.files)
+        rows = [made[f"rows{column}"] for column in range(len(made) - 2)]
+        if rows and not self.arrays:
+            self.arrays = [self._empty(values, column) for column, values in enumerate(rows)]
+        for array, values in zip(self.arrays, rows, strict=bool(rows)):
+            array[start : len(self.places)] = values
 
-    def make(self, store: BlockStore, numbers: range, stop: Stop = NEVER) -> None:
-        """Makes the blocks that the store lacks; `stop` keeps finished ones."""
-        blocks = self.blocks
-        for reading in self.readings:
-            files = {n: blocks[n][1] for n in numbers if blocks[n][0] is reading}
-            if store.missing(files):
-                _make(reading, files, store, Work(store.folder, stop=stop))
-
-    def summary(self, blocks: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
-        """Returns the number of items by reading in these blocks, and a line per unreadable one."""
-        rows = {reading.name: 0 for reading in self.readings}
-        skipped: list[str] = []
-        own = self.blocks[numbers.start : numbers.stop]
-        for (reading, _), block in zip(own, blocks, strict=True):
-            rows[reading.name] += len(block["places"])
-            skipped += block["skipped"].tolist()
-        return rows, skipped
-
-    def prepared(self, blocks: Iterable[Arrays], work: Work) -> Prepared:
-        """Returns the splits from all blocks in order; memory holds their rows and one block.
-
-        Arrays that take more than half of the free memory are files in the folder of `work`.
-        """
-        coming = iter(blocks)
-        rows = {reading.name: _joined(reading, coming, work.folder) for reading in self.readings}
-        lost = [*self.skipped, *(line for part in rows.values() for line in part.skipped)]
-        try:
-            made = self.assemble(rows, work)
-            if not made.splits:
-                source = self.attributes.get("source")
-                hint = "the warnings above say why; " if lost else ""
-                hint += "iiae prepare --help has the layouts"
-                raise IiaeError(f"{source} holds nothing that can be read", hint)
-        except IiaeError:
-            warn_of(lost)
-            raise
-        empty = [
-            name
-            for name in ("train", "test")
-            if name not in made.splits or not len(made.splits[name].x)
-        ]
-        attributes = {**self.attributes, **made.attributes}
-        said = Notes(decided=[f"the split {name} is empty" for name in empty]).attributes()
-        notes = [texts["notes"] for texts in (attributes, said) if "notes" in texts]
-        attributes |= {"notes": "\n".join(notes)} if notes else {}
-        return Prepared(made.splits, attributes, [*lost, *made.skipped])
+    def _empty(self, like: Rows, column: int) -> Rows:
+        shape = (self.count, *like.shape[1:])
+        if math.prod(shape) * like.itemsize > free_memory() // 2:
+            return np.memmap(f"{self.stem}-{column}.rows", like.dtype, "w+", shape=shape)
+        return np.empty(shape, like.dtype)
 
 
-def _make(
-    reading: Reading, files: Mapping[int, Sequence[Path]], store: BlockStore, work: Work
-) -> None:
-    def made(missing: list[int]) -> Iterator[Arrays]:
-        wanted = [files[number] for number in missing]
-        return map(_packed, wanted, reading.make(wanted, work))
-
-    sizes = {number: len(paths) for number, paths in files.items()}
-    store.fill(sizes, made, f"{reading.verb} {reading.name}", work.stop)
-
-
-def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
+def _packed(files: Sequence[Path], made: Sequence[Read]) -> Arrays:
     """Packs a block: places of readable files, a line for each other one, and the rows."""
     rows = {place: item for place, item in enumerate(made) if not isinstance(item, PictureError)}
     columns = zip(*rows.values(), strict=True)
@@ -227,30 +253,22 @@ def _packed(files: Sequence[Path], made: Sequence[Made]) -> Arrays:
     }
 
 
-def _joined(reading: Reading, blocks: Iterator[Arrays], folder: Path) -> ReadRows:
-    arrays: list[Rows] = []
-    places: list[int] = []
-    skipped: list[str] = []
-    for first in range(0, len(reading.files), reading.size):
-        block, start = next(blocks), len(places)
-        places += (first + block["places"]).tolist()
-        skipped += block["skipped"].tolist()
-        rows = [block[f"rows{column}"] for column in range(len(block) - 2)]
-        if rows and not arrays:
-            stem = folder / reading.name.replace("/", "-")
-            arrays = [
-                _empty(len(reading.files), values, Path(f"{stem}-{column}.rows"))
-                for column, values in enumerate(rows)
-            ]
-        for array, values in zip(arrays, rows, strict=bool(rows)):
-            array[start : len(places)] = values
-    kept = tuple(array[: len(places)] for array in arrays)
-    return ReadRows(np.array(places, np.int64), kept, skipped)
-
-
-def _empty(count: int, like: Rows, path: Path) -> Rows:
-    """Returns an empty array, in a file if it takes more than half of the free memory."""
-    shape = (count, *like.shape[1:])
-    if math.prod(shape) * like.itemsize > free_memory() // 2:
-        return np.memmap(path, like.dtype, "w+", shape=shape)
-    return np.empty(shape, like.dtype)
+def _readable(split: Split, found: Sequence[_Found], by_class: bool) -> Split:
+    """Returns a split with the rows found of x and y, without pairs of which one is missing."""
+    kept = [np.array(item.places, np.int64) for item in found]
+    factors, pairs = split.factors, split.pairs
+    if not by_class:
+        columns = [np.arange(len(split.x))] * 2 if pairs is None else pairs.T
+        whole = np.isin(columns[0], kept[0]) & np.isin(columns[1], kept[1])
+        factors = {name: values[whole] for name, values in factors.items()}
+        used = [np.unique(column[whole], return_inverse=True) for column in columns]
+        kept = [rows for rows, _ in used]
+        pairs = None if pairs is None else np.stack([inverse for _, inverse in used], 1)
+    sides = []
+    for domain, rows, item in zip(DOMAINS, kept, found, strict=True):
+        array = item.arrays[0 if domain == "x" else -1] if item.arrays else np.empty(0)
+        array = array[: len(item.places)]
+        if len(rows) < len(array):
+            array = array[np.searchsorted(item.places, rows)]
+        sides.append(replace(split.side(domain).take(rows), rows=array))
+    return Split(sides[0], sides[1], factors, pairs)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
@@ -25,17 +24,16 @@ from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
 from iiae_cli.data.hdf5 import SIGNATURE
-from iiae_cli.data.names import is_hidden, split_of
+from iiae_cli.data.names import Notes, is_hidden, split_of
 from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, warn_of
 from iiae_cli.data.sources.published import ARCHIVES, KINDS, fetch, plan_cars, unpack
-from iiae_cli.data.sources.table import is_table, pictures_of
 from iiae_cli.model import DOMAINS, Domain
 
-Builder: TypeAlias = Callable[[PrepareOptions], Plan]
+Builder: TypeAlias = Callable[[PrepareOptions, Notes], Plan]
 
 BUILDERS: dict[str, Builder] = {
     "digits-cdcb": partial(plan_digits, colour_pair),
@@ -81,7 +79,7 @@ def build(name: str, options: PrepareOptions) -> Plan:
         raise IiaeError(f"unknown data set '{name}'", f"data sets: {', '.join(BUILDERS)}{own}")
     pictures = [known for known in BUILDERS if known not in CLASS_SETS]
     for option, is_given, sets in (
-        ("--split", options.split is not None, CLASS_SETS),
+        ("--split", options.split is not None, ["sketchy"]),
         ("--unseen-classes", options.unseen_classes is not None, CLASS_SETS),
         ("--backbone…", options.wants_backbone, [*CLASS_SETS, "pairs"]),
         ("--image-size", options.image_size is not None, pictures),
@@ -91,11 +89,23 @@ def build(name: str, options: PrepareOptions) -> Plan:
         if is_given and name not in sets:
             hint = f"leave it out; it is for {', '.join(sets)}"
             raise IiaeError(f"{option} does not apply to {name}", hint)
-    if name not in _FROM_SOURCE:
-        return BUILDERS[name](options)
-    source, attributes = source_of(name, options)
-    plan = BUILDERS[name](replace(options, source=source))
-    return replace(plan, attributes={**plan.attributes, **attributes})
+    attributes, notes = dict[str, str](), Notes()
+    if name in _FROM_SOURCE:
+        source, attributes = source_of(name, options)
+        options = replace(options, source=source)
+    try:
+        plan = BUILDERS[name](options, notes)
+    except IiaeError:
+        warn_of(notes.skipped)
+        raise
+    notes.decided += [
+        f"the split {split} is empty"
+        for split in ("train", "test")
+        if split not in plan.splits or not plan.splits[split].pair_count
+    ]
+    plan.attributes |= {**attributes, **notes.attributes()}
+    plan.skipped[:0] = notes.skipped
+    return plan
 
 
 def how_to_prepare(name: str, path: Path) -> str:
@@ -152,36 +162,48 @@ def prepare_file(
     options: PrepareOptions,
     *,
     part: Part | None = None,
+    parts: Sequence[PartFile] = (),
     resume: bool = False,
     overwrite: bool = False,
     stop: Stop = NEVER,
 ) -> None:
-    """Writes the data file of a set, or of a `part` of its blocks.
+    """Writes the data file of a set, or of a `part` of its blocks, or from all `parts` in order.
 
     `resume` continues interrupted work, and keeps a finished file of the same options; `overwrite`
     replaces either. `stop`, checked before every block, keeps what is finished.
     """
-    settings = settings_of(name, options)
-    if _is_finished(path, part, _digest_of(settings), resume, overwrite):
-        return
+    if overwrite or not resume:
+        refuse_existing(path, overwrite, SIGNATURE)
     plan = build(name, options)
+    job = job_of(name, options, plan)
+    if resume and not overwrite and path.exists():
+        _refuse_other(path, part, job)
+        return
+    if parts and (differing := blocks.differences(job, parts[0].job)):
+        raise IiaeError(
+            f"{parts[0].path} was made with another {', '.join(differing)} than there is now",
+            "merge in the folder where the shards were made, by the same version, "
+            "the source being as it was; or make all shards again",
+        )
     if part is not None and plan.whole is not None:
         raise plan.whole
-    if part is None and not plan.readings:  # nothing to keep; several runs may make it at once
-        _write(path, plan, [], settings, Work(path.parent, path))
+    if part is None and plan.reader is None:  # nothing to keep; several runs may make it at once
+        _write(path, plan, (), job, Work(path.parent, path))
         return
-    job, total = _job(settings, plan), len(plan.blocks)
-    with blocks.block_store(path, job, resume=resume, overwrite=overwrite) as store:
+    with blocks.block_store(path, job, resume=resume or bool(parts), overwrite=overwrite) as store:
+        work, total = Work(store.folder, path, stop), len(plan.blocks)
         numbers = (part or Part(0, 1)).of(total)
-        plan.make(store, numbers, stop)
-        made = map(store.read, numbers)
+        if parts:
+            made: Iterable[Arrays] = chain.from_iterable(file.blocks() for file in parts)
+        else:
+            plan.make(store, numbers, work)
+            made = map(store.read, numbers)
         if part is None:
-            _write(path, plan, made, settings, Work(store.folder, path, stop))
+            _write(path, plan, made, job, work, parts)
         else:
             rows, skipped = plan.summary(made, numbers)
             about = {"command": _command(), "rows": rows, "skipped": skipped}
             about["notes"] = plan.attributes.get("notes", "")
-            about["settings_sha256"] = _digest_of(settings)
             blocks.write_part(path, store, part, total, about)
 
 
@@ -199,65 +221,49 @@ def merge(
     `download` permits fetching the backbone's weights.
     """
     first = parts[0]
-    if _is_finished(path, None, str(first.about.get("settings_sha256")), resume, overwrite):
-        return
     with reading(first.path, "make this shard again"):
-        name, command = str(first.job["data set"]), f"{first.about['command']}; {_command()}"
         decided = {option: first.job[option] for option in _DECIDING}
         source = None if decided["source"] is None else Path(decided["source"])
         options = PrepareOptions(**{**decided, "source": source}, download=download)
-    plan, settings = build(name, options), settings_of(name, options)
-    differing = blocks.differences(json.loads(json.dumps(_job(settings, plan))), first.job)
-    if differing:
-        raise IiaeError(
-            f"{first.path} was made with another {', '.join(differing)} than there is now",
-            "merge in the folder where the shards were made, by the same version, "
-            "the source being as it was; or make all shards again",
-        )
-    with blocks.block_store(path, {"merge": True}, resume=True) as store:
-        made = chain.from_iterable(part.blocks() for part in parts)
-        _write(path, plan, made, settings, Work(store.folder, path), command)
+        name = str(first.job["data set"])
+    prepare_file(name, path, options, parts=parts, resume=resume, overwrite=overwrite)
 
 
-def _is_finished(path: Path, part: Part | None, digest: str, resume: bool, overwrite: bool) -> bool:
-    """Returns whether the output is complete, made by these settings; raises for others."""
-    if overwrite or not resume or not path.exists():
-        refuse_existing(path, overwrite, SIGNATURE)
-        return False
+def _refuse_other(path: Path, part: Part | None, job: dict[str, Any]) -> None:
+    """Raises unless the existing output is that of this job."""
     if part is None:
-        made_by = DataFile(path).info.attributes.get("settings_sha256")
+        same = DataFile(path).info.attributes.get("settings_sha256") == _digest_of(job)
     else:
         file = blocks.part_of(path)
-        made_by = file.about.get("settings_sha256") if file.part == part else None
-    if made_by != digest:
+        same = file.part == part and file.job == job
+    if not same:
         raise IiaeError(
             f"{path} already exists, made by other options or from another source",
             "choose another output, or replace it with --overwrite",
         )
     console.say(f"{path} is already complete")
     blocks.discard(path)
-    return True
 
 
 def _write(
     path: Path,
     plan: Plan,
     made: Iterable[Arrays],
-    settings: dict[str, Any],
+    job: dict[str, Any],
     work: Work,
-    command: str | None = None,
+    parts: Sequence[PartFile] = (),
 ) -> None:
-    prepared = plan.prepared(made, work)
+    plan.read(made, work)
     attributes = {
-        **prepared.attributes,
-        "command": command or _command(),
-        "settings_sha256": _digest_of(settings),
-        "seed": str(settings["seed"]),
+        **plan.attributes,
+        "command": "; ".join([*(str(file.about["command"]) for file in parts[:1]), _command()]),
+        "settings_sha256": _digest_of(job),
+        "seed": str(job["seed"]),
         "versions": json.dumps(versions(), sort_keys=True),
-        "skipped": str(len(prepared.skipped)),
+        "skipped": str(len(plan.skipped)),
     }
-    name, lost = str(settings["data set"]), prepared.skipped
-    write_data_file(path, name, prepared.splits, attributes, skipped=lost, folder=work.folder)
+    name, lost = str(job["data set"]), plan.skipped
+    write_data_file(path, name, plan.splits, attributes, skipped=lost, folder=work.folder)
 
 
 def _command() -> str:
@@ -265,58 +271,20 @@ def _command() -> str:
     return shlex.join(word for word in sys.argv if word not in ("--resume", "--overwrite"))
 
 
-# ---- what decides the values
-
-
-def settings_of(name: str, options: PrepareOptions) -> dict[str, Any]:
+def job_of(name: str, options: PrepareOptions, plan: Plan) -> dict[str, Any]:
     """Returns everything that decides a data file's arrays, as JSON."""
-    source = options.source and options.source.absolute()
-    named = (source, options.unseen_classes, options.backbone_weights)
     return {
         "data set": name,
         **{option: getattr(options, option) for option in _DECIDING},
-        "source": source and str(source),
-        "content of the source": [path and _state_of(Path(path)) for path in named],
+        "source": options.source and str(options.source.absolute()),
+        "content of the source": plan.state(),
+        "weights": plan.reader.weights if plan.reader else "",
         "version": versions(),
     }
 
 
-def _digest_of(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _job(settings: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    return {**settings, "readings": [item.identity() for item in plan.readings]}
-
-
-def _state_of(source: Path) -> str:
-    """Returns a digest over names, sizes and times of change of the files that a path names."""
-    files: Iterable[Path] = [source]
-    if source.is_dir():
-        files = sorted(_files_below(source))
-    elif is_table(source):
-        files = [source, *pictures_of(source)]
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            status = path.stat()
-            line = f"{path}\0{status.st_size} {status.st_mtime_ns}\0"
-        except (OSError, ValueError):  # the latter of a NUL in a table's path
-            line = f"{path}\0missing\0"
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yields all files below a folder, through links to folders, each walked once."""
-    known = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(root)
-        if place in known:  # a loop of links
-            folders.clear()
-            continue
-        known.add(place)
-        yield from (Path(root, name) for name in names)
+def _digest_of(job: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
 # ---- pictures

@@ -15,7 +15,6 @@ import re
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +28,9 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of, write_errors
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.hdf5 import dataset
+from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, resize_pictures
-from iiae_cli.data.sources.plan import Plan, Prepared, PrepareOptions, ReadRows, Work, file_reading
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
 
 MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
 MAX_BYTES = 64 * 2**30  # the most that an archive may unpack to
@@ -171,32 +171,27 @@ CARS = {"train": range(1, 192), "test": range(192, 200)}
 PATTERN = "car_*_mesh.mat"
 
 
-def plan_cars(options: PrepareOptions) -> Plan:
+def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans splits train and test, with 4 rows of x, 92 rows of y and 92 pairs per car.
 
     The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
     `pitch` 0…3 of y.
     """
-    folder, skipped = options.source, list[str]()
-    assert folder is not None
-    cars = _cars(folder, skipped)
+    assert options.source is not None
+    cars = _cars(options.source, notes.skipped)
     size, limit = options.image_size or SIDE, options.limit
     most = None if limit is None else -(-limit // PAIRS_PER_CAR)
-    numbers = {name: [car for car in cars if car in ids][:most] for name, ids in CARS.items()}
-    readings = [
-        file_reading(name, [cars[car] for car in wanted], lambda path: _views(path, size), size=1)
-        for name, wanted in numbers.items()
-    ]
+    splits = {}
+    for name, ids in CARS.items():
+        numbers = [car for car in cars if car in ids][:most]
+        side = Side(np.array([cars[car] for car in numbers], object), list(map(str, numbers)))
+        splits[name] = Split(side, side)
 
-    def assemble(rows: Mapping[str, ReadRows], work: Work) -> Prepared:
-        splits = {}
-        for name, wanted in numbers.items():
-            if rows[name].rows:
-                readable = [wanted[place] for place in rows[name].places]
-                splits[name] = _split_of(name, readable, rows[name].rows, limit)
-        return Prepared(splits)
+    def finish(plan: Plan, work: Work) -> None:
+        plan.splits = {name: _split_of(name, cars, limit) for name, cars in plan.splits.items()}
 
-    return Plan(assemble, readings, skipped=skipped)
+    reader = file_reader(lambda path: _views(path, size), 1, both=True)
+    return Plan(splits, reader=reader, finish=finish)
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
@@ -207,40 +202,35 @@ def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
             f"{folder} holds no {PATTERN}",
             "name the folder that nips2015-analogy-data.tar.gz unpacks to",
         )
-    place, listed, cars = paths[0].parent, set[int](), dict[int, Path]()
-    index = place / "list.txt"
+    index, listed = paths[0].with_name("list.txt"), set[int]()
     if index.is_file():  # names without suffix, or bare numbers
         text = index.read_text(encoding="utf-8", errors="replace")
         names = re.findall(r"^[^\d\n]*(\d{1,9})(?!\d)", text, re.MULTILINE)
         listed = {int(name) for name in names}
+    known, cars = listed or range(1, 200), dict[int, Path]()
     for path in paths:
         number = int("".join(filter(str.isdecimal, path.stem)) or 0)
-        reason = "is not a car from 1 to 199" if not 1 <= number <= 199 else ""
-        reason = reason or ("is not in list.txt" if listed and number not in listed else "")
-        if not reason and cars.setdefault(number, path) != path:
-            reason = f"is the same car as {cars[number]}"
-        if reason:
-            skipped.append(f"{path}: {reason}")
+        if number not in known or number > 199 or cars.setdefault(number, path) != path:
+            skipped.append(f"{path}: is not one of the cars 1 to 199 of list.txt, or the second")
     lost = sorted(listed - {*cars})
-    skipped += [f"{place / f'car_{number:03d}_mesh.mat'}: does not exist" for number in lost]
+    skipped += [f"{index.with_name(f'car_{car:03d}_mesh.mat')}: does not exist" for car in lost]
     return dict(sorted(cars.items()))
 
 
-def _split_of(
-    name: str, numbers: Sequence[int], views: Sequence[NDArray[np.uint8]], limit: int | None
-) -> Split:
+def _split_of(name: str, cars: Split, limit: int | None) -> Split:
     """Returns the split of N cars from frontal (N, 4, H, W, 3) and turned (N, 92, H, W, 3) views.
 
     Its pairs are in the order of y's rows; rows whose pairs are all beyond `limit` are dropped.
     """
+    numbers = list(map(int, cars.x.ids))
     car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
     pairs = np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1)[:limit]
     sides = []
-    for column, yaws in enumerate((range(1), range(1, YAWS))):
+    for column, (side, yaws) in enumerate(((cars.x, range(1)), (cars.y, range(1, YAWS)))):
         angles = [f"yaw{j:02d}-pitch{i}" for j in yaws for i in range(PITCHES)]
         labels = [f"car_{number:03d}" for number in numbers for _ in angles]
         ids = [f"{name}/car_{number:03d}/{angle}" for number in numbers for angle in angles]
-        rows = views[column].reshape(-1, *views[column].shape[2:])
+        rows = side.rows.reshape(-1, *side.rows.shape[2:])
         count = pairs[:, column].max() + 1
         sides.append(Side(rows[:count], ids[:count], labels[:count]))
     factors = {"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch}

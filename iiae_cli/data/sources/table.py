@@ -12,25 +12,24 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
-from iiae_cli.data.datafile import SPLITS, nfc
+from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Listings, Notes, divides, find_file, read_as, split_of
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import DOMAINS
 
-_SAVE = "save it as CSV in UTF-8"
 HINT = "its first line should be x,y[,split][,label], in UTF-8"
 _PLAIN = (*DOMAINS, "split", "label")
 _FACTORS = ("x_", "y_", "shared_")
@@ -38,62 +37,52 @@ _DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two picture files that belong together; one file where they are side by side."""
-
-    files: Mapping[Domain, Path]
-    names: Mapping[Domain, str]  # NAME in their ids, `SPLIT/NAME`
-    label: str | None = None  # class of both, where known
-    factors: Mapping[str, float | str] = field(default_factory=dict)  # the same in every pair
-
-
 def is_table(path: Path) -> bool:
     """Returns whether `path` is named as a table, and is no folder."""
     return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
 
 
-def pictures_of(table: Path) -> list[Path]:
-    """Returns the pictures that a table names; none if it cannot be read."""
-    with suppress(IiaeError):
-        return [path for _, pair in pairs_of(table, Notes()) for path in pair.files.values()]
-    return []
-
-
-def pairs_of(table: Path, notes: Notes) -> Iterator[tuple[str, Pair]]:
-    """Yields (split or "", pair) of every usable row, its pictures unread; notes the others."""
-    lines: dict[tuple[str, ...], int] = {}
-    labels: dict[str, str | None] = {}
+def read_table(table: Path, notes: Notes) -> tuple[Split, list[str]]:
+    """Returns the files of all usable pairs, and each one's split or ""; notes the other rows."""
+    lines, columns = _columns(table, notes)
     called: dict[str, str] = {}  # the table's name of each split
     listings: Listings = {}
-    cells = _cells(table, notes)
-    factors = {
-        name: _numbers([row[name] for row in cells.values()])
-        for name in next(iter(cells.values()), {})
-        if name.startswith(_FACTORS)
-    }
-    for number, (line, row) in enumerate(cells.items()):
-        label = nfc(row["label"]) if "label" in row else None
+    line_of: dict[tuple[str, ...], int] = {}
+    label_of: dict[str, str] = {}
+    kept, splits, pairs = list[int](), list[str](), list[list[Path]]()
+    for row, line in enumerate(lines):
+        cells = {name: columns[name][row] for name in _PLAIN if name in columns}
+        label = nfc(cells.get("label", ""))
         try:
-            empty = [name for name in row if not row[name] and name not in factors]
-            _refuse_if(bool(empty), f"{' and '.join(empty)} empty")
-            split = _split_of(row.get("split"), called)
-            paths = [_path_of(row[domain], table.parent, listings) for domain in DOMAINS]
-            key = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - without `..`
-            _refuse_if(key in lines, f"the same pair as in line {lines.get(key)}")
-            for other in (labels.get(path, label) for path in key):
+            empty = " and ".join(name for name, text in cells.items() if not text)
+            _refuse_if(bool(empty), f"{empty} empty")
+            split = _split_of(cells.get("split"), called)
+            pair = [_path_of(cells[domain], table.parent, listings) for domain in DOMAINS]
+            key = tuple(os.path.normpath(path.absolute()) for path in pair)
+            _refuse_if(key in line_of, f"the same pair as in line {line_of.get(key)}")
+            for other in (label_of.get(path, label) for path in key):
                 what = f"label '{label}', but '{other}' above for the same picture"
                 _refuse_if(other != label, what)
         except ValueError as error:
             notes.skipped.append(f"{table}:{line}: {error}")
             continue
-        lines[key] = line
-        labels.update(dict.fromkeys(key, label))
-        files = dict(zip(DOMAINS, paths, strict=True))
-        names = {domain: _name_of(path, table.parent) for domain, path in files.items()}
-        values = {name.replace("/", "-"): column[number] for name, column in factors.items()}
-        yield split, Pair(files, names, label, values)
+        line_of[key] = line
+        label_of.update(dict.fromkeys(key, label))
+        kept.append(row)
+        splits.append(split)
+        pairs.append(pair)
     read_as(called, notes)
+    labels = [nfc(columns["label"][row]) for row in kept] if "label" in columns else None
+    x, y = (
+        Side(np.array(paths, object), [_name_of(path, table.parent) for path in paths], labels)
+        for paths in ([pair[place] for pair in pairs] for place in range(2))
+    )
+    factors = {
+        name.replace("/", "-"): _numbers(texts)[kept]
+        for name, texts in columns.items()
+        if name.startswith(_FACTORS)
+    }
+    return Split(x, y, factors), splits
 
 
 def _refuse_if(problem: bool, what: str) -> None:
@@ -117,68 +106,66 @@ def _split_of(cell: str | None, called: dict[str, str]) -> str:
     return split
 
 
-def _numbers(texts: list[str]) -> Sequence[float | str]:
+def _numbers(texts: list[str]) -> NDArray[Any]:
     """Returns integers if all are, else floats (NaN for an empty text), else the texts."""
+    column = np.array(texts)
     with suppress(ValueError, OverflowError):
-        whole: list[int] = np.array(texts).astype(np.int64).tolist()
-        return whole
+        return column.astype(np.int64)
     with suppress(ValueError):
-        return [float(text) if text else math.nan for text in texts] if any(texts) else texts
-    return texts
+        return np.where(column == "", "nan", column).astype(np.float64) if any(texts) else column
+    return column
 
 
 # ---- the text
 
 
-def _cells(table: Path, notes: Notes) -> dict[int, dict[str, str]]:
-    """Returns the cells of known columns by line, missing ones empty; notes rows with too many."""
-    rows = {}
+def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]]:
+    """Returns lines, and the cells of known columns, missing ones empty; notes too long rows."""
     with reading(table, HINT):
         text = _text_of(table)
         stated = re.match(r"(?i)sep=(.)[\r\n]+", text)
         body = text[stated.end() if stated else 0 :].lstrip("\r\n")
         above = len(text[: len(text) - len(body)].splitlines())
         first = re.findall(r"[^\r\n]+", body[: 1 << 16])[:1]
-        separator, columns = _header(table, first, stated[1] if stated else "")
-        known = [name for name in columns if _is_read(name)]
+        separator, names = _header(table, first, stated[1] if stated else "")
         reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+        rows: dict[int, list[str]] = {}
         try:
             for cells in reader:
                 line, row = above + reader.line_num, [cell.strip() for cell in cells]
-                if any(row[len(columns) :]):
+                if any(row[len(names) :]):
                     notes.skipped.append(f"{table}:{line}: more cells than columns")
                 elif any(row):
-                    rows[line] = row + [""] * (len(columns) - len(row))
+                    rows[line] = row + [""] * (len(names) - len(row))
         except csv.Error as error:
             raise IiaeError(
                 f"{table} is not valid CSV at line {above + reader.line_num}: {error}",
                 "close the quotes of that line, and double those inside a cell",
             ) from error
     del rows[min(rows)]  # the header
-    others = [name for name in columns if name and name not in known]
+    columns = {name: [row[place] for row in rows.values()] for place, name in enumerate(names)}
+    others = [name for name in columns if name and not _is_read(name)]
     if others:
         notes.decided.append(f"{table}: columns that are not read: {', '.join(others)}"[:400])
-    for name in others if "split" not in known else ():
-        meant = {split_of(row[columns.index(name)]) for row in rows.values()} - {None}
+    for name in others if "split" not in columns else ():
+        meant = {split_of(text) for text in columns[name]} - {None}
         is_one = name.startswith("is_") and split_of(name[3:]) is not None
         if len(meant) > 1 or is_one or divides(name):
             raise IiaeError(
                 f"column '{name}' of {table} looks like splits, but is not called so",
                 "call it split, of train, valid and test; or leave it out",
             )
-    named = {line: {name: row[columns.index(name)] for name in known} for line, row in rows.items()}
+    known = {name: texts for name, texts in columns.items() if _is_read(name)}
     if separator == ";":
-        _decimal_points(table, named, notes)
-    return named
+        _mend_decimal_commas(table, known, notes)
+    return [*rows], known
 
 
-def _decimal_points(table: Path, rows: dict[int, dict[str, str]], notes: Notes) -> None:
-    for name in next(iter(rows.values()), {}):
-        texts = {row[name] for row in rows.values()}
+def _mend_decimal_commas(table: Path, columns: dict[str, list[str]], notes: Notes) -> None:
+    for name, texts in columns.items():
         if name not in _PLAIN and all(map(_DECIMAL.fullmatch, texts)) and "," in "".join(texts):
             notes.decided.append(f"{table}: a comma in column '{name}' is a decimal point")
-            for row in rows.values():
-                row[name] = row[name].replace(",", ".")
+            columns[name] = [text.replace(",", ".") for text in texts]
 
 
 def _is_read(column: str) -> bool:
@@ -186,26 +173,21 @@ def _is_read(column: str) -> bool:
 
 
 def _text_of(table: Path) -> str:
+    """Returns the text of a table, without a byte order mark; refuses other encodings."""
     content = table.read_bytes()
-    if content.startswith((b"PK\3\4", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")):
-        raise IiaeError(f"{table} is a spreadsheet or compressed, not text", _SAVE)
-    if re.match(rb"\xff\xfe\0\0|\0\0\xfe\xff|.\0\0\0|\0\0\0", content):
-        raise IiaeError(f"{table} is in UTF-32", _SAVE)
     coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, but a Latin letter
         coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
-    try:
-        text = content.decode(coding).lstrip("\ufeff")
-    except UnicodeDecodeError as error:
-        line = len(content[: error.start + 1].splitlines())
+    text = content.decode(coding, "replace").lstrip("\ufeff")
+    wrong = re.search("[\0\ufffd]", text)
+    if wrong is not None:
+        line = len(text[: wrong.end()].splitlines())
         new = table.with_stem(f"{table.stem}-utf8")
         command = f"iconv -f CP1252 -t UTF-8 {shlex.quote(str(table))} > {shlex.quote(str(new))}"
         raise IiaeError(
-            f"{table} is not in {coding.upper()}: see line {line}",
-            f"{_SAVE}, or: {command}",
-        ) from error
-    if "\0" in text:
-        raise IiaeError(f"{table} holds NUL characters, so it is not text", _SAVE)
+            f"{table} is not a text in UTF-8 or UTF-16: see line {line}",
+            f"save it as CSV in UTF-8, or, if it is a text of Windows: {command}",
+        )
     return text
 
 
@@ -248,8 +230,6 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
             if (found := find_file(place, listings)) is not None:
                 _refuse_if(not found.is_file(), f"{cell} is not a file, or links to none")
                 return found
-    if re.match(r"/?[A-Za-z]:|\\\\|//", path):
-        raise ValueError(f"{cell} is a path on Windows")
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")
 
 

@@ -113,7 +113,7 @@ def test_other_layouts_are_refused_with_a_way_out(tmp_path, divided, capsys):
     assert "--backbone resnet18" in refused(divided).hint
     assert "does not exist" in refused(tmp_path / "none").message
     assert "--unseen-classes out" in refused(divided, unseen_classes="1", **RANDOM).hint
-    assert "Sketchy" in refused(divided, split="sake-25").message
+    assert "it is for sketchy" in refused(divided, split="sake-25").hint
     (tmp_path / "empty").mkdir()
     assert "has no folder x/" in refused(tmp_path / "empty", **RANDOM).message
     assert "--unseen-classes 10" in refused(divided / "train", **RANDOM).hint
@@ -200,7 +200,7 @@ def test_features_that_are_not_finite_and_domains_without_pictures_are_refused(
 
 
 def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
-    divided, tmp_path, monkeypatch, capsys
+    divided, tmp_path, monkeypatch
 ):
     shown, fine_tune = {}, extraction.fine_tune
 
@@ -237,7 +237,7 @@ def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
     weights = {"backbone_weights": str(kept), "allow_leak": True}
     again = told(prepared(divided, **weights, normalise=False), "backbone")
     normalised = [said["preprocessing"]["normalise"] for said in (again, again["fine_tuning"])]
-    assert normalised == [False, True] and "prepared in another way" in capsys.readouterr().err
+    assert normalised == [False, True]
     assert "leave --backbone" in refused(divided, **weights, backbone="vgg16").hint
     alone = {**RANDOM, "backbone_weights": str(kept / "x.safetensors")}
     assert "does not fit" in refused(divided, **alone).message

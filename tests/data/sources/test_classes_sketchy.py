@@ -226,4 +226,4 @@ def test_a_file_names_classes_in_any_spelling(tmp_path):
     assert "no class to train" in refusal(unseen, path, ["teddy_bear", "zebra"]).message
     path.write_text("# nothing\n")
     assert "no class to train or to test" in refusal(unseen, path, ["ant"]).message
-    assert "neither a number nor" in refusal(unseen, tmp_path / "none", ["ant"]).message
+    assert "takes a number, or a text file" in refusal(unseen, tmp_path / "none", ["ant"]).hint

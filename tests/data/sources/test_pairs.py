@@ -1,4 +1,4 @@
-"""Pairs in folders, side by side in one picture (Facades, Maps and your own), and in tables."""
+"""Pairs in folders, and side by side in one picture (Facades, Maps and your own)."""
 
 from itertools import chain
 
@@ -7,7 +7,6 @@ import pytest
 from helpers import built, refusal
 from PIL import Image
 
-from iiae_cli.common.files import sha256_of
 from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 
@@ -132,7 +131,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
         apart = prepared("pairs", tmp_path / "apart", **WHOLE, workers=workers)
         assert apart.splits["train"].y.ids == ["train/a", "train/b"]
         lone, broken = apart.skipped
-        assert lone.endswith("lone.png: has no partner")
+        assert lone.endswith("lone.png: has no partner of the same name")
         assert broken.endswith("x/c.png: is not a readable picture")
     options = {"side_by_side": True, "image_size": 8, **WHOLE}
     side_by_side(tmp_path / "halves", "b", 10, size=(8, 17))
@@ -160,146 +159,3 @@ def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     assert "folders of their own" in error.message and "leave out --side-by-side" in error.hint
     error = refusal(prepared, "pairs", tmp_path / "1.png", side_by_side=True)
     assert "is neither a tar nor a zip archive" in error.message and "folder" in error.hint
-
-
-# ---- tables
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Pictures a … f: x/a.png is 10, y/a.bmp is 11, x/b.png is 20, and so on."""
-    for number, stem in enumerate("abcdef", start=1):
-        in_folders(tmp_path, stem, 10 * number)
-    return tmp_path
-
-
-def table(folder, *lines, name="mine.csv", encoding="utf-8", end="\n"):
-    path = folder / name
-    path.write_bytes("".join(line + end for line in lines).encode(encoding))
-    return path
-
-
-def pairs(*stems, end=""):
-    return [f"x/{stem[0]}.png,y/{stem[-1]}.bmp{end}" for stem in stems]
-
-
-def read(manifest, **options):
-    return prepared("pairs", manifest, **{**WHOLE, **options})
-
-
-def test_rows_with_splits_and_labels(folder):
-    ends = (",train,cat", ",train,dog", ",val,cat", ",Test,dog")
-    lines = [pairs(stem, end=end)[0] for stem, end in zip("bacd", ends, strict=True)]
-    manifest = table(folder, "x,y,split,label", *lines)
-    made = read(manifest)
-    assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(manifest)
-    assert {name: values(split) for name, split in made.splits.items()} == {
-        "train": [(20, 21), (10, 11)],
-        "valid": [(30, 31)],
-        "test": [(40, 41)],
-    }
-    train = made.splits["train"]
-    assert train.x.ids == train.y.ids == ["train/x/b", "train/x/a"] and train.pairs is None
-    assert train.x.labels == train.y.labels == ["cat", "dog"]
-
-
-def test_paths_are_absolute_or_relative_to_the_table_and_ids_unique(
-    folder, tmp_path_factory, monkeypatch
-):
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    monkeypatch.chdir(elsewhere)
-    Image.open(folder / "x" / "f.png").save(elsewhere / "z.png")
-    Image.open(folder / "x" / "b.png").save(folder / "x" / "b.bmp")
-    outside = f"../{folder.name}/x"
-    lines = [f"{elsewhere / 'z.png'},y/a.bmp", f"{outside}/b.png,y/b.bmp"]
-    lines += [f"{outside}/b.bmp,{folder / 'y' / 'c.bmp'}"]
-    train = read(table(folder, "x,y", *lines)).splits["train"]
-    assert values(train) == [(60, 11), (20, 21), (20, 31)]
-    inside = f"train/{folder.name}/x/b"  # no id leads out of a folder
-    assert train.x.ids == [f"train{elsewhere}/z", f"{inside}#1", f"{inside}#2"]
-
-
-def test_a_recurring_picture_is_stored_once(folder):
-    lines = pairs("ab", "cd", "cb", "ad", end=",train") + pairs("ef", end=",test")
-    made = read(table(folder, "x,y,split", *lines))
-    train, test = made.splits["train"], made.splits["test"]
-    assert made.skipped == [] and values(train) == [(10, 21), (30, 41), (30, 21), (10, 41)]
-    assert train.x.ids == ["train/x/a", "train/x/c"] and train.y.ids == ["train/y/b", "train/y/d"]
-    assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
-    assert test.pairs.tolist() == [[0, 0]] and test.y.ids == ["test/y/f"]
-
-
-def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
-    path = folder / "x" / "a.png"
-    path.write_bytes(b"broken")
-    made = read(table(folder, "x,y,label", *pairs("aa", "ab", "cb", "dc", end=",cat")))
-    train = made.splits["train"]
-    assert made.skipped == [f"{path}: is not a readable picture"]
-    assert values(train) == [(30, 21), (40, 31)] and train.pairs.tolist() == [[0, 0], [1, 1]]
-    assert train.y.ids == ["train/y/b", "train/y/c"]  # y/a.bmp has no partner left
-    assert train.x.labels == train.y.labels == ["cat", "cat"]
-
-
-def test_rows_that_cannot_be_used_are_named(folder):
-    manifest = table(
-        folder,
-        "x,y,split,label",
-        *("x/a.png,y/a.bmp,train,cat", "x/b.png,,train,cat", "x/c.png,y/c.bmp"),
-        *("x/d.png,y/d.bmp,tran,cat", "x/a.png,y/a.bmp,test,cat"),
-        *("x/a.png,y/f.bmp,train,dog", "x/e.png,y/e.bmp,train,big, cat"),
-        *("x/f.png,y/f.bmp,train,dog", "x/none.png,y/d.bmp,train,dog"),
-    )
-    made = read(manifest)
-    assert list(made.splits) == ["train"] and values(made.splits["train"]) == [(10, 11), (60, 61)]
-    assert made.skipped == [
-        f"{manifest}:8: more cells than columns",
-        f"{manifest}:3: y empty",
-        f"{manifest}:4: split and label empty",
-        f"{manifest}:5: unknown split 'tran' (splits: train, valid, test)",
-        f"{manifest}:6: the same pair as in line 2",
-        f"{manifest}:7: label 'dog', but 'cat' above for the same picture",
-        f"{manifest}:10: x/none.png does not exist, neither beside the table nor in the working "
-        "folder",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (["x,z", "a,b"], "needs one column 'y'"),
-        (["x,y,x", "a,b,c"], "needs one column 'x'"),
-        (["x,y"], "names no pair"),
-        (["x,y", "x/a\0.png,y/a.bmp"], "holds NUL characters"),
-        (["x,y", '"x/a.png,y/a.bmp'], "is not valid CSV at line 2: unexpected end of data"),
-        (["x,y", "\udcff,y"], "is not in UTF-8: see line 2"),
-        (["x,y,split", "x/a.png,y/a.bmp,val", "x/b.png,y/b.bmp,Dev"], "both val and dev"),
-        (["x,y,Set", "x/a.png,y/a.bmp,train", "x/b.png,y/b.bmp,test"], "column 'set' of"),
-        (["x,y,x_a,x_a", "x/a.png,y/a.bmp,1,2"], "needs one column 'x_a'"),
-        (["x|z"], "separated by bars, has x, z"),
-        (["in/0.png;in/1.png"], "separated by semicolons, has in/0.png, in/1.png"),
-        ([], "mine.csv holds no line"),
-    ],
-)
-def test_tables_that_cannot_be_used_are_refused(folder, lines, said):
-    manifest = folder / "mine.csv"
-    manifest.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    assert said in refusal(read, manifest).message
-
-
-def test_columns_of_factors_are_kept_with_their_pairs(folder):
-    lines = [
-        "x,y,split,x_angle,y_Pen,shared_a/b,x_view,x_none,note",
-        "x/a.png,y/a.bmp,train,0.5,ink,round,3,,hm",
-        "x/b.png,y/b.bmp,test,,,square,1,,hm",
-        "x/c.png,y/missing.bmp,train,7,chalk,round,2,,hm",
-        "x/d.png,y/d.bmp,train,-2e1,chalk,,4,,hm",
-    ]
-    splits = read(table(folder, *lines)).splits
-    train, test = splits["train"].factors, splits["test"].factors
-    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_a-b", "x_view", "x_none"}
-    np.testing.assert_array_equal(train["x_angle"], [0.5, -20.0])  # the third row is left out
-    assert np.isnan(test["x_angle"]).all()
-    assert train["y_pen"].tolist() == ["ink", "chalk"] and test["y_pen"].tolist() == [""]
-    assert train["shared_a-b"].tolist() == ["round", ""]
-    assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
-    assert train["x_none"].tolist() == ["", ""]

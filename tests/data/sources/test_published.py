@@ -200,6 +200,8 @@ def test_entries_of_a_zip_stay_inside_whatever_their_names(tmp_path):
 
 # ---- Cars
 
+OTHER = "is not one of the cars 1 to 199 of list.txt, or the second"
+
 
 def im_of(number):
     """A car whose every view tells car, yaw and pitch, and its row, by its three channels."""
@@ -290,14 +292,14 @@ def test_the_list_decides_which_cars_there_are_and_others_are_named(tmp_path):
         "test": {"car_193"},
     }
     assert made.skipped == [
-        f"{file_of(tmp_path, 5)}: is not in list.txt",
-        f"{file_of(tmp_path, 200)}: is not a car from 1 to 199",
+        f"{file_of(tmp_path, 5)}: {OTHER}",
+        f"{file_of(tmp_path, 200)}: {OTHER}",
         f"{file_of(tmp_path, 6)}: does not exist",
     ]
     (tmp_path / "list.txt").write_text("no number here\n")
     made = prepared(tmp_path, image_size=16)
     assert set(made.splits["train"].x.labels) == {"car_005", "car_007"}
-    assert made.skipped == [f"{file_of(tmp_path, 200)}: is not a car from 1 to 199"]
+    assert made.skipped == [f"{file_of(tmp_path, 200)}: {OTHER}"]
 
 
 # ---- damage

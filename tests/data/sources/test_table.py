@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and people write them: separators, encodings, line ends, paths."""
+"""Tables as spreadsheets and people write them: separators, encodings, line ends, paths, rows."""
 
 import shutil
 import unicodedata
@@ -9,6 +9,7 @@ import pytest
 from helpers import built, refusal
 from PIL import Image
 
+from iiae_cli.common.files import sha256_of
 from iiae_cli.data.sources.plan import PrepareOptions
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
@@ -16,9 +17,9 @@ NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """in/0.png … in/3.png, whose value is ten times their number; the working folder is another."""
+    """in/0.png … in/7.png, whose value is ten times their number; the working folder is another."""
     (tmp_path / "tables" / "in").mkdir(parents=True)
-    for number in range(4):
+    for number in range(8):
         picture = np.full((4, 4, 3), 10 * number, np.uint8)
         Image.fromarray(picture).save(tmp_path / "tables" / "in" / f"{number}.png")
     (tmp_path / "work").mkdir()
@@ -26,24 +27,37 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "tables"
 
 
+def row(x, y, *more):
+    return ",".join([f"in/{x}.png", f"in/{y}.png", *more])
+
+
+def values(split):
+    """The values of all pairs."""
+    pairs = split.take_pairs(np.arange(split.pair_count))
+    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
+    return list(zip(x, y, strict=True))
+
+
 def read(folder, content, name="t.csv"):
-    """The values of the pairs of x and y in train, and what was made."""
+    """The values of the pairs in train, and what was made of a table."""
+    if isinstance(content, list):
+        content = "".join(f"{line}\n" for line in content)
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     options = PrepareOptions(source=folder / name, valid_fraction=0, test_fraction=0)
     made = built("pairs", options)
-    train = made.splits["train"].take_pairs(np.arange(made.splits["train"].pair_count))
-    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (train.x, train.y))
-    return list(zip(x, y, strict=True)), made
+    return values(made.splits["train"]), made
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+# ---- the text
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize("stated", [False, True])
+@pytest.mark.parametrize(
+    ("end", "bom", "stated"), [("\n", "", False), ("\r\n", "\ufeff", True), ("\r", "", True)]
+)
 def test_separators_line_ends_and_byte_order_marks(folder, end, separator, bom, stated):
-    rows = [["X", ' "y" '], ["in/0.png", '"in/1.png"'], ["in/2.png", "in/3.png"], ["", ""]]
-    lines = [separator.join(row).replace(' "y" ', "y") for row in rows]
-    lines = ([f"sep={separator}"] if stated else []) + lines
+    rows = [["X", "y"], ["in/0.png", '"in/1.png"'], ["in/2.png", "in/3.png"], ["", ""]]
+    lines = ([f"sep={separator}"] if stated else []) + [separator.join(cells) for cells in rows]
     pairs, made = read(folder, bom + "".join(line + end for line in lines))
     assert pairs == [(0, 10), (20, 30)] and made.skipped == []
 
@@ -63,45 +77,68 @@ def test_utf_16_is_read_with_or_without_a_byte_order_mark(folder, encoding):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("x,y\n".encode("utf-32"), "is in UTF-32"),
-        ("x,y\n".encode("utf-32-le"), "is in UTF-32"),
-        ("x,y\n".encode("utf-32-be"), "is in UTF-32"),
-        (b"PK\3\4", "is a spreadsheet or compressed"),
-        (b"x,y,fold\na,b,train\nc,d,test\ne,f,\n", "column 'fold' of"),
-        (b"x,y,is_test\na,b,0\n", "column 'is_test' of"),
-        (b"x,y,Partition\na,b,0\nc,d,2\n", "column 'partition' of"),
-        (b"x,y,note\na,b,0\nc,d,test\n", "names no pair that can be read"),
+        ("x,y\n".encode("utf-32"), "is not a text in UTF-8 or UTF-16: see line 1"),
+        ("x,y\n".encode("utf-32-le"), "is not a text"),
+        ("x,y\n".encode("utf-32-be"), "is not a text"),
+        (b"PK\3\4\x14\0\6\0", "is not a text"),
+        (b"x,y\nin/a\0.png,in/1.png", "is not a text in UTF-8 or UTF-16: see line 2"),
+        (b"", "t.csv holds no line"),
+        (["x,y"], "holds nothing that can be read"),
+        (["x,z", "a,b"], "needs one column 'y'"),
+        (["x,y,x", "a,b,c"], "needs one column 'x'"),
+        (["x,y,x_a,x_a", row(0, 1, "1", "2")], "needs one column 'x_a'"),
+        (["x|z"], "separated by bars, has x, z"),
+        (["in/0.png;in/1.png"], "separated by semicolons, has in/0.png, in/1.png"),
+        (["x,y", '"in/0.png,in/1.png'], "is not valid CSV at line 2: unexpected end of data"),
+        (["x,y,split", row(0, 1, "val"), row(2, 3, "Dev")], "both val and dev"),
+        (["x,y,Set", row(0, 1, "train"), row(2, 3, "test")], "column 'set' of"),
+        (["x,y,fold", "a,b,train", "c,d,test", "e,f,"], "column 'fold' of"),
+        (["x,y,is_test", "a,b,0"], "column 'is_test' of"),
+        (["x,y,Partition", "a,b,0", "c,d,2"], "column 'partition' of"),
     ],
 )
 def test_what_would_be_misread_is_refused_by_name(folder, content, said):
     assert said in refusal(read, folder, content).message
 
 
-def test_another_encoding_is_refused_with_the_line(folder):
+def test_another_encoding_is_refused_with_the_line_and_what_converts_it(folder):
     lines = b"x,y\r\nin/0.png,in/1.png\r\n\xe9.png,in/1.png\r\n"
     error = refusal(read, folder, lines, "my t.csv")
     old, new = folder / "my t.csv", folder / "my t-utf8.csv"
-    assert "is not in UTF-8: see line 3" in error.message
+    assert "is not a text in UTF-8 or UTF-16: see line 3" in error.message
     assert f"iconv -f CP1252 -t UTF-8 '{old}' > '{new}'" in error.hint
+
+
+# ---- paths
 
 
 def test_paths_as_people_write_them(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for place in (tmp_path / "work", tmp_path / "home"):
         (place / "own").mkdir(parents=True)
-        (folder / "in" / "3.png").rename(place / "own" / "a b.png")
-        Image.open(place / "own" / "a b.png").save(folder / "in" / "3.png")
+        shutil.copy(folder / "in" / "3.png", place / "own" / "a b.png")
     (folder / "in" / "2.png").rename(folder / "in" / f"{NFD}.png")
+    (folder / "in" / "1.png").rename(folder / "in" / "a#1.png")
     lines = [
         "in\\0.png,own/a b.png",
         f"~/own/a b.png,{(folder / 'in' / '0.png').as_uri()}",
         f"{(tmp_path / 'home' / 'own' / 'a b.png').as_uri()},in/{NFC}.png",
         f"file:{folder}/in/a#1.png,in/0.png",
     ]
-    (folder / "in" / "1.png").rename(folder / "in" / "a#1.png")
-    pairs, made = read(folder, "x,y\n" + "\n".join(lines))
+    pairs, made = read(folder, ["x,y", *lines])
     assert pairs == [(0, 30), (30, 0), (30, 20), (10, 0)] and made.skipped == []
     assert "train/own/a b" in made.splits["train"].y.ids
+
+
+def test_no_id_leads_out_of_a_folder_and_ids_are_unique(folder, tmp_path):
+    shutil.copy(folder / "in" / "3.png", tmp_path / "work" / "z.png")
+    shutil.copy(folder / "in" / "2.png", folder / "in" / "2.bmp")
+    outside = f"../{folder.name}/in"
+    lines = [f"{tmp_path / 'work' / 'z.png'},in/1.png", f"{outside}/2.png,in/4.png"]
+    _, made = read(folder, ["x,y", *lines, f"{outside}/2.bmp,{folder / 'in' / '5.png'}"])
+    inside = f"train/{folder.name}/in/2"
+    wanted = [f"train{tmp_path / 'work' / 'z'}", f"{inside}#1", f"{inside}#2"]
+    assert made.splits["train"].x.ids == wanted
 
 
 @pytest.mark.parametrize(
@@ -109,24 +146,108 @@ def test_paths_as_people_write_them(folder, tmp_path, monkeypatch):
     [
         ("https://a.org/0.png", "is not on this machine"),
         ("file://server/0.png", "is not on this machine"),
-        ("C:\\in\\0.png", "is a path on Windows"),
-        ("\\\\server\\in\\0.png", "is a path on Windows"),
-        ("file:///C:/in/0.png", "is a path on Windows"),
+        ("C:\\in\\0.png", "does not exist"),
         ("in", "is not a file, or links to none"),
         ("none.png", "does not exist, neither beside the table nor in the working folder"),
         ("~nobody-at-all/0.png", "does not exist"),
     ],
 )
 def test_paths_that_lead_nowhere_are_named_with_their_row(folder, capsys, path, said):
-    _, made = read(folder, f"x,y\nin/0.png,in/1.png\n{path},in/1.png\n")
+    _, made = read(folder, ["x,y", row(0, 1), f"{path},in/1.png"])
     assert made.skipped[0].startswith(f"{folder / 't.csv'}:3: {path} ") and said in made.skipped[0]
-    error = refusal(read, folder, f"x,y\n{path},in/1.png\n")
-    assert "names no pair" in error.message and said in capsys.readouterr().err
+    error = refusal(read, folder, ["x,y", f"{path},in/1.png"])
+    assert "holds nothing" in error.message and said in capsys.readouterr().err
 
 
-def test_one_pair_under_two_spellings_is_one(folder):
-    _, made = read(folder, f"x,y\nin/0.png,in/1.png\n./in/0.png,{folder / 'in' / '1.png'}\n")
-    assert "the same pair as in line 2" in made.skipped[0]
+# ---- rows
+
+
+def test_rows_have_splits_and_labels(folder):
+    lines = [
+        row(2, 3, "train", "cat"),
+        row(0, 1, "train", "dog"),
+        row(4, 5, "val", "cat"),
+        row(6, 7, "Test", "dog"),
+    ]
+    _, made = read(folder, ["x,y,split,label", *lines])
+    assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(folder / "t.csv")
+    assert {name: values(split) for name, split in made.splits.items()} == {
+        "train": [(20, 30), (0, 10)],
+        "valid": [(40, 50)],
+        "test": [(60, 70)],
+    }
+    train = made.splits["train"]
+    assert train.x.ids == train.y.ids == ["train/in/2", "train/in/0"] and train.pairs is None
+    assert train.x.labels == train.y.labels == ["cat", "dog"]
+
+
+def test_a_recurring_picture_is_stored_once(folder):
+    pairs = [(0, 1), (2, 3), (2, 1), (0, 3)]
+    lines = [*(row(*pair, "train") for pair in pairs), row(4, 5, "test")]
+    _, made = read(folder, ["x,y,split", *lines])
+    train, test = made.splits["train"], made.splits["test"]
+    assert made.skipped == [] and values(train) == [(0, 10), (20, 30), (20, 10), (0, 30)]
+    assert train.x.ids == ["train/in/0", "train/in/2"]
+    assert train.y.ids == ["train/in/1", "train/in/3"]
+    assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
+    assert test.pairs.tolist() == [[0, 0]] and test.y.ids == ["test/in/5"]
+
+
+def test_an_unreadable_recurring_picture_goes_with_all_its_pairs(folder):
+    path = folder / "in" / "0.png"
+    path.write_bytes(b"broken")
+    lines = [row(*pair, "cat") for pair in ((0, 1), (0, 3), (4, 3), (6, 5))]
+    pairs, made = read(folder, ["x,y,label", *lines])
+    train = made.splits["train"]
+    assert made.skipped == [f"{path}: is not a readable picture"]
+    assert pairs == [(40, 30), (60, 50)] and train.pairs.tolist() == [[0, 0], [1, 1]]
+    assert train.y.ids == ["train/in/3", "train/in/5"]  # in/1.png has no partner left
+    assert train.x.labels == train.y.labels == ["cat", "cat"]
+
+
+def test_rows_that_cannot_be_used_are_named(folder):
+    lines = [
+        row(0, 1, "train", "cat"),
+        "in/2.png,,train,cat",
+        row(2, 3),
+        row(2, 3, "tran", "cat"),
+        f"./in/0.png,{folder / 'in' / '1.png'},test,cat",  # in another spelling
+        row(0, 3, "train", "dog"),
+        row(4, 5, "train", "big", " cat"),
+        row(4, 5, "train", "dog"),
+    ]
+    pairs, made = read(folder, ["x,y,split,label", *lines])
+    assert list(made.splits) == ["train"] and pairs == [(0, 10), (40, 50)]
+    assert made.skipped == [
+        f"{folder / 't.csv'}:{line}"
+        for line in (
+            "8: more cells than columns",
+            "3: y empty",
+            "4: split and label empty",
+            "5: unknown split 'tran' (splits: train, valid, test)",
+            "6: the same pair as in line 2",
+            "7: label 'dog', but 'cat' above for the same picture",
+        )
+    ]
+
+
+def test_columns_of_factors_are_kept_with_their_pairs(folder):
+    lines = [
+        "x,y,split,x_angle,y_Pen,shared_a/b,x_view,x_none,note",
+        row(0, 1, "train", "0.5", "ink", "round", "3", "", "hm"),
+        row(2, 3, "test", "", "", "square", "1", "", "hm"),
+        row(4, "missing", "train", "7", "chalk", "round", "2", "", "hm"),
+        row(6, 7, "train", "-2e1", "chalk", "", "4", "", "hm"),
+    ]
+    _, made = read(folder, lines)
+    train, test = (made.splits[name].factors for name in ("train", "test"))
+    assert set(train) == set(test) == {"x_angle", "y_pen", "shared_a-b", "x_view", "x_none"}
+    np.testing.assert_array_equal(train["x_angle"], [0.5, -20.0])  # the third row is left out
+    assert np.isnan(test["x_angle"]).all()
+    assert train["y_pen"].tolist() == ["ink", "chalk"] and test["y_pen"].tolist() == [""]
+    assert train["shared_a-b"].tolist() == ["round", ""]
+    assert train["x_view"].dtype == np.int64 and train["x_view"].tolist() == [3, 4]
+    assert train["x_none"].tolist() == ["", ""]
 
 
 def test_decimal_commas_stand_where_semicolons_separate(folder):
@@ -137,8 +258,7 @@ def test_decimal_commas_stand_where_semicolons_separate(folder):
 
 
 def test_splits_under_other_names_and_columns_that_are_not_read_are_said(folder, capsys):
-    content = "x,y,split,note\nin/0.png,in/1.png,Train,a\nin/2.png,in/3.png,dev,b\n"
-    _, made = read(folder, content)
+    _, made = read(folder, ["x,y,split,note", row(0, 1, "Train", "a"), row(2, 3, "dev", "b")])
     assert list(made.splits) == ["train", "valid"]
     err = capsys.readouterr().err
     assert err.count("dev is read as valid") == 1 and "that are not read: note" in err
@@ -150,10 +270,10 @@ def test_pictures_for_testing_do_not_get_into_training(folder, capsys):
         for number in range(2):
             shutil.copy(folder / "in" / f"{number}.png", folder / name)
     rows = [f"{name}/0.png,{name}/1.png" for name in ("train", "test")]
-    error = refusal(read, folder, "x,y\n" + "\n".join(rows))
+    error = refusal(read, folder, ["x,y", *rows])
     assert f"{folder / 'test'} looks like pictures for test" in error.message
-    assert read(folder, f"x,y\n{rows[1]}")[0] == [(0, 10)]  # nothing else is there
-    read(folder, f"x,y,split\n{rows[0]},train\ntrain/0.png,test/1.png,test\n")
+    assert read(folder, ["x,y", rows[1]])[0] == [(0, 10)]  # nothing else is there
+    read(folder, ["x,y,split", f"{rows[0]},train", "train/0.png,test/1.png,test"])
     assert "in train that are in valid or test, too: 1" in capsys.readouterr().err
 
 
