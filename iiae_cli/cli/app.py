@@ -31,7 +31,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # Messages with which torch reports lack of memory; Python raises MemoryError.
 _NO_MEMORY = r"(out of|can't allocate|not enough) memory|Storage size calculation overflowed"
 
-# Each command's help line; its module in this folder has its name.
+# Each command's help line; its module in this folder has its name, but for `presets`.
 COMMANDS = {
     "prepare": "Write a data set as one file.",
     "train": "Train a model and leave a run directory.",
@@ -91,7 +91,9 @@ class _Group(TyperGroup):
         if self._listing or cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         single = typer.Typer(add_completion=False, **_SETTINGS)
-        single.command(cmd_name, cls=_Command)(import_module(f"iiae_cli.cli.{cmd_name}").command)
+        module, name = ("train", "presets") if cmd_name == "presets" else (cmd_name, "command")
+        function = getattr(import_module(f"iiae_cli.cli.{module}"), name)
+        single.command(cmd_name, cls=_Command)(function)
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -40,14 +40,20 @@ def command(as_json: shared.Json = False) -> None:
       iiae doctor --json | jq .devices
       iiae doctor > machine.txt
     """
-    versions, problems = _versions()
+    versions: dict[str, str] = {"iiae": __version__, "python": sys.version.split()[0]}
+    problems = []
+    for name in NEEDED:
+        try:
+            versions[name] = str(getattr(import_module(name), "__version__", "installed"))
+        except Exception as error:  # whatever a broken package raises
+            problems.append(f"{name} cannot be imported: {' '.join(str(error).split())[:120]}")
     hint = "run: pip install --force-reinstall iiae-cli"
     report: dict[str, Any] = {"versions": versions, "extras": _extras()}
     report |= {} if problems else _devices()
     report["cores"] = {"allowed": cores(), "machine": os.cpu_count()}
-    report["folders"] = folders = _folders()
-    if folders["runs"]["writable"] != "yes":
-        problems.append(f"no run can be written to {folders['runs']['path']}")
+    report["folders"] = _folders()
+    if report["folders"]["runs"]["writable"] != "yes":
+        problems.append(f"no run can be written to {Path('runs').absolute()}")
         hint = "work in a folder that you may write to"
     result = {"schema": "iiae.doctor/1", **report, "problems": problems}
     finish(result, lambda: _show(report), as_json)
@@ -66,21 +72,15 @@ def _show(report: dict[str, Any]) -> None:
     console.print_table(["part", "name", "value"], rows)
 
 
-def _versions() -> tuple[dict[str, str], list[str]]:
-    """Returns versions of needed packages, and a line for each that cannot be imported."""
-    versions, problems = {"iiae": __version__, "python": sys.version.split()[0]}, []
-    for name in NEEDED:
-        try:
-            versions[name] = str(getattr(import_module(name), "__version__", "installed"))
-        except Exception as error:  # whatever a broken package raises
-            problems.append(f"{name} cannot be imported: {' '.join(str(error).split())[:120]}")
-    return versions, problems
-
-
 def _extras() -> dict[str, str | None]:
-    found = {str(package.metadata["Name"]): package.version for package in metadata.distributions()}
-    versions = {name.lower().replace("_", "-"): version for name, version in found.items()}
-    return {name: versions.get(package.replace("_", "-")) for name, package in EXTRAS.items()}
+    """Returns the version of each extra's package, None if it is not installed."""
+    versions = dict[str, str | None]()
+    for name, package in EXTRAS.items():
+        try:
+            versions[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 def _devices() -> dict[str, Any]:
@@ -94,13 +94,11 @@ def _devices() -> dict[str, Any]:
     names = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
     names |= {"mps": "Apple GPU"} if torch.backends.mps.is_available() else {}
     names["cpu"] = f"{torch.get_num_threads()} threads"
-
-    def precision(device: str, size: tuple[int, int] | None) -> str:
-        return choose_speed(Config(), size, torch.device(device), None).training.precision
-
-    formats = {
-        name: {kind: precision(name, size) for kind, size in SIZES.items()} for name in names
-    }
+    formats: dict[str, dict[str, str]] = {name: {} for name in names}
+    for name in names:
+        for kind, size in SIZES.items():
+            speed = choose_speed(Config(), size, torch.device(name), None)
+            formats[name][kind] = speed.training.precision
     return {"devices": {"auto": str(choose_device("auto")), **names}, "precision": formats}
 
 
@@ -118,6 +116,7 @@ def _folders() -> dict[str, dict[str, Any]]:
 
 
 def _state(path: Path) -> dict[str, Any]:
+    """Returns whether a folder exists, and what the nearest existing one above it allows."""
     near = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     state = {"path": str(path), "exists": path.is_dir(), "writable": "yes", "locks": "yes"}
     state["free"] = f"{shutil.disk_usage(near).free / 2**30:.1f} GiB"

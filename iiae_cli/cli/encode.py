@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,12 +11,12 @@ import typer
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import DomainName, finish, option, shard_of, shard_output
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Stop, stop_on_signals
+from iiae_cli.common.errors import IiaeError, stop_on_signals
 from iiae_cli.common.files import refuse_existing
 
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
-    from iiae_cli.inference.latents import EncodeJob, LatentCache
+    from iiae_cli.inference.latents import LatentCache
 
 
 def command(
@@ -63,49 +62,53 @@ def command(
           in a SLURM job array
       iiae encode z-*-of-4.h5 --merge -o z.h5
     """
+    from iiae_cli.data.blocks import Part, block_store
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run
-    from iiae_cli.inference.latents import EncodeJob, LatentFormat, read_shards, write_merged
+    from iiae_cli.inference import latents as caches
     from iiae_cli.inference.trained import KINDS
 
+    paths, part = expand_inputs(inputs, nul=nul), shard_of(shard)
+    if merge and part is not None:
+        raise IiaeError("--shard does not apply to --merge", "leave --shard out")
     with stop_on_signals() as stop:
-        paths = expand_inputs(inputs, nul=nul)
-        part = shard_of(shard)
-        write: Callable[[], LatentCache]
         if merge:
-            if part is not None:
-                raise IiaeError("--shard does not apply to --merge", "leave --shard out")
-            shards = read_shards(paths)
-            settings, write = shards[0].job, partial(write_merged, output, shards)
+            shards = caches.read_shards(paths)
+            cache = _finished(output, shards[0].job, None, resume, overwrite)
+            cache = cache or caches.write_merged(output, shards)
         else:
             output = shard_output(output, shard, part)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
             model = open_run(run, device, backbone_weights)
-            loaded = model.loaded
-            if latents == "exclusive" and not loaded.model.exclusive_dim:
+            if latents == "exclusive" and not model.loaded.model.exclusive_dim:
                 raise IiaeError(
                     "this model was trained without exclusive latents", "pass --latents shared"
                 )
-            form = LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
+            form = caches.LatentFormat(KINDS if latents == "both" else (latents,), logvar, dtype)
             rows = model.inputs(paths, domain, split=split, workers=workers)
-            job = EncodeJob.of(loaded, rows, domain, form, batch_size)
-            settings = job.settings()
-            write = partial(_encode, job, settings, output, part, resume, overwrite, stop)
-        stop.check()
-        cache = _finished(output, settings, part, resume, overwrite) or write()
-        count, skipped = len(cache.ids), cache.skipped
-        result = {
-            "schema": "iiae.encode/1",
-            "path": str(output),
-            "rows": count,
-            "domain": cache.domain,
-            "fingerprint": cache.fingerprint,
-            "skipped": skipped,
-        }
-        row = (output, count, cache.domain)
-        show = partial(console.print_table, ["file", "rows", "domain"], [row], header=False)
-        finish(result, show, as_json, skipped)
+            job = caches.EncodeJob.of(model.loaded, rows, domain, form, batch_size)
+            settings, numbers = job.settings(), (part or Part(0, 1)).of(job.total)
+            if part is not None:
+                span = job.rows_of(numbers)
+                which = f"inputs {span.start} to {span.stop - 1}" if span else "no inputs"
+                console.say(f"shard {part.name}: {which} of {rows.total}")
+            cache = _finished(output, settings, part, resume, overwrite)
+            if cache is None:
+                with block_store(output, settings, resume=resume, overwrite=overwrite) as store:
+                    job.make(store, numbers, stop)
+                    cache = caches.write_blocks(output, job, store, part)
+    result = {
+        "schema": "iiae.encode/1",
+        "path": str(output),
+        "rows": len(cache.ids),
+        "domain": cache.domain,
+        "fingerprint": cache.fingerprint,
+        "skipped": cache.skipped,
+    }
+    row = (output, len(cache.ids), cache.domain)
+    show = partial(console.print_table, ["file", "rows", "domain"], [row], header=False)
+    finish(result, show, as_json, cache.skipped)
 
 
 def _finished(
@@ -138,26 +141,3 @@ def _finished(
     console.say(f"{output} is already complete")
     discard(output)
     return there
-
-
-def _encode(
-    job: EncodeJob,
-    settings: dict[str, Any],
-    output: Path,
-    part: Part | None,
-    resume: bool,
-    overwrite: bool,
-    stop: Stop,
-) -> LatentCache:
-    """Encodes all inputs of a job, or one shard of them; a signal saves what is encoded."""
-    from iiae_cli.data.blocks import Part, block_store
-    from iiae_cli.inference.latents import write_blocks
-
-    numbers = (part or Part(0, 1)).of(job.total)
-    if part is not None:
-        positions = job.rows_of(numbers)
-        span = f"inputs {positions.start} to {positions.stop - 1}" if positions else "no inputs"
-        console.say(f"shard {part.name}: {span} of {job.inputs.total}")
-    with block_store(output, settings, resume=resume, overwrite=overwrite) as store:
-        job.make(store, numbers, stop)
-        return write_blocks(output, job, store, part)

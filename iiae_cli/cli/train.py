@@ -1,4 +1,4 @@
-"""`iiae train`: trains a model and leaves a run directory."""
+"""`iiae train`, which trains a model and leaves a run directory, and `iiae presets`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import typer
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option, seconds_of
 from iiae_cli.common import console
-from iiae_cli.common.environment import preset_names, run_folder
+from iiae_cli.common.environment import preset_folder, preset_names, run_folder
 from iiae_cli.common.errors import PREEMPT_SIGNAL, IiaeError, signal_of, stop_on_signals
 
 if TYPE_CHECKING:
@@ -197,3 +198,30 @@ def _show_config(resolved: Resolved, as_json: bool) -> None:
         for key, value, source in resolved.rows()
     ]
     console.print_table(["key", "value", "source", "meaning"], rows)
+
+
+def presets(as_json: shared.Json = False) -> None:
+    """List what `iiae train` can start from: name, data set, rough time, purpose.
+
+    `iiae prepare` writes the data set; embedded sets are prepared when needed. Times are for two
+    CPU cores, and estimates for an H200 if a GPU is needed.
+
+    \b
+    Examples:
+      iiae presets
+      iiae presets | cut -f1
+      iiae presets --json | jq -r '.presets[] | select(.data == "pairs").name'
+    """
+    from iiae_cli.config.presets import preset_layers, read_yaml
+
+    listed = []
+    for name in preset_names():
+        values = {
+            key: value for layer in preset_layers(name) for key, value in layer.values.items()
+        }
+        own = read_yaml(preset_folder() / f"{name}.yaml")
+        about = {"name": name, "data": values["data.set"], "time": own.get("time", "")}
+        listed.append(about | {"description": values["description"]})
+    rows = [tuple(preset.values()) for preset in listed]
+    show = partial(console.print_table, ["preset", "data", "time", "what it is for"], rows)
+    finish({"schema": "iiae.presets/1", "presets": listed}, show, as_json)

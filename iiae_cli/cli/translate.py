@@ -6,7 +6,7 @@ The exclusive latent is sampled, or taken from a reference or the input's partne
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,12 +22,10 @@ from iiae_cli.model import other_domain
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from iiae_cli.inference.inputs import Block, Inputs
+    from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.trained import Styles, TrainedModel
     from iiae_cli.report.grids import TranslationGrid
     from iiae_cli.runs import LoadedModel
-
-    Files = list[list[Path]]  # by input and output
 
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
@@ -109,32 +107,30 @@ def command(
         refuse_existing(grid, overwrite)
     paths = expand_inputs(inputs, nul=nul)
     model = open_run(run, device, backbone_weights)
-    loaded = model.loaded
-    _check_model(loaded, bool(reference or guided), grid is not None)
+    _check_model(model.loaded, bool(reference or guided), grid is not None)
     rows = model.inputs(paths, source, split=split, workers=workers).first(limit)
-    references = partners = None
-    if reference:
-        references = model.inputs(reference, target).read_all()
+    if grid is not None and rows.total > GRID_ROWS:
+        console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs")
+    rows = rows if output else rows.first(GRID_ROWS)
+    references = model.inputs(reference, target).read_all() if reference else None
+    partners = None
     if guided:
         _check_partners(rows.source, paths[0])
         partners = model.inputs(paths, target, split=split).first(rows.total)
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
-    trained = model.trained
     styles = styles_of(
-        *(trained, target, references, partners),
+        *(model.trained, target, references, partners),
         samples=samples or (0 if references or partners else DEFAULT_SAMPLES),
         interpolate=interpolate,
         seed=seed,
     )
-    names, files = styles.names, None
+    files = None
     if output is not None:
-        suffix = ".npy" if loaded.size is None else ".png"
-        files = plan_files(output, rows.ids, names, target, overwrite, suffix)
-    drawn = TranslationGrid(source, target, names, styles.pictures, bool(interpolate))
-    if grid is not None and rows.total > GRID_ROWS:
-        console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs")
-    results, skipped = _translated(trained, rows, styles, files, drawn, GRID_ROWS if grid else 0)
+        suffix = ".png" if model.loaded.size else ".npy"
+        files = plan_files(output, rows.ids, styles.names, target, overwrite, suffix)
+    drawn = TranslationGrid(source, target, styles.names, styles.pictures, bool(interpolate))
+    results, skipped = _translated(model.trained, rows, styles, files, drawn)
     if grid is not None:
         save_picture(drawn.panel().draw(), grid)
     result: dict[str, Any] = {
@@ -190,17 +186,51 @@ def _check_partners(source: dict[str, Any], name: str) -> None:
         )
 
 
+def plan_files(
+    folder: Path,
+    ids: Sequence[str],
+    names: Sequence[str],
+    target: str,
+    overwrite: bool,
+    suffix: str = ".png",
+) -> list[list[Path]]:
+    """Returns a file `FOLDER/STEM-to-TARGET-NAME` by input (N) and output (K).
+
+    Names that recur, whatever their case, end in -2, -3, …. Makes the folder. Raises IiaeError if
+    that fails, or a file exists or is an input.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    inputs = {str(Path(name).resolve()).casefold() for name in ids}
+    counts: Counter[str] = Counter()
+    taken: set[str] = set()
+
+    def free(name: str) -> Path:
+        numbered = name
+        while numbered.casefold() in taken:
+            counts[name.casefold()] += 1
+            numbered = f"{name}-{counts[name.casefold()] + 1}"
+        taken.add(numbered.casefold())
+        path = folder / f"{numbered}{suffix}"
+        refuse_existing(path, overwrite)
+        if str(path.resolve()).casefold() in inputs:
+            raise IiaeError(f"output {path} is an input, too", "choose another folder with -o")
+        return path
+
+    endings = [Path(name).stem.replace(" ", "") for name in names]
+    return [[free(f"{Path(name).stem}-to-{target}-{end}") for end in endings] for name in ids]
+
+
 def _translated(
     trained: TrainedModel,
     inputs: Inputs,
     styles: Styles,
-    files: Files | None,
+    files: list[list[Path]] | None,
     grid: TranslationGrid,
-    grid_rows: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Translates every input, block by block, so that any number of them fits into memory.
 
-    Returns a JSON object per input and a line per skipped one; adds rows to the grid.
+    Returns a JSON object per input and a line per skipped one; fills the grid.
     """
     results, skipped = list[dict[str, Any]](), list[str]()
     for block in inputs.blocks(max(1, BLOCK_PICTURES // len(styles.names)), "translating"):
@@ -208,79 +238,27 @@ def _translated(
         if block.ids:
             latents = styles.exclusive(block.positions)
             outputs = trained.translate(block.rows, grid.source, grid.target, latents)
-            results += _written(block, styles.names, outputs, files)
-            shown = trained.shown(block.rows[: grid_rows - len(grid.rows)])
+            for name, position, made in zip(block.ids, block.positions, outputs, strict=True):
+                paths = None if files is None else files[position]
+                written = _written(made, styles.names, paths)
+                results.append({"input": name, "outputs": written})
+            shown = trained.shown(block.rows[: GRID_ROWS - len(grid.rows)])
             grid.rows += zip(shown, block.ids, outputs, strict=False)
     return results, skipped
 
 
-def plan_files(
-    folder: Path,
-    ids: list[str],
-    names: list[str],
-    target: str,
-    overwrite: bool,
-    suffix: str = ".png",
-) -> Files:
-    """Returns distinct files `FOLDER/STEM-to-TARGET-NAME` + `suffix` by input (N) and output (K).
-
-    Makes the folder. Raises IiaeError if that fails, or a file exists or is an input.
-    """
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    endings = _numbered([Path(name).stem.replace(" ", "") for name in names])
-    files = [
-        [folder / f"{stem}-to-{target}-{ending}{suffix}" for ending in endings]
-        for stem in _numbered([Path(name).stem for name in ids])
-    ]
-    taken = {str(Path(name).resolve()).casefold() for name in ids}
-    for path in chain.from_iterable(files):
-        refuse_existing(path, overwrite)
-        key = str(path.resolve()).casefold()
-        if key in taken:
-            raise IiaeError(
-                f"output {path} is an input or another output, too",
-                "choose another folder with -o, or other names",
-            )
-        taken.add(key)
-    return files
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Returns names with `-2`, `-3`, … appended to those that recur, whatever their case."""
-    counts: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        numbered = name
-        while counts[numbered.casefold()]:
-            counts[name.casefold()] += 1
-            numbered = f"{name}-{counts[name.casefold()]}"
-        counts[numbered.casefold()] += 1
-        unique.append(numbered)
-    return unique
-
-
 def _written(
-    block: Block, names: list[str], outputs: NDArray[Any], files: Files | None
+    outputs: NDArray[Any], names: Sequence[str], paths: Sequence[Path] | None
 ) -> list[dict[str, Any]]:
-    """Writes the outputs (N, K, H, W, C) or (N, K, F), if files are planned.
-
-    Returns a JSON object per input.
-    """
+    """Writes an input's outputs (K, H, W, C) or (K, F) to files, if any; returns them as JSON."""
     import numpy as np
     from PIL import Image
 
-    results = []
-    for name, position, pictures in zip(block.ids, block.positions, outputs, strict=True):
-        lines = []
-        for number, (style, picture) in enumerate(zip(names, pictures, strict=True)):
-            path = None if files is None else files[position][number]
-            if path is not None:
-                with writing(path, sync=False) as temporary, temporary.open("wb") as file:
-                    if picture.ndim == 1:
-                        np.save(file, picture)
-                    else:
-                        Image.fromarray(picture.squeeze()).save(file, format="PNG")
-            lines.append({"exclusive": style, "file": path and str(path)})
-        results.append({"input": name, "outputs": lines})
-    return results
+    for path, output in zip(paths or (), outputs, strict=False):
+        with writing(path, sync=False) as temporary, temporary.open("wb") as file:
+            if output.ndim == 1:
+                np.save(file, output)
+            else:
+                Image.fromarray(output.squeeze()).save(file, format="PNG")
+    files = [str(path) for path in paths] if paths else [None] * len(names)
+    return [{"exclusive": n, "file": file} for n, file in zip(names, files, strict=True)]

@@ -286,7 +286,7 @@ def test_a_folder_is_translated_but_for_what_cannot_be_read(iiae, trained):
     assert outcome.code == 3 and "first 32 of 34" in outcome.err
     assert len(outcome.json["skipped"]) == 1 and "in/a/00002.png" in outcome.json["skipped"][0]
     assert len(outcome.json["results"]) == 33 and len(list(Path("out").iterdir())) == 66
-    assert "out/00001-2-to-y-sample1.png" in outputs(outcome.json, 16)  # a name that recurs
+    assert "out/00001-to-y-sample1-2.png" in outputs(outcome.json, 16)  # a name that recurs
 
 
 def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(iiae, trained):
