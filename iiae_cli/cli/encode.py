@@ -64,8 +64,8 @@ def command(
     """
     from iiae_cli.data.blocks import Part, block_store
     from iiae_cli.data.names import expand_inputs
-    from iiae_cli.inference.api import open_run
     from iiae_cli.inference import latents as caches
+    from iiae_cli.inference.api import open_run
     from iiae_cli.inference.trained import KINDS
 
     paths, part = expand_inputs(inputs, nul=nul), shard_of(shard)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -144,9 +143,8 @@ def command(
     if "zero-shot" in chosen:
         figures["zero_shot"] = retrieval.zero_shot(pairs, rows, file.split("train"))
     if "translation" in chosen:
-        judged = file.split("train") if judge else None
-        weights = (lpips, lpips_weights or (), download)
-        values, how = _translation(subject, weights, samples, judged)
+        files, judged = lpips_weights or (), file.split("train") if judge else None
+        values, how = _translation(subject, lpips, files, download, samples, judged)
         figures, protocol = figures | values, protocol | how
     if "disentanglement" in chosen:
         figures["disentanglement"], how = measure_disentanglement(
@@ -159,40 +157,27 @@ def command(
             by_class=file.info.by_class,
         )
         protocol |= how
-    published = rules.paper_rows(figures, protocol, loaded.size)
-    if paper and not published:
-        console.warn(f"the paper has no row for data set '{file.info.name}'")
     failures = failed_gates(gates, figures)
     result: Figures = {"schema": "iiae.evaluate/1", **figures}
-    result |= {"paper": published} if paper else {}
-    if report is not None:
-        from iiae_cli.report.page import Measured, write_report
-
-        measured = Measured(
-            run=RunDir(folder),
-            loaded=loaded,
-            subject=subject,
-            file=file,
-            figures=figures,
-            protocol=protocol,
-            paper=published,
-            command=["iiae", *sys.argv[1:]],
-            samples=samples,
-            failures=failures,
-        )
-        result["report"] = str(write_report(measured, report))
     result |= {"protocol": protocol, "failures": failures}
-    finish(result, lambda: _show(result, published if paper else []), as_json)
+    result |= {"paper": rules.paper_rows(figures, protocol, loaded.size)} if paper else {}
+    if paper and not result["paper"]:
+        console.warn(f"the paper has no row for data set '{file.info.name}'")
+    if report is not None:
+        from iiae_cli.report.page import write_report
+
+        result["report"] = str(write_report(report, result, RunDir(folder), loaded, subject, file))
+    finish(result, lambda: _show(result), as_json)
     if failures:
         raise IiaeError("; ".join(failures), "train longer, or lower the gate")
 
 
-def _show(result: Figures, paper: list[Figures]) -> None:
+def _show(result: Figures) -> None:
     from iiae_cli.evaluation.protocol import paper_table
 
     tables = figure_tables(result)
     tables += disentanglement_tables(result.get("disentanglement", {})).values()
-    tables += [paper_table(paper)] if paper else []
+    tables.append(paper_table(result.get("paper", ())))
     for table in filter(lambda table: table.rows, tables):
         console.print_table(table.headers, table.rows, title=table.title)
     if "report" in result:
@@ -200,14 +185,18 @@ def _show(result: Figures, paper: list[Figures]) -> None:
 
 
 def _translation(
-    subject: Subject, weights: tuple[str, Sequence[Path], bool], samples: int, train: Split | None
+    subject: Subject,
+    nets: str,
+    files: Sequence[Path],
+    download: bool,
+    samples: int,
+    train: Split | None,
 ) -> tuple[Figures, Figures]:
     """Measures L1, for pictures also SSIM and LPIPS (if its weights are there), and by a judge."""
     from iiae_cli.evaluation import perceptual, translation
 
     measures = {"l1": translation.l1}
     if subject.trained.size is not None:
-        nets, files, download = weights
         chosen = [net for net in perceptual.BACKBONES if nets in (net, "both")]
         device = subject.trained.device
         lpips = perceptual.lpips_measures(files, device, chosen, download=download)

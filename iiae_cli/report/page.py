@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import shlex
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from iiae_cli.common.files import writing
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
 from iiae_cli.evaluation.figures import Table, figure_tables
-from iiae_cli.evaluation.protocol import paper_table
+from iiae_cli.evaluation.protocol import paper_rows, paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.proposals import Metric
@@ -36,72 +36,62 @@ STRIP_ROWS = 4
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A measurement and its subject, whose rows are aligned unless `file` pairs by class."""
+def write_report(
+    folder: Path,
+    figures: Mapping[str, Any],
+    run: RunDir,
+    loaded: LoadedModel,
+    subject: Subject,
+    file: DataFile,
+) -> Path:
+    """Writes FOLDER/index.html, replacing an older one; returns its path.
 
-    run: RunDir
-    loaded: LoadedModel
-    file: DataFile
-    subject: Subject
-    figures: dict[str, Any]  # as `evaluate --json` prints them
-    protocol: dict[str, Any]
-    paper: Sequence[Mapping[str, Any]]
-    command: Sequence[str]
-    samples: int = 3
-    failures: Sequence[str] = ()  # of gates
-
-
-def write_report(measured: Measured, folder: Path) -> Path:
-    """Writes FOLDER/index.html, replacing an older one; returns its path."""
-    path = folder / "index.html"
-    text = render(**_values(measured))
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return path
-
-
-def _values(measured: Measured) -> dict[str, object]:
-    figures, protocol = measured.figures, measured.protocol
-    split, pairs = measured.subject.split, measured.subject.pairs
-    by_class, info = measured.file.info.by_class, measured.run.read_info()
+    `figures` are what `evaluate --json` prints. The subject's rows are aligned unless `file` pairs
+    by class.
+    """
+    protocol, split, info = figures["protocol"], subject.split, run.read_info()
+    by_class, pairs = file.info.by_class, subject.pairs
     metric: Metric = "cosine" if by_class else protocol["metric"]
     ways = []
     for source, target in DIRECTIONS:
         sides = split.side(source), split.side(target)
         means = pairs[source].mean("shared"), pairs[target].mean("shared")
-        folder, name = source_folder(measured.file), f"{source} → {target}"
-        ways.append(Retrieval(name, sides, means, by_class, metric, folder))
-    grids = sections.translation_panels(measured.subject, not by_class, measured.samples)
-    return {
-        "title": f"{measured.run.path.resolve().name} on {protocol['data_set']}",
-        "about": protocol,
-        "rows": {"x": len(split.x), "y": len(split.y)},
-        "by_class": by_class,
-        "metric": metric,
-        "warnings": _warnings(info, protocol),
-        "verdict": sections.verdict(figures, measured.failures),
-        "strips": _strips(ways, grids[0] if grids and not by_class else None),
-        "comparison": sections.comparison(figures),
-        "tables": figure_tables(figures),
-        "paper": paper_table(measured.paper) if measured.paper else None,
-        "training": sections.training_charts(sections.read_records(measured.run.metrics_file)),
-        "recall_charts": sections.recall_charts(
+        name = f"{source} → {target}"
+        ways.append(Retrieval(name, sides, means, by_class, metric, source_folder(file)))
+    grids = sections.translation_panels(subject, not by_class, protocol.get("samples", 3))
+    text = render(
+        title=f"{run.path.resolve().name} on {protocol['data_set']}",
+        about=protocol,
+        rows={"x": len(split.x), "y": len(split.y)},
+        by_class=by_class,
+        metric=metric,
+        warnings=_warnings(info, protocol),
+        verdict=sections.verdict(figures),
+        strips=_strips(ways, grids[0] if grids and not by_class else None),
+        comparison=sections.comparison(figures),
+        tables=figure_tables(figures),
+        paper=paper_table(paper_rows(figures, protocol, loaded.size)),
+        training=sections.training_charts(sections.read_records(run.metrics_file)),
+        recall_charts=sections.recall_charts(
             {} if by_class else {way.name: way.ranks for way in ways}
         ),
-        "examples": [*filter(None, [way.failures() for way in ways])],
-        "classes": [way.classes() for way in ways] if by_class else (),
-        "grids": grids,
-        "disentanglement": sections.disentanglement_section(figures, protocol),
-        "active_variance": ACTIVE_VARIANCE,
-        "command": shlex.join(measured.command),
-        "trained_by": shlex.join(map(str, info.get("command", ()))),
-        "protocol": _mapping("Protocol", protocol),
-        "versions": _mapping("Versions it was trained with", info.get("versions", {})),
-        "facts": _mapping("Training", {key: info[key] for key in info if key not in _ELSEWHERE}),
-        "config": measured.loaded.config.to_yaml(),
-        "version": __version__,
-    }
+        examples=[*filter(None, [way.failures() for way in ways])],
+        classes=[way.classes() for way in ways] if by_class else (),
+        grids=grids,
+        disentanglement=sections.disentanglement_section(figures),
+        active_variance=ACTIVE_VARIANCE,
+        command=shlex.join(["iiae", *sys.argv[1:]]),
+        trained_by=shlex.join(map(str, info.pop("command", ()))),
+        protocol=_mapping("Protocol", protocol),
+        versions=_mapping("Versions it was trained with", info.pop("versions", {})),
+        facts=_mapping("Training", {key: info[key] for key in info if key != "warnings"}),
+        config=loaded.config.to_yaml(),
+        version=__version__,
+    )
+    path = folder / "index.html"
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
 
 
 def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
@@ -113,9 +103,6 @@ def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
     if translated is not None:
         strips.append(sections.translation_strip(translated, STRIP_ROWS))
     return strips
-
-
-_ELSEWHERE = ("versions", "command", "warnings")
 
 
 def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:

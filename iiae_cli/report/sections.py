@@ -35,6 +35,12 @@ MOST_MARKED = 24  # longer lines have no dots
 ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
 
 OURS, BASELINE = "shared latents", "training-free baseline"
+KINDS = {"shared": OURS, "baseline_raw": BASELINE, "baseline": BASELINE}
+KINDS |= {"baseline_centred": BASELINE, "exclusive": "exclusive latents, right at chance"}
+TITLES = {
+    "recall@1": "Recall@1: the partner comes first",
+    "map@all": "mAP@all: the class comes first",
+}
 SOLVED = 0.99
 LEAK, SOME_LEAK = 0.5, 0.2  # grades of a reading from 0 (none) to 1 (perfect)
 
@@ -70,45 +76,44 @@ class Verdict:
     text: str
 
 
+def _compared(figures: Figures) -> tuple[str, dict[str, list[float]]]:
+    """Returns the measure, and its values x → y and y → x by what retrieves."""
+    zero_shot = figures.get("zero_shot", {})
+    measured = figures.get("retrieval") or {"shared": zero_shot, **zero_shot}
+    measure, compared = "recall@1" if "retrieval" in figures else "map@all", {}
+    for name, kind in KINDS.items():
+        if ways := measured.get(name):
+            compared[kind] = [float(ways[way][measure]) for way in ARROWS]
+    return measure, compared
+
+
 def comparison(figures: Figures) -> Table:
     """Compares latents with the training-free baseline, a row per direction and kind."""
-    paired, zero = figures.get("retrieval"), figures.get("zero_shot", {})
-    measured, measure = (paired, "recall@1") if paired else (zero, "map@all")
-    names = ("baseline_centred", "baseline", "baseline_raw")
-    baseline = next((measured[name] for name in names if name in measured), None)
-    ours, exclusive = paired["shared"] if paired else zero, measured.get("exclusive")
-    kinds = {OURS: ours, BASELINE: baseline, "exclusive latents, right at chance": exclusive}
+    measure, compared = _compared(figures)
     rows = [
-        (arrow, kind, float(values[way][measure]))
-        for way, arrow in ARROWS.items()
-        for kind, values in kinds.items()
-        if values
+        (arrow, kind, values[place])
+        for place, arrow in enumerate(ARROWS.values())
+        for kind, values in compared.items()
     ]
-    title = "Recall@1: the partner comes first" if paired else "mAP@all: the class comes first"
-    return Table(title, ["direction", "by", measure], rows, 2)
+    return Table(TITLES[measure], ["direction", "by", measure], rows, 2)
 
 
-def verdict(figures: Figures, failures: Sequence[str]) -> Verdict:
+def verdict(figures: Figures) -> Verdict:
     """Judges by the baseline, the worst leak, the exclusive latents' KL, and failed gates."""
-    table = comparison(figures)
-    ours, baseline = (
-        [float(str(value)) for _, kind, value in table.rows if kind == wanted]
-        for wanted in (OURS, BASELINE)
-    )
+    measure, compared = _compared(figures)
+    ours, baseline = compared.get(OURS, []), compared.get(BASELINE, [])
     tone, headline = _against(ours, baseline)
     lines = []
     if ours:
-        measure = table.title.partition(":")[0]
-        text = f"{measure} is {_figures(ours)} (x → y / y → x)"
+        text = f"{TITLES[measure].partition(':')[0]} is {_figures(ours)} (x → y / y → x)"
         lines.append(f"{text}, the baseline's {_figures(baseline)}" if baseline else text)
     translated = [row["l1"] for row in figures.get("translation", {}).values() if row.get("l1")]
     if translated:
         lines.append(f"L1 of guided translations is {_figures(translated)}")
-    measured = figures.get("disentanglement", {})
-    latents = measured.get("latents", {})
+    measured = figures.get("disentanglement", {"probes": {}, "latents": {}})
     leaks = [
         (factor["mean"]["above_control"] or 0.0, f"{name} read from {latent.replace('_', ' ')}")
-        for latent, factors in measured.get("probes", {}).items()
+        for latent, factors in measured["probes"].items()
         for name, factor in factors.items()
         if factor["belongs"] is False
     ]
@@ -116,27 +121,26 @@ def verdict(figures: Figures, failures: Sequence[str]) -> Verdict:
     if leaks:
         size = "the worst leak is" if worst >= SOME_LEAK else "no leak is above"
         lines.append(f"{size} {worst:.2f} of 1 ({which})")
-    dying = [name for name, latent in latents.items() if latent.get("kl", DYING_NATS) < DYING_NATS]
-    lines += [f"{name.replace('_', ' ')} says next to nothing" for name in dying]
+    kls = {name: latent.get("kl", DYING_NATS) for name, latent in measured["latents"].items()}
+    dying = [name.replace("_", " ") for name, kl in kls.items() if kl < DYING_NATS]
+    lines += [f"{name} says next to nothing" for name in dying]
     if tone == "right" and (dying or worst >= LEAK):
         tone = "near"
-    if failures:
+    if failures := figures.get("failures"):
         tone, headline = "wrong", f"{len(failures)} of the gates failed: {'; '.join(failures)}"
     return Verdict(tone, headline, "; ".join(lines))
 
 
 def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[Tone, str]:
-    if not ours:
-        return "near", "Retrieval was not measured"
-    if not baseline:
-        return "near", "Nothing training-free compares the two domains"
-    ahead = [own > other for own, other in zip(ours, baseline, strict=True)]
+    if not ours or not baseline:
+        words = "Nothing training-free compares the two domains"
+        return "near", words if ours else "Retrieval was not measured"
     if min(baseline) >= SOLVED:
         return "near", "This data needs no training to retrieve: the baseline solves it"
-    if all(ahead):
-        return "right", "Ahead of the training-free baseline"
+    ahead = [own > other for own, other in zip(ours, baseline, strict=True)]
     if any(ahead):
-        return "near", "Ahead of the training-free baseline in one direction only"
+        words = "Ahead of the training-free baseline"
+        return ("right", words) if all(ahead) else ("near", f"{words} in one direction only")
     if ours == baseline:
         return "near", "Level with the training-free baseline"
     return "wrong", "Behind the training-free baseline"
@@ -182,7 +186,7 @@ def line_charts(
     """Draws named lines over whole numbers; returns no chart if no line has a point.
 
     `levels` are named values to compare with. The axis of a `fraction` is [0, 1]; any other starts
-    at 0, and is logarithmic from 1 on if it reaches 10. Points whose y is not finite are left out.
+    at 0, and is logarithmic from 1 on if it reaches 10.
     """
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -191,9 +195,8 @@ def line_charts(
         figure = Figure()
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for name, points in lines.items():
-            shown = [(x, y) for x, y in points if math.isfinite(y)]
-            marker = "o" if len(shown) <= MOST_MARKED else None
-            axes.plot([x for x, _ in shown], [y for _, y in shown], label=name, marker=marker)
+            marker = "o" if len(points) <= MOST_MARKED else None
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker)
         for number, (name, value) in enumerate((levels or {}).items()):
             axes.axhline(value, label=name, color="grey", linestyle=(0, (1, 1 + 2 * number)))
         if fraction:
@@ -306,9 +309,9 @@ def translation_strip(panel: Panel, rows: int) -> Panel:
 # ---- disentanglement
 
 
-def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | None:
+def disentanglement_section(figures: Figures) -> Figures | None:
     """Returns the section's tables and charts; None if the task was not measured."""
-    measured = figures.get("disentanglement")
+    measured, protocol = figures.get("disentanglement"), figures["protocol"]
     if measured is None:
         return None
     lines = {
@@ -319,12 +322,10 @@ def disentanglement_section(figures: Figures, protocol: Figures) -> Figures | No
     title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
     tables = disentanglement_tables(measured)
     return {
-        "warnings": measured["warnings"],
-        "latents": tables["latents"],
-        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats"),
+        **tables,
         "probes": [tables[way] for way in ("mean", "sample") if tables[way].rows],
-        "swaps": tables["swaps"],
-        "bounds": tables["bounds"],
+        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats"),
+        "warnings": measured["warnings"],
         "rows": protocol["probe_rows"],
         "learning": protocol["probe_rows_learnt_from_train"],
     }

@@ -76,14 +76,15 @@ def retrieval(ours, baseline):
     ],
 )
 def test_the_baseline_decides(ours, baseline, tone, words):
-    judged = verdict(retrieval(ours, baseline), [])
+    judged = verdict(retrieval(ours, baseline))
     assert judged.tone == tone and words in judged.headline
     assert f"{ours[0]:.3f} / {ours[1]:.3f}" in judged.text
     assert f"the baseline's {baseline[0]:.3f} / {baseline[1]:.3f}" in judged.text
 
 
 def test_a_failed_gate_comes_first():
-    judged = verdict(retrieval([0.5, 0.5], [0.25, 0.25]), ["recall is 0.5, below 0.9"])
+    failures = {"failures": ["recall is 0.5, below 0.9"]}
+    judged = verdict(retrieval([0.5, 0.5], [0.25, 0.25]) | failures)
     assert judged.tone == "wrong" and "below 0.9" in judged.headline
 
 
@@ -92,7 +93,7 @@ def test_a_large_leak_and_a_dying_latent_spoil_it():
     latents = {"shared_x": {"kl": 20.0}, "exclusive_x": {"kl": 0.5}}
     measured = {"probes": {"shared_x": {"colour": factor}}, "latents": latents}
     figures = {**retrieval([0.5, 0.5], [0.25, 0.25]), "disentanglement": measured}
-    judged = verdict(figures, [])
+    judged = verdict(figures)
     assert judged.tone == "near"
     assert "0.80 of 1 (colour read from shared x)" in judged.text
     assert "exclusive x says next to nothing" in judged.text
