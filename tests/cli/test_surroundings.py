@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 def start(folder, *words, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **more.pop("env", {})}
     command = [sys.executable, "-m", "iiae_cli", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, **more)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.run(command, cwd=folder, env=environment, **streams)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +59,16 @@ def test_closed_streams_end_no_work(tmp_path):
 def test_a_reader_that_has_ended_is_no_error(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "iiae_cli", *TINY]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    streams = {"stdout": writer, "stderr": writer}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, **streams)
+    done = start(tmp_path, *TINY, stdout=writer, stderr=writer)
     os.close(writer)
     assert done.returncode == 0 and (tmp_path / "d.h5").exists()
 
 
 @pytest.mark.parametrize("limit", [1000, 9000, 40_000])
 def test_a_limit_on_file_sizes_is_a_users_error(tmp_path, limit):
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    done = start(
-        tmp_path,
-        *TINY,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard)),
-    )
+    limits = limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    bound = partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+    done = start(tmp_path, *TINY, preexec_fn=bound)
     assert done.returncode == 2, done.stderr
     assert b"limit on file sizes" in done.stderr and b"Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

@@ -18,24 +18,18 @@ PARTNER, SAME, DIFFERENT = "partner", "same class", "other class"
 # ---- the montage
 
 
-def queries(*ids, labels=None, **more):
-    return cache(ids, labels, "x", **more)
-
-
-def gallery(*ids, labels=None, **more):
-    return cache(ids, labels, "y", **more)
-
-
-def cache(ids, labels, domain, **more):
+def queries(*ids, labels=None, domain="x", **more):
     encoded = Encoded(np.zeros((len(ids), 2), np.float32))
     return LatentCache(encoded, list(ids), labels, domain, "f" * 16, (2,), **more)
 
 
+def gallery(*ids, **more):
+    return queries(*ids, domain="y", **more)
+
+
 def verdicts(asked, searched, split=None):
-    judge = judgement(asked, searched, split)
-    return [
-        [judge(query, row) for row in range(len(searched.ids))] for query in range(len(asked.ids))
-    ]
+    judge, rows = judgement(asked, searched, split), range(len(searched.ids))
+    return [[judge(query, row) for row in rows] for query in range(len(asked.ids))]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +78,7 @@ def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
 
 
 def draw(asked, searched, order):
-    return draw_montage(
-        asked, searched, np.array([order]), np.arange(len(order), dtype=float)[None]
-    )
+    return draw_montage(asked, searched, np.array([order]), np.ones((1, len(order))))
 
 
 def count(image, colour):
