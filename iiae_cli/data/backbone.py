@@ -1,11 +1,9 @@
 """Backbones, which turn pictures into features: reading pictures, weights, networks.
 
 Names and published weights are those of `hubs.py`. A data file and a run refer to their backbone by
-name, pooling, preprocessing, and the path and SHA-256 of its weights. The user names weights that
-moved; others are refused.
-
-A folder of two fine-tuned networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone`
-writes and `--backbone-weights` takes. Their headers name the classes that they have seen.
+name, pooling, preprocessing, and the path and SHA-256 of its weights. A folder of two fine-tuned
+networks, `x.safetensors` and `y.safetensors`, is what `--save-backbone` writes and
+`--backbone-weights` takes.
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ BATCH = 16  # pictures at once through the network of a run
 NETWORK_SCHEMA = "iiae.backbone/2"
 FEATURES = 512  # width of a fine-tuned network's features
 _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
-_AGAIN = "make the data file again: iiae prepare NAME … --overwrite"
 _DECIDING = ("name", "pool", "weights", "weights_sha256", "preprocessing", "seed")
 
 
@@ -116,15 +113,13 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
     takes = "a state dict (.pth), a .safetensors file, a --save-backbone folder, or none"
     regular_file(path, f"--backbone-weights takes {takes}")
     digest = sha256_of(path)
-    if any(digest.startswith(begin) for begin in known.hashes):
+    if digest.startswith(tuple(known.hashes)):
         return Weights("imagenet", path, digest, known.trained_on)
     if given is not None:
         return Weights("file", path, digest, "what its maker says: cannot be told")
     if known.hashes:
-        raise IiaeError(
-            f"{path} is damaged: its SHA-256 does not begin with any of {', '.join(known.hashes)}",
-            "delete it and fetch it again",
-        )
+        message = f"{path} is damaged: its SHA-256 begins with none of {', '.join(known.hashes)}"
+        raise IiaeError(message, "delete it and fetch it again")
     return Weights("published", path, digest, known.trained_on)
 
 
@@ -143,11 +138,8 @@ def build_backbone(
     except (RuntimeError, KeyError, ValueError) as error:
         if weights.path is None:
             raise
-        reason = str(error).strip().splitlines()[-1].strip()[:200]
-        raise IiaeError(
-            f"{weights.path} does not fit {name}: {reason}",
-            "name the backbone that the weights belong to",
-        ) from error
+        message = f"{weights.path} does not fit {name}: {str(error).splitlines()[-1].strip()[:200]}"
+        raise IiaeError(message, "name the backbone that the weights belong to") from error
     return network.eval(), width
 
 
@@ -180,9 +172,7 @@ class NetworkRecord:
     seen: Seen  # classes that it was trained on
 
 
-def save_network(
-    path: Path, network: FeatureNetwork, domain: Domain, record: NetworkRecord
-) -> None:
+def save_network(path: Path, network: nn.Module, domain: Domain, record: NetworkRecord) -> None:
     """Writes a fine-tuned network, atomically."""
     header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
     with writing(path) as temporary:
@@ -257,10 +247,8 @@ class Extractor:
 
 def backbone_of(info: DataInfo) -> dict[str, Any] | None:
     """Returns a data file's record of its backbone; None if features were made elsewhere."""
-    try:
-        record = dict(json.loads(info.attributes.get("backbone", "{}")))
-    except (ValueError, TypeError) as error:
-        raise IiaeError(f"the backbone record of {info.name} is damaged", _AGAIN) from error
+    Seen.of_data_file(info.attributes)  # raises if it is damaged
+    record: dict[str, Any] = json.loads(info.attributes.get("backbone", "{}"))
     return record if record.get("weights_path") or record.get("weights") == "random" else None
 
 
@@ -286,18 +274,17 @@ def recorded_extractor(
 ) -> Extractor:
     """Rebuilds the extractor that made a domain's features; `weights` is where its weights are now.
 
-    Raises IiaeError if the weights are missing or differ.
+    Raises IiaeError if they are not the same.
     """
     name, digest = str(record["name"]), record["weights_sha256"]
     path = Path(weights or record["weights_path"] or "none")
     tuned = record["weights"] == "fine-tuned"
     if tuned:
         path, digest = path / f"{domain}.safetensors", digest[domain]
-    hint = f"name their place: --backbone-weights {'DIR' if tuned else 'FILE'}"
-    if digest is not None and not path.is_file():
-        raise IiaeError(f"the weights of the run's backbone {name} are not at {path}", hint)
-    if digest is not None and sha256_of(path) != digest:
-        raise IiaeError(f"{path} does not hold the weights of the run's backbone {name}", hint)
+    if digest is not None and not (path.is_file() and sha256_of(path) == digest):
+        message = f"the weights of the run's backbone {name} are not at {path}"
+        place = "DIR" if tuned else "FILE"
+        raise IiaeError(message, f"name their place: --backbone-weights {place}")
     if tuned:
         network: nn.Module = load_network(path, domain)
     else:

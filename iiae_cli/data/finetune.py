@@ -77,17 +77,14 @@ class _Tuner:
     def learn(self, inputs: Tensor, rows: NDArray[np.int64], total: int) -> None:
         """Takes one of `total` steps of SGD; raises for a loss that is not finite."""
         step = self.counts["step"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * (1.0 - step / total)
+        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * (1.0 - step / total)
         targets = torch.from_numpy(self.targets[rows]).to(inputs.device)
         self._seed(step)
         logits = self.model["classifier"](self.model["network"](inputs))
         loss = F.cross_entropy(logits, targets)
         if not math.isfinite(float(loss.detach())):
-            raise IiaeError(
-                f"fine-tuning of domain {self.domain} diverged at step {step}",
-                "check the weights, or take the features as they are: --fine-tune-epochs 0",
-            )
+            message = f"fine-tuning of domain {self.domain} diverged at step {step}"
+            raise IiaeError(message, "check the weights, or pass --fine-tune-epochs 0")
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -162,7 +159,4 @@ def fine_tune(
                 if stopping:
                     stop.check(f"fine-tuning of {domain} is saved at step {counts['step']}")
     network.eval()
-    if counts["shown"] == 0:
-        message = f"no training picture of domain {domain} can be read"
-        raise IiaeError(message, f"check {paths[0]} and the others")
-    return counts["correct"] / counts["shown"]
+    return counts["correct"] / max(1, counts["shown"])

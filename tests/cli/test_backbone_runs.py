@@ -87,7 +87,7 @@ def test_weights_that_moved_are_named_and_others_refused(sketchy, monkeypatch):
     np.testing.assert_array_equal(means("z.h5"), means("again.h5"))
     weights_file("other.pth", seed=6)
     error, hint = sketchy(*encode, "-o", "o.h5", "--backbone-weights", "other.pth").error()
-    assert "does not hold the weights of the run's" in error and "--backbone-weights FILE" in hint
+    assert "the weights of the run's backbone" in error and "--backbone-weights FILE" in hint
 
 
 def test_features_of_another_backbone_are_refused(sketchy):
