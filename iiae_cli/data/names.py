@@ -108,10 +108,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         if _is_dir(path):
             inside = pictures_in(path)
             if not inside:
-                raise IiaeError(
-                    f"folder {path} holds no pictures",
-                    f"it should hold {', '.join(sorted(SUFFIXES))} files",
-                )
+                kinds = ", ".join(sorted(SUFFIXES))
+                raise IiaeError(f"folder {path} holds no pictures", f"it should hold {kinds} files")
             paths += inside
         elif len(inputs) == 1 and not os.path.lexists(path):
             raise missing(path, "check the path")
@@ -126,9 +124,8 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
     for word in inputs:
         paths += _listed(sys.stdin.buffer.read(), nul) if word == "-" else [word]
     if not paths:
-        raise IiaeError(
-            "no input paths were given", "name pictures or folders, or pipe paths to '-'"
-        )
+        hint = "name pictures or folders, or pipe paths to '-'"
+        raise IiaeError("no input paths were given", hint)
     return paths
 
 
@@ -210,15 +207,13 @@ def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, 
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = meaning(path.name)
-        if name is not None and path.is_symlink() and not path.exists():
+        if name is None or (path.exists() and not path.is_dir()):
+            continue
+        if not path.exists():
             raise missing(path, "mend that link, or remove it")
-        name = name if path.is_dir() else None
-        if name in found:
-            raise IiaeError(
-                f"{found[name]} and {path} both mean {name}", "rename one of them, or join them"
-            )
-        if name is not None:
-            found[name] = path
+        if found.setdefault(name, path) != path:
+            message = f"{found[name]} and {path} both mean {name}"
+            raise IiaeError(message, "rename one of them, or join them")
     return {name: found[name] for name in (*SPLITS, *DOMAINS) if name in found}
 
 

@@ -55,6 +55,8 @@ _SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 Item = TypeVar("Item")
 Source: TypeAlias = Path | Image.Image  # a picture file, or a picture in memory
+Pixels: TypeAlias = NDArray[np.uint8]
+Size: TypeAlias = tuple[int, int]  # (H, W)
 
 
 class PictureError(Exception):
@@ -73,10 +75,8 @@ class _UnusableError(Exception):
 # ---- decoding
 
 
-def decode(
-    path: Source, channels: int = 3, size: tuple[int, int] | None = None
-) -> NDArray[np.uint8]:
-    """Returns a picture or its file as (H, W, channels) uint8, at its own or another `size` (H, W).
+def decode(path: Source, channels: int = 3, size: Size | None = None) -> Pixels:
+    """Returns a picture or its file as (H, W, channels), at its own or another size.
 
     `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
     """
@@ -84,8 +84,8 @@ def decode(
 
 
 def decode_parts(
-    path: Source, count: int, channels: int = 3, size: tuple[int, int] | None = None
-) -> list[NDArray[np.uint8]]:
+    path: Source, count: int, channels: int = 3, size: Size | None = None
+) -> list[Pixels]:
     """Returns `count` pictures of equal width that lie side by side, each as `decode` does."""
     changes: list[str] = []
     with _opened(path) as opened:
@@ -106,8 +106,8 @@ def decode_parts(
     return [np.asarray(part).reshape(part.height, part.width, channels) for part in parts]
 
 
-def picture_size_of(path: Path) -> tuple[int, int]:
-    """Returns (H, W) of a picture file from its header, with EXIF's rotation applied."""
+def picture_size_of(path: Path) -> Size:
+    """Returns a picture file's size from its header, with EXIF's rotation applied."""
     with _opened(path) as image:
         tags = getattr(image, "tag_v2", {})  # a TIFF's width and height are turned already
         width, height = tags.get(256, image.width), tags.get(257, image.height)
@@ -182,9 +182,10 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
     clear, few = opened.info.get("transparency"), re.search(r"L;([24])", raw)
     if isinstance(clear, int) and few:  # as the file holds it, not as values are read
         opened.info["transparency"] = clear * 255 // (2 ** int(few[1]) - 1)
-    turned = opened.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    changes += ["first of several frames"] if getattr(opened, "is_animated", False) else []
-    changes += ["turned as EXIF says"] if turned else []
+    if getattr(opened, "is_animated", False):
+        changes.append("first of several frames")
+    if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        changes.append("turned as EXIF says")
     image = ImageOps.exif_transpose(opened)
     if mode == "F" or mode.startswith("I"):
         image = _of_numbers(image, unsigned="I;32N" in raw, changes=changes)
@@ -192,8 +193,7 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
         dark = ", almost black" if np.asarray(image.convert("L")).max() < 16 else ""
         changes.append(f"cut to the upper 8 of 16 bits{dark}")
     image = _in_srgb(image, changes)
-    if image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode.upper())
+    image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode))
     image = image if image.mode in _PLAIN else image.convert("RGB")
     if image.has_transparency_data and channels not in (2, 4):
         image = image.convert("RGBA")
@@ -214,20 +214,20 @@ def _refuse_misread(opened: Image.Image, raw: str) -> None:
         "a TIFF in which zero is white, of more than 8 bits": zero_is == 0 and mode[0] in "IF",
         "a TIFF of signed bytes": mode == "L" and tags.get(_SAMPLE_FORMAT) in (2, (2,)),
         "a TIFF with a colour map of 8 bits": mode == "P" and 0 < max(colours, default=0) < 256,
-        "a JPEG in CMYK without Adobe's mark": (
-            mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info
-        ),
+        "a JPEG in CMYK without Adobe's mark": (mode, opened.format) == ("CMYK", "JPEG")
+        and "adobe" not in opened.info,
         "a PNG with a transparent colour of 16 bits": isinstance(clear, tuple) and ";16" in raw,
     }
-    for kind in (kind for kind, found in misread.items() if found):
-        raise _UnusableError(f"is {kind}, which Pillow misreads: save it with 8 bits")
+    for kind, found in misread.items():
+        if found:
+            raise _UnusableError(f"is {kind}, which Pillow misreads: save it with 8 bits")
 
 
 def _of_numbers(image: Image.Image, *, unsigned: bool, changes: list[str]) -> Image.Image:
     """Converts a picture of numbers, whose sign Pillow may misread, to 8 bits."""
     values = np.asarray(image)
-    eight = _eight_bits(values.view(np.uint32) if unsigned else values, changes)
-    shown = Image.fromarray(eight)
+    values = values.view(np.uint32) if unsigned else values
+    shown = Image.fromarray(_eight_bits(values, changes))
     shown.info["icc_profile"] = image.info.get("icc_profile")
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -235,7 +235,7 @@ def _of_numbers(image: Image.Image, *, unsigned: bool, changes: list[str]) -> Im
     return shown
 
 
-def _eight_bits(values: NDArray[Any], changes: list[str]) -> NDArray[np.uint8]:
+def _eight_bits(values: NDArray[Any], changes: list[str]) -> Pixels:
     """Scales numbers of more than 8 bits to 0 … 255 over the range of `_range_of`."""
     if not np.isfinite(values).all():
         raise _UnusableError("holds values that are not finite")
@@ -293,25 +293,24 @@ def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
 # shrinks: exactly if both sides shrink by whole factors, else by a triangle of the same width.
 
 
-def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes a picture of 8 bits a channel to `size` = (H, W); opacity weighs its colours."""
+def resize_picture(image: Image.Image, size: Size) -> Image.Image:
+    """Resizes a picture of 8 bits a channel; opacity weighs its colours."""
     kind = filter_of((image.height, image.width), size)
-    resampling = Image.Resampling["BOX" if kind == "area" else kind.upper()]
-    return image.resize((size[1], size[0]), resampling)
+    return image.resize(size[::-1], Image.Resampling[{"area": "BOX"}.get(kind, kind.upper())])
 
 
-def resize_pictures(pictures: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resizes (N, H, W) or (N, H, W, C) to `size` × `size`."""
-    if pictures.shape[1:3] == (size, size):
+def resize_pictures(pictures: Pixels, side: int) -> Pixels:
+    """Resizes pictures (N, H, W) or (N, H, W, C) to a square."""
+    if pictures.shape[1:3] == (side, side):
         return pictures
-    resized = np.empty((len(pictures), size, size, *pictures.shape[3:]), np.uint8)
+    resized = np.empty((len(pictures), side, side, *pictures.shape[3:]), np.uint8)
     for row, picture in enumerate(pictures):
-        resized[row] = resize_picture(Image.fromarray(picture), (size, size))
+        resized[row] = resize_picture(Image.fromarray(picture), (side, side))
     return resized
 
 
-def filter_of(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """Returns the kernel that resizes from `old` to `new` (H, W): bicubic, area or bilinear."""
+def filter_of(old: Size, new: Size) -> str:
+    """Returns the kernel that resizes `old` to `new`: bicubic, area or bilinear."""
     if new[0] * new[1] > old[0] * old[1]:
         return "bicubic"
     whole = all(before % after == 0 for before, after in zip(old, new, strict=True))

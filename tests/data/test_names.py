@@ -5,7 +5,6 @@ import subprocess
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, make_quick
 from helpers import built, refusal
@@ -28,7 +27,7 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 def save(path, width=8):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, width, 3), 9, np.uint8)).save(path)
+    Image.new("RGB", (width, 8), (9, 9, 9)).save(path, format="PNG")
 
 
 def pair(folder, stem, other=None):
@@ -250,11 +249,11 @@ def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_s
 
 def test_lists_name_files_as_people_and_other_systems_write_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a b", NFD, "z "):
-        save(tmp_path / f"{name}.png")
-    lines = b'a b.png \r\n\r\n"a b.png"\r\nz .png\nnone.png\r\n'
+    for name in ("a b.png", f"{NFD}.png", "z .png", "odd.png\r"):
+        save(tmp_path / name)
+    lines = b'a b.png \r\n\r\n"a b.png"\r\nz .png\nodd.png\r\nnone.png\r\n'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
-    assert expand_inputs(["-"]) == ["a b.png", "a b.png", "z .png", "none.png"]
+    assert expand_inputs(["-"]) == ["a b.png", "a b.png", "z .png", "odd.png\r", "none.png"]
     (path,) = find_pictures([f"{NFC}.png"])
     assert path.is_file()
 
