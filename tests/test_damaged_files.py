@@ -4,8 +4,6 @@ nothing written elsewhere.
 Every kind of file that a command reads starts from a good small one, is damaged, and is read again.
 """
 
-import io
-import os
 import pickle
 import resource
 import shutil
@@ -13,11 +11,8 @@ import signal
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -36,7 +31,6 @@ from iiae_cli.runs import CHECKPOINT_SCHEMA, MODEL_SCHEMA
 SECONDS = 30
 MEMORY = 3 << 30
 RNG = np.random.default_rng(0)
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
 
@@ -65,86 +59,75 @@ def split(count, *shape):
     return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
-def picture(size=(32, 16), kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8)).save(file, kind)
-    return file.getvalue()
-
-
-def archive(path):
+def archive(path, picture):
     """Pictures side by side, as facades.tar.gz."""
     with tarfile.open(path, "w:gz") as file:
         for name in ("train", "val", "test"):
-            entry = tarfile.TarInfo(f"facades/{name}/1.png")
-            entry.size = len(content := picture())
-            file.addfile(entry, io.BytesIO(content))
+            file.add(picture, f"facades/{name}/1.png")
 
 
-def good(*arguments):
-    assert call(*arguments).code == 0
+def good(command):
+    assert call(*command.split()).code == 0
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A folder with a good file of every kind, and the runs that they are read with."""
     folder = tmp_path_factory.mktemp("sound")
-    before = Path.cwd()
-    os.chdir(folder)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(folder)
     Path("p.yaml").write_text(PRESET)
     Path("f.yaml").write_text(FEATURES)
     pictures = {"train": split(12, 16, 16, 3), "test": split(8, 16, 16, 3)}
     write_data_file(Path("p.h5"), "p", pictures, {})
     features = {"train": split(16, 6), "test": split(8, 6)}
     write_data_file(Path("f.h5"), "f", features, {"alignment": "class", "backbone": "{}"})
-    good("train", "--preset", "p.yaml", "--data", "p.h5", "--run", "run")
-    good("train", "--preset", "f.yaml", "--data", "f.h5", "--run", "features")
-    good("encode", "p.h5", "--domain", "x", "--run", "run", "-o", "x.h5")
-    part = ("--shard", "0/1", "-o", "x-part.h5")
-    good("encode", "p.h5", "--domain", "x", "--run", "run", *part)
+    good("train --preset p.yaml --data p.h5 --run run")
+    good("train --preset f.yaml --data f.h5 --run features")
+    good("encode p.h5 --domain x --run run -o x.h5")
+    good("encode p.h5 --domain x --run run -o x-part.h5 --shard 0/1")
     shutil.copy("run/model.safetensors", "model.safetensors")
     checkpoints = sorted(Path("run/checkpoints").glob("*.safetensors"))
     shutil.copytree("run", "stopped", symlinks=True)
     Path("stopped/checkpoints", checkpoints[-1].name).unlink()
     shutil.copy(checkpoints[0], "checkpoint.safetensors")
-    Path("a.png").write_bytes(picture((16, 16)))
-    Path("a.jpg").write_bytes(picture((16, 16), "JPEG"))
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(RNG.integers(0, 256, (16, 16, 3), np.uint8)).save(name)
     np.save("a.npy", RNG.normal(size=(5, 6)).astype(np.float32))
     np.savez("a.npz", **feature_arrays({"train": ["ant", "bee"], "test": ["cat"]}))
     shape = (128, 128, 3, 24, 4)
     savemat("car_001_mesh.mat", {"im": np.zeros(shape, np.uint8)}, do_compression=True)
-    archive(folder / "facades.tar.gz")
+    archive("facades.tar.gz", "a.png")
     row = f"{folder / 'a.png'},{folder / 'a.jpg'},train,ant,3"
     Path("pairs.csv").write_text(f"x,y,split,label,x_size\n{row}\n")
     yield folder
-    os.chdir(before)
+    monkeypatch.undo()
 
 
 # ---- damage
 
 
-@dataclass
 class Canary:
     """Unpickling it makes a file."""
 
-    path: str
-
     def __reduce__(self):
-        return Path.touch, (Path(self.path),)
+        return Path.touch, (Path("canary"),)
 
 
 def damaged_bytes(draw, content):
-    """Content cut, overwritten in one place or several, repeated, or replaced."""
-    at = draw(st.integers(0, max(0, len(content) - 1)))
+    """Content cut, overwritten in one place or several, or replaced."""
     how = draw(st.sampled_from(["cut", "flip", "head", "pickle", "noise"]))
+    if how == "pickle":
+        return pickle.dumps(Canary())
+    if how == "noise":
+        return draw(st.binary(max_size=200))
+    places = st.integers(0, min(len(content), 512 if how == "head" else len(content)) - 1)
     if how == "cut":
-        return content[:at]
-    if how in ("flip", "head"):  # a header is where damage matters most
-        damaged = bytearray(content)
-        places = st.integers(0, min(len(content), 512 if how == "head" else len(content)) - 1)
-        for place in draw(st.lists(places, min_size=1, max_size=8)):
-            damaged[place] ^= draw(st.integers(1, 255))
-        return bytes(damaged)
-    return pickle.dumps(Canary("canary")) if how == "pickle" else draw(st.binary(max_size=200))
+        return content[: draw(places)]
+    damaged = bytearray(content)
+    for place in draw(st.lists(places, min_size=1, max_size=8)):
+        damaged[place] ^= draw(st.integers(1, 255))
+    return bytes(damaged)
 
 
 VALUES = [
@@ -162,25 +145,23 @@ def damage_structure(draw, path):
         names: list[str] = []
         file.visit(names.append)
         name = draw(st.sampled_from(sorted(names)))
-        value = draw(st.sampled_from(range(len(VALUES))))
+        value = draw(st.integers(0, len(VALUES) - 1))
         how = draw(st.sampled_from(["delete", "group", "value", "link", "soft", "huge", "attr"]))
         if how == "attr":
             holder = draw(st.sampled_from([file, file[name]]))
-            keys = [*holder.attrs, "schema"]
-            holder.attrs[draw(st.sampled_from(sorted(keys)))] = VALUES[value]
+            key = draw(st.sampled_from(sorted([*holder.attrs, "schema"])))
+            holder.attrs[key] = VALUES[value]
             return
         shape = getattr(file[name], "shape", ())
         del file[name]
-        if how == "group":
-            file.create_group(name)
-        elif how == "value":
-            file[name] = VALUES[value]
-        elif how == "link":
-            file[name] = h5py.ExternalLink(str(path.parent / "secret.h5"), "/rows")
-        elif how == "soft":
-            file[name] = h5py.SoftLink(f"/{name}")
-        elif how == "huge":  # declared, not stored
+        if how == "huge":  # declared, not stored
             file.create_dataset(name, (2**40, *shape[1:]), "u1", chunks=True)
+        elif how == "group":
+            file.create_group(name)
+        elif how != "delete":
+            elsewhere = h5py.ExternalLink(str(path.parent / "secret.h5"), "/rows")
+            links = {"link": elsewhere, "soft": h5py.SoftLink(f"/{name}")}
+            file[name] = links.get(how, VALUES[value])
 
 
 def damage_header(draw, path, schema):
@@ -263,29 +244,24 @@ def listing(folder):
 
 def read_damaged(sound, name, command, damage):
     """Damage a copy of a good file and run a command on it in a folder of its own."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            path = Path("in", name)
-            path.parent.mkdir()
-            Path("out").mkdir()
-            shutil.copy(sound / name, path)
-            damage(path)
-            if name in IN_RUNS:
-                run, place = IN_RUNS[name]
-                shutil.copytree(sound / run, "out/run", symlinks=True)
-                shutil.copy(path, next(Path("out/run").glob(place)))
-            files = listing(Path(folder))
-            with bounds():
-                outcome = call(*command.format(sound=sound, path=path).split())
-            assert outcome.code in (0, 2, 3) and "Traceback" not in outcome.err, outcome.err
-            if outcome.code == 2:
-                outcome.error()  # two lines
-            assert listing(Path(folder)) == files
-            return outcome
-        finally:
-            os.chdir(before)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        path = Path("in", name)
+        path.parent.mkdir()
+        Path("out").mkdir()
+        shutil.copy(sound / name, path)
+        damage(path)
+        if name in IN_RUNS:
+            run, place = IN_RUNS[name]
+            shutil.copytree(sound / run, "out/run", symlinks=True)
+            shutil.copy(path, next(Path("out/run").glob(place)))
+        files = listing(Path(folder))
+        with bounds():
+            outcome = call(*command.format(sound=sound, path=path).split())
+        assert outcome.code in (0, 2, 3) and "Traceback" not in outcome.err, outcome.err
+        if outcome.code == 2:
+            outcome.error()  # two lines
+        assert listing(Path(folder)) == files
+        return outcome
 
 
 @pytest.mark.parametrize("name", READERS)

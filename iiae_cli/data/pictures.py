@@ -44,7 +44,6 @@ with suppress(ImportError):  # an optional package
     import_module("pillow_heif").register_heif_opener()
     FORMATS["HEIF"] = ".heic .heif .hif"
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split()}
-MAX_PIXELS = 2**26  # 67 million; a picture takes up to 24 bytes for each of them on its way
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # EXIF's and TIFF's
@@ -128,8 +127,6 @@ def _opened(path: Source) -> Iterator[Image.Image]:
             raise ValueError("it is not a file")
         # By its path Pillow would map an uncompressed TIFF, which garbles one that EXIF turns.
         with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
             if not image.width * image.height:
                 raise _UnusableError("has no pixels")
             yield image
