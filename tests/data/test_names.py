@@ -3,6 +3,7 @@
 import io
 import subprocess
 import unicodedata
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,19 @@ WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
-def save(path, width=8):
+def save(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, 8), (9, 9, 9)).save(path, format="PNG")
+    Image.new("RGB", (16, 8), (9, 9, 9)).save(path, format="PNG")
 
 
-def pair(folder, stem, other=None):
-    save(folder / "x" / f"{stem}.png")
-    save(folder / "y" / f"{other or stem}.png")
+def tree(folder, names):
+    """Make pictures, named without a suffix, and other files."""
+    for name in names.split():
+        if "." in name:
+            (folder / name).write_text("0")
+        else:
+            save(folder / f"{name}.png")
+    return folder
 
 
 def prepared(source, name="pairs", **options):
@@ -68,12 +74,9 @@ def test_splits_have_the_names_that_people_use(split, names):
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, capsys, beside):
-    for number, split in enumerate(("Training", "validation", "HOLDOUT")):
-        for item in range(number + 1):
-            if beside:
-                save(tmp_path / split / f"{item}.png", 16)
-            else:
-                pair(tmp_path / split, item)
+    for split, items in {"Training": "0", "validation": "01", "HOLDOUT": "012"}.items():
+        for item, domain in product(items, [""] if beside else ["x/", "y/"]):
+            save(tmp_path / f"{split}/{domain}{item}.png")
     made = prepared(tmp_path, side_by_side=beside)
     counts = {name: split.pair_count for name, split in made.splits.items()}
     assert counts == {"train": 1, "valid": 2, "test": 3} and made.skipped == []
@@ -83,47 +86,29 @@ def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, ca
     assert made.splits["test"].x.ids[0] == "test/0"
 
 
-def test_two_names_of_one_split_are_refused(tmp_path):
-    pair(tmp_path / "val", 0)
-    pair(tmp_path / "validation", 0)
-    message = refused(tmp_path)
-    assert f"{tmp_path / 'val'} and {tmp_path / 'validation'} both mean valid" in message
-
-
 def test_what_lies_beside_the_folders_is_counted(tmp_path):
-    pair(tmp_path / "train", 0)
-    pair(tmp_path / "test2", 0)  # a split, perhaps
-    pair(tmp_path, 1)
-    save(tmp_path / "cover.png")
-    save(tmp_path / "train" / "z" / "1.png")
-    save(tmp_path / "train" / "1.png")
-    save(tmp_path / "__MACOSX" / "0.png")
-    (tmp_path / "more.txt").touch()
+    tree(tmp_path, "train/x/0 train/y/0 test2/x/0 test2/y/0 x/1 y/1 cover train/z/1 train/1")
+    tree(tmp_path, "__MACOSX/0 more.txt")
     SEEN.clear()
     made = prepared(tmp_path)
     assert SEEN.take()["left_out"] == {".txt": 1}
     assert made.splits["train"].pair_count == 1
-    assert sorted(made.skipped) == sorted(
-        [
-            f"{tmp_path / 'train' / 'z'}: 1 pictures in a folder beside x/, y/",
-            f"{tmp_path / 'train'}: 1 loose pictures beside x/, y/",
-            f"{tmp_path / 'test2'}: 2 pictures in a folder beside train/",
-            f"{tmp_path / 'x'}: 1 pictures in a folder beside train/",
-            f"{tmp_path / 'y'}: 1 pictures in a folder beside train/",
-            f"{tmp_path}: 1 loose pictures beside train/",
-        ]
-    )
+    assert {line.removeprefix(f"{tmp_path}") for line in made.skipped} == {
+        "/train/z: 1 pictures in a folder beside x/, y/",
+        "/train: 1 loose pictures beside x/, y/",
+        "/test2: 2 pictures in a folder beside train/",
+        "/x: 1 pictures in a folder beside train/",
+        "/y: 1 pictures in a folder beside train/",
+        ": 1 loose pictures beside train/",
+    }
 
 
 @pytest.mark.parametrize("name", ["test", "val", "Holdout", "test2017", "testB", "old_test_images"])
 @pytest.mark.parametrize("below", ["x", "train/x"])
 def test_folders_for_testing_do_not_get_into_training(tmp_path, name, below):
-    domain = tmp_path / below
-    for folder in (domain, domain.parent / "y"):
-        save(folder / "0.png")
-        save(folder / name / "1.png")
-    assert f"{domain / name} looks like pictures for" in refused(tmp_path)
-    save(tmp_path / "halves" / "a" / name / "0.png", 16)
+    tree(tmp_path, f"{below}/0 {below}/{name}/1 {below[:-1]}y/0 {below[:-1]}y/{name}/1")
+    assert f"{tmp_path / below / name} looks like pictures for" in refused(tmp_path)
+    tree(tmp_path, f"halves/a/{name}/0")
     assert "looks like pictures for" in refused(tmp_path / "halves", side_by_side=True)
 
 
@@ -147,12 +132,7 @@ def test_folders_for_testing_do_not_get_into_training(tmp_path, name, below):
     ],
 )
 def test_what_looks_like_splits_is_not_divided_at_random(tmp_path, files):
-    for name in files.split():
-        if "." in name:
-            (tmp_path / name).write_text("0")
-        else:
-            save(tmp_path / f"{name}.png")
-    error = refusal(prepared, tmp_path)
+    error = refusal(prepared, tree(tmp_path, files))
     assert " looks like " in error.message and "SOURCE/train" in error.hint
 
 
@@ -162,23 +142,23 @@ def test_other_folders_are_part_of_a_name(tmp_path):
     refuse_held_out(tmp_path, [tmp_path / "val" / "0.png"], "test")
 
 
-def test_folders_of_domains_in_capitals_and_a_word_on_what_there_is(tmp_path):
-    save(tmp_path / "X" / "0.png")
-    save(tmp_path / "photos" / "0.png")
-    assert f"{tmp_path} has no folder y/; it holds X/, photos/" in refused(tmp_path)
-    (tmp_path / "photos").rename(tmp_path / "Y")
-    assert prepared(tmp_path, **WHOLE).splits["train"].x.ids == ["train/0"]
-
-
-def test_a_source_one_folder_above_is_answered_with_the_right_one(tmp_path):
-    for name in ("data/Train", "plain"):
-        pair(tmp_path / "of" / name, 0)
-        (tmp_path / "of" / "A" / "train").mkdir(parents=True)  # of another layout
-        error = refusal(prepared, tmp_path / "of")
-        folder = name.partition("/")[0]
-        assert f"has no folder x/; it holds A/, {folder}/" in error.message
-        assert error.hint == f"name {tmp_path / 'of' / folder} as SOURCE"
-        (tmp_path / "of").rename(tmp_path / f"of-{folder}")
+@pytest.mark.parametrize(
+    ("files", "said", "hint"),
+    [
+        ("val/x/0 validation/x/0", "{0}/val and {0}/validation both mean valid", "join them"),
+        ("X/0 photos/0", "{0} has no folder y/; it holds X/, photos/", ""),
+        ("x/0_x y/0_y", "{0} holds nothing that can be read", "the warnings above"),
+        (
+            "A/0 data/Train/x/0 data/Train/y/0",
+            "has no folder x/; it holds A/, data/",
+            "name {0}/data",
+        ),
+        ("A/0 plain/x/0 plain/y/0", "has no folder x/; it holds A/, plain/", "name {0}/plain as"),
+    ],
+)
+def test_other_layouts_are_answered_by_what_there_is(tmp_path, files, said, hint):
+    error = refusal(prepared, tree(tmp_path, files))
+    assert said.format(tmp_path) in error.message and hint.format(tmp_path) in error.hint
 
 
 @pytest.mark.parametrize(
@@ -204,14 +184,14 @@ def test_a_hint_for_another_layout_is_a_command_after_which_it_is_read(
 
 
 def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
-    for level, name in enumerate(("x/Train", "y/train", "x/val", "y/val", "x/test2", "y/testing")):
+    for level, name in enumerate(("X/Train", "y/train", "X/val", "y/val", "X/test2", "y/testing")):
         Path(tmp_path, name).mkdir(parents=True)
         Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / name / "0.png")
     made = prepared(tmp_path)
+    assert set(made.splits) == {"train", "valid"}
     for split, values in (("train", [0, 1]), ("valid", [2, 3])):
         sides = (made.splits[split].side(domain) for domain in "xy")
         assert [int(side.rows[0, 0, 0, 0]) for side in sides] == values
-    assert set(made.splits) == {"train", "valid"}
     assert made.attributes["notes"].splitlines() == [
         "the splits inside of x/ and y/ are read",
         "x/Train is read as train",
@@ -220,27 +200,20 @@ def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
         "the split test is empty",
     ]
     assert [line.partition(": ")[0] for line in made.skipped] == [
-        str(tmp_path / name) for name in ("x/test2", "y/testing")
+        str(tmp_path / name) for name in ("X/test2", "y/testing")
     ]
 
 
-def test_a_source_called_test_is_said_and_partners_that_are_not_called_alike(tmp_path, capsys):
-    pair(tmp_path / "test", 0)
+def test_what_a_reader_of_the_names_would_not_expect_is_said(tmp_path, capsys):
+    """A source called test, a broken link for a split, one picture in two splits."""
+    tree(tmp_path, "test/x/0 test/y/0 s/train/x/0 s/train/y/0")
     assert "looks like test, and is divided" in prepared(tmp_path / "test").attributes["notes"]
-    pair(tmp_path / "s", "0_x", "0_y")
-    assert "holds nothing that can be read" in refused(tmp_path / "s")
-    assert "0_x.png: has no partner of the same name" in capsys.readouterr().err
-
-
-def test_broken_links_in_the_place_of_splits_and_one_picture_in_two_splits_are_said(
-    tmp_path, capsys
-):
-    pair(tmp_path / "train", 0)
-    (tmp_path / "test").symlink_to(tmp_path / "train")
-    (tmp_path / "val").symlink_to(tmp_path / "none")
-    assert f"{tmp_path / 'val'} links to {tmp_path / 'none'}, which" in refused(tmp_path)
-    (tmp_path / "val").unlink()
-    prepared(tmp_path)
+    source = tmp_path / "s"
+    (source / "test").symlink_to(source / "train")
+    (source / "val").symlink_to(source / "none")
+    assert f"{source / 'val'} links to {source / 'none'}, which" in refused(source)
+    (source / "val").unlink()
+    prepared(source)
     assert "pictures in train that are in valid or test, too: 2" in capsys.readouterr().err
 
 
@@ -262,8 +235,7 @@ def test_lists_name_files_as_people_and_other_systems_write_them(tmp_path, monke
 
 
 def test_partners_pair_in_either_form_and_keep_the_name_of_the_file_system(tmp_path):
-    pair(tmp_path, NFD, NFC)
-    made = prepared(tmp_path, **WHOLE)
+    made = prepared(tree(tmp_path, f"x/{NFD} y/{NFC}"), **WHOLE)
     (identity,) = made.splits["train"].x.ids
     assert made.skipped == [] and unicodedata.normalize("NFC", identity) == f"train/{NFC}"
     assert identity.partition("/")[2] in {path.stem for path in (tmp_path / "x").iterdir()}
@@ -271,9 +243,7 @@ def test_partners_pair_in_either_form_and_keep_the_name_of_the_file_system(tmp_p
 
 def test_the_second_file_of_one_name_is_named(tmp_path):
     decomposing(tmp_path)
-    pair(tmp_path, NFC)
-    save(tmp_path / "x" / f"{NFD}.png")
-    made = prepared(tmp_path, **WHOLE)
+    made = prepared(tree(tmp_path, f"x/{NFC} y/{NFC} x/{NFD}"), **WHOLE)
     (line,) = made.skipped
     assert made.splits["train"].pair_count == 1
     assert NFC in line and NFD in line and "in another Unicode form" in line
@@ -308,19 +278,16 @@ def classes(source, **options):
 
 
 @pytest.mark.usefixtures("quick")
-def test_classes_pair_in_either_form_in_splits_of_other_names(tmp_path, capsys):
+def test_classes_pair_in_either_form_in_splits_of_other_names(tmp_path):
     for split, name in (("training", "ant"), ("Eval", "")):
         class_folders(tmp_path / split / "x", {name or NFC: 1})
         class_folders(tmp_path / split / "y", {name or NFD: 1})
-    save(tmp_path / "training" / "x" / "loose.png")
-    save(tmp_path / "more" / "0.png")
-    made = classes(tmp_path)
+    made = classes(tree(tmp_path, "training/x/loose more/0"))
     assert made.splits["test"].x.labels == made.splits["test"].y.labels == [NFC]
     assert made.skipped == [
         f"{tmp_path / 'more'}: 1 pictures in a folder beside training/, Eval/",
         f"{tmp_path / 'training' / 'x'}: 1 loose pictures beside ant/",
     ]
-    assert "Eval is read as test" in capsys.readouterr().err
     assert "Eval is read as test" in made.attributes["notes"]
 
 
@@ -346,8 +313,7 @@ def test_a_list_of_classes_names_them_in_either_form_and_every_spelling(tmp_path
 
 
 def test_the_program_says_it_in_json_too(iiae, tmp_path):
-    pair(tmp_path / "p" / "train", 0)
-    pair(tmp_path / "p" / "Validation", 0)
+    tree(tmp_path, "p/train/x/0 p/train/y/0 p/Validation/x/0 p/Validation/y/0")
     done = iiae("prepare", "pairs", "p", "-o", "p.h5", "--json")
     assert done.code == 0 and done.err.count("Validation is read as valid") == 1
     notes = ["Validation is read as valid", "the split test is empty"]
@@ -356,7 +322,7 @@ def test_the_program_says_it_in_json_too(iiae, tmp_path):
 
 
 def test_no_output_replaces_what_iiae_did_not_write(iiae, tmp_path):
-    pair(tmp_path / "p", 0)
+    tree(tmp_path, "p/x/0 p/y/0")
     before = (tmp_path / "p" / "x" / "0.png").read_bytes()
     for outputs in (["-o", "p/x/0.png"], ["-o", "o.h5", "--pictures", "p"]):
         done = iiae("prepare", "pairs", "p", *outputs, "--overwrite")
