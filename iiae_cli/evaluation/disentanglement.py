@@ -23,7 +23,7 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
 from iiae_cli.evaluation.translation import Subject, swap_figures
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.objective import Objective

@@ -21,7 +21,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.backbone import backbone_of
 from iiae_cli.data.datafile import DataFile, Seen, Split, class_list_hash, refuse_leak
 from iiae_cli.evaluation.figures import Table, Task, dotted_figures
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"

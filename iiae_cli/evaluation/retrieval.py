@@ -20,8 +20,7 @@ from threadpoolctl import threadpool_limits
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
-from iiae_cli.inference.neighbours import partner_ranks
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import KINDS, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 

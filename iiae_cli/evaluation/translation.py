@@ -20,8 +20,7 @@ from torch import Tensor
 from iiae_cli.common import console
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name, recall_at_k
-from iiae_cli.inference.neighbours import partner_ranks
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, TrainedModel, inference, prior_samples
 from iiae_cli.model import DOMAINS, Domain
 

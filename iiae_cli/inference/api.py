@@ -22,8 +22,7 @@ from iiae_cli.common.environment import run_folder
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
 from iiae_cli.inference.latents import LatentCache
-from iiae_cli.inference.neighbours import Backend, choose_backend, nearest
-from iiae_cli.inference.proposals import Floats, Ints, Metric
+from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
 from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.runs import LoadedModel, RunDir, load_model

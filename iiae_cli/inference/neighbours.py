@@ -13,7 +13,7 @@ Shapes: Q queries, G gallery rows, S dimensions, K proposals, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
@@ -23,22 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.proposals import (
-    BLOCK_VALUES,
-    PRODUCT_ROWS,
-    PROPOSERS,
-    Floats,
-    Ints,
-    Metric,
-    Propose,
-    products,
-    slices,
-    squares,
-)
 
+Metric: TypeAlias = Literal["euclidean", "cosine"]
 Backend: TypeAlias = Literal["auto", "sklearn", "torch", "faiss"]
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Ints, Floats]  # rows (Q, K) and distances (Q, K)
+Proposed: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # squared distances and rows (Q, k)
+Propose: TypeAlias = Callable[[Tensor, int], Proposed]  # finds about k nearest rows, nearest first
 
+PRODUCT_ROWS = 512  # queries per block of products
+BLOCK_VALUES = 2**21  # values per block of products: 8 MiB in float32
 SPARE = 8
 SLICE_VALUES = 2**24  # values per slice of the gallery: 64 MiB in float32
 QUERY_VALUES, QUERY_ROWS = 2**22, 4096  # most values and rows of queries searched at once
@@ -46,6 +41,7 @@ BATCH_VALUES = 2**17  # values of rows that are read repeatedly: they fit into a
 SMALL = 2**24  # multiplications up to which loading another library costs more
 NARROW = 512  # dimensions up to which faiss proposes faster than torch
 _HUGE = 1e150  # squares of larger values leave float64
+_LAST, _SIGNLESS = np.iinfo(np.int64).max, np.int32(0x7FFFFFFF)
 
 
 def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
@@ -75,8 +71,7 @@ def nearest(
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
     for start, part in _checked_slices(gallery, metric):
-        frame = Frame(queries, part, metric)
-        exact = _exact(part, 1, metric)
+        frame, exact = Frame(queries, part, metric), _exact(part, 1, metric)
         propose = PROPOSERS[chosen](frame(exact), metric)
         for block in slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
             near, apart = _search(queries[block], exact, k, frame, propose)
@@ -123,8 +118,7 @@ def partner_ranks(
     own = _measure(exact, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
     for start, part in _checked_slices(gallery, metric):
-        frame = Frame(queries, part, metric)
-        exact_part = _exact(part, 1, metric)
+        frame, exact_part = Frame(queries, part, metric), _exact(part, 1, metric)
         moved_part = frame(exact_part)
         for block in slices(len(queries), min(PRODUCT_ROWS, QUERY_VALUES // queries.shape[1])):
             few, moved = exact[block], frame(exact[block])
@@ -155,8 +149,7 @@ def _before(
         each = _distances(queries[left][:, None], rows[right][:, None], metric)[:, 0, 0]
     keys = _keys(each, metric)
     before = (keys < own[left]) | ((keys == own[left]) & (right < partner[left]))
-    counts: Ints = np.bincount(left[before], minlength=len(queries))
-    return counts
+    return np.bincount(left[before], minlength=len(queries))
 
 
 def _first_of(rows: Ints, distances: Floats, k: int, metric: Metric) -> Found:
@@ -177,8 +170,8 @@ def _measure(queries: Tensor, gallery: Tensor, near: Ints, metric: Metric) -> Fl
 
 def _distances(a: Tensor, b: Tensor, metric: Metric) -> Floats:
     """Returns (…, M, N) distances of exact rows (…, M, S) and (…, N, S): differences first."""
-    mode = "donot_use_mm_for_euclid_dist"
-    found: Floats = torch.cdist(a.double(), b.double(), compute_mode=mode).numpy()
+    exact = "donot_use_mm_for_euclid_dist"
+    found: Floats = torch.cdist(a.double(), b.double(), compute_mode=exact).numpy()
     return found if metric == "euclidean" else found**2 / 2
 
 
@@ -194,7 +187,7 @@ class Frame:
 
     def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
         self.metric = metric
-        largest = max(_largest_value(queries), _largest_value(part))
+        largest = max(np.abs(values).max(initial=0) for values in (queries, part))
         # Powers of two, which round nothing; 2¹⁰⁰ is within float32.
         self.scale = min(2.0 ** -float(np.frexp(largest)[1]), 2.0**100)
         centre = part[:4096].mean(axis=0, dtype=np.float64).astype(part.dtype)
@@ -211,16 +204,15 @@ class Frame:
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
         """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""
-        unit = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24
-        found: Floats = unit * (np.sqrt(squares(moved)) + np.sqrt(np.maximum(squared, 0))) ** 2
+        unit, lengths = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24, np.sqrt(squares(moved))
+        found: Floats = unit * (lengths + np.sqrt(np.maximum(squared, 0))) ** 2
         return found + 1e-38  # float32 underflows below
 
 
 def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
-    """Returns rows to measure differences of: as they are, or for cosine distances (N, S + 2).
+    """Returns rows as they are, or for cosine (N, S + 2) of length 1 in float64.
 
-    Those have length 1 in float64; their squared distances are twice the cosine ones. A zero vector
-    points along a dimension of its own side, at right angles to everything on the other.
+    A zero vector points along a dimension of its own side, at right angles to the other side.
     """
     if metric == "euclidean":
         return torch.from_numpy(rows)
@@ -247,11 +239,112 @@ def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
     """Returns finite rows in float32 if that is exact, else in float64; copies what is mapped."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.require(rows, np.float32 if single else np.float64, ["C", "W"])
-    if not _largest_value(rows) < _HUGE:  # NaN compares as false
-        hint = "encode them again; check the model and its inputs"
-        raise IiaeError(f"latents of {name} are not all finite", hint)
+    if not float(np.abs(rows).max(initial=0)) < _HUGE:  # NaN compares as false
+        raise IiaeError(f"latents of {name} are not all finite", "check the model and its inputs")
     return rows
 
 
-def _largest_value(rows: NDArray[Any]) -> float:
-    return max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Yields slices of `step` items, the last one shorter."""
+    for start in range(0, count, max(1, step)):
+        yield slice(start, start + max(1, step))
+
+
+def squares(rows: Tensor) -> Floats:
+    """Returns the squared lengths (N,) of rows."""
+    squared: Floats = torch.linalg.vector_norm(rows, dim=1).double().square().numpy()
+    return squared
+
+
+# ---- proposals
+
+
+def products(queries: Tensor, gallery: Tensor, least: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """Yields (first row, |g|² / 2 - q·g (Q, C)), C at least `least`; overwrites the last block."""
+    width = max(least, BLOCK_VALUES // max(1, len(queries)))
+    buffer = torch.empty(len(queries), min(width, len(gallery)))
+    for start in range(0, len(gallery), width):
+        part = gallery[start : start + width]
+        half = torch.linalg.vector_norm(part, dim=1).square_() / 2
+        yield start, torch.addmm(half, queries, part.T, alpha=-1, out=buffer[:, : len(part)])
+
+
+def _by_torch(gallery: Tensor, metric: Metric) -> Propose:
+    """Collects rows nearer than the last known k-th best, and sorts them when there are many."""
+
+    def propose(queries: Tensor, k: int) -> Proposed:
+        keys = [nearest_keys(queries[block], k) for block in slices(len(queries), PRODUCT_ROWS)]
+        halves, rows = _unpacked(np.sort(np.concatenate(keys), axis=1))
+        return halves * 2 + squares(queries)[:, None], rows
+
+    def nearest_keys(queries: Tensor, k: int) -> Ints:
+        best, hits, waiting = np.full((len(queries), k), _LAST), list[tuple[Ints, Ints]](), 0
+        for start, values in products(queries, gallery, k):
+            block, width = values.numpy(), values.shape[1]
+            if start == 0:  # the k-th best itself is a hit
+                limit = np.nextafter(np.partition(block, k - 1, axis=1)[:, k - 1 : k], np.inf)
+            place = np.flatnonzero(block < limit)
+            query = place // width
+            keys = _packed(block.ravel()[place], start + place - query * width)
+            hits.append((query, keys))
+            waiting += len(query)
+            if waiting > best.size:
+                best = _merged(best, hits)
+                limit, hits, waiting = _unpacked(best.max(axis=1, keepdims=True))[0], [], 0
+        return _merged(best, hits)
+
+    return propose
+
+
+def _packed(values: NDArray[np.float32], rows: Ints) -> Ints:
+    """Returns integers in the order of the values, with the rows in their lower half."""
+    bits = values.view(np.int32)
+    return (np.where(bits < 0, bits ^ _SIGNLESS, bits).astype(np.int64) << 32) | rows
+
+
+def _unpacked(keys: Ints) -> tuple[NDArray[np.float32], Ints]:
+    bits = (keys >> 32).astype(np.int32)
+    return np.where(bits < 0, bits ^ _SIGNLESS, bits).view(np.float32), keys & 0xFFFFFFFF
+
+
+def _merged(best: Ints, hits: Sequence[tuple[Ints, Ints]]) -> Ints:
+    """Returns the k least keys (Q, k) of `best` and `hits`, in any order."""
+    if not hits:
+        return best
+    query, keys = map(np.concatenate, zip(*hits, strict=True))
+    order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort
+    query, keys = query[order], keys[order]
+    count, k = best.shape
+    counts = np.bincount(query, minlength=count)
+    column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
+    table = np.full((count, k + int(counts.max())), _LAST)
+    table[:, :k] = best
+    table[query, column] = keys
+    return np.partition(table, k - 1, axis=1)[:, :k]
+
+
+def _by_sklearn(gallery: Tensor, metric: Metric) -> Propose:
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(algorithm="brute", metric="sqeuclidean").fit(gallery.numpy())
+    return lambda queries, k: index.kneighbors(queries.numpy(), k)
+
+
+def _by_faiss(gallery: Tensor, metric: Metric) -> Propose:
+    try:
+        import faiss
+    except ImportError as error:
+        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss"
+        raise IiaeError("faiss is not installed", install) from error
+    cosine = metric == "cosine"  # for rows of length 1 products are equivalent, and faster
+    index = (faiss.IndexFlatIP if cosine else faiss.IndexFlatL2)(gallery.shape[1])
+    index.add(gallery.numpy())
+
+    def propose(queries: Tensor, k: int) -> Proposed:
+        values, rows = index.search(queries.numpy(), k)
+        return 2 - 2 * values if cosine else values, rows
+
+    return propose
+
+
+PROPOSERS = {"torch": _by_torch, "sklearn": _by_sklearn, "faiss": _by_faiss}

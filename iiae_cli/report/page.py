@@ -26,7 +26,7 @@ from iiae_cli.evaluation.figures import Table, figure_tables
 from iiae_cli.evaluation.protocol import paper_rows, paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
 from iiae_cli.report.retrieval import Retrieval, source_folder

@@ -30,8 +30,7 @@ from iiae_cli.data.pictures import PictureError, decode
 from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import rank_by_class
 from iiae_cli.inference.latents import LatentCache
-from iiae_cli.inference.neighbours import nearest, partner_ranks
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric, nearest, partner_ranks
 from iiae_cli.report.grids import Panel, Picture, Tile, Tone
 
 Ints: TypeAlias = NDArray[np.int64]

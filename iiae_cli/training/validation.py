@@ -15,7 +15,7 @@ from iiae_cli.config import Config, SelectionSection
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
-from iiae_cli.inference.proposals import Metric
+from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.runs import RunDir, save_weights
 from iiae_cli.training.data import TrainingData, classes_of, erase_means

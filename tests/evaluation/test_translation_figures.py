@@ -11,8 +11,6 @@ from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation.retrieval import encode_pairs
 from iiae_cli.evaluation.translation import Subject, l1, ssim, translation_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel, prior_samples
-from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.networks import FeatureNetworks
 
 L1 = {"l1": l1}
 
@@ -107,30 +105,17 @@ def test_what_is_not_finite_is_none():
     assert ssim(pictures(2, 3, 10, 16), pictures(2, 3, 10, 16)).isnan().all()
 
 
-def features_model():
-    torch.manual_seed(4)
-    return IIAE(FeatureNetworks(6, shared_dim=4), {"x": 7, "y": 5}, exclusive_dim=3)
-
-
 @pytest.mark.parametrize(
-    "make, size, shapes",
+    "family, size, shapes",
     [
-        (
-            lambda: small_model("maps", exclusive_dim=3),
-            (16, 16),
-            {"x": (16, 16, 3), "y": (16, 16, 1)},
-        ),
-        (features_model, None, {"x": (7,), "y": (5,)}),
+        ("maps", (16, 16), {"x": (16, 16, 3), "y": (16, 16, 1)}),
+        ("features", None, {"x": (7,), "y": (5,)}),
     ],
 )
-def test_guided_translation_equals_a_direct_computation(make, size, shapes):
-    model, rng = make().train(), np.random.default_rng(14)
-    rows = {
-        domain: rng.integers(0, 256, (7, *shape)).astype(np.uint8)
-        if size
-        else rng.normal(size=(7, *shape)).astype(np.float32)
-        for domain, shape in shapes.items()
-    }
+def test_guided_translation_equals_a_direct_computation(family, size, shapes):
+    model, rng = small_model(family).train(), np.random.default_rng(14)
+    rows = {domain: rng.integers(0, 256, (7, *shape)) for domain, shape in shapes.items()}
+    rows = {name: values.astype("u1" if size else "f4") for name, values in rows.items()}
     split = Split(*(Side(values, [str(row) for row in range(7)]) for values in rows.values()))
     trained = TrainedModel(model, size)
     subject = Subject(trained, encode_pairs(trained, split), split, batch_size=3)
@@ -141,6 +126,6 @@ def test_guided_translation_equals_a_direct_computation(make, size, shapes):
         with torch.no_grad():
             wanted = to_inputs(rows[target], None)
             shared = model.encode_shared(source, to_inputs(rows[source], None)).mean
-            own = model.encode_exclusive(target, wanted).mean if model.exclusive_dim else None
+            own = model.encode_exclusive(target, wanted).mean
             error = float((model.decode(target, shared, own) - wanted).abs().mean())
         assert figures[f"{source}_to_{target}"] == {"l1": pytest.approx(error, rel=1e-5), "n": 7}

@@ -112,7 +112,7 @@ def test_a_gallery_in_memory_in_a_file_and_of_the_run_has_the_same_neighbours(
         np.testing.assert_array_equal(results[0].rows, np.argsort(distances, axis=1)[:, :7])
 
 
-def test_latents_of_other_weights_are_refused(model, tmp_path):
+def test_latents_of_other_weights_are_refused(model):
     gallery = model.encode(pictures(3), "y")
     gallery.fingerprint = "0" * 16
     assert "0000" in refusal(model.retrieve, pictures(1), gallery).message

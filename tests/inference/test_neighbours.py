@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iiae_cli.inference import neighbours, proposals
+from iiae_cli.inference import neighbours
 from iiae_cli.inference.neighbours import choose_backend, nearest, partner_ranks
 
 METRICS = ["euclidean", "cosine"]
@@ -43,9 +43,9 @@ def small_pieces(monkeypatch):
     """Slices and blocks far smaller than the data."""
     monkeypatch.setattr(neighbours, "SLICE_VALUES", 3 * 13)
     monkeypatch.setattr(neighbours, "QUERY_ROWS", 7)
-    monkeypatch.setattr(proposals, "PRODUCT_ROWS", 4)
+    monkeypatch.setattr(neighbours, "PRODUCT_ROWS", 4)
     monkeypatch.setattr(neighbours, "SPARE", 1)
-    monkeypatch.setattr(proposals, "BLOCK_VALUES", 64)
+    monkeypatch.setattr(neighbours, "BLOCK_VALUES", 64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -75,42 +75,22 @@ def test_slices_and_blocks_of_every_size_return_the_same(backend, metric, small_
     )
 
 
-def scattered(rng, rows, width):
-    return rng.standard_normal((rows, width))
-
-
-def offset(rng, rows, width):
-    """A spread of 1 at a distance of 10,000, where float32 resolves a thousandth."""
-    return 1e4 + rng.standard_normal((rows, width))
-
-
-def far_clusters(rng, rows, width):
-    """Clusters so far from any common centre that float32 products cannot resolve their members."""
-    return 1e3 * rng.integers(-1, 2, (rows, 1)) + 1e-2 * rng.standard_normal((rows, width))
-
-
-def outlier(rng, rows, width):
+def rows_of_size(kind, rows=600, width=8):
+    rng = np.random.default_rng(7)
     values = rng.standard_normal((rows, width))
-    values[rows // 2] *= 1e8
-    return values
-
-
-def tiny(rng, rows, width):
-    return 1e-22 * rng.standard_normal((rows, width))
-
-
-def huge(rng, rows, width):
-    return 1e30 * rng.standard_normal((rows, width))
-
-
-DRAWS = [scattered, offset, far_clusters, outlier, tiny, huge]
+    if kind == "offset":  # a spread of 1 at a distance of 10,000, where float32 has three digits
+        return 1e4 + values
+    if kind == "clusters":  # too far from any centre for float32 to tell their members apart
+        return 1e3 * rng.integers(-1, 2, (rows, 1)) + 1e-2 * values
+    if kind == "outlier":
+        values[rows // 2] *= 1e8
+    return values * {"tiny": 1e-22, "huge": 1e30}.get(kind, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("draw", DRAWS)
-def test_numbers_of_every_size_are_ranked_by_float64_distances(draw, backend):
-    drawn = draw(np.random.default_rng(7), 600, 8)
-    queries, gallery = drawn[:17], drawn[17:]
+@pytest.mark.parametrize("kind", ["scattered", "offset", "clusters", "outlier", "tiny", "huge"])
+def test_numbers_of_every_size_are_ranked_by_float64_distances(kind, backend):
+    queries, gallery = np.split(rows_of_size(kind), [17])
     expected = slow_distances(queries, gallery, "euclidean")
     rows, distances = nearest(queries, gallery, 5, backend=backend)
     np.testing.assert_array_equal(rows, np.argsort(expected, axis=1)[:, :5])

@@ -1,5 +1,7 @@
 """Translation and analogy against direct decoding."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -37,28 +39,30 @@ def test_samples_are_standard_normal_and_a_function_of_seed_and_row():
     assert not torch.equal(prior_samples(50, range(40), 6, seed=8), many)
 
 
+def styles_with(**options):
+    """Exclusive latents of two inputs beside two reference pictures, and the references' own."""
+    trained = TrainedModel(image_model(), SIZE)
+    references = Block(pictures(rows=2, seed=4), [0, 1], ["a/1.png", "b/2.png"], None, [])
+    styles = styles_of(trained, "x", references, None, seed=0, **options)
+    own = trained.encode(references.rows, "x").exclusive_mean
+    return styles, styles.exclusive([0, 4]), own
+
+
 @pytest.mark.parametrize("steps", [2, 3, 7])
 def test_interpolation_is_linear_with_both_ends(steps):
-    trained = TrainedModel(image_model(), SIZE)
-    references = Block(pictures(rows=2), [0, 1], ["a/1.png", "b/2.png"], None, [])
-    styles = styles_of(trained, "x", references, None, samples=0, interpolate=steps, seed=0)
+    styles, latents, (start, end) = styles_with(samples=0, interpolate=steps)
     assert styles.names == [f"step {number}" for number in range(1, steps + 1)]
     assert [shown is None for shown in styles.pictures] == [False, *[True] * (steps - 2), False]
-    start, end = trained.encode(references.rows, "x").mean("exclusive")
-    latents = styles.exclusive([0, 4])
-    for number in range(steps):
-        direct = start + (end - start) * number / (steps - 1)
-        np.testing.assert_allclose(latents[:, number], np.stack([direct, direct]), atol=1e-5)
+    parts = np.linspace(0, 1, steps)[:, None]
+    for found in latents:
+        np.testing.assert_allclose(found, start + (end - start) * parts, atol=1e-5)
 
 
 def test_an_analogy_takes_the_references_exclusive_mean_beside_samples():
-    trained = TrainedModel(image_model(), SIZE)
-    references = Block(pictures(rows=2, seed=4), [0, 1], ["a.png", "b.png"], None, [])
-    styles = styles_of(trained, "x", references, None, samples=1, interpolate=None, seed=0)
-    assert styles.names == ["sample 1", "a.png", "b.png"]
-    means, latents = trained.encode(references.rows, "x").exclusive_mean, styles.exclusive([0, 2])
+    styles, latents, means = styles_with(samples=1, interpolate=None)
+    assert styles.names == ["sample 1", "1.png", "2.png"]
     np.testing.assert_allclose(latents[:, 1:], np.stack([means, means]), atol=1e-6)
-    assert torch.equal(latents[:, :1], prior_samples(1, [0, 2], 3, seed=0))
+    assert torch.equal(latents[:, :1], prior_samples(1, [0, 4], 3, seed=0))
 
 
 # ---- translation
@@ -84,13 +88,16 @@ def test_each_row_is_decoded_with_each_of_its_exclusive_latents(source, target, 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_the_batch_size_changes_nothing(batch_size):
-    trained = TrainedModel(image_model(), SIZE)
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_and_the_mode_change_nothing_and_the_mode_is_restored(batch_size, training):
+    model = image_model().train(training)
+    trained, before = TrainedModel(model, SIZE), deepcopy(model.state_dict())
     rows, exclusive = pictures(), prior_samples(3, range(5), 3, seed=2)
     whole = trained.translate(rows, "x", "y", exclusive).astype(int)
     parts = trained.translate(rows, "x", "y", exclusive, batch_size=batch_size)
     np.testing.assert_allclose(parts.astype(int), whole, atol=1)
-    assert np.ptp(whole) > 20
+    assert np.ptp(whole) > 20 and model.training is training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_pictures_are_resized_to_the_models_size():
@@ -101,37 +108,14 @@ def test_pictures_are_resized_to_the_models_size():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_model_without_exclusive_latents_has_one_output_a_row():
-    model, rows = image_model(exclusive_dim=0).eval(), pictures()
-    found = TrainedModel(model, SIZE).translate(rows, "x", "y", None)
-    with torch.no_grad():
-        shared = model.encode_shared("x", to_inputs(rows, SIZE)).mean
-        direct = to_pictures(model.decode("y", shared, None))
-    assert found.shape == (5, 1, 16, 16, 1)
-    np.testing.assert_allclose(found[:, 0].astype(int), direct, atol=1)
-
-
-def test_features_are_translated_to_features():
-    model = small_model("features").eval()
+def test_features_and_models_without_exclusive_latents_are_translated_too():
     rows = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
-    exclusive = prior_samples(2, range(4), 3, seed=0)
-    found = TrainedModel(model, None).translate(rows, "x", "y", exclusive, batch_size=3)
-    assert found.shape == (4, 2, 5) and found.dtype == np.float32
-    with torch.no_grad():
-        shared = model.encode_shared("x", torch.from_numpy(rows)).mean
-        direct = model.decode("y", shared, exclusive[:, 1])
-    np.testing.assert_allclose(found[:, 1], direct, atol=1e-5)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_translation_uses_evaluation_mode_and_restores_the_mode(training):
-    model = image_model().train(training)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    rows, exclusive = pictures(), prior_samples(1, range(5), 3, seed=0)
-    first, again = (
-        TrainedModel(model, SIZE).translate(rows, "x", "y", exclusive) for _ in range(2)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert model.training is training
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    drawn = prior_samples(2, range(4), 3, seed=0)
+    for width, exclusive, count in ((3, drawn, 2), (0, None, 1)):
+        model = small_model("features", exclusive_dim=width).eval()
+        found = TrainedModel(model, None).translate(rows, "x", "y", exclusive, batch_size=3)
+        assert found.shape == (4, count, 5) and found.dtype == np.float32
+        with torch.no_grad():
+            shared = model.encode_shared("x", torch.from_numpy(rows)).mean
+            direct = model.decode("y", shared, drawn[:, -1] if width else None)
+        np.testing.assert_allclose(found[:, -1], direct, atol=1e-5)
