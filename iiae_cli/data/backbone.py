@@ -232,14 +232,15 @@ class Extractor:
 
     def features(
         self, batches: Iterable[Sequence[Source]]
-    ) -> Iterator[tuple[list[PictureError | None], NDArray[np.float32]]]:
-        """Yields a batch's errors (None for readable pictures) and features (M, D) of the rest."""
+    ) -> Iterator[list[NDArray[np.float32] | PictureError]]:
+        """Yields the features (D,) of a batch's pictures, or why there are none."""
         network = self.network.to(self.device).eval()
         with closing(self.inputs(batches)) as decoded:
             for errors, pictures in decoded:
                 with torch.inference_mode(), repeatable():
                     features = network(pictures) if len(pictures) else pictures
-                yield errors, features.float().cpu().numpy()
+                rows = iter(features.float().cpu().numpy())
+                yield [error or next(rows) for error in errors]
 
 
 def backbone_of(info: DataInfo) -> dict[str, Any] | None:

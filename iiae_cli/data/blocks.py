@@ -251,8 +251,7 @@ def write_part(
 
 def part_of(path: Path) -> PartFile:
     """Opens a part's file."""
-    with hdf5.open_hdf5(path, _REMEDY) as file:
-        hdf5.check_schema(file, path, PART_SCHEMA, _REMEDY)
+    with hdf5.open_hdf5(path, _REMEDY, PART_SCHEMA) as file:
         head = {key: json.loads(hdf5.text_attribute(file, key)) for key in ("part", "job", "about")}
         index, count, total = map(int, head["part"])
         if not 0 <= index < count or total < 0:

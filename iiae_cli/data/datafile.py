@@ -167,8 +167,7 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with hdf5.open_hdf5(path, _HINT) as file:
-            hdf5.check_schema(file, path, SCHEMA, _HINT)
+        with hdf5.open_hdf5(path, _HINT, SCHEMA) as file:
             attributes = hdf5.text_attributes(file)
             groups = {name: hdf5.subgroup(file, name) for name in SPLITS if name in file}
             shape_x, shape_y = (_shape(groups, domain) for domain in DOMAINS)

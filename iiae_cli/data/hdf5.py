@@ -68,25 +68,20 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[s
 
 
 @contextmanager
-def open_hdf5(path: Path, hint: str) -> Iterator[h5py.File]:
-    """Opens an HDF5 file; whatever h5py or this module raises in the block is a user's error."""
-    with reading(path, hint), read_only(path) as file:
-        yield file
+def open_hdf5(path: Path, hint: str, schema: str = "") -> Iterator[h5py.File]:
+    """Opens an HDF5 file, of this schema if one is named, to read without a lock.
 
-
-def read_only(path: Path) -> h5py.File:
-    """Opens an HDF5 file to read, without a lock; raises for a file of another kind."""
-    with path.open("rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
-            raise IiaeError(
-                f"{path} is not an HDF5 file", "name a file that iiae prepare or iiae encode wrote"
-            )
-    return h5py.File(path, "r", locking=False)
-
-
-def check_schema(file: h5py.File, path: Path, schema: str, hint: str) -> None:
-    """Raises for a file of another schema."""
-    check_kind(path, text_attributes(file).get("schema", "none"), schema, hint)
+    Whatever h5py or this module raises in the block is a user's error.
+    """
+    with reading(path, hint):
+        with path.open("rb") as content:
+            if content.read(len(SIGNATURE)) != SIGNATURE:
+                makers = "name a file that iiae prepare or iiae encode wrote"
+                raise IiaeError(f"{path} is not an HDF5 file", makers)
+        with h5py.File(path, "r", locking=False) as file:
+            if schema:
+                check_kind(path, text_attribute(file, "schema", "none"), schema, hint)
+            yield file
 
 
 def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:

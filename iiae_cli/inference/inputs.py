@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -210,13 +211,9 @@ def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -
 
 def _extracted(pictures: Sequence[Source], extractor: Extractor) -> Fetch:
     def fetch(start: int, stop: int) -> Sequence[NDArray[Any] | PictureError]:
-        read: list[NDArray[Any] | PictureError] = []
         starts = range(start, stop, BATCH)
         batches = (pictures[at : min(stop, at + BATCH)] for at in starts)
-        for errors, features in extractor.features(batches):
-            rows = iter(features)
-            read += [error or next(rows) for error in errors]
-        return read
+        return [*chain.from_iterable(extractor.features(batches))]
 
     return fetch
 

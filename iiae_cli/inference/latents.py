@@ -96,8 +96,7 @@ class LatentCache:
     @classmethod
     def read(cls, path: Path) -> LatentCache:
         """Opens a file; raises IiaeError if it is missing, damaged, or of another schema."""
-        with hdf5.open_hdf5(path, REMEDY) as file:
-            hdf5.check_schema(file, path, SCHEMA, REMEDY)
+        with hdf5.open_hdf5(path, REMEDY, SCHEMA) as file:
             domain, ids = hdf5.text_attribute(file, "domain"), hdf5.read_texts(file, "ids")
             records = (hdf5.text_attribute(file, name, "{}") for name in ("source", "job"))
             source, job = (dict(json.loads(record)) for record in records)

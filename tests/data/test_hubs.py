@@ -51,9 +51,9 @@ def features(name, weights, picture, pool="pooled", **switches):
     own = json.loads(json.dumps(Preprocessing.of(full_name(name)).configuration))
     preprocessing = Preprocessing(**switches, configuration=own)
     extractor = Extractor(name, preprocessing, network, "x", CPU)
-    [(errors, rows)] = extractor.features([[picture]])
-    assert errors == [None] and rows.shape == (1, width)
-    return rows
+    [[row]] = extractor.features([[picture]])
+    assert row.shape == (width,)
+    return row[None]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -36,6 +36,7 @@ from iiae_cli.data.backbone import (
 from iiae_cli.data.datafile import Seen, Split, refuse_leak
 from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
+from iiae_cli.data.pictures import PictureError
 from iiae_cli.data.sources.features import classes_of, describe
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
@@ -77,9 +78,8 @@ class Networks:
             network = load_network(path, domain)
         else:  # both domains share it
             network, _ = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
-        for errors, features in self._extractor(network, domain).features(blocks):
-            rows = iter(features)
-            yield [error or (next(rows),) for error in errors]
+        for made in self._extractor(network, domain).features(blocks):
+            yield [item if isinstance(item, PictureError) else (item,) for item in made]
 
     def _file(self, domain: Domain, work: Work) -> Path:
         return (self.kept or work.folder) / f"{domain}.safetensors"
