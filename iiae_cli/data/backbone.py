@@ -255,11 +255,9 @@ def refuse_other_backbone(path: Path, given: DataInfo, trained_on: DataInfo) -> 
     here, there = backbone_of(given), backbone_of(trained_on)
     different = [key for key in _DECIDING if here and there and here.get(key) != there.get(key)]
     if here and there and different:
-        raise IiaeError(
-            f"the features of {path} are of {here['name']}, the model's of {there['name']}: "
-            f"{', '.join(different)} differ",
-            "use features of the backbone that the run was trained on",
-        )
+        message = f"the features of {path} are of {here['name']}, the model's of {there['name']}: "
+        message += f"{', '.join(different)} differ"
+        raise IiaeError(message, "use features of the backbone that the run was trained on")
 
 
 def recorded_extractor(

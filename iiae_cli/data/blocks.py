@@ -2,11 +2,8 @@
 
 A job is a JSON object of everything that decides its values. Its result is blocks 0 … N-1, each a
 dictionary of arrays (numbers or text). Meanwhile `OUTPUT.partial/` holds job.json, the .lock of the
-process that works there, and each finished block as NUMBER.npz.
-
-A part of the job (`--shard`) is a range of its blocks in an HDF5 file of schema `iiae.part/1`:
-/blocks/NUMBER/NAME, and as attributes (JSON) the number of the part, the job, and its maker's
-notes.
+process that works there, and each finished block as NUMBER.npz. A part of the job (`--shard`) is an
+HDF5 file of a range of its blocks.
 """
 
 from __future__ import annotations
@@ -61,11 +58,8 @@ class BlockStore:
     def read(self, number: int) -> Arrays:
         """Returns the arrays of a finished block."""
         path = self._path(number)
-        with (
-            reading(path, f"remove {self.folder} and run again"),
-            np.load(path, allow_pickle=False) as arrays,
-        ):
-            return dict(arrays)
+        with reading(path, f"remove {self.folder} and run again"), path.open("rb") as file:
+            return dict(np.load(file, allow_pickle=False))
 
     def fill(
         self,
@@ -104,17 +98,14 @@ def block_store(
     """
     folder = partial_of(output)
     content: dict[str, Any] = {"schema": _SCHEMA, "job": json.loads(json.dumps(job))}
-    with _held(folder):
-        begun = _begun(folder)
-        if begun is not None and not resume and not overwrite:
-            raise IiaeError(
-                f"{folder} holds interrupted work",
-                "continue it with --resume, or start over with --overwrite",
-            )
-        differing = [] if begun is None else differences(begun, _flat(content))
+    with _held(folder) as begun:
+        if begun and not resume and not overwrite:
+            hint = "continue it with --resume, or start over with --overwrite"
+            raise IiaeError(f"{folder} holds interrupted work", hint)
+        differing = differences(begun, _flat(content)) if begun else []
         if resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
-        if begun is None or not resume or differing:
+        if differing or not (begun and resume):
             _empty(folder)
             files.write_text(folder / _JOB, json.dumps(content, indent=2) + "\n")
         files.remove_temporaries(folder)
@@ -151,25 +142,24 @@ def differences(left: Job, right: Job) -> list[str]:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path) -> Iterator[Job]:
+    """Locks a folder, and yields the job of the work in it, if any."""
     _begun(folder)  # refuses a foreign folder
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder, "wait for it, end it, or choose another output"):
-        yield
+        yield _begun(folder)
 
 
-def _begun(folder: Path) -> Job | None:
-    """Returns the job of the work in a folder, if any; raises if the folder is foreign."""
+def _begun(folder: Path) -> Job:
     if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
-        return None
+        return {}
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((folder / _JOB).read_text(encoding="utf-8"))
         if content["schema"].startswith("iiae.partial/"):
             return _flat(content)
-    raise IiaeError(
-        f"{folder} is in the way: it is not the work of an interrupted command", "move it elsewhere"
-    )
+    message = f"{folder} is in the way: it is not the work of an interrupted command"
+    raise IiaeError(message, "move it elsewhere")
 
 
 def _flat(content: dict[str, Any]) -> Job:
@@ -218,7 +208,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartFile:
-    """A part's file with unread blocks."""
+    """A part's file, schema `iiae.part/1`: /blocks/NUMBER/NAME, and as attributes all but these."""
 
     path: Path
     part: Part
@@ -264,17 +254,14 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
 
     `again` is the command that makes a missing one, up to the options: `iiae prepare …`.
     """
-    first, shared = parts[0], [_shared(item) for item in parts]
+    first, count = parts[0], parts[0].part.count
     by_index = {item.part.index: item for item in parts}
-    for item, own in zip(parts, shared, strict=True):
-        if differing := differences(own, shared[0]):
-            raise IiaeError(
-                f"{item.path} was made with another {', '.join(differing)} than {first.path}",
-                "make all shards by the same command, source and version",
-            )
+    for item in parts:
+        if differing := differences(_shared(item), _shared(first)):
+            message = f"{item.path} was made with another {', '.join(differing)} than {first.path}"
+            raise IiaeError(message, "make all shards by the same command, source and version")
         if by_index[item.part.index] is not item:
             raise IiaeError(f"shard {item.part.name} is given twice", "name every shard once")
-    count = first.part.count
     missing = [f"{index}/{count}" for index in range(count) if index not in by_index]
     if missing:
         named = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")

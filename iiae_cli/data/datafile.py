@@ -194,9 +194,7 @@ class DataFile:
             for factor in hdf5.subgroup(group, "factors") if "factors" in group else ():
                 column = split.factors[factor] = hdf5.read_column(group["factors"], factor)
                 if column.shape[:1] != (split.pair_count,):
-                    raise ValueError(
-                        f"{split.pair_count} pairs but {column.shape} values of factor {factor}"
-                    )
+                    raise ValueError(f"not one value of factor {factor} for each pair")
         return split
 
     def mapped_side(self, name: str, domain: Domain) -> Side:
@@ -228,9 +226,8 @@ def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
     for group in groups.values():
         data = hdf5.dataset(group, domain)
         if data is None or (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
-            raise ValueError(
-                f"{group.name}/{domain} holds no uint8 pictures (N, H, W, C) or float32 rows (N, F)"
-            )
+            kinds = "uint8 pictures (N, H, W, C) or float32 rows (N, F)"
+            raise ValueError(f"{group.name}/{domain} holds no {kinds}")
         shapes.add(tuple(int(size) for size in data.shape[1:]))
     if len(shapes) != 1 or 0 in (shape := shapes.pop()):
         raise ValueError("it has no split, empty rows, or splits of different shapes")
@@ -318,10 +315,7 @@ class Seen:
             classes = TypeAdapter(tuple[str, ...]).validate_python(record["classes_seen"])
             return cls(classes, bool(record.get("classes_seen_complete", True)))
         except (ValueError, AttributeError, RecursionError) as error:
-            raise IiaeError(
-                "the data file's attribute backbone is damaged",
-                "make it again: iiae prepare NAME … --overwrite",
-            ) from error
+            raise IiaeError("the data file's attribute backbone is damaged", _HINT) from error
 
 
 NONE_SEEN = Seen()
@@ -332,8 +326,8 @@ def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool)
     """Raises if `what`, weights or features, has seen a test class, unless `allow`."""
     leaked = seen.leak(test_classes)
     if leaked and not allow:
-        raise IiaeError(
-            f"{what} was trained on {len(leaked)} of the test classes: {', '.join(leaked)}",
-            "use weights of this split's training classes, or pass --allow-leak: the data file "
-            "and its figures say so",
+        message = f"{what} was trained on {len(leaked)} of the test classes: {', '.join(leaked)}"
+        hint = (
+            "use weights of this split's training classes, or pass --allow-leak, which is recorded"
         )
+        raise IiaeError(message, hint)

@@ -202,10 +202,7 @@ class _OpenClip:
         if pool == "pooled":
             return tower, int(tower.output_dim)
         if pool == "cls" or not hasattr(tower, "output_tokens"):
-            raise IiaeError(
-                f"--pool {pool} does not apply to open_clip:{name}, which pools by itself",
-                "leave --pool out",
-            )
+            raise IiaeError(f"open_clip:{name} has no token for --pool {pool}", "leave --pool out")
         tower.output_tokens = True
         return PatchTokens(tower, pool, 0), int(tower.conv1.out_channels)
 
@@ -257,10 +254,8 @@ def published_file(found: Published, download: bool) -> Path:
         cache, what = Path(torch.hub.get_dir(), "checkpoints"), Path(found.url).name
         address, sources = found.url, [partial(_from_address, found.url, cache / what)]
     else:
-        raise IiaeError(
-            f"{found.name} names no published weights",
-            "pass --backbone-weights FILE or none, or name them: open_clip:NAME@PRETRAINED",
-        )
+        hint = "pass --backbone-weights FILE or none, or name them: open_clip:NAME@PRETRAINED"
+        raise IiaeError(f"{found.name} names no published weights", hint)
     reason = f"are not in the cache {cache}"
     for fetch in (False, True)[: 1 + download]:
         for get in sources:
@@ -269,11 +264,9 @@ def published_file(found: Published, download: bool) -> Path:
             except Exception as error:  # of half a dozen libraries below the hub's
                 if fetch:
                     reason = f"could not be downloaded: {' '.join(str(error).split())[:200]}"
-    raise IiaeError(
-        f"the weights of {found.name} ({what}) {reason}",
-        f"fetch {address} and pass --backbone-weights FILE"
-        + ("" if download else ", or pass --download"),
-    )
+    hint = f"fetch {address} and pass --backbone-weights FILE"
+    hint += "" if download else ", or pass --download"
+    raise IiaeError(f"the weights of {found.name} ({what}) {reason}", hint)
 
 
 def _from_hub(hf: ModuleType, hub: str, file: str, fetch: bool) -> Path:
@@ -300,9 +293,8 @@ def _imported(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise IiaeError(
-            f"this backbone needs the package {module}", f"pip install 'iiae-cli[{extra}]'"
-        ) from error
+        message = f"this backbone needs the package {module}"
+        raise IiaeError(message, f"pip install 'iiae-cli[{extra}]'") from error
 
 
 def _unknown(name: str, known: Sequence[str]) -> IiaeError:

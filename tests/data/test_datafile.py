@@ -195,7 +195,7 @@ def elsewhere(group):
         (lambda g: replace(g, "factors", np.arange(4)), "is not a group"),
         (lambda g: g.__setitem__("pairs", np.array([[0, -1]])), "outside its rows"),
         (lambda g: g.__setitem__("pairs", np.array([0, 1])), "outside its rows"),
-        (lambda g: g.__setitem__("pairs", np.array([[0, 1]])), "values of factor"),
+        (lambda g: g.__setitem__("pairs", np.array([[0, 1]])), "value of factor"),
         (lambda g: replace(g, "x", h5py.ExternalLink("other.h5", "/x")), "link to somewhere"),
         (lambda g: replace(g, "x", h5py.SoftLink("/test/x")), "link to somewhere"),
         (elsewhere, "not an array of this file"),
