@@ -115,10 +115,9 @@ def command(
 
 def _show(results: list[dict[str, Any]]) -> None:
     entries = [(result["query"], entry) for result in results for entry in result["neighbours"]]
-    labelled = any("label" in entry for _, entry in entries)
-    names = ["rank", "id", "distance", *(["label"] if labelled else [])]
-    rows = [[query, *(entry.get(name, "") for name in names)] for query, entry in entries]
-    console.print_table(["query", *names], rows, header=False, digits=6)
+    headers = ["query", *(entries[0][1] if entries else ())]
+    rows = [[query, *entry.values()] for query, entry in entries]
+    console.print_table(headers, rows, header=False, digits=6)
 
 
 def _results(found: Neighbours) -> list[dict[str, Any]]:

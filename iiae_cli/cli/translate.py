@@ -129,7 +129,7 @@ def command(
     if output is not None:
         suffix = ".png" if model.loaded.size else ".npy"
         files = plan_files(output, rows.ids, styles.names, target, overwrite, suffix)
-    drawn = TranslationGrid(source, target, styles.names, styles.pictures, bool(interpolate))
+    drawn = TranslationGrid(source, target, styles.names, styles.pictures)
     results, skipped = _translated(model.trained, rows, styles, files, drawn)
     if grid is not None:
         save_picture(drawn.panel().draw(), grid)

@@ -142,18 +142,22 @@ class TranslationGrid:
     source: Domain
     target: Domain
     names: Sequence[str]  # (K,) `sample 1`, `step 1`, a reference's file name, …
-    references: Sequence[tuple[Picture, str] | None] = ()  # picture and id for each output, or none
-    interpolated: bool = False
+    references: Sequence[tuple[Picture, str] | None]  # (K,) picture and id for each output, or none
     # An input's picture, its id and its K outputs.
     rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
 
     def panel(self) -> Panel:
         """Returns all rows as a panel."""
-        above = [Tile(None) if item is None else _named(*item) for item in self.references]
-        few = 0 < len(above) <= TRIPLES and all(self.references) and not self.interpolated
-        if few and self.source == self.target:
-            return self._triples(above)
+        above = [_named(*item) if item else Tile(None) for item in self.references]
         lines = [[_named(picture, name), *map(Tile, out)] for picture, name, out in self.rows]
+        if self.source == self.target and len(above) <= TRIPLES and all(self.references):
+            each = (f"reference {self.target}", f"output {self.target}")
+            headers = [f"query {self.source}", *each * len(above)]
+            lines = [
+                [query, *(tile for both in zip(above, outputs, strict=True) for tile in both)]
+                for query, *outputs in lines
+            ]
+            return Panel(lines, headers, gaps_after=range(2, 2 * len(above), 2))
         headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
         for tile in above:
             if tile.picture is not None:
@@ -161,17 +165,6 @@ class TranslationGrid:
         if any(self.references):
             lines.insert(0, [Tile(None), *above])
         return Panel(lines, headers, gaps_after=[0])
-
-    def _triples(self, references: Sequence[Tile]) -> Panel:
-        lines = []
-        for picture, name, outputs in self.rows:
-            line = [_named(picture, name)]
-            for reference, output in zip(references, outputs, strict=True):
-                line += [reference, Tile(output)]
-            lines.append(line)
-        each = (f"reference {self.target}", f"output {self.target}")
-        headers = [f"query {self.source}", *each * len(references)]
-        return Panel(lines, headers, gaps_after=range(2, 2 * len(references), 2))
 
 
 def _named(picture: Picture, name: str) -> Tile:
@@ -184,11 +177,6 @@ def _named(picture: Picture, name: str) -> Tile:
 def spread(length: int, count: int) -> NDArray[np.int64]:
     """Returns at most `count` of `length` positions, evenly spread, ascending."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
-
-
-def first_pairs(split: Split, count: int) -> Split:
-    """Returns the first `count` pairs of a split, aligned."""
-    return split.take_pairs(np.arange(min(count, split.pair_count)))
 
 
 def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: int = 0) -> Panel:

@@ -1,15 +1,9 @@
 """Shows queries and their neighbours, right or wrong, in `retrieve`'s montage and the report.
 
-The montage takes the first rule that applies:
-
-1. The data file pairs by class: entries of the query's class are right.
-2. Queries and gallery are the two sides of one split: the pairs that its file lists.
-3. The gallery holds the query's id, or exactly one entry of the query's file name without its
-   ending (pictures of the two domains lie in two folders): that entry.
-4. Both sides have labels: entries of the query's class.
-
-If none applies, nothing is framed. Where a partner is right, an entry that only shares the query's
-class is framed in amber, and only the partner is framed where no class is known.
+In the montage the first rule that applies decides what is right: the query's class, if the data
+file pairs by class; the pairs of the split whose two sides are shown; the entry of the query's id,
+or the only one of its file name without ending; the query's class. If none applies, nothing is
+framed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -26,7 +27,7 @@ from iiae_cli.data.batches import Augmentation
 from iiae_cli.extensions.encoders import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
-from iiae_cli.report.grids import first_pairs, sample_panel
+from iiae_cli.report.grids import sample_panel
 from iiae_cli.runs import HINT, Checkpoint, RunDir
 from iiae_cli.training.data import TrainingData, take_statistics
 from iiae_cli.training.distributed import Share, World
@@ -77,7 +78,8 @@ class Trainer:
         self.keeper = Keeper(config, data, run, details)
         self._grid_pairs = None
         if not data.by_class and not data.info.is_features and training.samples:
-            self._grid_pairs = first_pairs(data.validation or data.train, training.samples)
+            pairs = data.validation or data.train
+            self._grid_pairs = pairs.take_pairs(np.arange(min(training.samples, pairs.pair_count)))
 
     def _build(self) -> None:
         training = self.config.training

@@ -103,12 +103,11 @@ def test_any_caption_stays_within_its_tile(text):
 # ---- the paper's layouts
 
 
-def shown(count, source="x", references=0, **more):
+def shown(count, source="x", references=0, interpolated=False):
     """The grey of each tile, for two inputs, 10 and 11, with outputs 50… and 70…."""
     given = [(flat(200 + number), f"ref/{number}.png") for number in range(references)]
-    if more.get("interpolated"):
-        given[1:1] = [None] * (count - 2)
-    drawn = TranslationGrid(source, "y", ["name"] * count, given, **more)
+    given[1:1] = [None] * (count - 2) if interpolated else []
+    drawn = TranslationGrid(source, "y", ["name"] * count, given or [None] * count)
     for number in range(2):
         outputs = [flat(50 + 20 * number + k) for k in range(count)]
         drawn.rows.append((flat(10 + number), f"in/{number}.png", outputs))
