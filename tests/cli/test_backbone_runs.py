@@ -41,21 +41,26 @@ def run_of(*prepare, preset="sketchy"):
     assert outcome.code == 0, outcome.err
 
 
+PREPARE = ("sketchy", "sketchy", "--unseen-classes", "unseen.txt", "--fine-tune-epochs", "0")
+PREPARE += ("--backbone", NETWORK, "--backbone-weights")
+ENCODE = ("encode", f"{PHOTOS}/cow", "--domain", "y", "-o")
+
+
 @pytest.fixture
 def sketchy(iiae, tmp_path):
-    """A run on a small Sketchy, its backbone's weights in w.pth."""
+    """A run on a small Sketchy, its backbone's weights in w.pth, others in other.pth."""
     classes = dict.fromkeys(("ant", "bee", "cow"), 2)
     class_folders(tmp_path / SKETCHES, classes)
     class_folders(tmp_path / PHOTOS, classes, ".jpg")
     (tmp_path / "unseen.txt").write_text("cow\n")
     weights_file(tmp_path / "w.pth")
-    backbone = ("--backbone", NETWORK, "--backbone-weights", "w.pth", "--fine-tune-epochs", "0")
-    run_of("sketchy", "sketchy", "--unseen-classes", "unseen.txt", *backbone)
+    weights_file(tmp_path / "other.pth", seed=6)
+    run_of(*PREPARE, "w.pth")
     return iiae
 
 
 def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
-    outcome = sketchy("encode", f"{PHOTOS}/cow", "--domain", "y", "-o", "z.h5", "--run", "run")
+    outcome = sketchy(*ENCODE, "z.h5", "--run", "run")
     assert outcome.code == 0, outcome.err
     rows = DataFile(Path("data.h5")).split("test").y.rows
     expected = load("run").encode(rows, "y").shared
@@ -65,11 +70,9 @@ def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
     query = f"{SKETCHES}/cow/0.png"
     for index in (("--index", "z.h5"), ()):
         found = sketchy("retrieve", query, "--k", 2, "--run", "run", "--json", *index)
-        assert found.code == 0, found.err
-        assert len(found.json["results"][0]["neighbours"]) == 2
+        assert len(found.json["results"][0]["neighbours"]) == 2, found.err
     assert sketchy("export", "run", "-o", "exported").code == 0
-    encode = ("encode", f"{PHOTOS}/cow", "--domain", "y", "-o", "again.h5")
-    assert sketchy(*encode, "--run", "exported").code == 0
+    assert sketchy(*ENCODE, "again.h5", "--run", "exported").code == 0
     np.testing.assert_array_equal(means("again.h5"), means("z.h5"))
     Path("broken.png").write_bytes(b"no picture")
     outcome = sketchy("encode", query, "broken.png", "--domain", "x", "-o", "x.h5", "--run", "run")
@@ -77,30 +80,23 @@ def test_a_sketchy_run_takes_pictures_as_it_took_its_data(sketchy):
 
 
 def test_weights_that_moved_are_named_and_others_refused(sketchy, monkeypatch):
-    encode = ("encode", f"{PHOTOS}/cow", "--domain", "y", "--run", "run")
+    monkeypatch.setenv("IIAE_RUN", "run")
     shutil.move("w.pth", "moved.pth")
-    error, hint = sketchy(*encode, "-o", "z.h5").error()
+    error, hint = sketchy(*ENCODE, "z.h5").error()
     assert "w.pth" in error and "--backbone-weights FILE" in hint
-    assert sketchy(*encode, "-o", "z.h5", "--backbone-weights", "moved.pth").code == 0
+    assert sketchy(*ENCODE, "z.h5", "--backbone-weights", "moved.pth").code == 0
     monkeypatch.setenv("IIAE_BACKBONE_WEIGHTS", "moved.pth")
-    assert sketchy(*encode, "-o", "again.h5").code == 0
+    assert sketchy(*ENCODE, "again.h5").code == 0
     np.testing.assert_array_equal(means("z.h5"), means("again.h5"))
-    weights_file("other.pth", seed=6)
-    error, hint = sketchy(*encode, "-o", "o.h5", "--backbone-weights", "other.pth").error()
+    error, hint = sketchy(*ENCODE, "o.h5", "--backbone-weights", "other.pth").error()
     assert "the weights of the run's backbone" in error and "--backbone-weights FILE" in hint
-
-
-def test_features_of_another_backbone_are_refused(sketchy):
-    weights_file("other.pth", seed=6)
-    backbone = ("--backbone", NETWORK, "--backbone-weights", "other.pth", "--fine-tune-epochs", 0)
-    prepared = ("prepare", "sketchy", "sketchy", "--unseen-classes", "unseen.txt", *backbone)
-    assert sketchy(*prepared, "-o", "other.h5").code == 0
+    assert sketchy("prepare", *PREPARE, "other.pth", "-o", "other.h5").code == 0
     for command in (
         ("encode", "other.h5", "--domain", "y", "-o", "z.h5"),
         ("evaluate", "--data", "other.h5"),
         ("retrieve", "other.h5", "--domain", "x"),
     ):
-        error, hint = sketchy(*command, "--run", "run").error()
+        error, hint = sketchy(*command).error()
         assert "weights_sha256 differ" in error and "backbone" in hint
 
 
@@ -137,11 +133,10 @@ def test_pairs_of_pictures_become_pairs_of_features(iiae, tmp_path):
     train = ("train", "--preset", "pair-features", "--data", "data.h5", "--run", "run")
     assert iiae(*train, "--steps", 2).code == 0
     outcome = iiae("retrieve", "pairs/x/3.png", "--run", "run", "--k", 1)
-    assert outcome.code == 0 and len(outcome.out.splitlines()) == 1, outcome.err
-    outcome = iiae("translate", "pairs/x/3.png", "--from", "x", "--run", "run", "-o", "out")
-    assert outcome.code == 0 and len(outcome.out.splitlines()) == 3, outcome.err
+    assert len(outcome.out.splitlines()) == 1, outcome.err
+    translate = ("translate", "pairs/x/3.png", "--from", "x", "--run", "run")
+    assert len(iiae(*translate, "-o", "out").out.splitlines()) == 3
     assert np.load("out/3-to-y-sample1.npy").shape == (1024,)
-    grid = ("translate", "pairs/x/3.png", "--from", "x", "--run", "run", "--grid", "g.png")
-    assert "-o DIR" in iiae(*grid).error()[1]
+    assert "-o DIR" in iiae(*translate, "--grid", "g.png").error()[1]
     for refused in ("--side-by-side", "--fine-tune-epochs=2", "--image-size=32"):
         assert iiae("prepare", "pairs", "pairs", *backbone, "-o", "no.h5", refused).code == 2

@@ -34,27 +34,22 @@ COMMANDS = {
 }
 
 
-def noise(draw, path, side):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)).save(path)
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """400 pairs of noise as JPEGs, two of them broken; pictures of four classes; and a run."""
     folder = tmp_path_factory.mktemp("source")
     places = {name: folder / name for name in ("pairs", "classes", "run")}
+    classes = ("train/{}/a", "train/{}/b", "test/{}/c", "test/{}/d")
     draw = np.random.default_rng(0)
-    for number in range(400):
-        for domain in "xy":
-            noise(draw, places["pairs"] / "test" / domain / f"{number:04d}.jpg", 64)
+    for domain in "xy":
+        paths = [places["pairs"] / f"test/{domain}/{number:04d}.jpg" for number in range(400)]
+        folders = [places["classes"] / name.format(domain) for name in classes]
+        paths += [folder / f"{number}.png" for folder in folders for number in range(3)]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     for number in (7, 301):
         (places["pairs"] / "test" / "y" / f"{number:04d}.jpg").write_bytes(b"broken")
-    for part, names in (("train", "ab"), ("test", "cd")):
-        for name in [
-            f"{domain}/{name}/{n}.png" for domain in "xy" for name in names for n in "012"
-        ]:
-            noise(draw, places["classes"] / part / name, 40)
     untrained_run(places["run"])
     return places
 

@@ -94,21 +94,6 @@ def hostile(trained, tmp_path_factory):
     return path
 
 
-def feature_run(iiae, tmp_path, test_classes):
-    """Trains on features of classes, 6 rows of each in either domain."""
-    draw, splits = np.random.default_rng(5), {}
-    for name, classes in {"train": list("abcdef"), "test": test_classes}.items():
-        labels = [label for label in classes for _ in range(6)]
-        x, y = draw.normal(size=(2, len(labels), 12)).astype(np.float32)
-        ids = [f"{name}/{number}" for number in range(len(x))]
-        splits[name] = Split(Side(x, ids, labels), Side(y, ids, labels))
-    write_data_file(tmp_path / "mine.h5", "mine", splits, {"alignment": "class"})
-    small = ("--set", "model.shared=6", "--set", "model.exclusive=4", "--steps", 4)
-    arguments = ("train", "--preset", "features", "--data", "mine.h5", "--run", "run")
-    assert iiae(*arguments, *small).code == 0
-    return tmp_path / "run"
-
-
 # ---- the whole page
 
 
@@ -131,10 +116,8 @@ def test_the_page_of_a_picture_run(trained, iiae, tmp_path):
 def test_hostile_names_are_text_only(trained, hostile, iiae, tmp_path):
     run = tmp_path / "run <b>&amp;"
     shutil.copytree(trained.run, run)
-    info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(
-        json.dumps(info | {"warnings": [SCRIPT, "\udcff"], "host": HOSTILE})
-    )
+    told = {"warnings": [SCRIPT, "\udcff"], "host": HOSTILE}
+    (run / "run.json").write_text(json.dumps(told))
     _, page = report(iiae, tmp_path, run, "--data", hostile, "--task", "retrieval")
     text = (tmp_path / "out/index.html").read_text()
     assert "<script" not in text.lower() and "<img src=//evil" not in text
@@ -145,8 +128,17 @@ def test_hostile_names_are_text_only(trained, hostile, iiae, tmp_path):
 
 
 def test_the_page_of_classes(iiae, tmp_path):
-    run = feature_run(iiae, tmp_path, ["cat", SCRIPT, HOSTILE])
-    figures, page = report(iiae, tmp_path, run)
+    draw, splits = np.random.default_rng(5), {}
+    for name, classes in {"train": list("abcdef"), "test": ["cat", SCRIPT, HOSTILE]}.items():
+        labels = [label for label in classes for _ in range(6)]
+        ids = [f"{name}/{number}" for number in range(len(labels))]
+        x, y = draw.normal(size=(2, len(labels), 12)).astype(np.float32)
+        splits[name] = Split(Side(x, ids, labels), Side(y, ids, labels))
+    write_data_file(tmp_path / "mine.h5", "mine", splits, {"alignment": "class"})
+    small = ("--set", "model.shared=6", "--set", "model.exclusive=4", "--steps", 4)
+    arguments = ("train", "--preset", "features", "--data", "mine.h5", "--run", "run")
+    assert iiae(*arguments, *small).code == 0
+    figures, page = report(iiae, tmp_path, tmp_path / "run")
     assert cell(figures["zero_shot"]["x_to_y"]["map@all"]) in page.texts
     assert "x → y: average precision by class, worst first" in page.texts
     assert SCRIPT in page.texts and HOSTILE in page.texts

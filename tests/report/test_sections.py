@@ -54,15 +54,13 @@ def test_plots_are_the_same_twice_and_need_no_font():
     assert b"<svg" in first.svg and b"<text" not in first.svg
 
 
+def both_ways(measure, values):
+    return {way: {measure: value} for way, value in zip(("x_to_y", "y_to_x"), values, strict=True)}
+
+
 def retrieval(ours, baseline):
     kinds = {"shared": ours, "baseline": baseline}
-    ways = ("x_to_y", "y_to_x")
-    return {
-        "retrieval": {
-            kind: {way: {"recall@1": value} for way, value in zip(ways, values, strict=True)}
-            for kind, values in kinds.items()
-        }
-    }
+    return {"retrieval": {kind: both_ways("recall@1", both) for kind, both in kinds.items()}}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +98,8 @@ def test_a_large_leak_and_a_dying_latent_spoil_it():
 
 
 def test_classes_are_compared_with_centred_features():
-    ways = {way: {"map@all": 0.4} for way in ("x_to_y", "y_to_x")}
-    centred = {way: {"map@all": 0.33} for way in ways}
-    table = comparison({"zero_shot": {**ways, "baseline_centred": centred}})
+    centred = {"baseline_centred": both_ways("map@all", [0.33, 0.33])}
+    table = comparison({"zero_shot": {**both_ways("map@all", [0.4, 0.4]), **centred}})
     assert table.rows[:2] == [
         ("x → y", "shared latents", 0.4),
         ("x → y", "training-free baseline", 0.33),
