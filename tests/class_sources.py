@@ -1,4 +1,4 @@
-"""Tiny archives of classes for tests: pictures in folders, features in arrays."""
+"""Tiny sources for tests: classes of pictures in folders, features in arrays, IDX files."""
 
 from functools import partial
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.model import DOMAINS
 
 NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 wide
 
@@ -47,11 +50,31 @@ def feature_arrays(
     return arrays
 
 
-def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Arrays in a folder, or in an `.npz`."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
     for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", values)
-    return folder
+        np.save(path / f"{name}.npy", values)
+    return path
+
+
+def assert_same_data(left: Path | str, right: Path | str) -> None:
+    """Two data files hold the same rows, ids and labels."""
+    for name in SPLITS:
+        one, other = (DataFile(Path(path)).split(name) for path in (left, right))
+        for domain in DOMAINS:
+            np.testing.assert_array_equal(one.side(domain).rows, other.side(domain).rows)
+            assert one.side(domain).ids == other.side(domain).ids
+            assert one.side(domain).labels == other.side(domain).labels
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The content of an IDX file."""
+    extents = b"".join(count.to_bytes(4, "big") for count in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + extents + array.tobytes()
 
 
 def write_features(path: Path, seed: int, width: int = 24, classes: int = 12) -> None:

@@ -17,7 +17,7 @@ from iiae_cli.common.errors import IiaeError, stop_on_signals
 from iiae_cli.common.files import refuse_existing
 
 if TYPE_CHECKING:
-    from iiae_cli.data.blocks import Part
+    from iiae_cli.data.blocks import Part, PartFile
 
 of_pairs = partial(option, panel="Your own pairs")
 of_features = partial(option, panel="Classes and features")
@@ -60,8 +60,8 @@ def command(
         bool, of_pairs("mnist-quadrants: one digit in both views.", "--same-instance")
     ] = False,
     split: Annotated[
-        str | None,
-        of_features("sketchy: test classes, sempcyc-25, eccv18-21 or sake-25 [sempcyc-25]."),
+        Literal["sempcyc-25", "eccv18-21", "sake-25"] | None,
+        of_features("sketchy: published test classes [sempcyc-25]."),
     ] = None,
     unseen_classes: Annotated[
         str | None,
@@ -169,11 +169,6 @@ def command(
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
 
-    if valid_fraction + test_fraction >= 1:
-        raise IiaeError(
-            "--valid-fraction and --test-fraction leave nothing to train on",
-            "let them sum to less than 1",
-        )
     named = sources or []
     if len(named) > 1 and not merge:
         raise IiaeError(
@@ -189,50 +184,50 @@ def command(
             f"{what} not apply to --merge", "leave it out: the shards say how they were made"
         )
     part = shard_of(shard)
+    parts: list[PartFile] = []
     with stop_on_signals() as stop:
-        parts = []
         if merge:
             words = expand_inputs([name, *map(str, named)])
             parts = in_order([part_of(Path(word)) for word in words], "iiae prepare …")
-            name = str(parts[0].job.get("data set"))
+            name, options = preparation.options_of(parts[0], download)
         default = f"{name}.h5" if part is None else f"{name}-{{shard}}.h5"
         path = shard_output(output or data_folder() / default, shard, part)
         features = name in preparation.CLASS_SETS or options.wants_backbone
-        networks = save_backbone or (path.with_suffix(".backbone") if features else None)
-        _check_outputs(pictures, networks, features, part, overwrite or resume or merge)
-        if pictures and options.source and pictures.resolve() == options.source.resolve():
-            raise IiaeError(f"{pictures} holds the source's pictures", "choose another --pictures")
-        if merge:
-            preparation.merge(parts, path, download=download, resume=resume, overwrite=overwrite)
-        else:
-            if features:
-                from iiae_cli.builders import choose_device
+        if features and not merge:
+            from iiae_cli.builders import choose_device
 
-                options = replace(options, device=str(choose_device(device)))
-            preparation.prepare_file(
-                name, path, options, part=part, resume=resume, overwrite=overwrite, stop=stop
-            )
+            options = replace(options, device=str(choose_device(device)))
+        if pictures is not None:
+            _check_pictures(pictures, options.source, features or part is not None)
+        networks = save_backbone or (path.with_suffix(".backbone") if features else None)
+        for beside in (pictures, networks):
+            if beside is not None:
+                refuse_existing(beside, overwrite or resume or merge)
+        preparation.prepare_file(
+            name,
+            path,
+            options,
+            part=part,
+            parts=parts,
+            resume=resume,
+            overwrite=overwrite,
+            stop=stop,
+        )
         if pictures is not None:
             preparation.save_pictures(path, pictures, stop)
         result = _described(name, path, part) | {"pictures": pictures and str(pictures)}
         finish(result, lambda: _show(result), as_json, result["skipped"], pictures=True)
 
 
-def _check_outputs(
-    pictures: Path | None, networks: Path | None, features: bool, part: Part | None, replaces: bool
-) -> None:
-    """Raises if an output beside the data file exists or does not apply."""
-    if pictures is not None and part is not None:
+def _check_pictures(folder: Path, source: Path | None, is_none: bool) -> None:
+    """Raises if pictures cannot be written to a folder."""
+    if is_none:
         raise IiaeError(
-            "--pictures does not apply to --shard", "write the pictures when the shards are merged"
+            "--pictures does not apply to features, nor to --shard",
+            "leave it out, or write the pictures when the shards are merged",
         )
-    if pictures is not None and features:
-        raise IiaeError(
-            "--pictures does not apply: this set is stored as features", "leave --pictures out"
-        )
-    for path in (pictures, networks):
-        if path is not None:
-            refuse_existing(path, replaces)
+    if source is not None and folder.resolve() == source.resolve():
+        raise IiaeError(f"{folder} holds the source's pictures", "choose another --pictures")
 
 
 def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:

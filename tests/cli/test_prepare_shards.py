@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from class_sources import NETWORK, class_folders, make_quick
+from class_sources import NETWORK, assert_same_data, class_folders, make_quick
 from PIL import Image
 
 from iiae_cli.data import backbone
-from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources import plan
 
 
@@ -38,15 +38,6 @@ def task(monkeypatch, number, count, lowest=0):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
-def assert_same(left, right):
-    for name in SPLITS:
-        one, other = (DataFile(Path(path)).split(name) for path in (left, right))
-        for domain in ("x", "y"):
-            np.testing.assert_array_equal(one.side(domain).rows, other.side(domain).rows)
-            assert one.side(domain).ids == other.side(domain).ids
-            assert one.side(domain).labels == other.side(domain).labels
-
-
 def test_a_job_array_and_its_merge_equal_one_call(iiae, pairs, monkeypatch):
     base = ("prepare", "pairs", pairs, "--seed", 2)
     assert iiae(*base, "-o", "whole.h5").code == 3
@@ -63,7 +54,7 @@ def test_a_job_array_and_its_merge_equal_one_call(iiae, pairs, monkeypatch):
     outcome = iiae("prepare", *paths[::-1], "--merge", "-o", "d.h5", "--json")
     assert outcome.code == 3 and len(outcome.json["skipped"]) == 1 and "y/3.png" in outcome.err
     assert outcome.json["splits"] == {"train": 6, "valid": 1, "test": 1}
-    assert_same("d.h5", "whole.h5")
+    assert_same_data("d.h5", "whole.h5")
     commands = [DataFile(Path(p)).info.attributes["command"] for p in ("d.h5", "whole.h5")]
     assert commands[1] in commands[0].replace(" --shard auto -o 'd-{shard}.h5'", " -o whole.h5")
     assert commands[0].endswith("--merge -o d.h5 --json")
@@ -104,7 +95,7 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
     outcome = iiae(*shards)
     assert outcome.code == 0 and outcome.out.startswith("split\tx\ty\tclasses\ntrain\t6\t6\t2\n")
     assert iiae(*classes, "-o", "whole.h5").code == 0
-    assert_same("f.h5", "whole.h5")
+    assert_same_data("f.h5", "whole.h5")
     other = iiae(*classes, "--no-normalise", *part, "--resume").error()
     assert "made by other options" in other[0]
     class_folders(tmp_path / "classes" / "test" / "x", {"cow": 4})

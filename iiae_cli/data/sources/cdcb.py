@@ -20,7 +20,7 @@ from scipy.ndimage import binary_dilation
 
 from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import missing, reading, sha256_of
+from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.data.names import Notes, split_folders
 from iiae_cli.data.pictures import resize_pictures
@@ -142,10 +142,10 @@ def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
 
 def plan_idx(title: str, recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
-    folder = _folder(title, options)
-    folders = split_folders(folder)
-    if folders and find_idx(folder, IDX_FILES[0]) is None:
-        return plan_folders(folders, replace(options, source=folder, side_by_side=True), notes)
+    assert options.source is not None
+    folders = split_folders(options.source)
+    if folders and find_idx(options.source, IDX_FILES[0]) is None:
+        return plan_folders(folders, replace(options, side_by_side=True), notes)
     parts, attributes = read_parts(title, options)
     grey = {
         name: (pictures[: options.limit], labels[: options.limit])
@@ -156,13 +156,14 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions, notes: Notes) 
 
 def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
     """Reads 50,000 train digits, the rest as valid, all of test; returns the attributes, too."""
-    folder, paths = _folder(title, options), []
+    folder, paths = options.source, []
+    assert folder is not None
     for name in IDX_FILES:
         path = find_idx(folder, name)
         if path is None:
             raise IiaeError(
                 f"{folder} holds no {name}[.gz]",
-                f"name the folder with {title}'s four IDX files, or pass --download",
+                f"name the folder with {title}'s four IDX files, or pass --download alone",
             )
         paths.append(path)
     train, train_labels, test, test_labels = map(read_idx, paths)
@@ -177,25 +178,15 @@ def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, st
         "valid": (train[TRAIN_IDX:], train_labels[TRAIN_IDX:].astype(np.int64)),
         "test": (test, test_labels.astype(np.int64)),
     }
-    return parts, {"source": title, "source_sha256": sha256_of(*paths)}
+    return parts, {"source_sha256": sha256_of(*paths)}
 
 
-def _folder(title: str, options: PrepareOptions) -> Path:
-    hint = f"name the folder with {title}'s IDX files"
-    if options.source is not None:
-        if not options.source.exists():
-            raise missing(options.source, hint)
-        if not options.source.is_dir():
-            raise IiaeError(f"{options.source} is a file, not a folder", hint)
-        return options.source
+def idx_folder(title: str, download: bool) -> Path | None:
+    """Returns the folder of a set's IDX files: Debian's, or one into which they are downloaded."""
     if title == "Fashion-MNIST" and DEBIAN_FASHION.is_dir():
         return DEBIAN_FASHION
-    if options.download:
-        return _download(title)
-    raise IiaeError(f"the source of {title} was not named", f"{hint}, or pass --download")
-
-
-def _download(title: str) -> Path:
+    if not download:
+        return None
     from torchvision.datasets import MNIST, FashionMNIST
 
     root = data_folder() / "downloads"

@@ -1,26 +1,15 @@
 """Two domains that belong together by class: your own, and Sketchy Extended.
 
-    SOURCE/{train,valid,test}/{x,y}/CLASS/…     divided already (other names: `names.py`)
-    SOURCE/{x,y}/{train,valid,test}/CLASS/…     the same
-    SOURCE/{x,y}/CLASS/…                        divided by --unseen-classes
-    SOURCE[/split1]/{train,test}_{sketch,image}_{features,paths,labels}.npy, or SOURCE.npz
-
-A class that only one domain has is left out by name; classes are written in NFC. Until pictures
-become features, the rows of a side are their files. Sketchy Extended has sketches (x) and photos
-(y) of 125 classes:
-
-    SOURCE/sketch/tx_000000000000/CLASS/*.png              sketches
-    SOURCE/photo/tx_000000000000/CLASS/*.jpg               photos
-    SOURCE/extended_photo/CLASS/*.jpg                      more photos
-    SOURCE/256x256/{sketch,photo}/tx_000000000000*/CLASS   the same in the resized archive
-    SOURCE/[SketchyVGG/]split{1,2}/{train,test}_{sketch,image}_{features,paths}.npy
+Layouts: docs/data.md. A class that only one domain has is left out by name; classes are written in
+NFC. Until pictures become features, the rows of a side are their files. Sketchy Extended has
+sketches (x) and photos (y) of 125 classes.
 """
 
 from __future__ import annotations
 
 import shlex
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +93,6 @@ def _pictures(
     x, y = (_class_pictures(domains[domain], root=root, notes=notes) for domain in DOMAINS)
     for side in (x, y):
         names.refuse_held_out(folder, side.rows.tolist(), split)
-    _note_loose([*domains.values()], notes)
     both = keep_common(Split(x, y), str(folder), notes.skipped)
     if not len(both.x):
         raise IiaeError(
@@ -114,31 +102,26 @@ def _pictures(
     return both
 
 
-def _note_loose(read: Sequence[Path], notes: Notes) -> None:
-    """Notes the pictures beside the classes in folders that are read."""
-    for place in read:
-        names.note_rest(place, [path for path in place.iterdir() if path.is_dir()], notes)
-
-
 def _class_pictures(*folders: Path, root: Path, notes: Notes, normalise: bool = False) -> Side:
     """Lists the pictures of `FOLDER/CLASS/…`, ids relative to `root`, in order of class names."""
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
         places: dict[str, Path] = {}
-        for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if place.is_dir() and not names.is_hidden(place):
-                label = normalise_class(place.name) if normalise else nfc(place.name)
-                if places.setdefault(label, place) != place:
-                    raise IiaeError(
-                        f"{str(places[label])!a} and {place.name!a} are both the class {label}",
-                        "join them in one folder, or rename one",
-                    )
-                pictures = names.pictures_in(place)
-                if not pictures:
-                    notes.decided.append(f"{place} holds no pictures")
-                files += pictures
-                labels += [label] * len(pictures)
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        names.note_rest(folder, inside, notes)
+        for place in (path for path in inside if not names.is_hidden(path)):
+            label = normalise_class(place.name) if normalise else nfc(place.name)
+            if places.setdefault(label, place) != place:
+                raise IiaeError(
+                    f"{str(places[label])!a} and {place.name!a} are both the class {label}",
+                    "join them in one folder, or rename one",
+                )
+            pictures = names.pictures_in(place)
+            if not pictures:
+                notes.decided.append(f"{place} holds no pictures")
+            files += pictures
+            labels += [label] * len(pictures)
     ids = [path.relative_to(root).as_posix() for path in files]
     return Side(np.array(files, object), ids, labels)
 
@@ -170,10 +153,6 @@ def plan_sketchy(options: PrepareOptions, notes: Notes) -> Plan:
     assert source is not None
     if options.split is not None and options.unseen_classes is not None:
         raise IiaeError("--split and --unseen-classes exclude each other", "pass one of them")
-    if split_name not in CLASS_SPLITS:
-        raise IiaeError(
-            f"unknown class split '{split_name}'", f"--split takes {', '.join(CLASS_SPLITS)}"
-        )
     if not options.wants_backbone and options.unseen_classes is None:
         part = RELEASED.get(split_name, "none")
         for folder in (source, source / "SketchyVGG" / part, source / part):
@@ -208,16 +187,10 @@ def find_pictures(source: Path, notes: Notes) -> Split:
     extended = [folder for folder in places if folder.is_dir()][:1]
     if not extended:
         notes.decided.append(f"{source} has no extended_photo/: Sketchy, not Sketchy Extended")
-    others: list[Path] = []
-    for folder in (root / "sketch", root / "photo"):
-        transforms = {*folder.glob("tx_*/")} - {sketches[0], photos[0]}
-        if transforms:
-            unread = ", ".join(sorted(path.name for path in transforms))
-            notes.decided.append(f"{folder}: transforms that are not read: {unread}")
-        others += transforms
-    read = [sketches[0], photos[0], *extended]
-    names.note_rest(source, [*read, *others], notes)
-    _note_loose([*read, *others], notes)
+    transforms = sorted({*root.glob("sketch/tx_*/"), *root.glob("photo/tx_*/")})
+    others = [path for path in transforms if path not in (sketches[0], photos[0])]
+    notes.decided += [f"{path} is not read, as it is another transform" for path in others]
+    names.note_rest(source, [*transforms, *extended], notes)
     return Split(
         _class_pictures(sketches[0], root=source, notes=notes, normalise=True),
         _class_pictures(photos[0], *extended, root=source, notes=notes, normalise=True),

@@ -61,7 +61,7 @@ class Networks:
 
     def reader(self) -> Reader:
         """Returns the reader of features, a batch per block; it fine-tunes first."""
-        described = json.dumps(self.described(self.kept), sort_keys=True)
+        described = json.dumps(self._described(self.kept), sort_keys=True)
         weights = hashlib.sha256(described.encode()).hexdigest()[:16]
         size = self.options.batch_size
         return Reader(self.read, size, verb="extracting features of", weights=weights)
@@ -113,9 +113,9 @@ class Networks:
         device, workers = torch.device(self.options.device), self.options.workers
         return Extractor(self.backbone, self.preprocessing, network, domain, device, workers)
 
-    def described(self, folder: Path | None) -> dict[str, Any]:
+    def _described(self, folder: Path | None) -> dict[str, Any]:
         """Returns how features are made, by the weights or fine-tuned networks in a folder."""
-        weights, preprocessing = self.weights.to_json(), asdict(self.preprocessing)
+        weights = self.weights.to_json()
         if folder is not None:
             files = {domain: folder / f"{domain}.safetensors" for domain in DOMAINS}
             weights = {
@@ -128,12 +128,12 @@ class Networks:
             "name": self.backbone,
             "pool": self.pool,
             **weights,
-            "preprocessing": preprocessing,
+            "preprocessing": asdict(self.preprocessing),
             "seed": self.options.seed,
             "versions": VERSIONS,
         }
 
-    def keep(self, work: Work) -> Path | None:
+    def _keep(self, work: Work) -> Path | None:
         """Copies newly fine-tuned networks beside the data file, or to the user's folder."""
         if self.tuning is None:
             return self.kept
@@ -146,16 +146,18 @@ class Networks:
 
     def record(self, width: int, work: Work) -> dict[str, Any]:
         """Returns the data file's record of how features of a width were made."""
-        tuned, folder = None, self.keep(work)
+        tuned, folder = None, self._keep(work)
         if folder is not None:
             x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
-            accuracy = {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]}
-            preprocessing = asdict(x.preprocessing)
-            tuned = {**x.fine_tuning, "accuracy": accuracy, "preprocessing": preprocessing}
-            tuned["from"] = x.weights
+            tuned = {
+                **x.fine_tuning,
+                "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
+                "preprocessing": asdict(x.preprocessing),
+                "from": x.weights,
+            }
         path = folder or self.weights.path
         return {
-            **self.described(folder),
+            **self._described(folder),
             "weights_path": path and str(path.absolute()),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": width,

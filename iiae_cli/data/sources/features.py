@@ -1,19 +1,15 @@
 """Features of pictures in two domains paired by class, given or extracted.
 
-Given features, of any width, are in the released layout, or in one `.npz`:
-
-    FOLDER/{train,valid,test}_{sketch,image}_features.npy    (N, D) numbers
-    FOLDER/…_paths.npy                 (N,) texts, the class being the second-last part
-    FOLDER/…_labels.npy                (N,) texts or integers, instead of paths
-    FOLDER/classes_seen.txt            classes the features' network was trained on, where known
-
-An `.npz` has the same names as keys, without suffix. `sketch` is x, `image` is y.
+Given features, of any width, are in the released layout, or in one `.npz` with the same names as
+keys: `{train,valid,test}_{sketch,image}_{features,paths,labels}`, sketch being x and image y.
+`classes_seen.txt` beside them may list the classes that their network was trained on.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +39,7 @@ from iiae_cli.model import Domain
 GIVEN = "given"  # name of a division that is not a published one
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
 _STEM = re.compile(r"(\w+)_(sketch|image)_(features|paths|labels)")
+_LAYOUT = "a split needs, of both domains, features (N, D), and N paths …/CLASS/NAME or labels"
 _HINT = "save plain numbers or text with numpy.save or numpy.savez: pickled arrays are not read"
 
 
@@ -155,16 +152,11 @@ def _side(
     given = {name: f"{stem}_{name}" in arrays for name in ("features", "paths", "labels")}
     if not given["features"] or not (given["paths"] or given["labels"]):
         lacking = "paths" if given["features"] else "features"
-        raise IiaeError(
-            f"{source} holds no {stem}_{lacking}",
-            "both domains of a split need features, and paths or labels that name their classes",
-        )
+        raise IiaeError(f"{source} holds no {stem}_{lacking}", _LAYOUT)
     values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
-        raise IiaeError(
-            f"{where}_features is {values.dtype} {values.shape}, not numbers (N, D)",
-            "save one row per picture",
-        )
+        what = f"{where}_features is {values.dtype} {values.shape}, not numbers (N, D)"
+        raise IiaeError(what, _LAYOUT)
     columns = {
         name: _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
         for name in ("paths", "labels")
@@ -179,10 +171,8 @@ def _side(
 
 def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
     if values.dtype.kind not in "USiu" or values.size != count:
-        raise IiaeError(
-            f"{where} is {values.dtype} {values.shape}, not {count} texts",
-            "save an array of texts or integers, one for every row",
-        )
+        what = f"{where} is {values.dtype} {values.shape}, not {count} texts"
+        raise IiaeError(what, _LAYOUT)
     texts = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
     return list(map(str, texts.reshape(-1).tolist()))
 
@@ -190,10 +180,7 @@ def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
 def _class_of(path: str, where: str) -> str:
     parts = re.findall(r"[^\\/]+", path)
     if len(parts) < 2:
-        raise IiaeError(
-            f"{where}_paths has a path without a class: '{path}'",
-            "paths are …/CLASS/NAME; or save …_labels.npy",
-        )
+        raise IiaeError(f"{where}_paths has a path without a class: '{path}'", _LAYOUT)
     return str(parts[-2])
 
 
@@ -255,16 +242,17 @@ def limit_rows(split: Split, limit: int | None) -> Split:
 
 
 def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
-    classes, which = np.unique(np.array(labels, np.str_), return_inverse=True)
-    if limit < len(classes):
+    seen: Counter[str] = Counter()
+    keys = []
+    for row, label in enumerate(labels):
+        keys.append((seen[label], label, row))  # a row's position in its class comes first
+        seen[label] += 1
+    if limit < len(seen):
         raise IiaeError(
-            f"--limit {limit} is fewer than the {len(classes)} classes",
-            f"pass --limit {len(classes)} or more",
+            f"--limit {limit} is fewer than the {len(seen)} classes",
+            f"pass --limit {len(seen)} or more",
         )
-    turn = np.empty(len(labels), np.int64)  # a row's position in its class
-    for label in range(len(classes)):
-        turn[which == label] = np.arange((which == label).sum())
-    return np.sort(np.lexsort((which, turn))[:limit])
+    return np.array(sorted(row for *_, row in sorted(keys)[:limit]), np.int64)
 
 
 def describe(
@@ -278,10 +266,8 @@ def describe(
 ) -> None:
     """Drops classes of one domain only, checks for a leak, and describes the set in attributes.
 
-    `split_name` is the division's; `given` and published names are decided by the test classes.
-    `backbone` records how features were made, and `what` names it in an error; `seen` are the
-    classes that it was trained on. Raises IiaeError if there is nothing to train on, values are not
-    finite, or the backbone has seen a test class.
+    `split_name` is the division's; test classes decide whether it is a published one. `backbone`,
+    which is called `what` in errors, made the features and has `seen` classes.
     """
     for name in [name for name in SPLITS if name in plan.splits]:
         split = plan.splits[name] = keep_common(plan.splits[name], name, plan.skipped)

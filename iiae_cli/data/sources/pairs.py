@@ -1,20 +1,12 @@
 """Pairs of pictures: in folders, side by side in one picture, or named by a table.
 
-    SOURCE/{train,valid,test}/{x,y}/NAME.ext    partners have equal stems; subfolders are part of it
-    SOURCE/{x,y}/{train,valid,test}/NAME.ext    the same
-    SOURCE/{x,y}/NAME.ext                       the same, divided by seeded fractions
-    SOURCE/{train,valid,test}/NAME.ext          a pair in each picture, cut at width // 2, x left
-    SOURCE/NAME.ext                             the same, divided by seeded fractions
-    SOURCE.csv, SOURCE.tsv                      columns x,y[,split][,label] (`table.py`)
-
-Splits have the names that people use (`names.py`), in any capitals. Of two files of one stem the
-first in natural order is taken, and the other noted.
+Layouts: docs/data.md. Splits have the names that people use (`names.py`), in any capitals. Of two
+files of one stem the first in natural order is taken, and the other noted.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +20,7 @@ from iiae_cli.common.files import sha256_of
 from iiae_cli.data import names
 from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Notes, natural_key, split_folders
-from iiae_cli.data.pictures import SUFFIXES, PictureError, decode_parts, picture_size_of
+from iiae_cli.data.pictures import PictureError, decode_parts, picture_size_of
 from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, file_reader
 from iiae_cli.data.sources.table import is_table, read_table
@@ -97,6 +89,11 @@ def _divided(pairs: Split, options: PrepareOptions, notes: Notes) -> dict[str, S
     order = np.random.default_rng(options.seed).permutation(count)
     test = round(options.test_fraction * count)
     rest = test + round(options.valid_fraction * count)
+    if rest >= count > 0:
+        raise IiaeError(
+            f"--valid-fraction and --test-fraction leave none of {count} pairs to train on",
+            "lower them; they should sum to less than 1",
+        )
     parts = {"train": order[rest:], "valid": order[test:rest], "test": order[:test]}
     return {name: pairs.take_pairs(np.sort(parts[name])) for name in SPLITS}
 
@@ -112,18 +109,19 @@ def domain_folders(
     if inside:
         return inside
     _note_folders(source, folders, notes, lists)
-    places = folders or {"": source}
-    domains = {split: names.folders_by(path, names.domain_of) for split, path in places.items()}
-    unlike = {places[split]: known for split, known in domains.items() if len(known) < 2}
-    for folder, known in unlike.items():
-        lacking = next(domain for domain in DOMAINS if domain not in known)
-        held = sorted(folder.iterdir(), key=natural_key)
-        called = ", ".join(f"{path.name}/" for path in held if path.is_dir()) or "no folder"
-        raise IiaeError(
-            f"{folder} has no folder {lacking}/; it holds {called[:200]}", _way_out(held, unlike)
-        )
-    for split, folder in places.items():
-        names.note_rest(folder, [*domains[split].values()], notes)
+    domains = {}
+    for split, folder in (folders or {"": source}).items():
+        known = domains[split] = names.folders_by(folder, names.domain_of)
+        if len(known) < 2:
+            lacking = next(domain for domain in DOMAINS if domain not in known)
+            held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+            called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
+            raise IiaeError(
+                f"{folder} has no folder {lacking}/; it holds {called}",
+                "name the folder that holds x/ and y/, or train/x/ and so on, called like this; "
+                "or add --side-by-side if each picture holds x beside y",
+            )
+        names.note_rest(folder, [*known.values()], notes)
     return domains
 
 
@@ -136,35 +134,6 @@ def _note_folders(
         names.note_rest(source, [*folders.values()], notes)
     else:
         names.refuse_lookalikes(source, lists=lists)
-
-
-def _way_out(held: Sequence[Path], unlike: Iterable[Path]) -> str:
-    """Says how folders of another layout get read; the first one holds the paths `held`."""
-    parts = {path: [path, *split_folders(path).values()] for path in held}
-    inner = next((path for path in held if any(map(_has_domains, parts[path]))), None)
-    if inner is not None:
-        return f"name {inner} as SOURCE"
-    if all(moves := [_moves(folder) for folder in unlike]):
-        return f"run: {' && '.join(shlex.join(move) for item in moves for move in item)}"
-    hint = "put the pictures of both domains in x/ and y/, or in train/x/ and so on"
-    if any(path.suffix.lower() in SUFFIXES for path in held):
-        hint = f"add --side-by-side where each picture holds x beside y, or {hint}"
-    return hint
-
-
-def _moves(folder: Path) -> list[list[str]]:
-    """Returns commands that call a folder's folders of pictures x and y, if it is clear which."""
-    known = names.folders_by(folder, names.domain_of)
-    wanted = [domain for domain in DOMAINS if domain not in known]
-    others = [
-        path
-        for path in sorted(folder.iterdir(), key=natural_key)
-        if path.is_dir() and path not in known.values() and not names.is_hidden(path)
-    ]
-    letters = [path for path in others if path.name.lower() in ("a", "b")]
-    others = letters if len(letters) == len(wanted) else list(filter(names.pictures_in, others))
-    moves = zip(others, wanted, strict=True) if len(others) == len(wanted) else ()
-    return [["mv", str(path), str(folder / name)] for path, name in moves]
 
 
 def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:
@@ -180,12 +149,8 @@ def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:
     return _pairs_of(domains["x"], [x[stem] for stem in stems], [y[stem] for stem in stems])
 
 
-def _has_domains(folder: Path) -> bool:
-    return len(names.folders_by(folder, names.domain_of)) == 2
-
-
 def _side_by_side(folder: Path, split: str, notes: Notes) -> Split:
-    if _has_domains(folder):
+    if len(names.folders_by(folder, names.domain_of)) == 2:
         raise IiaeError(
             f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
         )

@@ -25,7 +25,14 @@ from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
 from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import Notes, is_hidden, split_of
-from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, plan_digits, plan_idx, sketch_pair
+from iiae_cli.data.sources.cdcb import (
+    colour_pair,
+    idx_folder,
+    outline_pair,
+    plan_digits,
+    plan_idx,
+    sketch_pair,
+)
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
@@ -52,17 +59,18 @@ BUILDERS: dict[str, Builder] = {
     "classes": plan_classes,
 }
 EMBEDDED = ("digits-cdcb", "digits-edge", "digits-moved", "trifeature")
-DOWNLOADED = (*ARCHIVES, "mnist-cdcb", "mnist-quadrants", "fashion-cdcb", "fashion-edges")
-CLASS_SETS = ("sketchy", "classes")  # stored as features
-_FROM_SOURCE = (*ARCHIVES, *CLASS_SETS, "pairs")  # from a folder, a file or an archive
-# Sets whose archives have no address that a program can fetch, and how people get them.
-BY_HAND: dict[str, str] = {
-    "sketchy": (
-        "fetch the Sketchy Database (rendered_256x256.7z) as https://sketchy.eye.gatech.edu says, "
-        "the extended photos by the links in github.com/AnjanDutta/sem-pcyc "
-        "(download_datasets.sh), unpack both, then run: iiae prepare sketchy SOURCE"
-    ),
+IDX = {
+    **dict.fromkeys(("mnist-cdcb", "mnist-quadrants"), "MNIST"),
+    **dict.fromkeys(("fashion-cdcb", "fashion-edges"), "Fashion-MNIST"),
 }
+DOWNLOADED = (*ARCHIVES, *IDX)
+CLASS_SETS = ("sketchy", "classes")  # stored as features
+# Its archives have no address that a program can fetch.
+SKETCHY = (
+    "fetch the Sketchy Database (rendered_256x256.7z) as https://sketchy.eye.gatech.edu says, "
+    "the extended photos by the links in github.com/AnjanDutta/sem-pcyc "
+    "(download_datasets.sh), unpack both, then run: "
+)
 _PLAIN = {".csv": "pairs", ".tsv": "pairs", ".npz": "classes"}  # files that are no archives
 # Options that decide where and how fast data are made, not their values.
 _MACHINE = ("download", "device", "workers", "save_backbone")
@@ -90,7 +98,7 @@ def build(name: str, options: PrepareOptions) -> Plan:
             hint = f"leave it out; it is for {', '.join(sets)}"
             raise IiaeError(f"{option} does not apply to {name}", hint)
     attributes, notes = dict[str, str](), Notes()
-    if name in _FROM_SOURCE:
+    if name not in EMBEDDED:
         source, attributes = source_of(name, options)
         options = replace(options, source=source)
     try:
@@ -103,34 +111,36 @@ def build(name: str, options: PrepareOptions) -> Plan:
         for split in ("train", "test")
         if split not in plan.splits or not plan.splits[split].pair_count
     ]
-    plan.attributes |= {**attributes, **notes.attributes()}
+    plan.attributes = {**plan.attributes, **attributes, **notes.attributes()}
     plan.skipped[:0] = notes.skipped
     return plan
 
 
-def how_to_prepare(name: str, path: Path) -> str:
-    """Returns the command that makes a set's data file at `path`, and where to get its source."""
-    if name in BY_HAND:
-        return f"{BY_HAND[name]} -o {path}"
+def how_to_prepare(name: str, path: Path | None = None) -> str:
+    """Returns the commands that make a set's data file, and where to get its source."""
+    output = f" -o {path}" if path else ""
     if name not in BUILDERS:
-        return f"iiae prepare pairs SOURCE -o {path}, or iiae prepare classes SOURCE -o {path}"
-    source = "" if name in EMBEDDED else " --download" if name in DOWNLOADED else " SOURCE"
-    return f"iiae prepare {name}{source} -o {path}   (see iiae prepare --help)"
+        return f"iiae prepare pairs SOURCE{output}, or iiae prepare classes SOURCE{output}"
+    command = f"iiae prepare {name}"
+    if name in EMBEDDED:
+        return f"{command}{output}"
+    if name in DOWNLOADED:
+        return f"{command} --download{output}, or with what you have: {command} SOURCE{output}"
+    return f"{SKETCHY if name == 'sketchy' else ''}{command} SOURCE{output}"
 
 
 def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]:
     """Returns a set's source (folder, table, `.npz`), downloaded or unpacked, and attributes."""
-    source, archive = options.source, ARCHIVES.get(name)
-    downloads = data_folder() / "downloads"
-    origin = str(source and source.absolute())
+    source, origin = options.source, IDX.get(name)
+    archive, downloads = ARCHIVES.get(name), data_folder() / "downloads"
     if source is None and archive is not None and options.download:
         source = downloads / archive.file
         origin = fetch(archive, source)
+    if source is None and name in IDX:
+        source = idx_folder(IDX[name], options.download)
     if source is None:
-        hint = BY_HAND.get(name, f"iiae prepare {name} SOURCE")
-        if archive is not None:
-            hint = f"iiae prepare {name} --download, or with what you have: {hint}"
-        raise IiaeError(f"the source of {name} was not named", hint)
+        raise IiaeError(f"the source of {name} was not named", how_to_prepare(name))
+    origin = origin or str(source.absolute())
     if not source.exists():
         raise missing(source, KINDS)
     if source.is_dir():
@@ -144,8 +154,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         own = shlex.join(["iiae", "prepare", _PLAIN.get(suffix, "pairs"), str(source)])
         hint = f"run: {own}" if suffix in _PLAIN else "save it as CSV in UTF-8, columns x,y"
         raise IiaeError(f"{source} is not a source that {name} reads", hint)
-    target = downloads / source.name.partition(".")[0]
-    sha256 = unpack(source, target, wanted=archive.wanted if archive else "")
+    target, sha256 = unpack(source, downloads, wanted=archive.wanted if archive else "")
     inside = [target]
     while len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None:
         target = inside[0]  # an archive's one folder
@@ -169,6 +178,7 @@ def prepare_file(
 ) -> None:
     """Writes the data file of a set, or of a `part` of its blocks, or from all `parts` in order.
 
+    For `parts` the source is planned once more, so it must not have changed; nothing is read again.
     `resume` continues interrupted work, and keeps a finished file of the same options; `overwrite`
     replaces either. `stop`, checked before every block, keeps what is finished.
     """
@@ -207,26 +217,16 @@ def prepare_file(
             blocks.write_part(path, store, part, total, about)
 
 
-def merge(
-    parts: Sequence[PartFile],
-    path: Path,
-    *,
-    download: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Writes the data file from all parts of a preparation, in order.
+def options_of(shard: PartFile, download: bool) -> tuple[str, PrepareOptions]:
+    """Returns the set's name and the options by which a shard was made.
 
-    The source is planned once more, so it must not have changed; no picture is read again.
     `download` permits fetching the backbone's weights.
     """
-    first = parts[0]
-    with reading(first.path, "make this shard again"):
-        decided = {option: first.job[option] for option in _DECIDING}
+    with reading(shard.path, "make this shard again"):
+        decided = {option: shard.job[option] for option in _DECIDING}
         source = None if decided["source"] is None else Path(decided["source"])
         options = PrepareOptions(**{**decided, "source": source}, download=download)
-        name = str(first.job["data set"])
-    prepare_file(name, path, options, parts=parts, resume=resume, overwrite=overwrite)
+        return str(shard.job["data set"]), options
 
 
 def _refuse_other(path: Path, part: Part | None, job: dict[str, Any]) -> None:

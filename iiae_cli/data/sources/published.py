@@ -10,7 +10,6 @@ with `im`, (128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 tu
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import tempfile
@@ -32,7 +31,6 @@ from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
 
-MARKER = ".iiae-archive.json"  # in an unpacked folder: the archive's SHA-256
 MAX_BYTES = 64 * 2**30  # the most that an archive may unpack to
 KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
 
@@ -97,38 +95,31 @@ def fetch(archive: Archive, path: Path) -> str:
     )
 
 
-def unpack(archive: Path, target: Path, *, wanted: str = "") -> str:
-    """Unpacks a tar (plain, .gz, .bz2, .xz) or zip archive, unless the target was made from it.
+def unpack(archive: Path, folder: Path, *, wanted: str = "") -> tuple[Path, str]:
+    """Unpacks a tar (plain, .gz, .bz2, .xz) or zip archive in a `folder`, unless it was before.
 
-    Everything goes to a temporary folder beside the target, which is renamed at the end, with a
-    marker that names the archive. `wanted` is a pattern of the entries to unpack from a tar.
-    Returns the archive's SHA-256; raises for a damaged, hostile or oversized archive.
+    Everything goes to a temporary folder, which is renamed at the end. `wanted` is a pattern of the
+    entries to unpack from a tar. Returns the path, and the archive's SHA-256, which is part of it;
+    raises for a damaged, hostile or oversized archive.
     """
-    hint = "name a folder, or fetch the archive again"
-    with reading(archive, hint), write_errors(target):
+    with reading(archive, "name a folder, or fetch the archive again"), write_errors(folder):
         sha256 = sha256_of(archive)
-        marker = target / MARKER
-        if marker.is_file() and sha256 in marker.read_text(encoding="utf-8"):
-            return sha256
-        if target.exists():
-            raise IiaeError(
-                f"{target} already exists, and was not unpacked from {archive}",
-                f"name {target} itself as SOURCE to use it as it is, or delete it",
-            )
+        target = folder / f"{archive.name.partition('.')[0]}-{sha256[:12]}"
+        if target.is_dir():
+            return target, sha256
         is_tar = tarfile.is_tarfile(archive)
         if not is_tar and not zipfile.is_zipfile(archive):
             raise IiaeError(f"{archive} is neither a tar nor a zip archive", KINDS)
         console.say(f"unpacking {archive}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as holder:
-            folder = Path(holder, "unpacked")
-            folder.mkdir()
-            (_untar if is_tar else _unzip)(archive, folder, wanted)
-            if not any(path.is_file() for path in folder.rglob("*")):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as holder:
+            inside = Path(holder, "unpacked")
+            inside.mkdir()
+            (_untar if is_tar else _unzip)(archive, inside, wanted)
+            if not any(path.is_file() for path in inside.rglob("*")):
                 raise ValueError("it holds none of the files looked for")
-            (folder / MARKER).write_text(json.dumps({"archive": archive.name, "sha256": sha256}))
-            folder.rename(target)
-    return sha256
+            inside.rename(target)
+    return target, sha256
 
 
 def _unzip(archive: Path, folder: Path, _: str) -> None:

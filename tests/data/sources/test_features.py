@@ -8,8 +8,6 @@ from helpers import refusal
 from iiae_cli.data.datafile import UNKNOWN, Seen
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
-from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import source_of
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 
@@ -41,14 +39,12 @@ def test_labels_instead_of_paths_in_a_folder_or_an_npz(tmp_path, arrays):
     for name in [name for name in arrays if name.endswith("paths")]:
         count = len(arrays.pop(name))
         arrays[name.replace("paths", "labels")] = np.arange(count) % 3
-    source = tmp_path / "features.npz"
-    np.savez(source, **arrays, more=np.array([{}], object))
+    source = save_arrays(tmp_path / "f.npz", {**arrays, "more": np.array([{}], object)})
     splits = read_features(source, Notes())
     assert splits["train"].x.labels == ["0", "1", "2", "0", "1", "2"]
     assert splits["train"].x.ids[1] == "train_sketch/000001"
     same = read_features(save_arrays(tmp_path / "folder", arrays), Notes())
     np.testing.assert_array_equal(same["test"].y.rows, splits["test"].y.rows)
-    assert source_files(source) == [source]
 
 
 def test_widths_of_the_domains_may_differ_and_a_path_that_recurs_is_numbered(tmp_path, arrays):
@@ -94,8 +90,8 @@ def test_pickled_arrays_are_refused_without_being_read(tmp_path, arrays):
             return (pytest.fail, ("unpickled",))
 
     arrays |= {"test_sketch_paths": np.array([Bomb()] * 3, dtype=object)}
-    np.savez(tmp_path / "bad.npz", **arrays)
-    for source in (save_arrays(tmp_path / "bad", arrays), tmp_path / "bad.npz"):
+    for name in ("bad", "bad.npz"):
+        source = save_arrays(tmp_path / name, arrays)
         assert "is damaged: " in refusal(read_features, source, Notes()).message
 
 
@@ -112,9 +108,3 @@ def test_splits_under_other_names_and_arrays_of_none_are_said(tmp_path, arrays):
     assert f"{folder}: arrays that are not read: test2_sketch_features" in notes.decided
     save_arrays(folder, {"test_image_paths": arrays["Eval_image_paths"]})
     assert "holds two test_image_paths" in refusal(read_features, folder, Notes()).message
-
-
-def test_the_only_npz_of_a_folder_is_its_features(tmp_path, arrays):
-    np.savez(tmp_path / "features.npz", **arrays)
-    source, attributes = source_of("classes", PrepareOptions(source=tmp_path))
-    assert source == tmp_path / "features.npz" and attributes == {"source": str(tmp_path)}

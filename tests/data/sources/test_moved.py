@@ -1,10 +1,9 @@
 """Sets whose content moves: what the views share, what each draws, and what the factors say."""
 
-import gzip
-
 import numpy as np
 import pytest
-from helpers import built, refusal
+from class_sources import idx_bytes
+from helpers import built
 
 from iiae_cli.data.sources import moved
 from iiae_cli.data.sources.cdcb import IDX_FILES
@@ -18,15 +17,14 @@ def rng(seed=0):
 
 @pytest.fixture
 def mnist(tmp_path):
-    """A folder of IDX files: digit d is a square of 4 + 2d pixels, its number in its corner."""
+    """A folder of IDX files: digit d is a square of 4 + 2d pixels in its corner."""
     for name, count in zip(IDX_FILES[::2], (400, 100), strict=True):
         labels = np.arange(count, dtype=np.uint8) % 10
         digits = np.zeros((count, 28, 28), np.uint8)
-        for row, label in enumerate(labels):
-            digits[row, : 4 + 2 * label, : 4 + 2 * label] = 255
-        for stem, rows in ((name, digits), (name.replace("images-idx3", "labels-idx1"), labels)):
-            head = bytes([0, 0, 8, rows.ndim]) + np.array(rows.shape, ">u4").tobytes()
-            (tmp_path / f"{stem}.gz").write_bytes(gzip.compress(head + rows.tobytes()))
+        for digit, label in zip(digits, labels, strict=True):
+            digit[: 4 + 2 * label, : 4 + 2 * label] = 255
+        (tmp_path / name).write_bytes(idx_bytes(digits))
+        (tmp_path / name.replace("images-idx3", "labels-idx1")).write_bytes(idx_bytes(labels))
     return tmp_path
 
 
@@ -39,11 +37,7 @@ def test_quadrants_hold_two_digits_of_a_class_and_their_factors(mnist, monkeypat
     monkeypatch.setattr("iiae_cli.data.sources.cdcb.TRAIN_IDX", 300)
     monkeypatch.setattr(moved, "COUNTS", {"train": 120, "valid": 20, "test": 30})
     splits = built("mnist-quadrants", PrepareOptions(source=mnist, seed=3)).splits
-    assert {name: len(split.x) for name, split in splits.items()} == {
-        "train": 120,
-        "valid": 20,
-        "test": 30,
-    }
+    assert {name: len(split.x) for name, split in splits.items()} == moved.COUNTS
     train = splits["train"]
     assert train.x.labels == train.y.labels == list(map(str, train.factors["class"]))
     expected = (4 + 2 * train.factors["class"]) ** 2
@@ -85,11 +79,6 @@ def test_partners_are_of_one_class_and_no_row_is_in_two_pairs():
     assert len({*same_x}) == 500
 
 
-def test_same_instance_is_for_quadrants_alone():
-    error = refusal(built, "digits-cdcb", PrepareOptions(same_instance=True))
-    assert "--same-instance does not apply to digits-cdcb" in error.message
-
-
 def test_a_moved_digit_lies_where_and_as_its_factors_say():
     digits = np.zeros((40, 32, 32), np.uint8)
     digits[:, 4:28, 12:20] = 255  # upright
@@ -109,10 +98,8 @@ def test_a_moved_digit_lies_where_and_as_its_factors_say():
 
 def test_the_embedded_set_shows_one_digit_in_both_views():
     splits = built("digits-moved", PrepareOptions(limit=20)).splits
-    assert {name: split.x.rows.shape for name, split in splits.items()} == {
-        "train": (20, 32, 32, 1),
-        "test": (20, 32, 32, 1),
-    }
+    assert list(splits) == ["train", "test"]
+    assert {split.x.rows.shape for split in splits.values()} == {(20, 32, 32, 1)}
     test = splits["test"]
     assert test.x.labels == list(map(str, test.factors["class"]))
     assert {*test.factors} == {"class"} | {

@@ -149,7 +149,6 @@ def test_what_cannot_be_used_is_named(tmp_path):
 
 
 def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
-    assert "--side-by-side" not in refusal(prepared, "pairs", tmp_path).hint
     side_by_side(tmp_path, 1, 10)
     error = refusal(prepared, "pairs", tmp_path)
     assert error.message == f"{tmp_path} has no folder x/; it holds no folder"

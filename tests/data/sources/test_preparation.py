@@ -9,8 +9,7 @@ from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import BUILDERS, prepare_file
-from iiae_cli.data.sources.published import ARCHIVES
+from iiae_cli.data.sources.preparation import BUILDERS, DOWNLOADED, prepare_file
 
 # ---- names
 
@@ -29,6 +28,8 @@ def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
         ("digits-cdcb", {"unseen_classes": "3"}, "--unseen-classes does not apply to"),
         ("cars", {"backbone": "vgg16"}, "--backbone… does not apply"),
         ("maps", {"side_by_side": True}, "--side-by-side does not apply"),
+        ("digits-cdcb", {"same_instance": True}, "--same-instance does not apply to digits-cdcb"),
+        ("classes", {"split": "sake-25"}, "--split does not apply to classes"),
         ("classes", {"image_size": 32}, "--image-size does not apply"),
     ],
 )
@@ -36,12 +37,12 @@ def test_options_of_other_sets_are_refused(name, options, said):
     assert said in refusal(built, name, PrepareOptions(**options)).message
 
 
-@pytest.mark.parametrize("name", ["facades", "maps", "cars", "sketchy", "classes", "pairs"])
+@pytest.mark.parametrize("name", ["facades", "mnist-cdcb", "cars", "sketchy", "classes", "pairs"])
 def test_a_source_that_was_not_named_is_asked_for(tmp_path, name):
     error = refusal(built, name, PrepareOptions())
     assert error.message == f"the source of {name} was not named"
     assert f"iiae prepare {name} SOURCE" in error.hint
-    assert (f"iiae prepare {name} --download" in error.hint) == (name in ARCHIVES)
+    assert (f"iiae prepare {name} --download" in error.hint) == (name in DOWNLOADED)
     assert ("sketchy.eye.gatech.edu" in error.hint) == (name == "sketchy")
     missing = PrepareOptions(source=tmp_path / "none", download=True)
     assert "does not exist" in refusal(built, name, missing).message

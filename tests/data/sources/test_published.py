@@ -6,9 +6,7 @@ import io
 import tarfile
 import threading
 import zipfile
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,15 +19,7 @@ from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources import published
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import source_of
-from iiae_cli.data.sources.published import (
-    ARCHIVES,
-    MARKER,
-    SHAPE,
-    Archive,
-    fetch,
-    read_mat,
-    unpack,
-)
+from iiae_cli.data.sources.published import ARCHIVES, SHAPE, Archive, fetch, read_mat, unpack
 
 BODY = bytes(range(256)) * 1000
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -39,16 +29,9 @@ FILES = {"set/train/1.txt": b"one", "set/train/2.txt": b"two" * 100_000, "set/ü
 # ---- fetching
 
 
-@dataclass
-class Server:
-    """A server of the files in a folder."""
-
-    root: str
-    folder: Path
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
+    """The address of a server of the folder www, which has folders a and b."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -58,51 +41,47 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield Server(f"http://127.0.0.1:{made.server_address[1]}", tmp_path / "www")
+        yield f"http://127.0.0.1:{made.server_address[1]}"
         made.shutdown()
         thread.join()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "downloads" / "set.tar.gz"
-
-
-def mirrored(server, *paths, **more):
-    return Archive("set.tar.gz", tuple(server.root + path for path in paths), **more)
+def mirrored(server, **more):
+    return Archive("set.tar.gz", (f"{server}/a", f"{server}/b"), **more)
 
 
 @pytest.mark.parametrize("md5", [None, MD5])
-def test_a_file_comes_from_the_first_mirror_that_has_it_and_only_once(server, path, md5):
-    (server.folder / "b" / "set.tar.gz").write_bytes(BODY)
-    archive = mirrored(server, "/a", "/b", md5=md5)
-    assert fetch(archive, path) == f"{server.root}/b/set.tar.gz" and path.read_bytes() == BODY
-    (server.folder / "b" / "set.tar.gz").unlink()
-    fetch(archive, path)
+def test_a_file_comes_from_the_first_mirror_that_has_it_and_only_once(server, tmp_path, md5):
+    path, kept = tmp_path / "downloads" / "set.tar.gz", tmp_path / "www" / "b" / "set.tar.gz"
+    kept.write_bytes(BODY)
+    assert fetch(mirrored(server, md5=md5), path) == f"{server}/b/set.tar.gz"
+    assert path.read_bytes() == BODY
+    kept.unlink()
+    fetch(mirrored(server, md5=md5), path)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_of_another_checksum_is_not_kept_and_every_mirrors_reason_is_named(server, path):
-    (server.folder / "a" / "set.tar.gz").write_bytes(BODY[:-1])
-    error = refusal(fetch, mirrored(server, "/a", "/b", md5=MD5), path)
-    assert f"{server.root}/a/set.tar.gz: " in error.message
+def test_a_file_of_another_checksum_is_not_kept_and_every_mirrors_reason_is_named(server, tmp_path):
+    (tmp_path / "www" / "a" / "set.tar.gz").write_bytes(BODY[:-1])
+    path = tmp_path / "downloads" / "set.tar.gz"
+    error = refusal(fetch, mirrored(server, md5=MD5), path)
+    assert f"{server}/a/set.tar.gz: " in error.message
     assert "not match the known hash" in error.message
-    assert f"{server.root}/b/set.tar.gz: 404" in error.message
+    assert f"{server}/b/set.tar.gz: 404" in error.message
     assert "SOURCE" in error.hint and not list(path.parent.glob("*"))
 
 
 def test_a_download_is_unpacked_described_and_then_reused(server, tmp_path, monkeypatch):
     monkeypatch.setenv("IIAE_DATA", str(tmp_path))
-    body = tar_of(tmp_path / "set").read_bytes()
-    (server.folder / "a" / "set.tar.gz").write_bytes(body)
-    monkeypatch.setitem(ARCHIVES, "toy", mirrored(server, "/a", wanted="train"))
+    packed = tar_of(tmp_path / "www" / "a" / "set.tar.gz")
+    sha256 = hashlib.sha256(packed.read_bytes()).hexdigest()
+    monkeypatch.setitem(ARCHIVES, "toy", mirrored(server, wanted="train"))
     options = PrepareOptions(download=True)
     folder, attributes = source_of("toy", options)
-    assert folder == tmp_path / "downloads" / "set" / "set"  # of the archive's one folder
+    assert folder.parent.parent == tmp_path / "downloads"  # in the archive's one folder
     assert set(tree(folder.parent)) == set(list(FILES)[:2])
-    sha256 = hashlib.sha256(body).hexdigest()
-    assert attributes == {"source": f"{server.root}/a/set.tar.gz", "source_sha256": sha256}
-    (server.folder / "a" / "set.tar.gz").unlink()
+    assert attributes == {"source": f"{server}/a/set.tar.gz", "source_sha256": sha256}
+    packed.unlink()
     assert source_of("toy", options) == (folder, attributes)
     mine = PrepareOptions(source=tmp_path)
     assert source_of("toy", mine) == (tmp_path, {"source": str(tmp_path)})
@@ -135,25 +114,21 @@ def zip_of(path, files=FILES):
 
 
 def tree(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MARKER
-    }
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
 def test_an_archive_is_unpacked_once_whatever_its_name(tmp_path, mode):
-    make = zip_of if mode == "zip" else lambda path: tar_of(path, mode=mode)
-    path, target = make(tmp_path / "archive"), tmp_path / "deep" / "set"
-    sha256 = unpack(path, target)
+    path, folder = tmp_path / "archive", tmp_path / "deep"
+    zip_of(path) if mode == "zip" else tar_of(path, mode=mode)
+    target, sha256 = unpack(path, folder)
     assert tree(target) == FILES and sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     (target / "set" / "train" / "1.txt").write_bytes(b"kept")
-    unpack(path, target)
+    assert unpack(path, folder) == (target, sha256)
     assert tree(target)["set/train/1.txt"] == b"kept"
-    other = tar_of(tmp_path / "other", {"x": b"1"})
-    error = refusal(unpack, other, target)
-    assert f"not unpacked from {other}" in error.message and str(target) in error.hint
+    other, _ = unpack(tar_of(path, {"x": b"1"}), folder)  # another one of that name
+    assert other != target and tree(other) == {"x": b"1"}
 
 
 def evil(kind, linkname="../../outside"):
@@ -161,8 +136,8 @@ def evil(kind, linkname="../../outside"):
     return lambda path: tar(path, [("link", b"", fields), ("link/evil", b"x", {})])
 
 
-def cut(make, keep):
-    return lambda path: path.write_bytes((raw := make(path).read_bytes())[: keep(len(raw))])
+def cut(make, bytes_cut):
+    return lambda path: path.write_bytes(make(path).read_bytes()[:-bytes_cut])
 
 
 HOSTILE = {
@@ -171,8 +146,8 @@ HOSTILE = {
     "device": (evil(tarfile.CHRTYPE), "special file"),
     "tar bomb": (lambda path: tar_of(path, {"a": bytes(2 * 10**6)}), "more than 1000000 bytes"),
     "zip bomb": (lambda path: zip_of(path, {"a": bytes(2 * 10**6)}), "more than 1000000 bytes"),
-    "tar.gz without its end": (cut(tar_of, lambda size: size - 6), "is damaged"),
-    "cut zip": (cut(zip_of, lambda size: size - 30), "neither a tar nor a zip"),
+    "tar.gz without its end": (cut(tar_of, 6), "is damaged"),
+    "cut zip": (cut(zip_of, 30), "neither a tar nor a zip"),
     "web page": (lambda path: path.write_bytes(b"<html>not found</html>"), "neither a tar nor"),
     "empty": (lambda path: zip_of(path, {}), "none of the files looked for"),
 }
@@ -183,19 +158,17 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_left(tmp_path, m
     monkeypatch.setattr(published, "MAX_BYTES", 10**6)
     make, said = HOSTILE[case]
     make(tmp_path / "archive")
-    target = tmp_path / "made" / "set"
-    error = refusal(unpack, tmp_path / "archive", target)
+    error = refusal(unpack, tmp_path / "archive", tmp_path / "made")
     assert said in error.message and str(tmp_path / "archive") in error.message
-    assert not list(target.parent.glob("*"))
+    assert not list((tmp_path / "made").glob("*"))
     assert {path.name for path in tmp_path.iterdir()} <= {"archive", "made"}
 
 
 def test_entries_of_a_zip_stay_inside_whatever_their_names(tmp_path):
     names = ("../evil", "a/../../evil", "/tmp/iiae-evil", "..\\evil", "x\\y.txt")
-    unpack(zip_of(tmp_path / "a", dict.fromkeys(names, b"x")), tmp_path / "made" / "set")
+    target, _ = unpack(zip_of(tmp_path / "a", dict.fromkeys(names, b"x")), tmp_path / "made")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "made"}
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["set"]
-    assert (tmp_path / "made" / "set" / "x" / "y.txt").is_file()
+    assert list((tmp_path / "made").iterdir()) == [target] and (target / "x" / "y.txt").is_file()
 
 
 # ---- Cars
@@ -212,24 +185,21 @@ def im_of(number):
     return im
 
 
-def save_v5(path, im):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {"im": im, "mask": np.ones((8, 8), np.uint8)}, do_compression=True)
+def save_v5(folder, number, im=None):
+    path = folder / f"car_{number:03d}_mesh.mat"
+    savemat(path, {"im": im_of(number) if im is None else im}, do_compression=True)
     return path
 
 
-def save_v73(path, im):
+def save_v73(folder, number, im=None):
     """As MATLAB does: a header of 512 bytes, then HDF5 with the axes reversed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / f"car_{number:03d}_mesh.mat"
     with h5py.File(path, "w", userblock_size=512) as file:
+        im = im_of(number) if im is None else im
         file.create_dataset("im", data=im.T, compression="gzip")
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
     return path
-
-
-def file_of(folder, number):
-    return folder / f"car_{number:03d}_mesh.mat"
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +207,9 @@ def archive(tmp_path_factory):
     """Cars 2, 191 (train), 192 and 199 (test), as nips2015-analogy-data.tar.gz unpacks."""
     top = tmp_path_factory.mktemp("analogy")
     folder = top / "data" / "cars"
+    folder.mkdir(parents=True)
     for number, save in ((2, save_v5), (191, save_v73), (192, save_v73), (199, save_v5)):
-        save(file_of(folder, number), im_of(number))
+        save(folder, number)
     (folder / "list.txt").write_text("car_002_mesh\n191\ncar_192_mesh.mat\r\ncar_199_mesh\n")
     (folder / "._car_003_mesh.mat").write_bytes(b"a Mac's")
     (top / "data" / "sprites").mkdir()
@@ -261,9 +232,8 @@ def test_a_pair_is_one_car_at_one_pitch_and_every_picture_is_stored_once(cars):
     for name, split in cars.items():
         assert (len(split.x), len(split.y)) == (8, 184) == (len({*split.x.ids}), split.pair_count)
         for pair, (row_x, row_y) in enumerate(split.pairs):
-            number, yaw, pitch = (
-                int(split.factors[factor][pair]) for factor in ("class", "yaw", "pitch")
-            )
+            factors = (split.factors[factor][pair] for factor in ("class", "yaw", "pitch"))
+            number, yaw, pitch = map(int, factors)
             assert 1 <= yaw <= 23 and 0 <= pitch <= 3
             x, y = split.x.rows[row_x], split.y.rows[row_y]
             assert (x[0, 0] == [number, pitch, 0]).all()
@@ -283,26 +253,19 @@ def test_limit_counts_pairs_and_image_size_is_that_of_the_stored_pictures(archiv
 
 
 def test_the_list_decides_which_cars_there_are_and_others_are_named(tmp_path):
-    for number in (5, 7, 193, 200):
-        save_v5(file_of(tmp_path, number), im_of(number))
+    paths = {number: save_v5(tmp_path, number) for number in (5, 7, 193, 200)}
     (tmp_path / "list.txt").write_text("7\ncar_193_mesh\ncar_006_mesh\n")
     made = prepared(tmp_path, image_size=16)
     assert {name: set(split.x.labels) for name, split in made.splits.items()} == {
         "train": {"car_007"},
         "test": {"car_193"},
     }
-    assert made.skipped == [
-        f"{file_of(tmp_path, 5)}: {OTHER}",
-        f"{file_of(tmp_path, 200)}: {OTHER}",
-        f"{file_of(tmp_path, 6)}: does not exist",
-    ]
+    other = [f"{paths[number]}: {OTHER}" for number in (5, 200)]
+    assert made.skipped == [*other, f"{tmp_path / 'car_006_mesh.mat'}: does not exist"]
     (tmp_path / "list.txt").write_text("no number here\n")
     made = prepared(tmp_path, image_size=16)
     assert set(made.splits["train"].x.labels) == {"car_005", "car_007"}
-    assert made.skipped == [f"{file_of(tmp_path, 200)}: {OTHER}"]
-
-
-# ---- damage
+    assert made.skipped == other[1:]
 
 
 @pytest.mark.parametrize("save", [save_v5, save_v73])
@@ -313,22 +276,21 @@ def test_a_damaged_or_other_array_is_told(tmp_path, save):
         return caught.value.reason
 
     im = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
-    path = save(tmp_path / "a.mat", im)
+    path = save(tmp_path, 1, im)
     np.testing.assert_array_equal(read_mat(path), im)
     whole = path.read_bytes()
     for length in (len(whole) // 2, 700, 130, 0):
         path.write_bytes(whole[:length])
         assert why(path) == "is not a readable MATLAB file"
-    for name, other in (("im", np.zeros((4, 4), np.uint8)), ("im", np.zeros(SHAPE[2:])), ("a", im)):
-        savemat(tmp_path / "b.mat", {name: other})
-        assert "holds no im of uint8 (128, 128, 3, 24, 4)" in why(tmp_path / "b.mat")
+    for other in (np.zeros((4, 4), np.uint8), np.zeros(SHAPE[2:])):
+        assert "holds no im of uint8 (128, 128, 3, 24, 4)" in why(save(tmp_path, 1, other))
 
 
 # ---- the program
 
 
 def test_the_program_reads_the_archive_and_says_what_it_left_out(iiae, archive, tmp_path):
-    broken = file_of(tmp_path, 3)
+    broken = tmp_path / "car_003_mesh.mat"
     broken.write_bytes(b"broken")
     packed = tmp_path / "nips2015-analogy-data.tar.gz"
     with tarfile.open(packed, "w:gz", compresslevel=1) as file:
