@@ -145,7 +145,7 @@ def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(i
         ("prepare cars", "cars", "iiae prepare cars --download"),
         ("train --preset sketchy", "sketchy.h5", "iiae prepare sketchy SOURCE -o data/sketchy.h5"),
         ("train --preset maps", "maps.h5", "iiae prepare maps --download -o data/maps.h5"),
-        ("prepare mnist-cdcb nowhere", "nowhere", "IDX"),
+        ("prepare mnist-cdcb nowhere", "nowhere", "folder"),
         ("prepare pairs nowhere", "nowhere", "folder"),
         ("evaluate", "runs/latest", "iiae train"),
         ("encode a.png -o z.h5", "domain", "--domain x"),

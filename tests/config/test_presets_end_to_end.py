@@ -8,7 +8,7 @@ import pytest
 from class_sources import NETWORK, class_folders, make_quick, write_features
 from PIL import Image
 from test_cdcb import idx_source
-from test_published import file_of, im_of, save_v5
+from test_published import save_v5
 
 from iiae_cli.data.datafile import CLASS_SPLITS
 
@@ -38,7 +38,7 @@ def source_of(preset, folder):
         side_by_side(folder / "maps", {"train": 8, "val": 4}, 600)
     elif preset == "cars":
         for number in (1, 191, 192):
-            save_v5(file_of(folder / "data" / "cars", number), im_of(number))
+            save_v5(folder / "data" / "cars", number)
         (folder / "data/cars/list.txt").write_text("car_001_mesh\ncar_191_mesh\ncar_192_mesh\n")
     else:
         once = dict.fromkeys((*CLASS_SPLITS["sempcyc-25"], "ant", "bee", "cat", "dog", "owl"), 2)

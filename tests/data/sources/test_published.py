@@ -186,6 +186,7 @@ def im_of(number):
 
 
 def save_v5(folder, number, im=None):
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"car_{number:03d}_mesh.mat"
     savemat(path, {"im": im_of(number) if im is None else im}, do_compression=True)
     return path
@@ -207,7 +208,6 @@ def archive(tmp_path_factory):
     """Cars 2, 191 (train), 192 and 199 (test), as nips2015-analogy-data.tar.gz unpacks."""
     top = tmp_path_factory.mktemp("analogy")
     folder = top / "data" / "cars"
-    folder.mkdir(parents=True)
     for number, save in ((2, save_v5), (191, save_v73), (192, save_v73), (199, save_v5)):
         save(folder, number)
     (folder / "list.txt").write_text("car_002_mesh\n191\ncar_192_mesh.mat\r\ncar_199_mesh\n")
