@@ -6,21 +6,18 @@ Shapes: N inputs, Q queries, k neighbours, K outputs per input; S shared and E e
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from iiae_cli.builders import choose_device
 from iiae_cli.common import console
 from iiae_cli.common.environment import run_folder
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.inference.inputs import Inputs, open_inputs, row_inputs
+from iiae_cli.inference.inputs import Inputs, Pictures, open_inputs
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
 from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
@@ -29,8 +26,6 @@ from iiae_cli.runs import LoadedModel, RunDir, load_model
 
 BACKBONE_VARIABLE = "IIAE_BACKBONE_WEIGHTS"  # the default for all runs of a session
 BLOCK_ROWS = 256  # rows that `Model.encode` reads at once
-Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | torch.Tensor
-Pictures: TypeAlias = Picture | Sequence[Picture]
 
 
 @dataclass(frozen=True)
@@ -100,16 +95,8 @@ class Model:
         """Returns pictures as unread rows of a domain; `split` is for a prepared file."""
         if isinstance(pictures, Inputs):
             return pictures
-        shape = self.loaded.info.shape_x if domain == "x" else self.loaded.info.shape_y
-        features = len(shape) == 1 and getattr(pictures, "ndim", 3) <= 2
-        items = _listed(pictures, 1 if features else 3)
-        names = [str(item) for item in items if isinstance(item, str | Path)]
-        if names and len(names) < len(items):
-            raise IiaeError("paths and pictures in memory are mixed", "encode each by itself")
-        if getattr(items[0], "ndim", 3) == 1:
-            return row_inputs(np.stack([np.asarray(row, np.float32) for row in items]), shape)
         return open_inputs(
-            names or list(map(_image, items)),
+            pictures,
             domain,
             self.loaded.info,
             split=split,
@@ -218,34 +205,3 @@ def search(
     ids = np.array(gallery.ids, object)[rows]
     labels = None if gallery.labels is None else np.array(gallery.labels, object)[rows]
     return Neighbours(queries.ids, rows, distances, ids, labels, metric, backend, queries.skipped)
-
-
-def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
-    """Returns a list of pictures; an array of at most `dimensions` dimensions is one."""
-    if isinstance(pictures, str | Path | Image.Image):
-        return [pictures]
-    if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim <= dimensions:
-        return [pictures]
-    items: list[Picture] = list(pictures)
-    if not items:
-        raise IiaeError("no pictures were given", "pass a path, a PIL image, an array or a tensor")
-    return items
-
-
-def _image(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    values = picture
-    if isinstance(picture, torch.Tensor):
-        values = picture.detach().cpu()
-        if values.is_floating_point() and values.min() >= 0 and values.max() <= 1:
-            values = (values * 255).round().to(torch.uint8)
-        values = values.movedim(0, -1).numpy()
-    array = np.asarray(values)
-    array = array[..., 0] if array.shape[2:] == (1,) else array
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not {*array.shape[2:]} <= {2, 3, 4}:
-        raise IiaeError(
-            f"an array of shape {array.shape} and type {array.dtype} is not a picture",
-            "pass (H, W[, C]) of uint8, or a tensor (C, H, W) of uint8 or of floats in [0, 1]",
-        )
-    return Image.fromarray(np.ascontiguousarray(array))

@@ -36,6 +36,8 @@ from iiae_cli.data.names import find_pictures
 from iiae_cli.data.pictures import PictureError, Source, decode, read_all
 from iiae_cli.model import Domain
 
+Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | torch.Tensor
+Pictures: TypeAlias = Picture | Sequence[Picture]
 # Returns the rows at positions start … stop - 1; an error for each that cannot be read.
 Fetch: TypeAlias = Callable[[int, int], Sequence[NDArray[Any] | PictureError]]
 
@@ -117,7 +119,7 @@ def none_read(skipped: Sequence[str]) -> IiaeError:
 
 
 def open_inputs(
-    inputs: Sequence[str] | Sequence[Image.Image],
+    pictures: Pictures,
     domain: Domain,
     trained_on: DataInfo,
     *,
@@ -126,49 +128,79 @@ def open_inputs(
     weights: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Inputs:
-    """Opens a command's inputs as rows of one domain of a model.
+    """Opens pictures, or what holds them, as rows of one domain of a model.
 
-    Inputs are one prepared `.h5`, of which `split` is read, one feature `.npy`, pictures and
-    folders, which `workers` threads decode, or pictures in memory. For a model of features its
+    One prepared `.h5`, of which `split` is read, one feature `.npy`, pictures and folders, which
+    `workers` threads decode, or pictures or features in memory. For a model of features its
     backbone reads pictures, on `device`, from `weights` if they moved. Raises IiaeError if inputs
     are missing, mixed, empty, or do not fit the model's data or backbone.
     """
     shape = trained_on.shape_x if domain == "x" else trained_on.shape_y
-    names = [item for item in inputs if isinstance(item, str)]
-    images = [item for item in inputs if isinstance(item, Image.Image)]
-    first = Path(names[0] if names else "pictures in memory")
-    if is_hdf5(first) or first.suffix.lower() == ".npy":
-        if len(inputs) > 1:
-            raise IiaeError(
-                f"{first} cannot be mixed with other inputs", "encode each file by itself"
-            )
-        if not is_hdf5(first):
-            return _features(first, shape)
-        return _prepared(first, split, domain, trained_on)
-    pictures: Sequence[Source] = images or find_pictures(names)
+    features = len(shape) == 1 and getattr(pictures, "ndim", 3) <= 2
+    items = _listed(pictures, 1 if features else 3)
+    names = [str(item) for item in items if isinstance(item, str | Path)]
+    files = [Path(name) for name in names if is_hdf5(Path(name)) or name.lower().endswith(".npy")]
+    if len(items) > 1 and (files or 0 < len(names) < len(items)):
+        message = f"{files[0] if files else 'a path'} cannot be mixed with other inputs"
+        raise IiaeError(message, "encode each by itself")
+    if files and is_hdf5(files[0]):
+        return _prepared(files[0], split, domain, shape, trained_on)
+    if files:
+        return _rows(files[0], shape)
+    if getattr(items[0], "ndim", 3) == 1:
+        return _rows(np.stack([np.asarray(row, np.float32) for row in items]), shape)
+    sources: Sequence[Source] = find_pictures(names) if names else [*map(_image, items)]
     if len(shape) > 1:
-        fetch = _decoded(pictures, shape, workers)
+        fetch = _decoded(sources, shape, workers)
     elif record := backbone_of(trained_on):
         extractor = recorded_extractor(record, domain, device, workers=workers, weights=weights)
-        fetch = _extracted(pictures, extractor)
+        fetch = _extracted(sources, extractor)
     else:
         raise IiaeError(
             "this model reads features of a backbone that it does not record, not pictures",
             "give a feature .npy or a prepared .h5",
         )
-    paths = [item for item in pictures if isinstance(item, Path)]
-    ids = [str(path) for path in paths] or [str(number) for number in range(len(pictures))]
+    paths = [item for item in sources if isinstance(item, Path)]
+    ids = [str(path) for path in paths] or [str(number) for number in range(len(sources))]
     return Inputs(ids, None, {"pictures": True} if paths else {}, fetch, paths)
 
 
-def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> Inputs:
+def _listed(pictures: Pictures, dimensions: int) -> list[Picture]:
+    """Returns a list of pictures; an array of at most `dimensions` dimensions is one."""
+    if isinstance(pictures, str | Path | Image.Image):
+        return [pictures]
+    if isinstance(pictures, np.ndarray | torch.Tensor) and pictures.ndim <= dimensions:
+        return [pictures]
+    items: list[Picture] = list(pictures)
+    if not items:
+        raise IiaeError("no pictures were given", "pass a path, a PIL image, an array or a tensor")
+    return items
+
+
+def _image(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, torch.Tensor):
+        picture = picture.detach().cpu().movedim(0, -1)
+        if picture.is_floating_point() and picture.min() >= 0 and picture.max() <= 1:
+            picture = (picture * 255).round().to(torch.uint8)
+    array = np.asarray(picture)
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not {*array.shape[2:]} <= {2, 3, 4}:
+        raise IiaeError(
+            f"an array of shape {array.shape} and type {array.dtype} is not a picture",
+            "pass (H, W[, C]) of uint8, or a tensor (C, H, W) of uint8 or of floats in [0, 1]",
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _prepared(
+    path: Path, split: str, domain: Domain, shape: tuple[int, ...], trained_on: DataInfo
+) -> Inputs:
     file = DataFile(path)
     refuse_other_backbone(path, file.info, trained_on)
-    given, wanted = (
-        info.shape_x if domain == "x" else info.shape_y for info in (file.info, trained_on)
-    )
-    _check_shape(path, given, wanted)
     side = file.mapped_side(split, domain)
+    _check_shape(path, side.rows.shape[1:], shape)
     if not side.ids:
         raise IiaeError(
             f"{path} has nothing in split '{split}'", "choose another --split: train, valid or test"
@@ -177,8 +209,12 @@ def _prepared(path: Path, split: str, domain: Domain, trained_on: DataInfo) -> I
     return Inputs(side.ids, side.labels, source, _slices(side.rows), [path])
 
 
-def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
-    hint = "save features as a 2-dimensional float array by numpy.save"
+def _rows(features: Path | NDArray[Any], shape: tuple[int, ...]) -> Inputs:
+    """Returns features (N, F), or a file of them, as inputs of a model of this shape (F,)."""
+    if not isinstance(features, Path):
+        _check_shape("the array", features.shape[1:], shape)
+        return Inputs([str(row) for row in range(len(features))], None, {}, _slices(features))
+    path, hint = features, "save features as a 2-dimensional float array by numpy.save"
     with reading(path, hint):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
@@ -186,12 +222,6 @@ def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
     ids = [f"{path.stem}/{number}" for number in range(len(rows))]
     _check_shape(path, rows.shape[1:], shape)
     return Inputs(ids, None, {"features": str(path.absolute())}, _slices(rows), [path])
-
-
-def row_inputs(rows: NDArray[Any], shape: tuple[int, ...]) -> Inputs:
-    """Returns features (N, F) in memory as inputs of a model of this shape (F,)."""
-    _check_shape("the array", rows.shape[1:], shape)
-    return Inputs([str(row) for row in range(len(rows))], None, {}, _slices(rows))
 
 
 def _slices(rows: Any) -> Fetch:

@@ -222,15 +222,13 @@ def styles_of(
     pictures: list[tuple[NDArray[np.uint8], str] | None] = [None] * samples
     means = torch.empty(0, width)
     if references is not None:
-        means = encoded(references.rows)
-        first, *others = zip(trained.shown(references.rows), references.ids, strict=True)
+        means, labels = encoded(references.rows), [Path(name).name for name in references.ids]
+        shown = [*zip(trained.shown(references.rows), references.ids, strict=True)]
         if interpolate:
             means = torch.lerp(means[0], means[1], torch.linspace(0, 1, interpolate)[:, None])
-            names += [f"step {number + 1}" for number in range(interpolate)]
-            pictures += [first, *[None] * (interpolate - 2), *others]
-        else:
-            names += [Path(name).name for name in references.ids]
-            pictures += [first, *others]
+            labels = [f"step {number + 1}" for number in range(interpolate)]
+        names += labels
+        pictures += [shown[0], *[None] * (len(labels) - len(shown)), *shown[1:]]
     if partners is not None:
         names.append("guided")
         pictures.append(None)

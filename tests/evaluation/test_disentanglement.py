@@ -80,15 +80,14 @@ def test_a_leak_of_the_mean_that_samples_hide(known):
 def test_what_should_be_there_is(known):
     probes, latents = known
     for domain in ("x", "y"):
-        content = probes[f"shared_{domain}"]["class"]
+        content, shared = probes[f"shared_{domain}"]["class"], latents[f"shared_{domain}"]
+        own, exclusive = probes[f"exclusive_{domain}"], latents[f"exclusive_{domain}"]
         assert content["belongs"] is True and content["kind"] == "classes"
-        assert latents[f"shared_{domain}"]["informativeness_mean"] > 0.9
-        assert latents[f"shared_{domain}"]["informativeness_sample"] > 0.85
+        assert shared["informativeness_mean"] > 0.9 and shared["informativeness_sample"] > 0.85
         # A sample's noise has variance e^−6.
-        sampled = probes[f"exclusive_{domain}"][f"{domain}_color"]["sample"]["linear"]
+        sampled = own[f"{domain}_color"]["sample"]["linear"]
         assert sampled == pytest.approx(0.997, abs=0.003)
-        assert latents[f"exclusive_{domain}"]["informativeness_mean"] > 0.99
-        assert latents[f"exclusive_{domain}"]["active"] == 3
+        assert exclusive["informativeness_mean"] > 0.99 and exclusive["active"] == 3
     assert all(factors["mood"]["belongs"] is None for factors in probes.values())
     own, linear = disentanglement.own_factors(probes), probes["shared_x"]["x_color"]["mean"]
     assert set(own) == {"x_color", "y_color"}
@@ -157,8 +156,6 @@ class Perfect(torch.nn.Module):
 
 
 class Deaf(Perfect):
-    """Its decoder ignores the reference."""
-
     def decode(self, domain, shared, exclusive):
         return torch.cat([shared, torch.zeros_like(exclusive)], dim=1)
 

@@ -98,9 +98,8 @@ def test_a_gallery_in_memory_in_a_file_and_of_the_run_has_the_same_neighbours(
     model, tmp_path, metric
 ):
     gallery, queries = model.encode(pictures(30), "y"), model.encode(pictures(5, seed=1), "x")
-    distances = np.linalg.norm(queries.shared[:, None] - gallery.shared[None], axis=2)
-    gallery.save(tmp_path / "z.h5")
-    gallery.save(model.folder / "gallery.h5")
+    for path in (tmp_path / "z.h5", model.folder / "gallery.h5"):
+        gallery.save(path)
     where = [gallery, tmp_path / "z.h5", str(tmp_path / "z.h5"), None]
     results = [model.retrieve(queries, place, 7, metric=metric) for place in where]
     results.append(model.retrieve(pictures(5, seed=1), gallery, 7, metric=metric))
@@ -108,6 +107,7 @@ def test_a_gallery_in_memory_in_a_file_and_of_the_run_has_the_same_neighbours(
         np.testing.assert_array_equal(hits.rows, results[0].rows)
         assert hits.ids.tolist() == hits.rows.astype(str).tolist() and hits.labels is None
         assert hits.distances.shape == (5, 7) and hits.metric == metric
+    distances = np.linalg.norm(queries.shared[:, None] - gallery.shared[None], axis=2)
     if metric == "euclidean":
         np.testing.assert_array_equal(results[0].rows, np.argsort(distances, axis=1)[:, :7])
 
