@@ -23,7 +23,7 @@ from iiae_cli.common.errors import IiaeError, Stop
 from iiae_cli.config.presets import preset_layers, resolve
 from iiae_cli.data.blocks import block_store
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.data.seen import SEEN
+from iiae_cli.data.pictures import SEEN
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work
 from iiae_cli.data.sources.preparation import build
 from iiae_cli.model import Domain

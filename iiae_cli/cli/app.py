@@ -23,7 +23,6 @@ from iiae_cli.common import console
 from iiae_cli.common.environment import cores
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted, plain_words
 from iiae_cli.common.files import refusal_of_system
-from iiae_cli.data.seen import SEEN
 
 # From 0.26 on typer contains click, so click's exception is taken from typer's.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -177,6 +176,8 @@ def _exit_code(call: Callable[[], object]) -> int:
         refusal = error if isinstance(error, IiaeError) else refusal_of_system(error)
         if refusal is None:
             raise
+        from iiae_cli.data.pictures import SEEN  # keeps start-up fast
+
         say_left_out(SEEN.take())
         console.fail(refusal.message, refusal.hint)
         return EXIT_USER_ERROR

@@ -14,7 +14,6 @@ import typer
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import EXIT_SOME_SKIPPED, IiaeError
-from iiae_cli.data.seen import SEEN, line_of
 
 if TYPE_CHECKING:
     from iiae_cli.data.blocks import Part
@@ -118,6 +117,8 @@ def finish(
 
     Changed or skipped pictures are reported; with `pictures` also how many were read.
     """
+    from iiae_cli.data.pictures import SEEN, line_of  # keeps start-up fast
+
     for line in skipped:
         console.warn(f"skipped {line}")
     seen = SEEN.take()

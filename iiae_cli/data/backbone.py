@@ -25,9 +25,10 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, regular_file, sha256_of, writing
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
 from iiae_cli.data import hubs
+from iiae_cli.data.batches import ahead
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, DataInfo, Seen
 from iiae_cli.data.hubs import Pool, library_of
-from iiae_cli.data.pictures import PictureError, Source, ahead, decode, read_all
+from iiae_cli.data.pictures import PictureError, Source, decode, read_all
 from iiae_cli.model import Domain
 
 # Why each picture cannot be read, None where it can; and the others' input (M, 3, h, w).

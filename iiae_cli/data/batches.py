@@ -8,9 +8,10 @@ GB.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iiae_cli.data.pictures import filter_of
+
+Read = TypeVar("Read")
+Item = TypeVar("Item")
 
 
 def to_inputs(
@@ -65,6 +69,18 @@ def to_pictures(outputs: Tensor) -> NDArray[np.uint8]:
     scaled = outputs.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
     pictures: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(pictures)
+
+
+def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read, None, None]:
+    """Yields `read` of each item in order, while a thread reads the next one."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming: Future[Read] | None = None
+        for item in items:
+            previous, coming = coming, pool.submit(read, item)
+            if previous is not None:
+                yield previous.result()
+        if coming is not None:
+            yield coming.result()
 
 
 class PairOrder:

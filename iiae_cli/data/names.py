@@ -22,8 +22,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import missing
 from iiae_cli.data.datafile import SPLITS, nfc
-from iiae_cli.data.pictures import SUFFIXES
-from iiae_cli.data.seen import SEEN
+from iiae_cli.data.pictures import SEEN, SUFFIXES
 from iiae_cli.model import DOMAINS
 
 Listings: TypeAlias = dict[Path, dict[str, list[Path]]]  # folders by names in NFC

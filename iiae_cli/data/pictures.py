@@ -1,8 +1,7 @@
-"""Decodes picture files to arrays of 8 bits per channel, and resizes arrays.
+"""Decodes picture files to arrays of 8 bits per channel, and resizes pictures.
 
-Every mode that Pillow opens is read, as docs/data.md says, and changes on the way are counted in
-`SEEN`. A file that cannot be read raises `PictureError`, so that a caller can name, count and skip
-it.
+Every mode that Pillow opens is read, as docs/data.md says; `SEEN` counts changes on the way. A file
+that cannot be read raises `PictureError`, so that a caller can name and skip it.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -24,16 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iiae_cli.common.files import OF_CONTENT
-from iiae_cli.data.seen import SEEN
 
-# Others that Pillow knows are no pictures of a data set, and one of them, EPS, is a program that it
-# would run.
+# Others are no pictures of a data set, and one of them, EPS, is a program that Pillow would run.
 FORMATS = {
     "PNG": ".png .apng",
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
     "JPEG2000": ".jp2 .j2k .jpc .jpf .jpx .j2c",
     "BMP": ".bmp",
-    "DIB": ".dib",
     "GIF": ".gif",
     "TIFF": ".tif .tiff",
     "WEBP": ".webp",
@@ -50,7 +47,6 @@ _ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # 
 _FAX = (2, 3, 4)  # compressions of TIFF in which zero is white unless a tag says otherwise
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # which convert to any of the others
-_SLACK = 0.05  # of a range, by which floats may overshoot it
 Read = TypeVar("Read")
 Item = TypeVar("Item")
 Source: TypeAlias = Path | Image.Image  # a picture file, or a picture in memory
@@ -63,12 +59,64 @@ class PictureError(Exception):
 
     def __init__(self, path: Source, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+        self.path, self.reason = path, reason
 
 
 class _UnusableError(Exception):
     """The reason why a picture that Pillow reads is of no use."""
+
+
+# ---- what was read
+
+
+class PictureCounts:
+    """The files that this process read as pictures, each counted once, and those it left out."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        # Of each picture its mode, size (W, H) as shown, and changes, by the hash of its path.
+        self._read: dict[int, tuple[str, tuple[int, int], tuple[str, ...]]] = {}
+        self._left_out: dict[Path, str] = {}
+
+    def add(self, path: Path, mode: str, size: tuple[int, int], changes: Iterable[str]) -> None:
+        """Counts a picture of this size (W, H), as shown, and the changes made to it."""
+        self._read.setdefault(hash(path), (mode, size, tuple(changes)))
+
+    def leave_out(self, path: Path, kind: str) -> None:
+        """Counts a path that is not read as a picture."""
+        self._left_out[path] = kind
+
+    def take(self) -> dict[str, Any]:
+        """Returns everything as JSON, and forgets it; `sizes` are the smallest and largest, W×H."""
+        read = self._read.values()
+        sizes = sorted({size for _, size, _ in read}, key=lambda size: (size[0] * size[1], size))
+        seen = {
+            "read": len(self._read),
+            "modes": _counted(mode for mode, _, _ in read),
+            "sizes": list(dict.fromkeys(f"{w}×{h}" for w, h in sizes[:1] + sizes[-1:])),
+            "changes": _counted(change for _, _, changes in read for change in changes),
+            "left_out": _counted(self._left_out.values()),
+        }
+        self.clear()
+        return seen
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())
+
+
+SEEN = PictureCounts()
+
+
+def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:
+    """Formats what `take` returned, and the number of skipped inputs, as a line for people."""
+    modes = ", ".join(f"{mode} {count}" for mode, count in seen["modes"].items())
+    parts = [f"pictures: {seen['read']} read ({modes}), {' to '.join(seen['sizes'])}"]
+    parts += [f"{count} {change}" for change, count in seen["changes"].items()]
+    return "; ".join(parts + [f"{skipped} inputs skipped"] * (skipped > 0))
 
 
 # ---- decoding
@@ -131,13 +179,12 @@ def _opened(path: Source) -> Iterator[Image.Image]:
                 raise _UnusableError("has no pixels")
             yield image
     except Exception as error:  # its readers pass on whatever they stumble over
-        code = getattr(error, "errno", None) or 0
-        usual = "is not a readable picture"
-        if code not in (0, *OF_CONTENT):  # the file may be whole
-            usual = f"cannot be read: {os.strerror(code)}"
+        code, reason = getattr(error, "errno", None), "is not a readable picture"
+        if code and code not in OF_CONTENT:  # the file may be whole
+            reason = f"cannot be read: {os.strerror(code)}"
         why = {_UnusableError: str(error), Image.DecompressionBombError: "has too many pixels"}
         why[MemoryError] = "does not fit into the memory"
-        raise PictureError(path, why.get(type(error), usual)) from error
+        raise PictureError(path, why.get(type(error), reason)) from error
 
 
 def read_all(
@@ -155,18 +202,6 @@ def read_all(
         block = workers * 64  # bounds what is decoded but not yet used
         for start in range(0, len(paths), block):
             yield from pool.map(attempt, paths[start : start + block])
-
-
-def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Generator[Read, None, None]:
-    """Yields `read` of each item in order, while a thread reads the next one."""
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        coming: Future[Read] | None = None
-        for item in items:
-            previous, coming = coming, pool.submit(read, item)
-            if previous is not None:
-                yield previous.result()
-        if coming is not None:
-            yield coming.result()
 
 
 # ---- modes
@@ -249,7 +284,8 @@ def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:
     low, high = float(values.min()), float(values.max())
     slack, tops = 0.0, [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
     if values.dtype.kind == "f":
-        slack, tops = _SLACK, [1, *(2**bits - 1 for bits in range(8, 17))]
+        slack = 0.05  # of the range, by which they may overshoot it
+        tops = [1, *(2**bits - 1 for bits in range(8, 17))]
         spare = values.size // 500
         inner = np.partition(values, (spare, -1 - spare), axis=None)
         if inner[spare] >= -slack and 1 / 16 <= inner[-1 - spare] <= 1 + slack:

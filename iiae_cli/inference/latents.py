@@ -28,9 +28,9 @@ from iiae_cli import __version__
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import writing
 from iiae_cli.data import hdf5
+from iiae_cli.data.batches import ahead
 from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
 from iiae_cli.data.hubs import INPUT_SIZE
-from iiae_cli.data.pictures import ahead
 from iiae_cli.inference.inputs import Block, Inputs, none_read
 from iiae_cli.inference.trained import KINDS, Array, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain

@@ -9,8 +9,7 @@ import PIL
 import pytest
 from PIL import Image, ImageCms
 
-from iiae_cli.data.pictures import PictureError, decode, picture_size_of
-from iiae_cli.data.seen import SEEN, line_of
+from iiae_cli.data.pictures import SEEN, PictureError, decode, line_of, picture_size_of
 
 # Older releases call their own YCbCr TIFFs truncated, and such files are skipped by name.
 NEW_PILLOW = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow below 13")

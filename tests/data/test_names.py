@@ -18,7 +18,7 @@ from iiae_cli.data.names import (
     refuse_held_out,
     split_of,
 )
-from iiae_cli.data.seen import SEEN
+from iiae_cli.data.pictures import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}

@@ -18,17 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iiae_cli.data.batches import resize
+from iiae_cli.data.batches import ahead, resize
 from iiae_cli.data.names import expand_inputs, find_pictures, pictures_in
 from iiae_cli.data.pictures import (
+    SEEN,
     PictureError,
-    ahead,
     decode,
     picture_size_of,
     read_all,
     resize_picture,
 )
-from iiae_cli.data.seen import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import build
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import built, refusal
 from PIL import Image
 
-from iiae_cli.data.seen import SEEN
+from iiae_cli.data.pictures import SEEN
 from iiae_cli.data.sources.plan import PrepareOptions
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
