@@ -146,9 +146,7 @@ def command(
     Examples:
       iiae prepare digits-cdcb
       iiae prepare mnist-cdcb path/to/mnist -o data/mnist-cdcb.h5
-      iiae prepare maps downloads/maps
       iiae prepare pairs my-pairs/ --image-size 64 -o data/mine.h5
-      iiae prepare pairs my-pairs.csv -o data/mine.h5
       iiae prepare digits-edge --pictures digits/ --json | jq .splits
       iiae prepare sketchy path/to/Sketchy --split sempcyc-25 \\
           --backbone-weights vgg16-397923af.pth

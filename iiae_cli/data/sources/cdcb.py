@@ -8,7 +8,6 @@ retrieval. The pictures are scikit-learn's digits, or come from IDX files, plain
 from __future__ import annotations
 
 import gzip
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +139,13 @@ def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
 # ---- IDX files
 
 
-def plan_idx(title: str, recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
+def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
     assert options.source is not None
     folders = split_folders(options.source)
     if folders and find_idx(options.source, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, side_by_side=True), notes)
-    parts, attributes = read_parts(title, options)
+    parts, attributes = read_parts(options)
     grey = {
         name: (pictures[: options.limit], labels[: options.limit])
         for name, (pictures, labels) in parts.items()
@@ -154,25 +153,21 @@ def plan_idx(title: str, recipe: Recipe, options: PrepareOptions, notes: Notes) 
     return Plan(coloured_splits(grey, recipe, options.seed, options.image_size), attributes)
 
 
-def read_parts(title: str, options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
+def read_parts(options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
     """Reads 50,000 train digits, the rest as valid, all of test; returns the attributes, too."""
     folder, paths = options.source, []
     assert folder is not None
     for name in IDX_FILES:
         path = find_idx(folder, name)
         if path is None:
-            raise IiaeError(
-                f"{folder} holds no {name}[.gz]",
-                f"name the folder with {title}'s four IDX files, or pass --download alone",
-            )
+            hint = "name the folder with the four IDX files, or pass --download alone"
+            raise IiaeError(f"{folder} holds no {name}[.gz]", hint)
         paths.append(path)
     train, train_labels, test, test_labels = map(read_idx, paths)
     for pictures, labels in ((train, train_labels), (test, test_labels)):
         if pictures.ndim != 3 or len(pictures) != len(labels):
-            raise IiaeError(
-                f"{folder} has {pictures.shape} pictures, {labels.shape} labels",
-                "fetch the files again",
-            )
+            message = f"{folder} has {pictures.shape} pictures, {labels.shape} labels"
+            raise IiaeError(message, "fetch the files again")
     parts = {
         "train": (train[:TRAIN_IDX], train_labels[:TRAIN_IDX].astype(np.int64)),
         "valid": (train[TRAIN_IDX:], train_labels[TRAIN_IDX:].astype(np.int64)),
@@ -214,12 +209,9 @@ def read_idx(path: Path) -> UInt8Array:
     """Reads an IDX file of unsigned bytes."""
     hint = "name the folder with MNIST's four original files, or fetch them again"
     with reading(path, hint), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        head = file.read(4)
-        if len(head) < 4 or head[:3] != b"\x00\x00\x08":
+        content = file.read()
+        if content[:3] != b"\0\0\x08":
             raise ValueError("it is not an IDX file of bytes")
-        shape = tuple(np.frombuffer(file.read(4 * head[3]), ">u4").tolist())
-        count = math.prod(shape)
-        data = file.read()
-        if len(shape) != head[3] or len(data) != count:
-            raise ValueError(f"it is truncated: {len(data)} bytes of {shape}")
-        return np.frombuffer(data, np.uint8).reshape(shape)
+        start = 4 + 4 * content[3]
+        shape = np.frombuffer(content[4:start], ">u4")
+        return np.frombuffer(content[start:], np.uint8).reshape(shape.tolist())

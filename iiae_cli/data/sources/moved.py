@@ -18,6 +18,7 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.cdcb import (
     DIGITS,
+    UInt8Array,
     drawn_split,
     embedded_digits,
     read_parts,
@@ -27,11 +28,10 @@ from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS, Domain
 
 Floats: TypeAlias = NDArray[np.float32]
-Pictures: TypeAlias = NDArray[np.uint8]
 Ints: TypeAlias = NDArray[np.int64]
 Factors: TypeAlias = dict[str, NDArray[Any]]
 # Returns the pictures of one view, and the factors that it drew.
-Draw: TypeAlias = Callable[[Domain, NDArray[Any], np.random.Generator], tuple[Pictures, Factors]]
+Draw: TypeAlias = Callable[[Domain, NDArray[Any], np.random.Generator], tuple[UInt8Array, Factors]]
 Content: TypeAlias = tuple[NDArray[Any], NDArray[Any], Ints]  # of x, of y, and their classes (N,)
 
 SIDE, QUADRANT, DIGIT = 64, 32, 28
@@ -48,7 +48,7 @@ def moved_splits(
     """Draws both views of every pair by one random stream, resized to `image_size`."""
     rng, splits = np.random.default_rng(options.seed), {}
     for name, (*sides, classes) in contents.items():
-        views: list[Pictures] = []
+        views: list[UInt8Array] = []
         factors: Factors = {"class": classes}
         for domain, rows in zip(DOMAINS, sides, strict=True):
             starts = range(0, len(rows), CHUNK)
@@ -66,7 +66,7 @@ def moved_splits(
 
 def plan_quadrants(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans 8,000 train, 1,000 valid and 2,000 test pairs; at most `limit` of each."""
-    parts, attributes = read_parts("MNIST", options)
+    parts, attributes = read_parts(options)
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, (digits, labels) in parts.items():
         x, y = pair_instances(labels, rng, same=options.same_instance)
@@ -90,7 +90,7 @@ def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tup
 
 def draw_quadrant(
     domain: Domain, digits: NDArray[Any], rng: np.random.Generator
-) -> tuple[Pictures, Factors]:
+) -> tuple[UInt8Array, Factors]:
     """Draws digits (N, 28, 28) anywhere in a quadrant of a ground: clouds in x, stripes in y."""
     count = len(digits)
     quadrant = rng.integers(4, size=count)  # row by row
@@ -132,9 +132,9 @@ def stripes(count: int, rng: np.random.Generator) -> Floats:
     return np.clip(0.6 * (waves + gradient), -1, 1).astype(np.float32)
 
 
-def stored(values: NDArray[Any]) -> Pictures:
+def stored(values: NDArray[Any]) -> UInt8Array:
     """Converts values in [0, 1] to bytes."""
-    pixels: Pictures = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    pixels: UInt8Array = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
     return pixels
 
 
@@ -152,7 +152,7 @@ def plan_moved_digits(options: PrepareOptions, notes: Notes) -> Plan:
 
 def draw_moved(
     domain: Domain, digits: NDArray[Any], rng: np.random.Generator
-) -> tuple[Pictures, Factors]:
+) -> tuple[UInt8Array, Factors]:
     """Moves digits (N, S, S) of 0 or 255 within their pictures (N, S, S, 1)."""
     count, side = digits.shape[:2]
     scale, turn = rng.uniform(*SCALES, (count,)), rng.uniform(-TURN, TURN, (count,))
@@ -183,7 +183,7 @@ def plan_trifeature(options: PrepareOptions, notes: Notes) -> Plan:
 
 def draw_trifeature(
     domain: Domain, shapes: NDArray[Any], rng: np.random.Generator
-) -> tuple[Pictures, Factors]:
+) -> tuple[UInt8Array, Factors]:
     """Draws shapes (N,) by number, turned, anywhere on a plain ground, light in x and dark in y."""
     count = len(shapes)
     texture, colour = rng.integers(TEXTURES, size=count), rng.integers(COLOURS, size=count)

@@ -45,9 +45,9 @@ Builder: TypeAlias = Callable[[PrepareOptions, Notes], Plan]
 BUILDERS: dict[str, Builder] = {
     "digits-cdcb": partial(plan_digits, colour_pair),
     "digits-edge": partial(plan_digits, outline_pair),
-    "mnist-cdcb": partial(plan_idx, "MNIST", colour_pair),
-    "fashion-cdcb": partial(plan_idx, "Fashion-MNIST", colour_pair),
-    "fashion-edges": partial(plan_idx, "Fashion-MNIST", sketch_pair),
+    "mnist-cdcb": partial(plan_idx, colour_pair),
+    "fashion-cdcb": partial(plan_idx, colour_pair),
+    "fashion-edges": partial(plan_idx, sketch_pair),
     "mnist-quadrants": plan_quadrants,
     "digits-moved": plan_moved_digits,
     "trifeature": plan_trifeature,

@@ -196,11 +196,11 @@ def test_fashion_sets_use_their_recipes_and_debians_files(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("place", "change", "said"),
     [
-        (0, lambda content: content[:-1], "is truncated"),
-        (0, lambda content: content[:8], "is truncated"),
+        (0, lambda content: content[:-1], "is damaged"),
+        (0, lambda content: content[:8], "is damaged"),
         (1, lambda content: b"<html>not found</html>", "is not an IDX file of bytes"),
         (1, lambda content: b"\0\0\x0d\x01\0\0\0\0", "is not an IDX file of bytes"),
-        (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "is truncated"),
+        (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "is damaged"),
         (1, lambda content: idx_bytes(np.zeros(5, np.uint8)), "(8, 28, 28) pictures, (5,) labels"),
         (3, None, f"holds no {IDX_FILES[3]}[.gz]"),
     ],

@@ -52,8 +52,7 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
         for number in numbers:
             side_by_side(tmp_path / "facades" / split, number, number, size=(256, 513))
     splits = prepared("facades", tmp_path).splits  # the folder that the archive was unpacked in
-    wanted = {"train": (1, 2, 10, 100), "valid": (3,), "test": (9, 30)}
-    for name, numbers in wanted.items():
+    for name, numbers in {"train": (1, 2, 10, 100), "valid": (3,), "test": (9, 30)}.items():
         split = splits[name]
         assert split.x.ids == split.y.ids == [f"{name}/{number}" for number in numbers]
         assert split.x.rows.shape == (len(numbers), 256, 256, 3) and split.pairs is None

@@ -162,14 +162,16 @@ def test_paths_that_lead_nowhere_are_named_with_their_row(folder, capsys, path, 
 # ---- rows
 
 
-def test_rows_have_splits_and_labels(folder):
+def test_rows_have_splits_and_labels(folder, capsys):
     lines = [
         row(2, 3, "train", "cat"),
-        row(0, 1, "train", "dog"),
+        row(0, 1, "train", "dog", "a note"),
         row(4, 5, "val", "cat"),
         row(6, 7, "Test", "dog"),
     ]
-    _, made = read(folder, ["x,y,split,label", *lines])
+    _, made = read(folder, ["x,y,split,label,note", *lines])
+    err = capsys.readouterr().err
+    assert err.count("val is read as valid") == 1 and "that are not read: note" in err
     assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(folder / "t.csv")
     assert {name: values(split) for name, split in made.splits.items()} == {
         "train": [(20, 30), (0, 10)],
@@ -255,13 +257,6 @@ def test_decimal_commas_stand_where_semicolons_separate(folder):
     factors = made.splits["train"].factors
     assert factors["x_a"].tolist() == [0.5, -2.0] and factors["x_b"].tolist() == ["1,5 m", "3"]
     assert "a comma in column 'x_a' is a decimal point" in made.attributes["notes"]
-
-
-def test_splits_under_other_names_and_columns_that_are_not_read_are_said(folder, capsys):
-    _, made = read(folder, ["x,y,split,note", row(0, 1, "Train", "a"), row(2, 3, "dev", "b")])
-    assert list(made.splits) == ["train", "valid"]
-    err = capsys.readouterr().err
-    assert err.count("dev is read as valid") == 1 and "that are not read: note" in err
 
 
 def test_pictures_for_testing_do_not_get_into_training(folder, capsys):
