@@ -42,7 +42,6 @@ from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_BACKBONE = "vgg16"
-VERSIONS = {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 @dataclass
@@ -130,7 +129,7 @@ class Networks:
             **weights,
             "preprocessing": asdict(self.preprocessing),
             "seed": self.options.seed,
-            "versions": VERSIONS,
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         }
 
     def _keep(self, work: Work) -> Path | None:
@@ -144,8 +143,8 @@ class Networks:
         console.say(f"the fine-tuned networks are in {folder}: keep them with the data file")
         return folder
 
-    def record(self, width: int, work: Work) -> dict[str, Any]:
-        """Returns the data file's record of how features of a width were made."""
+    def record(self, plan: Plan, work: Work) -> dict[str, Any]:
+        """Returns the data file's record of how features were made."""
         tuned, folder = None, self._keep(work)
         if folder is not None:
             x, y = (read_record(folder / f"{domain}.safetensors", domain) for domain in DOMAINS)
@@ -160,15 +159,14 @@ class Networks:
             **self._described(folder),
             "weights_path": path and str(path.absolute()),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
-            "width": width,
+            "width": next(iter(plan.splits.values())).x.rows.shape[1],
             "fine_tuning": tuned,
         }
 
     def finish_pairs(self, plan: Plan, work: Work) -> None:
         """Records the networks of a set of pairs."""
-        first = next(iter(plan.splits.values()))
-        record = self.record(first.x.rows.shape[1], work)
-        plan.attributes["backbone"] = json.dumps({**record, **self.seen.to_json()})
+        record = {**self.record(plan, work), **self.seen.to_json()}
+        plan.attributes["backbone"] = json.dumps(record)
 
 
 def networks_for_pairs(options: PrepareOptions) -> Networks:
@@ -247,15 +245,16 @@ def plan_features(
             plan,
             options,
             split_name=split_name,
-            backbone=networks.record(plan.splits["train"].x.rows.shape[1], work),
+            backbone=networks.record(plan, work),
             seen=networks.seen,
             what=origin,
         )
 
-    whole = IiaeError(
-        "fine-tuning needs all training pictures, and a shard has only some",
-        "fine-tune in one call with --save-backbone DIR, and pass every shard "
-        "--backbone-weights DIR; or pass --fine-tune-epochs 0",
-    )
-    reader, whole_only = networks.reader(), whole if networks.tuning else None
-    return Plan(divided, reader=reader, by_class=True, finish=finish, whole=whole_only)
+    plan = Plan(divided, reader=networks.reader(), by_class=True, finish=finish)
+    if networks.tuning is not None:
+        plan.whole = IiaeError(
+            "fine-tuning needs all training pictures, and a shard has only some",
+            "fine-tune in one call with --save-backbone DIR, and pass every shard "
+            "--backbone-weights DIR; or pass --fine-tune-epochs 0",
+        )
+    return plan

@@ -101,6 +101,7 @@ class Block(NamedTuple):
     """Files that are read at once."""
 
     reading: str  # SPLIT/DOMAIN, or SPLIT if a file holds both domains
+    split: str
     domain: Domain
     files: list[Path]
 
@@ -129,7 +130,7 @@ class Plan:
                 files = split.side(domain).rows.tolist()
                 parts = [files[start : start + size] for start in range(0, len(files), size)]
                 reading = name if both else f"{name}/{domain}"
-                blocks += [Block(reading, domain, part) for part in parts]
+                blocks += [Block(reading, name, domain, part) for part in parts]
         return blocks
 
     def state(self) -> str:
@@ -183,7 +184,7 @@ class Plan:
             found: dict[str, _Found] = {}
             for block, arrays in zip(self.blocks, made, strict=True):
                 self.skipped += arrays["skipped"].tolist()
-                count = len(self.splits[block.reading.partition("/")[0]].side(block.domain))
+                count = len(self.splits[block.split].side(block.domain))
                 stem = work.folder / block.reading.replace("/", "-")
                 found.setdefault(block.reading, _Found(count, stem)).add(block, arrays)
             for name, split in self.splits.items():

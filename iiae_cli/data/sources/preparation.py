@@ -198,7 +198,7 @@ def prepare_file(
     if part is not None and plan.whole is not None:
         raise plan.whole
     if part is None and plan.reader is None:  # nothing to keep; several runs may make it at once
-        _write(path, plan, (), job, Work(path.parent, path))
+        _write(path, plan, (), job, Work(path.parent, path), parts)
         return
     with blocks.block_store(path, job, resume=resume or bool(parts), overwrite=overwrite) as store:
         work, total = Work(store.folder, path, stop), len(plan.blocks)
