@@ -14,7 +14,6 @@ from torch import nn
 from iiae_cli.data import hubs
 from iiae_cli.data.backbone import Preprocessing, Weights, build_backbone, find_weights
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, Seen, refuse_leak
-from iiae_cli.data.hubs import final_layer
 
 RANDOM = Weights("random")
 
@@ -34,22 +33,14 @@ def hub(tmp_path, monkeypatch):
 
 # ---- the feature layer
 
-WIDTHS = {
-    "vgg16": 4096,
-    "resnet18": 512,
-    "mobilenet_v2": 1280,
-    "squeezenet1_1": 512,
-    "convnext_tiny": 768,
-    "vit_b_16": 768,
-}
 
-
-@pytest.mark.parametrize("name", WIDTHS)
-def test_the_feature_layer_is_what_enters_the_classifier(name):
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("vgg16", 4096), ("mobilenet_v2", 1280), ("squeezenet1_1", 512), ("vit_b_16", 768)],
+)
+def test_the_feature_layer_is_what_enters_the_classifier(name, width):
     with torch.device("meta"):
-        network = torchvision.models.get_model(name, weights=None)
-    last = network.get_submodule(final_layer(network))
-    assert WIDTHS[name] == (last.in_features if isinstance(last, nn.Linear) else last.in_channels)
+        assert build_backbone(name, RANDOM)[1] == width
 
 
 def test_features_are_the_classifiers_input():

@@ -1,10 +1,12 @@
-"""Rows as network inputs and back, and the order in which pairs and rows of classes are seen."""
+"""Rows as network inputs and back, the order of pairs and rows of classes, and augmentation."""
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs, to_pictures
+from iiae_cli.data import batches
+from iiae_cli.data.batches import Augmentation, ClassOrder, PairOrder, to_inputs, to_pictures
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -80,17 +82,6 @@ X_LABELS = labels_of({"a": 3, "b": 1, "c": 7, "x only": 4})
 Y_LABELS = labels_of({"c": 2, "y only": 5, "a": 6, "b": 4})
 
 
-def test_a_step_draws_one_row_of_every_class_from_each_domain():
-    order = ClassOrder(X_LABELS, Y_LABELS, None, 0)
-    assert order.classes == ["a", "b", "c"] and order.batch_size == 3
-    for step in range(20):
-        rows = order.indices(step)
-        assert rows.shape == (3, 2)
-        drawn = [X_LABELS[row] for row in rows[:, 0]]
-        assert sorted(drawn) == ["a", "b", "c"]
-        assert drawn == [Y_LABELS[row] for row in rows[:, 1]]
-
-
 def test_every_row_of_a_shared_class_is_drawn_and_equally_often():
     order = ClassOrder(X_LABELS, Y_LABELS, None, 1)
     drawn = np.concatenate([order.indices(step) for step in range(6000)])
@@ -105,10 +96,89 @@ def test_every_row_of_a_shared_class_is_drawn_and_equally_often():
     assert len(of_a) == 3 * 6
 
 
-@pytest.mark.parametrize("batch_size", [2, 4, 7])
-def test_other_batch_sizes_walk_through_the_classes_in_turn(batch_size):
+@pytest.mark.parametrize("batch_size", [None, 2, 4, 7])
+def test_steps_walk_through_the_classes_in_turn(batch_size):
     order = ClassOrder(X_LABELS, Y_LABELS, batch_size, 0)
-    seen = [X_LABELS[row] for step in range(30) for row in order.indices(step)[:, 0]]
-    assert all(len(order.indices(step)) == batch_size for step in range(5))
+    rows = [order.indices(step) for step in range(30)]
+    assert {drawn.shape for drawn in rows} == {(batch_size or 3, 2)}
+    seen = [X_LABELS[row] for row in np.concatenate(rows)[:, 0]]
+    assert seen == [Y_LABELS[row] for row in np.concatenate(rows)[:, 1]]
     for start in range(0, len(seen) - 2, 3):
         assert sorted(seen[start : start + 3]) == ["a", "b", "c"]
+
+
+# ---- augmentation: a function of (seed, step); shared geometry, own colours
+
+PARTS = {"geometric": 1.0, "flip": 0.5, "photometric": 1.0}
+
+
+def smooth(count=8, side=32, seed=0):
+    """Smooth random pictures (B, 3, H, W) in [−1, 1]."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=draw) * 2 - 1
+    return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_changes_pictures_as_seed_and_step_say(part):
+    x, y = smooth(seed=1), smooth(seed=2)
+    augmentation = Augmentation(**{part: PARTS[part]})
+    assert augmentation.active and not Augmentation().active
+    first, again = augmentation(x, y, 3, 7), augmentation(x, y, 3, 7)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    for seed, step in ((3, 8), (4, 7)):
+        assert not torch.equal(first[0], augmentation(x, y, seed, step)[0])
+    for changed, given in zip(first, (x, y), strict=True):
+        assert changed.shape == given.shape and not torch.equal(changed, given)
+        assert changed.min() >= -1 and changed.max() <= 1
+
+
+def test_the_global_generator_is_neither_read_nor_moved():
+    x = smooth()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = Augmentation(**PARTS)(x, x, 0, 0)[0]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(Augmentation(**PARTS)(x, x, 0, 0)[0], first)
+
+
+def test_geometry_is_shared_by_a_pair_unless_it_is_drawn_apart():
+    x = smooth()
+    assert torch.equal(*Augmentation(geometric=1.0, flip=0.5)(x, x, 0, 0))
+    first, second = Augmentation(geometric=1.0, apart=True)(x, x, 0, 0)
+    assert torch.equal(first, Augmentation(geometric=1.0)(x, x, 0, 0)[0])
+    assert (first - second).abs().flatten(1).amax(dim=1).min() > 0.05
+
+
+def test_flipping_mirrors_both_pictures_of_about_so_many_pairs():
+    x, y = smooth(400, 16, 1), smooth(400, 16, 2)
+    changed_x, changed_y = Augmentation(flip=0.25)(x, y, 0, 0)
+    flipped = (changed_x - x.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    kept = (changed_x - x).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert bool((flipped ^ kept).all()) and 0.15 < float(flipped.float().mean()) < 0.35
+    torch.testing.assert_close(changed_y[flipped], y.flip(-1)[flipped], atol=1e-5, rtol=0)
+
+
+def test_photometry_is_one_line_per_channel_and_each_pictures_own():
+    x = 0.1 * smooth()  # far from the clamp
+    changed, other = Augmentation(photometric=1.0)(x, x, 0, 0)
+    assert (changed - other).abs().mean() > 0.01
+    for before, after in zip(x.flatten(0, 1), changed.flatten(0, 1), strict=True):
+        centred = before.flatten() - before.mean()
+        gain = float((centred @ (after.flatten() - after.mean())) / (centred @ centred))
+        offset = float(after.mean() - gain * before.mean())
+        torch.testing.assert_close(after, gain * before + offset, atol=1e-5, rtol=0)
+        assert abs(torch.tensor(gain).log()) <= batches.CONTRAST + batches.TINT
+        assert abs(offset) <= batches.LIGHT + batches.CAST
+
+
+def test_a_shift_moves_content_by_no_more_than_it_says():
+    dot = torch.full((64, 1, 33, 33), -1.0)
+    dot[:, :, 16, 16] = 1.0
+    moved = Augmentation(geometric=1.0)(dot, dot, 0, 0)[0] + 1.0
+    places = torch.arange(33.0) - 16
+    mass = moved.sum(dim=(1, 2, 3))
+    for axis in (2, 3):
+        shift = (moved.sum(dim=(1, 5 - axis)) * places).sum(dim=1) / mass
+        assert 1.0 < shift.abs().max() <= batches.SHIFT / 2 * 33 * 1.17 + 1
