@@ -41,6 +41,7 @@ class BlockStore:
 
     def __init__(self, folder: Path, job: Job) -> None:
         self.folder, self.job = folder, job  # the folder may hold the output's temporary files
+        # A machine that dies may leave empty ones.
         blocks = (path for path in folder.glob("[0-9]*.npz") if path.stat().st_size)
         self._done = {int(path.stem) for path in blocks}
 
@@ -264,9 +265,8 @@ def in_order(parts: Sequence[PartFile], again: str) -> list[PartFile]:
             raise IiaeError(f"shard {item.part.name} is given twice", "name every shard once")
     missing = [f"{index}/{count}" for index in range(count) if index not in by_index]
     if missing:
-        named = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
         hint = f"make the rest: {again} --shard {missing[0]} --resume"
-        raise IiaeError(f"missing shards: {named}", hint)
+        raise IiaeError(f"missing shards: {', '.join(missing)}"[:200], hint)
     return [by_index[index] for index in sorted(by_index)]
 
 

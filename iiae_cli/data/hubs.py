@@ -73,12 +73,10 @@ class _TorchVision:
         return Published(name, IMAGENET, transform, kinds["DEFAULT"].url, hashes=hashes)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        def transform(picture: NDArray[Any]) -> Tensor:
-            values = torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous()
-            normal: Tensor = normalize(values, configuration["mean"], configuration["std"])
-            return normal
-
-        return transform
+        mean, std = configuration["mean"], configuration["std"]
+        return lambda picture: normalize(
+            torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous(), mean, std
+        )
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
         if pool != "pooled":
