@@ -1,13 +1,16 @@
 """Tiny sources for tests: classes of pictures in folders, features in arrays, IDX files."""
 
+import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.data.sources.plan import Plan
 from iiae_cli.model import DOMAINS
 
 NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 wide
@@ -69,6 +72,11 @@ def assert_same_data(left: Path | str, right: Path | str) -> None:
             np.testing.assert_array_equal(one.side(domain).rows, other.side(domain).rows)
             assert one.side(domain).ids == other.side(domain).ids
             assert one.side(domain).labels == other.side(domain).labels
+
+
+def told(made: Plan, name: str) -> Any:
+    """An attribute of a data file that is JSON."""
+    return json.loads(made.attributes[name])
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -217,9 +217,9 @@ def command(
         finish(result, lambda: _show(result), as_json, result["skipped"], pictures=True)
 
 
-def _check_pictures(folder: Path, source: Path | None, is_none: bool) -> None:
+def _check_pictures(folder: Path, source: Path | None, has_none: bool) -> None:
     """Raises if pictures cannot be written to a folder."""
-    if is_none:
+    if has_none:
         raise IiaeError(
             "--pictures does not apply to features, nor to --shard",
             "leave it out, or write the pictures when the shards are merged",

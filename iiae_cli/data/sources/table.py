@@ -34,7 +34,7 @@ HINT = "its first line should be x,y[,split][,label], in UTF-8"
 _PLAIN = (*DOMAINS, "split", "label")
 _FACTORS = ("x_", "y_", "shared_")
 _DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SEPARATORS = ",;\t|"
 
 
 def is_table(path: Path) -> bool:
@@ -204,12 +204,8 @@ def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[s
     wrong: list[str] = [name for name in DOMAINS if name not in names]
     wrong += [name for name in names if _is_read(name) and names.count(name) > 1]
     if wrong:
-        called = _SEPARATORS.get(separator, separator) if len(names) > 1 else "nothing"
-        raise IiaeError(
-            f"{table} needs one column '{wrong[0]}': its first line, separated by {called}, has "
-            f"{', '.join(names)[:200]}",
-            HINT,
-        )
+        held = ", ".join(names)[:200]
+        raise IiaeError(f"{table} needs one column '{wrong[0]}': its first line has {held}", HINT)
     return separator, names
 
 

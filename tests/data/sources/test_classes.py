@@ -12,6 +12,7 @@ from class_sources import (
     feature_arrays,
     make_quick,
     save_arrays,
+    told,
 )
 from helpers import Program, StopAt, built, refusal
 from torch import nn
@@ -31,10 +32,6 @@ def prepared(source, **options):
 
 def refused(source, **options):
     return refusal(prepared, source, **options)
-
-
-def told(made, name):
-    return json.loads(made.attributes[name])
 
 
 @pytest.fixture(autouse=True)

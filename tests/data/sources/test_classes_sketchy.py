@@ -1,11 +1,17 @@
 """Sketchy Extended: layouts, named splits, released features; and other divisions of classes."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
-from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays
+from class_sources import (
+    NETWORK,
+    class_folders,
+    feature_arrays,
+    make_quick,
+    save_arrays,
+    told,
+)
 from helpers import built, refusal
 
 from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, class_list_hash, normalise_class
@@ -45,10 +51,6 @@ def make(source, **options):
 
 def refused(source, **options):
     return refusal(make, source, **options)
-
-
-def told(made, name):
-    return json.loads(made.attributes[name])
 
 
 # ---- pictures
