@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,31 +94,46 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     return IIAE(networks, widths, **options)
 
 
-def _networks(config: Config, info: DataInfo) -> Networks:
-    model, path = config.model, config.model.linear_path
-    if info.is_features != (model.kind == "features"):
-        holds, presets = "pictures", "pairs or pairs-small"
-        if info.is_features:
-            holds, presets = "features", "pair-features or, by class, features"
-        raise IiaeError(
+def _refuse_contradictions(model: ModelSection, info: DataInfo) -> None:
+    path, networks = model.linear_path, f"model.kind={model.kind}, linear_path={model.linear_path}"
+    holds, presets = "pictures", "pairs or pairs-small"
+    if info.is_features:
+        holds, presets = "features", "pair-features or, by class, features"
+    checks = (
+        (
+            info.is_features != (model.kind == "features"),
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
             f"choose a preset of {holds}, such as {presets}",
-        )
-    if path != "none" and (path == "canonical") == info.is_features:
-        raise IiaeError(
+        ),
+        (
+            path != "none" and (path == "canonical") == info.is_features,
             f"model.linear_path={path} does not go with model.kind={model.kind}",
             "canonical is for pictures, random and two-covariance are for features",
-        )
-    if model.pooled and (path != "none" or model.kind != "flat"):
-        raise IiaeError(
-            f"model.pooled does not go with model.kind={model.kind}, linear_path={path}",
+        ),
+        (
+            model.pooled and (path != "none" or model.kind != "flat"),
+            f"model.pooled does not go with {networks}",
             "leave it out: --set model.pooled=false",
-        )
-    if model.attention and info.is_features:
-        raise IiaeError(
+        ),
+        (
+            model.patches and (path == "none" or model.kind != "flat"),
+            f"model.patches does not go with {networks}",
+            "leave it out: --set model.patches=0",
+        ),
+        (
+            model.attention and info.is_features,
             "model.attention is for pictures, and the data set holds features",
             "leave it out: --set model.attention=0",
-        )
+        ),
+    )
+    for wrong, message, hint in checks:
+        if wrong:
+            raise IiaeError(message, hint)
+
+
+def _networks(config: Config, info: DataInfo) -> Networks:
+    model, path = config.model, config.model.linear_path
+    _refuse_contradictions(model, info)
     size = picture_size(config, info)
     if size is None:
         features = FeatureNetworks if path == "none" else LinearPathFeatures
@@ -134,8 +150,11 @@ def _networks(config: Config, info: DataInfo) -> Networks:
     if model.kind == "image":
         maps = ImageNetworks if path == "none" else DescribedMaps
         return maps(size, *widths, model.shared, model.dropout)
-    flat = FlatNetworks if path == "none" else DescribedFlat
-    flat = PooledNetworks if model.pooled else flat
+    flat: type[FlatNetworks] | partial[DescribedFlat] = FlatNetworks
+    if path != "none":
+        flat = partial(DescribedFlat, patches=model.patches)
+    elif model.pooled:
+        flat = PooledNetworks
     hidden, width = model.flat_hidden, model.flat_width
     return flat(size, *widths, model.shared, model.dropout, hidden=hidden, flat_width=width)
 

@@ -95,6 +95,8 @@ class ModelSection(Section):
     classes (two-covariance); pictures: of edges and colours, begun by correlation (canonical)"""
     linear_shrinkage: Positive = 3.0
     """two-covariance, canonical: how many mean variances are added to their covariances"""
+    patches: Count = 0
+    """flat, canonical: patches of training pictures whose likeness a linear path reads; 0: none"""
 
     @model_validator(mode="after")
     def _same_depth(self) -> ModelSection:
@@ -219,6 +221,12 @@ class SelectionSection(Section):
     refit: bool = False
     """then train on the held-out rows too, for as many steps as the kept weights had; if those
     are the start's, with the shared means held there"""
+
+    @model_validator(mode="after")
+    def _patience_compares(self) -> SelectionSection:
+        if self.patience and self.rule == "last":
+            raise ValueError("patience compares scores, and rule=last does not: set rule=recall")
+        return self
 
 
 class EvaluationSection(Section):

@@ -2,9 +2,8 @@
 
 Linear paths: each shared mean gains a linear map of its input that starts in closed form. A network
 that has seen few classes, or few pairs, loses what tells others apart; a path that starts in closed
-form (`closed_forms.py`) keeps it. Features are mapped directly. Pictures are mapped through a
-description: edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) and
-coarse colours, as a thousand pairs are too few to learn edge detectors from.
+form (`closed_forms.py`) keeps it. Features are mapped directly, pictures through a description
+(`descriptions.py`).
 
 Pooling: convolutions that read across a picture's borders to the opposite side commute with cyclic
 shifts by multiples of their stride, so the maximum over all places does not depend on where content
@@ -13,13 +12,12 @@ stands. The exclusive encoders remain the flat networks' own and see places.
 Attention: the paper's linear layer sums over places, so a thin digit's colour looks darker than a
 thick one's. A weighted mean over places does not depend on how much of them content covers.
 
-Shapes: B batch; C H W of pictures; D directions; W features that FE returns, F numbers beside them;
-S shared latent.
+Shapes: B batch; C H W of pictures; W features that FE returns, F numbers beside them; S shared
+latent.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iiae_cli.extensions.descriptions import (
+    CELLS,
+    DIRECTIONS,
+    MAP_DIRECTIONS,
+    PATCH_CELLS,
+    PictureDescription,
+    describe_cells,
+    describe_picture,
+)
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import (
@@ -43,68 +50,8 @@ from iiae_cli.model.networks import (
 
 Maps: TypeAlias = Mapping[Domain, tuple[Tensor, Tensor]]  # weights (S, F) or (S, F·16), biases (S,)
 
-DIRECTIONS = 8
-MAP_DIRECTIONS = 4
-SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
-CELLS = 8
 SHARPNESS = 10  # of attention: its small initial weights would attend to all places alike
-FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
 START_LOGVAR = -2.0  # of shared posteriors that start in closed form
-
-
-# ---- descriptions of pictures
-
-
-def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
-    """Returns the steepest channel's gradient by direction: (B, C, H, W) in [−1, 1] → (B, D, H, W).
-
-    Each magnitude is shared linearly between the two nearest directions of the half circle; signs
-    do not count.
-    """
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
-    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
-    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 4
-    power, steepest = (across.square() + down.square()).max(dim=1, keepdim=True)  # (B, 1, H, W)
-    across, down = across.gather(1, steepest), down.gather(1, steepest)
-    angle = torch.atan2(down, across).remainder(math.pi) * (directions / math.pi)
-    centres = torch.arange(directions, device=pictures.device, dtype=pictures.dtype)
-    distance = (angle - centres[:, None, None]).abs()  # (B, D, H, W)
-    distance = torch.minimum(distance, directions - distance)
-    return power.sqrt() * (1 - distance).clamp_min(0)
-
-
-def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) -> Tensor:
-    """Returns edges in cells over the 3×3 cells around each: (B, C, H, W) → (B, D, *cells)."""
-    edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
-    strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
-    return edges / (F.avg_pool2d(strength, 3, stride=1) + FAINT)
-
-
-def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns pictures at a size, in float32 and channels first, in which angles are quickest."""
-    return F.adaptive_avg_pool2d(pictures.float().contiguous(), size)
-
-
-@torch.no_grad()
-def describe_picture(pictures: Tensor) -> Tensor:
-    """Returns edges and colours of 8×8 cells: (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
-    height, width = (min(SIDE, side) for side in pictures.shape[-2:])
-    pictures = _pooled(pictures, (height, width))
-    edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
-    return torch.cat([edges.flatten(1), F.adaptive_avg_pool2d(pictures, CELLS).flatten(1)], dim=1)
-
-
-@torch.no_grad()
-def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Tensor:
-    """Returns colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
-
-    `grid` is what a trunk of convolutions makes of pictures padded to a `multiple`.
-    """
-    height, width = grid
-    pictures = _pooled(PadToMultiple(multiple)(pictures), (4 * height, 4 * width))
-    quarters = edge_strengths(pictures, (2 * height, 2 * width), MAP_DIRECTIONS)
-    edges, colours = F.pixel_unshuffle(quarters, 2), F.adaptive_avg_pool2d(pictures, grid)
-    return torch.cat([edges, colours], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 # ---- heads
@@ -205,13 +152,17 @@ class LinearPathFeatures(FeatureNetworks):
 class DescribedFlat(FlatNetworks):
     """Flat networks whose shared means gain a linear map of the pictures' descriptions."""
 
+    patches: int = 0
+
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, W + F)."""
-        return PassInput(super().features(width), describe_picture)
+        patches = self.patches and PictureDescription(width, self.patches)
+        return PassInput(super().features(width), patches or describe_picture)
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
-        beside = [CELLS**2 * (DIRECTIONS + channels) for channels in widths]
+        patches = PATCH_CELLS**2 * self.patches
+        beside = [CELLS**2 * (DIRECTIONS + channels) + patches for channels in widths]
         return LinearPathHead(super().shared(*widths), self.flat_features, beside, self.shared_dim)
 
 
@@ -238,6 +189,14 @@ def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
     if described.ndim == 2:
         return described
     return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
+
+
+def start_description(model: IIAE, domain: Domain, pictures: Tensor) -> None:
+    """Draws the patches that a domain's description has, from training pictures (N, C, H, W)."""
+    features = model.features[domain]
+    assert isinstance(features, PassInput)
+    assert isinstance(features.describe, PictureDescription)
+    features.describe.start(pictures)
 
 
 def start_linear_paths(model: IIAE, maps: Maps) -> None:

@@ -19,7 +19,12 @@ from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
 from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
-from iiae_cli.extensions.encoders import Maps, described_rows, start_linear_paths
+from iiae_cli.extensions.encoders import (
+    Maps,
+    described_rows,
+    start_description,
+    start_linear_paths,
+)
 from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, Standardise
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
@@ -30,6 +35,7 @@ Indices: TypeAlias = NDArray[np.int64]
 PAIRED_BATCH = 8  # the paper's; the default for rows paired one by one
 FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer, none are held out
 CANONICAL_PAIRS = 10_000  # more change the maps little
+PATCHED_PAIRS = 500  # that patches are drawn from
 HASHED = 1 << 32  # bytes of a domain's rows, evenly spread, that a fingerprint reads
 MAP_ROWS = 40_000  # a pair has many cells, which all share one map
 
@@ -213,6 +219,10 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     size = picture_size(config, data.info)
     cells = math.prod(model.shared_shape[1:])
     count = min(data.train.pair_count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
+    if config.model.patches:
+        pairs = data.rows(np.arange(min(count, PATCHED_PAIRS)))
+        for domain, rows in zip(DOMAINS, pairs, strict=True):
+            start_description(model, domain, to_inputs(rows, size))
     blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}
     for start in range(0, count, 256):
         pairs = data.rows(np.arange(start, min(start + 256, count)))

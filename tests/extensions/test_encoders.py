@@ -10,19 +10,23 @@ from helpers import refusal
 from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.encoders import (
+from iiae_cli.extensions.descriptions import (
     CELLS,
     DIRECTIONS,
+    PictureDescription,
+    describe_cells,
+    describe_picture,
+    edge_directions,
+    patches,
+)
+from iiae_cli.extensions.encoders import (
     AttentionPooling,
     DescribedFlat,
     DescribedMaps,
     LinearPathFeatures,
     PooledNetworks,
     Wrap,
-    describe_cells,
-    describe_picture,
     described_rows,
-    edge_directions,
     hold_linear_paths,
     start_linear_paths,
 )
@@ -85,12 +89,40 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     torch.testing.assert_close(colours[:, 0], expected)
 
 
+def test_patches_answer_where_they_are_and_nowhere_else():
+    blank = torch.zeros(1, 3, 32, 32)
+    texture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    corner, centre = blank.clone(), blank.clone()
+    corner[:, :, 1:9, 1:9], centre[:, :, 11:19, 11:19] = texture, texture
+    describe = PictureDescription(3, 20)
+    describe.start(corner)
+    plain = CELLS**2 * (DIRECTIONS + 3)
+    assert describe(corner).shape == (1, plain + 9 * 20)
+    found = {
+        name: describe(p)[0, plain:].view(20, 3, 3)
+        for name, p in {"corner": corner, "centre": centre, "blank": blank}.items()
+    }
+    assert found["blank"].abs().max() == 0
+    assert found["corner"][:, 0, 0].max() > 0 and found["corner"][:, 2, 2].max() == 0
+    torch.testing.assert_close(found["centre"][:, 1, 1].amax(), found["corner"][:, 0, 0].amax())
+
+
+def test_patches_know_neither_light_nor_contrast():
+    picture = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert patches(picture).shape == (2, 3 * 64, 10, 16)
+    similar = torch.cosine_similarity(patches(picture), patches(0.5 * picture + 0.3))
+    assert similar.min() > 0.999
+
+
 # ---- paths
 
 FEATURES = LinearPathFeatures(8, [6], 6, 7, 5, 4)
 PICTURES = {
     "maps": lambda size: DescribedMaps(size, [4, 6], [8, 6], 5),
     "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4),
+    "patches": lambda size: DescribedFlat(
+        size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3
+    ),
 }
 
 
@@ -174,6 +206,14 @@ def test_shared_posteriors_do_not_change_when_content_moves_around(shift):
         assert old.mean.shape == (2, 5)
     assert not torch.allclose(before.exclusive["x"].mean, after.exclusive["x"].mean, rtol=1e-2)
     assert model(x, y)[1].mean["y"].shape == y.shape
+
+
+@pytest.mark.parametrize("assignment", ["model.kind=image", "model.linear_path=none"])
+def test_patches_are_for_flat_networks_with_linear_paths(assignment):
+    layers = [*preset_layers("pairs-plus"), set_layer([assignment])]
+    info = DataInfo("pairs", (32, 32, 3), (32, 32, 3), {}, {})
+    error = refusal(build_model, resolve(layers).config, info)
+    assert "model.patches does not go with" in error.message
 
 
 @pytest.mark.parametrize("assignment", ["model.kind=image", "model.linear_path=canonical"])

@@ -90,7 +90,7 @@ AUGMENTED = (
 
 
 def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(iiae, data):
-    more = (*AUGMENTED, "--set", "selection.patience=9")
+    more = (*AUGMENTED, "--set", "selection.rule=recall", "--set", "selection.patience=9")
     assert train(iiae, data, "whole", *more).code == 0
 
     with stopping_at(7):
@@ -118,7 +118,10 @@ def test_a_time_limit_never_stops_before_the_first_step(iiae, data):
 
 
 def test_early_stopping_ends_training_for_good(iiae, data):
-    still = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
+    patient = ("--set", "optimizer.lr=1e-12", "--set", "selection.patience=2")
+    refused = train(iiae, data, "run", *patient, steps=400)
+    assert refused.code == 2 and "set rule=recall" in refused.error()[0]
+    still = (*patient, "--set", "selection.rule=recall")
     stopped = train(iiae, data, "run", *still, "--json", steps=400)
     # Validated at 4, 8 and 12, never better than at 4.
     assert stopped.code == 0 and stopped.json["steps"] == 12

@@ -1,0 +1,143 @@
+"""Descriptions of pictures that linear paths read, beyond the paper.
+
+Edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) and coarse colours, as
+a thousand pairs are too few to learn edge detectors from; if asked for, also the likeness to
+whitened patches of training pictures (Coates and Ng, 2011).
+
+Shapes: B batch; C H W of pictures; D directions; K patches; N rows; F numbers of a description.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iiae_cli.model.networks import PadToMultiple
+
+DIRECTIONS = 8
+MAP_DIRECTIONS = 4
+SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
+CELLS = 8
+FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
+
+PATCH = 8  # side of a patch; every second place has one
+PATCH_CELLS = 3
+FLAT = 0.04  # added to a patch's variance, so that flat areas are not blown up
+LEAST_CONTRAST = 0.36  # variance of a patch that may become a filter
+WHITENING = 0.1  # added to the variances of patches, so that whitening does not amplify noise
+THRESHOLD = 0.25  # of a filter's response
+MOST_ROWS = 40_000  # patches that the whitening is fitted to
+
+
+def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
+    """Returns the steepest channel's gradient by direction: (B, C, H, W) in [−1, 1] → (B, D, H, W).
+
+    Each magnitude is shared linearly between the two nearest directions of the half circle; signs
+    do not count.
+    """
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 4
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 4
+    power, steepest = (across.square() + down.square()).max(dim=1, keepdim=True)  # (B, 1, H, W)
+    across, down = across.gather(1, steepest), down.gather(1, steepest)
+    angle = torch.atan2(down, across).remainder(math.pi) * (directions / math.pi)
+    centres = torch.arange(directions, device=pictures.device, dtype=pictures.dtype)
+    distance = (angle - centres[:, None, None]).abs()  # (B, D, H, W)
+    distance = torch.minimum(distance, directions - distance)
+    return power.sqrt() * (1 - distance).clamp_min(0)
+
+
+def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) -> Tensor:
+    """Returns edges in cells over the 3×3 cells around each: (B, C, H, W) → (B, D, *cells)."""
+    edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
+    strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
+    return edges / (F.avg_pool2d(strength, 3, stride=1) + FAINT)
+
+
+def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns pictures at a size, in float32 and channels first, in which angles are quickest."""
+    return F.adaptive_avg_pool2d(pictures.float().contiguous(), size)
+
+
+def _shrunk(pictures: Tensor) -> Tensor:
+    height, width = (min(SIDE, side) for side in pictures.shape[-2:])
+    return _pooled(pictures, (height, width))
+
+
+@torch.no_grad()
+def describe_picture(pictures: Tensor) -> Tensor:
+    """Returns edges and colours of 8×8 cells: (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
+    pictures = _shrunk(pictures)
+    edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
+    return torch.cat([edges.flatten(1), F.adaptive_avg_pool2d(pictures, CELLS).flatten(1)], dim=1)
+
+
+@torch.no_grad()
+def patches(pictures: Tensor) -> Tensor:
+    """Returns patches at every second place: (B, C, H, W) → (B, C·64, ⌊H/2⌋, ⌊W/2⌋).
+
+    Each has mean 0 and, but for flat ones, variance 1; larger pictures are shrunk first.
+    """
+    pictures = _shrunk(pictures)
+    height, width = (side // 2 for side in pictures.shape[-2:])
+    margin = PATCH // 2 - 1
+    padded = F.pad(pictures, (margin,) * 4, mode="replicate")
+    rows = F.unfold(padded, PATCH, stride=2)
+    rows = rows.view(*rows.shape[:2], height, width)
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    return rows / (rows.square().mean(dim=1, keepdim=True) + FLAT).sqrt()
+
+
+class PictureDescription(nn.Module):
+    """`describe_picture`, and in 3×3 cells how much each of K training patches is there."""
+
+    filters: Tensor  # (K, C·64)
+    thresholds: Tensor  # (K,)
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.register_buffer("filters", torch.zeros(count, channels * PATCH**2))
+        self.register_buffer("thresholds", torch.zeros(count))
+
+    def start(self, pictures: Tensor) -> None:
+        """Draws the patches from training pictures (N, C, H, W), by a fixed seed.
+
+        A filter is the scalar product with a whitened patch of length 1; drawn patches serve almost
+        as well as a learned dictionary. Where too few have some contrast, filters are zero.
+        """
+        rows = patches(pictures).permute(0, 2, 3, 1).flatten(0, 2)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        rows = rows[order[:MOST_ROWS]].double()
+        mean = rows.mean(dim=0)
+        variances, axes = torch.linalg.eigh(torch.cov(rows.T))
+        whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
+        varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][: len(self.filters)]
+        filters = F.normalize((varied - mean) @ whiten) @ whiten
+        self.filters[: len(filters)] = filters
+        self.thresholds.fill_(THRESHOLD)
+        self.thresholds[: len(filters)] += filters @ mean
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, C, H, W) in [−1, 1] → (B, 64·(8 + C) + 9·K)."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            filters = self.filters.float()[:, :, None, None]
+            likeness = F.conv2d(patches(pictures), filters, -self.thresholds.float()).clamp_min(0)
+        cells = F.adaptive_avg_pool2d(likeness, PATCH_CELLS)
+        return torch.cat([describe_picture(pictures), cells.flatten(1)], dim=1)
+
+
+@torch.no_grad()
+def describe_cells(pictures: Tensor, grid: tuple[int, int], multiple: int) -> Tensor:
+    """Returns colours of cells and edges of their quarters: (B, C, H, W) → (B, 16 + C, *grid).
+
+    `grid` is what a trunk of convolutions makes of pictures padded to a `multiple`.
+    """
+    height, width = grid
+    pictures = _pooled(PadToMultiple(multiple)(pictures), (4 * height, 4 * width))
+    quarters = edge_strengths(pictures, (2 * height, 2 * width), MAP_DIRECTIONS)
+    edges, colours = F.pixel_unshuffle(quarters, 2), F.adaptive_avg_pool2d(pictures, grid)
+    return torch.cat([edges, colours], dim=1).contiguous(memory_format=torch.channels_last)
