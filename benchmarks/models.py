@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iiae_cli.builders import build_model, build_objective, build_optimizer, picture_size, place
+from iiae_cli.builders import build_model, build_objective, picture_size, place
 from iiae_cli.config import Config
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
@@ -110,25 +110,18 @@ def own_steps(
 ) -> Callable[[int], None]:
     """`training.step.Step` so many more times, as `iiae train` calls it."""
     torch.manual_seed(0)
-    model = place(build_model(work.config, work.info), device)
-    graphs = compiled and device.type == "cuda"
-    step = Step(
-        torch.compile(model, mode="reduce-overhead" if graphs else None) if compiled else model,
-        build_objective(work.config),
-        build_optimizer(work.config, model),
-        batch_at,
-        lambda step: work.config.optimizer.lr,
-        Share(World(), len(batch_at(0)[0])),
-        seed=0,
-        bf16=bf16,
-        graphs=graphs,
-    )
+    speed = {"precision": "bf16" if bf16 else "fp32", "compile": compiled}
+    training = work.config.training.model_copy(update=speed)
+    config = work.config.model_copy(update={"training": training})
+    model = place(build_model(config, work.info), device)
+    step = Step(config, model, device, Share(World(), len(batch_at(0)[0])))
+    rate = config.optimizer.lr
     numbers, sums = itertools.count(), {}
 
     def more(count: int) -> None:
         nonlocal sums
         for number in itertools.islice(numbers, count):
-            sums = added(sums, step(number))
+            sums = added(sums, step(*batch_at(number), number, rate, seed=0))
 
     return more
 

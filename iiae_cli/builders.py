@@ -94,46 +94,16 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
     return IIAE(networks, widths, **options)
 
 
-def _refuse_contradictions(model: ModelSection, info: DataInfo) -> None:
-    path, networks = model.linear_path, f"model.kind={model.kind}, linear_path={model.linear_path}"
-    holds, presets = "pictures", "pairs or pairs-small"
-    if info.is_features:
-        holds, presets = "features", "pair-features or, by class, features"
-    checks = (
-        (
-            info.is_features != (model.kind == "features"),
-            f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            f"choose a preset of {holds}, such as {presets}",
-        ),
-        (
-            path != "none" and (path == "canonical") == info.is_features,
-            f"model.linear_path={path} does not go with model.kind={model.kind}",
-            "canonical is for pictures, random and two-covariance are for features",
-        ),
-        (
-            model.pooled and (path != "none" or model.kind != "flat"),
-            f"model.pooled does not go with {networks}",
-            "leave it out: --set model.pooled=false",
-        ),
-        (
-            model.patches and (path == "none" or model.kind != "flat"),
-            f"model.patches does not go with {networks}",
-            "leave it out: --set model.patches=0",
-        ),
-        (
-            model.attention and info.is_features,
-            "model.attention is for pictures, and the data set holds features",
-            "leave it out: --set model.attention=0",
-        ),
-    )
-    for wrong, message, hint in checks:
-        if wrong:
-            raise IiaeError(message, hint)
-
-
 def _networks(config: Config, info: DataInfo) -> Networks:
     model, path = config.model, config.model.linear_path
-    _refuse_contradictions(model, info)
+    if info.is_features != (model.kind == "features"):
+        holds, presets = "pictures", "pairs or pairs-small"
+        if info.is_features:
+            holds, presets = "features", "pair-features or, by class, features"
+        raise IiaeError(
+            f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
+            f"choose a preset of {holds}, such as {presets}",
+        )
     size = picture_size(config, info)
     if size is None:
         features = FeatureNetworks if path == "none" else LinearPathFeatures

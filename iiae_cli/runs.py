@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,8 +57,7 @@ class RunDir:
         self.info_file = path / "run.json"
         self.samples_folder = path / "samples"
         self.tensorboard_folder = path / "tensorboard"
-        self.checkpoints = Checkpoints(path / "checkpoints")
-        self._folders = (self.checkpoints.folder, self.samples_folder, self.tensorboard_folder)
+        self.checkpoint_folder = path / "checkpoints"
 
     def exists(self) -> bool:
         """Returns whether a run was started here."""
@@ -65,26 +65,17 @@ class RunDir:
 
     def is_free(self) -> bool:
         """Returns whether nothing is here but the leftovers of a killed start."""
-        with files.write_errors(self.path):
-            return not self.path.exists() or all(
-                path in self._folders
-                or path.name == files.LOCK
-                or path.name.endswith(files.TEMPORARY)
-                for path in self.path.rglob("*")
-            )
+        return all(path.name.startswith(".") for path in self.path.glob("*"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Creates the folder, locks it, and removes what killed processes left."""
-        for path in self._folders:
-            if path.is_symlink():
-                raise IiaeError(f"{path} is a link", "remove it, or choose another --run")
         with files.write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             with files.locked(self.path, "wait until it has ended, or choose another --run"):
                 with files.write_errors(self.path):
-                    for folder in (self.path, self.checkpoints.folder, self.samples_folder):
+                    for folder in (self.path, self.checkpoint_folder, self.samples_folder):
                         files.remove_temporaries(folder)
                 yield
         finally:
@@ -96,14 +87,13 @@ class RunDir:
     def create(self, config: Config) -> None:
         """Removes what an earlier run left, and writes the configuration of a new one."""
         # Newest checkpoints first: if interrupted, `--resume` finds the old run at an earlier step.
+        old = [*reversed(self.checkpoint_files()), self.model_file, self.metrics_file]
         with files.write_errors(self.path):
-            old = self.checkpoints.files()[::-1]
-            for folder in self._folders:
-                folder.mkdir(parents=True, exist_ok=True)
-                old += [path for path in folder.iterdir() if not path.is_dir()]
-            old += [self.model_file, self.metrics_file, self.gallery_file, self.info_file]
-            for path in old:
+            for path in (*old, self.gallery_file, self.info_file):
                 path.unlink(missing_ok=True)
+            for folder in (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder):
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
         files.write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
@@ -114,25 +104,10 @@ class RunDir:
         """Adds a line to metrics.jsonl."""
         files.append_line(self.metrics_file, json.dumps(record))
 
-    def truncate_metrics(self, step: int, *, validated: bool = True) -> None:
-        """Drops the lines that an interrupted run wrote after the checkpoint at `step`.
-
-        If that step was not yet `validated`, its validation will be done and written again.
-        """
-        if not self.metrics_file.exists():
-            return
-
-        def belongs(line: str) -> bool:
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn by a power failure
-                return False
-            late = record["kind"] == "validation" and not validated
-            return int(record["step"]) < step + (0 if late else 1)
-
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if belongs(line)]
-        if kept != lines:
+    def truncate_metrics(self, lines: int | None) -> None:
+        """Drops the lines that an interrupted run wrote after a checkpoint with so many lines."""
+        if self.metrics_file.exists():
+            kept = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
             files.write_text(self.metrics_file, "".join(kept))
 
     def write_info(self, record: dict[str, Any]) -> None:
@@ -156,6 +131,51 @@ class RunDir:
             temporary.symlink_to(self.path.name)
             temporary.replace(link)
 
+    def checkpoint_file(self, step: int) -> Path:
+        """Returns the file of the checkpoint at a step."""
+        return self.checkpoint_folder / f"step-{step:08d}.safetensors"
+
+    def checkpoint_files(self) -> list[Path]:
+        """Returns the checkpoints' files, oldest first."""
+        return sorted(self.checkpoint_folder.glob("step-*.safetensors"))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint and drops all but the two newest."""
+        tensors = {
+            f"{part}/{name}": values
+            for part in ("model", "optimizer", "running")
+            for name, values in getattr(checkpoint, part).items()
+        }
+        header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
+        header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
+        if self.metrics_file.exists():
+            files.sync_file(self.metrics_file)  # after a power failure the lines are there, too
+            header["lines"] = str(self.metrics_file.read_bytes().count(b"\n"))
+        with files.writing(self.checkpoint_file(checkpoint.step)) as temporary:
+            save_tensors(tensors, temporary, header)
+        self.prune()
+
+    def prune(self) -> None:
+        """Drops all checkpoints but the two newest; a process killed before that leaves three."""
+        for old in self.checkpoint_files()[:-2]:
+            with files.write_errors(old):
+                old.unlink(missing_ok=True)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """Returns the newest readable checkpoint, or None; renames damaged ones that are newer."""
+        paths = self.checkpoint_files()
+        for path in reversed(paths):
+            try:
+                return _read_checkpoint(path)
+            except DamagedFile as error:
+                if path == paths[0]:
+                    raise
+                aside = path.with_name(f"{path.name}.damaged")
+                console.warn(f"{error.message}; it is set aside as {aside.name}")
+                with files.write_errors(path):
+                    path.replace(aside)
+        return None
+
 
 @dataclass
 class Checkpoint:
@@ -167,65 +187,19 @@ class Checkpoint:
     running: dict[str, Tensor] = field(default_factory=dict)  # loss terms since the last log line
     progress: dict[str, Any] = field(default_factory=dict)  # `validation.Progress` as JSON
     data: dict[str, Any] = field(default_factory=dict)  # the training data's fingerprint
+    lines: int | None = None  # of metrics.jsonl, as read
 
 
-class Checkpoints:
-    """The two newest checkpoints of a run, in their folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def files(self) -> list[Path]:
-        """Returns the checkpoints' files, oldest first."""
-        return sorted(self.folder.glob("step-*.safetensors"))
-
-    def path(self, step: int) -> Path:
-        """Returns the file of the checkpoint at a step."""
-        return self.folder / f"step-{step:08d}.safetensors"
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint and drops all but the two newest."""
-        tensors = {
-            f"{part}/{name}": values
-            for part in ("model", "optimizer", "running")
-            for name, values in getattr(checkpoint, part).items()
-        }
-        header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
-        header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
-        with files.writing(self.path(checkpoint.step)) as temporary:
-            save_tensors(tensors, temporary, header)
-        self.prune()
-
-    def prune(self) -> None:
-        """Drops all but the two newest; a process killed before that leaves three."""
-        for old in self.files()[:-2]:
-            with files.write_errors(old):
-                old.unlink(missing_ok=True)
-
-    def latest(self) -> Checkpoint | None:
-        """Returns the newest readable checkpoint, or None; renames damaged ones."""
-        damaged: dict[Path, str] = {}
-        for path in reversed(self.files()):
-            try:
-                header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
-                with files.reading(path, HINT):
-                    notes = {key: dict(json.loads(header[key])) for key in ("progress", "data")}
-                    checkpoint = Checkpoint(int(header["step"]), **notes)
-                    for full_name, values in tensors.items():
-                        part, name = full_name.split("/", 1)
-                        getattr(checkpoint, part)[name] = values
-            except DamagedFile as error:
-                damaged[path] = error.message
-                continue
-            for newer, reason in damaged.items():
-                aside = newer.with_name(f"{newer.name}.damaged")
-                console.warn(f"{reason}; it is set aside as {aside.name}, going back to {path}")
-                with files.write_errors(newer):
-                    newer.replace(aside)
-            return checkpoint
-        if damaged:
-            raise DamagedFile(f"no checkpoint can be read: {'; '.join(damaged.values())}", HINT)
-        return None
+def _read_checkpoint(path: Path) -> Checkpoint:
+    header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
+    with files.reading(path, HINT):
+        notes = {key: dict(json.loads(header[key])) for key in ("progress", "data")}
+        lines = int(header["lines"]) if "lines" in header else None
+        checkpoint = Checkpoint(int(header["step"]), **notes, lines=lines)
+        for full_name, values in tensors.items():
+            part, name = full_name.split("/", 1)
+            getattr(checkpoint, part)[name] = values
+    return checkpoint
 
 
 @dataclass

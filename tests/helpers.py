@@ -126,12 +126,12 @@ def untrained_run(folder: Path) -> Path:
 def stopping_at(step: int) -> Iterator[None]:
     """Trainings in this process are interrupted, as by a signal, once so many steps are done."""
 
-    def progress(trainer: Trainer, done: int) -> None:
+    def moved(trainer: Trainer) -> None:
         if trainer.steps_done >= step:
             trainer.stop.request(75)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "progress", progress)
+        patch.setattr(Trainer, "moved", moved)
         yield
 
 

@@ -72,17 +72,17 @@ class Moments:
         from iiae_cli.training.trainer import Trainer
 
         sys.addaudithook(self.audit)
-        sync, progress = os.fsync, Trainer.progress
+        sync, moved = os.fsync, Trainer.moved
 
         def fsync(handle: int) -> None:
             self.moment()
             sync(handle)
 
-        def step(trainer: Trainer, done: int) -> None:
-            progress(trainer, done)
+        def step(trainer: Trainer) -> None:
+            moved(trainer)
             self.moment(fallible=False)
 
-        os.fsync, Trainer.progress = fsync, step  # type: ignore[assignment, method-assign]
+        os.fsync, Trainer.moved = fsync, step  # type: ignore[assignment, method-assign]
 
 
 def report(count: int, when: float) -> None:

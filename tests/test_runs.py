@@ -46,7 +46,7 @@ def with_checkpoints(path, *steps):
     for step in steps:
         weights = {"w": torch.full((40,), float(step))}
         data = {"name": "tiny", "train pairs": 3}
-        run.checkpoints.save(Checkpoint(step, weights, progress={"best": step}, data=data))
+        run.save(Checkpoint(step, weights, progress={"best": step}, data=data))
     return run
 
 
@@ -101,8 +101,8 @@ def test_a_run_without_weights_says_what_to_do(tmp_path):
 
 def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5, 9, 100)
-    assert [path.stem for path in run.checkpoints.files()] == ["step-00000009", "step-00000100"]
-    newest = run.checkpoints.latest()
+    assert [path.stem for path in run.checkpoint_files()] == ["step-00000009", "step-00000100"]
+    newest = run.latest_checkpoint()
     assert newest is not None and newest.step == 100 and newest.progress == {"best": 100}
     assert newest.data == {"name": "tiny", "train pairs": 3}
     assert newest.model["w"].tolist() == [100.0] * 40
@@ -111,37 +111,38 @@ def test_two_checkpoints_are_kept_and_the_newest_is_read(tmp_path):
 @pytest.mark.parametrize("damage", ["flipped", "torn", "longer", "empty"])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage, capsys):
     run = with_checkpoints(tmp_path / "run", 5, 9)
-    newest, older = (run.checkpoints.path(step) for step in (9, 5))
+    newest, older = (run.checkpoint_file(step) for step in (9, 5))
     content = bytearray(newest.read_bytes())
     if damage == "flipped":
         content[-3] ^= 4
     kept = {"torn": content[:-7], "longer": content + b"x", "empty": b""}.get(damage, content)
     newest.write_bytes(kept)
-    checkpoint = run.checkpoints.latest()
+    checkpoint = run.latest_checkpoint()
     assert checkpoint is not None and checkpoint.step == 5
     said = capsys.readouterr().err
-    assert said.startswith("warning: ") and str(newest) in said and str(older) in said
+    assert said.startswith("warning: ") and str(newest) in said and older.exists()
     assert not newest.exists() and newest.with_name(f"{newest.name}.damaged").read_bytes() == kept
-    run.checkpoints.save(Checkpoint(7))
-    assert run.checkpoints.latest() == Checkpoint(7) and capsys.readouterr().err == ""
+    run.save(Checkpoint(7))
+    assert run.latest_checkpoint() == Checkpoint(7) and capsys.readouterr().err == ""
 
 
-def test_where_no_checkpoint_can_be_read_both_are_named_and_left_alone(tmp_path):
+def test_where_no_checkpoint_can_be_read_no_run_begins_anew(tmp_path, capsys):
     run = with_checkpoints(tmp_path / "run", 5, 9)
-    paths = [run.checkpoints.path(step) for step in (5, 9)]
-    for path in paths:
+    oldest, newest = run.checkpoint_files()
+    for path in (oldest, newest):
         path.write_bytes(b"torn")
-    refused = refusal(run.checkpoints.latest)
-    assert all(str(path) in refused.message and path.exists() for path in paths)
-    assert "--overwrite" in refused.hint
+    for _ in range(2):
+        refused = refusal(run.latest_checkpoint)
+        assert str(oldest) in refused.message and "--overwrite" in refused.hint
+    assert str(newest) in capsys.readouterr().err
 
 
 # ---- the folder
 
 
 def test_one_process_at_a_time_works_in_a_run_directory(tmp_path):
-    run, _, _ = saved(tmp_path / "run")
-    left = run.checkpoints.folder / ".step-00000001.safetensors.abc.tmp"
+    run = with_checkpoints(tmp_path / "run", 5)
+    left = run.checkpoint_folder / ".step-00000001.safetensors.abc.tmp"
     left.write_bytes(b"half")
     with run.locked():
         assert not left.exists()
@@ -156,33 +157,34 @@ def test_a_refused_run_leaves_nothing_a_half_made_folder_is_free_and_any_other_i
     with pytest.raises(ZeroDivisionError), run.locked():
         raise ZeroDivisionError
     assert not run.path.exists() and run.is_free()
-    run.samples_folder.mkdir(parents=True)
+    run.path.mkdir()
     (run.path / ".config.yaml.x1.tmp").write_text("")
     assert run.is_free()
-    (run.samples_folder / "mine.png").write_bytes(b"")
+    run.samples_folder.mkdir()
     assert not run.is_free()
 
 
 def test_a_new_run_replaces_an_old_one_but_nothing_behind_a_link(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5)
+    (tmp_path / "mine").mkdir()
+    run.samples_folder.symlink_to(tmp_path / "mine")
+    (run.samples_folder / "1.png").touch()
     run.create(CONFIG)
-    assert run.exists() and not run.model_file.exists() and run.checkpoints.latest() is None
-    run.samples_folder.rmdir()
-    run.samples_folder.symlink_to(tmp_path)
-    with pytest.raises(IiaeError, match="is a link"), run.locked():
-        pass
+    assert run.exists() and not run.model_file.exists() and run.latest_checkpoint() is None
+    assert (tmp_path / "mine/1.png").exists()
 
 
 def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path):
     run, _, _ = saved(tmp_path / "run")
-    for kind, step in (("validation", 1), ("train", 2), ("validation", 2), ("train", 3)):
-        run.append_metrics({"kind": kind, "step": step})
+    for step in (1, 2):
+        run.append_metrics({"step": step})
+    run.save(Checkpoint(2))
+    run.append_metrics({"step": 3})
     with run.metrics_file.open("a") as file:
-        file.write('{"step": 2, "lo')
-    for validated, expected in ((True, [1, 2, 2]), (False, [1, 2])):
-        run.truncate_metrics(2, validated=validated)
-        lines = run.metrics_file.read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == expected
+        file.write('{"step": 4, "lo')
+    run.truncate_metrics(run.latest_checkpoint().lines)
+    lines = run.metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
 def test_a_config_of_another_version_is_refused(tmp_path):

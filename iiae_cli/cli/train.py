@@ -115,7 +115,7 @@ def command(
     values |= {"seed": seed, "device": device, "precision": precision}
     values |= {"compile": compile_, "deterministic": deterministic, "log": log or None}
     given = {f"training.{key}": value for key, value in values.items()} | {"optimizer.lr": lr}
-    deadline = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
+    limit = None if time_limit is None else time.monotonic() + seconds_of(time_limit)
     name = None if preset is None else Path(preset).stem
     if preset is None:
         run = _begun_run(run, resume)
@@ -129,9 +129,15 @@ def command(
     from iiae_cli.training import session
 
     with stop_on_signals(preempt_signal) as stop:
-        chosen = resolved.config
-        options = session.TrainOptions(name, chosen, data, run, resume, overwrite, deadline)
-        figures = session.train(options, stop)
+        stop.limit = limit
+        figures = session.train(
+            *(resolved.config, stop),
+            preset=name,
+            data=data,
+            run=run,
+            resume=resume,
+            overwrite=overwrite,
+        )
         if figures is not None:
             finish({"schema": "iiae.train/1", **figures}, lambda: _show(figures), as_json)
 

@@ -48,6 +48,7 @@ class Stop:
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline  # `time.monotonic()` after which to stop
+        self.limit: float | None = None  # the deadline of training, once it has made a step
         self._code: int | None = None
 
     @property
@@ -109,12 +110,6 @@ _PLAIN_WORDS = {
     "Value error, ": "",
     "(Input|List|String) should": "must",
     "a valid integer": "a whole number",
-    "a valid (float|number)": "a number",
-    "a valid list": "a list",
-    "a valid boolean": "true or false",
-    "a valid string": "text",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
     ", (unable|got|but).*| after validation": "",
 }
 

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"  # ends the names of unfinished files
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_BROKEN = (
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
-    errno.ENAMETOOLONG,
-)
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
 _MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, then run again"
+
+# What helps where the system refuses a file, by error number.
+_ROOM = "free some space or choose another path, then run again (with --resume)"
+_MEND = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit (ulimit -f unlimited), then run again (with --resume)",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a path that you may use"),
+}
+_BROKEN = ("EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ENAMETOOLONG")
 
 
 def missing(path: Path, hint: str) -> IiaeError:
@@ -85,13 +89,11 @@ def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
         return
     kind, _, number = expected.partition("/")
     given_kind, _, given_number = given[:80].partition("/")
-    if given_kind == kind and given_number.isdecimal():
-        if int(given_number) > int(number):
-            hint = "use the newer version of iiae that wrote it"
-    else:
-        joined = "; join shards by --merge" if given_kind == "iiae.part" else ""
+    if given_kind != kind:
         makes = {"iiae.data": "prepare", "iiae.latents": "encode", "iiae.part": "prepare --shard"}
-        hint = f"name a file that iiae {makes.get(kind, 'train')} wrote{joined}"
+        hint = f"name a file that iiae {makes.get(kind, 'train')} wrote; --merge joins shards"
+    elif given_number.isdecimal() and int(given_number) > int(number):
+        hint = "use the newer version of iiae that wrote it"
     raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 
 
@@ -192,27 +194,16 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def refused(path: Path | str, code: int) -> IiaeError:
     """Returns the user's error for an error number that writing `path` met."""
-    message = f"cannot write {path}: {os.strerror(code)}"
-    hint = "check that path and its disk, or choose another output"
-    if code in _FULL:
-        message = f"no space left while writing {path}; nothing was replaced"
-        hint = "free some space or choose another path, then run again (with --resume)"
-    if code == errno.EFBIG:
-        message = f"{path} grows beyond the limit on file sizes; nothing was replaced"
-        hint = "raise the limit (ulimit -f unlimited), then run again (with --resume)"
-    if code in _FORBIDDEN:
-        message = f"no permission to write {path}: {os.strerror(code)}"
-        hint = "choose a folder that you may write to"
-    return IiaeError(message, hint)
+    hint = _MEND.get(code, "check that path and its disk, or choose another output")
+    return IiaeError(f"cannot write {path}: {os.strerror(code)}", hint)
 
 
 def refusal_of_system(error: OSError) -> IiaeError | None:
     """Returns the user's error for what a machine refuses; None for what may be a bug."""
     path, code = error.filename or "a file", _errno(error)
-    if code in (*_FULL, errno.EFBIG):
-        return refused(path, code)
-    if code in (*_FORBIDDEN, *_BROKEN):
-        return IiaeError(f"{path} cannot be used: {os.strerror(code)}", _MAY_BE_WHOLE)
+    if code in _MEND or errno.errorcode.get(code) in _BROKEN:
+        hint = _MEND.get(code, _MAY_BE_WHOLE)
+        return IiaeError(f"{path} cannot be used: {os.strerror(code)}", hint)
     if "temporary directory" in str(error):  # Python's words
         return IiaeError(
             "no temporary folder can be written", "set TMPDIR to a folder that you may write to"
@@ -257,7 +248,7 @@ def locked(folder: Path, hint: str) -> Iterator[None]:
     except Timeout as error:
         raise IiaeError(f"another process works in {folder}", hint) from error
     except (OSError, NotImplementedError, UserWarning) as error:
-        if (code := _errno(error)) in (*_FULL, *_FORBIDDEN):
+        if (code := _errno(error)) in _MEND:
             raise refused(folder / LOCK, code) from error
         console.warn(f"{folder} cannot be locked ({error}): let no second process work there")
     try:

@@ -251,6 +251,22 @@ class Config(Section):
     selection: SelectionSection = SelectionSection()
     evaluation: EvaluationSection = EvaluationSection()
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Config:
+        model, augment, path = self.model, self.augment, self.model.linear_path
+        features = model.kind == "features"
+        wrong = {
+            "augment": features and any((augment.geometric, augment.flip, augment.photometric)),
+            "model.attention": features and model.attention,
+            "model.linear_path": path != "none" and (path == "canonical") == features,
+            "model.patches": model.patches and (path == "none" or model.kind != "flat"),
+            "model.pooled": model.pooled and (path != "none" or model.kind != "flat"),
+        }
+        for key in filter(wrong.get, wrong):
+            others = f"model.kind={model.kind} and model.linear_path={path}"
+            raise ValueError(f"{key} does not go with {others}: leave it out")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Returns nested plain values, keyed as YAML files are."""
         return self.model_dump(by_alias=True)

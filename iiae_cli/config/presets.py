@@ -89,7 +89,8 @@ def resolve(layers: Iterable[Layer]) -> Resolved:
             key, value = ".".join(map(str, item["loc"][:2])), item["input"]
             origin = f" in {sources[key]}" if key in sources else ""
             shown = "" if isinstance(value, Mapping) else f", not {reprlib.repr(value)}"
-            problems.append(f"{key}{origin}: {plain_words(item['msg'])}{shown}")
+            where = f"{key}{origin}: " if key else ""
+            problems.append(f"{where}{plain_words(item['msg'])}{shown}")
     lengths = [key for key in _EXCLUSIVE if given.get(key, (None,))[0] is not None]
     if len(lengths) != 1:
         state = "set" if lengths else "unset"
@@ -137,10 +138,8 @@ def preset_layers(
         message = f"preset {extending[0]} extends itself through {path.name}"
         raise IiaeError(message, "break the chain of 'extends'")
     content = read_yaml(path, "iiae presets lists those that need no file")
-    parent = content.pop("extends", None)
+    parent = str(content.pop("extends", None) or "")
     content.pop("time", None)  # the time it takes, for `iiae presets`
-    if not isinstance(parent, str | None):
-        raise IiaeError(f"'extends' in {path} is not a name", "name one preset or one YAML file")
     source = f"preset {path.stem}" if path.parent == preset_folder() else str(path)
     layers = preset_layers(parent, path.parent, (*extending, path.resolve())) if parent else []
     return [*layers, Layer(source, flatten(content))]
@@ -192,16 +191,13 @@ def set_layer(assignments: Iterable[str]) -> Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses repeated keys and mappings that contain themselves."""
+    """A YAML loader that refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) < len(names):
             raise yaml.YAMLError(f"key '{max(names, key=names.count)}' occurs twice")
         return dict(super().construct_mapping(node, deep))
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        return super().construct_object(node, deep=True)  # refuses recursive nodes
 
 
 def load_yaml(text: str, where: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted, Stop
+from iiae_cli.common.errors import IiaeError, Stop
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -113,13 +113,14 @@ class World:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=_Control.group)
         return int(largest)
 
-    def share(self, value: Value) -> Value:
-        """Returns rank 0's value on all ranks; the others wait for it."""
+    def share(self, make: Callable[[], Value]) -> Value:
+        """Returns on all ranks what rank 0 makes; the others wait for it."""
         if self.size == 1:
-            return value
-        values = [value]
+            return make()
+        values: list[Any] = [make() if self.first else None]
         dist.broadcast_object_list(values, 0, group=_Control.group, device=torch.device("cpu"))
-        return values[0]
+        shared: Value = values[0]
+        return shared
 
     def seed(self, seed: int) -> int:
         """Returns the seed of this rank's noise; rank 0 keeps `seed` itself."""
@@ -131,44 +132,46 @@ class World:
 def _meet(world: World, stop: Stop) -> Store:
     """Returns the shared store once every rank is there; a signal or a timeout ends the wait."""
     name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
-    next_word = started + FIRST_WORD
-
-    def wait(awaited: str) -> None:
-        nonlocal next_word
+    next_word, store = started + FIRST_WORD, _join(world)
+    while missing := _missing(world, store):
         stop.check()
         time.sleep(POLL)
+        store = store or _join(world)
         now = time.monotonic()
         if now - started > MEETING.total_seconds():
             raise IiaeError(
-                f"{name} has waited {MEETING.seconds // 60} minutes for {awaited}",
+                f"{name} has waited {MEETING.seconds // 60} minutes for {missing}",
                 "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
             )
         if now >= next_word:
             next_word = now + NEXT_WORD
-            console.warn(f"{name} waits for {awaited} ({now - started:.0f} s so far)")
+            console.warn(f"{name} waits for {missing} ({now - started:.0f} s so far)")
+    assert store is not None
+    return store
 
+
+def _join(world: World) -> Store | None:
+    """Returns the store, with this rank's name in it; None until rank 0 answers."""
     host, _, port = world.address.rpartition(":")
     opens = world.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    while not opens:
+    if not opens:
         try:
             socket.create_connection((host, int(port)), timeout=5.0).close()
-            break
         except OSError:
-            wait("rank 0" if world.rank else "an answer there")
+            return None
     whole = dist.TCPStore(  # type: ignore[attr-defined]
         host, int(port), world.size, opens, MEETING, wait_for_workers=False
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store: Store = dist.PrefixStore(f"iiae/{world.size}/{attempt}", whole)  # type: ignore[attr-defined]
-    keys = [f"rank {rank}" for rank in range(world.size)]
-    store.set(keys[world.rank], "")
-    try:
-        while missing := [key for key in keys if not store.check([key])]:
-            wait(", ".join(missing))
-    except Interrupted:
-        store.delete_key(keys[world.rank])  # so that the others wait for this rank again
-        raise
+    store.set(f"rank {world.rank}", "")
     return store
+
+
+def _missing(world: World, store: Store | None) -> str:
+    """Returns the names of the ranks that have not come."""
+    names = [f"rank {rank}" for rank in range(world.size)]
+    return ", ".join(name for name in names if not store.check([name])) if store else "rank 0"
 
 
 def find_world(environment: Mapping[str, str]) -> World:
@@ -215,11 +218,11 @@ class Share:
         )
         self.rows = slice(first, last)  # this rank's, within the batch
         self.weight = (last - first) / batch_size  # the fraction of rows that are this rank's
-        self._world, self._batch_size = world, batch_size
+        self.world, self._batch_size = world, batch_size
 
     def gather(self, rows: Tensor) -> Tensor:
         """Returns the whole batch's rows (N, …) from this rank's (B, …), differentiably."""
-        if self._world.size == 1:
+        if self.world.size == 1:
             return rows
         padded = rows.new_zeros((self._batch_size, *rows.shape[1:]))
         padded[self.rows] = rows
@@ -228,7 +231,7 @@ class Share:
 
     def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
         """Wraps networks to average gradients over ranks; `local`: batch norm reads slices."""
-        if self._world.size == 1:
+        if self.world.size == 1:
             return networks
         if device.type == "cuda" and not local:
             convert = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -237,11 +240,11 @@ class Share:
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Scales this rank's loss so that the ranks' average gradient is the whole batch's."""
-        return loss if self._world.size == 1 else loss * (self.weight * self._world.size)
+        return loss if self.world.size == 1 else loss * (self.weight * self.world.size)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns means over the whole batch from every rank's means over its rows."""
-        if self._world.size == 1 or not terms:
+        if self.world.size == 1 or not terms:
             return dict(terms)
         total = torch.stack([value.detach().double().cpu() for value in terms.values()])
         total *= self.weight

@@ -1,4 +1,4 @@
-"""Sends figures and sample grids to TensorBoard and to the services that `--log` names.
+"""Writes figures and sample grids into the run, to TensorBoard and to what `--log` names.
 
 Nothing leaves the machine unless `training.log` names a service. A resumed run continues under the
 id in run.json.
@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
+from iiae_cli.common.files import save_picture
 from iiae_cli.config import Config
 from iiae_cli.config.presets import flatten
 from iiae_cli.runs import RunDir
@@ -90,22 +91,47 @@ _SERVICES = {"wandb": _wandb, "mlflow": _mlflow}
 class Loggers(AbstractContextManager["Loggers"]):
     """All destinations of a run's figures from `step` on; `known` ids continue runs there.
 
-    TensorBoard's errors end the run. A service that fails is dropped, and training goes on.
+    Only the first rank has a `run` to write into; without, nothing is written. TensorBoard's errors
+    end the run. A service that fails is dropped, and training goes on.
     """
 
-    def __init__(self, run: RunDir, config: Config, known: Mapping[str, str], step: int) -> None:
+    def __init__(
+        self, config: Config, run: RunDir | None, known: Mapping[str, str], step: int
+    ) -> None:
         self.ended = False  # whether the run is complete
-        self._services = {"tensorboard": _tensorboard(run, step)}
+        self.ids: dict[str, str] = {}  # of the run at each service
+        self._run, self._services = run, dict[str, Service]()
+        if run is None:
+            return
+        self._services["tensorboard"] = _tensorboard(run, step)
         for name in config.training.log:
             try:
                 self._services[name] = _SERVICES[name](run, config, known.get(name))
             except Exception as error:  # each service has its own kinds
                 hint = f"leave out --log {name}, mend it, or pip install 'iiae-cli[{name}]'"
                 raise IiaeError(f"--log {name} cannot start: {error}", hint) from error
-        self.ids = {name: service.id for name, service in self._services.items() if service.id}
+            self.ids[name] = self._services[name].id
 
-    def each(self, call: Callable[[Service], object]) -> None:
-        """Calls a function with every service."""
+    def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl, and sends its numbers, or those of x and y, to services."""
+        if self._run is None:
+            return
+        self._run.append_metrics({"kind": kind, "step": step, **figures})
+        scalars: dict[str, float] = {}
+        for name, value in figures.items():
+            if isinstance(value, tuple):
+                scalars |= {f"{kind}/{name}_{d}": part for d, part in zip("xy", value, strict=True)}
+            elif isinstance(value, float):
+                scalars[f"{kind}/{name}"] = value
+        self._each(lambda service: service.scalars(scalars, step))
+
+    def draw(self, grid: Image, step: int) -> None:
+        """Writes a sample grid as a picture, and sends it to services."""
+        if self._run is not None:
+            save_picture(grid, self._run.samples_folder / f"step-{step:08d}.png")
+        self._each(lambda service: service.picture(grid, step))
+
+    def _each(self, call: Callable[[Service], object]) -> None:
         for name, service in [*self._services.items()]:
             try:
                 call(service)
@@ -117,4 +143,4 @@ class Loggers(AbstractContextManager["Loggers"]):
 
     def __exit__(self, *_: object) -> None:
         """Writes and sends what is left."""
-        self.each(lambda service: service.close(self.ended))
+        self._each(lambda service: service.close(self.ended))

@@ -1,4 +1,4 @@
-"""A training run from options to a finished run directory: start or resume, fit, finish."""
+"""A training run from configuration to finished run directory: start or resume, fit, finish."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
-from iiae_cli.common.environment import cores, data_file
+from iiae_cli.common.environment import data_file
 from iiae_cli.common.errors import NEVER, IiaeError, Interrupted, Stop
 from iiae_cli.common.files import missing, write_errors
 from iiae_cli.config import Config
@@ -41,79 +41,80 @@ _MAY_CHANGE = {"description"} | {
 }
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of `iiae train`."""
-
-    preset: str | None  # name, without folder and suffix; None to use the run's configuration
-    config: Config  # the merged configuration
-    data: Path | None = None  # data file, or its folder; None: where the configuration's set lies
-    run: Path | None = None  # run directory; None: runs/PRESET-seedN
-    resume: bool = False  # continue the run, or start it
-    overwrite: bool = False  # replace an existing run
-    deadline: float | None = None  # `time.monotonic()` at which to stop, after at least one step
-
-
-def train(options: TrainOptions, stop: Stop) -> dict[str, Any] | None:
+def train(
+    config: Config,
+    stop: Stop,
+    *,
+    preset: str | None,
+    data: Path | None = None,
+    run: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any] | None:
     """Trains one run, or continues it; returns its outcome on the first rank, None on the others.
 
-    Raises `Interrupted`, with everything saved, after a signal or the time limit.
+    `preset` is the configuration's name, None for a run's own. `data` is a data file or its folder,
+    by default that of the configuration's set; `run` is by default runs/PRESET-seedN. Raises
+    `Interrupted`, with everything saved, after a signal or the time limit.
     """
-    world, training = find_world(os.environ), options.config.training
+    world = find_world(os.environ)
+    folder = RunDir(run or Path("runs") / f"{preset}-seed{config.training.seed}")
     if not world.first:
         console.set_verbosity(-1)
-    device = world.device(choose_device(training.device))
-    _set_threads(training.threads)
-    if training.deterministic:
+    device = world.device(choose_device(config.training.device))
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    if config.training.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    run = RunDir(options.run or Path("runs") / f"{options.preset}-seed{training.seed}")
-    with world.joined(device, stop), run.locked() if world.first else nullcontext():
-        preset, path = options.preset, options.data
+    with world.joined(device, stop), folder.locked() if world.first else nullcontext():
+        info = world.share(folder.read_info)
         if preset is None:
-            preset, path = _recorded(run, options.data)
-        path = world.share(_data_path(path, options.config) if world.first else Path())
-        before = world.share(_claim(run, options) if world.first else None)
-        checkpoint = run.checkpoints.latest() if world.first and before is not None else None
-        checkpoint = world.share(checkpoint)
-        data = TrainingData(DataFile(path), options.config)
-        console.say(data.summary())
+            preset, data = _recorded(folder, info, data)
+        path = world.share(lambda: _data_path(data, config.data.set))
+        before = world.share(lambda: _claim(folder, config, info, resume, overwrite))
+        checkpoint = world.share(lambda: folder.latest_checkpoint() if before else None)
+        rows = TrainingData(DataFile(path), config)
+        console.say(rows.summary())
         # Ranks may only stop together.
-        fingerprint = data.fingerprint(stop if world.size == 1 else NEVER)
-        _refuse_other_data(path, fingerprint, world.share(fingerprint), "rank 0 reads")
+        fingerprint = rows.fingerprint(stop if world.size == 1 else NEVER)
+        _refuse_other_data(path, fingerprint, world.share(lambda: fingerprint), "rank 0 reads")
         if checkpoint is not None:
-            _refuse_other_data(path, fingerprint, checkpoint.data, f"{run.path} was begun with")
-        size = picture_size(options.config, data.info)
-        config = world.share(choose_speed(options.config, size, device, before))
+            _refuse_other_data(path, fingerprint, checkpoint.data, f"{folder.path} was begun with")
+        size = picture_size(config, rows.info)
+        config = world.share(lambda: choose_speed(config, size, device, before))
         if device.type == "cuda":
             set_gpu_arithmetic(config.training.precision)
         details = {"preset": preset, "data": str(path.absolute()), "data_fingerprint": fingerprint}
-        trainer = Trainer(config, data, run, device, details, world, stop)
-        trainer.deadline = options.deadline
+        trainer = Trainer(config, rows, folder, device, details, world, stop)
         if checkpoint is not None:
             trainer.resume(checkpoint)
         elif world.first:
-            run.create(config)
-        if options.run is None and world.first:
-            run.link_latest()
-        return _finish(trainer, options.resume)
+            folder.create(config)
+        if run is None and world.first:
+            folder.link_latest()
+        return _finish(trainer, info if before else {}, resume)
 
 
-def _set_threads(count: int) -> None:
-    if count:
-        torch.set_num_threads(count)
-    elif torch.get_num_threads() > 1 and os.getloadavg()[0] > cores() / 2:
-        console.say("other work keeps the cores busy: IIAE_THREADS=1 may be twice as fast")
-
-
-def _recorded(run: RunDir, data: Path | None) -> tuple[str, Path | None]:
+def _recorded(run: RunDir, info: dict[str, Any], data: Path | None) -> tuple[str, Path | None]:
     """Returns the preset's name and the data of a run that is resumed without a preset."""
-    info = run.read_info()
     preset, recorded = str(info.get("preset", "")), Path(str(info.get("data", "")))
     if data is None and recorded.is_file():
         data = recorded
     of = f"preset {preset}, data {data or 'by its name'}"
     console.say(f"{run.path} continues with its own {run.config_file.name} ({of})")
     return preset, data
+
+
+def _data_path(option: Path | None, name: str) -> Path:
+    """Returns the data file; prepares an embedded set that is missing."""
+    path = data_file(option, name)
+    if path.exists():
+        return path
+    if name not in EMBEDDED or option is not None:
+        raise missing(path, f"make it: {how_to_prepare(name, path)}")
+    console.say(f"preparing the embedded data set {name} in {path}")
+    prepare_file(name, path, PrepareOptions(), overwrite=True)  # another run may be preparing it
+    return path
 
 
 def _refuse_other_data(
@@ -129,59 +130,48 @@ def _refuse_other_data(
         )
 
 
-def _data_path(option: Path | None, config: Config) -> Path:
-    """Returns the data file; prepares an embedded set that is missing."""
-    name, path = config.data.set, data_file(option, config.data.set)
-    if path.exists():
-        return path
-    if name not in EMBEDDED or option is not None:
-        raise missing(path, f"make it: {how_to_prepare(name, path)}")
-    console.say(f"preparing the embedded data set {name} in {path}")
-    prepare_file(name, path, PrepareOptions(), overwrite=True)  # another run may be preparing it
-    return path
-
-
-def _claim(run: RunDir, options: TrainOptions) -> Config | None:
+def _claim(
+    run: RunDir, config: Config, info: dict[str, Any], resume: bool, overwrite: bool
+) -> Config | None:
     """Returns the configuration of the run to resume; None for a new run."""
     if not run.exists():
-        if not run.is_free() and not options.overwrite:
+        if not run.is_free() and not overwrite:
             raise IiaeError(f"{run.path} exists but is not a run", "choose another --run")
         return None
-    if not options.resume:
-        if options.overwrite:
+    if not resume:
+        if overwrite:
             return None
         raise IiaeError(
             f"run {run.path} already exists",
             "continue it with --resume, replace it with --overwrite, or choose another --run",
         )
-    if run.read_info().get("state") == FINISHED and not run.checkpoints.files():
+    if info.get("state") == FINISHED and not run.checkpoint_files():
         raise IiaeError(
             f"{run.path} was trained to its end, but its checkpoints are gone",
             "evaluate it as it is, or choose another --run",
         )
-    config = run.read_config()
-    before = flatten(config.to_dict())
-    for key, value in flatten(options.config.to_dict()).items():
+    begun = run.read_config()
+    before = flatten(begun.to_dict())
+    for key, value in flatten(config.to_dict()).items():
         if key not in _MAY_CHANGE and value != "auto" and before.get(key) != value:
             raise IiaeError(
                 f"{run.path} was started with {key}={before.get(key)}, not {value}",
                 "resume with the same options, or choose another --run",
             )
-    return config
+    return begun
 
 
-def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
+def _finish(trainer: Trainer, info: dict[str, Any], resuming: bool) -> dict[str, Any] | None:
     """Trains to the end and writes the remaining files; leaves a finished run as it is."""
-    run, world, stop = trainer.run, trainer.world, trainer.stop
-    before = run.read_info() if world.first else {}
-    whole = before.get("state") == FINISHED and run.gallery_file.exists()
-    if world.share(trainer.finished and whole):
+    run, world = trainer.run, trainer.world
+    whole = info.get("state") == FINISHED and world.share(run.gallery_file.exists)
+    if trainer.finished and whole:
         console.say(f"{run.path} is already finished, at step {trainer.steps_done}: nothing to do")
-        return _result(trainer, before["seconds"]) if world.first else None
+        return _outcome(trainer, info["seconds"]) if world.first else None
     if trainer.steps_done:
         console.say(f"resuming {run.path} at step {trainer.steps_done}")
     console.say(_summary(trainer))
-    started = time.monotonic()
+    known, started = info.get("log", {}), time.monotonic()
     record = {
         **run_origin(sys.argv),
         **trainer.details,
@@ -190,34 +180,28 @@ def _finish(trainer: Trainer, resuming: bool) -> dict[str, Any] | None:
         "threads": torch.get_num_threads(),
         "ranks": world.size,
     }
-    with ExitStack() as stack:
-        loggers = None
+    loggers = Loggers(trainer.config, run if world.first else None, known, trainer.steps_done)
+    with write_errors(run.path), loggers:
+        record["log"] = known | loggers.ids
         if world.first:
-            stack.enter_context(write_errors(run.path))
-            known: dict[str, str] = before.get("log", {})
-            loggers = Loggers(run, trainer.config, known, trainer.steps_done)
-            record["log"] = known | stack.enter_context(loggers).ids
             run.write_info({**record, "state": "running"})
-        ended = trainer.finished or trainer.train(loggers)
-        if loggers is not None:
-            loggers.ended = ended
-    record["seconds"] = round(time.monotonic() - started, 3)
-    memory = trainer.keeper.memory
+        ended = loggers.ended = trainer.finished or trainer.train(loggers)
+    seconds, progress = round(time.monotonic() - started, 3), trainer.progress
     if world.first:
         ended = ended and _write_gallery(trainer)
-        record |= {"steps": trainer.steps_done, "kept_step": memory.kept_step}
-        record |= {"warnings": memory.warnings, "state": FINISHED if ended else "interrupted"}
+        record |= {"seconds": seconds, "steps": trainer.steps_done, "kept_step": progress.kept_step}
+        record |= {"warnings": progress.warnings, "state": FINISHED if ended else "interrupted"}
         run.write_info(record)
-    if not world.share(ended):
+    if not world.share(lambda: ended):
         command = shlex.join(["iiae", *sys.argv[1:]]) + ("" if resuming else " --resume")
         saved = f"saved at step {trainer.steps_done} in {run.path}; continue: {command}"
-        raise Interrupted(world.agree(stop.exit_code or 0), saved if world.first else "")
+        code = world.agree(trainer.stop.exit_code or 0)
+        raise Interrupted(code, saved if world.first else "")
     if not world.first:
         return None
-    for warning in memory.warnings:
-        if warning not in trainer.keeper.said.values():
-            console.warn(warning)
-    return _result(trainer, record["seconds"])
+    for warning in progress.warnings:
+        console.warn(warning)
+    return _outcome(trainer, seconds)
 
 
 def _summary(trainer: Trainer) -> str:
@@ -225,7 +209,7 @@ def _summary(trainer: Trainer) -> str:
     parameters = sum(values.numel() for values in model.parameters())
     return (
         f"{parameters:,} parameters, shared latent {' x '.join(map(str, model.shared_shape))}, "
-        f"exclusive {model.exclusive_dim}; {trainer.total_steps} steps of "
+        f"exclusive {model.exclusive_dim}; {trainer.steps} steps of "
         f"{trainer.order.batch_size} pairs in {training.precision}, "
         f"{'compiled' if training.compile else 'not compiled'}, on {trainer.device}"
         f"{f' of {world.size} ranks' if world.size > 1 else ''} into {trainer.run.path}"
@@ -251,14 +235,14 @@ def _write_gallery(trainer: Trainer) -> bool:
     return True
 
 
-def _result(trainer: Trainer, seconds: float) -> dict[str, Any]:
-    memory = trainer.keeper.memory
+def _outcome(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    progress = trainer.progress
     return {
         "run": str(trainer.run.path),
         "steps": trainer.steps_done,  # in all
-        "kept_step": memory.kept_step,
-        "validation": memory.kept,
-        "warnings": memory.warnings,
+        "kept_step": progress.kept_step,
+        "validation": progress.kept,
+        "warnings": progress.warnings,
         "seconds": seconds,  # training time of this call
         "fingerprint": load_model(trainer.run, trainer.device).fingerprint,
     }

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TypeAlias
 
@@ -20,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiae_cli.builders import build_objective, build_optimizer
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config import Config, Precision
 from iiae_cli.data.batches import from_stored, stored_tensor
 from iiae_cli.model.iiae import IIAE, Posteriors, Reconstructions
-from iiae_cli.model.objective import Objective
 from iiae_cli.training.data import Indices, TrainingData
 from iiae_cli.training.distributed import Share
 
 Pair: TypeAlias = tuple[Tensor, Tensor]  # x (B, …) and y (B, …), or row numbers of both
+Terms: TypeAlias = dict[str, Tensor]  # loss terms by name
 Networks: TypeAlias = Callable[[Tensor, Tensor], tuple[Posteriors, Reconstructions]]
 
 RESIDENT_SHARE = 0.25  # the most of a GPU's free memory that rows may take
@@ -36,42 +36,69 @@ BF16_PIXELS = 32 * 32  # the smallest pictures measured: bf16 pays, recall stays
 COMPILE_STEPS = 10_000  # compiling takes a minute or two and saves milliseconds a step on a GPU
 
 
-@dataclass
 class Step:
-    """One optimiser step of a model.
+    """One optimiser step of a model, as the configuration wants it.
 
     CUDA graphs take the launches of many small kernels, which are most of a small batch's time, off
     the CPU. The objective is not compiled: each new step number would compile it again.
     """
 
-    networks: Networks  # in training mode
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    batch_at: Callable[[int], Pair]  # this process's share of step 0, 1, …
-    learning_rate: Callable[[int], float]  # the rate of step 0, 1, …
-    share: Share
-    seed: int  # seeds noise and dropout
-    bf16: bool = False  # autocast the networks; KLs and losses stay in float32
-    graphs: bool = False  # whether the networks are compiled to CUDA graphs
+    def __init__(self, config: Config, model: IIAE, device: torch.device, share: Share) -> None:
+        training = config.training
+        self.optimizer = build_optimizer(config, model)
+        self._model, self._share, self._objective = (
+            model,
+            share,
+            build_objective(config, share.gather),
+        )
+        self._bf16 = training.precision == "bf16"  # of the networks; losses stay in float32
+        self._networks: Networks = share.wrapped(
+            model, device, local=training.batch_norm == "local"
+        )
+        compiled = training.compile is True
+        self._graphs = compiled and device.type == "cuda" and share.world.size == 1
+        if compiled:
+            mode = "reduce-overhead" if self._graphs else None
+            self._networks = torch.compile(self._networks, mode=mode)
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        """Updates the weights and returns the loss terms, without waiting for the device."""
-        x, y = self.batch_at(step)
-        seed_step(self.seed, step)
+    def __call__(self, x: Tensor, y: Tensor, step: int, rate: float, seed: int) -> Terms:
+        """Updates the weights on this process's rows of step 0, 1, …, of a model in training mode.
+
+        Returns the loss terms, without waiting for the device. `seed` and `step` decide noise and
+        dropout.
+        """
+        seed_step(seed, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        if self.graphs:
+            group["lr"] = rate
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            posteriors, reconstructions = self.networks(x, y)
-        terms = self.objective(posteriors, reconstructions, step)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            posteriors, reconstructions = self._networks(x, y)
+        terms = self._objective(posteriors, reconstructions, step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        self._share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
+    def state(self) -> dict[str, Tensor]:
+        """Returns Adam's state as tensors named `PARAMETER.FIELD`."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self._model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
 
-def added(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state`, in each parameter's device and memory format."""
+        for name, parameter in self._model.named_parameters() if tensors else ():
+            if parameter.requires_grad:
+                state = {"step": tensors[f"{name}.step"].clone().to(parameter.device)}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
+                self.optimizer.state[parameter] = state
+
+
+def added(sums: Terms, terms: Terms) -> Terms:
     """Returns the sums with the loss terms of one more step added."""
     return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
 
@@ -79,25 +106,6 @@ def added(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> dict[str, Tensor
 def seed_step(seed: int, step: int) -> None:
     """Seeds torch's random state for one step from (seed, step)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
-
-
-def adam_tensors(model: IIAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns Adam's state as tensors named `PARAMETER.FIELD`."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_adam(model: IIAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restores the state of `adam_tensors`, in each parameter's device and memory format."""
-    for name, parameter in model.named_parameters() if tensors else ():
-        if parameter.requires_grad:
-            state = {"step": tensors[f"{name}.step"].clone().to(parameter.device)}
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = torch.empty_like(parameter).copy_(tensors[f"{name}.{key}"])
-            optimizer.state[parameter] = state
 
 
 class Feed(AbstractContextManager["Feed"]):

@@ -10,19 +10,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iiae_cli.common import console
-from iiae_cli.config import Config, SelectionSection
+from iiae_cli.config import SelectionSection
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
-from iiae_cli.runs import RunDir, save_weights
-from iiae_cli.training.data import TrainingData, classes_of, erase_means
+from iiae_cli.training.data import TrainingData, classes_of
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
-SMALL_SET = 500  # pairs up to which `pairs-small` is advised
+REVIVE = (
+    "Else try larger values of objective.annealing_steps or objective.reconstruction_weight, "
+    "as --preset pairs-small has"
+)
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,19 @@ class Validation:
         return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
 
     @property
-    def dying(self) -> dict[str, float]:
-        """The KL of each exclusive latent that carries almost nothing, by domain."""
+    def dying(self) -> dict[str, str]:
+        """A warning for each exclusive latent that carries almost nothing, by domain."""
         nats = zip("xy", self.exclusive_kl or (), strict=False)
-        return {domain: value for domain, value in nats if value < retrieval.DYING_NATS}
+        return {
+            domain: f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
+            f"{retrieval.DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {REVIVE}"
+            for domain, value in nats
+            if value < retrieval.DYING_NATS
+        }
 
-    def warnings(self, baseline: Both | None, advice: str) -> list[str]:
+    def warnings(self, baseline: Both | None) -> list[str]:
         """Returns warnings of dying exclusive latents and of retrieval below the baseline."""
-        warnings = [
-            f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
-            f"{retrieval.DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {advice}"
-            for domain, value in self.dying.items()
-        ]
+        warnings = [*self.dying.values()]
         advice = "Train longer, or try a larger objective.reconstruction_weight"
         if "classes" in self.counts:
             advice += " (a hundredfold), or --preset features"
@@ -92,7 +94,7 @@ def as_text(both: Both) -> str:
 
 
 def validate(
-    trained: TrainedModel, split: Split, *, metric: Metric | Literal["auto"], by_class: bool = False
+    trained: TrainedModel, split: Split, metric: Metric | Literal["auto"], *, by_class: bool = False
 ) -> Validation:
     """Measures a model on held-out rows, aligned pairs unless they are paired `by_class`.
 
@@ -107,7 +109,7 @@ def validate(
         ranked = retrieval.class_retrieval(
             *retrieval.both_means(pairs, "shared"), labels_x, labels_y
         )
-        counts = {"classes": len({*labels_x} & {*labels_y}), "rows": (len(split.x), len(split.y))}
+        counts = {"classes": len(classes_of(split)), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
     metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
     recalls = {metric: _recall(pairs, "shared", metric) for metric in metrics}
@@ -146,7 +148,7 @@ def _both(figures: dict[str, Any], key: str) -> Both:
 
 @dataclass
 class Progress:
-    """The part of a run's state that decides about weights, kept in checkpoints."""
+    """The part of a training's state that decides about weights, kept in checkpoints."""
 
     kept_step: int | None = None  # of the kept weights; None while nothing is kept
     best: float | None = None  # the score to reach
@@ -164,11 +166,11 @@ class Progress:
         """Returns whether to keep the weights just validated, and if so remembers their score.
 
         `recall`: the highest score, the later of equals. `paper`: the same with at most one
-        exclusive hit per direction. `last`: always, except before the first step.
+        exclusive hit per direction. `last`, or nothing to validate on: always, except before the
+        first step.
         """
-        if selection.rule == "last":
+        if selection.rule == "last" or validation is None:
             return epochs_done > 0
-        assert validation is not None
         if epochs_done == 0:
             self.best = sum(validation.shared) * (1.0 + selection.least_gain)
             return True
@@ -182,104 +184,3 @@ class Progress:
             return False
         self.best = score
         return True
-
-
-class Keeper:
-    """Validates a model in training on the first rank, and keeps the best weights."""
-
-    def __init__(
-        self, config: Config, data: TrainingData, run: RunDir, details: dict[str, Any]
-    ) -> None:
-        self._config, self._data, self._run, self._details = config, data, run, details
-        self.memory = Progress(owed=config.selection.from_start)
-        small = data.train.pair_count <= SMALL_SET and config.model.kind != "features"
-        small = small and details["preset"] != "pairs-small"
-        self._advice = (
-            f"Else try {'--preset pairs-small, ' if small else ''}larger values of "
-            "objective.annealing_steps or objective.reconstruction_weight"
-        )
-        self.said: dict[str, str] = {}  # warnings of dying exclusive latents, by domain
-        self.selection, self.baseline = config.selection, baseline(data, config.evaluation.metric)
-        if data.validation is None and self.selection.rule != "last":
-            console.say("no pairs to validate on: the final weights will be kept")
-            self.selection = SelectionSection(rule="last")
-
-    @property
-    def wants_refit(self) -> bool:
-        """Whether a second training, on all rows, is still to begin."""
-        kept = self.memory.kept_step
-        if not self._config.selection.refit or self.memory.refit_steps is not None or kept is None:
-            return False
-        return self._data.holds_out or kept == 0
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the score has not risen for as many validations as patience allows."""
-        return 0 < self.selection.patience <= self.memory.stale
-
-    @property
-    def enough(self) -> bool:
-        """Whether this training needs no further step."""
-        return self.exhausted or (self._data.validation is None and self.wants_refit)
-
-    def enter_refit(self, steps: int, held: bool) -> None:
-        """Prepares for the second training, which validates nothing and keeps its last weights."""
-        self.memory.refit_steps, self.memory.held = steps, held
-        self.memory.warnings = self.memory.kept_warnings
-        self.selection, self.baseline = SelectionSection(rule="last"), None
-
-    def measure(self, trained: TrainedModel) -> Validation | None:
-        """Returns a validation; None if nothing is held out."""
-        data, metric = self._data, self._config.evaluation.metric
-        erase_means(trained, data, self._config.erasure)
-        if data.validation is None:
-            return None
-        return validate(trained, data.validation, metric=metric, by_class=data.by_class)
-
-    def decide(
-        self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
-    ) -> None:
-        """Keeps the weights that were just measured, or not."""
-        if validation is not None:
-            self.memory.warnings = validation.warnings(self.baseline, self._advice)
-            for domain, text in zip(validation.dying, self.memory.warnings, strict=False):
-                if step and domain not in self.said:
-                    self.said[domain] = text
-                    console.warn(f"step {step}: {text}")
-        if step == 0 and validation is None:
-            self.memory.kept_step = 0  # final: the second training fixes the means there
-        elif self.memory.accepts(validation, epoch, self.selection):
-            self._keep(trained, step, epoch, validation)
-        if self.exhausted:
-            stale = self.memory.stale
-            console.say(f"step {step}: no better score in {stale} validations: training ends here")
-
-    def keep_last(self, trained: TrainedModel, step: int, epoch: float, *, ended: bool) -> None:
-        """Keeps the current weights if no validation kept any; provisionally unless `ended`."""
-        if self.memory.kept_step is not None:
-            return
-        if ended:
-            rule = self.selection.rule
-            console.warn(f"no validation meets selection.rule={rule}: the last weights are kept")
-        erase_means(trained, self._data, self._config.erasure)
-        self._keep(trained, step, epoch, None)
-        if not ended:
-            self.memory.kept_step = None
-
-    def _keep(
-        self, trained: TrainedModel, step: int, epoch: float, validation: Validation | None
-    ) -> None:
-        memory, data = self.memory, self._data
-        memory.kept_step = step
-        if validation is not None:
-            memory.kept, memory.kept_warnings = validation.record(), memory.warnings
-        details = {
-            **self._details,
-            "step": step,
-            "epoch": epoch,
-            "validation": memory.kept,
-            "refit": memory.refit_steps is not None,
-            "held": memory.held,
-            "train_classes": classes_of(data.train) if data.by_class else None,
-        }
-        save_weights(self._run.model_file, trained.network, self._config, data.info, details)

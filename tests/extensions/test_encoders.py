@@ -218,10 +218,8 @@ def test_patches_are_for_flat_networks_with_linear_paths(assignment):
 
 @pytest.mark.parametrize("assignment", ["model.kind=image", "model.linear_path=canonical"])
 def test_pooling_is_for_flat_networks_without_linear_paths(assignment):
-    layers = [*preset_layers("mnist-quadrants-plus"), set_layer([assignment])]
-    info = DataInfo("mnist-quadrants", (64, 64, 3), (64, 64, 3), {}, {})
-    error = refusal(build_model, resolve(layers).config, info)
-    assert "model.pooled does not go with" in error.message
+    error = refusal(resolve, [*preset_layers("mnist-quadrants-plus"), set_layer([assignment])])
+    assert error.message.startswith("model.pooled does not go with model.kind=")
 
 
 # ---- attentive encoders
@@ -247,6 +245,5 @@ def test_exclusive_encoders_of_pictures_may_attend_and_those_of_features_may_not
     pictures = torch.rand(4, 3, 32, 32)
     assert len(heads) == 2 and heads[0].scores.out_channels == 3
     assert model(pictures, pictures)[0].exclusive["y"].mean.shape == (4, config.model.exclusive)
-    features = resolve([*preset_layers("features"), set_layer(["model.attention=3"])]).config
-    error = refusal(build_model, features, DataInfo("features", (8,), (8,), {}, {}))
-    assert "model.attention is for pictures" in error.message
+    error = refusal(resolve, [*preset_layers("features"), set_layer(["model.attention=3"])])
+    assert "model.attention does not go with model.kind=features" in error.message

@@ -105,7 +105,7 @@ def assert_whole(run):
         directory.read_config()
     if directory.model_file.exists():
         load_model(directory)
-    directory.checkpoints.latest()
+    directory.latest_checkpoint()
     assert not list(run.glob("checkpoints/*.damaged"))
     if directory.metrics_file.exists():
         metrics_of(run)
@@ -149,7 +149,7 @@ def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(tr
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
 @pytest.mark.parametrize(
-    ("act", "words"), [("ENOSPC", "no space left"), ("EACCES", "no permission")]
+    ("act", "words"), [("ENOSPC", "No space left"), ("EACCES", "Permission denied")]
 )
 def test_a_refused_write_is_a_users_error_and_loses_nothing(trials, act, words, exhaustive):
     for moment in spread(trials, 4, exhaustive):

@@ -132,13 +132,3 @@ def test_early_stopping_ends_training_for_good(iiae, data):
     assert Path("run/model.safetensors").read_bytes() == weights
     refit = train(iiae, data, "refit", *still, "--set", "selection.refit=true", steps=400)
     assert refit.code == 0 and "training again on all rows" in refit.err, refit.err
-
-
-def test_augmenting_features_is_refused(iiae):
-    from class_sources import write_features
-
-    write_features(Path("mine.npz"), 0)
-    assert iiae("prepare", "classes", "mine.npz").code == 0
-    refused = iiae("train", "--preset", "features", "--steps", 2, "--set", "augment.photometric=1")
-    assert refused.code == 2
-    assert "features" in refused.error()[0] and "augment" in refused.error()[1]

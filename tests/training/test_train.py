@@ -216,8 +216,7 @@ def test_too_few_pairs_for_a_batch_leave_no_run(iiae, trained):
 def test_a_checkpoint_without_a_record_of_its_data_is_refused(iiae, trained):
     with stopping_at(3):
         train(iiae, trained, "run", steps=4)
-    checkpoints = RunDir(Path("run")).checkpoints
-    saved = checkpoints.latest()
-    checkpoints.save(replace(saved, data={}))
+    run = RunDir(Path("run"))
+    run.save(replace(run.latest_checkpoint(), data={}))
     resumed = train(iiae, trained, "run", "--resume", steps=4)
     assert resumed.code == 2 and "other data than run was begun with" in resumed.error()[0]
