@@ -31,7 +31,7 @@ def _speak_utf8() -> None:
 def main() -> None:
     """Runs the program."""
     if "train" in sys.argv[1:3]:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, _nothing_begun)
     _speak_utf8()
     from iiae_cli.cli.app import main as run

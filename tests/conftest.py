@@ -38,10 +38,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
-    """Forty pairs of the embedded digits, and a server that has trained on them once."""
+    """Forty pairs of the embedded digits, and a server of processes that train on them."""
     server = Server(tmp_path_factory.mktemp("nursery"))
     prepare = ("prepare", "digits-cdcb", "--limit", "40", "-o", "d.h5")
     assert server.run(server.folder, *prepare)["code"] == 0
-    server.train("warm", "--steps", 4, warm=True)
-    yield server
-    server.close()
+    return server

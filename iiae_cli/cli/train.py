@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +15,7 @@ from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import finish, option, seconds_of
 from iiae_cli.common import console
 from iiae_cli.common.environment import preset_folder, preset_names, run_folder
-from iiae_cli.common.errors import PREEMPT_SIGNAL, IiaeError, signal_of, stop_on_signals
+from iiae_cli.common.errors import IiaeError, stop_on_signals
 
 if TYPE_CHECKING:
     from iiae_cli.config.presets import Resolved
@@ -85,9 +84,6 @@ def command(
     time_limit: Annotated[
         str | None, shared.of_running("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")
     ] = None,
-    preempt_signal: Annotated[
-        str, shared.of_running("Signal on which to save and stop (exit 75).", metavar="NAME")
-    ] = PREEMPT_SIGNAL,
 ) -> None:
     """Train a model and leave a run directory. `iiae presets` lists what to start from.
 
@@ -124,11 +120,9 @@ def command(
     if print_config:
         _show_config(resolved, as_json)
         return
-    # While torch is imported, for seconds, __main__'s handler ends the process at once.
-    signal.signal(signal_of(preempt_signal), signal.getsignal(signal.SIGTERM))
     from iiae_cli.training import session
 
-    with stop_on_signals(preempt_signal) as stop:
+    with stop_on_signals() as stop:
         stop.limit = limit
         figures = session.train(
             *(resolved.config, stop),

@@ -17,8 +17,7 @@ EXIT_USER_ERROR = 2
 EXIT_SOME_SKIPPED = 3
 EXIT_INTERRUPTED = 75  # after SIGTERM and the like
 EXIT_CTRL_C = 130
-PREEMPT_SIGNAL = "USR2"
-_USABLE = ("HUP", "QUIT", "TERM", "USR1", "USR2", "XCPU")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class IiaeError(Exception):
@@ -71,17 +70,8 @@ class Stop:
 NEVER = Stop()  # for work that nobody interrupts
 
 
-def signal_of(name: str) -> signal.Signals:
-    """Returns the signal of a name, with or without SIG; raises if no process should stop by it."""
-    short = name.upper().removeprefix("SIG")
-    if short not in _USABLE:
-        message = f"--preempt-signal {name} is not a signal to stop by"
-        raise IiaeError(message, f"choose one of {', '.join(_USABLE)}")
-    return signal.Signals[f"SIG{short}"]
-
-
 @contextmanager
-def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[Stop]:
     """Lets signals set the flag inside the block; a second Ctrl-C ends the process at once.
 
     Afterwards the old handlers return. If the flag is set, further signals are ignored instead, so
@@ -94,8 +84,7 @@ def stop_on_signals(preempt: str = PREEMPT_SIGNAL) -> Iterator[Stop]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = {signal.SIGINT, signal.SIGTERM, signal_of(preempt)}
-    previous = {number: signal.signal(number, on_signal) for number in numbers}
+    previous = {number: signal.signal(number, on_signal) for number in STOPPING}
     try:
         yield stop
     finally:

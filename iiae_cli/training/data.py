@@ -62,39 +62,40 @@ class TrainingData:
         elif whole.pairs is None:
             whole = replace(whole, pairs=np.stack([np.arange(rows_x)] * 2, axis=1))
         self.train = self._whole = whole
-        self.validation: Split | None = None  # aligned pairs, or rows of held-out classes
-        valid = file.split("valid")
+        held, valid = None, file.split("valid")
         if config.selection.validate_on == "train":
-            self.validation = self.train
+            held = whole
         elif valid.pair_count and len(valid.y):
-            self.validation = valid
-        else:
-            self._hold_out(config.data.holdout)
-        if self.validation is not None:
-            self._limit_validation(config.selection.validation_pairs)
+            held = valid
+        elif config.data.holdout:
+            self.train, held = self._divided(config.data.holdout)
+        most = config.selection.validation_pairs
+        # Aligned pairs, or rows of held-out classes.
+        self.validation = None if held is None else self._limited(held, most)
 
-    def _hold_out(self, fraction: float) -> None:
-        train, classes = self.train, np.array(classes_of(self.train) if self.by_class else [])
-        if fraction and len(classes) >= FEWEST_CLASSES:
-            away = classes[hold_out(len(classes), fraction)[1]]
-            in_x, in_y = (np.isin(labels, away) for labels in _labels(train))
-            self.validation = train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
-            self.train = train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
-        elif fraction and train.pairs is not None and train.pair_count >= FEWEST_PAIRS:
-            kept, held = hold_out(train.pair_count, fraction)
-            self.validation = train.take_pairs(held)
-            self.train = Split(train.x, train.y, pairs=train.pairs[kept])
+    def _divided(self, fraction: float) -> tuple[Split, Split | None]:
+        """Returns rows to train on and to validate on; None if there are too few."""
+        train = self.train
+        count = len(classes_of(train)) if train.pairs is None else len(train.pairs)
+        if count < (FEWEST_CLASSES if train.pairs is None else FEWEST_PAIRS):
+            return train, None
+        order = np.random.default_rng((0, count)).permutation(count)
+        fewest = max(2, round(count * fraction))
+        kept, held = np.sort(order[fewest:]), np.sort(order[:fewest])
+        if train.pairs is not None:
+            return Split(train.x, train.y, pairs=train.pairs[kept]), train.take_pairs(held)
+        away = np.array(classes_of(train))[held]
+        in_x, in_y = (np.isin(labels, away) for labels in _labels(train))
+        rest = train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
+        return rest, train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
 
-    def _limit_validation(self, most: int) -> None:
+    def _limited(self, split: Split, most: int) -> Split:
         def drawn(count: int) -> Indices:
             return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
-        split = self.validation
-        assert split is not None
         if self.by_class:
-            self.validation = split.take(drawn(len(split.x)), drawn(len(split.y)))
-        else:
-            self.validation = split.take_pairs(drawn(split.pair_count))
+            return split.take(drawn(len(split.x)), drawn(len(split.y)))
+        return split.take_pairs(drawn(split.pair_count))
 
     def fingerprint(self, stop: Stop) -> dict[str, Any]:
         """Returns what identifies the data: name, pairs, and digests of all that is read.
@@ -145,19 +146,12 @@ class TrainingData:
     def summary(self) -> str:
         """Returns a line that describes the training data."""
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
+        noun = "classes" if self.by_class else "pairs"
         count, kept = (
             0 if split is None else len(classes_of(split)) if self.by_class else split.pair_count
             for split in (self.train, self.validation)
         )
-        noun = "classes" if self.by_class else "pairs"
         return f"{self.info.name}: {count} training {noun}, {kept} for validation; x {x}, y {y}"
-
-
-def hold_out(count: int, fraction: float) -> tuple[Indices, Indices]:
-    """Divides 0…N−1 into ascending (training, validation) indices; at least two validate."""
-    held = max(2, round(count * fraction))
-    order = np.random.default_rng((0, count)).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _digest(arrays: dict[str, Rows], stop: Stop) -> str:

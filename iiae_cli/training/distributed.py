@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 MEETING = timedelta(minutes=10)  # limit for all ranks to arrive, and for one sum of gradients
-FIRST_WORD, NEXT_WORD = 5.0, 30.0  # seconds before the first message, between messages
+WORD = 10.0  # seconds between messages while a rank waits
 POLL = 0.1  # seconds
 PATIENCE = timedelta(hours=4)  # limit for rank 0 to validate and write
 _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # that a rank is gone
@@ -132,7 +132,7 @@ class World:
 def _meet(world: World, stop: Stop) -> Store:
     """Returns the shared store once every rank is there; a signal or a timeout ends the wait."""
     name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
-    next_word, store = started + FIRST_WORD, _join(world)
+    next_word, store = started + WORD, _join(world)
     while missing := _missing(world, store):
         stop.check()
         time.sleep(POLL)
@@ -144,7 +144,7 @@ def _meet(world: World, stop: Stop) -> Store:
                 "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
             )
         if now >= next_word:
-            next_word = now + NEXT_WORD
+            next_word = now + WORD
             console.warn(f"{name} waits for {missing} ({now - started:.0f} s so far)")
     assert store is not None
     return store

@@ -35,13 +35,6 @@ from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import Feed, Step, added
 from iiae_cli.training.validation import Progress, Validation, as_text, baseline, validate
 
-_SHOWN = {  # in the progress bar: name, and the terms shown
-    "loss": ("loss",),
-    "reconstruction": ("reconstruction_x", "reconstruction_y"),
-    "KL(z^s)": ("kl_shared_prior",),
-    "KL(z^x, z^y)": ("kl_exclusive_x", "kl_exclusive_y"),
-}
-
 
 class Trainer:
     """Trains the model of a run.
@@ -193,7 +186,7 @@ class Trainer:
                 self._step += 1
                 self.moved()
                 if not self._bar.facts:
-                    self._show({name: float(value) for name, value in terms.items()})
+                    self._show(terms)
                 self._log()
                 first = self.progress.refit_steps is None
                 due = first and self._step % self._validate_every == 0
@@ -264,10 +257,8 @@ class Trainer:
         self._loggers.write("train", self.steps_done, figures)
         self._show(terms)
 
-    def _show(self, terms: Mapping[str, float]) -> None:
-        for name, keys in _SHOWN.items():
-            if all(key in terms for key in keys):
-                self._bar.facts[name] = " / ".join(f"{terms[key]:.4g}" for key in keys)
+    def _show(self, terms: Mapping[str, float | Tensor]) -> None:
+        self._bar.facts |= {name: f"{float(value):.4g}" for name, value in terms.items()}
 
     def _validated(self) -> Progress:
         """Validates on the first rank; a stop leaves the validation owed."""

@@ -5,16 +5,13 @@ import signal
 import time
 
 import pytest
-from helpers import refusal
 
-from iiae_cli.common.errors import Interrupted, Stop, signal_of, stop_on_signals
-
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from iiae_cli.common.errors import STOPPING, Interrupted, Stop, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = {number: signal.getsignal(number) for number in NUMBERS}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -24,20 +21,21 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_the_flag_remembers_the_signal_until_the_work_asks():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_the_flag_remembers_the_signal_until_the_work_asks(number):
     with stop_on_signals() as stop:
         stop.check()
-        send(signal.SIGTERM)
+        send(number)
         with pytest.raises(Interrupted, match="all of it is saved") as caught:
             stop.check("all of it is saved")
     assert caught.value.exit_code == 75
 
 
 def test_handlers_come_back_unless_the_process_is_on_its_way_out():
-    before = [signal.getsignal(number) for number in NUMBERS]
+    before = [signal.getsignal(number) for number in STOPPING]
     with stop_on_signals():
         assert signal.getsignal(signal.SIGTERM) is not before[1]
-    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert [signal.getsignal(number) for number in STOPPING] == before
     with stop_on_signals():
         send(signal.SIGTERM)
     send(signal.SIGTERM)  # would end this process
@@ -48,14 +46,6 @@ def test_a_second_ctrl_c_ends_at_once():
         send(signal.SIGINT)
         assert stop.exit_code == 130
         send(signal.SIGINT)
-
-
-def test_another_signal_may_announce_preemption():
-    with stop_on_signals("usr1") as stop:
-        send(signal.SIGUSR1)
-        assert stop.exit_code == 75
-    assert signal_of("SIGUSR1") == signal_of("USR1") == signal.SIGUSR1
-    assert "USR2" in refusal(signal_of, "KILL").hint
 
 
 def test_a_deadline_stops_and_a_signal_goes_before_it():

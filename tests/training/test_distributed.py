@@ -204,8 +204,7 @@ def test_slices_cover_the_batch_and_too_small_a_batch_is_refused():
 @pytest.fixture
 def address(monkeypatch):
     """A free meeting point on this machine, where ranks say at every look what they miss."""
-    monkeypatch.setattr(distributed, "FIRST_WORD", 0.0)
-    monkeypatch.setattr(distributed, "NEXT_WORD", 0.0)
+    monkeypatch.setattr(distributed, "WORD", 0.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"

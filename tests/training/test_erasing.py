@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import stopping_at
 from safetensors.torch import load_file
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_train import same_tensors, train
+from test_train import OTHERWISE, train
 from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
@@ -24,8 +23,7 @@ from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData, erase_means
 
-ERASE = ["--set", "erasure.shared=channel+leace", "--set", "erasure.rows=500"]
-ERASE += ["--set", "erasure.least_snr=0.0001"]
+ERASE = OTHERWISE["erasure"]
 ADDED = "erase_shared."
 
 __all__ = ["class_data"]  # a fixture
@@ -37,14 +35,9 @@ def factor_r2(latents, values):
     return float(cross_val_score(probe, latents, values.astype(float), scoring="r2").mean())
 
 
-def test_erasure_leaves_training_alone_and_resumes_bit_by_bit(iiae, trained):
-    assert train(iiae, trained, "plain").code == 0
-    assert train(iiae, trained, "whole", *ERASE).code == 0
-
-    with stopping_at(13):
-        assert train(iiae, trained, "parts", *ERASE).code == 75
-    assert train(iiae, trained, "parts", *ERASE, "--resume").code == 0
-    assert same_tensors(Path("whole/model.safetensors"), Path("parts/model.safetensors"))
+def test_erasure_leaves_training_alone(iiae, trained):
+    for run, more in (("plain", ()), ("whole", ERASE)):
+        assert train(iiae, trained, run, *more, steps=8).code == 0
     plain, erased = (load_file(Path(run) / "model.safetensors") for run in ("plain", "whole"))
     added = {name for name in erased if name.startswith(ADDED)}
     assert added and added == erased.keys() - plain.keys()

@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from moments import TINY, Server
+from moments import TINY
 from safetensors import safe_open
 
 from iiae_cli.runs import RunDir, load_model
@@ -27,32 +26,30 @@ SOON = 5.0  # processor seconds from a signal to the end of the process
 EXHAUSTIVE = [False, pytest.param(True, marks=pytest.mark.exhaustive)]
 
 
-@dataclass
-class Trials:
-    """A run that nothing happened to, and what to compare with it."""
-
-    nursery: Server
-    folder: Path
-    whole: Path
-    moments: int
-
-    def train(self, run, *more, **job):
-        return self.nursery.train(str(run), "--steps", STEPS, *more, **job)
-
-    def finish(self, run):
-        """Resume a run to its end, and find the same files there."""
-        resumed = self.train(run, "--resume")
-        assert resumed["code"] == 0, (run, resumed["err"])
-        assert_equal_runs(self.whole, run)
+@pytest.fixture(scope="module")
+def train(nursery):
+    """Trains in a folder of this name, eight steps."""
+    return lambda run, *more, **job: nursery.train(run, "--steps", STEPS, *more, **job)
 
 
 @pytest.fixture(scope="module")
-def trials(nursery):
-    trials = Trials(nursery, nursery.folder, nursery.folder / "whole", 0)
-    done = trials.train(trials.whole)
+def whole(nursery, train):
+    """A run that nothing happened to, and the number of its moments."""
+    done = train("whole")
     assert done["code"] == 0, done["err"]
-    trials.moments = done["moments"]
-    return trials
+    return nursery.folder / "whole", done["moments"]
+
+
+@pytest.fixture(scope="module")
+def finish(whole, train):
+    """Resumes a run to its end, and finds the same files there as in the whole one."""
+
+    def finish(run):
+        resumed = train(run, "--resume")
+        assert resumed["code"] == 0, (run, resumed["err"])
+        assert_equal_runs(whole[0], whole[0].with_name(run))
+
+    return finish
 
 
 def metrics_of(run):
@@ -116,69 +113,55 @@ def assert_whole(run):
             assert len(file["ids"]) == len(file["shared/mean"])
 
 
-def spread(trials, count, exhaustive):
+def spread(last, count, exhaustive):
     """Moments from the first to the last, or all of them."""
-    last = trials.moments
     if exhaustive:
         return list(range(1, last + 1))
     return sorted({round(1 + index * (last - 1) / (count - 1)) for index in range(count)})
 
 
-@pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
-def test_killed_at_any_moment_and_resumed_ends_in_the_same_files(trials, exhaustive):
-    for moment in spread(trials, 6, exhaustive):
-        run = trials.folder / f"killed-{moment}-{exhaustive}"
-        assert trials.train(run, at=moment, act="kill")["code"] == 137
-        assert_whole(run)
-        trials.finish(run)
-
-
-@pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
-def test_stopped_by_a_signal_at_any_moment_and_resumed_ends_in_the_same_files(trials, exhaustive):
-    for index, moment in enumerate(spread(trials, 5, exhaustive)):
-        act = ("TERM", "USR2", "INT")[index % 3]
-        run = trials.folder / f"stopped-{moment}-{exhaustive}"
-        stopped = trials.train(run, "--resume", at=moment, act=act)
-        assert stopped["seconds"] < SOON
-        finished = RunDir(run).read_info().get("state") == "finished"
-        expected = 0 if finished else 130 if act == "INT" else 75
-        assert stopped["code"] == expected, (moment, stopped["err"])
-        assert_whole(run)
-        trials.finish(run)
+CODES = {"kill": 137, "TERM": 75, "USR1": 75, "USR2": 75, "INT": 130, "ENOSPC": 2, "EACCES": 2}
+WORDS = {"ENOSPC": "No space left on device", "EACCES": "Permission denied"}
 
 
 @pytest.mark.parametrize("exhaustive", EXHAUSTIVE)
 @pytest.mark.parametrize(
-    ("act", "words"), [("ENOSPC", "No space left"), ("EACCES", "Permission denied")]
+    ("acts", "count"),
+    [(["kill"], 6), (["TERM", "USR2", "INT", "USR1"], 5), (["ENOSPC"], 4), (["EACCES"], 4)],
 )
-def test_a_refused_write_is_a_users_error_and_loses_nothing(trials, act, words, exhaustive):
-    for moment in spread(trials, 4, exhaustive):
-        run = trials.folder / f"{act}-{moment}-{exhaustive}"
-        refused = trials.train(run, at=moment, act=act)
+def test_stopped_at_any_moment_it_is_whole_and_resumed_ends_in_the_same_files(
+    nursery, train, whole, finish, acts, count, exhaustive
+):
+    for index, moment in enumerate(spread(whole[1], count, exhaustive)):
+        act = acts[index % len(acts)]
+        name = f"{act}-{moment}-{exhaustive}"
+        done, run = train(name, at=moment, act=act), nursery.folder / name
         assert_whole(run)
-        if refused["code"] != 0:  # steps, locks, removals and syncing a folder cannot be refused
-            assert refused["code"] == 2, (moment, refused["err"])
-            starts = [line.split(" ")[0] for line in refused["err"].splitlines()]
-            assert starts.count("error:") == starts.count("hint:") == 1, refused["err"]
-            assert words in refused["err"] and "Traceback" not in refused["err"]
-        trials.finish(run)
+        assert done["seconds"] < SOON and "Traceback" not in done["err"], done["err"]
+        # Too late for a signal; steps, locks, removals and syncing a folder cannot be refused.
+        if done["code"] or RunDir(run).read_info().get("state") != "finished":
+            assert done["code"] == CODES[act], (moment, done["err"])
+            starts = [line.split(" ")[0] for line in done["err"].splitlines()]
+            assert starts.count("error:") == starts.count("hint:") == (act in WORDS)
+            assert WORDS.get(act, "") in done["err"]
+        finish(name)
 
 
-def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(trials):
-    run, codes = trials.folder / "often", []
+def test_stopped_twice_and_killed_between_still_ends_in_the_same_files(train, whole, finish):
+    codes = []
     for act, part in (("kill", 0.3), ("TERM", 0.2), ("kill", 0.25), ("USR2", 0.3)):
-        moment = max(1, round(part * trials.moments))
-        codes.append(trials.train(run, "--resume", at=moment, act=act)["code"])
-        assert_whole(run)
+        done = train("often", "--resume", at=max(1, round(part * whole[1])), act=act)
+        codes.append(done["code"])
     assert codes == [137, 75, 137, 75]
-    trials.finish(run)
+    finish("often")
 
 
-def test_a_finished_run_says_so_and_is_left_alone(trials):
-    before = {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()}
-    again = trials.train(trials.whole, "--resume")
+def test_a_finished_run_says_so_and_is_left_alone(train, whole):
+    run = whole[0]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = train("whole", "--resume")
     assert again["code"] == 0 and "already finished" in again["err"]
-    assert {path: path.read_bytes() for path in trials.whole.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def stat_of(pid):
@@ -196,10 +179,10 @@ EARLY = [pytest.param(seconds, marks=pytest.mark.exhaustive) for seconds in (0.0
 
 @pytest.mark.parametrize("seconds", [None, *EARLY])
 def test_a_signal_ends_the_program_soon_while_it_starts_and_while_it_trains(
-    trials, tmp_path, seconds
+    nursery, tmp_path, seconds
 ):
     command = [sys.executable, "-m", "iiae_cli", "train", "--preset", "digits-cdcb", *TINY]
-    command += ["--data", str(trials.folder / "d.h5"), "--run", "run", "--steps", "100000"]
+    command += ["--data", str(nursery.folder / "d.h5"), "--run", "run", "--steps", "100000"]
     process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE)
     if seconds is None:
         assert any(line.startswith(b"step 4:") for line in process.stderr)

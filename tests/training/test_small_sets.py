@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import stopping_at
 from safetensors.torch import load_file
-from test_train import metrics_of, same_tensors
+from test_train import metrics_of
 
 TINY = (
     *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--batch-size", 16),
@@ -83,25 +82,9 @@ def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(iiae, data):
     assert iiae("encode", data, "--domain", "y", "--run", "run", "-o", "y.h5").code == 0
 
 
-AUGMENTED = (
-    *("--set", "augment.geometric=0.5", "--set", "augment.flip=0.5"),
-    *("--set", "augment.photometric=0.5"),
-)
-
-
-def test_resuming_is_bit_equal_with_augmentation_contrast_and_linear_paths(iiae, data):
-    more = (*AUGMENTED, "--set", "selection.rule=recall", "--set", "selection.patience=9")
-    assert train(iiae, data, "whole", *more).code == 0
-
-    with stopping_at(7):
-        assert train(iiae, data, "parts", *more).code == 75
-    assert train(iiae, data, "parts", *more, "--resume").code == 0
-    for name in ("model.safetensors", "checkpoints/step-00000012.safetensors"):
-        assert same_tensors(Path("whole") / name, Path("parts") / name)
-
-
 def test_augmentation_changes_training_and_nothing_else(iiae, data):
-    for run, more in (("plain", ()), ("augmented", AUGMENTED)):
+    augment = ("--set", "augment.flip=0.5", "--set", "augment.photometric=0.5")
+    for run, more in (("plain", ()), ("augmented", augment)):
         from_start = ("--set", "selection.from_start=true")
         assert train(iiae, data, run, *more, *from_start, steps=4).code == 0
     plain, augmented = (records(run, "validation") for run in ("plain", "augmented"))

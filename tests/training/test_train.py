@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from iiae_cli.common.errors import NEVER
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
-from iiae_cli.runs import RunDir
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -33,6 +31,16 @@ OTHERWISE = {
     "penalty": (
         *("--precision", "fp32", "--set", "objective.independence=30"),
         *("--set", "training.freeze_norm=0.5"),
+    ),
+    "erasure": (
+        *("--set", "erasure.shared=channel+leace", "--set", "erasure.rows=500"),
+        *("--set", "erasure.least_snr=0.0001"),
+    ),
+    "plus": (
+        *("--preset", "pairs-plus", "--set", "model.flat_hidden=8", "--set", "model.flat_width=8"),
+        *("--set", "model.shared=16", "--set", "augment.geometric=0.5"),
+        *("--set", "augment.flip=0.5", "--set", "augment.photometric=0.5"),
+        *("--set", "selection.patience=9", "--batch-size", 16),
     ),
 }
 
@@ -52,7 +60,10 @@ def same_tensors(first, second):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize(("stop_after", "how"), [(13, "fp32"), (7, "bf16"), (7, "penalty")])
+@pytest.mark.parametrize(
+    ("stop_after", "how"),
+    [(13, "fp32"), (7, "bf16"), (7, "penalty"), (13, "erasure"), (7, "plus")],
+)
 def test_resumed_training_ends_in_the_same_weights(iiae, trained, stop_after, how):
     assert train(iiae, trained, "whole", *OTHERWISE[how]).code == 0
     with stopping_at(stop_after):
@@ -211,12 +222,3 @@ def test_a_loss_that_is_not_finite_stops_training(iiae, trained):
 def test_too_few_pairs_for_a_batch_leave_no_run(iiae, trained):
     message, hint = train(iiae, trained, "run", "--batch-size", 5000).error()
     assert "5000" in message and "--batch-size" in hint and not Path("run").exists()
-
-
-def test_a_checkpoint_without_a_record_of_its_data_is_refused(iiae, trained):
-    with stopping_at(3):
-        train(iiae, trained, "run", steps=4)
-    run = RunDir(Path("run"))
-    run.save(replace(run.latest_checkpoint(), data={}))
-    resumed = train(iiae, trained, "run", "--resume", steps=4)
-    assert resumed.code == 2 and "other data than run was begun with" in resumed.error()[0]

@@ -20,10 +20,11 @@ def kept(memory, selection, scores):
     return [memory.accepts(validation(score, score), 1.0, selection) for score in scores]
 
 
-def test_selection_by_recall_keeps_the_best_and_the_later_of_equals():
-    expected = [True, True, False, True, False]
-    scores = [0.5, 0.8, 0.7, 0.8, 0.75]
-    assert kept(Progress(), SelectionSection(rule="recall"), scores) == expected
+def test_selection_by_recall_keeps_the_best_and_the_later_of_equals_and_counts_the_stale():
+    memory = Progress()
+    for score, keeps, stale in ((5, True, 0), (8, True, 0), (7, False, 1), (8, True, 2)):
+        assert kept(memory, SelectionSection(rule="recall"), [score / 10]) == [keeps]
+        assert memory.stale == stale
 
 
 def test_the_weights_before_the_first_step_stay_unless_training_gains_enough():
@@ -43,14 +44,6 @@ def test_selection_by_the_papers_rule_refuses_exclusive_hits_and_early_epochs():
 
 def test_selection_last_keeps_everything():
     assert Progress().accepts(None, 0.1, SelectionSection(rule="last", first_epoch=99))
-
-
-def test_patience_counts_validations_since_the_score_last_rose():
-    memory, stale = Progress(), []
-    for score in (0.5, 0.6, 0.6, 0.7, 0.6, 0.7):
-        kept(memory, SelectionSection(rule="recall", patience=2), [score])
-        stale.append(memory.stale)
-    assert stale == [0, 0, 1, 0, 1, 2]
 
 
 def test_warnings_name_a_dying_latent_and_recall_below_the_baseline():
