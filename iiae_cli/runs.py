@@ -101,8 +101,9 @@ class RunDir:
         return _config_of(read_yaml(self.config_file), self.config_file)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        files.append_line(self.metrics_file, json.dumps(record))
+        """Adds a line to metrics.jsonl; checkpoints count lines, so resuming drops a torn one."""
+        with files.write_errors(self.metrics_file), self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, lines: int | None) -> None:
         """Drops the lines that an interrupted run wrote after a checkpoint with so many lines."""

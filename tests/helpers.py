@@ -32,11 +32,15 @@ from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks
 from iiae_cli.runs import RunDir, save_weights
 from iiae_cli.training.trainer import Trainer
 
+
+def sets(text: str) -> list[str]:
+    """`--set` before each of the assignments."""
+    return [word for assignment in text.split() for word in ("--set", assignment)]
+
+
 # Small enough to train in seconds, large enough that recall rises far above the baseline.
-SMALL = (
-    *("--set", "model.widths=[16,32]", "--set", "model.decoder_widths=[64,32]"),
-    *("--set", "training.samples=2", "--batch-size", "16"),
-)
+SMALL = sets("model.widths=[16,32] model.decoder_widths=[64,32] training.samples=2")
+SMALL += ["--batch-size", "16"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGALRM)
 

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import sets
 
 # Dropout, annealing, and validations, log lines and checkpoints that fall on different steps.
-TINY = (
-    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"),
-    *("--set", "model.dropout=0.3", "--set", "training.samples=1"),
-    *("--set", "training.validate_every=4", "--set", "training.log_every=3"),
-    *("--set", "training.checkpoint_every=3", "--batch-size", "8"),
+TINY = sets(
+    "model.widths=[4,8] model.decoder_widths=[8,4] model.dropout=0.3 training.samples=1 "
+    "training.validate_every=4 training.log_every=3 training.checkpoint_every=3 "
+    "training.batch_size=8"
 )
 
 ROOT = Path(__file__).parent.parent

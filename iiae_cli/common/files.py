@@ -152,19 +152,6 @@ def save_picture(picture: Image, path: Path) -> None:
         picture.save(temporary, kind if kind in SAVE else "PNG")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Appends a whole line to a text file, or nothing."""
-    content = (line + "\n").encode()
-    with write_errors(path), path.open("ab", buffering=0) as file:
-        before = os.fstat(file.fileno()).st_size
-        try:
-            while content:  # a partial write: the next one raises
-                content = content[file.write(content) :]
-        except OSError:
-            file.truncate(before)
-            raise
-
-
 def sync_file(path: Path) -> None:
     """Waits until a file's content, or a folder's entries, are on the disk."""
     with write_errors(path):

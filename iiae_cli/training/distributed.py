@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Stop
@@ -218,6 +217,7 @@ class Share:
         )
         self.rows = slice(first, last)  # this rank's, within the batch
         self.weight = (last - first) / batch_size  # the fraction of rows that are this rank's
+        self.scale = self.weight * world.size  # of losses, for DDP averages gradients over ranks
         self.world, self._batch_size = world, batch_size
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -228,19 +228,6 @@ class Share:
         padded[self.rows] = rows
         whole: Tensor = _Sum.apply(padded)
         return whole
-
-    def wrapped(self, networks: nn.Module, device: torch.device, *, local: bool) -> nn.Module:
-        """Wraps networks to average gradients over ranks; `local`: batch norm reads slices."""
-        if self.world.size == 1:
-            return networks
-        if device.type == "cuda" and not local:
-            convert = nn.SyncBatchNorm.convert_sync_batchnorm
-            networks = convert(networks)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(networks)
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Scales this rank's loss so that the ranks' average gradient is the whole batch's."""
-        return loss if self.world.size == 1 else loss * (self.weight * self.world.size)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns means over the whole batch from every rank's means over its rows."""

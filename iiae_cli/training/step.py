@@ -17,7 +17,8 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iiae_cli.builders import build_objective, build_optimizer
 from iiae_cli.common.errors import IiaeError
@@ -44,22 +45,22 @@ class Step:
     """
 
     def __init__(self, config: Config, model: IIAE, device: torch.device, share: Share) -> None:
-        training = config.training
+        training, alone, on_gpu = config.training, share.world.size == 1, device.type == "cuda"
         self.optimizer = build_optimizer(config, model)
-        self._model, self._share, self._objective = (
-            model,
-            share,
-            build_objective(config, share.gather),
-        )
+        self._objective = build_objective(config, share.gather)
+        self._model, self._scale = model, share.scale
         self._bf16 = training.precision == "bf16"  # of the networks; losses stay in float32
-        self._networks: Networks = share.wrapped(
-            model, device, local=training.batch_norm == "local"
-        )
-        compiled = training.compile is True
-        self._graphs = compiled and device.type == "cuda" and share.world.size == 1
-        if compiled:
+        networks: nn.Module = model
+        if not alone:
+            if on_gpu and training.batch_norm == "synchronised":
+                convert = nn.SyncBatchNorm.convert_sync_batchnorm
+                networks = convert(model)  # type: ignore[no-untyped-call]
+            networks = DistributedDataParallel(networks)
+        self._networks: Networks = networks
+        self._graphs = training.compile is True and on_gpu and alone
+        if training.compile is True:
             mode = "reduce-overhead" if self._graphs else None
-            self._networks = torch.compile(self._networks, mode=mode)
+            self._networks = torch.compile(networks, mode=mode)
 
     def __call__(self, x: Tensor, y: Tensor, step: int, rate: float, seed: int) -> Terms:
         """Updates the weights on this process's rows of step 0, 1, …, of a model in training mode.
@@ -76,7 +77,7 @@ class Step:
             posteriors, reconstructions = self._networks(x, y)
         terms = self._objective(posteriors, reconstructions, step)
         self.optimizer.zero_grad(set_to_none=True)
-        self._share.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        (terms["loss"] * self._scale).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import resource
 import stat
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,6 @@ from helpers import refusal
 
 from iiae_cli.common.errors import DamagedFile
 from iiae_cli.common.files import (
-    append_line,
     check_kind,
     locked,
     missing,
@@ -75,18 +73,6 @@ def test_content_is_synced_before_the_name_and_the_folder_after_it(
     with writing(path, sync=sync):
         pass
     assert synced == expected
-
-
-def test_a_line_is_added_whole_or_not_at_all(path):
-    append_line(path, "one")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))  # as a disk that is nearly full
-    try:
-        assert "ulimit" in refusal(append_line, path, "three").hint
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    append_line(path, "two")
-    assert path.read_text() == "one\ntwo\n"
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(path):

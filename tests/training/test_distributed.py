@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import StopAt, refusal
+from helpers import StopAt, refusal, sets
 from moments import TINY
 from torch import Tensor
 
@@ -34,13 +34,11 @@ CPU = torch.device("cpu")
 # Nine rows, so that two ranks have five and four, and double precision, so that only a mistake
 # makes a difference.
 BATCH, STEPS = 9, 12
-PLAIN = ["training.log_every=1", f"training.batch_size={BATCH}", "training.precision=fp64"]
-CONTRAST = ["objective.contrastive=100", "objective.independence=10", "augment.geometric=0.5"]
-CONTRAST += ["augment.photometric=0.5", "model.dropout=0.3"]
-
-
-def options(assignments):
-    return [word for text in assignments for word in ("--set", text)]
+PLAIN = f"training.log_every=1 training.batch_size={BATCH} training.precision=fp64"
+CONTRAST = (
+    " objective.contrastive=100 objective.independence=10 augment.geometric=0.5 "
+    "augment.photometric=0.5 model.dropout=0.3"
+)
 
 
 def losses(run):
@@ -56,8 +54,8 @@ def one_process(data_file, assignments):
     """The same training in one process that passes each rank's rows through the networks by
     themselves.
     """
-    tiny = [text for text in TINY if "=" in text]
-    config = resolve([*preset_layers("digits-cdcb"), set_layer([*tiny, *assignments])]).config
+    own = [text for text in [*TINY, *assignments.split()] if "=" in text]
+    config = resolve([*preset_layers("digits-cdcb"), set_layer(own)]).config
     data = TrainingData(DataFile(data_file), config)
     torch.manual_seed(config.training.seed)
     model = place(builders.build_model(config, data.info).double(), "cpu")
@@ -106,12 +104,12 @@ def joined(parts):
 
 
 # InfoNCE's sums are in single precision.
-@pytest.mark.parametrize(("more", "tolerance"), [([], 1e-9), (CONTRAST, 1e-6)])
+@pytest.mark.parametrize(("more", "tolerance"), [("", 1e-9), (CONTRAST, 1e-6)])
 def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
     nursery, more, tolerance
 ):
     run = f"two-{len(more)}"
-    done = nursery.train(run, *options(PLAIN + more), "--steps", STEPS, ranks=2)
+    done = nursery.train(run, *sets(PLAIN + more), "--steps", STEPS, ranks=2)
     assert done["codes"] == [0, 0], done["errs"]
     expected = one_process(nursery.folder / "d.h5", PLAIN + more)
     for step, terms in losses(nursery.folder / run).items():
@@ -121,7 +119,7 @@ def test_two_ranks_have_the_losses_of_one_process_that_normalises_each_part(
 
 
 def test_two_ranks_stop_together_and_resume_exactly_and_one_may_go_on(nursery):
-    every = (*options(PLAIN), "--steps", STEPS)
+    every = (*sets(PLAIN), "--steps", STEPS)
     assert nursery.train("steady", *every, ranks=2)["codes"] == [0, 0]
     # Stopped in the middle of a checkpoint's interval, by a signal to a rank that writes nothing.
     stopped = nursery.train("parts", *every, ranks=2, rank=1, at=8, act="TERM")

@@ -11,7 +11,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_train import OTHERWISE, train
+from test_train import ERASE, train
 from test_train_classes import data as class_data
 from test_train_classes import train as train_classes
 
@@ -23,7 +23,6 @@ from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model
 from iiae_cli.training.data import TrainingData, erase_means
 
-ERASE = OTHERWISE["erasure"]
 ADDED = "erase_shared."
 
 __all__ = ["class_data"]  # a fixture

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import sets
 from safetensors.torch import load_file
 from test_train import metrics_of
 
-TINY = (
-    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]", "--batch-size", 16),
-    *("--set", "model.flat_hidden=8", "--set", "model.flat_width=8", "--set", "model.shared=16"),
-    *("--set", "training.validate_every=4", "--set", "training.log_every=2"),
-    *("--set", "training.checkpoint_every=3", "--set", "training.samples=1"),
+TINY = sets(
+    "model.widths=[4,8] model.decoder_widths=[8,4] model.flat_hidden=8 model.flat_width=8 "
+    "model.shared=16 training.batch_size=16 training.validate_every=4 training.log_every=2 "
+    "training.checkpoint_every=3 training.samples=1"
 )
 
 

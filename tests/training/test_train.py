@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import stopping_at
+from helpers import sets, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.common.errors import NEVER
@@ -17,32 +17,24 @@ from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
-TINY = (
-    *("--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"),
-    *("--set", "model.dropout=0.3", "--set", "training.samples=1"),
-    *("--set", "training.validate_every=8", "--set", "training.log_every=5"),
-    *("--set", "training.checkpoint_every=6"),
+TINY = sets(
+    "model.widths=[4,8] model.decoder_widths=[8,4] model.dropout=0.3 training.samples=1 "
+    "training.validate_every=8 training.log_every=5 training.checkpoint_every=6"
 )
 # Wide enough for the gradients that bfloat16 computes in a way of its own.
-WIDE = ("--set", "model.widths=[16,16]", "--set", "model.decoder_widths=[16,16]")
+WIDE = sets("model.widths=[16,16] model.decoder_widths=[16,16]")
+ERASE = sets("erasure.shared=channel+leace erasure.rows=500 erasure.least_snr=0.0001")
 OTHERWISE = {
-    "fp32": ("--precision", "fp32"),
-    "bf16": ("--precision", "bf16", *WIDE),
-    "penalty": (
-        *("--precision", "fp32", "--set", "objective.independence=30"),
-        *("--set", "training.freeze_norm=0.5"),
-    ),
-    "erasure": (
-        *("--set", "erasure.shared=channel+leace", "--set", "erasure.rows=500"),
-        *("--set", "erasure.least_snr=0.0001"),
-    ),
-    "plus": (
-        *("--preset", "pairs-plus", "--set", "model.flat_hidden=8", "--set", "model.flat_width=8"),
-        *("--set", "model.shared=16", "--set", "augment.geometric=0.5"),
-        *("--set", "augment.flip=0.5", "--set", "augment.photometric=0.5"),
-        *("--set", "selection.patience=9", "--batch-size", 16),
+    "fp32": ["--precision", "fp32"],
+    "bf16": ["--precision", "bf16", *WIDE],
+    "penalty": sets("training.precision=fp32 objective.independence=30 training.freeze_norm=0.5"),
+    "erasure": ERASE,
+    "plus": sets(
+        "model.shared=16 model.flat_hidden=8 model.flat_width=8 selection.patience=9 "
+        "augment.geometric=0.5 augment.flip=0.5 augment.photometric=0.5 training.batch_size=16"
     ),
 }
+OTHERWISE["plus"] += ["--preset", "pairs-plus"]
 
 
 def train(iiae, trained, run, *more, steps=20):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from class_sources import write_features
-from helpers import stopping_at
+from helpers import sets, stopping_at
 from safetensors.torch import load_file
 from test_train import metrics_of, same_tensors
 
@@ -17,11 +17,10 @@ from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
 from iiae_cli.training.data import TrainingData, classes_of
 
-SMALL = (
-    *("--set", "model.feature_width=16", "--set", "model.exclusive_hidden=[16,8]"),
-    *("--set", "model.shared_hidden=8", "--set", "model.shared=6", "--set", "model.exclusive=4"),
-    *("--set", "model.decoder_hidden=8", "--set", "training.validate_every=5"),
-    *("--set", "training.checkpoint_every=7", "--set", "training.log_every=4"),
+SMALL = sets(
+    "model.feature_width=16 model.exclusive_hidden=[16,8] model.shared_hidden=8 model.shared=6 "
+    "model.exclusive=4 model.decoder_hidden=8 training.validate_every=5 "
+    "training.checkpoint_every=7 training.log_every=4"
 )
 
 
