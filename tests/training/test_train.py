@@ -30,8 +30,9 @@ OTHERWISE = {
     "penalty": sets("training.precision=fp32 objective.independence=30 training.freeze_norm=0.5"),
     "erasure": ERASE,
     "plus": sets(
-        "model.shared=16 model.flat_hidden=8 model.flat_width=8 selection.patience=9 "
-        "augment.geometric=0.5 augment.flip=0.5 augment.photometric=0.5 training.batch_size=16"
+        "model.shared=16 model.flat_hidden=8 model.flat_width=8 model.patches=20 "
+        "selection.rule=recall selection.patience=9 augment.geometric=0.5 augment.flip=0.5 "
+        "augment.photometric=0.5 training.batch_size=16"
     ),
 }
 OTHERWISE["plus"] += ["--preset", "pairs-plus"]
