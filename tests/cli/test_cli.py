@@ -138,7 +138,7 @@ def test_doctor_shows_this_machine_and_fails_where_something_needed_is_missing(i
         ("train --preset missing.yaml", "missing.yaml", "iiae presets"),
         ("train", "no preset", "digits-cdcb"),
         ("train pairs --preset maps", "two presets", "leave one"),
-        ("train pairs --lr fast", "a number", "iiae train --help"),
+        ("train pairs --lr fast", "--lr", "iiae train --help"),
         ("train pairs --lr 0", "optimizer.lr", "--print-config"),
         ("prepare", "no data set", "digits-cdcb"),
         ("prepare sketchy", "sketchy", "iiae prepare sketchy SOURCE"),
