@@ -35,6 +35,13 @@ from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import Feed, Step, added
 from iiae_cli.training.validation import Progress, Validation, as_text, baseline, validate
 
+_SHOWN = {  # in the progress bar: name, and the terms shown
+    "loss": ("loss",),
+    "reconstruction": ("reconstruction_x", "reconstruction_y"),
+    "KL(z^s)": ("kl_shared_prior",),
+    "KL(z^x, z^y)": ("kl_exclusive_x", "kl_exclusive_y"),
+}
+
 
 class Trainer:
     """Trains the model of a run.
@@ -258,7 +265,9 @@ class Trainer:
         self._show(terms)
 
     def _show(self, terms: Mapping[str, float | Tensor]) -> None:
-        self._bar.facts |= {name: f"{float(value):.4g}" for name, value in terms.items()}
+        for name, keys in _SHOWN.items():
+            if keys[-1] in terms:
+                self._bar.facts[name] = " / ".join(f"{float(terms[key]):.4g}" for key in keys)
 
     def _validated(self) -> Progress:
         """Validates on the first rank; a stop leaves the validation owed."""
