@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,9 +42,7 @@ class BlockStore:
 
     def __init__(self, folder: Path, job: Job) -> None:
         self.folder, self.job = folder, job  # the folder may hold the output's temporary files
-        # A machine that dies may leave empty ones.
-        blocks = (path for path in folder.glob("[0-9]*.npz") if path.stat().st_size)
-        self._done = {int(path.stem) for path in blocks}
+        self._done = {int(path.stem) for path in folder.glob("[0-9]*.npz") if _is_whole(path)}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Returns the numbers whose block is not finished."""
@@ -59,7 +58,8 @@ class BlockStore:
     def read(self, number: int) -> Arrays:
         """Returns the arrays of a finished block."""
         path = self._path(number)
-        with reading(path, f"remove {self.folder} and run again"), path.open("rb") as file:
+        hint = "run the same command with --resume, which makes it again"
+        with reading(path, hint), path.open("rb") as file:
             return dict(np.load(file, allow_pickle=False))
 
     def fill(
@@ -87,15 +87,22 @@ class BlockStore:
         return self.folder / f"{number}.npz"
 
 
+def _is_whole(path: Path) -> bool:
+    """Returns whether a block is intact; a machine that dies may leave less."""
+    with suppress(Exception), zipfile.ZipFile(path) as file:  # whatever a damaged archive raises
+        return file.testzip() is None
+    return False
+
+
 @contextmanager
 def block_store(
     output: Path, job: Job, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[BlockStore]:
     """Opens the store of an output's blocks, and removes it when the `with` block succeeds.
 
-    It stays after an interruption, a bug or a full disk. It goes after other user errors, which
-    would only recur. `resume` keeps finished blocks of the same job, and says so when it drops
-    those of another.
+    It stays after an interruption, a bug, or an error of a disk or a file. It goes after other user
+    errors, which would only recur. `resume` keeps finished blocks of the same job, and says so when
+    it drops those of another.
     """
     folder = partial_of(output)
     content: dict[str, Any] = {"schema": _SCHEMA, "job": json.loads(json.dumps(job))}
@@ -115,7 +122,7 @@ def block_store(
             yield BlockStore(folder, content["job"])
             finished = True
         except IiaeError as error:
-            finished = not isinstance(error.__cause__, OSError | RuntimeError)
+            finished = error.__cause__ is None
             raise
         finally:
             if finished or _contents(folder) <= {_JOB}:

@@ -67,17 +67,26 @@ def test_a_resumed_job_makes_what_is_missing(tmp_path):
     assert not partial_of(output).exists()
 
 
-def test_a_block_that_a_dying_machine_left_empty_is_made_again_and_a_damaged_one_named(tmp_path):
+@pytest.mark.parametrize("left", [0, 300, -9])
+def test_a_block_that_a_dying_machine_damaged_is_made_again(tmp_path, left):
     output = tmp_path / "z.h5"
     interrupted(output, range(3))
     path = partial_of(output) / "1.npz"
-    content = path.read_bytes()
-    path.write_bytes(b"")
-    with pytest.raises(IiaeError) as caught, block_store(output, JOB, resume=True) as store:
+    path.write_bytes(path.read_bytes()[:left])
+    with block_store(output, JOB, resume=True) as store:
         assert store.missing(range(3)) == [1]
-        path.write_bytes(content[:-9])
+
+
+def test_a_block_that_is_damaged_meanwhile_is_named_and_the_others_stay(tmp_path):
+    output = tmp_path / "z.h5"
+    interrupted(output, range(3))
+    path = partial_of(output) / "1.npz"
+    with pytest.raises(IiaeError) as caught, block_store(output, JOB, resume=True) as store:
+        path.write_bytes(path.read_bytes()[:-9])
         store.read(1)
-    assert "is damaged" in caught.value.message and "and run again" in caught.value.hint
+    assert f"{path} is damaged" in caught.value.message and "--resume" in caught.value.hint
+    with block_store(output, JOB, resume=True) as store:
+        assert store.missing(range(3)) == [1]
 
 
 def test_work_that_is_there_asks_for_resume_or_overwrite(tmp_path, capsys):
