@@ -45,10 +45,6 @@ _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
 
 
-# Path's own raise in folders that cannot be entered, and on names that are too long.
-_is_dir, _is_file = os.path.isdir, os.path.isfile
-
-
 # ---- pictures
 
 
@@ -82,9 +78,9 @@ def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator
         if is_hidden(path) or path in without:
             continue
         suffix = path.suffix.lower()
-        if _is_dir(path):
+        if os.path.isdir(path):
             yield from _walk(path, above | {here}, without)
-        elif not _is_file(path):
+        elif not os.path.isfile(path):
             SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
         elif suffix in SUFFIXES:
             yield path
@@ -104,7 +100,7 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
         path = Path(word)
         with suppress(ValueError):  # two forms of a name; the error names the path
             path = find_file(path, listings) or path
-        if _is_dir(path):
+        if os.path.isdir(path):
             inside = pictures_in(path)
             if not inside:
                 kinds = ", ".join(sorted(SUFFIXES))
@@ -291,8 +287,9 @@ def _looks_like(path: Path, what: str, split: str = "") -> IiaeError:
     among = "those to train on" if split else "pictures that would be divided at random"
     return IiaeError(
         f"{path} looks like {what}, but lies among {among}",
-        "put splits in SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/, or name "
-        "them in a table's column split or by --unseen-classes; rename or move what is of no split",
+        "put splits in SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/ (trainA/ is "
+        "train/x/), or name them in a table's column split or by --unseen-classes; rename or move "
+        "what is of no split",
     )
 
 
@@ -300,8 +297,8 @@ def looks_like(name: str) -> str | None:
     """Returns the split that a name resembles: `test2017`, `valA`, `old-test`, `01_train`."""
     splits, rest = _words_of(name)
     plain = all(len(word) < 3 or word in _FILLERS.split() for word in rest)
-    held_out_first = sorted(splits, key="train".__eq__)
-    return split_of(name) or (held_out_first[0] if plain and splits else None)
+    found = (split for split in ("test", "valid", "train") if split in splits)
+    return split_of(name) or (next(found, None) if plain else None)
 
 
 def divides(name: str) -> bool:

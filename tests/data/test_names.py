@@ -148,7 +148,7 @@ def test_other_folders_are_part_of_a_name(tmp_path):
         ("X/0 photos/0", "{0} has no folder y/; it holds X/, photos/", ""),
         ("x/0_x y/0_y", "{0} holds nothing that can be read", "the warnings above"),
         ("A/0 data/Train/x/0", "{0} has no folder x/; it holds A/, data/", "x/ and y/"),
-        ("train/A/0 train/B/0", "{0}/train has no folder x/; it holds A/, B/", "train/x/"),
+        ("train/A/0 train/B/0", "{0}/train has no folder x/; it holds A/, B/", "x/ and y/"),
         ("A/train/0 B/train/0", "{0} has no folder x/; it holds A/, B/", "x/ and y/"),
     ],
 )

@@ -116,11 +116,12 @@ def domain_folders(
             lacking = next(domain for domain in DOMAINS if domain not in known)
             held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
             called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
-            raise IiaeError(
-                f"{folder} has no folder {lacking}/; it holds {called}",
-                "name the folder that holds x/ and y/, or train/x/ and so on, called like this; "
-                "or add --side-by-side if each picture holds x beside y",
+            hint = (
+                "call the folders of the two domains x/ and y/, or name the folder that holds these"
             )
+            if not held:
+                hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
+            raise IiaeError(f"{folder} has no folder {lacking}/; it holds {called}", hint)
         names.note_rest(folder, [*known.values()], notes)
     return domains
 
