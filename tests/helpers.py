@@ -78,7 +78,7 @@ def call(*arguments: object) -> Outcome:
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape") for _ in range(2)]
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     code: object = 0
-    SEEN.clear()  # of the call before
+    SEEN.take()  # of the call before
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["iiae", *map(str, arguments)])
         patch.setattr(sys, "stdout", streams[0])

@@ -73,10 +73,6 @@ class PictureCounts:
     """The files that this process read as pictures, each counted once, and those it left out."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets everything."""
         # Of each picture its mode, size (W, H) as shown, and changes, by the hash of its path.
         self._read: dict[int, tuple[str, tuple[int, int], tuple[str, ...]]] = {}
         self._left_out: dict[Path, str] = {}
@@ -100,7 +96,7 @@ class PictureCounts:
             "changes": _counted(change for _, _, changes in read for change in changes),
             "left_out": _counted(self._left_out.values()),
         }
-        self.clear()
+        self._read, self._left_out = {}, {}
         return seen
 
 
@@ -225,8 +221,8 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
         dark = ", almost black" if np.asarray(image.convert("L")).max() < 16 else ""
         changes.append(f"cut to the upper 8 of 16 bits{dark}")
     image = _in_srgb(image, changes)
-    image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode))
-    image = image if image.mode in _PLAIN else image.convert("RGB")
+    eight = {"RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB")
+    image = image if image.mode in _PLAIN else image.convert(eight)
     if image.has_transparency_data and channels not in (2, 4):
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -329,7 +325,7 @@ def _in_srgb(image: Image.Image, changes: list[str]) -> Image.Image:
 def resize_picture(image: Image.Image, size: Size) -> Image.Image:
     """Resizes a picture of 8 bits a channel; opacity weighs its colours."""
     kind = filter_of((image.height, image.width), size)
-    return image.resize(size[::-1], Image.Resampling[{"area": "BOX"}.get(kind, kind.upper())])
+    return image.resize(size[::-1], Image.Resampling["BOX" if kind == "area" else kind.upper()])
 
 
 def resize_pictures(pictures: Pixels, side: int) -> Pixels:

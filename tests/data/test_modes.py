@@ -18,7 +18,7 @@ RED, GREEN, WHITE = [255, 0, 0], [0, 255, 0], [255, 255, 255]
 
 @pytest.fixture(autouse=True)
 def forget():
-    SEEN.clear()
+    SEEN.take()
 
 
 def saved(path, pixels, mode=None, **options):

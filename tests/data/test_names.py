@@ -88,7 +88,7 @@ def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, ca
 def test_what_lies_beside_the_folders_is_counted(tmp_path):
     tree(tmp_path, "train/x/0 train/y/0 test2/x/0 test2/y/0 x/1 y/1 cover train/z/1 train/1")
     tree(tmp_path, "__MACOSX/0 more.txt")
-    SEEN.clear()
+    SEEN.take()
     made = prepared(tmp_path)
     assert SEEN.take()["left_out"] == {".txt": 1}
     assert made.splits["train"].pair_count == 1

@@ -134,7 +134,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
         assert broken.endswith("x/c.png: is not a readable picture")
     options = {"side_by_side": True, "image_size": 8, **WHOLE}
     side_by_side(tmp_path / "halves", "b", 10, size=(8, 17))
-    SEEN.clear()
+    SEEN.take()
     beside = prepared("pairs", tmp_path / "halves", **{**options, "image_size": 4})
     said = {"read without an odd last column": 1, "resized to 4×4": 2}
     assert SEEN.take()["changes"] == said
