@@ -214,6 +214,9 @@ def _plain(opened: Image.Image, channels: int, changes: list[str]) -> Image.Imag
         changes.append("first of several frames")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
         changes.append("turned as EXIF says")
+    unlike_srgb = abs(opened.info.get("gamma", 0.45) - 0.45) > 0.05  # sRGB's is 1/2.2
+    if unlike_srgb and not {"srgb", "icc_profile"} & {*opened.info}:
+        changes.append("read without their gamma")
     image = ImageOps.exif_transpose(opened)
     if mode == "F" or mode.startswith("I"):
         image = _of_numbers(image, unsigned="I;32N" in raw, changes=changes)
@@ -248,7 +251,7 @@ def _refuse_misread(opened: Image.Image, raw: str) -> None:
     }
     for kind, found in misread.items():
         if found:
-            raise _UnusableError(f"is {kind}, which Pillow misreads: save it with 8 bits")
+            raise _UnusableError(f"is {kind}, which Pillow misreads: save it as a PNG of 8 bits")
 
 
 def _of_numbers(image: Image.Image, *, unsigned: bool, changes: list[str]) -> Image.Image:

@@ -169,6 +169,11 @@ def png(path, depth, kind, row, more):
     return path
 
 
+@pytest.mark.parametrize("chunk", [(b"gAMA", struct.pack(">I", 100_000)), (b"gAMA", bytes(4))])
+def test_a_gamma_that_is_not_applied_is_said(tmp_path, chunk):
+    assert changes(png(tmp_path / "a.png", 8, 0, b"\7", chunk)) == ["read without their gamma"]
+
+
 @pytest.mark.parametrize(("high", "said"), [(255, ""), (15, ", almost black")])
 def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path, high, said):
     row = bytes([high, 255, 1, 0, 0, 255])
