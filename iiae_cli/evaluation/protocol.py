@@ -25,6 +25,7 @@ from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"
+FEW_ROWS = 20  # with fewer, figures mean little
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
@@ -60,7 +61,10 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 
 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
-    """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else."""
+    """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else.
+
+    Warns of rows whose figures mean less than they seem to.
+    """
     split = file.split(name)
     if split.pair_count == 0 or not len(split.y):
         others = ", ".join(other for other, count in file.info.counts.items() if count)
@@ -69,12 +73,19 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
         message = f"split '{name}' of {file.path} has no labels"
         raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
+    if split.pair_count < FEW_ROWS:
+        console.warn(f"split '{name}' has only {split.pair_count} rows, too few for firm figures")
     if "zero-shot" in tasks or file.info.by_class:
         return split
-    if split.pairs is None and len(split.x) != len(split.y):
-        message = f"split '{name}' of {file.path} is not paired"
-        raise IiaeError(message, "paired retrieval needs partners")
-    return split if split.pairs is None else split.take_pairs(np.arange(split.pair_count))
+    if split.pairs is None:
+        if len(split.x) != len(split.y):
+            message = f"split '{name}' of {file.path} is not paired"
+            raise IiaeError(message, "paired retrieval needs partners")
+        return split
+    if "retrieval" in tasks:
+        rule = "recall counts one of several equal partners as the true one"
+        console.warn(f"pictures recur in several pairs: {rule}")
+    return split.take_pairs(np.arange(split.pair_count))
 
 
 def check_judge(loaded: LoadedModel, split: Split, tasks: list[Task]) -> None:

@@ -2,8 +2,11 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
+from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.evaluation import protocol
 from iiae_cli.evaluation.protocol import OBJECTIVES, PUBLISHED, paper_rows
 from iiae_cli.model.objective import BoundKind
 
@@ -115,3 +118,16 @@ def test_table_six_has_our_figure_beside_the_runs_own_objective(objective):
     rows = rows_of("sketchy", ZERO_SHOT, class_split="sempcyc-25", objective=objective)
     beside = [row for row in rows if row["table"] == 6 and row["ours"] is not None]
     assert {row["method"] for row in beside} == {OBJECTIVES[objective]}
+
+
+@pytest.mark.parametrize("recurring", [False, True])
+@pytest.mark.parametrize("rows", [19, 20])
+def test_few_rows_and_pictures_that_recur_are_warned_of(tmp_path, capsys, rows, recurring):
+    side = Side(np.zeros((rows, 3), np.float32), [*map(str, range(rows))])
+    pairs = np.stack([np.arange(rows) // 2, np.arange(rows)], axis=1) if recurring else None
+    write_data_file(tmp_path / "d.h5", "d", {"test": Split(side, side, pairs=pairs)}, {})
+    split = protocol.rows_of(DataFile(tmp_path / "d.h5"), "test", ["retrieval"])
+    assert len(split.x) == len(split.y) == rows
+    said = capsys.readouterr().err
+    assert ("only 19 rows" in said) == (rows == 19)
+    assert ("pictures recur in several pairs" in said) == recurring
