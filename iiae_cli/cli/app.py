@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from iiae_cli import __version__
-from iiae_cli.cli.options import GROUPS, option, say_left_out
+from iiae_cli.cli.options import GROUPS, option, take_seen
 from iiae_cli.common import console
 from iiae_cli.common.environment import cores
 from iiae_cli.common.errors import EXIT_CTRL_C, EXIT_USER_ERROR, IiaeError, Interrupted, plain_words
@@ -176,9 +176,7 @@ def _exit_code(call: Callable[[], object]) -> int:
         refusal = error if isinstance(error, IiaeError) else refusal_of_system(error)
         if refusal is None:
             raise
-        from iiae_cli.data.pictures import SEEN  # keeps start-up fast
-
-        say_left_out(SEEN.take())
+        take_seen()
         console.fail(refusal.message, refusal.hint)
         return EXIT_USER_ERROR
     except Interrupted as stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -117,15 +118,15 @@ def finish(
 
     Changed or skipped pictures are reported; with `pictures` also how many were read.
     """
-    from iiae_cli.data.pictures import SEEN, line_of  # keeps start-up fast
-
     for line in skipped:
         console.warn(f"skipped {line}")
-    seen = SEEN.take()
-    say_left_out(seen)
-    if seen["changes"] or (pictures and seen["read"]):
-        console.say(line_of(seen, len(skipped)))
-    more = {"pictures_seen": seen} if pictures or seen["read"] or seen["left_out"] else {}
+    more = {}
+    if seen := take_seen():
+        from iiae_cli.data.pictures import line_of
+
+        if seen["changes"] or (pictures and seen["read"]):
+            console.say(line_of(seen, len(skipped)))
+        more = {"pictures_seen": seen} if pictures or seen["read"] or seen["left_out"] else {}
     if as_json:
         console.print_json({**result, **more})
     else:
@@ -136,12 +137,20 @@ def finish(
         raise typer.Exit(EXIT_SOME_SKIPPED)
 
 
-def say_left_out(seen: Mapping[str, Any]) -> None:
-    """Warns of files in folders that were not read as pictures, by suffix."""
+def take_seen() -> dict[str, Any]:
+    """Returns what was read as pictures, after a warning of files in folders that were not.
+
+    Returns nothing if no command imported the reader: `doctor` must work without NumPy and Pillow.
+    """
+    reader = sys.modules.get("iiae_cli.data.pictures")
+    if reader is None:
+        return {}
+    seen: dict[str, Any] = reader.SEEN.take()
     kinds = ", ".join(f"{kind} {count}" for kind, count in seen["left_out"].items())
     count = sum(seen["left_out"].values())
     if count:
         console.warn(f"left out {count} file{'s' * (count > 1)} of other kinds: {kinds}")
+    return seen
 
 
 def seconds_of(text: str) -> float:

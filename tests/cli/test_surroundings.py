@@ -98,3 +98,11 @@ def test_iiae_threads_limits_every_command(tmp_path):
     env = {"IIAE_THREADS": "1", "OMP_NUM_THREADS": "2"}
     done = start(tmp_path, "doctor", "--json", env=env)
     assert json.loads(done.stdout)["devices"]["cpu"] == "1 threads"
+
+
+@pytest.mark.parametrize("package", ["numpy", "PIL"])
+def test_doctor_works_without_what_the_other_commands_need(tmp_path, package):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('broken')")
+    done = start(tmp_path, "doctor", "--json", text=True)
+    assert done.returncode == 2 and "cannot be imported: broken" in done.stderr
+    assert json.loads(done.stdout)["problems"]
