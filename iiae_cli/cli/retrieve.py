@@ -73,7 +73,9 @@ def command(
     if montage is not None:
         refuse_existing(montage, overwrite)
     first = Path(paths[0])
-    encoded = LatentCache.read(first) if len(paths) == 1 and made_by(first) else None
+    encoded = None
+    if len(paths) == 1 and made_by(first):  # what was skipped in encoding is no query
+        encoded = replace(LatentCache.read(first), skipped=[])
     how = "--domain" if domain else "the other one than the gallery's"
     if encoded is None:
         model = open_run(run, device, backbone_weights)

@@ -110,7 +110,8 @@ def command(
     _check_model(model.loaded, bool(reference or guided), grid is not None)
     rows = model.inputs(paths, source, split=split, workers=workers).first(limit)
     if grid is not None and rows.total > GRID_ROWS:
-        console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs")
+        others = "" if output else "; no others are translated, as -o was not named"
+        console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs{others}")
     rows = rows if output else rows.first(GRID_ROWS)
     references = model.inputs(reference, target).read_all() if reference else None
     partners = None

@@ -137,6 +137,14 @@ def test_retrieve_reads_queries_from_a_cache_and_all_backends_agree(iiae, traine
     assert all(0 <= float(line.split("\t")[3]) <= 2 for line in cosine.out.splitlines())
 
 
+def test_what_encoding_skipped_is_no_query_of_the_cache(iiae, trained, query):
+    Path("bad.png").write_text("no picture")
+    base = ("encode", query, "bad.png", "--domain", "x", "--run", trained.run, "-o", "x.h5")
+    assert iiae(*base).code == 3
+    found = iiae("retrieve", "x.h5", "--index", trained.run / "gallery.h5", "--json")
+    assert found.code == 0 and len(found.json["results"]) == 1 and found.json["skipped"] == []
+
+
 def test_the_only_cache_here_of_this_model_and_another_domain_is_the_default_gallery(
     iiae, trained, query
 ):
@@ -278,6 +286,7 @@ def test_a_folder_is_translated_but_for_what_cannot_be_read(iiae, trained):
     assert "out/00001-to-y-sample1-2.png" in outputs(outcome.json, 16)  # a name that recurs
     alone = iiae(*base, "--grid", "alone.png")
     assert len(alone.json["results"]) == 31  # of the first 32
+    assert "no others are translated" in alone.err and "no others" not in outcome.err
 
 
 def test_nothing_is_written_if_one_file_exists_or_nothing_is_readable(iiae, trained):
