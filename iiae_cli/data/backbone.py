@@ -89,7 +89,7 @@ class Weights:
 
     @property
     def seen(self) -> Seen:
-        """The classes of the data set that they were trained on: none of them are ImageNet's."""
+        """The classes of the data set that they were trained on; ImageNet's are others."""
         return NONE_SEEN if self.trained_on in ("nothing", hubs.IMAGENET) else UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
@@ -116,8 +116,11 @@ def find_weights(name: str, given: str | None, *, download: bool = False) -> Wei
     digest = sha256_of(path)
     if digest.startswith(tuple(known.hashes)):
         return Weights("imagenet", path, digest, known.trained_on)
-    if given is not None or known.hashes:
+    if given is not None:
         return Weights("file", path, digest, "what its maker says: cannot be told")
+    if known.hashes:
+        message = f"{path} is damaged: its SHA-256 does not begin with {' or '.join(known.hashes)}"
+        raise IiaeError(message, "delete it, then run again with --download")
     return Weights("published", path, digest, known.trained_on)
 
 
