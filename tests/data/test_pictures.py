@@ -204,7 +204,7 @@ def test_linked_folders_are_walked_and_loops_end(tmp_path):
 def test_what_lies_behind_a_link_is_part_of_a_source(tmp_path):
     link = tmp_path / "source" / "link"
     for number in range(2):
-        touch(tmp_path / f"store{number}" / f"{number}.png")
+        touch(tmp_path / f"store{number}" / "0.png").write_bytes(bytes(number))
     link.parent.mkdir()
     (link.parent / "loop").symlink_to(link.parent)
     link.symlink_to(tmp_path / "store0")
