@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ from torch import Tensor
 from iiae_cli import __version__
 from iiae_cli.builders import build_model, picture_size, place
 from iiae_cli.common import console, files
-from iiae_cli.common.errors import DamagedFile, IiaeError
+from iiae_cli.common.errors import DamagedFile, IiaeError, plain_words
 from iiae_cli.common.tensors import digest_of, read_tensors, save_tensors
 from iiae_cli.config import Config
 from iiae_cli.config.presets import read_yaml
@@ -41,7 +40,7 @@ from iiae_cli.model.iiae import IIAE
 
 CHECKPOINT_SCHEMA = "iiae.checkpoint/4"
 MODEL_SCHEMA = "iiae.model/3"
-HINT = "start afresh with --overwrite; the kept weights, model.safetensors, may still serve"
+HINT = "train into another --run, or start afresh with --overwrite, which drops its weights, too"
 OTHER_VERSION = "use the version of iiae that wrote it, or train with this one into another --run"
 
 
@@ -88,12 +87,12 @@ class RunDir:
         """Removes what an earlier run left, and writes the configuration of a new one."""
         # Newest checkpoints first: if interrupted, `--resume` finds the old run at an earlier step.
         old = [*reversed(self.checkpoint_files()), self.model_file, self.metrics_file]
+        old += [self.gallery_file, self.info_file]
+        for pattern in ("checkpoints/step-*", "samples/step-*.png", "tensorboard/events.*"):
+            old += self.path.glob(pattern)
         with files.write_errors(self.path):
-            for path in (*old, self.gallery_file, self.info_file):
+            for path in old:
                 path.unlink(missing_ok=True)
-            for folder in (self.checkpoint_folder, self.samples_folder, self.tensorboard_folder):
-                if folder.is_dir() and not folder.is_symlink():
-                    shutil.rmtree(folder)
         files.write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
@@ -105,7 +104,7 @@ class RunDir:
         with files.write_errors(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def truncate_metrics(self, lines: int | None) -> None:
+    def truncate_metrics(self, lines: int) -> None:
         """Drops the lines that an interrupted run wrote after a checkpoint with so many lines."""
         if self.metrics_file.exists():
             kept = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
@@ -149,6 +148,7 @@ class RunDir:
         }
         header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
         header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
+        header["lines"] = "0"
         if self.metrics_file.exists():
             files.sync_file(self.metrics_file)  # after a power failure the lines are there, too
             header["lines"] = str(self.metrics_file.read_bytes().count(b"\n"))
@@ -188,15 +188,14 @@ class Checkpoint:
     running: dict[str, Tensor] = field(default_factory=dict)  # loss terms since the last log line
     progress: dict[str, Any] = field(default_factory=dict)  # `validation.Progress` as JSON
     data: dict[str, Any] = field(default_factory=dict)  # the training data's fingerprint
-    lines: int | None = None  # of metrics.jsonl, as read
+    lines: int = 0  # of metrics.jsonl when it was saved
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
     header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, HINT)
     with files.reading(path, HINT):
         notes = {key: dict(json.loads(header[key])) for key in ("progress", "data")}
-        lines = int(header["lines"]) if "lines" in header else None
-        checkpoint = Checkpoint(int(header["step"]), **notes, lines=lines)
+        checkpoint = Checkpoint(int(header["step"]), **notes, lines=int(header["lines"]))
         for full_name, values in tensors.items():
             part, name = full_name.split("/", 1)
             getattr(checkpoint, part)[name] = values
@@ -259,8 +258,9 @@ def _config_of(values: dict[str, Any], path: Path) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        reason = f"{path} was written by another version: {error.errors()[0]['msg']}"
-        raise IiaeError(reason, OTHER_VERSION) from error
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {plain_words(first['msg'])}".lstrip(": ")
+        raise IiaeError(f"{path} was written by another version: {reason}", OTHER_VERSION) from error
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

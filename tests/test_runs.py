@@ -164,14 +164,22 @@ def test_a_refused_run_leaves_nothing_a_half_made_folder_is_free_and_any_other_i
     assert not run.is_free()
 
 
-def test_a_new_run_replaces_an_old_one_but_nothing_behind_a_link(tmp_path):
+def test_a_new_run_replaces_an_old_one_but_nothing_that_it_did_not_write(tmp_path):
     run = with_checkpoints(tmp_path / "run", 5)
-    (tmp_path / "mine").mkdir()
-    run.samples_folder.symlink_to(tmp_path / "mine")
-    (run.samples_folder / "1.png").touch()
+    run.samples_folder.mkdir()
+    for name in ("1.png", "step-00000005.png"):
+        (run.samples_folder / name).touch()
     run.create(CONFIG)
     assert run.exists() and not run.model_file.exists() and run.latest_checkpoint() is None
-    assert (tmp_path / "mine/1.png").exists()
+    assert [path.name for path in run.samples_folder.iterdir()] == ["1.png"]
+
+
+def test_a_checkpoint_before_the_first_line_of_metrics_keeps_none(tmp_path):
+    run, _, _ = saved(tmp_path / "run")
+    run.save(Checkpoint(2))
+    run.append_metrics({"step": 3})
+    run.truncate_metrics(run.latest_checkpoint().lines)
+    assert not run.metrics_file.read_text()
 
 
 def test_metrics_after_a_checkpoint_are_dropped_and_a_torn_line_too(tmp_path):
