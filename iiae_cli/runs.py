@@ -260,7 +260,8 @@ def _config_of(values: dict[str, Any], path: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {plain_words(first['msg'])}".lstrip(": ")
-        raise IiaeError(f"{path} was written by another version: {reason}", OTHER_VERSION) from error
+        message = f"{path} was written by another version: {reason}"
+        raise IiaeError(message, OTHER_VERSION) from error
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

@@ -41,7 +41,7 @@ _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink")
 _IMPORTED = [
     *("moments", "iiae_cli.cli.app", "iiae_cli.cli.train", "iiae_cli.cli.prepare"),
     *("iiae_cli.cli.encode", "iiae_cli.training.session", "iiae_cli.inference.api"),
-    *("PIL.JpegImagePlugin", "sklearn.datasets"),
+    *("PIL.JpegImagePlugin", "sklearn.datasets", "filelock"),
     *("iiae_cli.data.sources.extraction", "torch.utils.tensorboard", "torchvision.models"),
 ]
 
