@@ -135,7 +135,7 @@ def _results(found: Neighbours) -> list[dict[str, Any]]:
 
 
 def _draw(path: Path, queries: LatentCache, gallery: LatentCache, found: Neighbours) -> None:
-    from iiae_cli.report.retrieval import draw_montage
+    from iiae_cli.report.retrieval import montage
 
     rows, distances = found.rows[:MONTAGE_ROWS], found.distances[:MONTAGE_ROWS]
     if len(rows) < len(found.rows):
@@ -144,4 +144,4 @@ def _draw(path: Path, queries: LatentCache, gallery: LatentCache, found: Neighbo
     folders = [Path(name).parent.name for name in queries.ids]
     if queries.labels is None and known.issuperset(folders):  # pictures in a folder for each class
         queries = replace(queries, labels=folders)
-    save_picture(draw_montage(queries, gallery, rows, distances), path)
+    save_picture(montage(queries, gallery, rows, distances).draw(), path)

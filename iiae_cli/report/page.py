@@ -29,7 +29,7 @@ from iiae_cli.evaluation.translation import Subject
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
-from iiae_cli.report.retrieval import Retrieval, source_folder
+from iiae_cli.report.retrieval import Retrieval, Shown
 from iiae_cli.runs import LoadedModel, RunDir
 
 STRIP_ROWS = 4
@@ -50,14 +50,13 @@ def write_report(
     by class.
     """
     protocol, split, info = figures["protocol"], subject.split, run.read_info()
-    by_class, pairs = file.info.by_class, subject.pairs
+    by_class = file.info.by_class
     metric: Metric = "cosine" if by_class else protocol["metric"]
     ways = []
-    for source, target in DIRECTIONS:
-        sides = split.side(source), split.side(target)
-        means = pairs[source].mean("shared"), pairs[target].mean("shared")
-        name = f"{source} → {target}"
-        ways.append(Retrieval(name, sides, means, by_class, metric, source_folder(file)))
+    for way in DIRECTIONS:
+        queries, gallery = (Shown.of(split.side(domain), file) for domain in way)
+        means = subject.pairs[way[0]].mean("shared"), subject.pairs[way[1]].mean("shared")
+        ways.append(Retrieval(" → ".join(way), queries, gallery, means, by_class, metric))
     grids = sections.translation_panels(subject, not by_class, protocol.get("samples", 3))
     text = render(
         title=f"{run.path.resolve().name} on {protocol['data_set']}",
@@ -98,8 +97,8 @@ def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
     """Shows a few rows, evenly spread, from x to y: neighbours beside translations, if any."""
     strips = []
     for way in ways if translated is None else ways[:1]:
-        rows = spread(len(way.sides[0]), sections.GRID_PAIRS)
-        strips.append(way.panel("the nearest neighbours", rows[spread(len(rows), STRIP_ROWS)]))
+        rows = spread(len(way.queries.ids), sections.GRID_PAIRS)
+        strips.append(way.strip(rows[spread(len(rows), STRIP_ROWS)]))
     if translated is not None:
         strips.append(sections.translation_strip(translated, STRIP_ROWS))
     return strips

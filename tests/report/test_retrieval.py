@@ -1,5 +1,6 @@
 """Queries and their neighbours: who is right, how it is shown, and what is left open."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
 from iiae_cli.report.grids import NEAR, RIGHT, TILE, WRONG, to_rgb
-from iiae_cli.report.retrieval import Retrieval, draw_montage, judgement
+from iiae_cli.report.retrieval import Retrieval, Shown, montage, partners_of
 
 PARTNER, SAME, DIFFERENT = "partner", "same class", "other class"
 
@@ -27,9 +28,15 @@ def gallery(*ids, **more):
     return queries(*ids, domain="y", **more)
 
 
-def verdicts(asked, searched, split=None):
-    judge, rows = judgement(asked, searched, split), range(len(searched.ids))
-    return [[judge(query, row) for row in rows] for query in range(len(asked.ids))]
+def draw(asked, searched, order=None):
+    """The montage of every query with all entries, in gallery order or another."""
+    rows = np.array([range(len(searched.ids)) if order is None else order] * len(asked.ids))
+    return montage(asked, searched, rows, np.ones(rows.shape))
+
+
+def verdicts(asked, searched):
+    captions = [[tile.caption for tile in row[1:]] for row in draw(asked, searched).rows]
+    return [[None if "distance" in c[-1] else c[-1] for c in line] for line in captions]
 
 
 @pytest.mark.parametrize(
@@ -51,44 +58,40 @@ def test_without_a_partner_classes_decide():
     assert verdicts(queries("q"), searched) == [[None, None]]
 
 
-def split_of(ids_x, ids_y, labels_x=None, labels_y=None, **more):
-    rows_x, rows_y = (np.zeros((len(ids), 4, 4, 3), np.uint8) for ids in (ids_x, ids_y))
-    return Split(Side(rows_x, ids_x, labels_x), Side(rows_y, ids_y, labels_y), **more)
+def stored(path, ids, labels=(None, None), pairs=None, **attributes):
+    """Caches of both sides of a test split, whose rows are white pictures."""
+    rows = (np.full((len(names), 4, 4, 3), 255, np.uint8) for names in ids)
+    sides = (Side(*side) for side in zip(rows, ids, labels, strict=True))
+    write_data_file(path, "d", {"test": Split(*sides, pairs=pairs)}, attributes)
+    source = {"data": str(path), "split": "test"}
+    sides = zip((queries, gallery), ids, labels, strict=True)
+    return (cache(*names, labels=given, source=source) for cache, names, given in sides)
 
 
-def test_the_pairs_of_a_split_are_worth_more_than_names():
-    split = split_of(["a", "b"], ["a", "b", "c"], pairs=np.array([[0, 1], [1, 0], [1, 2]]))
-    forward = verdicts(queries("a", "b"), gallery("a", "b", "c"), split)
-    assert forward == [[None, PARTNER, None], [PARTNER, None, PARTNER]]
-    back = verdicts(gallery("c", "b"), queries("a", "b"), split)
-    assert back == [[None, PARTNER], [PARTNER, None]]
+def test_the_pairs_of_a_split_are_worth_more_than_names(tmp_path):
+    pairs = np.array([[0, 1], [1, 0], [1, 2]])
+    x, y = stored(tmp_path / "p.h5", (["a", "b"], ["a", "b", "c"]), pairs=pairs)
+    assert verdicts(x, y) == [[None, PARTNER, None], [PARTNER, None, PARTNER]]
+    assert verdicts(y, x) == [[None, PARTNER], [PARTNER, None], [None, PARTNER]]
+    few = replace(y, ids=["c", "b"])  # a shard
+    assert partners_of(few, x) == [{"b"}, {"a"}] and partners_of(x, few) == [{"b"}, {"c"}]
 
 
 def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
-    labels_x, labels_y = ["cat", "dog"], ["dog", "dog", "cat"]
-    split = split_of(["1", "2"], ["1", "2", "3"], labels_x, labels_y)
-    write_data_file(tmp_path / "c.h5", "classes", {"test": split}, {"alignment": "class"})
-    source = {"data": str(tmp_path / "c.h5"), "split": "test"}
-    asked = queries("1", "2", labels=labels_x, source=source)
-    searched = gallery("1", "2", "3", labels=labels_y, source=source)
-    assert verdicts(asked, searched, split) == [
-        [DIFFERENT, DIFFERENT, SAME],
-        [SAME, SAME, DIFFERENT],
-    ]
+    labels = ["cat", "dog"], ["dog", "dog", "cat"]
+    x, y = stored(tmp_path / "c.h5", (["1", "2"], ["1", "2", "3"]), labels, alignment="class")
+    assert verdicts(x, y) == [[DIFFERENT, DIFFERENT, SAME], [SAME, SAME, DIFFERENT]]
+    assert all(tile.picture is not None for row in draw(x, y).rows for tile in row)
 
 
-def draw(asked, searched, order):
-    return draw_montage(asked, searched, np.array([order]), np.ones((1, len(order))))
-
-
-def count(image, colour):
-    return int((to_rgb(np.asarray(image)) == colour).all(2).sum())
+def count(panel, colour):
+    return int((to_rgb(np.asarray(panel.draw())) == colour).all(2).sum())
 
 
 def test_frames_follow_the_verdicts():
     searched = gallery("1", "2", "3", "4", labels=["a", "a", "b", "b"])
-    image = draw(queries("2", labels=["a"]), searched, [1, 0, 2, 3])
-    assert 2 * count(image, RIGHT) == 2 * count(image, NEAR) == count(image, WRONG) > 0
+    panel = draw(queries("2", labels=["a"]), searched, [1, 0, 2, 3])
+    assert 2 * count(panel, RIGHT) == 2 * count(panel, NEAR) == count(panel, WRONG) > 0
 
 
 def test_pictures_of_features_are_read_below_their_source(tmp_path):
@@ -100,25 +103,22 @@ def test_pictures_of_features_are_read_below_their_source(tmp_path):
     write_data_file(tmp_path / "f.h5", "features", {"test": Split(side, side)}, attributes)
     source = {"data": str(tmp_path / "f.h5"), "split": "test"}
     searched = gallery("photos/1.png", labels=["cat"], source=source)
-    image = draw(queries("photos/1.png", labels=["cat"], source=source), searched, [0])
-    assert count(image, (255, 0, 0)) == 2 * TILE * TILE
+    panel = draw(queries("photos/1.png", labels=["cat"], source=source), searched)
+    assert count(panel, (255, 0, 0)) == 2 * TILE * TILE
 
 
 def test_where_nothing_is_known_nothing_is_framed():
-    image = draw(queries("q"), gallery("1", "2"), [1, 0])
-    assert count(image, RIGHT) == count(image, WRONG) == 0
-    known = draw(queries("1"), gallery("1", "2"), [1, 0])
-    assert known.height > image.height  # the word
+    panel = draw(queries("q"), gallery("1", "2"), [1, 0])
+    assert count(panel, RIGHT) == count(panel, WRONG) == 0
 
 
 # ---- the report's panels
 
 
 def retrieval(x, y, labels_x=None, labels_y=None, *, by_class=False):
-    ids, rows = ["0", "1", "2"], np.zeros((3, 1))
-    sides = Side(rows, ids, labels_x), Side(rows, ids, labels_y)
+    sides = (Shown(["0", "1", "2"], labels, {}, Path()) for labels in (labels_x, labels_y))
     metric = "cosine" if by_class else "euclidean"
-    return Retrieval("x → y", sides, (np.array(x), np.array(y)), by_class, metric, Path())
+    return Retrieval("x → y", *sides, (np.array(x), np.array(y)), by_class, metric)
 
 
 def test_the_worst_failures_are_shown():
@@ -129,12 +129,15 @@ def test_the_worst_failures_are_shown():
     (row,) = panel.rows
     assert [tile.caption[0] for tile in row] == ["2", "2", "0", "1", "2"]
     assert [tile.tone for tile in row] == [None, None, "wrong", "near", "right"]
-    assert (row[0].caption[-1], row[4].caption[-1]) == ("partner at rank 3", "partner, distance 24")
+    assert row[0].caption[-1] == "partner at rank 3"
+    assert row[4].caption == ["2", "class b", "distance 24", "partner"]
 
 
-def test_a_strip_has_no_captions_but_of_what_has_no_picture():
-    (row,) = retrieval([[0], [10], [4]], [[1], [10], [-20]]).panel("title", np.array([1])).rows
-    assert [tile.caption for tile in row] == [["1"], ["1"], ["0"], ["2"]]
+def test_a_strip_has_captions_where_there_is_no_picture():
+    way = retrieval([[0], [10], [4]], [[1], [10], [-20]])
+    way.gallery.stored["0"] = np.zeros((4, 4, 3), np.uint8)
+    (row,) = way.strip(np.array([1])).rows
+    assert [list(tile.caption[:1]) for tile in row] == [["1"], ["1"], [], ["2"]]
     assert [tile.tone for tile in row] == [None, "right", None, None]
 
 
