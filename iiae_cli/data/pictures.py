@@ -118,35 +118,31 @@ def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:
 # ---- decoding
 
 
-def decode(path: Source, channels: int = 3, size: Size | None = None) -> Pixels:
+def decode(
+    path: Source, channels: int = 3, size: Size | None = None, part: tuple[int, int] = (0, 1)
+) -> Pixels:
     """Returns a picture or its file as (H, W, channels), at its own or another size.
 
-    `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA.
+    `channels` are 1 grey, 2 grey and opacity, 3 RGB, 4 RGBA. `part` (i, n) is the i-th, from 0, of
+    n pictures of equal width that lie side by side.
     """
-    return decode_parts(path, 1, channels, size)[0]
-
-
-def decode_parts(
-    path: Source, count: int, channels: int = 3, size: Size | None = None
-) -> list[Pixels]:
-    """Returns `count` pictures of equal width that lie side by side, each as `decode` does."""
     changes: list[str] = []
     with _opened(path) as opened:
         mode = opened.mode
         whole = _plain(opened, channels, changes)
+    place, count = part
     width, odd = divmod(whole.width, count)
     if not width:
         raise PictureError(path, "is one pixel wide")
     if odd:
         changes.append("read without an odd last column")
-    boxes = [(width * part, 0, width * (part + 1), whole.height) for part in range(count)]
-    parts = [whole.crop(box) for box in boxes]
+    shown = whole.crop((width * place, 0, width * (place + 1), whole.height))
     if size is not None and (whole.height, width) != size:
-        parts = [resize_picture(part, size) for part in parts]
+        shown = resize_picture(shown, size)
         changes.append(f"resized to {size[1]}×{size[0]}")
     if isinstance(path, Path):
         SEEN.add(path, mode, whole.size, changes)
-    return [np.asarray(part).reshape(part.height, part.width, channels) for part in parts]
+    return np.asarray(shown).reshape(shown.height, shown.width, channels)
 
 
 def picture_size_of(path: Path) -> Size:

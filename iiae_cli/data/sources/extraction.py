@@ -36,7 +36,6 @@ from iiae_cli.data.backbone import (
 from iiae_cli.data.datafile import Seen, Split, refuse_leak
 from iiae_cli.data.finetune import FineTuning, fine_tune
 from iiae_cli.data.hubs import Pool
-from iiae_cli.data.pictures import PictureError
 from iiae_cli.data.sources.features import classes_of, describe
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
@@ -77,8 +76,7 @@ class Networks:
             network = load_network(path, domain)
         else:  # both domains share it
             network, _ = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
-        for made in self._extractor(network, domain).features(blocks):
-            yield [item if isinstance(item, PictureError) else (item,) for item in made]
+        yield from self._extractor(network, domain).features(blocks)
 
     def _file(self, domain: Domain, work: Work) -> Path:
         return (self.kept or work.folder) / f"{domain}.safetensors"

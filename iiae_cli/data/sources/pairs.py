@@ -20,7 +20,7 @@ from iiae_cli.common.files import sha256_of
 from iiae_cli.data import names
 from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Notes, natural_key, split_folders
-from iiae_cli.data.pictures import PictureError, decode_parts, picture_size_of
+from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, file_reader
 from iiae_cli.data.sources.table import is_table, read_table
@@ -205,12 +205,11 @@ def _plan_files(pairs: Mapping[str, Split], options: PrepareOptions, notes: Note
         return plan
     size = _stored_size(options, {path for paths in files.values() for path in paths})
 
-    def read(path: Path) -> tuple[NDArray[np.uint8], ...]:
-        return tuple(decode_parts(path, 2 if options.side_by_side else 1, 3, size))
+    def read(path: Path, domain: Domain) -> NDArray[np.uint8]:
+        half = (DOMAINS.index(domain), 2) if options.side_by_side else (0, 1)
+        return decode(path, 3, size, half)
 
-    plan.reader = file_reader(
-        read, plans.BLOCK_FILES, workers=options.workers, both=options.side_by_side
-    )
+    plan.reader = file_reader(read, plans.BLOCK_FILES, options.workers)
     return plan
 
 

@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -28,7 +29,7 @@ from iiae_cli.data.pictures import PictureError, read_all
 from iiae_cli.model import DOMAINS, Domain
 
 BLOCK_FILES = 64
-Read: TypeAlias = tuple[Rows, ...] | PictureError  # the arrays of a file, or why there are none
+Read: TypeAlias = Rows | PictureError  # what a file holds of a domain, or why it holds nothing
 
 
 @dataclass(frozen=True)
@@ -81,29 +82,33 @@ class Reader:
 
     read: Callable[[Domain, Sequence[Sequence[Path]], Work], Iterator[Sequence[Read]]]
     size: int
-    both: bool = False  # a file holds the rows of both domains
     verb: str = "reading"
     weights: str = ""  # identify the networks that make the rows, if any do
 
 
-def file_reader(
-    read: Callable[[Path], tuple[Rows, ...]], size: int, *, workers: int = 1, both: bool = False
-) -> Reader:
+def file_reader(read: Callable[[Path, Domain], Rows], size: int, workers: int = 1) -> Reader:
     """Returns a reader by a function, which raises PictureError for an unreadable file."""
-    return Reader(
-        lambda domain, blocks, work: (list(read_all(files, read, workers)) for files in blocks),
-        size,
-        both,
-    )
+
+    def read_blocks(
+        domain: Domain, blocks: Sequence[Sequence[Path]], work: Work
+    ) -> Iterator[Sequence[Read]]:
+        for files in blocks:
+            yield list(read_all(files, lambda path: read(path, domain), workers))
+
+    return Reader(read_blocks, size)
 
 
 class Block(NamedTuple):
-    """Files that are read at once."""
+    """Files that are read at once; one that holds both domains is read for each of them."""
 
-    reading: str  # SPLIT/DOMAIN, or SPLIT if a file holds both domains
     split: str
     domain: Domain
     files: list[Path]
+
+    @property
+    def reading(self) -> str:
+        """The name of all blocks of a side."""
+        return f"{self.split}/{self.domain}"
 
 
 @dataclass
@@ -124,13 +129,11 @@ class Plan:
         blocks: list[Block] = []
         if self.reader is None:
             return blocks
-        size, both = self.reader.size, self.reader.both
-        for domain in DOMAINS[:1] if both else DOMAINS:
-            for name, split in self.splits.items():
-                files = split.side(domain).rows.tolist()
-                parts = [files[start : start + size] for start in range(0, len(files), size)]
-                reading = name if both else f"{name}/{domain}"
-                blocks += [Block(reading, name, domain, part) for part in parts]
+        size = self.reader.size
+        for domain, (name, split) in product(DOMAINS, self.splits.items()):
+            files = split.side(domain).rows.tolist()
+            starts = range(0, len(files), size)
+            blocks += [Block(name, domain, files[start : start + size]) for start in starts]
         return blocks
 
     def state(self) -> str:
@@ -167,12 +170,12 @@ class Plan:
 
     def summary(self, made: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """Returns the number of items by reading in these blocks, and a line per unreadable one."""
-        blocks, skipped = self.blocks, list[str]()
+        blocks, skipped = self.blocks, dict[str, None]()
         rows = dict.fromkeys((block.reading for block in blocks), 0)
         for number, arrays in zip(numbers, made, strict=True):
             rows[blocks[number].reading] += len(arrays["places"])
-            skipped += arrays["skipped"].tolist()
-        return rows, skipped
+            skipped |= dict.fromkeys(arrays["skipped"].tolist())
+        return rows, [*skipped]
 
     def read(self, made: Iterable[Arrays], work: Work) -> None:
         """Replaces files by their rows, from all blocks in order, and leaves unreadable ones out.
@@ -181,16 +184,18 @@ class Plan:
         files in the folder of `work`. Raises IiaeError if nothing is left.
         """
         if self.reader is not None:
-            found: dict[str, _Found] = {}
+            found = {
+                (name, domain): _Found(len(split.side(domain)), work.folder / f"{name}-{domain}")
+                for name, split in self.splits.items()
+                for domain in DOMAINS
+            }
             for block, arrays in zip(self.blocks, made, strict=True):
                 self.skipped += arrays["skipped"].tolist()
-                count = len(self.splits[block.split].side(block.domain))
-                stem = work.folder / block.reading.replace("/", "-")
-                found.setdefault(block.reading, _Found(count, stem)).add(block, arrays)
+                found[block.split, block.domain].add(len(block.files), arrays)
+            self.skipped = [*dict.fromkeys(self.skipped)]
             for name, split in self.splits.items():
-                readings = [name if self.reader.both else f"{name}/{domain}" for domain in DOMAINS]
-                rows = [found.get(reading, _Found()) for reading in readings]
-                self.splits[name] = _readable(split, rows, self.by_class)
+                sides = [found[name, domain] for domain in DOMAINS]
+                self.splits[name] = _readable(split, sides, self.by_class)
         try:
             if not self.by_class:
                 self.splits = {name: item for name, item in self.splits.items() if item.pair_count}
@@ -213,45 +218,38 @@ def warn_of(skipped: Iterable[str]) -> None:
 
 @dataclass
 class _Found:
-    """The rows of a reading, added block by block."""
+    """The rows of a side, added block by block."""
 
-    count: int = 0  # files
-    stem: Path = Path()  # of arrays that do not fit into the memory
+    count: int  # files
+    file: Path  # for rows that do not fit into the memory
     done: int = 0  # files
     places: list[int] = field(default_factory=list)  # of readable files, ascending
-    arrays: list[Rows] = field(default_factory=list)
+    rows: Rows = field(default_factory=lambda: np.empty(0))
 
-    def add(self, block: Block, made: Arrays) -> None:
-        start = len(self.places)
+    def add(self, files: int, made: Arrays) -> None:
+        start, rows = len(self.places), made.get("rows")
         self.places += (self.done + made["places"]).tolist()
-        self.done += len(block.files)
-        rows = [made[f"rows{column}"] for column in range(len(made) - 2)]
-        if rows and not self.arrays:
-            self.arrays = [self._empty(values, column) for column, values in enumerate(rows)]
-        for array, values in zip(self.arrays, rows, strict=bool(rows)):
-            array[start : len(self.places)] = values
-
-    def _empty(self, like: Rows, column: int) -> Rows:
-        shape = (self.count, *like.shape[1:])
-        if math.prod(shape) * like.itemsize > free_memory() // 2:
-            return np.memmap(f"{self.stem}-{column}.rows", like.dtype, "w+", shape=shape)
-        return np.empty(shape, like.dtype)
+        self.done += files
+        if rows is None:
+            return
+        if not start:
+            shape = (self.count, *rows.shape[1:])
+            large = math.prod(shape) * rows.itemsize > free_memory() // 2
+            kept = partial(np.memmap, self.file, mode="w+") if large else np.empty
+            self.rows = kept(shape=shape, dtype=rows.dtype)
+        self.rows[start : len(self.places)] = rows
 
 
 def _packed(files: Sequence[Path], made: Sequence[Read]) -> Arrays:
     """Packs a block: places of readable files, a line for each other one, and the rows."""
     rows = {place: item for place, item in enumerate(made) if not isinstance(item, PictureError)}
-    columns = zip(*rows.values(), strict=True)
     lost = [
         f"{file}: {item.reason}"
         for file, item in zip(files, made, strict=True)
         if isinstance(item, PictureError)
     ]
-    return {
-        "places": np.array([*rows], np.int64),
-        "skipped": np.array(lost, np.str_),
-        **{f"rows{number}": np.stack(column) for number, column in enumerate(columns)},
-    }
+    arrays = {"places": np.array([*rows], np.int64), "skipped": np.array(lost, np.str_)}
+    return {**arrays, "rows": np.stack([*rows.values()])} if rows else arrays
 
 
 def _readable(split: Split, found: Sequence[_Found], by_class: bool) -> Split:
@@ -267,8 +265,7 @@ def _readable(split: Split, found: Sequence[_Found], by_class: bool) -> Split:
         pairs = None if pairs is None else np.stack([inverse for _, inverse in used], 1)
     sides = []
     for domain, rows, item in zip(DOMAINS, kept, found, strict=True):
-        array = item.arrays[0 if domain == "x" else -1] if item.arrays else np.empty(0)
-        array = array[: len(item.places)]
+        array = item.rows[: len(item.places)]
         if len(rows) < len(array):
             array = array[np.searchsorted(item.places, rows)]
         sides.append(replace(split.side(domain).take(rows), rows=array))

@@ -30,6 +30,7 @@ from iiae_cli.data.hdf5 import dataset
 from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
+from iiae_cli.model import Domain
 
 MAX_BYTES = 64 * 2**30  # the most that an archive may unpack to
 KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
@@ -181,7 +182,7 @@ def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
     def finish(plan: Plan, work: Work) -> None:
         plan.splits = {name: _split_of(name, cars, limit) for name, cars in plan.splits.items()}
 
-    reader = file_reader(lambda path: _views(path, size), 1, both=True)
+    reader = file_reader(lambda path, domain: _views(path, domain, size), 1)
     return Plan(splits, reader=reader, finish=finish)
 
 
@@ -229,11 +230,10 @@ def _split_of(name: str, cars: Split, limit: int | None) -> Split:
     return Split(sides[0], sides[1], factors, pairs)
 
 
-def _views(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns a car's frontal (4, size, size, 3) and turned (92, …) views, by yaw first."""
+def _views(path: Path, domain: Domain, size: int) -> NDArray[np.uint8]:
+    """Returns a car's frontal (4, size, size, 3) or turned (92, …) views, by yaw first."""
     views = read_mat(path).transpose(3, 4, 0, 1, 2).reshape(-1, SIDE, SIDE, 3)
-    views = resize_pictures(views, size)
-    return views[:PITCHES], views[PITCHES:]
+    return resize_pictures(views[:PITCHES] if domain == "x" else views[PITCHES:], size)
 
 
 def read_mat(path: Path) -> NDArray[np.uint8]:
