@@ -18,11 +18,11 @@ NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 w
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures into the network and small batches to fine-tune with."""
-    from iiae_cli.data import finetune, hubs
+    from iiae_cli.data import hubs
     from iiae_cli.data.sources import extraction
 
     monkeypatch.setattr(hubs, "INPUT_SIZE", (48, 48))
-    monkeypatch.setattr(extraction, "FineTuning", partial(finetune.FineTuning, batch_size=6))
+    monkeypatch.setattr(extraction, "FineTuning", partial(extraction.FineTuning, batch_size=6))
 
 
 def class_folders(root: Path, classes: dict[str, int], suffix: str = ".png") -> list[Path]:

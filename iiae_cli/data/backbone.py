@@ -29,7 +29,7 @@ from iiae_cli.data.batches import ahead
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN, DataInfo, Seen
 from iiae_cli.data.hubs import Pool, library_of
 from iiae_cli.data.pictures import PictureError, Source, decode, read_all
-from iiae_cli.model import Domain
+from iiae_cli.model import DOMAINS, Domain
 
 # Why each picture cannot be read, None where it can; and the others' input (M, 3, h, w).
 Batch: TypeAlias = tuple[list[PictureError | None], Tensor]
@@ -38,11 +38,6 @@ NETWORK_SCHEMA = "iiae.backbone/2"
 FEATURES = 512  # width of a fine-tuned network's features
 _HINT = "name a folder that 'iiae prepare sketchy … --save-backbone DIR' wrote"
 _DECIDING = ("name", "pool", "weights", "weights_sha256", "preprocessing", "seed")
-
-
-def full_name(name: str) -> str:
-    """Returns a backbone's full name; raises IiaeError, with near names, if it is unknown."""
-    return hubs.published(name).name
 
 
 # ---- reading pictures
@@ -54,12 +49,7 @@ class Preprocessing:
 
     invert_sketches: bool = False  # pictures of x, from black on white to white on black
     normalise: bool = True  # take out the mean and standard deviation of the network's own set
-    configuration: dict[str, Any] = field(default_factory=dict)  # the library's own transform
-
-    @classmethod
-    def of(cls, name: str) -> Preprocessing:
-        """Returns a backbone's own preprocessing."""
-        return cls(configuration=hubs.published(name).transform)
+    configuration: dict[str, Any] = field(default_factory=dict)  # `Published.transform`
 
     def reader(self, name: str, domain: Domain) -> Callable[[Source], Tensor]:
         """Returns a function from a domain's picture to input (3, h, w) of the named backbone."""
@@ -82,10 +72,16 @@ class Preprocessing:
 class Weights:
     """The source of a backbone's weights."""
 
-    kind: Literal["imagenet", "published", "file", "random"]
-    path: Path | None = None
-    sha256: str | None = None
+    kind: Literal["imagenet", "published", "file", "random", "fine-tuned"]
+    path: Path | None = None  # of a file, or the folder of fine-tuned networks
+    sha256: str | dict[Domain, str] | None = None
     trained_on: str = "nothing"  # for people
+
+    @classmethod
+    def fine_tuned(cls, folder: Path, before: str) -> Weights:
+        """Returns those of the networks in a folder, which were trained on `before` already."""
+        digests = {domain: sha256_of(network_file(folder, domain)) for domain in DOMAINS}
+        return cls("fine-tuned", folder, digests, f"{before}, then the training classes")
 
     @property
     def seen(self) -> Seen:
@@ -144,6 +140,15 @@ def build_backbone(
     return network.eval(), width
 
 
+def network_of(
+    name: str, weights: Weights, domain: Domain, seed: int = 0, pool: Pool = "pooled"
+) -> nn.Module:
+    """Builds a domain's network; both domains have the same one unless they were fine-tuned."""
+    if weights.kind == "fine-tuned" and weights.path is not None:
+        return load_network(weights.path, domain)
+    return build_backbone(name, weights, seed, pool)[0]
+
+
 class FeatureNetwork(nn.Module):
     """A backbone and a seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
 
@@ -173,27 +178,33 @@ class NetworkRecord:
     seen: Seen  # classes that it was trained on
 
 
-def save_network(path: Path, network: nn.Module, domain: Domain, record: NetworkRecord) -> None:
-    """Writes a fine-tuned network, atomically."""
+def network_file(folder: Path, domain: Domain) -> Path:
+    """Returns the file of a domain's fine-tuned network."""
+    return folder / f"{domain}.safetensors"
+
+
+def save_network(folder: Path, network: nn.Module, domain: Domain, record: NetworkRecord) -> None:
+    """Writes a domain's fine-tuned network, atomically."""
     header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
-    with writing(path) as temporary:
+    with writing(network_file(folder, domain)) as temporary:
         save_tensors(network.state_dict(), temporary, header)
 
 
-def read_record(path: Path, domain: Domain) -> NetworkRecord:
+def read_record(folder: Path, domain: Domain) -> NetworkRecord:
     """Reads the header of a domain's fine-tuned network, without its weights."""
+    path = network_file(folder, domain)
     header = read_header(path, NETWORK_SCHEMA, _HINT)
     if header.get("domain") != domain:
         raise IiaeError(f"{path} is the network of domain {header.get('domain', '?')}", _HINT)
     with reading(path, _HINT):
         record = TypeAdapter(NetworkRecord).validate_json(header["record"])
-    full_name(record.backbone)
+    hubs.published(record.backbone)  # raises if it is unknown
     return record
 
 
-def load_network(path: Path, domain: Domain) -> FeatureNetwork:
-    """Loads a fine-tuned network in evaluation mode."""
-    record = read_record(path, domain)
+def load_network(folder: Path, domain: Domain) -> FeatureNetwork:
+    """Loads a domain's fine-tuned network in evaluation mode."""
+    path, record = network_file(folder, domain), read_record(folder, domain)
     _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
     body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
     with reading(path, _HINT):
@@ -276,19 +287,18 @@ def recorded_extractor(
 
     Raises IiaeError if they are not the same.
     """
-    name, digest = str(record["name"]), record["weights_sha256"]
+    name, digest, tuned = (
+        record["name"],
+        record["weights_sha256"],
+        record["weights"] == "fine-tuned",
+    )
     path = Path(weights or record["weights_path"] or "none")
-    tuned = record["weights"] == "fine-tuned"
-    if tuned:
-        path, digest = path / f"{domain}.safetensors", digest[domain]
-    if digest is not None and not (path.is_file() and sha256_of(path) == digest):
-        message = f"the weights of the run's backbone {name} are not at {path}"
+    file, wanted = (network_file(path, domain), digest[domain]) if tuned else (path, digest)
+    if digest is not None and not (file.is_file() and sha256_of(file) == wanted):
+        message = f"the weights of the run's backbone {name} are not at {file}"
         place = "DIR" if tuned else "FILE"
         raise IiaeError(message, f"name their place: --backbone-weights {place}")
-    if tuned:
-        network: nn.Module = load_network(path, domain)
-    else:
-        kept = Weights("file", path) if digest else Weights("random")
-        network, _ = build_backbone(name, kept, record["seed"], record["pool"])
+    kept = Weights(record["weights"], path if digest else None)
+    network = network_of(name, kept, domain, record["seed"], record["pool"])
     preprocessing = Preprocessing(**record["preprocessing"])
     return Extractor(name, preprocessing, network, domain, torch.device(device), workers)

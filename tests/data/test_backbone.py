@@ -166,7 +166,7 @@ def test_a_leak_is_what_was_seen_and_is_tested():
 
 
 def test_preprocessing_by_hand(tmp_path):
-    path, own = tmp_path / "p.png", Preprocessing.of(NETWORK).configuration
+    path, own = tmp_path / "p.png", hubs.published(NETWORK).transform
     Image.new("RGB", (8, 6), (0, 51, 255)).save(path)
 
     def values(domain, **switches):

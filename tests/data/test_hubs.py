@@ -17,7 +17,6 @@ from iiae_cli.data.backbone import (
     Preprocessing,
     build_backbone,
     find_weights,
-    full_name,
 )
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN
 from iiae_cli.data.hubs import published
@@ -45,10 +44,14 @@ def clip(tmp_path_factory):
     return "tiny-clip"
 
 
+def full_name(name):
+    return published(name).name
+
+
 def features(name, weights, picture, pool="pooled", **switches):
     """What `prepare` and `encode` make of a picture, their record written and read as JSON."""
     network, width = build_backbone(full_name(name), weights, pool=pool)
-    own = json.loads(json.dumps(Preprocessing.of(full_name(name)).configuration))
+    own = json.loads(json.dumps(published(name).transform))
     preprocessing = Preprocessing(**switches, configuration=own)
     extractor = Extractor(name, preprocessing, network, "x", CPU)
     [[row]] = extractor.features([[picture]])

@@ -6,6 +6,7 @@ files of one stem the first in natural order is taken, and the other noted.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
 from iiae_cli.data.names import Notes, natural_key, split_folders
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources import plan as plans
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, file_reader
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
 from iiae_cli.data.sources.table import is_table, read_table
 from iiae_cli.model import DOMAINS, Domain
 
@@ -198,10 +199,7 @@ def _plan_files(pairs: Mapping[str, Split], options: PrepareOptions, notes: Note
     recur = any(len(paths) < limited[name].pair_count for (name, _), paths in files.items())
     plan = Plan({name: _stored(name, split, recur) for name, split in limited.items()})
     if options.wants_backbone:
-        from iiae_cli.data.sources.extraction import networks_for_pairs  # imports torch
-
-        networks = networks_for_pairs(options)
-        plan.reader, plan.finish = networks.reader(), networks.finish_pairs
+        _plan_features(plan, options)
         return plan
     size = _stored_size(options, {path for paths in files.values() for path in paths})
 
@@ -211,6 +209,25 @@ def _plan_files(pairs: Mapping[str, Split], options: PrepareOptions, notes: Note
 
     plan.reader = file_reader(read, plans.BLOCK_FILES, options.workers)
     return plan
+
+
+def _plan_features(plan: Plan, options: PrepareOptions) -> None:
+    """Makes features of one network, as it is, of the plan's rows."""
+    tuned = options.fine_tune_epochs or options.save_backbone is not None
+    if tuned or options.side_by_side or options.image_size is not None:
+        raise IiaeError(
+            "features of pairs come from whole pictures without fine-tuning",
+            "leave --fine-tune-epochs, --save-backbone, --side-by-side and --image-size out",
+        )
+    from iiae_cli.data.sources.extraction import choose_networks  # imports torch
+
+    networks = choose_networks(options, None, 0)
+
+    def finish(plan: Plan, work: Work) -> None:
+        record = {**networks.record(plan, work), **networks.seen.to_json()}
+        plan.attributes["backbone"] = json.dumps(record)
+
+    plan.reader, plan.finish = networks.reader(), finish
 
 
 def _note_shared(files: Mapping[tuple[str, Domain], Iterable[Path]], notes: Notes) -> None:

