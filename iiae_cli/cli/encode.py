@@ -75,7 +75,7 @@ def command(
         if merge:
             shards = caches.read_shards(paths)
             cache = _finished(output, shards[0].job, None, resume, overwrite)
-            cache = cache or caches.write_merged(output, shards)
+            cache = cache or caches.merge(output, shards)
         else:
             output = shard_output(output, shard, part)
             if domain is None:
@@ -97,7 +97,7 @@ def command(
             if cache is None:
                 with block_store(output, settings, resume=resume, overwrite=overwrite) as store:
                     job.make(store, numbers, stop)
-                    cache = caches.write_blocks(output, job, store, part)
+                    cache = job.write(output, store, part)
     result = {
         "schema": "iiae.encode/1",
         "path": str(output),
@@ -122,22 +122,17 @@ def _finished(
     from iiae_cli.data.hdf5 import SIGNATURE
     from iiae_cli.inference.latents import LatentCache
 
-    if not resume:
+    if overwrite or not resume:
         refuse_existing(output, overwrite, SIGNATURE)
-    if not resume or not output.exists():
+    if overwrite or not output.exists():
         return None
-    try:
-        there = LatentCache.read(output)
-        other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
-        if other:
-            raise IiaeError(
-                f"{output} already exists, with another {', '.join(other)}",
-                "choose another output, or replace it with --overwrite",
-            )
-    except IiaeError:
-        if overwrite:
-            return None
-        raise
+    there = LatentCache.read(output)
+    other = differences({**there.job, "shard": there.part}, {**settings, "shard": part})
+    if other:
+        raise IiaeError(
+            f"{output} already exists, with another {', '.join(other)}",
+            "choose another output, or replace it with --overwrite",
+        )
     console.say(f"{output} is already complete")
     discard(output)
     return there

@@ -15,7 +15,7 @@ make the same blocks, so all run the same batches, and memory holds a few blocks
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ class LatentCache:
 
     def save(self, path: Path | str, form: LatentFormat | None = None) -> None:
         """Writes a cache of the means, atomically, for `retrieve --index` and `Model.retrieve`."""
-        _write(Path(path), self, [(form or LatentFormat()).stored(self.encoded, self.ids)])
+        latents = (form or LatentFormat()).stored(self.encoded, self.ids)
+        _write(Path(path), self, lambda: [{**vars(self), **latents}])
 
 
 def _arrays(file: h5py.File, path: Path, count: int) -> Arrays:
@@ -158,38 +159,60 @@ def _arrays(file: h5py.File, path: Path, count: int) -> Arrays:
 
 def _write(
     path: Path,
-    cache: LatentCache,
-    blocks: Iterable[Mapping[str, NDArray[Any]]],
+    head: LatentCache,
+    blocks: Callable[[], Iterable[Mapping[str, Any]]],
     folder: Path | None = None,
-) -> None:
-    """Writes a cache, atomically, with the arrays of `blocks`, one in memory at a time.
+) -> LatentCache:
+    """Writes a cache of blocks of texts and latents, atomically; returns it without latents.
 
-    The temporary file is in `folder`, else beside `path`.
+    The blocks are read twice, one in memory at a time. The temporary file is in `folder`, else
+    beside `path`.
     """
-    versions = {"iiae": __version__, "h5py": h5py.__version__}
-    attributes = {"schema": SCHEMA, "versions": versions, **cache.attributes()}
-    if cache.job:
-        attributes["job"] = json.dumps(cache.job, sort_keys=True)
-    if cache.part is not None:
-        attributes["part"] = cache.part.index, cache.part.count, cache.total
+    ids, labels, skipped = list[str](), list[str](), list[str]()
+    for block in blocks():
+        for texts, name in ((ids, "ids"), (labels, "labels"), (skipped, "skipped")):
+            texts += map(str, _column(block, name))
+    if head.job and head.part is None and not ids:
+        raise none_read(skipped)
+    head = replace(head, ids=ids, labels=labels, skipped=skipped)
     with writing(path, folder=folder) as temporary, hdf5.new_hdf5(temporary) as file:
-        for name, value in attributes.items():
-            plain = np.asarray(value, np.int64) if isinstance(value, tuple) else value
-            file.attrs[name] = json.dumps(plain) if isinstance(plain, dict) else plain
+        _describe(file, head)
         # Held until the file is closed, as freeing a dataset writes its buffer.
         targets: dict[str, h5py.Dataset] = {}
         done = 0
-        for block in blocks:
-            for name, values in block.items():
+        for block in blocks():
+            for name in ARRAYS:
+                values = _column(block, name)
+                if len(values) == 0:
+                    continue
                 if name not in targets:
-                    shape = (len(cache.ids), values.shape[1])
+                    shape = (len(ids), values.shape[1])
                     targets[name] = file.create_dataset(name.replace("_", "/"), shape, values.dtype)
                 targets[name][done : done + len(values)] = values
-            done += len(next(iter(block.values()), ()))
-        hdf5.write_column(file, "ids", cache.ids)
-        for name, column in (("labels", cache.labels), ("skipped", cache.skipped)):
-            if column:
-                hdf5.write_column(file, name, column)
+            done += len(_column(block, "ids"))
+    return head
+
+
+def _column(block: Mapping[str, Any], name: str) -> Any:
+    """Returns texts or latents of a block, empty if it has none."""
+    return () if block.get(name) is None else block[name]
+
+
+def _describe(file: h5py.File, head: LatentCache) -> None:
+    """Writes attributes and texts."""
+    versions = {"iiae": __version__, "h5py": h5py.__version__}
+    attributes = {"schema": SCHEMA, "versions": versions, **head.attributes()}
+    if head.job:
+        attributes["job"] = json.dumps(head.job, sort_keys=True)
+    if head.part is not None:
+        attributes["part"] = head.part.index, head.part.count, head.total
+    for name, value in attributes.items():
+        plain = np.asarray(value, np.int64) if isinstance(value, tuple) else value
+        file.attrs[name] = json.dumps(plain) if isinstance(plain, dict) else plain
+    hdf5.write_column(file, "ids", head.ids)
+    for name, column in (("labels", head.labels), ("skipped", head.skipped)):
+        if column:
+            hdf5.write_column(file, name, column)
 
 
 def made_by(path: Path) -> tuple[str, str] | None:
@@ -273,6 +296,15 @@ class EncodeJob:
         sizes = {number: len(self.rows_of(range(number, number + 1))) for number in numbers}
         store.fill(sizes, made, "encoding", stop)
 
+    def write(self, path: Path, store: BlockStore, part: Part | None = None) -> LatentCache:
+        """Writes the cache of the job, or of a part of it, from the store's blocks; returns it.
+
+        Raises IiaeError if no input of the whole job could be read.
+        """
+        numbers = (part or Part(0, 1)).of(self.total)
+        head = replace(self.head, job=dict(store.job), part=part, total=self.total)
+        return _write(path, head, lambda: map(store.read, numbers), store.folder)
+
     def _encoded(self, block: Block) -> Arrays:
         """Returns texts (empty columns left out) and latents."""
         texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
@@ -286,37 +318,6 @@ class EncodeJob:
         return arrays
 
 
-def write_blocks(
-    path: Path, job: EncodeJob, store: BlockStore, part: Part | None = None
-) -> LatentCache:
-    """Writes the cache of a job, or of a part of it, from the store's blocks; returns its head.
-
-    Raises IiaeError if no input of the whole job could be read.
-    """
-    numbers = (part or Part(0, 1)).of(job.total)
-    texts: dict[str, list[str]] = {"ids": [], "labels": [], "skipped": []}
-    for block in map(store.read, numbers):
-        for name, column in texts.items():
-            column += block[name].tolist() if name in block else []
-    if part is None and not texts["ids"]:
-        raise none_read(texts["skipped"])
-    arrays = (
-        {name: values for name, values in block.items() if name not in texts}
-        for block in map(store.read, numbers)
-    )
-    head = replace(
-        job.head,
-        ids=texts["ids"],
-        labels=texts["labels"],
-        skipped=texts["skipped"],
-        job=dict(store.job),
-        part=part,
-        total=job.total,
-    )
-    _write(path, head, arrays, store.folder)
-    return head
-
-
 def read_shards(paths: Sequence[str]) -> list[LatentCache]:
     """Returns all shards of a job, in order; raises IiaeError unless each is named once."""
     shards = {Path(path): LatentCache.read(Path(path)) for path in paths}
@@ -328,18 +329,7 @@ def read_shards(paths: Sequence[str]) -> list[LatentCache]:
     return [shards[file.path] for file in in_order(files, "iiae encode …")]
 
 
-def write_merged(path: Path, shards: Sequence[LatentCache]) -> LatentCache:
-    """Writes the cache that these shards make up, in order; otherwise as `write_blocks`."""
-    ids, labels, skipped = (
-        [text for shard in shards for text in getattr(shard, name) or ()]
-        for name in ("ids", "labels", "skipped")
-    )
-    if not ids:
-        raise none_read(skipped)
-    head = replace(shards[0], ids=ids, labels=labels, skipped=skipped, part=None)
-    arrays = (
-        {name: values for name, values in vars(shard.encoded).items() if values is not None}
-        for shard in shards
-    )
-    _write(path, head, arrays)
-    return head
+def merge(path: Path, shards: Sequence[LatentCache]) -> LatentCache:
+    """Writes the cache that these shards make up, in order; otherwise as `EncodeJob.write`."""
+    head = replace(shards[0], part=None)
+    return _write(path, head, lambda: ({**vars(s), **vars(s.encoded)} for s in shards))

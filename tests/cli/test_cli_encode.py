@@ -91,3 +91,6 @@ def test_a_job_array_and_its_merge_have_the_values_of_one_call(
     assert "with another batch size" in error and "--overwrite" in hint
     assert "is not a shard" in iiae(*merge, "new.h5", "whole.h5").error()[0]
     assert not list(Path().glob("new.h5*"))
+    picture = folder / "00001.png"
+    for options in (["--overwrite"], ["--overwrite", "--resume"]):
+        assert "is not replaced" in iiae(*merge, picture, *options).error()[0]

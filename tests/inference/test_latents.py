@@ -17,9 +17,8 @@ from iiae_cli.inference.latents import (
     LatentCache,
     LatentFormat,
     made_by,
+    merge,
     read_shards,
-    write_blocks,
-    write_merged,
 )
 from iiae_cli.inference.trained import Encoded, TrainedModel
 
@@ -186,7 +185,7 @@ def job(folder):
 def encoded(job, path, part=None):
     with block_store(path, job.settings(), resume=True) as store:
         job.make(store, (part or Part(0, 1)).of(job.total))
-        write_blocks(path, job, store, part)
+        job.write(path, store, part)
     return LatentCache.read(path)
 
 
@@ -205,7 +204,7 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     paths = [tmp_path / f"{index}.h5" for index in range(count)]
     shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
     assert [name for shard in shards for name in shard.ids] == whole.ids
-    write_merged(tmp_path / "merged.h5", read_shards(paths[::-1]))
+    merge(tmp_path / "merged.h5", read_shards(paths[::-1]))
     assert_same(LatentCache.read(tmp_path / "merged.h5"), whole, rtol=1e-6)
 
 
