@@ -3,8 +3,11 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
+import torch.nn.functional as F
 from helpers import refusal
 
 from iiae_cli.builders import build_model
@@ -107,6 +110,22 @@ def test_patches_answer_where_they_are_and_nowhere_else():
     torch.testing.assert_close(found["centre"][:, 1, 1].amax(), found["corner"][:, 0, 0].amax())
 
 
+def test_patches_answer_by_whitened_cosines_above_a_threshold():
+    """Oracle: whitening by an inverse root of the covariance, place by place."""
+    picture = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows = patches(picture)[0].flatten(1).T.double().numpy()  # of 64 places, all of contrast
+    root = scipy.linalg.sqrtm(np.cov(rows.T) + 0.1 * np.eye(64))
+    white = np.linalg.solve(root, (rows - rows.mean(axis=0)).T).T
+    answers = white / np.linalg.norm(white, axis=1, keepdims=True) @ white.T - 0.25
+    maps = torch.from_numpy(answers.clip(0)).float().view(64, 8, 8)
+    expected = F.adaptive_avg_pool2d(maps, 3).flatten(1)
+    describe = PictureDescription(1, 64)
+    describe.start(picture)
+    found = describe(picture)[0, CELLS**2 * (DIRECTIONS + 1) :].view(64, 9)
+    # Filters stand in an order of their own.
+    torch.testing.assert_close(found.sort(dim=0)[0], expected.sort(dim=0)[0], rtol=1e-3, atol=1e-4)
+
+
 def test_patches_know_neither_light_nor_contrast():
     picture = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert patches(picture).shape == (2, 3 * 64, 10, 16)
@@ -187,7 +206,7 @@ def test_pictures_begin_as_linear_maps_of_their_descriptions(kind, size):
 
 def test_wrapping_repeats_the_opposite_side():
     pictures = torch.rand(2, 3, 5, 4)
-    expected = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="circular")
+    expected = F.pad(pictures, (1, 1, 1, 1), mode="circular")
     assert torch.equal(Wrap()(pictures), expected)
 
 
