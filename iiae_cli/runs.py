@@ -152,8 +152,7 @@ class RunDir:
         if self.metrics_file.exists():
             files.sync_file(self.metrics_file)  # after a power failure the lines are there, too
             header["lines"] = str(self.metrics_file.read_bytes().count(b"\n"))
-        with files.writing(self.checkpoint_file(checkpoint.step)) as temporary:
-            save_tensors(tensors, temporary, header)
+        save_tensors(tensors, self.checkpoint_file(checkpoint.step), header)
         self.prune()
 
     def prune(self) -> None:
@@ -210,7 +209,7 @@ class LoadedModel:
     config: Config  # of its training
     info: DataInfo  # the shapes of its training data
     size: tuple[int, int] | None  # (H, W) that pictures are resized to; None for features
-    fingerprint: str  # of the weights
+    fingerprint: str  # 16 hex digits over the weights, which latent caches of them repeat
     details: dict[str, Any]  # step, epoch, validation figures, preset, data path
 
     @property
@@ -227,15 +226,10 @@ class LoadedModel:
         return won if chosen == "auto" else chosen
 
 
-def fingerprint_of(state: dict[str, Tensor]) -> str:
-    """Returns 16 hex digits over a model's tensors, which tie latent caches to their weights."""
-    return digest_of(state)[:16]
-
-
 def save_weights(
     path: Path, model: IIAE, config: Config, info: DataInfo, details: dict[str, Any]
-) -> str:
-    """Writes weights, in float32, and a run's `details` atomically; returns their fingerprint."""
+) -> None:
+    """Writes weights, in float32, and a run's `details` atomically."""
     state = {
         name: values.float() if values.is_floating_point() else values
         for name, values in model.state_dict().items()
@@ -249,9 +243,7 @@ def save_weights(
         "details": json.dumps(details),
         "versions": json.dumps(run_versions()),
     }
-    with files.writing(path) as temporary:
-        save_tensors(state, temporary, header)
-    return fingerprint_of(state)
+    save_tensors(state, path, header)
 
 
 def _config_of(values: dict[str, Any], path: Path) -> Config:
@@ -277,7 +269,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         model.load_state_dict(state, assign=True)
         size = picture_size(config, info)
     model = place(model, device).eval()
-    return LoadedModel(model, config, info, size, fingerprint_of(state), details)
+    return LoadedModel(model, config, info, size, digest_of(state)[:16], details)
 
 
 def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:

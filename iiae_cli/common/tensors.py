@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import check_kind, reading, regular_file
+from iiae_cli.common.files import check_kind, reading, regular_file, writing
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -33,9 +33,11 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """Writes a safetensors file with a checksum over its tensors and its header."""
+    """Writes a file with a checksum over its tensors and its header, atomically."""
     plain = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
-    path.write_bytes(save(plain, metadata={**header, "checksum": _checksum(plain, header)}))
+    content = save(plain, metadata={**header, "checksum": _checksum(plain, header)})
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_tensors(path: Path, schema: str, hint: str) -> tuple[dict[str, str], dict[str, Tensor]]:

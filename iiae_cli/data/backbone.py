@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from iiae_cli.common.errors import IiaeError
-from iiae_cli.common.files import reading, regular_file, sha256_of, writing
+from iiae_cli.common.files import reading, regular_file, sha256_of
 from iiae_cli.common.tensors import read_header, read_tensors, save_tensors
 from iiae_cli.data import hubs
 from iiae_cli.data.batches import ahead
@@ -186,8 +186,7 @@ def network_file(folder: Path, domain: Domain) -> Path:
 def save_network(folder: Path, network: nn.Module, domain: Domain, record: NetworkRecord) -> None:
     """Writes a domain's fine-tuned network, atomically."""
     header = {"schema": NETWORK_SCHEMA, "domain": domain, "record": json.dumps(asdict(record))}
-    with writing(network_file(folder, domain)) as temporary:
-        save_tensors(network.state_dict(), temporary, header)
+    save_tensors(network.state_dict(), network_file(folder, domain), header)
 
 
 def read_record(folder: Path, domain: Domain) -> NetworkRecord:

@@ -292,8 +292,7 @@ class _Tuner:
             if values in self.optimizer.state
         }
         header = {"schema": CHECKPOINT_SCHEMA, "counts": json.dumps(self.counts)}
-        with writing(path) as temporary:
-            save_tensors({**self.model.state_dict(), **momenta}, temporary, header)
+        save_tensors({**self.model.state_dict(), **momenta}, path, header)
 
     def restore(self, path: Path) -> None:
         hint = f"delete {path} and run the same command again with --resume"
