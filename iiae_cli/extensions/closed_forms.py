@@ -12,7 +12,6 @@ directions kept, r rank. Fits are in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -112,28 +111,13 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
 # ---- what is erased from posterior means
 
 
-@dataclass(frozen=True)
-class Basis:
-    """Directions of a shared mean, strongest first, in which the posterior's noise has variance 1.
+def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Finds the directions in which means (N, S) vary `least_snr` times as much as samples.
 
-    Coordinates are (mean − centre) · right.
-    """
-
-    centre: Tensor  # (S,) average mean
-    left: Tensor  # (S, k) from coordinates back to means
-    right: Tensor  # (S, k) from means to coordinates
-    snr: Tensor  # (k,) variance of each coordinate: its signal-to-noise ratio
-
-    def coordinates(self, mean: Tensor) -> Tensor:
-        """Returns (N, k) float64 of means (N, S)."""
-        return (mean.double() - self.centre) @ self.right
-
-
-def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
-    """Returns the directions in which means (N, S) vary `least_snr` times as much as samples.
-
-    Along a direction a mean says at most ½ log(1 + SNR) nats, SNR its variance over the
-    posterior's, on average `noise` (S,): reverse water-filling for a Gaussian channel.
+    Returns the average mean (S,) and, strongest first, left and right (S, k): coordinates are
+    (mean − average) · right, and left leads back. The posterior's noise, on average `noise` (S,),
+    has variance 1 in them, and so means have their signal-to-noise ratio. Along a direction a mean
+    says at most ½ log(1 + SNR) nats: reverse water-filling for a Gaussian channel.
     """
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
@@ -146,8 +130,8 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> Basis:
         lengths = (rows * snr.clamp(min=SMALLEST_VARIANCE * float(snr[-1]))).sqrt()
         directions = white.T @ mixing / lengths
     kept = (snr >= least_snr) & (snr > SMALLEST_VARIANCE * snr[-1])
-    snr, directions = snr[kept].flip(0), directions[:, kept].flip(1)
-    return Basis(centre, scale[:, None] * directions, directions / scale[:, None], snr)
+    directions = directions[:, kept].flip(1)
+    return centre, scale[:, None] * directions, directions / scale[:, None]
 
 
 def leace(
@@ -178,20 +162,6 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
     return variances[kept], axes[:, kept]
 
 
-def without(
-    basis: Basis, mean: Tensor, concept: Tensor, partner: Tensor | None, least_correlation: float
-) -> Basis:
-    """Returns the basis of means (N, S) after `leace` of a concept (N, C): fewer directions."""
-    others = None if partner is None else basis.coordinates(partner)
-    removed, read = leace(basis.coordinates(mean), concept, others, least_correlation)
-    remaining = torch.eye(len(basis.snr), dtype=torch.float64) - removed @ read.T
-    rank = len(basis.snr) - removed.shape[1]
-    towards, sizes, source = thin_svd(remaining)
-    right = basis.right @ source[:rank].T
-    snr = ((mean.double() - basis.centre) @ right).square().mean(dim=0)
-    return Basis(basis.centre, basis.left @ (towards[:, :rank] * sizes[:rank]), right, snr)
-
-
 def fit_erasure(
     erase: LinearErasure,
     shared: DiagonalGaussian,
@@ -208,9 +178,15 @@ def fit_erasure(
     the channel, `least_correlation` None without LEACE. Nothing is erased where all is noise.
     """
     noise = torch.exp(shared.logvar.double()).mean(dim=0)
-    basis = channel_basis(shared.mean, noise, least_snr)
-    if least_correlation is not None and exclusive is not None and len(basis.snr):
+    centre, left, right = channel_basis(shared.mean, noise, least_snr)
+    if least_correlation is not None and exclusive is not None and right.shape[1]:
         # The concept is the model's own exclusive mean, where it predicts what a pair's two
         # shared means disagree in.
-        basis = without(basis, shared.mean, exclusive, partner, least_correlation)
-    erase.set(basis.centre, basis.left, basis.right)
+        own = (shared.mean.double() - centre) @ right
+        other = None if partner is None else (partner.double() - centre) @ right
+        removed, read = leace(own, exclusive, other, least_correlation)
+        remaining = torch.eye(len(removed), dtype=torch.float64) - removed @ read.T
+        rank = len(removed) - removed.shape[1]
+        towards, sizes, source = thin_svd(remaining)
+        left, right = left @ (towards[:, :rank] * sizes[:rank]), right @ source[:rank].T
+    erase.set(centre, left, right)
