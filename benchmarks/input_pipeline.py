@@ -44,7 +44,7 @@ def main() -> None:
         options.batch_size,
         [*options.set, f"training.precision={options.precision}"],
     )
-    precision = choose_speed(work.config, work.size, device, None).training.precision
+    precision = choose_speed(work.config, work.size, device).training.precision
     with tempfile.TemporaryDirectory() as folder:
         path, ids = Path(folder) / "data.h5", [str(number) for number in range(options.pairs)]
         split = Split(

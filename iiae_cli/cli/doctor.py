@@ -88,17 +88,15 @@ def _devices() -> dict[str, Any]:
     import torch
 
     from iiae_cli.builders import choose_device
-    from iiae_cli.config import Config
-    from iiae_cli.training.step import choose_speed
+    from iiae_cli.training.step import choose_precision
 
     names = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
     names |= {"mps": "Apple GPU"} if torch.backends.mps.is_available() else {}
     names["cpu"] = f"{torch.get_num_threads()} threads"
-    formats: dict[str, dict[str, str]] = {name: {} for name in names}
-    for name in names:
-        for kind, size in SIZES.items():
-            speed = choose_speed(Config(), size, torch.device(name), None)
-            formats[name][kind] = speed.training.precision
+    formats = {
+        name: {kind: choose_precision(size, torch.device(name)) for kind, size in SIZES.items()}
+        for name in names
+    }
     return {"devices": {"auto": str(choose_device("auto")), **names}, "precision": formats}
 
 

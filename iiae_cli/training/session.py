@@ -35,10 +35,9 @@ from iiae_cli.training.trainer import Trainer
 
 FINISHED = "finished"  # the state in run.json when everything is written
 
-# Values that change how fast a run goes but not where it ends; a resumed run may change them.
-_MAY_CHANGE = {"description"} | {
-    f"training.{key}" for key in ("device", "threads", "log", "log_every")
-}
+# Values of `training` that change how fast a run goes but not where it ends; a resumed run may
+# change them.
+_MAY_CHANGE = ("device", "threads", "log", "log_every")
 
 
 def train(
@@ -71,8 +70,9 @@ def train(
         if preset is None:
             preset, data = _recorded(folder, info, data)
         path = world.share(lambda: _data_path(data, config.data.set))
-        before = world.share(lambda: _claim(folder, config, info, resume, overwrite))
-        checkpoint = world.share(lambda: folder.latest_checkpoint() if before else None)
+        begun = world.share(lambda: _claim(folder, config, info, resume, overwrite))
+        config = begun or config
+        checkpoint = world.share(lambda: folder.latest_checkpoint() if begun else None)
         rows = TrainingData(DataFile(path), config)
         console.say(rows.summary())
         # Ranks may only stop together.
@@ -81,7 +81,7 @@ def train(
         if checkpoint is not None:
             _refuse_other_data(path, fingerprint, checkpoint.data, f"{folder.path} was begun with")
         size = picture_size(config, rows.info)
-        config = world.share(lambda: choose_speed(config, size, device, before))
+        config = world.share(lambda: choose_speed(config, size, device))
         if device.type == "cuda":
             set_gpu_arithmetic(config.training.precision)
         details = {"preset": preset, "data": str(path.absolute()), "data_fingerprint": fingerprint}
@@ -92,7 +92,7 @@ def train(
             folder.create(config)
         if run is None and world.first:
             folder.link_latest()
-        return _finish(trainer, info if before else {}, resume)
+        return _finish(trainer, info if begun else {}, resume)
 
 
 def _recorded(run: RunDir, info: dict[str, Any], data: Path | None) -> tuple[str, Path | None]:
@@ -133,7 +133,10 @@ def _refuse_other_data(
 def _claim(
     run: RunDir, config: Config, info: dict[str, Any], resume: bool, overwrite: bool
 ) -> Config | None:
-    """Returns the configuration of the run to resume; None for a new run."""
+    """Returns the configuration to resume a run with: its own, but for speed; None for a new run.
+
+    `auto` stands for what the run began with.
+    """
     if not run.exists():
         if not run.is_free() and not overwrite:
             raise IiaeError(f"{run.path} exists but is not a run", "choose another --run")
@@ -151,11 +154,14 @@ def _claim(
             "evaluate it as it is, or choose another --run",
         )
     begun = run.read_config()
+    changed = {key: getattr(config.training, key) for key in _MAY_CHANGE}
+    training = begun.training.model_copy(update=changed)
+    begun = begun.model_copy(update={"training": training, "description": config.description})
     before = flatten(begun.to_dict())
     for key, value in flatten(config.to_dict()).items():
-        if key not in _MAY_CHANGE and value != "auto" and before.get(key) != value:
+        if value not in ("auto", before[key]):
             raise IiaeError(
-                f"{run.path} was started with {key}={before.get(key)}, not {value}",
+                f"{run.path} was started with {key}={before[key]}, not {value}",
                 "resume with the same options, or choose another --run",
             )
     return begun

@@ -158,20 +158,17 @@ class Feed(AbstractContextManager["Feed"]):
         return (x.pin_memory(), y.pin_memory()) if self._device.type == "cuda" else (x, y)
 
 
-def choose_speed(
-    config: Config, size: tuple[int, int] | None, device: torch.device, before: Config | None
-) -> Config:
+def choose_speed(config: Config, size: tuple[int, int] | None, device: torch.device) -> Config:
     """Returns the configuration with `precision` and `compile` chosen where they are `auto`.
 
     The choice follows from device, processor, picture `size` (H, W; None for features) and length
     of the run, never from a measurement, so that a repeated run ends in the same weights. A resumed
-    run keeps the choices that it had `before`.
+    run has its choices in its configuration.
     """
-    asked, begun = config.training, (before or config).training
-    precision = begun.precision if asked.precision == "auto" else asked.precision
+    asked = config.training
+    precision, compiled = asked.precision, asked.compile
     if precision == "auto":
-        precision = _choose_precision(size, device)
-    compiled = begun.compile if asked.compile == "auto" else asked.compile
+        precision = choose_precision(size, device)
     if compiled == "auto":
         long = asked.steps is None or asked.steps >= COMPILE_STEPS
         compiled = device.type == "cuda" and long and has_compiler(device)
@@ -182,7 +179,8 @@ def choose_speed(
     return config.model_copy(update={"training": training})
 
 
-def _choose_precision(size: tuple[int, int] | None, device: torch.device) -> Precision:
+def choose_precision(size: tuple[int, int] | None, device: torch.device) -> Precision:
+    """Returns the fastest number format that suits pictures of this size, or features (None)."""
     if size is None:  # products of feature models are too small to gain
         return "fp32"
     if device.type == "cuda":  # bf16 made the shared KL jump there
