@@ -40,6 +40,7 @@ _FILLERS = (
 )
 _DIVISIONS = {"split", "splits", "partition", "partitions", "subset", "fold", "folds", "phase"}
 _LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
+_PUT = "splits are SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/ (not trainA/)"
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
@@ -66,6 +67,8 @@ def pictures_in(folder: Path, without: Collection[Path] = ()) -> list[Path]:
 
 def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator[Path]:
     """Yields pictures below a folder, whose real path has others `above`; counts the rest."""
+    if folder in without:
+        return
     try:
         paths, here = list(folder.iterdir()), folder.resolve()
     except OSError:
@@ -75,7 +78,7 @@ def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator
         SEEN.leave_out(folder, "link to a folder that it lies in")
         return
     for path in paths:
-        if is_hidden(path) or path in without:
+        if is_hidden(path):
             continue
         suffix = path.suffix.lower()
         if os.path.isdir(path):
@@ -126,13 +129,16 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
 
 def _listed(content: bytes, nul: bool) -> list[str]:
     """Returns the paths of a list that may have Windows' line ends and a byte order mark."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = content.decode("utf-16", "replace")
-    else:
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    text = decoded(content, "surrogateescape")
     if nul:
         return [part for part in text.split("\0") if part]
     return [_listed_path(line) for line in text.split("\n") if line.strip()]
+
+
+def decoded(content: bytes, errors: str = "strict") -> str:
+    """Returns a text in UTF-16 with a byte order mark, or in UTF-8 with or without one."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else errors)
 
 
 def _listed_path(line: str) -> str:
@@ -217,19 +223,53 @@ def split_folders(source: Path) -> dict[str, Path]:
     return folders_by(source, split_of)
 
 
-def splits_inside(source: Path, notes: Notes) -> dict[str, dict[str, Path]]:
-    """Finds `{x,y}/{train,…}` by split and domain, where both have train and what is held out."""
-    domains = folders_by(source, domain_of)
-    inside = {domain: split_folders(folder) for domain, folder in domains.items()}
+def domain_folders(
+    source: Path, folders: Mapping[str, Path], notes: Notes, *, lists: bool = True
+) -> dict[str, dict[str, Path]]:
+    """Finds the folders x and y of every split, "" where a source is to be divided.
+
+    `folders` of splits, where it has any; splits may lie in x/ and y/, too, if both have train and
+    what is held out. `lists`: whether lists of a split are refused.
+    """
+    found = {name: folders_by(path, domain_of) for name, path in (folders or {"": source}).items()}
+    inside = {domain: split_folders(folder) for domain, folder in found.get("", {}).items()}
     shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
-    if "train" not in shared or len(shared) < 2:
-        return {}
-    notes.decided.append("the splits inside of x/ and y/ are read")
-    note_rest(source, [*domains.values()], notes)
-    for domain, folders in inside.items():
-        note_rest(domains[domain], [folders[split] for split in shared], notes)
-        read_as({split: f"{domain}/{folders[split].name}" for split in shared}, notes)
-    return {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
+    if "train" in shared and len(shared) > 1:
+        notes.decided.append("the splits inside of x/ and y/ are read")
+        found = {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
+    for split, known in found.items():
+        if len(known) < 2:
+            raise _no_domain(folders.get(split, source), known)
+    note_layout(source, {split: [*known.values()] for split, known in found.items()}, notes, lists)
+    return found
+
+
+def _no_domain(folder: Path, known: Collection[str]) -> IiaeError:
+    lacking = next(domain for domain in DOMAINS if domain not in known)
+    held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+    called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
+    hint = "call the folders of the two domains x/ and y/, or name the folder that holds these"
+    if not held:
+        hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
+    return IiaeError(f"{folder} has no folder {lacking}/; it holds {called}", f"{hint}; {_PUT}")
+
+
+def note_layout(
+    source: Path, found: Mapping[str, Collection[Path]], notes: Notes, lists: bool = True
+) -> None:
+    """Notes what the folders found for each split are called, and what lies beside them.
+
+    Raises if a source to divide at random, split "", has a list that looks like one of splits.
+    """
+    for path in sorted(source.iterdir(), key=natural_key) if lists and "" in found else ():
+        split, is_list = looks_like(path.stem), path.suffix.lower() in _LISTS and path.is_file()
+        if is_list and (split in HELD_OUT or divides(path.stem)):
+            raise _looks_like(path, f"a list of {split or 'splits'}")
+    for split, paths in found.items():
+        called = dict.fromkeys(path if split_of(path.name) else path.parent for path in paths)
+        for folder in called if split else ():
+            read_as({split: str(folder.relative_to(source))}, notes)
+    note_rest(source, [path for paths in found.values() for path in paths], notes)
 
 
 def read_as(names: Mapping[str, str], notes: Notes) -> None:
@@ -241,11 +281,17 @@ def read_as(names: Mapping[str, str], notes: Notes) -> None:
     ]
 
 
-def note_rest(folder: Path, taken: Collection[Path], notes: Notes) -> None:
-    """Notes the pictures below a folder that are not below those `taken`, which are read."""
-    beside = ", ".join(f"{path.name}/" for path in taken)[:80] or "no folder that is read"
-    rest = (path.relative_to(folder).parts for path in pictures_in(folder, taken))
-    for name, count in Counter(parts[0] if parts[1:] else "" for parts in rest).items():
+def note_rest(source: Path, taken: Collection[Path], notes: Notes) -> None:
+    """Notes the pictures of a source that are not below the folders `taken`, which are read."""
+    read = [path for folder in taken for path in (folder, *folder.parents)]
+    holders, rest = {source, *read}, Counter[tuple[Path, str]]()
+    for picture in pictures_in(source, taken):
+        folder = next(path for path in picture.parents if path in holders)
+        inner = picture.relative_to(folder).parts
+        rest[folder, inner[0] if inner[1:] else ""] += 1
+    for (folder, name), count in rest.items():
+        named = dict.fromkeys(f"{path.name}/" for path in read if path.parent == folder)
+        beside = ", ".join(named)[:80] or "no folder that is read"
         what = "pictures in a folder" if name else "loose pictures"
         notes.skipped.append(f"{folder / name}: {count} {what} beside {beside}")
 
@@ -272,25 +318,11 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
             raise _looks_like(folder / path, f"pictures for {held[0]}", split)
 
 
-def refuse_lookalikes(source: Path, *, lists: bool = True) -> None:
-    """Raises if a source to divide at random has a folder or a list that looks like a split."""
-    for path in sorted(source.iterdir(), key=natural_key):
-        split = looks_like(path.name if path.is_dir() else path.stem)
-        if path.is_dir() and split is not None:
-            raise _looks_like(path, f"the split {split}")
-        is_list = lists and path.is_file() and path.suffix.lower() in _LISTS
-        if is_list and (split in HELD_OUT or divides(path.stem)):
-            raise _looks_like(path, f"a list of {split or 'splits'}")
-
-
 def _looks_like(path: Path, what: str, split: str = "") -> IiaeError:
     among = "those to train on" if split else "pictures that would be divided at random"
-    return IiaeError(
-        f"{path} looks like {what}, but lies among {among}",
-        "put splits in SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/ (trainA/ is "
-        "train/x/), or name them in a table's column split or by --unseen-classes; rename or move "
-        "what is of no split",
-    )
+    hint = "or name them in a table's column split or by --unseen-classes; rename or move what is "
+    message = f"{path} looks like {what}, but lies among {among}"
+    return IiaeError(message, f"{_PUT}, {hint}of no split")
 
 
 def looks_like(name: str) -> str | None:

@@ -8,7 +8,6 @@ sketches (x) and photos (y) of 125 classes.
 from __future__ import annotations
 
 import shlex
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, nfc, normalise_cla
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
-from iiae_cli.data.sources.pairs import domain_folders
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
@@ -64,7 +62,7 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
     is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
-    domains = domain_folders(source, folders, notes, lists=not is_list)
+    domains = names.domain_folders(source, folders, notes, lists=not is_list)
     splits = {
         name: _pictures(sides, folders.get(name, source), source, name, notes)
         for name, sides in domains.items()
@@ -136,9 +134,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
     else:
         path = Path(unseen)
         with reading(path, "--unseen-classes takes a number, or a text file of one class per line"):
-            content = path.read_bytes()
-            coding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
-            lines = content.decode(coding).splitlines()
+            lines = names.decoded(path.read_bytes()).splitlines()
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN
     return features.divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name

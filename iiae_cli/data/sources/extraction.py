@@ -206,8 +206,7 @@ def plan_features(
             if not len(plan.splits[name].side(domain)):
                 hint = "the warnings above name every one, and say why"
                 raise IiaeError(f"no picture of {name}/{domain} can be read", hint)
-        made, seen = networks.record(plan, work), networks.seen
-        describe(plan, options, split_name=split_name, backbone=made, seen=seen, what=origin)
+        describe(plan, split_name, networks.record(plan, work), networks.seen, origin)
 
     plan = Plan(divided, reader=networks.reader(), by_class=True, finish=finish)
     if networks.tuning is not None:

@@ -2,7 +2,6 @@
 
 Given features, of any width, are in the released layout, or in one `.npz` with the same names as
 keys: `{train,valid,test}_{sketch,image}_{features,paths,labels}`, sketch being x and image y.
-`classes_seen.txt` beside them may list the classes that their network was trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from iiae_cli.data.datafile import (
     class_list_hash,
     nfc,
     normalise_class,
-    refuse_leak,
 )
 from iiae_cli.data.names import Notes, distinct, split_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
@@ -59,14 +57,8 @@ def plan_existing(
         {"source_sha256": sha256_of(*source_files(source))},
         by_class=True,
     )
-    describe(
-        plan,
-        options,
-        split_name=split_name,
-        backbone={**backbone, "width": splits["train"].x.rows.shape[1]},
-        seen=read_seen(source),
-        what=f"the network of {source}",
-    )
+    made = {**backbone, "width": splits["train"].x.rows.shape[1]}
+    describe(plan, split_name, made, UNKNOWN, f"the network of {source}")
     return plan
 
 
@@ -110,16 +102,6 @@ def read_features(
                 "extract all splits by one network",
             )
     return splits
-
-
-def read_seen(source: Path) -> Seen:
-    """Reads the classes that the features' network was trained on, if `classes_seen.txt` exists."""
-    path = (source if source.is_dir() else source.parent) / "classes_seen.txt"
-    if not path.exists():
-        return UNKNOWN
-    with reading(path, "write one class per line, in UTF-8"):
-        names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
-    return Seen(tuple(sorted(names)))
 
 
 def _arrays(source: Path, notes: Notes) -> dict[str, NDArray[Any]]:
@@ -255,16 +237,8 @@ def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
     return np.array(sorted(row for *_, row in sorted(keys)[:limit]), np.int64)
 
 
-def describe(
-    plan: Plan,
-    options: PrepareOptions,
-    *,
-    split_name: str,
-    backbone: dict[str, Any],
-    seen: Seen,
-    what: str,
-) -> None:
-    """Drops classes of one domain only, checks for a leak, and describes the set in attributes.
+def describe(plan: Plan, split_name: str, backbone: dict[str, Any], seen: Seen, what: str) -> None:
+    """Drops classes of one domain only, and describes the set in attributes.
 
     `split_name` is the division's; test classes decide whether it is a published one. `backbone`,
     which is called `what` in errors, made the features and has `seen` classes.
@@ -286,7 +260,6 @@ def describe(
         named, split_name = split_name, next(published, GIVEN)
         if named not in (split_name, GIVEN):
             console.warn(f"the test classes are not those of {named}: recorded as '{split_name}'")
-    refuse_leak(seen, test, what, options.allow_leak)
     if both := {*train} & {*test}:
         count = f"{len(both)} of {len(test)} test classes"
         console.say(f"{count} are training classes too: not zero-shot")

@@ -71,11 +71,11 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions, notes: No
     source = options.source
     assert source is not None
     if options.side_by_side:
-        _note_folders(source, folders, notes)
         places = folders or {"": source}
+        names.note_layout(source, {split: [folder] for split, folder in places.items()}, notes)
         pairs = {split: _side_by_side(folder, split, notes) for split, folder in places.items()}
     else:
-        domains = domain_folders(source, folders, notes)
+        domains = names.domain_folders(source, folders, notes)
         pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
     divided = _divided(pairs[""], options, notes) if "" in pairs else pairs
     return _plan_files(divided, options, notes)
@@ -97,45 +97,6 @@ def _divided(pairs: Split, options: PrepareOptions, notes: Notes) -> dict[str, S
         )
     parts = {"train": order[rest:], "valid": order[test:rest], "test": order[:test]}
     return {name: pairs.take_pairs(np.sort(parts[name])) for name in SPLITS}
-
-
-def domain_folders(
-    source: Path, folders: Mapping[str, Path], notes: Notes, *, lists: bool = True
-) -> dict[str, dict[str, Path]]:
-    """Finds the folders x and y of every split, "" where a source is to be divided.
-
-    `folders` of splits, where it has any; `lists`: whether lists of a split are refused.
-    """
-    inside = {} if folders else names.splits_inside(source, notes)
-    if inside:
-        return inside
-    _note_folders(source, folders, notes, lists)
-    domains = {}
-    for split, folder in (folders or {"": source}).items():
-        known = domains[split] = names.folders_by(folder, names.domain_of)
-        if len(known) < 2:
-            lacking = next(domain for domain in DOMAINS if domain not in known)
-            held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
-            called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
-            hint = (
-                "call the folders of the two domains x/ and y/, or name the folder that holds these"
-            )
-            if not held:
-                hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
-            raise IiaeError(f"{folder} has no folder {lacking}/; it holds {called}", hint)
-        names.note_rest(folder, [*known.values()], notes)
-    return domains
-
-
-def _note_folders(
-    source: Path, folders: Mapping[str, Path], notes: Notes, lists: bool = True
-) -> None:
-    """Notes what the folders of splits are called, and what lies beside them."""
-    if folders:
-        names.read_as({split: folder.name for split, folder in folders.items()}, notes)
-        names.note_rest(source, [*folders.values()], notes)
-    else:
-        names.refuse_lookalikes(source, lists=lists)
 
 
 def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:

@@ -9,12 +9,12 @@ folder; its parts may be separated by backslashes. A picture may recur in many r
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import os
 import re
 import shlex
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading
+from iiae_cli.data import names
 from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
-from iiae_cli.data.names import Listings, Notes, divides, find_file, read_as, split_of
+from iiae_cli.data.names import Listings, Notes, split_of
 from iiae_cli.model import DOMAINS
 
 HINT = "its first line should be x,y[,split][,label], in UTF-8"
@@ -71,7 +72,7 @@ def read_table(table: Path, notes: Notes) -> tuple[Split, list[str]]:
         kept.append(row)
         splits.append(split)
         pairs.append(pair)
-    read_as(called, notes)
+    names.read_as(called, notes)
     labels = [nfc(columns["label"][row]) for row in kept] if "label" in columns else None
     x, y = (
         Side(np.array(paths, object), [_name_of(path, table.parent) for path in paths], labels)
@@ -123,34 +124,32 @@ def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]
     """Returns lines, and the cells of known columns, missing ones empty; notes too long rows."""
     with reading(table, HINT):
         text = _text_of(table)
-        stated = re.match(r"(?i)sep=(.)[\r\n]+", text)
-        body = text[stated.end() if stated else 0 :].lstrip("\r\n")
-        above = len(text[: len(text) - len(body)].splitlines())
-        first = re.findall(r"[^\r\n]+", body[: 1 << 16])[:1]
-        separator, names = _header(table, first, stated[1] if stated else "")
-        reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+        lines = re.findall(r"[^\r\n]+", text[: 1 << 16])[:2]
+        stated = re.fullmatch(r"(?i)sep=(.)", lines[0]) if lines else None
+        above = lines[:1] if stated else []
+        separator, header = _header(table, lines[len(above) :], stated[1] if stated else "")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows: dict[int, list[str]] = {}
         try:
             for cells in reader:
-                line, row = above + reader.line_num, [cell.strip() for cell in cells]
-                if any(row[len(names) :]):
-                    notes.skipped.append(f"{table}:{line}: more cells than columns")
-                elif any(row):
-                    rows[line] = row + [""] * (len(names) - len(row))
+                rows[reader.line_num] = [cell.strip() for cell in cells]
         except csv.Error as error:
             raise IiaeError(
-                f"{table} is not valid CSV at line {above + reader.line_num}: {error}",
+                f"{table} is not valid CSV at line {reader.line_num}: {error}",
                 "close the quotes of that line, and double those inside a cell",
             ) from error
-    del rows[min(rows)]  # the header
-    columns = {name: [row[place] for row in rows.values()] for place, name in enumerate(names)}
+    filled = [line for line, row in rows.items() if any(row)][len(above) + 1 :]
+    long = [line for line in filled if any(rows[line][len(header) :])]
+    notes.skipped += [f"{table}:{line}: more cells than columns" for line in long]
+    kept = {line: rows[line] + [""] * len(header) for line in filled if line not in long}
+    columns = {name: [row[place] for row in kept.values()] for place, name in enumerate(header)}
     others = [name for name in columns if name and not _is_read(name)]
     if others:
         notes.decided.append(f"{table}: columns that are not read: {', '.join(others)}"[:400])
     for name in others if "split" not in columns else ():
         meant = {split_of(text) for text in columns[name]} - {None}
         is_one = name.startswith("is_") and split_of(name[3:]) is not None
-        if len(meant) > 1 or is_one or divides(name):
+        if len(meant) > 1 or is_one or names.divides(name):
             raise IiaeError(
                 f"column '{name}' of {table} looks like splits, but is not called so",
                 "call it split, of train, valid and test; or leave it out",
@@ -158,7 +157,7 @@ def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]
     known = {name: texts for name, texts in columns.items() if _is_read(name)}
     if separator == ";":
         _mend_decimal_commas(table, known, notes)
-    return [*rows], known
+    return [*kept], known
 
 
 def _mend_decimal_commas(table: Path, columns: dict[str, list[str]], notes: Notes) -> None:
@@ -175,10 +174,9 @@ def _is_read(column: str) -> bool:
 def _text_of(table: Path) -> str:
     """Returns the text of a table, without a byte order mark; refuses other encodings."""
     content = table.read_bytes()
-    coding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    if coding == "utf-8" and b"\0" in content[:2]:  # no byte order mark, but a Latin letter
-        coding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
-    text = content.decode(coding, "replace").lstrip("\ufeff")
+    if b"\0" in content[:2]:  # no byte order mark, but a Latin letter
+        content = (BOM_UTF16_BE if content.startswith(b"\0") else BOM_UTF16_LE) + content
+    text = names.decoded(content, "replace")
     wrong = re.search("[\0\ufffd]", text)
     if wrong is not None:
         line = len(text[: wrong.end()].splitlines())
@@ -199,14 +197,14 @@ def _header(table: Path, lines: Sequence[str], stated: str) -> tuple[str, list[s
         separator: [name.strip().lower() for name in next(csv.reader(lines, delimiter=separator))]
         for separator in stated or _SEPARATORS
     }
-    found = max(columns.items(), key=lambda item: (len({*DOMAINS} & {*item[1]}), len(item[1])))
-    separator, names = found
-    wrong: list[str] = [name for name in DOMAINS if name not in names]
-    wrong += [name for name in names if _is_read(name) and names.count(name) > 1]
+    separator = max(columns, key=lambda by: (len({*DOMAINS} & {*columns[by]}), len(columns[by])))
+    header = columns[separator]
+    wrong: list[str] = [name for name in DOMAINS if name not in header]
+    wrong += [name for name in header if _is_read(name) and header.count(name) > 1]
     if wrong:
-        held = ", ".join(names)[:200]
+        held = ", ".join(header)[:200]
         raise IiaeError(f"{table} needs one column '{wrong[0]}': its first line has {held}", HINT)
-    return separator, names
+    return separator, header
 
 
 # ---- the paths in it
@@ -223,7 +221,7 @@ def _path_of(cell: str, folder: Path, listings: Listings) -> Path:
     home = os.path.expanduser  # Path.expanduser raises without a home
     for text in dict.fromkeys((path, path.replace("\\", "/"))):
         for place in (folder / text, Path(text), Path(home(text))):
-            if (found := find_file(place, listings)) is not None:
+            if (found := names.find_file(place, listings)) is not None:
                 _refuse_if(not found.is_file(), f"{cell} is not a file, or links to none")
                 return found
     raise ValueError(f"{cell} does not exist, neither beside the table nor in the working folder")

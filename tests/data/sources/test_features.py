@@ -5,9 +5,8 @@ import pytest
 from class_sources import feature_arrays, save_arrays
 from helpers import refusal
 
-from iiae_cli.data.datafile import UNKNOWN, Seen
 from iiae_cli.data.names import Notes
-from iiae_cli.data.sources.features import has_features, read_features, read_seen, source_files
+from iiae_cli.data.sources.features import has_features, read_features, source_files
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 
@@ -56,12 +55,6 @@ def test_widths_of_the_domains_may_differ_and_a_path_that_recurs_is_numbered(tmp
     rows = splits["train"].y.rows
     assert splits["train"].x.rows.shape[1] == 6 and (rows.shape[1], rows.dtype) == (4, np.float32)
     assert splits["test"].x.ids == ["a/cow/1.png#0", "a/cow/1.png#1", "a/cow/1.png#2"]
-
-
-def test_classes_seen_may_lie_beside(tmp_path, arrays):
-    assert read_seen(save_arrays(tmp_path, arrays)) == UNKNOWN
-    (tmp_path / "classes_seen.txt").write_text("bee\n\nant\n")
-    assert read_seen(tmp_path) == Seen(("ant", "bee")) == read_seen(tmp_path / "features.npz")
 
 
 @pytest.mark.parametrize(
