@@ -6,7 +6,7 @@ The exclusive latent is sampled, or taken from a reference or the input's partne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +17,18 @@ from iiae_cli.cli.options import DomainName, finish, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture, write_errors, writing
-from iiae_cli.model import other_domain
+from iiae_cli.model import Domain, other_domain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from iiae_cli.inference.api import Model
     from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.trained import Styles, TrainedModel
-    from iiae_cli.report.grids import TranslationGrid
+    from iiae_cli.report.grids import Translated
     from iiae_cli.runs import LoadedModel
 
+Files = list[list[Path | None]]  # by input and output; None for one that is not written
 DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
@@ -93,7 +95,7 @@ def command(
     from iiae_cli.data.names import expand_inputs
     from iiae_cli.inference.api import open_run
     from iiae_cli.inference.trained import styles_of
-    from iiae_cli.report.grids import TranslationGrid
+    from iiae_cli.report.grids import translation_panel
 
     target = target or other_domain(source)
     if output is None and grid is None:
@@ -114,10 +116,7 @@ def command(
         console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs{others}")
     rows = rows if output else rows.first(GRID_ROWS)
     references = model.inputs(reference, target).read_all() if reference else None
-    partners = None
-    if guided:
-        _check_partners(rows.source, paths[0])
-        partners = model.inputs(paths, target, split=split).first(rows.total)
+    partners = _partners(model, paths[0], rows.source, target) if guided else None
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
     styles = styles_of(
@@ -126,14 +125,13 @@ def command(
         interpolate=interpolate,
         seed=seed,
     )
-    files = None
+    files: Files = [[None] * len(styles.names)] * rows.total
     if output is not None:
         suffix = ".png" if model.loaded.size else ".npy"
         files = plan_files(output, rows.ids, styles.names, target, overwrite, suffix)
-    drawn = TranslationGrid(source, target, styles.names, styles.pictures)
-    results, skipped = _translated(model.trained, rows, styles, files, drawn)
+    results, drawn, skipped = _translated(model.trained, rows, (source, target), styles, files)
     if grid is not None:
-        save_picture(drawn.panel().draw(), grid)
+        save_picture(translation_panel(source, target, styles, drawn).draw(), grid)
     result: dict[str, Any] = {
         "schema": "iiae.translate/1",
         "from": source,
@@ -176,15 +174,20 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
         )
 
 
-def _check_partners(source: dict[str, Any], name: str) -> None:
+def _partners(
+    model: Model, path: str, source: dict[str, Any], target: Domain
+) -> Callable[[list[int]], NDArray[Any]]:
+    """Returns a function from positions in a prepared file to the partners' rows."""
     from iiae_cli.data.datafile import DataFile
 
     file = DataFile(Path(source["data"])) if "data" in source else None
     if file is None or file.info.by_class or file.split(source["split"]).pairs is not None:
         raise IiaeError(
-            f"--guided takes partners, and rows of {name} have none of their own",
+            f"--guided takes partners, and rows of {path} have none of their own",
             "give a prepared .h5 of pairs, or --reference PICTURE",
         )
+    own = model.inputs(path, target, split=source["split"])
+    return lambda positions: own.read(positions[0], positions[-1] + 1).rows
 
 
 def plan_files(
@@ -194,7 +197,7 @@ def plan_files(
     target: str,
     overwrite: bool,
     suffix: str = ".png",
-) -> list[list[Path]]:
+) -> Files:
     """Returns a file `FOLDER/STEM-to-TARGET-NAME` by input (N) and output (K).
 
     Names that recur, whatever their case, end in -2, -3, …. Makes the folder. Raises IiaeError if
@@ -223,43 +226,38 @@ def plan_files(
 
 
 def _translated(
-    trained: TrainedModel,
-    inputs: Inputs,
-    styles: Styles,
-    files: list[list[Path]] | None,
-    grid: TranslationGrid,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    trained: TrainedModel, inputs: Inputs, way: tuple[Domain, Domain], styles: Styles, files: Files
+) -> tuple[list[dict[str, Any]], list[Translated], list[str]]:
     """Translates every input, block by block, so that any number of them fits into memory.
 
-    Returns a JSON object per input and a line per skipped one; fills the grid.
+    Returns a JSON object per input, rows of a grid, and a line per skipped input.
     """
+    drawn: list[Translated] = []
     results, skipped = list[dict[str, Any]](), list[str]()
     for block in inputs.blocks(max(1, BLOCK_PICTURES // len(styles.names)), "translating"):
         skipped += block.skipped
-        if block.ids:
-            latents = styles.exclusive(block.positions)
-            outputs = trained.translate(block.rows, grid.source, grid.target, latents)
-            for name, position, made in zip(block.ids, block.positions, outputs, strict=True):
-                paths = None if files is None else files[position]
-                written = _written(made, styles.names, paths)
-                results.append({"input": name, "outputs": written})
-            shown = trained.shown(block.rows[: GRID_ROWS - len(grid.rows)])
-            grid.rows += zip(shown, block.ids, outputs, strict=False)
-    return results, skipped
+        if not block.ids:
+            continue
+        outputs = trained.translate(block.rows, *way, styles.exclusive(block.positions))
+        for name, position, made in zip(block.ids, block.positions, outputs, strict=True):
+            named = [*zip(styles.names, files[position], strict=True)]
+            for (_, path), output in zip(named, made, strict=True):
+                if path is not None:
+                    _write(path, output)
+            said = [{"exclusive": style, "file": path and str(path)} for style, path in named]
+            results.append({"input": name, "outputs": said})
+        shown = trained.shown(block.rows[: GRID_ROWS - len(drawn)])
+        drawn += zip(shown, block.ids, outputs, strict=False)
+    return results, drawn, skipped
 
 
-def _written(
-    outputs: NDArray[Any], names: Sequence[str], paths: Sequence[Path] | None
-) -> list[dict[str, Any]]:
-    """Writes an input's outputs (K, H, W, C) or (K, F) to files, if any; returns them as JSON."""
+def _write(path: Path, output: NDArray[Any]) -> None:
+    """Writes a picture (H, W, C) or features (F,)."""
     import numpy as np
     from PIL import Image
 
-    for path, output in zip(paths or (), outputs, strict=False):
-        with writing(path, sync=False) as temporary, temporary.open("wb") as file:
-            if output.ndim == 1:
-                np.save(file, output)
-            else:
-                Image.fromarray(output.squeeze()).save(file, format="PNG")
-    files = [str(path) for path in paths] if paths else [None] * len(names)
-    return [{"exclusive": n, "file": file} for n, file in zip(names, files, strict=True)]
+    with writing(path, sync=False) as temporary, temporary.open("wb") as file:
+        if output.ndim == 1:
+            np.save(file, output)
+        else:
+            Image.fromarray(output.squeeze()).save(file, format="PNG")

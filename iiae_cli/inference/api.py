@@ -162,9 +162,7 @@ class Model:
         references = None if reference is None else self.inputs(reference, target).read_all()
         samples = (3 if references is None else 0) if samples is None else samples
         trained, block = self.trained, self.inputs(pictures, source).read_all()
-        styles = styles_of(
-            trained, target, references, None, samples=samples, interpolate=None, seed=seed
-        )
+        styles = styles_of(trained, target, references, samples=samples, seed=seed)
         latents = styles.exclusive(block.positions)
         outputs = trained.translate(block.rows, source, target, latents)
         return Translations(block.ids, styles.names, outputs, block.skipped)

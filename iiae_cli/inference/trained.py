@@ -22,7 +22,7 @@ from torch import Tensor
 from iiae_cli.common import console
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.batches import to_inputs, to_pictures
-from iiae_cli.inference.inputs import Block, Inputs
+from iiae_cli.inference.inputs import Block
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.runs import LoadedModel
@@ -200,16 +200,17 @@ class Styles:
 def styles_of(
     trained: TrainedModel,
     target: Domain,
-    references: Block | None,
-    partners: Inputs | None,
+    references: Block | None = None,
+    partners: Callable[[list[int]], NDArray[Any]] | None = None,
     *,
     samples: int,
-    interpolate: int | None,
+    interpolate: int | None = None,
     seed: int,
 ) -> Styles:
     """Returns styles: `samples` samples, references or steps between two, each input's partner.
 
-    References and partners are of the domain `target`; `interpolate` is the number of steps.
+    References are of the domain `target`, and so are partners, which a function returns for the
+    positions of inputs; `interpolate` is the number of steps.
     """
     width = trained.network.exclusive_dim
     if not width:
@@ -237,7 +238,7 @@ def styles_of(
         drawn = prior_samples(samples, positions, width, seed)
         parts = [drawn, means.expand(len(positions), -1, -1)]
         if partners is not None:
-            parts.append(encoded(partners.read(positions[0], positions[-1] + 1).rows)[:, None])
+            parts.append(encoded(partners(positions))[:, None])
         return torch.cat(parts, dim=1)
 
     return Styles(names, pictures, exclusive)

@@ -6,9 +6,9 @@ by whole factors without smoothing, so that a 32-pixel digit stays crisp.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from iiae_cli.data.datafile import Rows, Split
-from iiae_cli.inference.trained import TrainedModel, prior_samples
+from iiae_cli.inference.trained import Styles, TrainedModel, styles_of
 from iiae_cli.model import DOMAINS, Domain, other_domain
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H, W, C)
+Translated: TypeAlias = tuple[Picture, str, Sequence[Picture]]  # an input, its id, its outputs
 Colour: TypeAlias = tuple[int, int, int]
 Tone: TypeAlias = Literal["right", "near", "wrong"]  # near: of the query's class, not its partner
 
@@ -130,41 +131,28 @@ def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
     draw.text((left + (TILE - draw.textlength(text)) / 2, top), text, INK)
 
 
-@dataclass
-class TranslationGrid:
-    """The grid of `translate`; it grows as inputs are translated.
+def translation_panel(
+    source: Domain, target: Domain, styles: Styles, rows: Iterable[Translated]
+) -> Panel:
+    """Shows translations as `translate --grid` does.
 
     sampled, guided  input | output 1 | output 2 | …, references above their outputs     (Table 1)
     interpolation    input | step 1 | … | step N, the two references above its ends
     analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
     """
-
-    source: Domain
-    target: Domain
-    names: Sequence[str]  # (K,) `sample 1`, `step 1`, a reference's file name, …
-    references: Sequence[tuple[Picture, str] | None]  # (K,) picture and id for each output, or none
-    # An input's picture, its id and its K outputs.
-    rows: list[tuple[Picture, str, Sequence[Picture]]] = field(default_factory=list)
-
-    def panel(self) -> Panel:
-        """Returns all rows as a panel."""
-        above = [_named(*item) if item else Tile(None) for item in self.references]
-        lines = [[_named(picture, name), *map(Tile, out)] for picture, name, out in self.rows]
-        if self.source == self.target and len(above) <= TRIPLES and all(self.references):
-            each = (f"reference {self.target}", f"output {self.target}")
-            headers = [f"query {self.source}", *each * len(above)]
-            lines = [
-                [query, *(tile for both in zip(above, outputs, strict=True) for tile in both)]
-                for query, *outputs in lines
-            ]
-            return Panel(lines, headers, gaps_after=range(2, 2 * len(above), 2))
-        headers = [f"input {self.source}", *(f"{self.target}: {name}" for name in self.names)]
-        for tile in above:
-            if tile.picture is not None:
-                tile.caption = (f"reference {self.target}", *tile.caption)
-        if any(self.references):
-            lines.insert(0, [Tile(None), *above])
-        return Panel(lines, headers, gaps_after=[0])
+    above = [_named(*item) if item else Tile(None) for item in styles.pictures]
+    lines = [[_named(picture, name), *map(Tile, outputs)] for picture, name, outputs in rows]
+    if source == target and len(above) <= TRIPLES and all(styles.pictures):
+        headers = [f"query {source}", *(f"reference {target}", f"output {target}") * len(above)]
+        lines = [[query, *chain(*zip(above, out, strict=True))] for query, *out in lines]
+        return Panel(lines, headers, gaps_after=range(2, 2 * len(above), 2))
+    headers = [f"input {source}", *(f"{target}: {name}" for name in styles.names)]
+    for tile in above:
+        if tile.picture is not None:
+            tile.caption = (f"reference {target}", *tile.caption)
+    if any(styles.pictures):
+        lines.insert(0, [Tile(None), *above])
+    return Panel(lines, headers, gaps_after=[0])
 
 
 def _named(picture: Picture, name: str) -> Tile:
@@ -184,28 +172,17 @@ def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: i
 
     x | sampled y | guided by the partner y ‖ y | sampled x | guided by the partner x
     """
-    x, y = (model.shown(pairs.side(domain).rows) for domain in DOMAINS)
-    to_y, to_x = (_translations(model, pairs, domain, samples, seed) for domain in DOMAINS)
-    rows = [
-        [Tile(picture) for picture in (left, *outputs, right, *back)]
-        for left, outputs, right, back in zip(x, to_y, y, to_x, strict=True)
-    ]
-    numbered = [f"sample {number}" for number in range(1, to_y.shape[1])]
-    headers = ["x", *numbered, "guided y", "y", *numbered, "guided x"]
-    return Panel(rows, headers, gaps_after=[len(numbered) + 1])
-
-
-def _translations(
-    model: TrainedModel, pairs: Split, source: Domain, samples: int, seed: int
-) -> NDArray[np.uint8]:
-    """Returns (N, samples + 1, H, W, C): sampled translations, then the partner-guided one."""
-    target, rows = other_domain(source), pairs.side(source).rows
-    if not model.network.exclusive_dim:
-        return model.translate(rows, source, target, None)
-    drawn = prior_samples(samples, range(len(rows)), model.network.exclusive_dim, seed)
-    partners = model.encode(pairs.side(target).rows, target, ["exclusive"])
-    guides = torch.from_numpy(partners.mean("exclusive"))
-    return model.translate(rows, source, target, torch.cat([drawn, guides[:, None]], dim=1))
+    headers, lines = list[str](), [list[Tile]() for _ in range(pairs.pair_count)]
+    for source in DOMAINS:
+        target, rows = other_domain(source), pairs.side(source).rows
+        partners = pairs.side(target).rows
+        styles = styles_of(model, target, None, partners.__getitem__, samples=samples, seed=seed)
+        latents = styles.exclusive([*range(len(rows))])
+        outputs = model.translate(rows, source, target, latents)
+        for line, picture, made in zip(lines, model.shown(rows), outputs, strict=True):
+            line += map(Tile, [picture, *made])
+        headers += [source, *styles.names]
+    return Panel(lines, headers, gaps_after=[len(headers) // 2 - 1])
 
 
 def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references: Rows) -> Panel:

@@ -43,7 +43,7 @@ def styles_with(**options):
     """Exclusive latents of two inputs beside two reference pictures, and the references' own."""
     trained = TrainedModel(image_model(), SIZE)
     references = Block(pictures(rows=2, seed=4), [0, 1], ["a/1.png", "b/2.png"], None, [])
-    styles = styles_of(trained, "x", references, None, seed=0, **options)
+    styles = styles_of(trained, "x", references, seed=0, **options)
     own = trained.encode(references.rows, "x").exclusive_mean
     return styles, styles.exclusive([0, 4]), own
 
@@ -59,7 +59,7 @@ def test_interpolation_is_linear_with_both_ends(steps):
 
 
 def test_an_analogy_takes_the_references_exclusive_mean_beside_samples():
-    styles, latents, means = styles_with(samples=1, interpolate=None)
+    styles, latents, means = styles_with(samples=1)
     assert styles.names == ["sample 1", "1.png", "2.png"]
     np.testing.assert_allclose(latents[:, 1:], np.stack([means, means]), atol=1e-6)
     assert torch.equal(latents[:, :1], prior_samples(1, [0, 4], 3, seed=0))

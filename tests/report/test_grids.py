@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.inference.trained import Encoded
+from iiae_cli.inference.trained import Encoded, Styles
 from iiae_cli.report.grids import (
     GAP,
     HAIRLINE,
@@ -18,10 +18,10 @@ from iiae_cli.report.grids import (
     TILE,
     Panel,
     Tile,
-    TranslationGrid,
     sample_panel,
     scaled,
     to_rgb,
+    translation_panel,
 )
 
 WHITE = np.full((8, 8, 3), 255, np.uint8)
@@ -107,11 +107,12 @@ def shown(count, source="x", references=0, interpolated=False):
     """The grey of each tile, for two inputs, 10 and 11, with outputs 50… and 70…."""
     given = [(flat(200 + number), f"ref/{number}.png") for number in range(references)]
     given[1:1] = [None] * (count - 2) if interpolated else []
-    drawn = TranslationGrid(source, "y", ["name"] * count, given or [None] * count)
-    for number in range(2):
-        outputs = [flat(50 + 20 * number + k) for k in range(count)]
-        drawn.rows.append((flat(10 + number), f"in/{number}.png", outputs))
-    rows = drawn.panel().rows
+    styles = Styles(["name"] * count, given or [None] * count, lambda positions: None)
+    made = [
+        (flat(10 + row), f"in/{row}.png", [flat(50 + 20 * row + k) for k in range(count)])
+        for row in range(2)
+    ]
+    rows = translation_panel(source, "y", styles, made).rows
     return [[None if t.picture is None else t.picture[0, 0, 0] for t in row] for row in rows]
 
 
