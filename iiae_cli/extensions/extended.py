@@ -111,6 +111,9 @@ class ExtendedIIAE(IIAE):
     maps are fitted.
     """
 
+    standardise: Mapping[Domain, Standardise]  # empty for pictures
+    erase_shared: Mapping[Domain, LinearErasure]  # empty where nothing is erased
+
     def __init__(
         self,
         networks: Networks,
@@ -124,12 +127,13 @@ class ExtendedIIAE(IIAE):
         super().__init__(networks, widths, **options)
         for domain, encoder in self.exclusive.items() if attention else ():
             self.exclusive[domain] = attentive(encoder, attention)
-        self.standardise, self.erase_shared = nn.ModuleDict(), nn.ModuleDict()
-        for domain in DOMAINS:
-            if standardise:
-                self.standardise[domain] = Standardise(widths[domain])
-            if erase_shared:
-                self.erase_shared[domain] = LinearErasure(math.prod(self.shared_shape))
+
+        def both(make: Callable[[Domain], nn.Module], wanted: bool) -> Any:
+            return nn.ModuleDict({domain: make(domain) for domain in DOMAINS if wanted})
+
+        width = math.prod(self.shared_shape)
+        self.standardise = both(lambda domain: Standardise(widths[domain]), standardise)
+        self.erase_shared = both(lambda domain: LinearErasure(width), erase_shared)
 
     def read(self, domain: Domain, inputs: Tensor) -> Tensor:
         """Returns inputs (B, …) of a domain in the form that its networks read."""
@@ -149,9 +153,7 @@ class ExtendedIIAE(IIAE):
         """Returns the mean of p(·|z, z^s) in the data's own units."""
         decoded = super().decode(domain, shared, exclusive)
         if domain in self.standardise:
-            standardise = self.standardise[domain]
-            assert isinstance(standardise, Standardise)
-            decoded = standardise.inverse(decoded)
+            decoded = self.standardise[domain].inverse(decoded)
         return decoded
 
 

@@ -25,7 +25,7 @@ from iiae_cli.extensions.encoders import (
     start_description,
     start_linear_paths,
 )
-from iiae_cli.extensions.extended import ExtendedIIAE, LinearErasure, Standardise
+from iiae_cli.extensions.extended import ExtendedIIAE
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian
@@ -184,8 +184,7 @@ def classes_of(split: Split) -> list[str]:
 def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
     """Fits a new model's standardisation and starts its linear paths, if it has them."""
     if isinstance(model, ExtendedIIAE):
-        for domain, standardise in zip(DOMAINS, model.standardise.values(), strict=False):
-            assert isinstance(standardise, Standardise)
+        for domain, standardise in model.standardise.items():
             rows = data.train.side(domain).rows
             standardise.fit(rows, each=config.data.standardise == "each")
     if config.model.linear_path == "canonical":
@@ -234,9 +233,8 @@ def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
     """Fits a model's erasure to its posteriors on the training rows, a function of both alone."""
     if not isinstance(trained.network, ExtendedIIAE) or erasure.shared == "none":
         return
-    erases = {d: trained.network.erase_shared[d] for d in DOMAINS}
+    erases = trained.network.erase_shared
     for erase in erases.values():
-        assert isinstance(erase, LinearErasure)
         erase.make_room(0)
     if data.by_class:
         rows = [_spread(data.train.side(domain).rows, erasure.rows) for domain in DOMAINS]
@@ -244,7 +242,6 @@ def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
         rows = [*data.rows(_spread(np.arange(data.train.pair_count), erasure.rows))]
     encoded = {d: trained.encode(part, d) for d, part in zip(DOMAINS, rows, strict=True)}
     for domain, erase in erases.items():
-        assert isinstance(erase, LinearErasure)
         own, partner = encoded[domain], encoded[other_domain(domain)]
         fit_erasure(
             erase,
