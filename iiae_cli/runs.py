@@ -256,8 +256,13 @@ def _config_of(values: dict[str, Any], path: Path) -> Config:
         raise IiaeError(message, OTHER_VERSION) from error
 
 
-def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """Reads a `save_weights` file as a model in evaluation mode."""
+def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
+    """Reads a run's kept weights as a model in evaluation mode."""
+    path, hint = run.model_file, "name another with --run RUN, or train one: iiae train digits-cdcb"
+    if not run.path.exists():
+        raise files.missing(run.path, hint)
+    if not path.exists():
+        raise IiaeError(f"{run.path} holds no {path.name}", hint)
     header, state = read_tensors(path, MODEL_SCHEMA, OTHER_VERSION)
     with files.reading(path, OTHER_VERSION):
         config = _config_of(json.loads(header["config"]), path)
@@ -270,16 +275,6 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         size = picture_size(config, info)
     model = place(model, device).eval()
     return LoadedModel(model, config, info, size, digest_of(state)[:16], details)
-
-
-def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
-    """Reads a run's kept weights."""
-    hint = "name another with --run RUN, or train one: iiae train digits-cdcb"
-    if not run.path.exists():
-        raise files.missing(run.path, hint)
-    if not run.model_file.exists():
-        raise IiaeError(f"{run.path} holds no model.safetensors", hint)
-    return read_weights(run.model_file, device)
 
 
 def run_versions() -> dict[str, str]:

@@ -212,16 +212,14 @@ def presets(as_json: shared.Json = False) -> None:
       iiae presets | cut -f1
       iiae presets --json | jq -r '.presets[] | select(.data == "pairs").name'
     """
-    from iiae_cli.config.presets import preset_layers, read_yaml
+    from iiae_cli.config.presets import preset_layers, read_yaml, resolve
 
     listed = []
     for name in preset_names():
-        values = {
-            key: value for layer in preset_layers(name) for key, value in layer.values.items()
-        }
-        own = read_yaml(preset_folder() / f"{name}.yaml")
-        about = {"name": name, "data": values["data.set"], "time": own.get("time", "")}
-        listed.append(about | {"description": values["description"]})
+        config = resolve(preset_layers(name)).config
+        time_taken = read_yaml(preset_folder() / f"{name}.yaml").get("time", "")
+        about = {"name": name, "data": config.data.set, "time": time_taken}
+        listed.append({**about, "description": config.description})
     rows = [tuple(preset.values()) for preset in listed]
     show = partial(console.print_table, ["preset", "data", "time", "what it is for"], rows)
     finish({"schema": "iiae.presets/1", "presets": listed}, show, as_json)

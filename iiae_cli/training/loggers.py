@@ -99,8 +99,7 @@ class Loggers(AbstractContextManager["Loggers"]):
         self, config: Config, run: RunDir | None, known: Mapping[str, str], step: int
     ) -> None:
         self.ended = False  # whether the run is complete
-        self.ids: dict[str, str] = {}  # of the run at each service
-        self._run, self._services = run, dict[str, Service]()
+        self._run, self._services, self.ids = run, dict[str, Service](), dict[str, str]()
         if run is None:
             return
         self._services["tensorboard"] = _tensorboard(run, step)
@@ -110,7 +109,7 @@ class Loggers(AbstractContextManager["Loggers"]):
             except Exception as error:  # each service has its own kinds
                 hint = f"leave out --log {name}, mend it, or pip install 'iiae-cli[{name}]'"
                 raise IiaeError(f"--log {name} cannot start: {error}", hint) from error
-            self.ids[name] = self._services[name].id
+        self.ids = {name: self._services[name].id for name in config.training.log}
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl, and sends its numbers, or those of x and y, to services."""

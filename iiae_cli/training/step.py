@@ -99,11 +99,6 @@ class Step:
                 self.optimizer.state[parameter] = state
 
 
-def added(sums: Terms, terms: Terms) -> Terms:
-    """Returns the sums with the loss terms of one more step added."""
-    return {name: sums[name] + term if name in sums else term for name, term in terms.items()}
-
-
 def seed_step(seed: int, step: int) -> None:
     """Seeds torch's random state for one step from (seed, step)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))

@@ -32,7 +32,7 @@ from iiae_cli.runs import HINT, Checkpoint, RunDir, save_weights
 from iiae_cli.training.data import TrainingData, classes_of, erase_means, take_statistics
 from iiae_cli.training.distributed import Share, World
 from iiae_cli.training.loggers import Loggers
-from iiae_cli.training.step import Feed, Step, added
+from iiae_cli.training.step import Feed, Step
 from iiae_cli.training.validation import Progress, Validation, as_text, baseline, validate
 
 _SHOWN = {  # in the progress bar: name, and the terms shown
@@ -189,7 +189,7 @@ class Trainer:
                 if self._augment.active:
                     x, y = self._augment(x, y, seed, self._step)
                 terms = self._take_step(x, y, self._step, self._rate(self._step), seed)
-                self._running = added(self._running, terms)
+                self._running = {name: self._running.get(name, 0.0) + terms[name] for name in terms}
                 self._step += 1
                 self.moved()
                 if not self._bar.facts:
