@@ -127,12 +127,15 @@ def print_table(
 ) -> None:
     """Prints a table on stdout: drawn on a terminal, tab-separated (header optional) in a pipe.
 
-    Fractions are shown with `digits` significant digits; `--json` has all of them.
+    Fractions are shown with `digits` significant digits, None is blank; `--json` has it all.
     """
-    cells = [
-        [_number(value, digits) if isinstance(value, float) else str(value) for value in row]
-        for row in rows
-    ]
+
+    def cell(value: object) -> str:
+        if value is None:
+            return ""
+        return number(value, digits) if isinstance(value, float) else str(value)
+
+    cells = [[*map(cell, row)] for row in rows]
     if not sys.stdout.isatty():
         for line in [headers, *cells] if header else cells:
             print_line("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in line))
@@ -147,7 +150,7 @@ def print_table(
     Console().print(table)
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
     """Formats a number with `digits` significant digits, large ones without an exponent."""
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 

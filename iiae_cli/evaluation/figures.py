@@ -89,7 +89,7 @@ def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headers; floats are shown to six digits."""
+    """Rows of cells under headers; whoever shows it shortens numbers, and leaves None blank."""
 
     title: str
     headers: Sequence[str]
@@ -149,7 +149,6 @@ def _table(
     title: str,
     names: Sequence[str],
     columns: Sequence[str],
-    digits: int | None = None,
 ) -> Table:
     """Makes a row of every innermost mapping that has the first column's figure, baselines first.
 
@@ -164,7 +163,7 @@ def _table(
     cells = []
     for path, row in sorted(rows.items(), key=lambda row: not row[0].startswith("baseline")):
         named = ["shared", *path.split(".", len(names) - 1)][-len(names) :]
-        cells.append((*named, *(_cell(row.get(column), digits) for column in measured)))
+        cells.append((*named, *(row.get(column) for column in measured)))
     return Table(title, [*names, *measured], cells, len(names))
 
 
@@ -172,9 +171,9 @@ def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
     """Returns tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
     latents, swaps = figures.get("latents", {}), figures.get("swaps", {})
     return {
-        "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD), 3),
+        "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD)),
         **{way: _probe_table(figures.get("probes", {}), way) for way in ("mean", "sample")},
-        "swaps": _table(swaps, _SWAPS, ("swap",), (*_SWAPPED, *_RETURNED), 3),
+        "swaps": _table(swaps, _SWAPS, ("swap",), (*_SWAPPED, *_RETURNED)),
         "bounds": _bound_table(figures.get("bounds", {})),
     }
 
@@ -187,8 +186,7 @@ def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
         for name, factor in factors.items():
             belongs = {True: "yes", False: "no", None: ""}[factor["belongs"]]
             scores = [factor[way][score] for score in ("linear", "nonlinear", "control")]
-            cells = (_cell(score, 3) for score in (*scores, factor["chance"]))
-            rows.append((latent, name, belongs, *cells))
+            rows.append((latent, name, belongs, *scores, factor["chance"]))
     return Table(f"Factors read from {way}s: R², or accuracy of classes", headers, rows, 3)
 
 
@@ -196,16 +194,9 @@ def _bound_table(bounds: Mapping[str, Any]) -> Table:
     """Makes a row per quantity; a figure of both domains is in both columns."""
     domains = [{**bounds, **bounds.get(domain, {})} for domain in ("x", "y")]
     rows = [
-        (title, *(_cell(domain[key], 2) for domain in domains))
+        (title, *(domain[key] for domain in domains))
         for key, title in _BOUNDS.items()
         if key in domains[0]
     ]
     title = "Information in nats, upper bounds (for y read Y for X)"
     return Table(title, ["quantity", "x", "y"], rows)
-
-
-def _cell(value: float | None, digits: int | None = None) -> object:
-    """Rounds a figure to `digits` decimals, −0.0 to 0.0; blank for None."""
-    if value is None:
-        return ""
-    return value if digits is None or isinstance(value, int) else round(value, digits) + 0.0

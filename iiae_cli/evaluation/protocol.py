@@ -211,5 +211,5 @@ def _differences(
 def paper_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table of the paper's rows and a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
-    cells = [["" if row[name] is None else row[name] for name in headers] for row in rows]
+    cells = [[row[name] for name in headers] for row in rows]
     return Table("Beside the paper", headers, cells, 4)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from iiae_cli.common import console
 from iiae_cli.evaluation.figures import Table, disentanglement_tables
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
@@ -56,12 +56,9 @@ def cell(value: object) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    if not isinstance(value, float):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    if value and abs(value) < 1e-3:
-        return f"{value:.2g}"
-    large = 100 <= abs(value) < math.inf
-    return f"{value:,.1f}".removesuffix(".0") if large else f"{value:.4g}"
+    if isinstance(value, float):
+        return console.number(value, digits=4)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 # ---- verdict

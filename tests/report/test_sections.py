@@ -19,7 +19,7 @@ from iiae_cli.report.sections import (
 
 def test_cells_are_short():
     values = (None, "", 0.99666, 1.0, 1234.5, 0.0000123, 12345, True, [1, "a"], float("nan"))
-    shown = ["—", "—", "0.9967", "1", "1,234.5", "1.2e-05", "12,345", "True"]
+    shown = ["—", "—", "0.9967", "1", "1234", "1.23e-05", "12,345", "True"]
     assert [cell(value) for value in values] == [*shown, '[1, "a"]', "nan"]
 
 
