@@ -23,6 +23,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import write_text, writing
@@ -119,10 +120,12 @@ def write_export(
         path = folder / f"{name}.{'onnx' if form == 'onnx' else 'pt2'}"
         with writing(path) as temporary, inference(loaded.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own parts
-            write = _write_onnx if form == "onnx" else _write_program
             few = tuple(rows[:2] for rows in examples)  # more are compared: the batch is free
-            answers = write(module, few, temporary)(examples)
-            difference = largest_difference(answers, module(*examples))
+            free = tuple({0: BATCH} for _ in few)
+            program = torch.export.export(module, few, dynamic_shapes=free)
+            write = _write_onnx if form == "onnx" else _write_program
+            answers, wanted = write(program, temporary)(examples), module(*examples)
+            difference = largest_difference(answers, wanted)
             if not difference <= TOLERANCE:
                 raise IiaeError(
                     f"{path} differs from the model by {difference:.2g}, more than {TOLERANCE}",
@@ -146,9 +149,6 @@ def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]
     """Returns a model's encoders and decoders on the CPU by name, each with example inputs."""
     network, info = loaded.model, loaded.info
     draw = torch.Generator().manual_seed(0)
-    latents = [torch.randn((_ROWS, int(np.prod(network.shared_shape))), generator=draw)]
-    if network.exclusive_dim:
-        latents.append(torch.randn((_ROWS, network.exclusive_dim), generator=draw))
     parts: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     for domain, shape in zip(DOMAINS, (info.shape_x, info.shape_y), strict=True):
         if loaded.size is None:
@@ -156,15 +156,16 @@ def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]
         else:
             size = (_ROWS, *loaded.size, shape[-1])
             rows = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
-        parts[f"encoder-{domain}"] = Encoder(network, domain).eval(), (rows,)
+        encoder = Encoder(network, domain).eval()
+        parts[f"encoder-{domain}"] = encoder, (rows,)
         if network.generative:
-            parts[f"decoder-{domain}"] = Decoder(network, domain).eval(), tuple(latents)
+            latents = tuple(values.detach() for values in encoder(rows))
+            parts[f"decoder-{domain}"] = Decoder(network, domain).eval(), latents
     return parts
 
 
-def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
+def _write_program(program: ExportedProgram, path: Path) -> Run:
     """Writes a .pt2 file for `torch.export.load`; returns a function that runs it."""
-    program = torch.export.export(module, rows, dynamic_shapes=tuple({0: BATCH} for _ in rows))
     with path.open("wb") as file:
         torch.export.save(program, file)
     with path.open("rb") as file:
@@ -172,28 +173,21 @@ def _write_program(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> R
     return lambda inputs: [output.numpy() for output in stored(*inputs)]
 
 
-def _write_onnx(module: nn.Module, rows: tuple[Tensor, ...], path: Path) -> Run:
+def _write_onnx(program: ExportedProgram, path: Path) -> Run:
     """Writes an .onnx file; returns a function that runs it in onnxruntime."""
     import onnxruntime
 
-    latents, pictures = ["shared", "exclusive"], ["rows"]
-    inputs, outputs = (pictures, latents) if isinstance(module, Encoder) else (latents, pictures)
+    signature = program.graph_signature
+    names = ["shared", "exclusive"] if "rows" in signature.user_inputs else ["rows"]
+    names = names[: len(signature.user_outputs)]
     with redirect_stdout(sys.stderr):
-        program = torch.onnx.export(
-            module,
-            rows,
-            input_names=inputs[: len(rows)],
-            output_names=outputs[: len(module(*rows))],
-            dynamic_shapes=tuple({0: BATCH} for _ in rows),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(path), external_data=False)
+        graph = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
+    assert graph is not None
+    graph.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-    return lambda given: session.run(
-        None, {name: values.numpy() for name, values in zip(names, given, strict=True)}
+    given = [item.name for item in session.get_inputs()]
+    return lambda inputs: session.run(
+        None, {name: values.numpy() for name, values in zip(given, inputs, strict=True)}
     )
 
 
