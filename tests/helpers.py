@@ -181,9 +181,9 @@ class StopAt(Stop):
         return self._then if self._left < 0 else None
 
 
-def built(name: str, options: PrepareOptions) -> Plan:
+def built(name: str, source: Path | None = None, **options: Any) -> Plan:
     """A data set, read without a file."""
-    plan = build(name, options)
+    plan = build(name, PrepareOptions(source, **options))
     with TemporaryDirectory() as folder, block_store(Path(folder, "d.h5"), {}) as store:
         numbers, work = range(len(plan.blocks)), Work(store.folder, Path(folder, "d.h5"))
         plan.make(store, numbers, work)

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from iiae_cli.data.names import (
     split_of,
 )
 from iiae_cli.data.pictures import SEEN
-from iiae_cli.data.sources.plan import PrepareOptions
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -40,8 +40,7 @@ def tree(folder, names):
     return folder
 
 
-def prepared(source, name="pairs", **options):
-    return built(name, PrepareOptions(source=source, **options))
+prepared = partial(built, "pairs")
 
 
 def refused(source, **options):
@@ -244,7 +243,7 @@ def quick(monkeypatch):
 
 def classes(source, **options):
     options = {"backbone": NETWORK, "backbone_weights": "none", **options}
-    return prepared(source, "classes", **options)
+    return built("classes", source, **options)
 
 
 @pytest.mark.usefixtures("quick")

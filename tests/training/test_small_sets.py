@@ -23,9 +23,8 @@ def data(tmp_path_factory):
     from helpers import built
 
     from iiae_cli.data.datafile import write_data_file
-    from iiae_cli.data.sources.plan import PrepareOptions
 
-    splits = built("digits-edge", PrepareOptions()).splits
+    splits = built("digits-edge").splits
     small = {
         "train": splits["train"].take_pairs(np.arange(240)),
         "test": splits["test"].take_pairs(np.arange(60)),

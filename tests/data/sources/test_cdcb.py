@@ -17,7 +17,6 @@ from iiae_cli.data.sources.cdcb import (
     outline_pair,
     sketch_pair,
 )
-from iiae_cli.data.sources.plan import PrepareOptions
 
 GREY = np.array([[[0, 50, 102], [103, 200, 255]]], np.uint8)
 
@@ -82,7 +81,7 @@ def test_a_garment_covers_its_coloured_ground_by_its_opacity():
 
 @pytest.fixture(scope="module")
 def digits():
-    return built("digits-cdcb", PrepareOptions(seed=0)).splits
+    return built("digits-cdcb", seed=0).splits
 
 
 def recovered(split):
@@ -111,7 +110,7 @@ def test_the_division_is_stratified_and_the_seed_decides_it_and_the_colours(digi
     for label in range(10):
         share = 300 * (labels == label).sum() / 1797
         assert abs(digits["test"].x.labels.count(str(label)) - share) <= 1
-    again, other = (built("digits-cdcb", PrepareOptions(seed=seed)).splits for seed in (0, 1))
+    again, other = (built("digits-cdcb", seed=seed).splits for seed in (0, 1))
     for name in ("train", "test"):
         np.testing.assert_array_equal(again[name].x.rows, digits[name].x.rows)
         np.testing.assert_array_equal(again[name].y.rows, digits[name].y.rows)
@@ -120,14 +119,14 @@ def test_the_division_is_stratified_and_the_seed_decides_it_and_the_colours(digi
 
 
 def test_the_edge_variant_outlines_y_and_limit_and_size_apply(digits):
-    edge = built("digits-edge", PrepareOptions(seed=0, limit=20)).splits
+    edge = built("digits-edge", seed=0, limit=20).splits
     for name in ("train", "test"):
         assert edge[name].x.labels == digits[name].x.labels[:20]
         coloured = (edge[name].y.rows == edge[name].factors["y_color"][:, None, None]).all(axis=3)
         assert (edge[name].y.rows[~coloured] == 0).all()
         _, digit = recovered(digits[name])
         assert not (coloured & digit[:20]).any() and (coloured.sum((1, 2)) > 20).all()
-    small = built("digits-cdcb", PrepareOptions(limit=7, image_size=16)).splits
+    small = built("digits-cdcb", limit=7, image_size=16).splits
     assert [split.x.rows.shape for split in small.values()] == [(7, 16, 16, 3)] * 2
 
 
@@ -148,23 +147,19 @@ def idx_source(folder, *, suffix="", train=8, test=4):
     return arrays
 
 
-def build_from(name, source, **options):
-    return built(name, PrepareOptions(source=source, **options))
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffix):
     assert cdcb.TRAIN_IDX == 50_000 and cdcb.TEST_DIGITS == 300  # the paper's
     monkeypatch.setattr(cdcb, "TRAIN_IDX", 5)
     train, train_labels, test, test_labels = idx_source(tmp_path, suffix=suffix)
-    prepared = build_from("mnist-cdcb", tmp_path)
+    prepared = built("mnist-cdcb", tmp_path)
     wanted = {
         "train": (train[:5], train_labels[:5]),
         "valid": (train[5:], train_labels[5:]),
         "test": (test, test_labels),
     }
     assert list(prepared.splits) == ["train", "valid", "test"]
-    small = build_from("mnist-cdcb", tmp_path, limit=2, image_size=20).splits["train"]
+    small = built("mnist-cdcb", tmp_path, limit=2, image_size=20).splits["train"]
     larger = prepared.splits["train"].x.rows[:2]  # coloured before, as the published ones
     assert small.x.rows.shape == (2, 20, 20, 3) and larger.shape == (2, 28, 28, 3)
     for name, (grey, labels) in wanted.items():
@@ -182,14 +177,14 @@ def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffi
 
 def test_fashion_sets_use_their_recipes_and_debians_files(tmp_path, monkeypatch):
     train, *_ = idx_source(tmp_path / "FashionMNIST" / "raw")  # torchvision's folder
-    coloured = build_from("fashion-cdcb", tmp_path).splits
+    coloured = built("fashion-cdcb", tmp_path).splits
     np.testing.assert_array_equal(coloured["train"].x.rows, colour_pair(train, rng())[0])
-    sketched = build_from("fashion-edges", tmp_path).splits["train"]
+    sketched = built("fashion-edges", tmp_path).splits["train"]
     np.testing.assert_array_equal(sketched.y.rows, sketch_pair(train, rng())[1])
     for path in (tmp_path / "FashionMNIST" / "raw").iterdir():
         path.rename(tmp_path / path.name.replace("-idx", ".idx"))  # as some mirrors have it
     monkeypatch.setattr(cdcb, "DEBIAN_FASHION", tmp_path)
-    found = built("fashion-cdcb", PrepareOptions()).splits["train"]
+    found = built("fashion-cdcb").splits["train"]
     np.testing.assert_array_equal(found.x.rows, coloured["train"].x.rows)
 
 
@@ -214,7 +209,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, place, change, said, suff
     if change is not None:
         content = change(gzip.decompress(packed) if suffix else packed)
         path.write_bytes(gzip.compress(content) if suffix else content)
-    assert said in refusal(build_from, "mnist-cdcb", tmp_path).message
+    assert said in refusal(built, "mnist-cdcb", tmp_path).message
 
 
 def test_a_folder_of_the_published_pictures_is_taken_as_it_is(tmp_path):
@@ -222,7 +217,7 @@ def test_a_folder_of_the_published_pictures_is_taken_as_it_is(tmp_path):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 16, 3), value, np.uint8)).save(path)
-    splits = build_from("mnist-cdcb", tmp_path).splits
+    splits = built("mnist-cdcb", tmp_path).splits
     assert splits["train"].x.ids == ["train/1", "train/2", "train/10"]
     assert splits["train"].x.rows.shape == splits["train"].y.rows.shape == (3, 8, 8, 3)
     assert splits["test"].y.rows[0, 0, 0].tolist() == [30] * 3

@@ -1,6 +1,7 @@
 """Your own classes: layouts, unseen classes, extraction, leaks, resuming; the program."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,8 @@ from iiae_cli.data.sources.preparation import prepare_file
 RANDOM = {"backbone": NETWORK, "backbone_weights": "none"}
 
 
-def prepared(source, **options):
-    return built("classes", PrepareOptions(source=source, **options))
-
-
-def refused(source, **options):
-    return refusal(prepared, source, **options)
+prepared = partial(built, "classes")
+refused = partial(refusal, prepared)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Sketchy Extended: layouts, named splits, released features; and other divisions of classes."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -45,12 +46,8 @@ def archive(root, *, below="", tx=TX, classes=ALL):
     return root
 
 
-def make(source, **options):
-    return built("sketchy", PrepareOptions(source=source, **options))
-
-
-def refused(source, **options):
-    return refusal(make, source, **options)
+make = partial(built, "sketchy")
+refused = partial(refusal, make)
 
 
 # ---- pictures

@@ -8,7 +8,6 @@ from helpers import built
 from iiae_cli.data.sources import moved
 from iiae_cli.data.sources.cdcb import IDX_FILES
 from iiae_cli.data.sources.moved import draw_moved, draw_quadrant, pair_instances
-from iiae_cli.data.sources.plan import PrepareOptions
 
 
 def rng(seed=0):
@@ -36,7 +35,7 @@ def area(pictures):
 def test_quadrants_hold_two_digits_of_a_class_and_their_factors(mnist, monkeypatch):
     monkeypatch.setattr("iiae_cli.data.sources.cdcb.TRAIN_IDX", 300)
     monkeypatch.setattr(moved, "COUNTS", {"train": 120, "valid": 20, "test": 30})
-    splits = built("mnist-quadrants", PrepareOptions(source=mnist, seed=3)).splits
+    splits = built("mnist-quadrants", mnist, seed=3).splits
     assert {name: len(split.x) for name, split in splits.items()} == moved.COUNTS
     train = splits["train"]
     assert train.x.labels == train.y.labels == list(map(str, train.factors["class"]))
@@ -45,7 +44,7 @@ def test_quadrants_hold_two_digits_of_a_class_and_their_factors(mnist, monkeypat
     np.testing.assert_array_equal(area(255 - train.y.rows), expected)
     for name in ("quadrant", "ground"):
         assert not np.array_equal(train.factors[f"x_{name}"], train.factors[f"y_{name}"])
-    again = built("mnist-quadrants", PrepareOptions(source=mnist, seed=3, limit=8)).splits
+    again = built("mnist-quadrants", mnist, seed=3, limit=8).splits
     np.testing.assert_array_equal(again["train"].factors["class"], train.factors["class"][:8])
 
 
@@ -97,7 +96,7 @@ def test_a_moved_digit_lies_where_and_as_its_factors_say():
 
 
 def test_the_embedded_set_shows_one_digit_in_both_views():
-    splits = built("digits-moved", PrepareOptions(limit=20)).splits
+    splits = built("digits-moved", limit=20).splits
     assert list(splits) == ["train", "test"]
     assert {split.x.rows.shape for split in splits.values()} == {(20, 32, 32, 1)}
     test = splits["test"]
@@ -108,7 +107,7 @@ def test_the_embedded_set_shows_one_digit_in_both_views():
 
 
 def test_three_features_are_drawn_apart_and_only_the_shape_is_shared():
-    split = built("trifeature", PrepareOptions(limit=300, image_size=48)).splits["train"]
+    split = built("trifeature", limit=300, image_size=48).splits["train"]
     assert split.x.rows.shape == (300, 48, 48, 3)
     columns = np.stack(
         [split.factors[f"{d}_{name}"] for d in "xy" for name in ("texture", "color")]

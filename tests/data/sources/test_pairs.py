@@ -8,7 +8,6 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.data.pictures import SEEN
-from iiae_cli.data.sources.plan import PrepareOptions
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 
@@ -34,10 +33,6 @@ def in_folders(folder, stem, value):
         save(folder / domain / f"{stem}{suffix}", array)
 
 
-def prepared(name, source, **options):
-    return built(name, PrepareOptions(source=source, **options))
-
-
 def values(split):
     pairs = split.take_pairs(np.arange(split.pair_count))
     x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
@@ -51,7 +46,7 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
     for split, numbers in (("train", (1, 2, 10, 100)), ("val", (3,)), ("test", (9, 30))):
         for number in numbers:
             side_by_side(tmp_path / "facades" / split, number, number, size=(256, 513))
-    splits = prepared("facades", tmp_path).splits  # the folder that the archive was unpacked in
+    splits = built("facades", tmp_path).splits  # the folder that the archive was unpacked in
     for name, numbers in {"train": (1, 2, 10, 100), "valid": (3,), "test": (9, 30)}.items():
         split = splits[name]
         assert split.x.ids == split.y.ids == [f"{name}/{number}" for number in numbers]
@@ -64,7 +59,7 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
 def test_without_a_folder_test_val_of_maps_is_the_test_split(tmp_path, size):
     for number, folder in enumerate(("train", "val")):
         side_by_side(tmp_path / folder, 1, 10 * number)
-    splits = prepared("maps", tmp_path, image_size=size).splits
+    splits = built("maps", tmp_path, image_size=size).splits
     assert {name: values(split) for name, split in splits.items()} == {
         "train": [(0, 1)],
         "test": [(10, 11)],
@@ -73,11 +68,11 @@ def test_without_a_folder_test_val_of_maps_is_the_test_split(tmp_path, size):
 
 
 def test_a_source_without_readable_pictures_is_refused(tmp_path, capsys):
-    assert "holds nothing that can be read" in refusal(prepared, "facades", tmp_path).message
+    assert "holds nothing that can be read" in refusal(built, "facades", tmp_path).message
     (tmp_path / "train").mkdir()
     for name in ("1.png", "2.png"):
         (tmp_path / "train" / name).write_bytes(b"broken")
-    assert "holds nothing that can be read" in refusal(prepared, "maps", tmp_path).message
+    assert "holds nothing that can be read" in refusal(built, "maps", tmp_path).message
     said = capsys.readouterr().err
     assert all(f"{name}: is not a readable" in said for name in ("1.png", "2.png"))
 
@@ -92,7 +87,7 @@ def test_splits_are_kept_val_is_valid_and_subfolders_are_part_of_the_name(tmp_pa
     for number, name in enumerate(("train/a", "train/cats/b", "val/c")):
         split, _, stem = name.partition("/")
         write(tmp_path / split, stem, 10 * number)
-    splits = prepared("pairs", tmp_path, side_by_side=write is side_by_side).splits
+    splits = built("pairs", tmp_path, side_by_side=write is side_by_side).splits
     assert splits["train"].x.ids == splits["train"].y.ids == ["train/a", "train/cats/b"]
     assert values(splits["train"]) == [(0, 1), (10, 11)] and splits["valid"].x.ids == ["valid/c"]
     assert splits["train"].x.rows.shape == (2, 8, 8, 3)
@@ -106,7 +101,7 @@ def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path, write):
     drawn = []
     for seed in (0, 0, 1):
         options = {"side_by_side": write is side_by_side, "seed": seed, **fractions}
-        splits = prepared("pairs", tmp_path, **options).splits
+        splits = built("pairs", tmp_path, **options).splits
         counts = {name: split.pair_count for name, split in splits.items()}
         assert counts == {"train": 13, "valid": 2, "test": 5}
         numbers = [[int(text.partition("/")[2]) for text in s.x.ids] for s in splits.values()]
@@ -127,7 +122,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     for path in ("apart/x/c.png", "halves/c.png"):
         (tmp_path / path).write_bytes(b"broken")
     for workers in (1, 3):
-        apart = prepared("pairs", tmp_path / "apart", **WHOLE, workers=workers)
+        apart = built("pairs", tmp_path / "apart", **WHOLE, workers=workers)
         assert apart.splits["train"].y.ids == ["train/a", "train/b"]
         lone, broken = apart.skipped
         assert lone.endswith("lone.png: has no partner of the same name")
@@ -135,7 +130,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     options = {"side_by_side": True, "image_size": 8, **WHOLE}
     side_by_side(tmp_path / "halves", "b", 10, size=(8, 17))
     SEEN.take()
-    beside = prepared("pairs", tmp_path / "halves", **{**options, "image_size": 4})
+    beside = built("pairs", tmp_path / "halves", **{**options, "image_size": 4})
     said = {"read without an odd last column": 1, "resized to 4×4": 2}
     assert SEEN.take()["changes"] == said
     assert [line.partition(": ")[2] for line in beside.skipped] == [
@@ -143,17 +138,17 @@ def test_what_cannot_be_used_is_named(tmp_path):
         "is not a readable picture",
         "is one pixel wide",
     ]
-    limited = prepared("pairs", tmp_path / "halves", **options, limit=1)
+    limited = built("pairs", tmp_path / "halves", **options, limit=1)
     assert limited.splits["train"].x.ids == ["train/a"]
 
 
 def test_the_flag_is_asked_for_and_refused_where_it_is_wrong(tmp_path):
     side_by_side(tmp_path, 1, 10)
-    error = refusal(prepared, "pairs", tmp_path)
+    error = refusal(built, "pairs", tmp_path)
     assert error.message == f"{tmp_path} has no folder x/; it holds no folder"
     assert "--side-by-side" in error.hint
     in_folders(tmp_path / "apart" / "train", 1, 10)
-    error = refusal(prepared, "pairs", tmp_path / "apart", side_by_side=True)
+    error = refusal(built, "pairs", tmp_path / "apart", side_by_side=True)
     assert "folders of their own" in error.message and "leave out --side-by-side" in error.hint
-    error = refusal(prepared, "pairs", tmp_path / "1.png", side_by_side=True)
+    error = refusal(built, "pairs", tmp_path / "1.png", side_by_side=True)
     assert "is neither a tar nor a zip archive" in error.message and "folder" in error.hint

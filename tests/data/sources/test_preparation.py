@@ -15,10 +15,10 @@ from iiae_cli.data.sources.preparation import BUILDERS, DOWNLOADED, prepare_file
 
 
 def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
-    error = refusal(built, "mnist", PrepareOptions())
+    error = refusal(built, "mnist")
     assert error.message == "unknown data set 'mnist'"
     assert all(name in error.hint for name in BUILDERS)
-    mine = refusal(built, str(tmp_path), PrepareOptions())
+    mine = refusal(built, str(tmp_path))
     assert f"iiae prepare pairs {tmp_path}" in mine.hint
 
 
@@ -34,18 +34,18 @@ def test_an_unknown_set_is_refused_with_those_there_are(tmp_path):
     ],
 )
 def test_options_of_other_sets_are_refused(name, options, said):
-    assert said in refusal(built, name, PrepareOptions(**options)).message
+    assert said in refusal(built, name, **options).message
 
 
 @pytest.mark.parametrize("name", ["facades", "mnist-cdcb", "cars", "sketchy", "classes", "pairs"])
 def test_a_source_that_was_not_named_is_asked_for(tmp_path, name):
-    error = refusal(built, name, PrepareOptions())
+    error = refusal(built, name)
     assert error.message == f"the source of {name} was not named"
     assert f"iiae prepare {name} SOURCE" in error.hint
     assert (f"iiae prepare {name} --download" in error.hint) == (name in DOWNLOADED)
     assert ("sketchy.eye.gatech.edu" in error.hint) == (name == "sketchy")
-    missing = PrepareOptions(source=tmp_path / "none", download=True)
-    assert "does not exist" in refusal(built, name, missing).message
+    missing = refusal(built, name, tmp_path / "none", download=True)
+    assert "does not exist" in missing.message
 
 
 # ---- files

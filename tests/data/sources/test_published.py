@@ -216,8 +216,7 @@ def archive(tmp_path_factory):
     return top
 
 
-def prepared(source, **options):
-    return built("cars", PrepareOptions(source=source, **options))
+prepared = partial(built, "cars")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from helpers import built, refusal
 from PIL import Image
 
 from iiae_cli.common.files import sha256_of
-from iiae_cli.data.sources.plan import PrepareOptions
 
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 
@@ -43,8 +42,7 @@ def read(folder, content, name="t.csv"):
     if isinstance(content, list):
         content = "".join(f"{line}\n" for line in content)
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    options = PrepareOptions(source=folder / name, valid_fraction=0, test_fraction=0)
-    made = built("pairs", options)
+    made = built("pairs", folder / name, valid_fraction=0, test_fraction=0)
     return values(made.splits["train"]), made
 
 
@@ -282,5 +280,5 @@ def test_pictures_for_testing_do_not_get_into_training(folder, capsys):
 )
 def test_files_of_another_kind_are_refused_with_a_way_out(folder, command, file, hint):
     Path(file).write_bytes(b"PK")
-    error = refusal(built, command, PrepareOptions(source=Path(file)))
+    error = refusal(built, command, Path(file))
     assert error.message == f"{file} is not a source that {command} reads" and hint in error.hint
