@@ -9,11 +9,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iiae_cli.data.datafile import SPLITS, DataFile
+from iiae_cli.data.datafile import SPLITS, DataFile, Split
 from iiae_cli.data.sources.plan import Plan
 from iiae_cli.model import DOMAINS
 
 NETWORK = "shufflenet_v2_x0_5"  # the smallest of torchvision's; features 1024 wide
+
+
+def picture(path: Path, value: Any = 9, size: tuple[int, int] = (8, 8)) -> Path:
+    """Save a picture of one value in each channel, or of an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = value if isinstance(value, np.ndarray) else np.full((*size, 3), value, np.uint8)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Random bytes."""
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def pair_values(split: Split) -> list[tuple[int, int]]:
+    """The values of x and y in every pair, pictures of one value each."""
+    pairs = split.take_pairs(np.arange(split.pair_count))
+    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
+    return list(zip(x, y, strict=True))
 
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,9 @@ def pairs(folder):
 
 
 def test_prepare_ends_with_a_line_on_its_pictures(iiae):
-    outcome = iiae("prepare", "pairs", pairs(Path("in")), "-o", "p.h5", "--json")
-    assert outcome.code == 3
+    options = ("--test-fraction", 0, "-o", "p.h5", "--json")
+    outcome = iiae("prepare", "pairs", pairs(Path("in")), *options)
+    assert outcome.code == 3 and outcome.json["notes"] == ["the split test is empty"]
     assert outcome.json["pictures_seen"] == {
         "read": 11,
         "modes": {"F": 6, "RGB": 5},

@@ -4,10 +4,15 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from class_sources import NETWORK, assert_same_data, class_folders, make_quick
-from PIL import Image
+from class_sources import (
+    NETWORK,
+    assert_same_data,
+    class_folders,
+    make_quick,
+    noise,
+    picture,
+)
 
 from iiae_cli.data import backbone
 from iiae_cli.data.datafile import DataFile
@@ -23,12 +28,9 @@ def quick(monkeypatch):
 @pytest.fixture
 def pairs(tmp_path):
     """Nine pairs, one of which cannot be read."""
-    draw = np.random.default_rng(0)
     for number in range(9):
-        for domain in "xy":
-            path = tmp_path / "mine" / domain / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+        picture(tmp_path / "mine" / "x" / f"{number}.png", noise((8, 8, 3), number))
+        picture(tmp_path / "mine" / "y" / f"{number}.png", noise((8, 8, 3), 9 + number))
     (tmp_path / "mine" / "y" / "3.png").write_bytes(b"broken")
     return Path("mine")
 
@@ -125,13 +127,3 @@ def test_what_does_not_go_together_is_refused(iiae, monkeypatch, arguments, said
     error, hint = outcome.error()
     assert outcome.code == 2 and said in error and mended in hint
     assert not list(Path().iterdir())
-
-
-def test_shards_of_several_sets_or_in_the_place_of_a_data_file_are_refused(iiae):
-    for name in ("cdcb", "edge"):
-        part = ("--limit", 3, "--shard", f"{int(name == 'edge')}/2", "-o", f"{name}.h5")
-        assert iiae("prepare", f"digits-{name}", *part).code == 0
-    assert "another data set" in iiae("prepare", "cdcb.h5", "edge.h5", "--merge").error()[0]
-    assert iiae("prepare", "digits-cdcb", "--limit", 3, "--shard", "0/1", "-o", "d.h5").code == 0
-    error, hint = iiae("train", "--preset", "digits-cdcb", "--data", "d.h5").error()
-    assert "d.h5 has schema iiae.part/1" in error and "--merge" in hint

@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from class_sources import noise
 
 from iiae_cli.data import batches
 from iiae_cli.data.batches import Augmentation, ClassOrder, PairOrder, to_inputs, to_pictures
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-
-
-def noise(shape):
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
 def test_pictures_are_scaled_to_minus_one_and_one_with_channels_first():

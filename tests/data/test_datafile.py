@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import h5py
 import numpy as np
 import pytest
+from class_sources import noise
 from helpers import refusal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
 
 
 def pictures(seed, rows, shape=(16, 20, 3)):
-    return np.random.default_rng(seed).integers(0, 256, (rows, *shape)).astype(np.uint8)
+    return noise((rows, *shape), seed)
 
 
 def split_of(rows, seed=0, **more):
@@ -216,20 +217,6 @@ def test_what_does_not_fit_into_memory_may_be_whole(path):
         file.create_dataset("test/x", (10**9, 16, 20, 3), "u1", chunks=(1, 16, 20, 3))
     error = refusal(lambda: DataFile(path).split("test"))
     assert "cannot be read" in error.message and "--overwrite" not in error.hint
-
-
-# ---- writing
-
-
-def test_a_failure_while_writing_leaves_the_old_file_and_no_other(path):
-    write(path, train=rich_split(3))
-    before = path.read_bytes()
-    broken = rich_split(5)
-    broken.factors["strange"] = np.array([object()] * 5)
-    with pytest.raises(AttributeError):
-        write(path, train=broken)
-    assert path.read_bytes() == before
-    assert [item.name for item in path.parent.iterdir()] == ["set.h5"]
 
 
 # ---- texts

@@ -4,14 +4,11 @@ import io
 import unicodedata
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import pytest
-from class_sources import NETWORK, class_folders, make_quick
+from class_sources import NETWORK, class_folders, make_quick, pair_values, picture
 from helpers import built, refusal
-from PIL import Image
 
-from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.names import (
     expand_inputs,
     find_file,
@@ -25,18 +22,13 @@ WHOLE = {"valid_fraction": 0, "test_fraction": 0}
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
-def save(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 8), (9, 9, 9)).save(path, format="PNG")
-
-
 def tree(folder, names):
     """Make pictures, named without a suffix, and other files."""
     for name in names.split():
         if "." in name:
             (folder / name).write_text("0")
         else:
-            save(folder / f"{name}.png")
+            picture(folder / f"{name}.png", size=(8, 16))
     return folder
 
 
@@ -74,7 +66,7 @@ def test_splits_have_the_names_that_people_use(split, names):
 def test_folders_of_splits_are_read_under_other_names_and_said_once(tmp_path, capsys, beside):
     for split, items in {"Training": "0", "validation": "01", "HOLDOUT": "012"}.items():
         for item, domain in product(items, [""] if beside else ["x/", "y/"]):
-            save(tmp_path / f"{split}/{domain}{item}.png")
+            picture(tmp_path / f"{split}/{domain}{item}.png")
     made = prepared(tmp_path, side_by_side=beside)
     counts = {name: split.pair_count for name, split in made.splits.items()}
     assert counts == {"train": 1, "valid": 2, "test": 3} and made.skipped == []
@@ -154,13 +146,10 @@ def test_other_layouts_are_answered_by_what_there_is(tmp_path, files, said, hint
 
 def test_splits_inside_of_domains_are_read_and_an_empty_test_is_said(tmp_path):
     for level, name in enumerate(("X/Train", "y/train", "X/val", "y/val", "X/test2", "y/testing")):
-        Path(tmp_path, name).mkdir(parents=True)
-        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / name / "0.png")
+        picture(tmp_path / name / "0.png", level)
     made = prepared(tmp_path)
-    assert set(made.splits) == {"train", "valid"}
-    for split, values in (("train", [0, 1]), ("valid", [2, 3])):
-        sides = (made.splits[split].side(domain) for domain in "xy")
-        assert [int(side.rows[0, 0, 0, 0]) for side in sides] == values
+    values = {split: pair_values(pairs) for split, pairs in made.splits.items()}
+    assert values == {"train": [(0, 1)], "valid": [(2, 3)]}
     assert made.attributes["notes"].splitlines() == [
         "the splits inside of x/ and y/ are read",
         "X/Train is read as train",
@@ -192,7 +181,7 @@ def test_what_a_reader_of_the_names_would_not_expect_is_said(tmp_path, capsys):
 def test_lists_name_files_as_people_and_other_systems_write_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a b.png", f"{NFD}.png", "z .png", "odd.png\r"):
-        save(tmp_path / name)
+        (tmp_path / name).touch()
     lines = b'a b.png \r\n\r\n"a b.png"\r\nz .png\nodd.png\r\nnone.png\r\n'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
     assert expand_inputs(["-"]) == ["a b.png", "a b.png", "z .png", "odd.png\r", "none.png"]
@@ -219,7 +208,7 @@ def test_the_second_file_of_one_name_is_named(tmp_path):
 
 
 def test_a_path_is_found_in_the_other_form_unless_two_files_have_it(tmp_path):
-    save(tmp_path / NFD / f"{NFD}.png")
+    picture(tmp_path / NFD / f"{NFD}.png")
     listings = {}
     found = find_file(tmp_path / NFC / f"{NFC}.png", listings)
     assert found is not None and found.samefile(tmp_path / NFD / f"{NFD}.png")
@@ -279,15 +268,6 @@ def test_a_list_of_classes_names_them_in_either_form_and_every_spelling(tmp_path
 
 
 # ---- the program
-
-
-def test_the_program_says_it_in_json_too(iiae, tmp_path):
-    tree(tmp_path, "p/train/x/0 p/train/y/0 p/Validation/x/0 p/Validation/y/0")
-    done = iiae("prepare", "pairs", "p", "-o", "p.h5", "--json")
-    assert done.code == 0 and done.err.count("Validation is read as valid") == 1
-    notes = ["Validation is read as valid", "the split test is empty"]
-    assert done.json["notes"] == notes
-    assert DataFile(tmp_path / "p.h5").info.attributes["notes"].splitlines() == notes
 
 
 def test_no_output_replaces_what_iiae_did_not_write(iiae, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from class_sources import noise
 from helpers import refusal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,10 +38,6 @@ SIDES = st.integers(1, 40)
 @pytest.fixture(autouse=True)
 def forget():
     SEEN.take()
-
-
-def noise(shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
 def saved(path, array):

@@ -4,9 +4,8 @@ import gzip
 
 import numpy as np
 import pytest
-from class_sources import idx_bytes
+from class_sources import idx_bytes, picture
 from helpers import built, refusal
-from PIL import Image
 
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data.sources import cdcb
@@ -214,9 +213,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, place, change, said, suff
 
 def test_a_folder_of_the_published_pictures_is_taken_as_it_is(tmp_path):
     for name, value in (("train/1", 10), ("train/2", 20), ("train/10", 100), ("test/3", 30)):
-        path = tmp_path / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 16, 3), value, np.uint8)).save(path)
+        picture(tmp_path / f"{name}.png", value, (8, 16))
     splits = built("mnist-cdcb", tmp_path).splits
     assert splits["train"].x.ids == ["train/1", "train/2", "train/10"]
     assert splits["train"].x.rows.shape == splits["train"].y.rows.shape == (3, 8, 8, 3)

@@ -4,17 +4,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from class_sources import pair_values, picture
 from helpers import built, refusal
-from PIL import Image
 
 from iiae_cli.data.pictures import SEEN
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def side_by_side(folder, stem, value, size=(8, 16), suffix=".png"):
@@ -23,20 +18,13 @@ def side_by_side(folder, stem, value, size=(8, 16), suffix=".png"):
     middle = size[1] // 2
     array[:, middle:] += 1
     array[:, 2 * middle :] = 255
-    save(folder / f"{stem}{suffix}", array)
+    picture(folder / f"{stem}{suffix}", array)
 
 
 def in_folders(folder, stem, value):
     """The same pair in folders of its own, suffixes differing."""
-    for offset, (domain, suffix) in enumerate((("x", ".png"), ("y", ".bmp"))):
-        array = np.full((8, 8, 3), value + offset, np.uint8)
-        save(folder / domain / f"{stem}{suffix}", array)
-
-
-def values(split):
-    pairs = split.take_pairs(np.arange(split.pair_count))
-    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
-    return list(zip(x, y, strict=True))
+    picture(folder / "x" / f"{stem}.png", value)
+    picture(folder / "y" / f"{stem}.bmp", value + 1)
 
 
 # ---- Facades and Maps
@@ -60,7 +48,7 @@ def test_without_a_folder_test_val_of_maps_is_the_test_split(tmp_path, size):
     for number, folder in enumerate(("train", "val")):
         side_by_side(tmp_path / folder, 1, 10 * number)
     splits = built("maps", tmp_path, image_size=size).splits
-    assert {name: values(split) for name, split in splits.items()} == {
+    assert {name: pair_values(split) for name, split in splits.items()} == {
         "train": [(0, 1)],
         "test": [(10, 11)],
     }
@@ -89,7 +77,9 @@ def test_splits_are_kept_val_is_valid_and_subfolders_are_part_of_the_name(tmp_pa
         write(tmp_path / split, stem, 10 * number)
     splits = built("pairs", tmp_path, side_by_side=write is side_by_side).splits
     assert splits["train"].x.ids == splits["train"].y.ids == ["train/a", "train/cats/b"]
-    assert values(splits["train"]) == [(0, 1), (10, 11)] and splits["valid"].x.ids == ["valid/c"]
+    assert pair_values(splits["train"]) == [(0, 1), (10, 11)] and splits["valid"].x.ids == [
+        "valid/c"
+    ]
     assert splits["train"].x.rows.shape == (2, 8, 8, 3)
 
 
@@ -107,7 +97,7 @@ def test_pairs_without_splits_are_divided_by_seeded_fractions(tmp_path, write):
         numbers = [[int(text.partition("/")[2]) for text in s.x.ids] for s in splits.values()]
         assert sorted(chain(*numbers)) == list(range(20))
         for part, split in zip(numbers, splits.values(), strict=True):
-            assert values(split) == [(10 * n, 10 * n + 1) for n in part]
+            assert pair_values(split) == [(10 * n, 10 * n + 1) for n in part]
         drawn.append(numbers)
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -116,7 +106,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     for stem in "abc":
         in_folders(tmp_path / "apart", stem, 10)
         side_by_side(tmp_path / "halves", stem, 10)
-    save(tmp_path / "apart" / "y" / "lone.png", np.zeros((8, 8, 3), np.uint8))
+    picture(tmp_path / "apart" / "y" / "lone.png")
     side_by_side(tmp_path / "halves", "a", 90, suffix=".bmp")
     side_by_side(tmp_path / "halves", "thin", 10, size=(8, 1))
     for path in ("apart/x/c.png", "halves/c.png"):

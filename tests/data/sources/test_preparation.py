@@ -2,10 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
+from class_sources import picture
 from helpers import built, refusal
-from PIL import Image
 
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.plan import PrepareOptions
@@ -58,8 +57,7 @@ def test_a_whole_self_describing_file_is_written_or_the_old_one_stays(tmp_path, 
     options = PrepareOptions(source=source, seed=4)
     refusal(prepare_file, "pairs", path, options, overwrite=True)  # there is no source
     for name in ("x/a.png", "x/b.png", "x/alone.png", "y/a.png", "y/b.png"):
-        (source / "train" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(source / "train" / name)
+        picture(source / "train" / name)
     refusal(prepare_file, "pairs", path, options)
     assert path.read_bytes() == b"old"
     prepare_file("pairs", path, options, overwrite=True)

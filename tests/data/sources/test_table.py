@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_sources import pair_values, picture
 from helpers import built, refusal
-from PIL import Image
 
 from iiae_cli.common.files import sha256_of
 
@@ -17,10 +17,8 @@ NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """in/0.png … in/7.png, whose value is ten times their number; the working folder is another."""
-    (tmp_path / "tables" / "in").mkdir(parents=True)
     for number in range(8):
-        picture = np.full((4, 4, 3), 10 * number, np.uint8)
-        Image.fromarray(picture).save(tmp_path / "tables" / "in" / f"{number}.png")
+        picture(tmp_path / "tables" / "in" / f"{number}.png", 10 * number)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "tables"
@@ -30,20 +28,13 @@ def row(x, y, *more):
     return ",".join([f"in/{x}.png", f"in/{y}.png", *more])
 
 
-def values(split):
-    """The values of all pairs."""
-    pairs = split.take_pairs(np.arange(split.pair_count))
-    x, y = (side.rows[:, 0, 0, 0].tolist() for side in (pairs.x, pairs.y))
-    return list(zip(x, y, strict=True))
-
-
 def read(folder, content, name="t.csv"):
     """The values of the pairs in train, and what was made of a table."""
     if isinstance(content, list):
         content = "".join(f"{line}\n" for line in content)
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     made = built("pairs", folder / name, valid_fraction=0, test_fraction=0)
-    return values(made.splits["train"]), made
+    return pair_values(made.splits["train"]), made
 
 
 # ---- the text
@@ -171,7 +162,7 @@ def test_rows_have_splits_and_labels(folder, capsys):
     err = capsys.readouterr().err
     assert err.count("val is read as valid") == 1 and "that are not read: note" in err
     assert made.skipped == [] and made.attributes["source_sha256"] == sha256_of(folder / "t.csv")
-    assert {name: values(split) for name, split in made.splits.items()} == {
+    assert {name: pair_values(split) for name, split in made.splits.items()} == {
         "train": [(20, 30), (0, 10)],
         "valid": [(40, 50)],
         "test": [(60, 70)],
@@ -186,7 +177,7 @@ def test_a_recurring_picture_is_stored_once(folder):
     lines = [*(row(*pair, "train") for pair in pairs), row(4, 5, "test")]
     _, made = read(folder, ["x,y,split", *lines])
     train, test = made.splits["train"], made.splits["test"]
-    assert made.skipped == [] and values(train) == [(0, 10), (20, 30), (20, 10), (0, 30)]
+    assert made.skipped == [] and pair_values(train) == [(0, 10), (20, 30), (20, 10), (0, 30)]
     assert train.x.ids == ["train/in/0", "train/in/2"]
     assert train.y.ids == ["train/in/1", "train/in/3"]
     assert train.pairs.tolist() == [[0, 0], [1, 1], [1, 0], [0, 1]]
