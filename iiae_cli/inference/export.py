@@ -180,8 +180,11 @@ def _write_onnx(program: ExportedProgram, path: Path) -> Run:
     signature = program.graph_signature
     names = ["shared", "exclusive"] if "rows" in signature.user_inputs else ["rows"]
     names = names[: len(signature.user_outputs)]
+    free = tuple({0: BATCH} for _ in signature.user_inputs)  # again, for the dimension's name
     with redirect_stdout(sys.stderr):
-        graph = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
+        graph = torch.onnx.export(
+            program, output_names=names, dynamic_shapes=free, dynamo=True, verbose=False
+        )
     assert graph is not None
     graph.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

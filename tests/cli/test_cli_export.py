@@ -77,6 +77,7 @@ def test_an_onnx_graph_answers_as_the_model_does(iiae, run):
     assert len(result["difference"]) == 4 and max(result["difference"].values()) <= 1e-4
     session = onnxruntime.InferenceSession("out/encoder-x.onnx")
     assert [output.name for output in session.get_outputs()] == ["shared", "exclusive"]
+    assert session.get_inputs()[0].shape == ["batch", 32, 32, 3]
     shared, exclusive = session.run(None, {"rows": ROWS})
     z = iiae_cli.load("out", device="cpu").encode(ROWS, "x")
     np.testing.assert_allclose(shared, z.shared, atol=1e-4)
