@@ -268,17 +268,14 @@ def note_layout(
     for split, paths in found.items():
         called = dict.fromkeys(path if split_of(path.name) else path.parent for path in paths)
         for folder in called if split else ():
-            read_as({split: str(folder.relative_to(source))}, notes)
+            read_as(split, str(folder.relative_to(source)), notes)
     note_rest(source, [path for paths in found.values() for path in paths], notes)
 
 
-def read_as(names: Mapping[str, str], notes: Notes) -> None:
-    """Notes the names of splits that are read as another."""
-    notes.decided += [
-        f"{name} is read as {split}"
-        for split, name in names.items()
-        if name.rpartition("/")[2] != split
-    ]
+def read_as(split: str, name: str, notes: Notes) -> None:
+    """Notes a split that is called otherwise."""
+    if name.rpartition("/")[2] != split:
+        notes.decided.append(f"{name} is read as {split}")
 
 
 def note_rest(source: Path, taken: Collection[Path], notes: Notes) -> None:

@@ -8,7 +8,7 @@ retrieval. The pictures are scikit-learn's digits, or come from IDX files, plain
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -95,14 +95,13 @@ def embedded_digits(size: int = 32) -> Grey:
     return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
 
 
-def coloured_splits(
-    grey: Mapping[str, Grey], recipe: Recipe, seed: int, size: int | None = None
-) -> dict[str, Split]:
-    """Colours grey pictures in pairs by one stream of `seed`, then resizes them to `size`."""
-    rng, splits = np.random.default_rng(seed), {}
+def coloured_splits(grey: Parts, recipe: Recipe, options: PrepareOptions) -> dict[str, Split]:
+    """Colours grey pictures in pairs by one random stream, then resizes them to `image_size`."""
+    rng, splits = np.random.default_rng(options.seed), {}
     for name, (pictures, labels) in grey.items():
-        x, y, colours = recipe(pictures, rng)
-        splits[name] = drawn_split(name, x, y, {**colours, "class": labels}, size)
+        x, y, colours = recipe(pictures[: options.limit], rng)
+        factors: dict[str, NDArray[Any]] = {**colours, "class": labels[: options.limit]}
+        splits[name] = drawn_split(name, x, y, factors, options.image_size)
     return splits
 
 
@@ -117,23 +116,21 @@ def drawn_split(
     return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
-def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], options: PrepareOptions) -> Parts:
+def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], seed: int) -> Parts:
     """Divides the digits into 1,497 for train and 300 for test, stratified; none for valid."""
     from sklearn.model_selection import train_test_split
 
-    train, test = train_test_split(
-        np.arange(len(pictures)), test_size=TEST_DIGITS, stratify=labels, random_state=options.seed
+    divided = train_test_split(
+        np.arange(len(pictures)), test_size=TEST_DIGITS, stratify=labels, random_state=seed
     )
-    return {
-        split: (pictures[rows[: options.limit]], labels[rows[: options.limit]])
-        for split, rows in (("train", train), ("test", test))
-    }
+    train, test = ((pictures[rows], labels[rows]) for rows in divided)
+    return {"train": train, "test": test}
 
 
 def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits."""
-    grey = split_digits(*embedded_digits(options.image_size or 32), options)
-    return Plan(coloured_splits(grey, recipe, options.seed), {"source": DIGITS})
+    grey = split_digits(*embedded_digits(options.image_size or 32), options.seed)
+    return Plan(coloured_splits(grey, recipe, options), {"source": DIGITS})
 
 
 # ---- IDX files
@@ -145,12 +142,8 @@ def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     folders = split_folders(options.source)
     if folders and find_idx(options.source, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, side_by_side=True), notes)
-    parts, attributes = read_parts(options)
-    grey = {
-        name: (pictures[: options.limit], labels[: options.limit])
-        for name, (pictures, labels) in parts.items()
-    }
-    return Plan(coloured_splits(grey, recipe, options.seed, options.image_size), attributes)
+    grey, attributes = read_parts(options)
+    return Plan(coloured_splits(grey, recipe, options), attributes)
 
 
 def read_parts(options: PrepareOptions) -> tuple[Parts, dict[str, str]]:

@@ -144,8 +144,8 @@ def stored(values: NDArray[Any]) -> UInt8Array:
 def plan_moved_digits(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
     contents = {
-        name: (digits, digits, labels)
-        for name, (digits, labels) in split_digits(*embedded_digits(), options).items()
+        name: (digits[: options.limit], digits[: options.limit], labels[: options.limit])
+        for name, (digits, labels) in split_digits(*embedded_digits(), options.seed).items()
     }
     return Plan(moved_splits(contents, draw_moved, options), {"source": DIGITS})
 

@@ -53,13 +53,7 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
 def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
-    found = [path for path in options.source.rglob("*") if names.split_of(path.name) == "train"]
-    train = min(
-        (path for path in found if path.is_dir()),
-        key=lambda path: (len(path.parts), path),
-        default=options.source / "train",
-    )
-    folders = {"train": train, **split_folders(train.parent)}
+    folders = {"train": options.source / "train", **split_folders(options.source)}
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
     size = options.image_size or DEFAULT_SIZE

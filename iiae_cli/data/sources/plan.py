@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, product
@@ -88,14 +88,12 @@ class Reader:
 
 def file_reader(read: Callable[[Path, Domain], Rows], size: int, workers: int = 1) -> Reader:
     """Returns a reader by a function, which raises PictureError for an unreadable file."""
-
-    def read_blocks(
-        domain: Domain, blocks: Sequence[Sequence[Path]], work: Work
-    ) -> Iterator[Sequence[Read]]:
-        for files in blocks:
-            yield list(read_all(files, lambda path: read(path, domain), workers))
-
-    return Reader(read_blocks, size)
+    return Reader(
+        lambda domain, blocks, work: (
+            [*read_all(files, lambda path: read(path, domain), workers)] for files in blocks
+        ),
+        size,
+    )
 
 
 class Block(NamedTuple):
@@ -196,7 +194,7 @@ class Plan:
             for name, split in self.splits.items():
                 sides = [found[name, domain] for domain in DOMAINS]
                 self.splits[name] = _readable(split, sides, self.by_class)
-        try:
+        with naming(self.skipped):
             if not self.by_class:
                 self.splits = {name: item for name, item in self.splits.items() if item.pair_count}
             if not self.splits:
@@ -205,15 +203,17 @@ class Plan:
                 raise IiaeError(f"{source} holds nothing that can be read", hint)
             if self.finish is not None:
                 self.finish(self, work)
-        except IiaeError:
-            warn_of(self.skipped)
-            raise
 
 
-def warn_of(skipped: Iterable[str]) -> None:
-    """Warns of every input that was left out, before an error that ends the command."""
-    for line in skipped:
-        console.warn(f"skipped {line}")
+@contextmanager
+def naming(skipped: Collection[str]) -> Iterator[None]:
+    """Warns of every input that was left out before an error that ends the command."""
+    try:
+        yield
+    except IiaeError:
+        for line in skipped:
+            console.warn(f"skipped {line}")
+        raise
 
 
 @dataclass

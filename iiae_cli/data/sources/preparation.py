@@ -36,7 +36,7 @@ from iiae_cli.data.sources.cdcb import (
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, warn_of
+from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, naming
 from iiae_cli.data.sources.published import ARCHIVES, KINDS, fetch, plan_cars, unpack
 from iiae_cli.model import DOMAINS, Domain
 
@@ -101,11 +101,8 @@ def build(name: str, options: PrepareOptions) -> Plan:
     if name not in EMBEDDED:
         source, attributes = source_of(name, options)
         options = replace(options, source=source)
-    try:
+    with naming(notes.skipped):
         plan = BUILDERS[name](options, notes)
-    except IiaeError:
-        warn_of(notes.skipped)
-        raise
     notes.decided += [
         f"the split {split} is empty"
         for split in ("train", "test")

@@ -72,7 +72,8 @@ def read_table(table: Path, notes: Notes) -> tuple[Split, list[str]]:
         kept.append(row)
         splits.append(split)
         pairs.append(pair)
-    names.read_as(called, notes)
+    for split, name in called.items():
+        names.read_as(split, name, notes)
     labels = [nfc(columns["label"][row]) for row in kept] if "label" in columns else None
     x, y = (
         Side(np.array(paths, object), [_name_of(path, table.parent) for path in paths], labels)
