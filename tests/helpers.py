@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from torch import Tensor
@@ -113,6 +115,26 @@ class Trained:
     run: Path
     data: Path
     pictures: Path
+
+
+def metrics_of(run: Path | str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without the time they took."""
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "pairs_per_s"} for line in lines]
+
+
+def content(path: Path) -> dict[str, object]:
+    """Everything in an HDF5 file, datasets by digest, and attributes."""
+    values: dict[str, object] = {}
+
+    def add(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            digest = hashlib.sha256(item[()].tobytes()).hexdigest()
+            values[name] = (item.dtype.str, item.shape, digest)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(add)
+        return values | {f"@{name}": str(value) for name, value in file.attrs.items()}
 
 
 def untrained_run(folder: Path) -> Path:

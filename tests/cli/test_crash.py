@@ -2,16 +2,14 @@
 undisturbed call writes. IIAE_CRASHES=40 takes so many moments of each instead of three.
 """
 
-import hashlib
 import os
 import random
 import shutil
 from collections.abc import Callable
 
-import h5py
 import numpy as np
 import pytest
-from helpers import untrained_run
+from helpers import content, untrained_run
 from moments import Server
 from PIL import Image
 
@@ -69,20 +67,6 @@ def call(tmp_path_factory, places):
         return done["code"], done["err"], done["moments"]
 
     return call
-
-
-def content(path):
-    """Everything in an HDF5 file, datasets by digest, and attributes."""
-    values: dict[str, object] = {}
-
-    def add(name, item):
-        if isinstance(item, h5py.Dataset):
-            digest = hashlib.sha256(item[()].tobytes()).hexdigest()
-            values[name] = (item.dtype.str, item.shape, digest)
-
-    with h5py.File(path, "r") as file:
-        file.visititems(add)
-        return values | {f"@{name}": str(value) for name, value in file.attrs.items()}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,11 +1,9 @@
 """Every preset of the paper goes all the way, narrow, on a tiny set in its source's own layout."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from class_sources import NETWORK, class_folders, make_quick, write_features
+from helpers import metrics_of
 from PIL import Image
 from test_cdcb import idx_source
 from test_published import save_v5
@@ -89,9 +87,7 @@ def test_the_features_preset_ends_above_the_centred_baseline_and_says_how(iiae, 
     figures = iiae("evaluate", "--json").json["zero_shot"]
     for direction in ("x_to_y", "y_to_x"):
         assert figures[direction]["map@all"] > figures["baseline_centred"][direction]["map@all"]
-    lines = [
-        json.loads(line) for line in Path("runs/latest/metrics.jsonl").read_text().splitlines()
-    ]
+    lines = metrics_of("runs/latest")
     assert lines[0]["kind"] == "validation" and lines[0]["step"] == 0
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == sorted(steps) and steps[-1] > 100 and trained.json["steps"] == steps[-1]

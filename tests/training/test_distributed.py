@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import StopAt, refusal, sets
+from helpers import StopAt, metrics_of, refusal, sets
 from moments import TINY
 from torch import Tensor
 
@@ -42,12 +42,7 @@ CONTRAST = (
 
 
 def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {
-        line["step"]: {key: line[key] for key in line if key not in ("kind", "pairs_per_s")}
-        for line in lines
-        if line["kind"] == "train"
-    }
+    return {line["step"]: line for line in metrics_of(run) if line["kind"] == "train"}
 
 
 def one_process(data_file, assignments):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import sets
+from helpers import metrics_of, sets
 from safetensors.torch import load_file
-from test_train import metrics_of
 
 TINY = sets(
     "model.widths=[4,8] model.decoder_widths=[8,4] model.flat_hidden=8 model.flat_width=8 "

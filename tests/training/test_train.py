@@ -1,6 +1,5 @@
 """Training on pairs: exact resume, signals, what is kept, what a run refuses."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import sets, stopping_at
+from helpers import metrics_of, sets, stopping_at
 from safetensors.torch import load_file
 
 from iiae_cli.common.errors import NEVER
@@ -41,11 +40,6 @@ OTHERWISE["plus"] += ["--preset", "pairs-plus"]
 def train(iiae, trained, run, *more, steps=20):
     named = ("--preset", "digits-cdcb", "--data", trained.data, "--run", run)
     return iiae("train", *named, "--steps", steps, *TINY, *more)
-
-
-def metrics_of(run):
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "pairs_per_s"} for line in lines]
 
 
 def same_tensors(first, second):

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 from class_sources import write_features
-from helpers import sets, stopping_at
+from helpers import metrics_of, sets, stopping_at
 from safetensors.torch import load_file
-from test_train import metrics_of, same_tensors
+from test_train import same_tensors
 
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
