@@ -5,9 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from iiae_cli import load
 from iiae_cli.common.environment import preset_folder, preset_names
-from iiae_cli.data.datafile import DataFile
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,10 +32,3 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path):
     installed_only = {"cwd": tmp_path, "env": {"PYTHONPATH": str(installed)}}
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, **installed_only)
     assert shown.split() == [str(installed / "iiae_cli/presets"), *preset_names()]
-
-
-def test_a_run_loads_from_python(trained):
-    model = load(trained.run, device="cpu")
-    rows = DataFile(trained.data).split("test").x.rows[:4]
-    assert model.encode(rows, "x").exclusive.shape == (4, 8)
-    assert model.translate(rows, "x", samples=2).outputs.shape == (4, 2, 32, 32, 3)

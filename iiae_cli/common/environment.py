@@ -47,11 +47,11 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
 
     `hf://OWNER/NAME` is downloaded from the hub.
     """
-    named = os.environ.get("IIAE_RUN")
-    path, chosen = Path(named or "runs/latest"), "IIAE_RUN" if named else "the latest run"
     if option is not None:
-        path, chosen = option, "--run"
-    return pulled(path), chosen
+        return pulled(option), "--run"
+    if named := os.environ.get("IIAE_RUN"):
+        return pulled(Path(named)), "IIAE_RUN"
+    return Path("runs/latest"), "the latest run"
 
 
 def index_file(

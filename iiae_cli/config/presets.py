@@ -24,7 +24,7 @@ from iiae_cli.config import Config, TrainingSection
 
 # Environment names beside the general form IIAE_SECTION__KEY.
 _SHORT_NAMES = {f"IIAE_{name.upper()}": f"training.{name}" for name in TrainingSection.model_fields}
-_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX")  # see common/environment.py
+_OTHER_NAMES = ("IIAE_DATA", "IIAE_RUN", "IIAE_INDEX", "IIAE_BACKBONE_WEIGHTS")
 
 # A later layer that sets one unsets an earlier layer's other.
 _EXCLUSIVE = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
@@ -133,7 +133,12 @@ def preset_layers(
     preset: str, folder: Path = Path(), extending: tuple[Path, ...] = ()
 ) -> list[Layer]:
     """Returns a preset's layers, by name or YAML file in `folder`; those that it extends first."""
-    path = _preset_path(preset, folder)
+    path, names = folder / preset, preset_names()
+    if not preset.endswith((".yaml", ".yml")):
+        path = preset_folder() / f"{preset}.yaml"
+        if preset not in names:
+            hint = "take digits-cdcb or another of iiae presets, or name a file that ends in .yaml"
+            raise IiaeError(f"unknown preset '{preset}'{_near(preset, names)}", hint)
     if path.resolve() in extending:
         message = f"preset {extending[0]} extends itself through {path.name}"
         raise IiaeError(message, "break the chain of 'extends'")
@@ -143,16 +148,6 @@ def preset_layers(
     source = f"preset {path.stem}" if path.parent == preset_folder() else str(path)
     layers = preset_layers(parent, path.parent, (*extending, path.resolve())) if parent else []
     return [*layers, Layer(source, flatten(content))]
-
-
-def _preset_path(name: str, folder: Path) -> Path:
-    names = preset_names()
-    if name.endswith((".yaml", ".yml")):
-        return folder / name
-    if name not in names:
-        hint = "take digits-cdcb or another of iiae presets, or name a file that ends in .yaml"
-        raise IiaeError(f"unknown preset '{name}'{_near(name, names)}", hint)
-    return preset_folder() / f"{name}.yaml"
 
 
 def read_yaml(path: Path, hint: str = "check the path") -> dict[str, Any]:

@@ -91,6 +91,7 @@ def test_values_of_set_are_typed_as_yaml():
 
 def test_the_environment_is_read_by_long_and_short_names(monkeypatch, capsys):
     names = {"IIAE_SEED": "3", "IIAE_MODEL__WIDTHS": "[8, 16]", "IIAE_RUN": "runs/a"}
+    names |= {"IIAE_BACKBONE_WEIGHTS": "w.pth"}  # of other commands, too
     layer = environment_layer({**names, "IIAE_SEEED": "3", "SEED": "9"})
     assert layer.values == {"training.seed": 3, "model.widths": [8, 16]}
     warning = "warning: IIAE_SEEED is set, but has no meaning, did you mean 'IIAE_SEED'?\n"
