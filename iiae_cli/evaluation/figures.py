@@ -56,13 +56,9 @@ def parse_gates(under: Sequence[str], over: Sequence[str] = ()) -> list[Gate]:
             if not key or not math.isfinite(bound):
                 example = f"{option} retrieval.shared.x_to_y.recall@1=0.9"
                 raise IiaeError(f"{option} {text} is not KEY=VALUE", f"write {example}")
-            gates.append(Gate(key, bound, option == "--fail-over" or is_error(key)))
+            is_error = _ERROR.fullmatch(key.rsplit(".", 1)[-1]) is not None
+            gates.append(Gate(key, bound, is_error or option == "--fail-over"))
     return gates
-
-
-def is_error(key: str) -> bool:
-    """Returns whether a dotted key's last part names an error, of which less is better."""
-    return _ERROR.fullmatch(key.rsplit(".", 1)[-1]) is not None
 
 
 def failed_gates(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[str]:

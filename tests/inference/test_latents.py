@@ -5,10 +5,9 @@ import json
 import h5py
 import numpy as np
 import pytest
-from helpers import StopAt, refusal, small_model
+from helpers import refusal, small_model
 from PIL import Image
 
-from iiae_cli.common.errors import Interrupted
 from iiae_cli.data.blocks import Part, block_store
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.inference.inputs import open_inputs
@@ -206,18 +205,6 @@ def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     assert [name for shard in shards for name in shard.ids] == whole.ids
     merge(tmp_path / "merged.h5", read_shards(paths[::-1]))
     assert_same(LatentCache.read(tmp_path / "merged.h5"), whole, rtol=1e-6)
-
-
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_an_interrupted_encoding_continues_at_the_next_block(job, path, stop_at):
-    with (
-        pytest.raises(Interrupted, match="items are saved"),
-        block_store(path, job.settings()) as store,
-    ):
-        job.make(store, range(job.total), stop=StopAt(stop_at))
-    with block_store(path, job.settings(), resume=True) as store:
-        assert 0 < len(store.missing(range(job.total))) < job.total
-    assert_same(encoded(job, path), encoded(job, path.with_name("whole.h5")), rtol=1e-6)
 
 
 def test_a_changed_picture_changes_the_job(job, folder):
