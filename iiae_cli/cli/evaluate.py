@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from iiae_cli.cli import options as shared
 from iiae_cli.cli.options import MetricName, SplitName, finish, option
 from iiae_cli.common import console
-from iiae_cli.common.environment import data_file, run_folder
+from iiae_cli.common.environment import data_file
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
 from iiae_cli.evaluation.figures import (
@@ -101,21 +101,18 @@ def command(
       iiae evaluate --task all --json | jq .retrieval.shared
       iiae evaluate --fail-under retrieval.shared.x_to_y.recall@1=0.99
     """
-    from iiae_cli.builders import build_objective, choose_device
+    from iiae_cli.builders import build_objective
     from iiae_cli.evaluation import protocol as rules
     from iiae_cli.evaluation import retrieval
     from iiae_cli.evaluation.disentanglement import measure_disentanglement
     from iiae_cli.evaluation.translation import Subject
-    from iiae_cli.inference.trained import TrainedModel
-    from iiae_cli.runs import RunDir, load_model
+    from iiae_cli.inference.api import open_run
 
     gates = parse_gates(fail_under or (), fail_over or ())
     if report is not None:
         refuse_existing(report, overwrite)
-    folder, origin = run_folder(run)
-    loaded = load_model(RunDir(folder), choose_device(device))
-    step = loaded.details.get("step")
-    console.say(f"model {loaded.fingerprint} of {folder} ({origin}), kept at step {step}")
+    model = open_run(run, device)
+    loaded, trained = model.loaded, model.trained
     file = _data_of(data, loaded)
     chosen = rules.choose_tasks(task or ("all" if report else None), file, loaded)
     rows = rules.rows_of(file, split, chosen)
@@ -123,9 +120,9 @@ def command(
         rules.check_judge(loaded, rows, chosen)
     distance = rules.choose_metric(metric, chosen, loaded)
     protocol: Figures = {
-        "run": str(folder),
+        "run": str(model.folder),
         "fingerprint": loaded.fingerprint,
-        "step": step,
+        "step": loaded.details.get("step"),
         "objective": loaded.config.objective.kind,
         "data": str(file.path),
         "data_set": file.info.name,
@@ -133,7 +130,6 @@ def command(
         "metric": distance,
     }
     protocol |= rules.protocol_of(file, rows, loaded, chosen, allow_leak)
-    trained = TrainedModel.of(loaded)
     console.say(f"measuring {', '.join(chosen)} of {len(rows.x)} rows in split '{split}'")
     pairs = retrieval.encode_pairs(trained, rows, batch_size=batch_size)
     subject, figures = Subject(trained, pairs, rows, seed, batch_size), Figures()
@@ -166,7 +162,7 @@ def command(
     if report is not None:
         from iiae_cli.report.page import write_report
 
-        result["report"] = str(write_report(report, result, RunDir(folder), loaded, subject, file))
+        result["report"] = str(write_report(report, result, model, subject, file))
     finish(result, lambda: _show(result), as_json)
     if failures:
         raise IiaeError("; ".join(failures), "train longer, or lower the gate")

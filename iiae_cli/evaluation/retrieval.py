@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
-from iiae_cli.inference.neighbours import Metric, partner_ranks
+from iiae_cli.inference.neighbours import Metric, finite, partner_ranks
 from iiae_cli.inference.trained import KINDS, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 
@@ -210,9 +210,7 @@ def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, F
 
 
 def _unit(rows: NDArray[Any], name: str) -> Floats:
-    values = np.asarray(rows, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise IiaeError(f"latents of {name} are not all finite", "check the model and its inputs")
+    values = finite(rows, name).astype(np.float64)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return values / np.where(norms > 0, norms, 1.0)
 

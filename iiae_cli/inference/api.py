@@ -172,7 +172,8 @@ def open_run(run: Path | None, device: str, backbone_weights: str | None = None)
     """Reads the weights of `--run`, or of the default run, and says which it is."""
     _, chosen = run_folder(run)
     model = Model.load(run, device, backbone_weights)
-    console.say(f"model {model.fingerprint} of {model.folder} ({chosen})")
+    step = model.loaded.details.get("step")
+    console.say(f"model {model.fingerprint} of {model.folder} ({chosen}), kept at step {step}")
     return model
 
 

@@ -66,7 +66,7 @@ def nearest(
     Returns all G rows if they are fewer than k. A zero vector is at cosine distance 1 from
     everything. Raises IiaeError if a value is not finite, or faiss is missing.
     """
-    queries, (size, width) = _numbers(queries, "queries"), gallery.shape
+    queries, (size, width) = finite(queries, "queries"), gallery.shape
     chosen, k = choose_backend(backend, len(queries), size, width), min(k, size)
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
@@ -112,8 +112,8 @@ def partner_ranks(
     Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier
     in the gallery. Raises IiaeError if a value is not finite.
     """
-    queries, places = _numbers(queries, "queries"), np.arange(len(queries))
-    partners = _exact(_numbers(gallery[: len(queries)], "the gallery"), 1, metric)
+    queries, places = finite(queries, "queries"), np.arange(len(queries))
+    partners = _exact(finite(gallery[: len(queries)], "the gallery"), 1, metric)
     exact = _exact(queries, 0, metric)
     own = _measure(exact, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
@@ -232,10 +232,10 @@ def _checked_slices(gallery: NDArray[Any], metric: Metric) -> Iterator[tuple[int
     size, width = gallery.shape
     large = 4 if width >= 1024 and metric == "euclidean" else 1
     for part in slices(size, SLICE_VALUES * large // max(1, width)):
-        yield part.start, _numbers(gallery[part], "the gallery")
+        yield part.start, finite(gallery[part], "the gallery")
 
 
-def _numbers(rows: NDArray[Any], name: str) -> NDArray[Any]:
+def finite(rows: NDArray[Any], name: str) -> NDArray[Any]:
     """Returns finite rows in float32 if that is exact, else in float64; copies what is mapped."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.require(rows, np.float32 if single else np.float64, ["C", "W"])

@@ -26,30 +26,27 @@ from iiae_cli.evaluation.figures import Table, figure_tables
 from iiae_cli.evaluation.protocol import paper_rows, paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
+from iiae_cli.inference.api import Model
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.report import sections
 from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
 from iiae_cli.report.retrieval import Retrieval, Shown
-from iiae_cli.runs import LoadedModel, RunDir
+from iiae_cli.runs import RunDir
 
 STRIP_ROWS = 4
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
 def write_report(
-    folder: Path,
-    figures: Mapping[str, Any],
-    run: RunDir,
-    loaded: LoadedModel,
-    subject: Subject,
-    file: DataFile,
+    folder: Path, figures: Mapping[str, Any], model: Model, subject: Subject, file: DataFile
 ) -> Path:
     """Writes FOLDER/index.html, replacing an older one; returns its path.
 
     `figures` are what `evaluate --json` prints. The subject's rows are aligned unless `file` pairs
     by class.
     """
-    protocol, split, info = figures["protocol"], subject.split, run.read_info()
+    protocol, split, run = figures["protocol"], subject.split, RunDir(model.folder)
+    info, loaded = run.read_info(), model.loaded
     by_class = file.info.by_class
     metric: Metric = "cosine" if by_class else protocol["metric"]
     ways = []
