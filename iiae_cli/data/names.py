@@ -11,8 +11,8 @@ import codecs
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +39,10 @@ _FILLERS = (
     "list lists ids names classes"
 )
 _DIVISIONS = {"split", "splits", "partition", "partitions", "subset", "fold", "folds", "phase"}
-_LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
-_PUT = "splits are SOURCE/train, SOURCE/valid and SOURCE/test, each with x/ and y/ (not trainA/)"
+LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
+PUT_SPLITS = (
+    "splits are SOURCE/train, SOURCE/valid and SOURCE/test, each of x/ and y/ (not trainA/)"
+)
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
@@ -223,55 +225,6 @@ def split_folders(source: Path) -> dict[str, Path]:
     return folders_by(source, split_of)
 
 
-def domain_folders(
-    source: Path, folders: Mapping[str, Path], notes: Notes, *, lists: bool = True
-) -> dict[str, dict[str, Path]]:
-    """Finds the folders x and y of every split, "" where a source is to be divided.
-
-    `folders` of splits, where it has any; splits may lie in x/ and y/, too, if both have train and
-    what is held out. `lists`: whether lists of a split are refused.
-    """
-    found = {name: folders_by(path, domain_of) for name, path in (folders or {"": source}).items()}
-    inside = {domain: split_folders(folder) for domain, folder in found.get("", {}).items()}
-    shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
-    if "train" in shared and len(shared) > 1:
-        notes.decided.append("the splits inside of x/ and y/ are read")
-        found = {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
-    for split, known in found.items():
-        if len(known) < 2:
-            raise _no_domain(folders.get(split, source), known)
-    note_layout(source, {split: [*known.values()] for split, known in found.items()}, notes, lists)
-    return found
-
-
-def _no_domain(folder: Path, known: Collection[str]) -> IiaeError:
-    lacking = next(domain for domain in DOMAINS if domain not in known)
-    held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
-    called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
-    hint = "call the folders of the two domains x/ and y/, or name the folder that holds these"
-    if not held:
-        hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
-    return IiaeError(f"{folder} has no folder {lacking}/; it holds {called}", f"{hint}; {_PUT}")
-
-
-def note_layout(
-    source: Path, found: Mapping[str, Collection[Path]], notes: Notes, lists: bool = True
-) -> None:
-    """Notes what the folders found for each split are called, and what lies beside them.
-
-    Raises if a source to divide at random, split "", has a list that looks like one of splits.
-    """
-    for path in sorted(source.iterdir(), key=natural_key) if lists and "" in found else ():
-        split, is_list = looks_like(path.stem), path.suffix.lower() in _LISTS and path.is_file()
-        if is_list and (split in HELD_OUT or divides(path.stem)):
-            raise _looks_like(path, f"a list of {split or 'splits'}")
-    for split, paths in found.items():
-        called = dict.fromkeys(path if split_of(path.name) else path.parent for path in paths)
-        for folder in called if split else ():
-            read_as(split, str(folder.relative_to(source)), notes)
-    note_rest(source, [path for paths in found.values() for path in paths], notes)
-
-
 def read_as(split: str, name: str, notes: Notes) -> None:
     """Notes a split that is called otherwise."""
     if name.rpartition("/")[2] != split:
@@ -302,24 +255,24 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
         return
     inner = {path.relative_to(folder) for path in paths}
     folders = {parent for path in inner for parent in path.parents if parent.name}
-    alike: dict[tuple[Path, str], set[str]] = {}
-    for path in inner | folders:
-        splits, rest = _words_of(path.name)
-        alike.setdefault((path.parent, " ".join(rest)), set()).update(splits)
-    for path in sorted(inner | folders, key=natural_key):
-        splits, rest = _words_of(path.name)
+    words = {path: _words_of(path.name) for path in sorted(inner | folders, key=natural_key)}
+    alike = defaultdict[tuple[Path, str], set[str]](set)
+    for path, (splits, rest) in words.items():
+        alike[path.parent, " ".join(rest)] |= splits
+    for path, (splits, rest) in words.items():
         meant = splits if len(alike[path.parent, " ".join(rest)]) > 1 else set()
         if path in folders:
-            meant |= {looks_like(path.name) or ""}
+            meant = meant | {looks_like(path.name) or ""}
         if held := sorted(meant & HELD_OUT):
-            raise _looks_like(folder / path, f"pictures for {held[0]}", split)
+            raise looks_wrong(folder / path, f"pictures for {held[0]}", split)
 
 
-def _looks_like(path: Path, what: str, split: str = "") -> IiaeError:
+def looks_wrong(path: Path, what: str, split: str = "") -> IiaeError:
+    """Returns the error for what looks like a split, but lies elsewhere."""
     among = "those to train on" if split else "pictures that would be divided at random"
     hint = "or name them in a table's column split or by --unseen-classes; rename or move what is "
     message = f"{path} looks like {what}, but lies among {among}"
-    return IiaeError(message, f"{_PUT}, {hint}of no split")
+    return IiaeError(message, f"{PUT_SPLITS}, {hint}of no split")
 
 
 def looks_like(name: str) -> str | None:

@@ -20,6 +20,7 @@ from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, nfc, normalise_cla
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources import features
 from iiae_cli.data.sources.features import GIVEN, has_features, keep_common, plan_existing
+from iiae_cli.data.sources.pairs import domain_folders
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS
 
@@ -61,8 +62,7 @@ def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[
             f"{source} has no folder train/",
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
-    is_list = not (options.unseen_classes or "0").isdecimal()  # it may lie in the source
-    domains = names.domain_folders(source, folders, notes, lists=not is_list)
+    domains = domain_folders(folders, options, notes)
     splits = {
         name: _pictures(sides, folders.get(name, source), source, name, notes)
         for name, sides in domains.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -62,15 +62,8 @@ def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
 
 def plan_folders(folders: Mapping[str, Path], options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the pairs in the folders of splits; without any, divides `options.source`."""
-    source = options.source
-    assert source is not None
-    if options.side_by_side:
-        places = folders or {"": source}
-        names.note_layout(source, {split: [folder] for split, folder in places.items()}, notes)
-        pairs = {split: _side_by_side(folder, split, notes) for split, folder in places.items()}
-    else:
-        domains = names.domain_folders(source, folders, notes)
-        pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
+    domains = domain_folders(folders, options, notes)
+    pairs = {split: _match(sides, split, notes) for split, sides in domains.items()}
     divided = _divided(pairs[""], options, notes) if "" in pairs else pairs
     return _plan_files(divided, options, notes)
 
@@ -93,32 +86,76 @@ def _divided(pairs: Split, options: PrepareOptions, notes: Notes) -> dict[str, S
     return {name: pairs.take_pairs(np.sort(parts[name])) for name in SPLITS}
 
 
+def domain_folders(
+    folders: Mapping[str, Path], options: PrepareOptions, notes: Notes
+) -> dict[str, dict[str, Path]]:
+    """Finds the folders x and y of every split, "" where a source is to be divided.
+
+    `folders` of splits, where it has any; splits may lie in x/ and y/, too, if both have train and
+    what is held out. Of pictures side by side both folders are the same.
+    """
+    source, inside = options.source, dict[str, dict[str, Path]]()
+    assert source is not None
+    places = folders or {"": source}
+    found = {split: names.folders_by(path, names.domain_of) for split, path in places.items()}
+    if options.side_by_side:
+        if apart := [places[split] for split, known in found.items() if len(known) == 2]:
+            message = f"{apart[0]} holds x and y in folders of their own"
+            raise IiaeError(message, "leave out --side-by-side")
+        found = {split: dict.fromkeys(DOMAINS, path) for split, path in places.items()}
+    elif not folders:
+        inside = {domain: split_folders(path) for domain, path in found[""].items()}
+    shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
+    if "train" in shared and len(shared) > 1:
+        notes.decided.append("the splits inside of x/ and y/ are read")
+        found = {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
+    for split, known in found.items():
+        if len(known) < 2:
+            raise _no_domain(places[split], known)
+    if "" in found and (options.unseen_classes or "0").isdecimal():  # no list is named
+        _refuse_lists(source)
+    taken = {path: split for split, known in found.items() for path in known.values()}
+    called = {path if names.split_of(path.name) else path.parent: taken[path] for path in taken}
+    for path, split in called.items():
+        if split:
+            names.read_as(split, str(path.relative_to(source)), notes)
+    names.note_rest(source, taken, notes)
+    return found
+
+
+def _no_domain(folder: Path, known: Collection[str]) -> IiaeError:
+    lacking = next(domain for domain in DOMAINS if domain not in known)
+    held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+    called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
+    hint = "call the folders of the two domains x/ and y/, or name the folder that holds these"
+    if not held:
+        hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
+    message = f"{folder} has no folder {lacking}/; it holds {called}"
+    return IiaeError(message, f"{hint}; {names.PUT_SPLITS}")
+
+
+def _refuse_lists(source: Path) -> None:
+    """Raises if a source to divide at random has a list that looks like one of splits."""
+    for path in sorted(source.iterdir(), key=natural_key):
+        split, is_list = names.looks_like(path.stem), path.suffix.lower() in names.LISTS
+        if is_list and path.is_file() and (split in names.HELD_OUT or names.divides(path.stem)):
+            raise names.looks_wrong(path, f"a list of {split or 'splits'}")
+
+
 def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:
-    """Returns a pair for every stem in both domains; notes files without a partner."""
-    x, y = (_by_stem(domains[domain], split, notes) for domain in DOMAINS)
+    """Returns a pair for every stem in both domains, which may be one folder; notes lone files."""
+    stems = {folder: _by_stem(folder, split, notes) for folder in dict.fromkeys(domains.values())}
+    x, y = (stems[domains[domain]] for domain in DOMAINS)
     lone = [
         path for side, other in ((x, y), (y, x)) for stem, path in side.items() if stem not in other
     ]
     notes.skipped += [
         f"{path}: has no partner of the same name" for path in sorted(lone, key=natural_key)
     ]
-    stems = sorted({*x} & {*y}, key=lambda text: natural_key(Path(text)))
-    return _pairs_of(domains["x"], [x[stem] for stem in stems], [y[stem] for stem in stems])
-
-
-def _side_by_side(folder: Path, split: str, notes: Notes) -> Split:
-    if len(names.folders_by(folder, names.domain_of)) == 2:
-        raise IiaeError(
-            f"{folder} holds x and y in folders of their own", "leave out --side-by-side"
-        )
-    paths = [*_by_stem(folder, split, notes).values()]
-    return _pairs_of(folder, paths, paths)
-
-
-def _pairs_of(folder: Path, x: Sequence[Path], y: Sequence[Path]) -> Split:
-    """Returns pairs of files, named by those of x below a folder."""
-    ids = [str(path.relative_to(folder).with_suffix("")) for path in x]
-    return Split(Side(np.array(x, object), ids), Side(np.array(y, object), ids))
+    both = sorted({*x} & {*y}, key=lambda text: natural_key(Path(text)))
+    ids = [str(x[stem].relative_to(domains["x"]).with_suffix("")) for stem in both]
+    rows_x, rows_y = (np.array([side[stem] for stem in both], object) for side in (x, y))
+    return Split(Side(rows_x, ids), Side(rows_y, ids))
 
 
 def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
