@@ -211,16 +211,10 @@ def _translation(
 
 def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
     """Returns `--data`, else the file that the run was trained on, else DATA/SET.h5."""
-    from iiae_cli.data.backbone import refuse_other_backbone
-    from iiae_cli.data.datafile import DataFile
+    from iiae_cli.inference.inputs import matching_file
 
     trained_on = loaded.details.get("data")
     if path is None and trained_on and Path(trained_on).exists():
         path = Path(trained_on)
-    file = DataFile(data_file(path, loaded.config.data.set or loaded.info.name))
-    own, trained = ((info.shape_x, info.shape_y) for info in (file.info, loaded.info))
-    if [shape[-1:] for shape in own] != [shape[-1:] for shape in trained]:
-        message = f"{file.path} holds {own}, the model was trained on {trained}"
-        raise IiaeError(message, "evaluate on data of the shape that the run was trained on")
-    refuse_other_backbone(file.path, file.info, loaded.info)
-    return file
+    name = loaded.config.data.set or loaded.info.name
+    return matching_file(data_file(path, name), loaded.info)

@@ -22,7 +22,6 @@ from iiae_cli.model import Domain, other_domain
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from iiae_cli.inference.api import Model
     from iiae_cli.inference.inputs import Inputs
     from iiae_cli.inference.trained import Styles, TrainedModel
     from iiae_cli.report.grids import Translated
@@ -116,7 +115,7 @@ def command(
         console.say(f"the grid shows the first {GRID_ROWS} of {rows.total} inputs{others}")
     rows = rows if output else rows.first(GRID_ROWS)
     references = model.inputs(reference, target).read_all() if reference else None
-    partners = _partners(model, paths[0], rows.source, target) if guided else None
+    partners = _partners(paths[0], rows.source, target) if guided else None
     if interpolate and (references is None or len(references.ids) != 2):
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
     styles = styles_of(
@@ -175,7 +174,7 @@ def _check_model(loaded: LoadedModel, styled: bool, drawn: bool) -> None:
 
 
 def _partners(
-    model: Model, path: str, source: dict[str, Any], target: Domain
+    path: str, source: dict[str, Any], target: Domain
 ) -> Callable[[list[int]], NDArray[Any]]:
     """Returns a function from positions in a prepared file to the partners' rows."""
     from iiae_cli.data.datafile import DataFile
@@ -186,8 +185,8 @@ def _partners(
             f"--guided takes partners, and rows of {path} have none of their own",
             "give a prepared .h5 of pairs, or --reference PICTURE",
         )
-    own = model.inputs(path, target, split=source["split"])
-    return lambda positions: own.read(positions[0], positions[-1] + 1).rows
+    own = file.mapped_side(source["split"], target).rows
+    return lambda positions: own[positions]
 
 
 def plan_files(

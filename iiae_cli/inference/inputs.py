@@ -144,7 +144,7 @@ def open_inputs(
         message = f"{files[0] if files else 'a path'} cannot be mixed with other inputs"
         raise IiaeError(message, "encode each by itself")
     if files and is_hdf5(files[0]):
-        return _prepared(files[0], split, domain, shape, trained_on)
+        return _prepared(matching_file(files[0], trained_on), split, domain)
     if files:
         return _rows(files[0], shape)
     if getattr(items[0], "ndim", 3) == 1:
@@ -194,19 +194,22 @@ def _image(picture: Picture) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _prepared(
-    path: Path, split: str, domain: Domain, shape: tuple[int, ...], trained_on: DataInfo
-) -> Inputs:
+def matching_file(path: Path, trained_on: DataInfo) -> DataFile:
+    """Opens a prepared file; raises IiaeError if a model's data is of other shapes or features."""
     file = DataFile(path)
+    _check_shape(path, file.info.shape_x, trained_on.shape_x)
+    _check_shape(path, file.info.shape_y, trained_on.shape_y)
     refuse_other_backbone(path, file.info, trained_on)
+    return file
+
+
+def _prepared(file: DataFile, split: str, domain: Domain) -> Inputs:
     side = file.mapped_side(split, domain)
-    _check_shape(path, side.rows.shape[1:], shape)
     if not side.ids:
-        raise IiaeError(
-            f"{path} has nothing in split '{split}'", "choose another --split: train, valid or test"
-        )
-    source = {"data": str(path.absolute()), "split": split}
-    return Inputs(side.ids, side.labels, source, _slices(side.rows), [path])
+        message = f"{file.path} has nothing in split '{split}'"
+        raise IiaeError(message, "choose another --split: train, valid or test")
+    source = {"data": str(file.path.absolute()), "split": split}
+    return Inputs(side.ids, side.labels, source, _slices(side.rows), [file.path])
 
 
 def _rows(features: Path | NDArray[Any], shape: tuple[int, ...]) -> Inputs:

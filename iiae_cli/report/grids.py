@@ -33,10 +33,7 @@ TEXT_HEIGHT = 22
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 30)
 HAIRLINE: Colour = (190, 190, 190)  # around every picture, so that white ones have an edge
-RIGHT: Colour = (0, 140, 60)
-NEAR: Colour = (230, 150, 0)
-WRONG: Colour = (200, 30, 30)
-FRAMES: dict[Tone, Colour] = {"right": RIGHT, "near": NEAR, "wrong": WRONG}
+FRAMES: dict[Tone, Colour] = {"right": (0, 140, 60), "near": (230, 150, 0), "wrong": (200, 30, 30)}
 MISSING: Colour = (225, 225, 225)
 TRIPLES = 2  # references repeated beside every output, as the paper does
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iiae_cli.report.grids import NEAR, RIGHT, WRONG
+from iiae_cli.report.grids import FRAMES
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_paths_come_from_standard_input(iiae, trained, monkeypatch, separator, f
 def framed(path):
     """The numbers of pixels in green, and in red or amber."""
     pixels = picture(path).reshape(-1, 3)
-    green, *others = ((pixels == tone).all(axis=1).sum() for tone in (RIGHT, WRONG, NEAR))
+    green, *others = ((pixels == tone).all(axis=1).sum() for tone in FRAMES.values())
     return green > 0, sum(others) > 0
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.inference.trained import Encoded, Styles
 from iiae_cli.report.grids import (
+    FRAMES,
     GAP,
     HAIRLINE,
     PAPER,
-    RIGHT,
     TEXT_HEIGHT,
     TILE,
     Panel,
@@ -78,7 +78,7 @@ def test_frames_surround_their_tiles_and_do_not_touch():
     array = np.asarray(Panel(rows).draw())
     (top, left), (_, second), (below, _) = (at(array, value) for value in (10, 20, 30))
     edges = (top - 2, left), (top + TILE + 1, left), (top, left - 2), (top, left + TILE + 1)
-    assert all(tuple(array[edge]) == RIGHT for edge in edges)
+    assert all(tuple(array[edge]) == FRAMES["right"] for edge in edges)
     assert (array[top : top + TILE, left + TILE : second] == PAPER).all(2).all(0).any()
     assert (array[below - 5, left : left + TILE] == PAPER).all()  # between caption and next frame
 

@@ -10,7 +10,7 @@ from PIL import Image
 from iiae_cli.data.datafile import Side, Split, write_data_file
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import Encoded
-from iiae_cli.report.grids import NEAR, RIGHT, TILE, WRONG, to_rgb
+from iiae_cli.report.grids import FRAMES, TILE, to_rgb
 from iiae_cli.report.retrieval import Retrieval, Shown, montage, partners_of
 
 PARTNER, SAME, DIFFERENT = "partner", "same class", "other class"
@@ -85,13 +85,14 @@ def test_rows_that_belong_together_by_class_have_no_partner(tmp_path):
 
 
 def count(panel, colour):
-    return int((to_rgb(np.asarray(panel.draw())) == colour).all(2).sum())
+    """The number of pixels in a colour, or a frame's tone."""
+    return int((to_rgb(np.asarray(panel.draw())) == FRAMES.get(colour, colour)).all(2).sum())
 
 
 def test_frames_follow_the_verdicts():
     searched = gallery("1", "2", "3", "4", labels=["a", "a", "b", "b"])
     panel = draw(queries("2", labels=["a"]), searched, [1, 0, 2, 3])
-    assert 2 * count(panel, RIGHT) == 2 * count(panel, NEAR) == count(panel, WRONG) > 0
+    assert 2 * count(panel, "right") == 2 * count(panel, "near") == count(panel, "wrong") > 0
 
 
 def test_pictures_of_features_are_read_below_their_source(tmp_path):
@@ -109,7 +110,7 @@ def test_pictures_of_features_are_read_below_their_source(tmp_path):
 
 def test_where_nothing_is_known_nothing_is_framed():
     panel = draw(queries("q"), gallery("1", "2"), [1, 0])
-    assert count(panel, RIGHT) == count(panel, WRONG) == 0
+    assert count(panel, "right") == count(panel, "wrong") == 0
 
 
 # ---- the report's panels
