@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shlex
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -290,26 +289,16 @@ def _digest_of(job: dict[str, Any]) -> str:
 def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
     """Writes a data file's pictures as `FOLDER/SPLIT/x|y/NAME.png`, for `iiae prepare pairs`.
 
-    If pictures recur in many pairs, `FOLDER/pairs.csv` names the pairs.
+    Names are ids, which partners share unless pictures recur in many pairs.
     """
     file = DataFile(path)
-    rows: list[list[str]] = []
-    for name in SPLITS:
-        split = file.split(name)
-        x, y = (_save_side(split.side(domain), domain, folder, stop) for domain in DOMAINS)
-        for row_x, row_y in [] if split.pairs is None else split.pairs.tolist():
-            label = [] if split.x.labels is None else [split.x.labels[row_x]]
-            rows.append([x[row_x], y[row_y], name, *label])
-    if rows:
-        with writing(folder / "pairs.csv") as path, path.open("w", encoding="utf-8") as table:
-            csv.writer(table).writerows([["x", "y", "split", "label"][: len(rows[0])], *rows])
+    for name, domain in product(SPLITS, DOMAINS):
+        _save_side(file.split(name).side(domain), domain, folder, stop)
 
 
-def _save_side(side: Side, domain: Domain, folder: Path, stop: Stop) -> list[str]:
+def _save_side(side: Side, domain: Domain, folder: Path, stop: Stop) -> None:
     parts = [identity.partition("/") for identity in side.ids]
-    paths = [f"{head}/{domain}/{rest}.png" for head, _, rest in parts]
-    for path, picture in zip(paths, side.rows, strict=True):
+    for (head, _, rest), picture in zip(parts, side.rows, strict=True):
         stop.check(f"some pictures are in {folder}; continue with the same command and --resume")
-        with writing(folder / path, sync=False) as temporary:
+        with writing(folder / head / domain / f"{rest}.png", sync=False) as temporary:
             Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
-    return paths

@@ -4,8 +4,8 @@ No publisher states a checksum. Where others recorded one it stands here with it
 the archive's own SHA-256 goes into the data file, so that two data files can be compared.
 
 Cars are rendered models of the visual-analogy data, x the frontal view and y the same car turned:
-`data/cars/list.txt` with a name a line, and `car_###_mesh.mat` (MATLAB v5, or v7.3, which is HDF5)
-with `im`, (128, 128, 3, 24 yaw, 4 pitch) uint8. A frontal view belongs to 23 turned ones.
+`data/cars/car_###_mesh.mat` (MATLAB v5, or v7.3, which is HDF5) with `im`, (128, 128, 3, 24 yaw, 4
+pitch) uint8. A frontal view belongs to 23 turned ones.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ARCHIVES: dict[str, Archive] = {
         # github.com/nmichlo/disent, disent/dataset/data/_groundtruth__cars3d.py, "full".
         md5="4e866a7919c1beedf53964e6f7a23686",
         # It holds the other sets of its paper too.
-        wanted=r"(^|/)(cars/|car_[^/]*_mesh\.mat$|list\.txt$)",
+        wanted=r"(^|/)car_[^/]*_mesh\.mat$",
     ),
 }
 
@@ -187,25 +187,15 @@ def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
 
 
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
-    """Returns every car's file by number, only list.txt's if it names any; notes others."""
-    paths = sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path))
-    if not paths:
-        raise IiaeError(
-            f"{folder} holds no {PATTERN}",
-            "name the folder that nips2015-analogy-data.tar.gz unpacks to",
-        )
-    index, listed = paths[0].with_name("list.txt"), set[int]()
-    if index.is_file():  # names without suffix, or bare numbers
-        text = index.read_text(encoding="utf-8", errors="replace")
-        names = re.findall(r"^[^\d\n]*(\d{1,9})(?!\d)", text, re.MULTILINE)
-        listed = {int(name) for name in names}
-    known, cars = listed or range(1, 200), dict[int, Path]()
-    for path in paths:
+    """Returns every car's file by number; notes others."""
+    cars = dict[int, Path]()
+    for path in sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path)):
         number = int("".join(filter(str.isdecimal, path.stem)) or 0)
-        if number not in known or number > 199 or cars.setdefault(number, path) != path:
-            skipped.append(f"{path}: is not one of the cars 1 to 199 of list.txt, or the second")
-    lost = sorted(listed - {*cars})
-    skipped += [f"{index.with_name(f'car_{car:03d}_mesh.mat')}: does not exist" for car in lost]
+        if not 0 < number < 200 or cars.setdefault(number, path) != path:
+            skipped.append(f"{path}: is not one of the cars 1 to 199, or the second")
+    if not cars:
+        hint = "name the folder that nips2015-analogy-data.tar.gz unpacks to"
+        raise IiaeError(f"{folder} holds no {PATTERN}", hint)
     return dict(sorted(cars.items()))
 
 
