@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import sys
@@ -41,23 +40,15 @@ DATA_SETS = (
 
 def complete_keys(incomplete: str) -> list[str]:
     """Returns `KEY=` for every value of the configuration, read from the schema's source."""
-    path = Path(__file__).parents[1] / "config" / "__init__.py"
-    fields = {
-        node.name: [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
+    source = (Path(__file__).parents[1] / "config" / "__init__.py").read_text(encoding="utf-8")
+    classes = {text.split("(")[0]: text for text in source.split("\nclass ")}
+    sections = re.findall(r"^    (\w+): (\w+) = \2\(\)", classes["Config"], re.MULTILINE)
+    field = re.compile(r'^    (\w+): .* = (?:Field\(.*alias="(\w+)")?', re.MULTILINE)
     return [
-        f"{ast.unparse(section.target)}.{_key(field)}="
-        for section in fields["Config"]
-        for field in fields.get(ast.unparse(section.annotation), ())
+        f"{section}.{alias or name}="
+        for section, kind in sections
+        for name, alias in field.findall(classes[kind])
     ]
-
-
-def _key(field: ast.AnnAssign) -> str:
-    words = field.value.keywords if isinstance(field.value, ast.Call) else []
-    aliases = [ast.literal_eval(word.value) for word in words if word.arg == "alias"]
-    return str(aliases[0]) if aliases else ast.unparse(field.target)
 
 
 def complete_runs(incomplete: str) -> list[str]:

@@ -7,6 +7,7 @@ of held-out classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
+from iiae_cli.model import Domain
 from iiae_cli.training.data import TrainingData, classes_of
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
@@ -31,7 +33,7 @@ class Validation:
     """Figures of one validation."""
 
     shared: Both  # Recall@1 by shared means; mAP@all, cosine, where rows are paired by class
-    exclusive_kl: Both | None  # KL(q(z^x|x)‖p), KL(q(z^y|y)‖p) in nats; None without them
+    exclusive_kl: Mapping[Domain, float]  # KL(q(z^x|x)‖p) in nats; empty without them
     counts: dict[str, Any]  # what was compared: `pairs`, or `classes` and `rows` of x and y
     exclusive_hits: tuple[int, int] | None = None  # queries whose partner comes first by z^x, z^y
     guided_l1: Both | None = None  # L1 of guided translation; None by class or without decoders
@@ -44,7 +46,7 @@ class Validation:
 
     def record(self) -> dict[str, Any]:
         """Returns plain values for metrics.jsonl."""
-        kl = {"exclusive_kl": self.exclusive_kl}
+        kl = {"exclusive_kl": tuple(self.exclusive_kl.values()) or None}
         if "classes" in self.counts:
             return {"shared_map": self.shared, **kl, **self.counts}
         hits = {"exclusive_hits": self.exclusive_hits}
@@ -57,18 +59,16 @@ class Validation:
         text = f"{self.name} {as_text(self.shared)} of {compared}"
         if self.guided_l1 is not None:
             text += f", guided L1 {as_text(self.guided_l1)}"
-        nats = zip("xy", self.exclusive_kl or (), strict=False)
-        return text + "".join(f", KL(z^{domain}) {value:.1f}" for domain, value in nats)
+        return text + "".join(f", KL(z^{d}) {nats:.1f}" for d, nats in self.exclusive_kl.items())
 
     @property
-    def dying(self) -> dict[str, str]:
+    def dying(self) -> dict[Domain, str]:
         """A warning for each exclusive latent that carries almost nothing, by domain."""
-        nats = zip("xy", self.exclusive_kl or (), strict=False)
         return {
-            domain: f"the exclusive latent of {domain} is dying: KL {value:.1f} nats, below "
+            domain: f"the exclusive latent of {domain} is dying: KL {nats:.1f} nats, below "
             f"{retrieval.DYING_NATS:.0f}; right only if {domain} shows nothing of its own. {REVIVE}"
-            for domain, value in nats
-            if value < retrieval.DYING_NATS
+            for domain, nats in self.exclusive_kl.items()
+            if nats < retrieval.DYING_NATS
         }
 
     def warnings(self, baseline: Both | None) -> list[str]:
@@ -103,14 +103,13 @@ def validate(
     """
     pairs = retrieval.encode_pairs(trained, split)
     kl = retrieval.exclusive_kl(pairs)
-    nats = (kl["x"], kl["y"]) if kl else None
     if by_class:
         labels_x, labels_y = split.x.labels or [], split.y.labels or []
         ranked = retrieval.class_retrieval(
             *retrieval.both_means(pairs, "shared"), labels_x, labels_y
         )
         counts = {"classes": len(classes_of(split)), "rows": (len(split.x), len(split.y))}
-        return Validation(_both(ranked, "map@all"), nats, counts, metric="cosine")
+        return Validation(_both(ranked, "map@all"), kl, counts, metric="cosine")
     metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
     recalls = {metric: _recall(pairs, "shared", metric) for metric in metrics}
     best = max(recalls, key=lambda metric: sum(recalls[metric]))
@@ -120,7 +119,7 @@ def validate(
         hits = round(x_to_y * count), round(y_to_x * count)
     if trained.network.generative:
         guided = _both(translation_figures(Subject(trained, pairs, split), {"l1": l1}), "l1")
-    return Validation(recalls[best], nats, {"pairs": count}, hits, guided, best)
+    return Validation(recalls[best], kl, {"pairs": count}, hits, guided, best)
 
 
 def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | None:

@@ -13,7 +13,7 @@ from iiae_cli.training.validation import Progress, Validation, validate
 
 
 def validation(x, y, hits=(0, 0), kl=(9, 9)):
-    return Validation((x, y), kl, {"pairs": 100}, hits, (0.1, 0.1))
+    return Validation((x, y), dict(zip("xy", kl, strict=True)), {"pairs": 100}, hits, (0.1, 0.1))
 
 
 def kept(memory, selection, scores):
@@ -56,7 +56,7 @@ def test_warnings_name_a_dying_latent_and_recall_below_the_baseline():
 
 
 def test_by_class_any_map_below_the_baseline_is_warned_of():
-    by_class = Validation((0.40, 0.39), None, {"classes": 4, "rows": (10, 10)})
+    by_class = Validation((0.40, 0.39), {}, {"classes": 4, "rows": (10, 10)})
     (below,) = by_class.warnings((0.3, 0.395))
     assert "y→x" in below and "mAP@all 0.390" in below and "--preset features" in below
     assert by_class.record()["shared_map"] == (0.40, 0.39)
