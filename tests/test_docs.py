@@ -1,4 +1,4 @@
-"""Every command that README and docs show is one that the program takes."""
+"""Every command that README, docs and help show is one that the program takes."""
 
 import re
 import shlex
@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from helpers import call
 
 from iiae_cli.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [path.name for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
 SHOWN = re.compile(r"^(?:.*?(?:srun\S*|[|&;]|--\S+=\d)\s)?\s*iiae (.*)$")
 
 
 def commands(page):
-    """The words after `iiae` of all indented lines of a page, continued lines joined."""
-    text = re.sub(r"\\\n\s+", "", page.read_text(encoding="utf-8"))
+    """The words after `iiae` of all indented lines of a page, or of a command's help, continued
+    lines joined.
+    """
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    text = call(page, "--help").out if page in COMMANDS else path.read_text(encoding="utf-8")
+    text = re.sub(r"\\\n\s+", "", text)
     text = re.sub(r"\$\w+", "0", text)  # a loop's seed, a job's folder
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     shown = filter(None, map(SHOWN.match, lines))
@@ -30,7 +35,7 @@ def alone(words):
     return words[: min(ends, default=len(words))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *COMMANDS])
 def test_every_command_shown_is_taken(page):
     program = typer.main.get_command(app)
     for words in commands(page):
@@ -40,5 +45,5 @@ def test_every_command_shown_is_taken(page):
 
 
 def test_commands_are_found_in_all_forms():
-    counts = {page.name: len(commands(page)) for page in PAGES}
-    assert counts["README.md"] >= 14 and counts["hpc.md"] >= 8 and counts["reproduce.md"] >= 15
+    least = {"README.md": 14, "hpc.md": 8, "reproduce.md": 15, **dict.fromkeys(COMMANDS, 3)}
+    assert all(len(commands(page)) >= count for page, count in least.items())

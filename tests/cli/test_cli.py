@@ -30,25 +30,12 @@ def test_importing_the_cli_leaves_heavy_packages_unloaded():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_fits_80_columns_and_has_examples_that_parse(
-    iiae, monkeypatch, command
-):
+def test_help_of_every_command_fits_80_columns(iiae, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     outcome = iiae(command, "--help")
     assert outcome.code == 0
     assert max(map(len, outcome.out.splitlines())) <= 80
     assert not re.search(r"<\w|\{[A-Z]", outcome.out)  # types as programmers write them
-    lines = [line.strip() for line in outcome.out.splitlines()]
-    examples = [line for line in lines[lines.index("Examples:") + 1 :] if f"iiae {command}" in line]
-    assert len(examples) >= 3
-    options = {
-        word for line in lines for word in line.replace(",", " ").split() if word.startswith("-")
-    }
-    for example in examples:
-        own = example.split(f"iiae {command}", 1)[1].split("|")[0].split()
-        for word in own:
-            if word.startswith("-") and word != "-":
-                assert word.split("=")[0] in options, example
 
 
 def test_without_arguments_help_lists_every_command_in_a_whole_line(iiae, monkeypatch):

@@ -1,15 +1,13 @@
 """Standardised features and erased means around a model; the baselines beside it."""
 
 import numpy as np
-import pytest
 import torch
-from helpers import FAMILIES, small_batch, small_model, small_pairs
+from helpers import small_batch, small_model, small_pairs
 
 from iiae_cli.extensions.extended import (
     ELBO,
     ELBO_FIT,
     SMALLEST_SCALE,
-    DualEncoder,
     ExtendedIIAE,
     LinearErasure,
     Standardise,
@@ -60,44 +58,13 @@ def test_the_rank_travels_with_the_weights():
     erase.set(torch.randn(4), torch.randn(4, 3), torch.randn(4, 3))
     other.load_state_dict(erase.state_dict())
     means = torch.randn(5, 4)
+    assert torch.equal(LinearErasure(4)(means), means)
     assert torch.equal(other(means), erase(means)) and not torch.equal(erase(means), means)
     erase.make_room(0)
     assert torch.equal(erase(means), means)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_with_erasure_begins_as_one_without(family):
-    plain = small_model(family).eval()
-    model = small_model(family, ExtendedIIAE, erase_shared=True).eval()
-    assert plain.state_dict().keys() < model.state_dict().keys()
-    x, _ = small_pairs(family)
-    for one, other in zip(answers(plain, x), answers(model, x), strict=True):
-        assert torch.equal(one, other)
-
-
-def answers(model, x):
-    """Means of both latents, and what is decoded of them."""
-    means = model.encode_shared("x", x).mean, model.encode_exclusive("x", x).mean
-    return *means, model.decode("x", *means)
-
-
-# ---- baselines
-
-
-def test_a_dual_encoder_has_r_alone():
-    model = DualEncoder(FAMILIES["features"], {"x": 7, "y": 5})
-    names = {".".join(name.split(".")[:2]) for name in model.state_dict()}
-    assert names == {"features.x", "features.y", "shared.x", "shared.y"} and not model.generative
-    x, y = small_pairs("features")
-    posteriors, reconstructions = model(x, y)
-    assert posteriors.joint_shared is None and not posteriors.exclusive
-    assert not reconstructions.mean
-    assert posteriors.shared["x"].mean.shape == (4, *model.shared_shape)
-    model.eval()
-    single = model.encode_shared("y", y).mean
-    torch.testing.assert_close(model.infer(x, y).shared["y"].mean, single)
-    with pytest.raises(ValueError, match="without decoders"):
-        model.decode("x", single, None)
+# ---- a baseline
 
 
 def test_the_elbo_is_the_bound_without_lambda_and_fits_r():
