@@ -23,10 +23,9 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        templates = {
-            f"iiae_cli/report/templates/{name}" for name in ("report.html", "charts.mplstyle")
-        }
-        assert templates <= set(archive.namelist())
+        named = ("report/templates/report.html", "report/templates/charts.mplstyle")
+        files = (*named, "inference/card.md", "evaluation/paper.csv")
+        assert {f"iiae_cli/{name}" for name in files} <= set(archive.namelist())
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = "from iiae_cli.common.environment import *; print(preset_folder(), *preset_names())"
     installed_only = {"cwd": tmp_path, "env": {"PYTHONPATH": str(installed)}}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from functools import partial
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -37,26 +38,6 @@ Format: TypeAlias = Literal["safetensors", "onnx", "torch"]
 Run: TypeAlias = Callable[[Sequence[Tensor]], Sequence[NDArray[Any]]]
 TOLERANCE = 1e-4  # the most that a graph's values may differ from the model's
 TASKS = ("retrieval", "zero_shot", "translation", "disentanglement")
-CARD = """---
-{0}---
-
-# {name}
-
-An Interaction Information Auto-Encoder (Hwang et al., NeurIPS 2020): latents that two domains, x
-and y, share, and exclusive ones of each. Commands of `iiae` read this folder, or hf://OWNER/NAME,
-by --run, and Python by `iiae_cli.load`.
-
-Pictures are uint8 (N, H, W, C), RGB or grey, resized to `size` (H, W): by area to a whole fraction,
-else bilinear with antialiasing, bicubic when enlarged. Graphs, if any: `encoder-x` takes rows of x
-to `shared` (N, S) and `exclusive` (N, E) posterior means; `decoder-x` takes those to rows of x,
-floats in [0, 1].
-
-Shapes of the data's rows, classes that it was trained on, and figures; recall and mAP are
-fractions, and a `baseline` needs no training:
-
-```yaml
-{1}```
-"""
 BATCH = torch.export.Dim("batch")
 _ROWS = 5  # rows compared
 
@@ -213,4 +194,5 @@ def model_card(loaded: LoadedModel, license_id: str, figures: Mapping[str, Any] 
     tags = ["cross-domain-retrieval", "disentanglement", "iiae"]
     header = {"license": license_id, "library_name": "iiae-cli", "tags": tags}
     dump = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return CARD.format(dump(header), dump(known), name=details.get("preset") or info.name)
+    card = files("iiae_cli.inference").joinpath("card.md").read_text(encoding="utf-8")
+    return card.format(dump(header), dump(known), name=details.get("preset") or info.name)
