@@ -111,8 +111,6 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
     "arguments, said, mended",
     [
         ("digits-cdcb --shard 2/2 -o d-{shard}.h5", "--shard 2/2 is not I/N", "0/4"),
-        ("digits-cdcb --shard auto -o d.h5", "the array would write d.h5", "{shard}"),
-        ("digits-cdcb -o d-{shard}.h5", "needs a shard, and none was named", "--shard"),
         ("digits-cdcb --shard 0/2 --pictures p", "nor to --shard", "merged"),
         ("a.h5 --merge --shard 0/2 -o d.h5", "--shard does not apply to --merge", "leave it out"),
         ("a.h5 --merge --seed 3 -o d.h5", "does not apply to --merge", "the shards say"),

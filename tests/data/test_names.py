@@ -257,16 +257,6 @@ def test_one_class_in_two_folders_is_refused(tmp_path):
     assert "are both the class" in refusal(classes, tmp_path, unseen_classes="1").message
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_list_of_classes_names_them_in_either_form_and_every_spelling(tmp_path):
-    for domain in "xy":
-        class_folders(tmp_path / domain, {NFD: 1, "ant": 1, "teddy bear": 1, "teddy-bear": 1})
-    unseen = tmp_path / "unseen.txt"
-    unseen.write_bytes(f"\ufeff{NFC}\r\nteddy_bear\r\n".encode())
-    test = classes(tmp_path, unseen_classes=str(unseen)).splits["test"]
-    assert sorted(test.x.labels) == sorted([NFC, "teddy bear", "teddy-bear"])
-
-
 # ---- the program
 
 
