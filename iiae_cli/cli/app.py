@@ -81,29 +81,18 @@ def _plain(name: str, of_option: bool) -> str:
 
 
 class _Group(TyperGroup):
-    """A group whose commands are imported when called, not when listed."""
+    """A group whose commands are names and lines of help until they are called."""
 
-    _listing = False
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Returns a command; only its name and line while commands are listed."""
-        if self._listing or cmd_name not in COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        single = typer.Typer(add_completion=False, **_SETTINGS)
-        module, name = ("train", "presets") if cmd_name == "presets" else (cmd_name, "command")
-        function = getattr(import_module(f"iiae_cli.cli.{module}"), name)
-        single.command(cmd_name, cls=_Command)(function)
-        return typer.main.get_command(single)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Writes the list of commands in the help."""
-        self._listing = True
-        super().format_commands(ctx, formatter)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Completes a command's name."""
-        self._listing = True
-        return super().shell_complete(ctx, incomplete)
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Returns the command that is called, imported, and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            module, function = ("train", "presets") if name == "presets" else (name, "command")
+            single = typer.Typer(add_completion=False, **_SETTINGS)
+            imported = import_module(f"iiae_cli.cli.{module}")
+            single.command(name, cls=_Command)(getattr(imported, function))
+            command = typer.main.get_command(single)
+        return name, command, rest
 
 
 app = typer.Typer(name="iiae", cls=_Group, **_SETTINGS)
