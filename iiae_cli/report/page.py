@@ -22,7 +22,7 @@ from iiae_cli import __version__
 from iiae_cli.common.files import writing
 from iiae_cli.data.datafile import DataFile
 from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
-from iiae_cli.evaluation.figures import Table, figure_tables
+from iiae_cli.evaluation.figures import Table, disentanglement_tables, figure_tables
 from iiae_cli.evaluation.protocol import paper_rows, paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
@@ -54,6 +54,7 @@ def write_report(
         queries, gallery = (Shown.of(split.side(domain), file) for domain in way)
         means = subject.pairs[way[0]].mean("shared"), subject.pairs[way[1]].mean("shared")
         ways.append(Retrieval(" → ".join(way), queries, gallery, means, by_class, metric))
+    measured = figures.get("disentanglement")
     grids = sections.translation_panels(subject, not by_class, protocol.get("samples", 3))
     text = render(
         title=f"{run.path.resolve().name} on {protocol['data_set']}",
@@ -74,7 +75,8 @@ def write_report(
         examples=[*filter(None, [way.failures() for way in ways])],
         classes=[way.classes() for way in ways] if by_class else (),
         grids=grids,
-        disentanglement=sections.disentanglement_section(figures),
+        disentanglement=measured and disentanglement_tables(measured),
+        notes=measured and measured["warnings"],
         active_variance=ACTIVE_VARIANCE,
         command=shlex.join(["iiae", *sys.argv[1:]]),
         trained_by=shlex.join(map(str, info.pop("command", ()))),

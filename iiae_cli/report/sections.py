@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
-from iiae_cli.evaluation.figures import Table, disentanglement_tables
+from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
@@ -301,28 +301,3 @@ def translation_strip(panel: Panel, rows: int) -> Panel:
     shown = spread(len(panel.rows), rows)
     title = "x → y: translations, sampled and then guided by the true y"
     return Panel([panel.rows[row][:end] for row in shown], panel.headers[:end], title=title)
-
-
-# ---- disentanglement
-
-
-def disentanglement_section(figures: Figures) -> Figures | None:
-    """Returns the section's tables and charts; None if the task was not measured."""
-    measured, protocol = figures.get("disentanglement"), figures["protocol"]
-    if measured is None:
-        return None
-    lines = {
-        name.replace("_", " "): [*enumerate(sorted(latent["kl_per_dimension"], reverse=True), 1)]
-        for name, latent in measured["latents"].items()
-        if name.startswith("exclusive")
-    }
-    title, label = "KL of each exclusive dimension", "dimension, the one of largest KL first"
-    tables = disentanglement_tables(measured)
-    return {
-        **tables,
-        "probes": [tables[way] for way in ("mean", "sample") if tables[way].rows],
-        "charts": line_charts(title, lines, x_label=label, y_label="KL, nats"),
-        "warnings": measured["warnings"],
-        "rows": protocol["probe_rows"],
-        "learning": protocol["probe_rows_learnt_from_train"],
-    }
