@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TextIO
 
 LINE_SECONDS, LATER_SECONDS = 5.0, 60.0  # between progress lines: at first, after a minute
@@ -156,16 +156,16 @@ def number(value: float, digits: int) -> str:
 
 
 class Progress:
-    """The progress of one task; `progress` makes it."""
+    """The progress of one task; `progress` makes it. `speaks`: by lines, every few seconds."""
 
-    def __init__(self, total: int, unit: str, items: tuple[int, str] | None = None) -> None:
-        self.total, self.done = total, 0
+    def __init__(
+        self, total: int, unit: str, items: tuple[int, str] | None = None, *, speaks: bool = True
+    ) -> None:
+        self.total, self.done, self._first = total, 0, 0
         self.facts: dict[str, str] = {}  # more to show, by name, in this order
-        self.draw: Callable[[], None] = self._print_line
-        self._unit = unit
+        self._unit, self._speaks = unit, speaks
         self._per_unit, self._item = items or (1, unit)
         self._started = self._last_line = time.monotonic()
-        self._first = 0
 
     def start_at(self, done: int) -> None:
         """Starts at `done`, for resumed work."""
@@ -174,15 +174,11 @@ class Progress:
 
     def update(self, done: int) -> None:
         """Shows that `done` units are done."""
-        self.done = done
-        self.draw()
-
-    def _print_line(self) -> None:
-        now = time.monotonic()
+        self.done, now = done, time.monotonic()
         wait = LINE_SECONDS if now - self._started < LATER_SECONDS else LATER_SECONDS
-        if now - self._last_line >= wait:
+        if self._speaks and now - self._last_line >= wait:
             self._last_line = now
-            say(", ".join([f"{self.done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
+            say(", ".join([f"{done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
 
     def pace(self) -> str:
         """Returns the items per second so far, and the time left at that pace."""
@@ -194,7 +190,7 @@ class Progress:
 
     def texts(self) -> list[str]:
         """Returns names and values of the facts."""
-        return [f"{name} {value}" for name, value in self.facts.items()]
+        return [f"{name} {value}" for name, value in [*self.facts.items()]]
 
 
 @contextmanager
@@ -207,46 +203,31 @@ def progress(
     part of other work shows nothing of its own.
     """
     global _under_way
-    tracker = Progress(total, unit, items)
-    if _under_way:
-        tracker.draw = lambda: None
-        yield tracker
-        return
+    within, live = _under_way, sys.stderr.isatty() and _verbosity >= 0
+    tracker = Progress(total, unit, items, speaks=not within and not live)
     _under_way = True
     try:
-        with _shown(tracker, label):
+        with _bar(tracker, label) if live and not within else nullcontext():
             yield tracker
     finally:
-        _under_way = False
+        _under_way = within
 
 
-@contextmanager
-def _shown(tracker: Progress, label: str) -> Iterator[None]:
-    if not sys.stderr.isatty() or _verbosity < 0:
-        yield
-        return
-    from rich.console import Console
+def _bar(tracker: Progress, label: str) -> AbstractContextManager[object]:
+    """Returns a live bar, the facts below it; a narrow terminal breaks lines between facts only."""
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.padding import Padding
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
-    class Display(Bar):
-        """The bar with the facts below it; a narrow terminal breaks lines between facts only."""
+    def drawn() -> Group:
+        done, total, line = tracker.done, tracker.total, Table.grid(padding=(0, 1))
+        bar = ProgressBar(total, done, width=24)
+        line.add_row(Text(label), bar, f"{done}/{total}", tracker.pace())
+        facts = "   ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in tracker.texts())
+        return Group(line, *([Padding(Text(facts), (0, 0, 0, 2))] if facts else []))
 
-        def get_renderables(self) -> Iterator[Any]:
-            yield from super().get_renderables()
-            facts = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in tracker.texts()]
-            if facts:
-                yield Padding(Text("   ".join(facts)), (0, 0, 0, 2))
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}", markup=False),
-    )
-    with Display(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task(label, total=tracker.total, pace="")
-        tracker.draw = lambda: bar.update(task, completed=tracker.done, pace=tracker.pace())
-        yield
+    console = Console(stderr=True, highlight=False)
+    return Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=10)
