@@ -242,28 +242,10 @@ def test_swaps_and_bounds_without_exclusive_latents():
 # ---- the command
 
 
-def test_the_command_measures_shows_its_progress_and_gates(iiae, trained, monkeypatch):
+def test_the_command_measures_own_factors_shows_its_progress_and_gates(
+    iiae, trained, tmp_path, monkeypatch
+):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    base = ("evaluate", "--run", trained.run, "--task", "disentanglement", "--probe-rows", 100)
-    ceiling = "disentanglement.probes.exclusive_x.x_color.mean.linear=0.5"
-    outcome = iiae(*base, "--fail-over", ceiling, "--json")
-    assert outcome.code == 2 and "above 0.5" in outcome.error()[0]
-    for stage in ("300/300 rows", "8/8 readings", "300/300 swaps", "100/100 bounds"):
-        assert f"\n{stage}, " in outcome.err
-    found, protocol = outcome.json["disentanglement"], outcome.json["protocol"]
-    keys = "exclusive_kl factors latents probes swaps bounds warnings"
-    assert set(found) == set(keys.split())
-    assert set(found["latents"]) == {"shared_x", "shared_y", "exclusive_x", "exclusive_y"}
-    assert set(found["probes"]["shared_y"]) == {"class", "x_color", "y_color"}
-    assert found["probes"]["exclusive_x"]["x_color"]["mean"]["linear"] > 0.8
-    assert found["probes"]["shared_x"]["class"]["mean"]["linear"] > 0.4
-    latent = found["latents"]["exclusive_x"]
-    assert len(latent["kl_per_dimension"]) == latent["dimensions"]
-    assert found["swaps"]["x_to_y"]["n"] == 300 and found["bounds"]["rows"] == 100
-    assert protocol["probe_rows"] == 100 and protocol["probe_rows_learnt_from_train"] == 0
-
-
-def test_own_factors_from_the_file_and_the_command_line(iiae, trained, tmp_path):
     path = tmp_path / "more.h5"
     path.write_bytes(trained.data.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -273,10 +255,26 @@ def test_own_factors_from_the_file_and_the_command_line(iiae, trained, tmp_path)
             split.create_dataset("factors/y_noise", data=noise)
             split.create_dataset("factors/round", data=[label in "0689" for label in labels])
     base = ("evaluate", "--run", trained.run, "--data", path, "--task", "disentanglement")
-    outcome = iiae(*base, "--probe-rows", 320, "--shared-factor", "round", "--json")
-    assert outcome.code == 0, outcome.err
-    found = outcome.json["disentanglement"]["probes"]["shared_x"]
-    assert outcome.json["protocol"]["probe_rows_learnt_from_train"] == 20
+    ceiling = "disentanglement.probes.exclusive_x.x_color.mean.linear=0.5"
+    more = ("--probe-rows", 320, "--shared-factor", "round", "--fail-over", ceiling, "--json")
+    outcome = iiae(*base, *more)
+    assert outcome.code == 2 and "above 0.5" in outcome.error()[0]
+    for stage in ("300/300 rows", "8/8 readings", "300/300 swaps", "300/300 bounds"):
+        assert f"\n{stage}, " in outcome.err
+    measured, protocol = outcome.json["disentanglement"], outcome.json["protocol"]
+    keys = "exclusive_kl factors latents probes swaps bounds warnings"
+    assert set(measured) == set(keys.split())
+    assert protocol["probe_rows"] == 300 and protocol["probe_rows_learnt_from_train"] == 20
+    latent, found = measured["latents"]["exclusive_x"], measured["probes"]["shared_x"]
+    assert len(latent["kl_per_dimension"]) == latent["dimensions"]
+    assert set(measured["probes"]["shared_y"]) == {
+        "class",
+        "x_color",
+        "y_color",
+        "y_noise",
+        "round",
+    }
+    assert found["class"]["mean"]["linear"] > 0.4 and measured["swaps"]["x_to_y"]["n"] == 300
     assert found["round"]["belongs"] is True and found["round"]["chance"] == 0.5
     assert found["round"]["mean"]["linear"] > 0.6
     assert found["y_noise"]["belongs"] is False and found["y_noise"]["mean"]["linear"] < 0.1

@@ -1,14 +1,13 @@
 """Panels of pictures: one size, crisp, framed, captions that stay inside, the paper's layouts."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from helpers import small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.inference.trained import Encoded, Styles
+from iiae_cli.inference.trained import Styles, TrainedModel, styles_of
 from iiae_cli.report.grids import (
     FRAMES,
     GAP,
@@ -133,25 +132,17 @@ def test_an_analogy_is_query_reference_output():
     assert shown(2, "y", references=2) == [[10, 200, 50, 201, 51], [11, 200, 70, 201, 71]]
 
 
-class Stub:
-    """A model whose k-th translation adds 10 × (k + 1) to its input."""
-
-    network = SimpleNamespace(exclusive_dim=8)
-
-    def shown(self, rows):
-        return list(rows)
-
-    def encode(self, rows, domain, kinds):
-        return Encoded(exclusive_mean=np.zeros((len(rows), 8), np.float32))
-
-    def translate(self, rows, source, target, exclusive):
-        added = 10 * np.arange(1, exclusive.shape[1] + 1)[None, :, None, None, None]
-        return rows[:, None] + (rows[:, None] > 0) * added.astype(np.uint8)
-
-
 def test_table_one_has_the_papers_columns():
-    x, y = (np.stack([flat(value), flat(value + 1)]) for value in (10, 50))
-    panel = sample_panel(Stub(), Split(Side(x, ["0", "1"]), Side(y, ["0", "1"])), samples=2)
-    for pair, row in enumerate(panel.rows):
-        assert [tile.picture[0, 0, 0] - pair for tile in row] == [*range(10, 90, 10)]
-    assert panel.gaps_after == [3]
+    model, draw = TrainedModel(small_model("maps"), (16, 16)), np.random.default_rng(0)
+    rows = [draw.integers(0, 256, (2, 16, 16, channels), np.uint8) for channels in (3, 1)]
+    panel = sample_panel(model, Split(*(Side(side, ["0", "1"]) for side in rows)), samples=2)
+    assert panel.headers[:4] == ["x", "sample 1", "sample 2", "guided"] and panel.gaps_after == [3]
+    for (source, target), start in ((("x", "y"), 0), (("y", "x"), 4)):
+        own, other = rows if source == "x" else rows[::-1]
+        styles = styles_of(model, target, None, other.__getitem__, samples=2, seed=0)
+        outputs = model.translate(own, source, target, styles.exclusive([0, 1]))
+        for row, picture, made in zip(panel.rows, own, outputs, strict=True):
+            assert all(
+                np.array_equal(tile.picture, shown)
+                for tile, shown in zip(row[start : start + 4], [picture, *made], strict=True)
+            )
