@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from iiae_cli.runs import LoadedModel
 
 Files = list[list[Path | None]]  # by input and output; None for one that is not written
-DEFAULT_SAMPLES = 3
 GRID_ROWS = 32
 BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has more
 
@@ -120,7 +119,7 @@ def command(
         raise IiaeError("an interpolation needs two references", "pass --reference twice")
     styles = styles_of(
         *(model.trained, target, references, partners),
-        samples=samples or (0 if references or partners else DEFAULT_SAMPLES),
+        samples=samples,
         interpolate=interpolate,
         seed=seed,
     )

@@ -160,7 +160,6 @@ class Model:
         """
         target = target or other_domain(source)
         references = None if reference is None else self.inputs(reference, target).read_all()
-        samples = (3 if references is None else 0) if samples is None else samples
         trained, block = self.trained, self.inputs(pictures, source).read_all()
         styles = styles_of(trained, target, references, samples=samples, seed=seed)
         latents = styles.exclusive(block.positions)

@@ -203,16 +203,18 @@ def styles_of(
     references: Block | None = None,
     partners: Callable[[list[int]], NDArray[Any]] | None = None,
     *,
-    samples: int,
+    samples: int | None = None,
     interpolate: int | None = None,
-    seed: int,
+    seed: int = 0,
 ) -> Styles:
-    """Returns styles: `samples` samples, references or steps between two, each input's partner.
+    """Returns styles: draws [3; none beside others], references or steps, each input's partner.
 
     References are of the domain `target`, and so are partners, which a function returns for the
-    positions of inputs; `interpolate` is the number of steps.
+    positions of inputs; `interpolate` is the number of steps between two references.
     """
     width = trained.network.exclusive_dim
+    if samples is None:
+        samples = 0 if references or partners else 3
     if not width:
         return Styles(["translation"], [None], lambda positions: None)
 
