@@ -23,9 +23,8 @@ from iiae_cli.evaluation.figures import (
 from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # heavy imports are inside functions, so that `--help` stays fast
-    from iiae_cli.data.datafile import DataFile, Split
+    from iiae_cli.data.datafile import Split
     from iiae_cli.evaluation.translation import Subject
-    from iiae_cli.runs import LoadedModel
 
 Figures = dict[str, Any]
 of_translation = partial(option, panel="Translation")
@@ -107,13 +106,16 @@ def command(
     from iiae_cli.evaluation.disentanglement import measure_disentanglement
     from iiae_cli.evaluation.translation import Subject
     from iiae_cli.inference.api import open_run
+    from iiae_cli.inference.inputs import matching_file
 
     gates = parse_gates(fail_under or (), fail_over or ())
     if report is not None:
         refuse_existing(report, overwrite)
     model = open_run(run, device)
     loaded, trained = model.loaded, model.trained
-    file = _data_of(data, loaded)
+    own = Path(loaded.details.get("data") or "")  # the file that the run was trained on
+    named, data_set = data or (own if own.is_file() else None), loaded.config.data.set
+    file = matching_file(data_file(named, data_set or loaded.info.name), loaded.info)
     chosen = rules.choose_tasks(task or ("all" if report else None), file, loaded)
     rows = rules.rows_of(file, split, chosen)
     if judge:
@@ -207,14 +209,3 @@ def _translation(
         figures["judged"] = perceptual.judged_translations(subject, judges, samples)
         protocol |= {"judge_steps": perceptual.JUDGE_STEPS, "judge_seed": subject.seed}
     return figures, protocol
-
-
-def _data_of(path: Path | None, loaded: LoadedModel) -> DataFile:
-    """Returns `--data`, else the file that the run was trained on, else DATA/SET.h5."""
-    from iiae_cli.inference.inputs import matching_file
-
-    trained_on = loaded.details.get("data")
-    if path is None and trained_on and Path(trained_on).exists():
-        path = Path(trained_on)
-    name = loaded.config.data.set or loaded.info.name
-    return matching_file(data_file(path, name), loaded.info)
