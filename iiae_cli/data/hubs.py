@@ -8,7 +8,6 @@ come from the caches of torch and huggingface_hub; nothing is downloaded unless 
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -188,15 +187,9 @@ class _OpenClip:
         clip = _imported("open_clip", "clip")
         architecture, _, tag = name.partition("@")
         quick = bool(clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
-        untrained = {"pretrained_image": False, "pretrained_text": False}
-        logging.disable(logging.WARNING)  # it warns of random weights, which are loaded below
-        try:
-            model = clip.create_model(architecture, force_quick_gelu=quick, **untrained)
-        finally:
-            logging.disable(logging.NOTSET)
-        if weights is not None:
-            clip.load_checkpoint(model, str(weights), weights_only=True)
-        tower = model.visual
+        untrained = {"pretrained_image": False, "pretrained_text": False, "weights_only": True}
+        path = weights and str(weights)
+        tower = clip.create_model(architecture, path, force_quick_gelu=quick, **untrained).visual
         if pool == "pooled":
             return tower, int(tower.output_dim)
         if pool == "cls" or not hasattr(tower, "output_tokens"):
