@@ -84,8 +84,7 @@ class _TorchVision:
         cut = final_layer(network)
         last = network.get_submodule(cut)
         width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
-        parent, _, child = cut.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Identity())
+        network.set_submodule(cut, nn.Identity())
         if weights is not None:
             state = read_state_dict(weights, WEIGHTS_HINT)
             # densenet's published weights still have the names of an older torchvision.

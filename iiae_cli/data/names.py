@@ -205,7 +205,7 @@ def domain_of(name: str) -> str | None:
     return name.lower() if name.lower() in DOMAINS else None
 
 
-def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, Path]:
+def folders_by(folder: Path, meaning: Callable[[str], str | None] = split_of) -> dict[str, Path]:
     """Returns the folders directly below one by their names' meanings; raises if two agree."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -218,11 +218,6 @@ def folders_by(folder: Path, meaning: Callable[[str], str | None]) -> dict[str, 
             message = f"{found[name]} and {path} both mean {name}"
             raise IiaeError(message, "rename one of them, or join them")
     return {name: found[name] for name in (*SPLITS, *DOMAINS) if name in found}
-
-
-def split_folders(source: Path) -> dict[str, Path]:
-    """Returns the folders of splits in a source, under whichever name."""
-    return folders_by(source, split_of)
 
 
 def read_as(split: str, name: str, notes: Notes) -> None:

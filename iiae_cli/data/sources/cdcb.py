@@ -21,7 +21,7 @@ from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.names import Notes, split_folders
+from iiae_cli.data.names import Notes, folders_by
 from iiae_cli.data.pictures import resize_pictures
 from iiae_cli.data.sources.pairs import plan_folders
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
@@ -139,7 +139,7 @@ def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
 def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
     assert options.source is not None
-    folders = split_folders(options.source)
+    folders = folders_by(options.source)
     if folders and find_idx(options.source, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, side_by_side=True), notes)
     grey, attributes = read_parts(options)

@@ -56,7 +56,7 @@ def plan_classes(options: PrepareOptions, notes: Notes) -> Plan:
 
 
 def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
-    folders = names.split_folders(source)
+    folders = names.folders_by(source)
     if folders and "train" not in folders:
         raise IiaeError(
             f"{source} has no folder train/",

@@ -20,7 +20,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data import names
 from iiae_cli.data.datafile import SPLITS, Side, Split, nfc
-from iiae_cli.data.names import Notes, natural_key, split_folders
+from iiae_cli.data.names import Notes, natural_key
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
@@ -35,7 +35,7 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
     source = options.source
     assert source is not None
     if not is_table(source):
-        return plan_folders(split_folders(source), options, notes)
+        return plan_folders(names.folders_by(source), options, notes)
     pairs, named = read_table(source, notes)
     if any(named):
         rows = {name: np.flatnonzero(np.array(named) == name) for name in SPLITS}
@@ -53,7 +53,7 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
 def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
-    folders = {"train": options.source / "train", **split_folders(options.source)}
+    folders = {"train": options.source / "train", **names.folders_by(options.source)}
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
     size = options.image_size or DEFAULT_SIZE
@@ -104,7 +104,7 @@ def domain_folders(
             raise IiaeError(message, "leave out --side-by-side")
         found = {split: dict.fromkeys(DOMAINS, path) for split, path in places.items()}
     elif not folders:
-        inside = {domain: split_folders(path) for domain, path in found[""].items()}
+        inside = {domain: names.folders_by(path) for domain, path in found[""].items()}
     shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
     if "train" in shared and len(shared) > 1:
         notes.decided.append("the splits inside of x/ and y/ are read")

@@ -99,14 +99,9 @@ def file_reader(read: Callable[[Path, Domain], Rows], size: int, workers: int = 
 class Block(NamedTuple):
     """Files that are read at once; one that holds both domains is read for each of them."""
 
-    split: str
+    side: str  # SPLIT/DOMAIN
     domain: Domain
     files: list[Path]
-
-    @property
-    def reading(self) -> str:
-        """The name of all blocks of a side."""
-        return f"{self.split}/{self.domain}"
 
 
 @dataclass
@@ -131,7 +126,8 @@ class Plan:
         for domain, (name, split) in product(DOMAINS, self.splits.items()):
             files = split.side(domain).rows.tolist()
             starts = range(0, len(files), size)
-            blocks += [Block(name, domain, files[start : start + size]) for start in starts]
+            side = f"{name}/{domain}"
+            blocks += [Block(side, domain, files[start : start + size]) for start in starts]
         return blocks
 
     def state(self) -> str:
@@ -143,14 +139,14 @@ class Plan:
                 with suppress(OSError):
                     status = path.stat()
                     digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
-                name = f"{block.reading}\0{path.absolute()}\0"
+                name = f"{block.side}\0{path.absolute()}\0"
                 digest.update(name.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
     def make(self, store: BlockStore, numbers: range, work: Work) -> None:
         """Makes the blocks that the store lacks; a stop keeps finished ones."""
         blocks = self.blocks
-        for name, group in groupby(numbers, lambda number: blocks[number].reading):
+        for name, group in groupby(numbers, lambda number: blocks[number].side):
             own = {number: blocks[number] for number in group}
             if store.missing(own):
                 self._make(name, own, store, work)
@@ -167,11 +163,11 @@ class Plan:
         store.fill(sizes, made, f"{reader.verb} {name}", work.stop)
 
     def summary(self, made: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
-        """Returns the number of items by reading in these blocks, and a line per unreadable one."""
+        """Returns the number of items by side in these blocks, and a line per unreadable one."""
         blocks, skipped = self.blocks, dict[str, None]()
-        rows = dict.fromkeys((block.reading for block in blocks), 0)
+        rows = dict.fromkeys((block.side for block in blocks), 0)
         for number, arrays in zip(numbers, made, strict=True):
-            rows[blocks[number].reading] += len(arrays["places"])
+            rows[blocks[number].side] += len(arrays["places"])
             skipped |= dict.fromkeys(arrays["skipped"].tolist())
         return rows, [*skipped]
 
@@ -182,17 +178,16 @@ class Plan:
         files in the folder of `work`. Raises IiaeError if nothing is left.
         """
         if self.reader is not None:
-            found = {
-                (name, domain): _Found(len(split.side(domain)), work.folder / f"{name}-{domain}")
-                for name, split in self.splits.items()
-                for domain in DOMAINS
-            }
+            found: dict[str, _Found] = {}
+            for name, domain in product(self.splits, DOMAINS):
+                count = len(self.splits[name].side(domain))
+                found[f"{name}/{domain}"] = _Found(count, work.folder / f"{name}-{domain}")
             for block, arrays in zip(self.blocks, made, strict=True):
                 self.skipped += arrays["skipped"].tolist()
-                found[block.split, block.domain].add(len(block.files), arrays)
+                found[block.side].add(len(block.files), arrays)
             self.skipped = [*dict.fromkeys(self.skipped)]
             for name, split in self.splits.items():
-                sides = [found[name, domain] for domain in DOMAINS]
+                sides = [found[f"{name}/{domain}"] for domain in DOMAINS]
                 self.splits[name] = _readable(split, sides, self.by_class)
         with naming(self.skipped):
             if not self.by_class:
