@@ -142,17 +142,12 @@ def _backbone(file: DataFile) -> dict[str, Any]:
 # ---- comparison with the paper
 
 
-def _published() -> list[dict[str, Any]]:
-    """Returns the rows of paper.csv; `queries` is 0 if unknown."""
-    table = files("iiae_cli.evaluation").joinpath("paper.csv").read_text(encoding="utf-8")
-    kinds = {"table": int, "paper": float, "paper_spread": float, "queries": int}
-    return [
-        {name: kinds.get(name, str)(text) if text else None for name, text in row.items()}
-        for row in csv.DictReader(table.splitlines())
-    ]
-
-
-PUBLISHED = _published()
+_TABLE = files("iiae_cli.evaluation").joinpath("paper.csv").read_text(encoding="utf-8")
+_KINDS = {"table": int, "paper": float, "paper_spread": float, "queries": int}  # else texts
+PUBLISHED: list[dict[str, Any]] = [
+    {name: _KINDS.get(name, str)(text) if text else None for name, text in row.items()}
+    for row in csv.DictReader(_TABLE.splitlines())
+]
 _SHOWN = ("table", "method", "direction", "figure", "key", "paper", "paper_spread")
 
 

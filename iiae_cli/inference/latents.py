@@ -22,7 +22,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from iiae_cli import __version__
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
@@ -52,10 +51,8 @@ class LatentFormat:
     def stored(self, encoded: Encoded, ids: Sequence[str]) -> Arrays:
         """Returns the arrays in their stored type; raises IiaeError if a value does not fit it."""
         arrays: Arrays = {}
-        for name in ARRAYS:
-            kind, _, part = name.partition("_")
-            values: NDArray[Any] | None = getattr(encoded, name)
-            if values is None or kind not in self.kinds or not (self.logvar or part == "mean"):
+        for name, values in vars(encoded).items():
+            if values is None or (name.endswith("logvar") and not self.logvar):
                 continue
             with np.errstate(over="ignore"):
                 arrays[name] = values.astype(self.dtype, copy=False)

@@ -93,13 +93,17 @@ def write_report(
 
 
 def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
-    """Shows a few rows, evenly spread, from x to y: neighbours beside translations, if any."""
+    """Shows a few rows, evenly spread: neighbours, from x to y beside translations, if any."""
     strips = []
     for way in ways if translated is None else ways[:1]:
         rows = spread(len(way.queries.ids), sections.GRID_PAIRS)
         strips.append(way.strip(rows[spread(len(rows), STRIP_ROWS)]))
     if translated is not None:
-        strips.append(sections.translation_strip(translated, STRIP_ROWS))
+        end = translated.gaps_after[0] + 2  # of its half from x to y
+        shown = spread(len(translated.rows), STRIP_ROWS)
+        lines, headers = [translated.rows[row][:end] for row in shown], translated.headers[:end]
+        title = "x → y: translations, sampled and then guided by the true y"
+        strips.append(Panel(lines, headers, title=title))
     return strips
 
 

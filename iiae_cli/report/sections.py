@@ -293,11 +293,3 @@ def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Pa
             panel.note = "Shared latent of the picture at the left, exclusive one of that above."
             panels.append(panel)
     return panels
-
-
-def translation_strip(panel: Panel, rows: int) -> Panel:
-    """Shows the x → y half of a `sample_panel`, for a few of its rows."""
-    end = panel.gaps_after[0] + 2
-    shown = spread(len(panel.rows), rows)
-    title = "x → y: translations, sampled and then guided by the true y"
-    return Panel([panel.rows[row][:end] for row in shown], panel.headers[:end], title=title)
