@@ -124,16 +124,15 @@ class _Timm:
         return Published(
             f"timm:{name.partition('.')[0]}{tag and f'.{tag}'}",
             IMAGENET if of_imagenet else WEB,
-            dict(import_module("timm.data").resolve_data_config({}, pretrained_cfg=asdict(found))),
+            dict(timm.data.resolve_data_config({}, pretrained_cfg=asdict(found))),
             found.url,
             found.hf_hub_id,
             (found.hf_hub_filename or "model.safetensors", "pytorch_model.bin"),
         )
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        _imported("timm", "timm")
-        create = import_module("timm.data").create_transform
-        transform = create(**configuration, is_training=False)
+        data = _imported("timm", "timm").data
+        transform = data.create_transform(**configuration, is_training=False)
         return lambda picture: transform(Image.fromarray(picture))
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
@@ -168,7 +167,7 @@ class _OpenClip:
         if tag and tag not in tags:
             raise _unknown(f"open_clip:{name}", [f"open_clip:{architecture}@{key}" for key in tags])
         found = dict(clip.get_pretrained_cfg(architecture, tag))
-        module = import_module("open_clip.transform")
+        module = clip.transform
         size = clip.get_model_config(architecture)["vision_cfg"].get("image_size", 224)
         transform = module.merge_preprocess_dict(asdict(module.PreprocessCfg(size=size)), found)
         hub, _, file = found.get("hf_hub", "").rpartition("/")
@@ -176,8 +175,7 @@ class _OpenClip:
         return Published(f"open_clip:{name}", WEB, dict(transform), found.get("url"), hub, files)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        _imported("open_clip", "clip")
-        module = import_module("open_clip.transform")
+        module = _imported("open_clip", "clip").transform
         settings = module.PreprocessCfg(**configuration)
         transform = module.image_transform_v2(settings, is_train=False)
         return lambda picture: transform(Image.fromarray(picture))

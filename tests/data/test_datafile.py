@@ -162,11 +162,6 @@ def test_a_file_that_is_missing_or_no_data_file_names_the_command_that_makes_it(
     reasons = {"does not exist": refusal(DataFile, path)}
     path.write_bytes(b"plain text, no HDF5 at all")
     reasons["is not an HDF5 file"] = refusal(DataFile, path)
-    path.unlink()
-    write(path, train=split_of(2))
-    with h5py.File(path, "a") as file:
-        file.attrs["schema"] = "iiae.data/1"
-    reasons["has schema iiae.data/1, expected iiae.data/2"] = refusal(DataFile, path)
     for words, reason in reasons.items():
         assert f"{path} {words}" in reason.message and "iiae prepare" in reason.hint
 

@@ -188,16 +188,14 @@ def divide_classes(
     split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
 ) -> dict[str, Split]:
     """Divides into train and test, whose classes are `wanted` by `what`, in whichever spelling."""
-    known = classes_of(split)
-    spelled = {normalise_class(label) for label in known}
-    missing = sorted({label for label in wanted if normalise_class(label) not in spelled})
+    known, named = classes_of(split), {normalise_class(label): label for label in wanted}
+    missing = sorted(named[key] for key in {*named} - {*map(normalise_class, known)})
     if missing:
         some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
         raise IiaeError(
             f"the source has no class {', '.join(missing)} of {what}",
             f"name the folder of the whole set; its {len(known)} classes: {some}",
         )
-    named = {*map(normalise_class, wanted)}
     test = {label for label in known if normalise_class(label) in named}
     if not test or len(test) == len(known):
         raise IiaeError(

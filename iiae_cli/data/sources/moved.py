@@ -40,6 +40,8 @@ TEXTURE = 0.15  # amplitude of a ground
 TURN, SCALES = 30.0, (0.4, 0.7)  # digits-moved: degrees either way, part of the side
 SHAPES = TEXTURES = COLOURS = 10
 CHUNK = 500  # rows drawn at once
+_TURNS = np.arange(COLOURS)[:, None] / COLOURS + np.array([0, 1 / 3, 2 / 3])
+HUES = 0.55 + 0.45 * np.cos(2 * np.pi * _TURNS)  # colours (10, 3), evenly around their circle
 
 
 def moved_splits(
@@ -199,7 +201,7 @@ def draw_trifeature(
     for row in range(count):
         inside[row, ..., 0] = OUTLINES[shapes[row]](angle[row], distance[row])
     patterns = np.stack([pattern(*np.mgrid[:SIDE, :SIDE]) for pattern in PATTERNS])
-    paint = hues()[colour][:, None, None] * (0.35 + 0.65 * patterns[texture][..., None])
+    paint = HUES[colour][:, None, None] * (0.35 + 0.65 * patterns[texture][..., None])
     pictures = np.where(inside, paint, 0.95 if domain == "x" else 0.1)
     return stored(pictures), {"texture": texture, "color": colour}
 
@@ -237,10 +239,3 @@ PATTERNS: tuple[Callable[[Ints, Ints], NDArray[Any]], ...] = (
     lambda down, across: np.hypot(down % 8 - 3.5, across % 8 - 3.5) > 2.5,
     lambda down, across: (down + 2 * np.sin(across)) // 4 % 2,
 )
-
-
-def hues() -> NDArray[np.float64]:
-    """Returns ten colours (10, 3), evenly around the circle of hues."""
-    turn = np.arange(COLOURS)[:, None] / COLOURS + np.array([0, 1 / 3, 2 / 3])
-    colours: NDArray[np.float64] = 0.55 + 0.45 * np.cos(2 * np.pi * turn)
-    return colours

@@ -21,7 +21,7 @@ from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import missing, reading, refuse_existing, writing
 from iiae_cli.data import blocks
 from iiae_cli.data.blocks import Arrays, Part, PartFile
-from iiae_cli.data.datafile import SPLITS, DataFile, Side, versions, write_data_file
+from iiae_cli.data.datafile import SPLITS, DataFile, versions, write_data_file
 from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import Notes, is_hidden, split_of
 from iiae_cli.data.sources.cdcb import (
@@ -37,7 +37,7 @@ from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, naming
 from iiae_cli.data.sources.published import ARCHIVES, KINDS, fetch, plan_cars, unpack
-from iiae_cli.model import DOMAINS, Domain
+from iiae_cli.model import DOMAINS
 
 Builder: TypeAlias = Callable[[PrepareOptions, Notes], Plan]
 
@@ -293,12 +293,11 @@ def save_pictures(path: Path, folder: Path, stop: Stop = NEVER) -> None:
     """
     file = DataFile(path)
     for name, domain in product(SPLITS, DOMAINS):
-        _save_side(file.split(name).side(domain), domain, folder, stop)
-
-
-def _save_side(side: Side, domain: Domain, folder: Path, stop: Stop) -> None:
-    parts = [identity.partition("/") for identity in side.ids]
-    for (head, _, rest), picture in zip(parts, side.rows, strict=True):
-        stop.check(f"some pictures are in {folder}; continue with the same command and --resume")
-        with writing(folder / head / domain / f"{rest}.png", sync=False) as temporary:
-            Image.fromarray(picture.squeeze()).save(temporary, format="PNG")
+        side = file.split(name).side(domain)
+        for identity, picture in zip(side.ids, side.rows, strict=True):
+            stop.check(
+                f"some pictures are in {folder}; continue with the same command and --resume"
+            )
+            head, _, rest = identity.partition("/")
+            with writing(folder / head / domain / f"{rest}.png", sync=False) as temporary:
+                Image.fromarray(picture.squeeze()).save(temporary, format="PNG")

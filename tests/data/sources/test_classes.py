@@ -120,7 +120,9 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
         arrays[name] = arrays[name][keep]
     save_arrays(tmp_path / place, arrays)  # a folder's only .npz is its features
     made = prepared(tmp_path)
-    np.testing.assert_array_equal(made.splits["train"].x.rows, arrays["train_sketch_features"])
+    train = made.splits["train"]
+    np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
+    assert train.y.labels == ["ant"] * 4 + ["bee"] * 4 and train.pairs is None
     assert made.skipped == ["class dog of test: only in x, its 3 rows are left out"]
     assert made.splits["test"].x.ids == [f"data/sketch/cow/{number}.png" for number in range(3)]
     assert told(made, "test_classes") == ["cow"] and "leak" not in made.attributes

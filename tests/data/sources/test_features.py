@@ -6,7 +6,7 @@ from class_sources import feature_arrays, save_arrays
 from helpers import refusal
 
 from iiae_cli.data.names import Notes
-from iiae_cli.data.sources.features import has_features, read_features, source_files
+from iiae_cli.data.sources.features import has_features, read_features
 
 CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 
@@ -14,18 +14,6 @@ CLASSES = {"train": ["ant", "bee"], "test": ["cow"]}
 @pytest.fixture
 def arrays():
     return feature_arrays(CLASSES)
-
-
-def test_the_released_layout(tmp_path, arrays):
-    splits = read_features(save_arrays(tmp_path, arrays), Notes())
-    assert list(splits) == ["train", "test"]
-    assert has_features(tmp_path) and len(source_files(tmp_path)) == 8
-    train = splits["train"]
-    np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
-    np.testing.assert_array_equal(splits["test"].y.rows, arrays["test_image_features"])
-    assert train.x.labels == ["ant"] * 3 + ["bee"] * 3
-    assert train.y.labels == ["ant"] * 4 + ["bee"] * 4
-    assert train.x.ids[3] == "data/sketch/bee/0.png" and train.pairs is None
 
 
 def test_paths_may_be_bytes_with_backslashes(tmp_path, arrays):
