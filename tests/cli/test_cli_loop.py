@@ -47,8 +47,12 @@ def test_a_run_directory_holds_what_the_contract_lists(trained):
 
 
 def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(iiae, trained):
-    outcome = iiae("evaluate", "--run", trained.run, "--task", "all", "--probe-rows", 200, "--json")
+    gate = "retrieval.shared.x_to_y.recall@1"
+    base = ("evaluate", "--run", trained.run, "--task", "all", "--probe-rows", 200, "--json")
+    outcome = iiae(*base, "--fail-under", f"{gate}=0.5", "--fail-under", f"{gate}=1.01")
+    assert outcome.code == 2 and "below 1.01" in outcome.error()[0]
     figures = outcome.json
+    assert len(figures["failures"]) == 1 and gate in figures["failures"][0]
     for way in ("x_to_y", "y_to_x"):
         shared = figures["retrieval"]["shared"][way]
         assert shared["n"] == 300
@@ -69,15 +73,6 @@ def test_evaluate_in_a_pipe_is_tab_separated(iiae, trained):
     assert [line[:2] for line in lines[1:]] == [
         [kind, way] for kind in ("baseline", "shared", "exclusive") for way in ways
     ]
-
-
-def test_fail_under_is_a_gate(iiae, trained):
-    gate = "retrieval.shared.x_to_y.recall@1"
-    base = ("evaluate", "--run", trained.run, "--json", "--fail-under")
-    assert iiae(*base, f"{gate}=0.5").code == 0
-    outcome = iiae(*base, f"{gate}=1.01")
-    assert outcome.code == 2 and gate in outcome.error()[0] and outcome.json["failures"]
-    assert gate in iiae(*base, "recall=1").error()[1]
 
 
 # ---- encode
