@@ -44,13 +44,9 @@ def clip(tmp_path_factory):
     return "tiny-clip"
 
 
-def full_name(name):
-    return published(name).name
-
-
 def features(name, weights, picture, pool="pooled", **switches):
     """What `prepare` and `encode` make of a picture, their record written and read as JSON."""
-    network, width = build_backbone(full_name(name), weights, pool=pool)
+    network, width = build_backbone(published(name).name, weights, pool=pool)
     own = json.loads(json.dumps(published(name).transform))
     preprocessing = Preprocessing(**switches, configuration=own)
     extractor = Extractor(name, preprocessing, network, "x", CPU)
@@ -83,7 +79,7 @@ def test_features_are_timms_own(tmp_path, picture, name, suffix):
     inverted = features(name, weights, picture, invert_sketches=True)
     assert not np.allclose(inverted, expected["pooled"], atol=1e-3)
     if name == RESNET:
-        assert "--pool" in refusal(build_backbone, full_name(name), weights, pool="mean").hint
+        assert "--pool" in refusal(build_backbone, published(name).name, weights, pool="mean").hint
 
 
 def test_features_are_open_clips_own(tmp_path, picture, clip):
@@ -105,20 +101,20 @@ def test_weights_of_another_network_are_refused(tmp_path, name):
     path = tmp_path / "w.safetensors"
     state = timm.create_model("test_vit").state_dict()
     safetensors.torch.save_file(state, path)
-    weights = find_weights(full_name(name), str(path))
-    assert "does not fit" in refusal(build_backbone, full_name(name), weights).message
+    weights = find_weights(name, str(path))
+    assert "does not fit" in refusal(build_backbone, published(name).name, weights).message
 
 
 def test_a_name_is_completed_by_its_weights_tag_or_refused():
-    assert full_name("timm:resnet18") == "timm:resnet18.a1_in1k"
-    assert full_name("torchvision:vgg16") == "vgg16"
-    assert "timm:resnet18" in refusal(full_name, "timm:resnet81").hint
-    assert "timm:resnet18." in refusal(full_name, "timm:resnet18.a1_in2k").hint
-    assert "ViT-B-32" in refusal(full_name, "open_clip:ViT-B-31").hint
-    assert "@openai" in refusal(full_name, "open_clip:ViT-B-32@openia").hint
-    assert "timm:" in refusal(full_name, "keras:vgg16").hint
-    assert "resnet18" in refusal(full_name, "resnet81").hint
-    assert "googlenet" in refusal(full_name, "googlenet").message
+    assert published("timm:resnet18").name == "timm:resnet18.a1_in1k"
+    assert published("torchvision:vgg16").name == "vgg16"
+    assert "timm:resnet18" in refusal(published, "timm:resnet81").hint
+    assert "timm:resnet18." in refusal(published, "timm:resnet18.a1_in2k").hint
+    assert "ViT-B-32" in refusal(published, "open_clip:ViT-B-31").hint
+    assert "@openai" in refusal(published, "open_clip:ViT-B-32@openia").hint
+    assert "timm:" in refusal(published, "keras:vgg16").hint
+    assert "resnet18" in refusal(published, "resnet81").hint
+    assert "googlenet" in refusal(published, "googlenet").message
 
 
 @pytest.mark.parametrize(

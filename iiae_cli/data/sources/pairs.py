@@ -24,7 +24,7 @@ from iiae_cli.data.names import Notes, natural_key
 from iiae_cli.data.pictures import PictureError, decode, picture_size_of
 from iiae_cli.data.sources import plan as plans
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
-from iiae_cli.data.sources.table import is_table, read_table
+from iiae_cli.data.sources.table import read_table
 from iiae_cli.model import DOMAINS, Domain
 
 DEFAULT_SIZE = 256  # if pictures differ in size; also for Maps, whose halves are 600 a side
@@ -34,7 +34,7 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the user's own pairs, `options.source`."""
     source = options.source
     assert source is not None
-    if not is_table(source):
+    if source.is_dir():
         return plan_folders(names.folders_by(source), options, notes)
     pairs, named = read_table(source, notes)
     if any(named):

@@ -38,11 +38,6 @@ _DECIMAL = re.compile(r"[-+]?\d*(,\d+)?")
 _SEPARATORS = ",;\t|"
 
 
-def is_table(path: Path) -> bool:
-    """Returns whether `path` is named as a table, and is no folder."""
-    return path.suffix.lower() in (".csv", ".tsv") and not path.is_dir()
-
-
 def read_table(table: Path, notes: Notes) -> tuple[Split, list[str]]:
     """Returns the files of all usable pairs, and each one's split or ""; notes the other rows."""
     lines, columns = _columns(table, notes)
