@@ -188,18 +188,10 @@ def encoded(job, path, part=None):
     return LatentCache.read(path)
 
 
-def test_a_cache_holds_what_encoding_at_once_returns(job, folder, path):
-    cache = encoded(job, path)
-    paths = [path for path in sorted(folder.iterdir()) if path.stem not in ("05", "09")]
-    assert cache.ids == [str(path) for path in paths] and len(cache.skipped) == 2
-    direct = job.trained.encode(np.stack([np.asarray(Image.open(path)) for path in paths]), "x")
-    for name, values in vars(direct).items():
-        np.testing.assert_allclose(getattr(cache.encoded, name), values, atol=1e-5)
-
-
 @pytest.mark.parametrize("count", [2, 3, 7])  # seven shards of six blocks: one is empty
 def test_merged_shards_have_the_values_of_one_call(job, tmp_path, count):
     whole = encoded(job, tmp_path / "whole.h5")
+    assert (len(whole.ids), len(whole.skipped)) == (19, 2)
     paths = [tmp_path / f"{index}.h5" for index in range(count)]
     shards = [encoded(job, path, Part(index, count)) for index, path in enumerate(paths)]
     assert [name for shard in shards for name in shard.ids] == whole.ids
