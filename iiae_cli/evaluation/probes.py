@@ -65,7 +65,9 @@ def read_factor(name: str, measured: NDArray[Any], learning: NDArray[Any]) -> Fa
     quantity. Unknown are empty text, NaN, infinity, classes with fewer than `FOLDS` measured rows,
     and all of `learning` if it is unlike `measured`.
     """
-    if _is_classes(name, measured):
+    kind = measured.dtype.kind
+    few = kind in "iu" and len(np.unique(measured)) <= MAX_CODES
+    if measured.ndim == 1 and (few or kind in "OUb" or name == "class"):
         texts, more_texts = ([str(value) for value in rows] for rows in (measured, learning))
         counts = Counter(text for text in sorted(texts) if text)
         kept = [text for text, count in counts.most_common(MAX_CLASSES) if count >= FOLDS]
@@ -79,12 +81,6 @@ def read_factor(name: str, measured: NDArray[Any], learning: NDArray[Any]) -> Fa
     values = np.concatenate([values, more])
     known: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
     return Factor(name, values, known)
-
-
-def _is_classes(name: str, values: NDArray[Any]) -> bool:
-    if values.ndim != 1 or name == "class" or values.dtype.kind in "OUb":
-        return values.ndim == 1
-    return values.dtype.kind in "iu" and len(np.unique(values)) <= MAX_CODES
 
 
 # ---- probes
