@@ -105,12 +105,12 @@ def choose_rows(
     if unknown := [name for name in shared if name not in known]:
         hint = f"factors of this data: {', '.join(known) or 'none'}"
         raise IiaeError(f"unknown factor {', '.join(unknown)}", hint)
-    more, lacking = None, count - len(split.x)
+    more, extra, lacking = None, list[retrieval.EncodedPairs](), count - len(split.x)
     if train is not None and known and lacking > 0 and not by_class:
         whole = train()
         if whole.pair_count:
             more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
-            extra = retrieval.encode_pairs(subject.trained, more, batch_size=subject.batch_size)
+            extra = [retrieval.encode_pairs(subject.trained, more, batch_size=subject.batch_size)]
     learning = 0 if more is None else len(more.x)
     probed = {}
     for domain in DOMAINS:
@@ -121,8 +121,7 @@ def choose_rows(
             for name, values in columns[domain].items()
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
-        encoded = subject.pairs[domain].take(chosen)
-        encoded = encoded if more is None else encoded.joined(extra[domain])
+        encoded = subject.pairs[domain].take(chosen).joined(*(pairs[domain] for pairs in extra))
         probed[domain] = ProbedRows(encoded, factors, draw_folds(groups, learning, seed))
     return probed
 

@@ -110,16 +110,14 @@ class Model:
     ) -> LatentCache:
         """Returns the latents of pictures, with ids: r(z^s|·), and q(z^x|x) if it exists."""
         inputs, trained, parts = self.inputs(pictures, domain, split=split), self.trained, []
-        cache = LatentCache.head_of(self.loaded, domain, inputs.source)
-        cache.labels = None if inputs.labels is None else []
+        cache, labels = LatentCache.head_of(self.loaded, domain, inputs.source), list[str]()
         for block in inputs.blocks(BLOCK_ROWS, "encoding"):
             cache.ids += block.ids
             cache.skipped += block.skipped
-            if block.labels and cache.labels is not None:
-                cache.labels += block.labels
+            labels += block.labels
             if block.ids:
                 parts.append(trained.encode(block.rows, domain))
-        return replace(cache, encoded=parts[0].joined(*parts[1:]))
+        return replace(cache, labels=labels or None, encoded=parts[0].joined(*parts[1:]))
 
     def retrieve(
         self,

@@ -49,7 +49,7 @@ class Block:
     rows: NDArray[Any]
     positions: list[int]  # (M,) in the inputs, ascending
     ids: list[str]
-    labels: list[str] | None
+    labels: list[str]  # empty if classes are unknown
     skipped: list[str]  # a line for every input left out
 
 
@@ -81,7 +81,7 @@ class Inputs:
             np.array([*rows.values()]),
             [*rows],
             [self.ids[position] for position in rows],
-            None if self.labels is None else [self.labels[position] for position in rows],
+            [self.labels[position] for position in rows] if self.labels else [],
             [str(row) for row in read if isinstance(row, PictureError)],
         )
 

@@ -42,7 +42,7 @@ def test_samples_are_standard_normal_and_a_function_of_seed_and_row():
 def styles_with(**options):
     """Exclusive latents of two inputs beside two reference pictures, and the references' own."""
     trained = TrainedModel(image_model(), SIZE)
-    references = Block(pictures(rows=2, seed=4), [0, 1], ["a/1.png", "b/2.png"], None, [])
+    references = Block(pictures(rows=2, seed=4), [0, 1], ["a/1.png", "b/2.png"], [], [])
     styles = styles_of(trained, "x", references, seed=0, **options)
     own = trained.encode(references.rows, "x").exclusive_mean
     return styles, styles.exclusive([0, 4]), own
