@@ -34,7 +34,7 @@ def test_facades_keep_their_splits_in_the_order_of_their_numbers(tmp_path):
     for split, numbers in (("train", (1, 2, 10, 100)), ("val", (3,)), ("test", (9, 30))):
         for number in numbers:
             side_by_side(tmp_path / "facades" / split, number, number, size=(256, 513))
-    splits = built("facades", tmp_path / "facades").splits
+    splits = built("facades", tmp_path).splits  # the folder that the archive was unpacked in
     for name, numbers in {"train": (1, 2, 10, 100), "valid": (3,), "test": (9, 30)}.items():
         split = splits[name]
         assert split.x.ids == split.y.ids == [f"{name}/{number}" for number in numbers]
