@@ -100,13 +100,14 @@ def protocol_of(
     file: DataFile, split: Split, loaded: LoadedModel, tasks: list[Task], allow_leak: bool
 ) -> dict[str, Any]:
     """Returns what a reader must know to compare figures; warns of what is not zero-shot."""
-    means = "each domain minus its mean over the training split"
+    means, record = "each domain minus its mean over the training split", backbone_of(file.info)
+    made_by = {"backbone": {key: record[key] for key in ("name", "trained_on")}} if record else {}
     if "zero-shot" not in tasks:
         scales = ("pixels in [-1, 1]", "z-scored grey pixels at 32x32, correlation")
         l1_scale, baseline = scales if loaded.size else ("features", "raw features")
         figures = {"pairs": len(split.x), "relevance": "the true pair only"}
         figures |= {"l1_scale": l1_scale, "baseline": baseline}
-        return figures | ({} if loaded.size else {"baseline_centred": means}) | _backbone(file)
+        return figures | ({} if loaded.size else {"baseline_centred": means}) | made_by
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
     attributes, count = file.info.attributes, len(classes)
     backbone = Seen.of_data_file(attributes)
@@ -128,15 +129,8 @@ def protocol_of(
         "classes_seen_in_training": seen,
         "classes_seen_by_backbone": leak,
         "baselines": {"raw": "rows as they are", "centred": means},
-        **_backbone(file),
+        **made_by,
     }
-
-
-def _backbone(file: DataFile) -> dict[str, Any]:
-    record = backbone_of(file.info)
-    if record is None:
-        return {}
-    return {"backbone": {"name": record["name"], "trained_on": record["trained_on"]}}
 
 
 # ---- comparison with the paper
