@@ -27,20 +27,8 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import writing
 from iiae_cli.common.tensors import read_tensors, save_tensors
-from iiae_cli.data.backbone import (
-    Extractor,
-    FeatureNetwork,
-    NetworkRecord,
-    Preprocessing,
-    Weights,
-    build_backbone,
-    find_weights,
-    network_file,
-    network_of,
-    read_record,
-    repeatable,
-    save_network,
-)
+from iiae_cli.data import backbone
+from iiae_cli.data.backbone import Extractor, FeatureNetwork, Preprocessing, Weights
 from iiae_cli.data.datafile import Seen, Side, Split, refuse_leak
 from iiae_cli.data.hubs import Pool, published
 from iiae_cli.data.sources.features import classes_of, describe
@@ -59,7 +47,7 @@ class Networks:
     """The networks that turn pictures into features, and their settings."""
 
     options: PrepareOptions
-    backbone: str  # its full name
+    name: str  # of the backbone, in full
     pool: Pool
     weights: Weights
     preprocessing: Preprocessing
@@ -80,35 +68,36 @@ class Networks:
         """Yields the features of a domain's pictures, block by block."""
         weights = self.weights
         if self.tuning is not None:
-            if not network_file(work.folder, domain).exists():
+            if not backbone.network_file(work.folder, domain).exists():
                 self._tune(domain, work)
             weights = Weights("fine-tuned", work.folder)
-        network = network_of(self.backbone, weights, domain, self.options.seed, self.pool)
+        network = backbone.network_of(self.name, weights, domain, self.options.seed, self.pool)
         yield from self._extractor(network, domain).features(blocks)
 
     def _tune(self, domain: Domain, work: Work) -> None:
         assert self.tuning is not None and self.train is not None
-        body, width = build_backbone(self.backbone, self.weights, self.options.seed, self.pool)
-        network = FeatureNetwork(body, width, seed=self.options.seed)
+        seed = self.options.seed
+        body, width = backbone.build_backbone(self.name, self.weights, seed, self.pool)
+        network = FeatureNetwork(body, width, seed=seed)
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
         extractor, side = self._extractor(network, domain), self.train.side(domain)
         accuracy = fine_tune(extractor, side, self.tuning, checkpoint, work.stop)
         tuning = {**asdict(self.tuning), "accuracy": accuracy}
         weights = self.weights.to_json()
-        record = NetworkRecord(
-            self.backbone, self.pool, weights, self.preprocessing, tuning, self.seen
+        record = backbone.NetworkRecord(
+            self.name, self.pool, weights, self.preprocessing, tuning, self.seen
         )
-        save_network(work.folder, network, domain, record)
+        backbone.save_network(work.folder, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
     def _extractor(self, network: nn.Module, domain: Domain) -> Extractor:
         device, workers = torch.device(self.options.device), self.options.workers
-        return Extractor(self.backbone, self.preprocessing, network, domain, device, workers)
+        return Extractor(self.name, self.preprocessing, network, domain, device, workers)
 
     def _described(self, weights: Weights) -> dict[str, Any]:
         """Returns what decides the features."""
         return {
-            "name": self.backbone,
+            "name": self.name,
             "pool": self.pool,
             **weights.to_json(),
             "preprocessing": asdict(self.preprocessing),
@@ -122,8 +111,8 @@ class Networks:
             return self.weights
         folder = self.options.save_backbone or work.output.with_suffix(".backbone")
         for domain in DOMAINS:
-            with writing(network_file(folder, domain)) as temporary:
-                shutil.copyfile(network_file(work.folder, domain), temporary)
+            with writing(backbone.network_file(folder, domain)) as temporary:
+                shutil.copyfile(backbone.network_file(work.folder, domain), temporary)
         console.say(f"the fine-tuned networks are in {folder}: keep them with the data file")
         return Weights.fine_tuned(folder, self.weights.trained_on)
 
@@ -131,7 +120,7 @@ class Networks:
         """Returns the data file's record of how features were made."""
         weights, tuned = self._kept(work), None
         if weights.kind == "fine-tuned" and weights.path is not None:
-            x, y = (read_record(weights.path, domain) for domain in DOMAINS)
+            x, y = (backbone.read_record(weights.path, domain) for domain in DOMAINS)
             tuned = {
                 **x.fine_tuning,
                 "accuracy": {"x": x.fine_tuning["accuracy"], "y": y.fine_tuning["accuracy"]},
@@ -154,7 +143,7 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
         return _kept_networks(folder, options)
     known, pool = published(options.backbone or DEFAULT_BACKBONE), options.pool or "pooled"
     name, own = known.name, Preprocessing(configuration=known.transform)
-    weights = find_weights(name, options.backbone_weights, download=options.download)
+    weights = backbone.find_weights(name, options.backbone_weights, download=options.download)
     if weights.kind == "random":
         console.warn(f"{name} has random weights: for trying things out, not for figures")
     wanted = epochs if options.fine_tune_epochs is None else options.fine_tune_epochs
@@ -169,7 +158,7 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
 
 def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
     """Chooses networks that an earlier call fine-tuned, as they are."""
-    x, y = (read_record(folder, domain) for domain in DOMAINS)
+    x, y = (backbone.read_record(folder, domain) for domain in DOMAINS)
     named = options.backbone and published(options.backbone).name
     other = named not in (None, x.backbone) or y.backbone != x.backbone or options.pool
     if other or options.fine_tune_epochs or options.save_backbone is not None:
@@ -197,7 +186,7 @@ def plan_features(
     `epochs` is the default length of fine-tuning.
     """
     networks = choose_networks(options, divided["train"], epochs)
-    origin = f"the backbone {options.backbone_weights or networks.backbone}"
+    origin = f"the backbone {options.backbone_weights or networks.name}"
     refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
 
     def finish(plan: Plan, work: Work) -> None:
@@ -319,7 +308,7 @@ def fine_tune(
     forked = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=forked),
-        repeatable(),
+        backbone.repeatable(),
         console.progress(f"fine-tuning {domain}", total, "steps") as progress,
     ):
         tuner = _Tuner(network.to(device), side.labels or [], domain, settings)

@@ -19,17 +19,8 @@ from numpy.typing import NDArray
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of
-from iiae_cli.data.datafile import (
-    CLASS_SPLITS,
-    SPLITS,
-    UNKNOWN,
-    Seen,
-    Side,
-    Split,
-    class_list_hash,
-    nfc,
-    normalise_class,
-)
+from iiae_cli.data import datafile
+from iiae_cli.data.datafile import CLASS_SPLITS, SPLITS, Seen, Side, Split, nfc, normalise_class
 from iiae_cli.data.names import Notes, distinct, split_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import Domain
@@ -58,7 +49,7 @@ def plan_existing(
         by_class=True,
     )
     made = {**backbone, "width": splits["train"].x.rows.shape[1]}
-    describe(plan, split_name, made, UNKNOWN, f"the network of {source}")
+    describe(plan, split_name, made, datafile.UNKNOWN, f"the network of {source}")
     return plan
 
 
@@ -270,7 +261,7 @@ def describe(plan: Plan, split_name: str, backbone: dict[str, Any], seen: Seen, 
     plan.attributes |= {
         "alignment": "class",
         "split_name": split_name,
-        "test_classes_sha256": class_list_hash(test),
+        "test_classes_sha256": datafile.class_list_hash(test),
         **{
             key: json.dumps(value, ensure_ascii=False)
             for key, value in values.items()

@@ -24,14 +24,7 @@ from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile, versions, write_data_file
 from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import Notes, is_hidden, split_of
-from iiae_cli.data.sources.cdcb import (
-    colour_pair,
-    idx_folder,
-    outline_pair,
-    plan_digits,
-    plan_idx,
-    sketch_pair,
-)
+from iiae_cli.data.sources import cdcb
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
@@ -42,11 +35,11 @@ from iiae_cli.model import DOMAINS
 Builder: TypeAlias = Callable[[PrepareOptions, Notes], Plan]
 
 BUILDERS: dict[str, Builder] = {
-    "digits-cdcb": partial(plan_digits, colour_pair),
-    "digits-edge": partial(plan_digits, outline_pair),
-    "mnist-cdcb": partial(plan_idx, colour_pair),
-    "fashion-cdcb": partial(plan_idx, colour_pair),
-    "fashion-edges": partial(plan_idx, sketch_pair),
+    "digits-cdcb": partial(cdcb.plan_digits, cdcb.colour_pair),
+    "digits-edge": partial(cdcb.plan_digits, cdcb.outline_pair),
+    "mnist-cdcb": partial(cdcb.plan_idx, cdcb.colour_pair),
+    "fashion-cdcb": partial(cdcb.plan_idx, cdcb.colour_pair),
+    "fashion-edges": partial(cdcb.plan_idx, cdcb.sketch_pair),
     "mnist-quadrants": plan_quadrants,
     "digits-moved": plan_moved_digits,
     "trifeature": plan_trifeature,
@@ -133,7 +126,7 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         source = downloads / archive.file
         origin = fetch(archive, source)
     if source is None and name in IDX:
-        source = idx_folder(IDX[name], options.download)
+        source = cdcb.idx_folder(IDX[name], options.download)
     if source is None:
         raise IiaeError(f"the source of {name} was not named", how_to_prepare(name))
     origin = origin or str(source.absolute())

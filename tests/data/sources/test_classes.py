@@ -148,7 +148,7 @@ def test_features_are_those_of_each_picture_in_order(divided, monkeypatch):
         def forward(self, pictures):
             return pictures.mean((2, 3))
 
-    monkeypatch.setattr(extraction, "network_of", lambda *_: Means())
+    monkeypatch.setattr("iiae_cli.data.backbone.network_of", lambda *_: Means())
     (divided / "train" / "x" / "ant" / "2.png").write_bytes(b"broken")
     for size, workers in ((2, 1), (64, 3)):
         options = {**RANDOM, "normalise": False, "batch_size": size, "workers": workers}
