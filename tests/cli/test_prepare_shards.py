@@ -5,14 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from class_sources import (
-    NETWORK,
-    assert_same_data,
-    class_folders,
-    make_quick,
-    noise,
-    picture,
-)
+from class_sources import NETWORK, assert_same_data, class_folders, make_quick, noise, picture
 
 from iiae_cli.data import backbone
 from iiae_cli.data.datafile import DataFile

@@ -12,12 +12,7 @@ import torch
 from helpers import refusal
 from PIL import Image
 
-from iiae_cli.data.backbone import (
-    Extractor,
-    Preprocessing,
-    build_backbone,
-    find_weights,
-)
+from iiae_cli.data.backbone import Extractor, Preprocessing, build_backbone, find_weights
 from iiae_cli.data.datafile import NONE_SEEN, UNKNOWN
 from iiae_cli.data.hubs import published
 

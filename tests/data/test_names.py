@@ -9,13 +9,7 @@ import pytest
 from class_sources import NETWORK, class_folders, make_quick, pair_values, picture
 from helpers import built, refusal
 
-from iiae_cli.data.names import (
-    expand_inputs,
-    find_file,
-    find_pictures,
-    refuse_held_out,
-    split_of,
-)
+from iiae_cli.data.names import expand_inputs, find_file, find_pictures, refuse_held_out, split_of
 from iiae_cli.data.pictures import SEEN
 
 WHOLE = {"valid_fraction": 0, "test_fraction": 0}

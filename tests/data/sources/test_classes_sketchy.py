@@ -5,14 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from class_sources import (
-    NETWORK,
-    class_folders,
-    feature_arrays,
-    make_quick,
-    save_arrays,
-    told,
-)
+from class_sources import NETWORK, class_folders, feature_arrays, make_quick, save_arrays, told
 from helpers import built, refusal
 
 from iiae_cli.data.datafile import CLASS_SPLITS, Side, Split, class_list_hash, normalise_class

@@ -10,17 +10,7 @@ from helpers import StopAt, refusal
 from torch import nn
 
 from iiae_cli.common.errors import Interrupted
-from iiae_cli.data.backbone import (
-    Extractor,
-    FeatureNetwork,
-    NetworkRecord,
-    Preprocessing,
-    Weights,
-    build_backbone,
-    load_network,
-    read_record,
-    save_network,
-)
+from iiae_cli.data import backbone
 from iiae_cli.data.datafile import Seen, Side
 from iiae_cli.data.hubs import published
 from iiae_cli.data.sources import extraction
@@ -45,12 +35,12 @@ class Body(nn.Module):
 
 
 def network():
-    return FeatureNetwork(Body(), 6, width=5)
+    return backbone.FeatureNetwork(Body(), 6, width=5)
 
 
 def tune(folder, net, paths, settings=SETTINGS, *, workers=1, **more):
-    preprocessing = Preprocessing(configuration=published(NETWORK).transform)
-    extractor = Extractor(NETWORK, preprocessing, net, "x", CPU, workers)
+    preprocessing = backbone.Preprocessing(configuration=published(NETWORK).transform)
+    extractor = backbone.Extractor(NETWORK, preprocessing, net, "x", CPU, workers)
     side = Side(np.array(paths, object), [], [path.parent.name for path in paths])
     return fine_tune(extractor, side, settings, folder / "tuning.safetensors", **more)
 
@@ -126,8 +116,8 @@ def test_a_diverging_loss_is_named(tmp_path, paths):
 
 def test_the_sketchy_recipe_on_vgg16():
     with torch.device("meta"):
-        body, width = build_backbone("vgg16", Weights("random"))
-        net = FeatureNetwork(body, width)
+        body, width = backbone.build_backbone("vgg16", backbone.Weights("random"))
+        net = backbone.FeatureNetwork(body, width)
     kinds = [type(layer).__name__ for layer in body.classifier]
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Identity"]
     assert [body.classifier[place].out_features for place in (0, 3)] == [4096, 4096]
@@ -136,25 +126,26 @@ def test_the_sketchy_recipe_on_vgg16():
 
 
 def test_a_kept_network_comes_back_with_its_record(tmp_path):
-    body, width = build_backbone(NETWORK, Weights("random"))
-    net = FeatureNetwork(body, width)
-    record = NetworkRecord(
+    body, width = backbone.build_backbone(NETWORK, backbone.Weights("random"))
+    net = backbone.FeatureNetwork(body, width)
+    record = backbone.NetworkRecord(
         backbone=NETWORK,
         pool="pooled",
         weights={"weights": "random"},
-        preprocessing=Preprocessing(invert_sketches=True, normalise=False),
+        preprocessing=backbone.Preprocessing(invert_sketches=True, normalise=False),
         fine_tuning={"epochs": 2, "accuracy": 0.5},
         seen=Seen(("ant", "bee")),
     )
-    save_network(tmp_path, net, "x", record)
-    assert read_record(tmp_path, "x") == record
+    backbone.save_network(tmp_path, net, "x", record)
+    assert backbone.read_record(tmp_path, "x") == record
     pictures = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
-        found, wanted = load_network(tmp_path, "x")(pictures), net.eval()(pictures)
+        found, wanted = backbone.load_network(tmp_path, "x")(pictures), net.eval()(pictures)
     torch.testing.assert_close(found, wanted)
-    other = NetworkRecord(**{**vars(record), "backbone": "squeezenet1_1"})
-    save_network(tmp_path, net, "x", other)
+    other = backbone.NetworkRecord(**{**vars(record), "backbone": "squeezenet1_1"})
+    backbone.save_network(tmp_path, net, "x", other)
     (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
-    error = refusal(read_record, tmp_path, "y")
+    error = refusal(backbone.read_record, tmp_path, "y")
     assert "is the network of domain x" in error.message and "--save-backbone" in error.hint
-    assert "is damaged" in refusal(load_network, tmp_path, "x").message  # another network's weights
+    error = refusal(backbone.load_network, tmp_path, "x")  # another network's weights
+    assert "is damaged" in error.message
