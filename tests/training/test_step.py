@@ -104,6 +104,8 @@ def test_a_cpu_takes_bf16_only_with_a_matrix_unit_and_pictures_of_some_size(amx,
 
 
 def test_a_gpu_takes_tf32_where_it_has_it_and_compiles_long_runs(ampere, monkeypatch):
+    asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
+    assert chosen(asked, GPU) == chosen(asked, CPU) == ("fp32", True)
     assert chosen(config_of("mnist-cdcb"), GPU) == ("tf32", True)
     assert chosen(config_of("digits-cdcb"), GPU) == ("tf32", False)
     assert chosen(config_of("sketchy"), GPU)[0] == "fp32"
@@ -124,12 +126,6 @@ def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
     assert has_compiler(CPU)
     monkeypatch.setattr(speed, "find_spec", lambda name: None)
     assert has_compiler(CPU) and not has_compiler(GPU)
-
-
-@pytest.mark.parametrize("device", [CPU, GPU])
-def test_what_is_asked_for_is_taken(amx, ampere, device):
-    asked = config_of("mnist-cdcb", "training.precision=fp32", "training.compile=true")
-    assert chosen(asked, device) == ("fp32", True)
 
 
 def test_a_run_records_its_choice_and_resumes_with_it(iiae, trained, monkeypatch, amx):
