@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import metrics_of, sets
+from helpers import built, metrics_of, sets
 from safetensors.torch import load_file
+
+from iiae_cli.data.datafile import write_data_file
 
 TINY = sets(
     "model.widths=[4,8] model.decoder_widths=[8,4] model.flat_hidden=8 model.flat_width=8 "
@@ -19,15 +21,9 @@ TINY = sets(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """240 training and 60 test pairs of outlined digits."""
-    from helpers import built
-
-    from iiae_cli.data.datafile import write_data_file
-
     splits = built("digits-edge").splits
-    small = {
-        "train": splits["train"].take_pairs(np.arange(240)),
-        "test": splits["test"].take_pairs(np.arange(60)),
-    }
+    counts = {"train": 240, "test": 60}
+    small = {name: splits[name].take_pairs(np.arange(n)) for name, n in counts.items()}
     path = tmp_path_factory.mktemp("small") / "pairs.h5"
     write_data_file(path, "pairs", small, {})
     return path
