@@ -13,13 +13,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.runs import (
-    MODEL_SCHEMA,
-    Checkpoint,
-    RunDir,
-    load_model,
-    save_weights,
-)
+from iiae_cli.runs import MODEL_SCHEMA, Checkpoint, RunDir, load_model, save_weights
 
 INFO = DataInfo("tiny", (16, 16, 3), (16, 16, 1), {}, {})
 CONFIG = Config.model_validate(

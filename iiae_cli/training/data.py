@@ -19,12 +19,7 @@ from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
 from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
-from iiae_cli.extensions.encoders import (
-    Maps,
-    described_rows,
-    start_description,
-    start_linear_paths,
-)
+from iiae_cli.extensions.encoders import Maps, described_rows, start_description, start_linear_paths
 from iiae_cli.extensions.extended import ExtendedIIAE
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain

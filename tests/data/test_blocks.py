@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiae_cli.common.errors import IiaeError, Interrupted
-from iiae_cli.data.blocks import (
-    Part,
-    block_store,
-    discard,
-    in_order,
-    part_of,
-    partial_of,
-    write_part,
-)
+from iiae_cli.data import blocks as stores
+from iiae_cli.data.blocks import Part, block_store, in_order, part_of, partial_of
 
 JOB = {"seed": 1}
 
@@ -48,7 +41,7 @@ def write_parts(folder, count, total, job=JOB):
         with block_store(path, job) as store:
             for number in part.of(total):
                 store.append(number, block(number))
-            write_part(path, store, part, total, {"index": index})
+            stores.write_part(path, store, part, total, {"index": index})
         paths.append(path)
     return paths
 
@@ -135,7 +128,7 @@ def test_a_users_error_removes_the_folder_and_a_full_disk_does_not(tmp_path):
             store.append(0, block(0))
             raise IiaeError("full", "free some space") from cause
         assert partial_of(output).exists() == (cause is not None)
-    discard(output)
+    stores.discard(output)
     assert not partial_of(output).exists()
 
 

@@ -19,16 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from iiae_cli.data import pictures
 from iiae_cli.data.batches import ahead, resize
 from iiae_cli.data.names import expand_inputs, find_pictures, pictures_in
-from iiae_cli.data.pictures import (
-    SEEN,
-    PictureError,
-    decode,
-    picture_size_of,
-    read_all,
-    resize_picture,
-)
+from iiae_cli.data.pictures import SEEN, PictureError, decode, resize_picture
 from iiae_cli.data.sources.plan import PrepareOptions
 from iiae_cli.data.sources.preparation import build
 
@@ -119,14 +113,14 @@ def test_what_is_no_picture_is_named(path):
     assert reason(path) == "does not exist"
     for make in (lambda: path.write_text("just a text\n"), lambda: os.mkfifo(path)):
         make()
-        assert reason(path) == reason(path, picture_size_of) == "is not a readable picture"
+        assert reason(path) == reason(path, pictures.picture_size_of) == "is not a readable picture"
         path.unlink()
 
 
 def test_a_decompression_bomb_is_refused(path, monkeypatch):
     saved(path, noise((20, 20, 3)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert reason(path) == reason(path, picture_size_of) == "has too many pixels"
+    assert reason(path) == reason(path, pictures.picture_size_of) == "has too many pixels"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +146,7 @@ def test_decoding_many_keeps_order_and_puts_errors_in_place(tmp_path, workers):
     for number, path in enumerate(paths):
         if number % 50 != 7:
             saved(path, np.full((2, 3, 3), number, np.uint8))
-    decoded = list(read_all(paths, lambda path: decode(path, 1, (1, 1)), workers))
+    decoded = list(pictures.read_all(paths, lambda path: decode(path, 1, (1, 1)), workers))
     for number, item in enumerate(decoded):
         if number % 50 == 7:
             assert isinstance(item, PictureError) and item.path == paths[number]
@@ -224,9 +218,9 @@ def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
     program = (
         f"import sys; sys.path[:0] = {[str(tmp_path), *sys.path]}\n"
-        "from iiae_cli.data.names import find_pictures\n"
-        "from iiae_cli.data.pictures import decode\n"
-        f"print(*(decode(path, 1).tolist() for path in find_pictures([{str(tmp_path)!r}])))"
+        "from iiae_cli.data import names, pictures\n"
+        f"(path,) = names.find_pictures([{str(tmp_path)!r}])\n"
+        "print(pictures.decode(path, 1).tolist())"
     )
     shown = subprocess.check_output([sys.executable, "-c", program], text=True)
     assert shown == f"{[[[77]] * 4] * 3}\n"

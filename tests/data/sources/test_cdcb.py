@@ -9,13 +9,7 @@ from helpers import built, refusal
 
 from iiae_cli.common.files import sha256_of
 from iiae_cli.data.sources import cdcb
-from iiae_cli.data.sources.cdcb import (
-    IDX_FILES,
-    colour_pair,
-    embedded_digits,
-    outline_pair,
-    sketch_pair,
-)
+from iiae_cli.data.sources.cdcb import colour_pair, outline_pair, sketch_pair
 
 GREY = np.array([[[0, 50, 102], [103, 200, 255]]], np.uint8)
 
@@ -101,7 +95,7 @@ def test_embedded_pairs_agree_with_their_factors_and_labels(digits):
 
 
 def test_the_division_is_stratified_and_the_seed_decides_it_and_the_colours(digits):
-    grey, labels = embedded_digits(32)
+    grey, labels = cdcb.embedded_digits(32)
     known = sorted(zip(map(bytes, grey), labels.astype(str).tolist(), strict=True))
     divided = [(recovered(split)[0], split.x.labels) for split in digits.values()]
     parts = [zip(map(bytes, rows), own, strict=True) for rows, own in divided]
@@ -135,7 +129,7 @@ def idx_source(folder, *, suffix="", train=8, test=4):
     folder.mkdir(parents=True, exist_ok=True)
     draw = rng()
     arrays = []
-    for name, rows in zip(IDX_FILES, (train, train, test, test), strict=True):
+    for name, rows in zip(cdcb.IDX_FILES, (train, train, test, test), strict=True):
         high, shape = (256, (rows, 28, 28)) if "images" in name else (10, (rows,))
         arrays.append(draw.integers(0, high, shape).astype(np.uint8))
         content = idx_bytes(arrays[-1])
@@ -168,7 +162,7 @@ def test_mnist_is_divided_into_train_valid_and_test(tmp_path, monkeypatch, suffi
         assert (split.y.rows[~digit] == grey[~digit][:, None]).all()
     colours = [split.factors["x_color"] for split in prepared.splits.values()]
     assert len(np.unique(np.concatenate(colours), axis=0)) == 12
-    sha256 = sha256_of(*[tmp_path / f"{name}{suffix}" for name in IDX_FILES])
+    sha256 = sha256_of(*[tmp_path / f"{name}{suffix}" for name in cdcb.IDX_FILES])
     assert prepared.attributes == {"source": "MNIST", "source_sha256": sha256}
 
 
@@ -194,13 +188,13 @@ def test_fashion_sets_use_their_recipes_and_debians_files(tmp_path, monkeypatch)
         (1, lambda content: b"\0\0\x0d\x01\0\0\0\0", "is not an IDX file of bytes"),
         (0, lambda content: b"\0\0\x08\x02" + b"\xff" * 8, "is damaged"),
         (1, lambda content: idx_bytes(np.zeros(5, np.uint8)), "(8, 28, 28) pictures, (5,) labels"),
-        (3, None, f"holds no {IDX_FILES[3]}[.gz]"),
+        (3, None, f"holds no {cdcb.IDX_FILES[3]}[.gz]"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_damaged_and_missing_files_are_named(tmp_path, place, change, said, suffix):
     idx_source(tmp_path, suffix=suffix)
-    path = tmp_path / f"{IDX_FILES[place]}{suffix}"
+    path = tmp_path / f"{cdcb.IDX_FILES[place]}{suffix}"
     packed = path.read_bytes()
     path.unlink()
     if change is not None:
