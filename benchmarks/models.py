@@ -20,7 +20,7 @@ from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.training.distributed import Share, World
-from iiae_cli.training.step import Step, added
+from iiae_cli.training.step import Step
 
 NATIVE = {
     "digits-cdcb": 32,
@@ -121,7 +121,8 @@ def own_steps(
     def more(count: int) -> None:
         nonlocal sums
         for number in itertools.islice(numbers, count):
-            sums = added(sums, step(*batch_at(number), number, rate, seed=0))
+            terms = step(*batch_at(number), number, rate, seed=0)
+            sums = {name: sums.get(name, 0.0) + terms[name] for name in terms}
 
     return more
 
