@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from iiae_cli.common.errors import IiaeError
@@ -166,12 +166,22 @@ def _table(
 def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
     """Returns tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
     latents, swaps = figures.get("latents", {}), figures.get("swaps", {})
-    return {
+    tables = {
         "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD)),
         **{way: _probe_table(figures.get("probes", {}), way) for way in ("mean", "sample")},
         "swaps": _table(swaps, _SWAPS, ("swap",), (*_SWAPPED, *_RETURNED)),
         "bounds": _bound_table(figures.get("bounds", {})),
     }
+    return {name: _rounded(table) for name, table in tables.items()}
+
+
+def _rounded(table: Table) -> Table:
+    """Rounds to three decimals, as more digits of a score near 0 are noise."""
+
+    def cell(value: object) -> object:
+        return round(value, 3) + 0.0 if isinstance(value, float) else value
+
+    return replace(table, rows=[(*map(cell, row),) for row in table.rows])
 
 
 def _probe_table(probes: Mapping[str, Any], way: str) -> Table:

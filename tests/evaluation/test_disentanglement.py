@@ -133,6 +133,8 @@ def test_tables_have_a_row_for_each_latent_and_factor(known):
     tables = disentanglement_tables({"latents": latents, "probes": probes, "swaps": {}})
     assert [len(table.rows) for table in tables.values()] == [4, 16, 16, 0, 0]
     assert all(len(row) == len(table.headers) for table in tables.values() for row in table.rows)
+    scores = [row[3:] for row in tables["mean"].rows]
+    assert np.array_equal(scores, np.round(scores, 3))
     names = [row[:3] for row in tables["mean"].rows]
     assert ("exclusive_x", "x_color", "yes") in names and ("exclusive_x", "mood", "") in names
 
