@@ -51,8 +51,9 @@ class LatentFormat:
     def stored(self, encoded: Encoded, ids: Sequence[str]) -> Arrays:
         """Returns the arrays in their stored type; raises IiaeError if a value does not fit it."""
         arrays: Arrays = {}
-        for name, values in vars(encoded).items():
-            if values is None or (name.endswith("logvar") and not self.logvar):
+        kept = [f"{kind}_{part}" for kind in self.kinds for part in ("mean", "logvar")]
+        for name in kept if self.logvar else kept[::2]:
+            if (values := getattr(encoded, name)) is None:
                 continue
             with np.errstate(over="ignore"):
                 arrays[name] = values.astype(self.dtype, copy=False)

@@ -67,6 +67,7 @@ def assert_same(left, right, parts=PARTS, **tolerance):
         (LatentFormat(), PARTS[::2], {}),
         (LatentFormat(), ("shared_mean",), {"parts": ("shared_mean",), "labels": None}),
         (LatentFormat(), ("exclusive_mean",), {"parts": ("exclusive_mean",), "source": {}}),
+        (LatentFormat(("shared",)), ("shared_mean",), {}),
     ],
 )
 def test_what_is_written_comes_back_log_variances_if_asked_for(path, form, parts, more):
