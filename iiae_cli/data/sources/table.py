@@ -135,7 +135,7 @@ def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]
                 "close the quotes of that line, and double those inside a cell",
             ) from error
     filled = [line for line, row in rows.items() if any(row)][len(above) + 1 :]
-    long = [line for line in filled if any(rows[line][len(header) :])]
+    long = dict.fromkeys(line for line in filled if any(rows[line][len(header) :]))
     notes.skipped += [f"{table}:{line}: more cells than columns" for line in long]
     kept = {line: rows[line] + [""] * len(header) for line in filled if line not in long}
     columns = {name: [row[place] for row in kept.values()] for place, name in enumerate(header)}
