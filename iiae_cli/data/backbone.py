@@ -286,11 +286,8 @@ def recorded_extractor(
 
     Raises IiaeError if they are not the same.
     """
-    name, digest, tuned = (
-        record["name"],
-        record["weights_sha256"],
-        record["weights"] == "fine-tuned",
-    )
+    name, digest = record["name"], record["weights_sha256"]
+    tuned = record["weights"] == "fine-tuned"
     path = Path(weights or record["weights_path"] or "none")
     file, wanted = (network_file(path, domain), digest[domain]) if tuned else (path, digest)
     if digest is not None and not (file.is_file() and sha256_of(file) == wanted):

@@ -132,8 +132,7 @@ def _meet(world: World, stop: Stop) -> Store:
     """Returns the shared store once every rank is there; a signal or a timeout ends the wait."""
     name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
     next_word, store = started + WORD, _join(world)
-    ranks = [f"rank {rank}" for rank in range(world.size)]
-    while missing := ", ".join(r for r in ranks if not store.check([r])) if store else ranks[0]:
+    while missing := _missing(world, store):
         stop.check()
         time.sleep(POLL)
         store = store or _join(world)
@@ -166,6 +165,12 @@ def _join(world: World) -> Store | None:
     store: Store = dist.PrefixStore(f"iiae/{world.size}/{attempt}", whole)  # type: ignore[attr-defined]
     store.set(f"rank {world.rank}", "")
     return store
+
+
+def _missing(world: World, store: Store | None) -> str:
+    """Returns the names of the ranks that have not come."""
+    names = [f"rank {rank}" for rank in range(world.size)]
+    return ", ".join(name for name in names if not store.check([name])) if store else "rank 0"
 
 
 def find_world(environment: Mapping[str, str]) -> World:

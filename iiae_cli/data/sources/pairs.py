@@ -53,8 +53,8 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
 def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
     assert options.source is not None
-    holders = sorted(path.parent for path in options.source.rglob("train") if path.is_dir())
-    source = [*holders, options.source][0]  # the first is the outermost
+    holders = [path.parent for path in options.source.rglob("train") if path.is_dir()]
+    source = min(holders, key=lambda path: (len(path.parts), path), default=options.source)
     folders = {"train": source / "train", **names.folders_by(source)}
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
