@@ -83,18 +83,13 @@ def reading(path: Path, hint: str) -> Iterator[None]:
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
 
 
-def check_kind(path: Path, given: str, expected: str, hint: str) -> None:
-    """Raises for a file of another schema; `hint`, how to make it again, is for older ones only."""
-    if given == expected:
-        return
-    kind, _, number = expected.partition("/")
-    given_kind, _, given_number = given[:80].partition("/")
-    if given_kind != kind:
+def check_kind(path: Path, given: str, expected: str) -> None:
+    """Raises for a file of another schema; the file may be whole, and is not to be replaced."""
+    if given != expected:
         makes = {"iiae.data": "prepare", "iiae.latents": "encode", "iiae.part": "prepare --shard"}
-        hint = f"name a file that iiae {makes.get(kind, 'train')} wrote; --merge joins shards"
-    elif given_number.isdecimal() and int(given_number) > int(number):
-        hint = "use the newer version of iiae that wrote it"
-    raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
+        maker = makes.get(expected.partition("/")[0], "train")
+        hint = f"name a file that this version of iiae {maker} wrote; --merge joins shards"
+        raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 
 
 def refuse_existing(path: Path, overwrite: bool, signature: bytes = b"") -> None:

@@ -54,7 +54,7 @@ def read_header(path: Path, schema: str, hint: str) -> dict[str, str]:
     """Reads the header alone; its checksum is not verified."""
     with reading(path, hint), safe_open(path, framework="pt") as file:
         header = dict(file.metadata() or {})
-        check_kind(path, header.get("schema", "none"), schema, hint)
+        check_kind(path, header.get("schema", "none"), schema)
     return header
 
 

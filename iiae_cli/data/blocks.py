@@ -105,12 +105,13 @@ def block_store(
     it drops those of another.
     """
     folder = partial_of(output)
-    content: dict[str, Any] = {"schema": _SCHEMA, "job": json.loads(json.dumps(job))}
+    job = json.loads(json.dumps(job))
+    content = {**job, "schema": _SCHEMA}
     with _held(folder) as begun:
         if begun and not resume and not overwrite:
             hint = "continue it with --resume, or start over with --overwrite"
             raise IiaeError(f"{folder} holds interrupted work", hint)
-        differing = differences(begun, _flat(content)) if begun else []
+        differing = differences(begun, content) if begun else []
         if resume and differing:
             console.say(f"{folder} was begun with another {', '.join(differing)}: starting afresh")
         if differing or not (begun and resume):
@@ -119,7 +120,7 @@ def block_store(
         files.remove_temporaries(folder)
         finished = False
         try:
-            yield BlockStore(folder, content["job"])
+            yield BlockStore(folder, job)
             finished = True
         except IiaeError as error:
             finished = error.__cause__ is None
@@ -163,15 +164,11 @@ def _begun(folder: Path) -> Job:
     if not os.path.lexists(folder) or (folder.is_dir() and not _contents(folder)):
         return {}
     with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads((folder / _JOB).read_text(encoding="utf-8"))
+        content: Job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
         if content["schema"].startswith("iiae.partial/"):
-            return _flat(content)
+            return content
     message = f"{folder} is in the way: it is not the work of an interrupted command"
     raise IiaeError(message, "move it elsewhere")
-
-
-def _flat(content: dict[str, Any]) -> Job:
-    return {**content["job"], "schema": content["schema"]}
 
 
 def _contents(folder: Path) -> set[str]:
@@ -228,8 +225,8 @@ class PartFile:
         """Yields its blocks in order; a missing or damaged one is a user's error."""
         with hdf5.open_hdf5(self.path, _REMEDY) as file:
             for number in self.part.of(self.total):
-                group = hdf5.subgroup(hdf5.subgroup(file, "blocks"), str(number))
-                yield {name: hdf5.read_column(group, name) for name in group}
+                block = file["blocks"][str(number)]
+                yield {name: hdf5.read_column(values) for name, values in block.items()}
 
 
 def write_part(
@@ -250,7 +247,8 @@ def write_part(
 def part_of(path: Path) -> PartFile:
     """Opens a part's file."""
     with hdf5.open_hdf5(path, _REMEDY, PART_SCHEMA) as file:
-        head = {key: json.loads(hdf5.text_attribute(file, key)) for key in ("part", "job", "about")}
+        texts = hdf5.text_attributes(file)
+        head = {key: json.loads(texts[key]) for key in ("part", "job", "about")}
         index, count, total = map(int, head["part"])
         if not 0 <= index < count or total < 0:
             raise ValueError(f"part {index} of {count} does not exist")

@@ -169,11 +169,11 @@ class DataFile:
         self.path = path
         with hdf5.open_hdf5(path, _HINT, SCHEMA) as file:
             attributes = hdf5.text_attributes(file)
-            groups = {name: hdf5.subgroup(file, name) for name in SPLITS if name in file}
+            groups = {name: file[name] for name in SPLITS if name in file}
             shape_x, shape_y = (_shape(groups, domain) for domain in DOMAINS)
             counts = dict.fromkeys(SPLITS, 0)
             for name, group in groups.items():
-                counts[name] = len(group["pairs" if hdf5.dataset(group, "pairs") else "x"])
+                counts[name] = len(group["pairs" if "pairs" in group else "x"])
             name, by_class = attributes.get("name", path.stem), _by_class(groups, attributes)
             self.info = DataInfo(name, shape_x, shape_y, counts, attributes, by_class)
 
@@ -187,12 +187,12 @@ class DataFile:
         with self._opened(name) as group:
             split = Split(self._side(group, "x"), self._side(group, "y"))
             if "pairs" in group:
-                pairs = split.pairs = hdf5.read_column(group, "pairs").astype(np.int64)
+                pairs = split.pairs = hdf5.read_column(group["pairs"]).astype(np.int64)
                 rows = (len(split.x), len(split.y))
                 if pairs.shape[1:] != (2,) or not ((pairs >= 0) & (pairs < rows)).all():
                     raise ValueError("pairs lie outside its rows")
-            for factor in hdf5.subgroup(group, "factors") if "factors" in group else ():
-                column = split.factors[factor] = hdf5.read_column(group["factors"], factor)
+            for factor, values in group.get("factors", {}).items():
+                column = split.factors[factor] = hdf5.read_column(values)
                 if column.shape[:1] != (split.pair_count,):
                     raise ValueError(f"not one value of factor {factor} for each pair")
         return split
@@ -206,7 +206,7 @@ class DataFile:
         """Returns a domain's rows, memory-mapped if they take more than `most` bytes."""
         data = f"{group.name}/{domain}"
         ids, labels = (hdf5.read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
-        side = Side(hdf5.read_or_map(group, domain, self.path, most), ids or [], labels)
+        side = Side(hdf5.read_or_map(group[domain], most), ids or [], labels)
         for what, texts in (("ids", side.ids), ("labels", labels)):
             if texts is not None and len(texts) != len(side):
                 raise ValueError(f"{len(side)} rows but {len(texts)} {what} in {data}")
@@ -218,14 +218,14 @@ class DataFile:
             held = [split for split in SPLITS if split in file]
             if name not in held:
                 raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(held)}")
-            yield hdf5.subgroup(file, name)
+            yield file[name]
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
     shapes = set()
     for group in groups.values():
-        data = hdf5.dataset(group, domain)
-        if data is None or (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
+        data = group[domain]
+        if (data.ndim, data.dtype) not in ((4, np.uint8), (2, np.float32)):
             kinds = "uint8 pictures (N, H, W, C) or float32 rows (N, F)"
             raise ValueError(f"{group.name}/{domain} holds no {kinds}")
         shapes.add(tuple(int(size) for size in data.shape[1:]))

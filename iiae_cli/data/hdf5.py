@@ -1,8 +1,6 @@
 """Writes and reads HDF5 files of numbers and fixed-length UTF-8 texts.
 
-The format lets a file refer to others. Readers accept only what lies in the file itself and fits in
-memory; they raise ValueError for the rest, which `open_hdf5` turns into a user's error like
-everything that h5py raises.
+The format lets a file refer to others; only what lies in the file itself is read.
 """
 
 from __future__ import annotations
@@ -69,9 +67,9 @@ def write_column(group: h5py.Group, name: str, values: NDArray[Any] | Sequence[s
 
 @contextmanager
 def open_hdf5(path: Path, hint: str, schema: str = "") -> Iterator[h5py.File]:
-    """Opens an HDF5 file, of this schema if one is named, to read without a lock.
+    """Opens an HDF5 file to read without a lock; with a `schema`, checks it and all links.
 
-    Whatever h5py or this module raises in the block is a user's error.
+    Whatever h5py, this module or the block raises is a user's error.
     """
     with reading(path, hint):
         with path.open("rb") as content:
@@ -80,16 +78,19 @@ def open_hdf5(path: Path, hint: str, schema: str = "") -> Iterator[h5py.File]:
                 raise IiaeError(f"{path} is not an HDF5 file", makers)
         with h5py.File(path, "r", locking=False) as file:
             if schema:
-                check_kind(path, text_attribute(file, "schema", "none"), schema, hint)
+                check_kind(path, text_attributes(file).get("schema", "none"), schema)
+                refuse_links(file)
             yield file
 
 
-def text_attribute(file: h5py.File, name: str, default: str | None = None) -> str:
-    """Returns a text attribute, else the default; raises ValueError without one."""
-    value = text_attributes(file).get(name, default)
-    if value is None:
-        raise ValueError(f"attribute {name} is missing or not text")
-    return value
+def refuse_links(file: h5py.File) -> None:
+    """Raises ValueError if a name leads to another file, or to another name."""
+    names = list[tuple[str, object]]()
+    file.visititems_links(lambda name, link: names.append((name, link)))
+    for name, link in names:
+        item = file[name] if isinstance(link, h5py.HardLink) else None
+        if item is None or (isinstance(item, h5py.Dataset) and (item.is_virtual or item.external)):
+            raise ValueError(f"{name} is a link to somewhere else")
 
 
 def text_attributes(file: h5py.File) -> dict[str, str]:
@@ -101,76 +102,37 @@ def text_attributes(file: h5py.File) -> dict[str, str]:
     }
 
 
-def _member(group: h5py.Group, name: str) -> Any:
-    """Returns a group's member, `NAME` or `GROUP/NAME`, by hard links only; None if missing."""
-    for part in name.split("/"):
-        link = group.get(part, getlink=True)
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{group.name.rstrip('/')}/{part} is a link to somewhere else")
-        group = group[part]
-    return group
-
-
-def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """Returns a group in a group."""
-    member = _member(group, name)
-    if not isinstance(member, h5py.Group):
-        raise ValueError(f"{name} is not a group")
-    return member
-
-
-def dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """Returns a readable dataset of a group, by name or `GROUP/NAME`; None if missing."""
-    data = _member(group, name)
-    is_array = isinstance(data, h5py.Dataset) and data.shape is not None
-    if data is not None and (not is_array or data.is_virtual or data.external):
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is not an array of this file")
-    return data
-
-
-def read_or_map(group: h5py.Group, name: str, path: Path, most: int | None) -> NDArray[Any]:
+def read_or_map(data: h5py.Dataset, most: int | None = None) -> NDArray[Any]:
     """Reads a finite array, or maps it if it takes more than `most` bytes [half of the free]."""
-    data = _numbers(group, name)
     offset = data.id.get_offset()
     if data.nbytes > (free_memory() // 2 if most is None else most) and offset is not None:
-        values: NDArray[Any] = np.memmap(path, data.dtype, "r", offset, data.shape)
+        values: NDArray[Any] = np.memmap(data.file.filename, data.dtype, "r", offset, data.shape)
     else:
-        values = _in_memory(data)
+        values = read_column(data)
     for start in range(0, len(values), _CHECKED) if values.dtype.kind == "f" else ():
         if not np.isfinite(values[start : start + _CHECKED]).all():
             raise ValueError(f"{data.name} holds values that are not finite")
     return values
 
 
-def read_texts(group: h5py.Group, name: str) -> list[str] | None:
-    """Returns a column of texts, non-UTF-8 bytes as surrogates; None if missing."""
-    data = dataset(group, name)
-    if data is None:
-        return None
-    if data.ndim != 1 or data.dtype.kind != "S":
-        raise ValueError(f"{data.name} holds {data.dtype} {data.shape}, not a column of texts")
-    return [text.decode("utf-8", "surrogateescape") for text in _in_memory(data)]
-
-
-def read_column(group: h5py.Group, name: str) -> NDArray[Any]:
-    """Returns numbers or texts as `write_column` took them."""
-    data = dataset(group, name)
-    if data is not None and data.dtype.kind == "S":
-        return np.array(read_texts(group, name), np.str_)
-    return _in_memory(_numbers(group, name))
-
-
-def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
-    data = dataset(group, name)
-    if data is None or data.dtype.kind not in "fiub":
-        raise ValueError(f"{group.name.rstrip('/')}/{name} is missing, or does not hold numbers")
-    return data
-
-
-def _in_memory(data: h5py.Dataset) -> NDArray[Any]:
+def read_column(data: h5py.Dataset) -> NDArray[Any]:
+    """Returns numbers or texts as `write_column` took them, non-UTF-8 bytes as surrogates."""
+    if data.dtype.kind not in "fiubS":
+        raise ValueError(f"{data.name} holds neither numbers nor texts of fixed length")
     if data.nbytes > free_memory():
         raise MemoryError  # perhaps the file declares more than it stores
     values: NDArray[Any] = np.asarray(data[()])
-    return values
+    return (
+        np.char.decode(values, "utf-8", "surrogateescape") if values.dtype.kind == "S" else values
+    )
+
+
+def read_texts(group: h5py.Group, name: str) -> list[str] | None:
+    """Returns a column of texts; None if missing."""
+    if name not in group:
+        return None
+    column = read_column(group[name])
+    if column.ndim != 1 or column.dtype.kind != "U":
+        raise ValueError(f"{group[name].name} is not a column of texts")
+    texts: list[str] = column.tolist()
+    return texts

@@ -95,21 +95,22 @@ class LatentCache:
     def read(cls, path: Path) -> LatentCache:
         """Opens a file; raises IiaeError if it is missing, damaged, or of another schema."""
         with hdf5.open_hdf5(path, REMEDY, SCHEMA) as file:
-            domain, ids = hdf5.text_attribute(file, "domain"), hdf5.read_texts(file, "ids")
-            records = (hdf5.text_attribute(file, name, "{}") for name in ("source", "job"))
+            known = hdf5.text_attributes(file)
+            domain, ids = known["domain"], hdf5.read_texts(file, "ids")
+            records = (known.get(name, "{}") for name in ("source", "job"))
             source, job = (dict(json.loads(record)) for record in records)
             texts = all(isinstance(value, str | bool) for value in source.values())
             if domain not in DOMAINS or not texts or ids is None:
                 raise ValueError(f"domain {domain[:80]}, source {str(source)[:80]}, or no ids")
             cache = cls(
-                Encoded(**_arrays(file, path, len(ids))),
+                Encoded(**_arrays(file, len(ids))),
                 ids,
                 hdf5.read_texts(file, "labels"),
                 domain,
-                hdf5.text_attribute(file, "fingerprint"),
+                known["fingerprint"],
                 tuple(int(side) for side in file.attrs["shared_shape"]),
-                hdf5.text_attribute(file, "preset", ""),
-                hdf5.text_attribute(file, "metric", "euclidean"),
+                known.get("preset", ""),
+                known.get("metric", "euclidean"),
                 source,
                 hdf5.read_texts(file, "skipped") or [],
                 job,
@@ -142,12 +143,12 @@ class LatentCache:
         _write(Path(path), self, lambda: [{**vars(self), **latents}])
 
 
-def _arrays(file: h5py.File, path: Path, count: int) -> Arrays:
+def _arrays(file: h5py.File, count: int) -> Arrays:
     arrays = {}
     for name in ARRAYS:
         data = name.replace("_", "/")
-        if hdf5.dataset(file, data) is not None:
-            values = arrays[name] = hdf5.read_or_map(file, data, path, most=0)
+        if data in file:
+            values = arrays[name] = hdf5.read_or_map(file[data], most=0)
             if values.ndim != 2 or len(values) != count or values.dtype.kind != "f":
                 raise ValueError(f"{data} holds no numbers ({count}, S)")
     if count and not any(values.size for values in arrays.values()):

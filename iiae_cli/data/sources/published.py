@@ -26,7 +26,7 @@ from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of, write_errors
 from iiae_cli.data.datafile import Side, Split
-from iiae_cli.data.hdf5 import dataset
+from iiae_cli.data.hdf5 import refuse_links
 from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, resize_pictures
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
@@ -233,8 +233,8 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     try:
         if h5py.is_hdf5(path):  # v7.3, whose axes are in the reverse order
             with h5py.File(path, "r", locking=False) as file:
-                stored = dataset(file, "im")
-                im = None if stored is None else stored[()].T
+                refuse_links(file)
+                im = file["im"][()].T
         else:
             im = loadmat(path, variable_names=["im"]).get("im")
     except Exception as error:  # SciPy and h5py pass on whatever a damaged file makes of them
