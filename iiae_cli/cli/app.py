@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -108,15 +108,13 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _global(
-    version: Annotated[
-        bool, option("Print the version and exit.", "--version", callback=_version, is_eager=True)
-    ] = False,
-    verbose: Annotated[
-        bool, option("Say more on stderr: train's values and sources.", "-v", "--verbose")
-    ] = False,
-    quiet: Annotated[
-        bool, option("Say only warnings and errors on stderr.", "-q", "--quiet")
-    ] = False,
+    version: bool = option(
+        False, "Print the version and exit.", "--version", callback=_version, is_eager=True
+    ),
+    verbose: bool = option(
+        False, "Say more on stderr: train's values and sources.", "-v", "--verbose"
+    ),
+    quiet: bool = option(False, "Say only warnings and errors on stderr.", "-q", "--quiet"),
 ) -> None:
     """Cross-domain disentanglement with the Interaction Information Auto-Encoder (IIAE).
 

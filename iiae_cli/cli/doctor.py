@@ -29,7 +29,7 @@ EXTRAS |= {"hub": "huggingface_hub", "wandb": "wandb", "mlflow": "mlflow-skinny"
 SIZES = {"features": None, "32x32": (32, 32), "256x256": (256, 256)}
 
 
-def command(as_json: shared.Json = False) -> None:
+def command(as_json: bool = shared.JSON) -> None:
     """Show versions, extras, devices, cores, number formats, folders and locks.
 
     Exits with 2 if a required package cannot be imported, or no run can be written.

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import DomainName, finish, option, shard_of, shard_output
+from iiae_cli.cli.options import (
+    DomainName,
+    SplitName,
+    finish,
+    of_output,
+    of_running,
+    option,
+    shard_of,
+    shard_output,
+)
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, stop_on_signals
 from iiae_cli.common.files import refuse_existing
@@ -20,34 +29,26 @@ if TYPE_CHECKING:
 
 
 def command(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, -, .h5 or .npy.")
-    ],
-    output: Annotated[Path, option("The latent cache to write.", "-o", "--output")],
-    domain: Annotated[DomainName | None, option("Domain of the inputs.")] = None,
-    run: shared.Run = None,
-    split: shared.Split = "test",
-    nul: shared.Nul = False,
-    latents: Annotated[
-        Literal["shared", "exclusive", "both"], shared.of_output("Which latents to keep.")
-    ] = "both",
-    logvar: Annotated[
-        bool, shared.of_output("Keep log-variances beside the means.", "--logvar")
-    ] = False,
-    dtype: Annotated[
-        Literal["float32", "float16"], shared.of_output("Number format of the cache.")
-    ] = "float32",
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
-    batch_size: Annotated[
-        int | None, shared.of_running("Rows per batch [by their size].", min=1)
-    ] = None,
-    workers: shared.Workers = 2,
-    device: shared.Device = "auto",
-    backbone_weights: shared.BackboneWeights = None,
-    shard: shared.Shard = None,
-    merge: Annotated[bool, shared.of_running("Join shards into one cache.", "--merge")] = False,
-    resume: shared.Resume = False,
+    inputs: list[str] = typer.Argument(
+        ..., metavar="INPUT", help="Pictures, folders, -, .h5 or .npy."
+    ),
+    output: Path = option(..., "The latent cache to write.", "-o", "--output"),
+    domain: DomainName | None = option(None, "Domain of the inputs."),
+    run: Path | None = shared.RUN,
+    split: SplitName = shared.SPLIT,
+    nul: bool = shared.NUL,
+    latents: Literal["shared", "exclusive", "both"] = of_output("both", "Which latents to keep."),
+    logvar: bool = of_output(False, "Keep log-variances beside the means.", "--logvar"),
+    dtype: Literal["float32", "float16"] = of_output("float32", "Number format of the cache."),
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
+    batch_size: int | None = of_running(None, "Rows per batch [by their size].", min=1),
+    workers: int = shared.WORKERS,
+    device: str = shared.DEVICE,
+    backbone_weights: str | None = shared.BACKBONE_WEIGHTS,
+    shard: str | None = shared.SHARD,
+    merge: bool = shared.MERGE,
+    resume: bool = shared.RESUME,
 ) -> None:
     """Encode pictures into a latent cache (HDF5): shared and exclusive means, ids, labels.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import MetricName, SplitName, finish, option
+from iiae_cli.cli.options import MetricName, SplitName, finish, of_output, of_running, option
 from iiae_cli.common import console
 from iiae_cli.common.environment import data_file
 from iiae_cli.common.errors import IiaeError
@@ -32,54 +32,44 @@ of_probes = partial(option, panel="Disentanglement")
 
 
 def command(
-    run: shared.Run = None,
-    data: Annotated[Path | None, option("Data file [the run's own].")] = None,
-    split: Annotated[SplitName, option("Split to measure on.")] = "test",
-    task: Annotated[
-        Task | None,
-        option("What to measure [retrieval, or zero-shot if paired by class; all with --report]."),
-    ] = None,
-    metric: Annotated[MetricName | None, option("Distance between latents [the preset's].")] = None,
-    paper: Annotated[
-        bool, option("Show the paper's rows for this data set, too.", "--paper")
-    ] = False,
-    fail_under: Annotated[
-        list[str] | None,
-        option("Exit 2 if a figure is below (errors: above); repeatable.", metavar="KEY=VALUE"),
-    ] = None,
-    fail_over: Annotated[
-        list[str] | None, option("Exit 2 if a figure is above; repeatable.", metavar="KEY=VALUE")
-    ] = None,
-    allow_leak: Annotated[
-        bool, option("Measure test classes that the backbone has seen.", "--allow-leak")
-    ] = False,
-    samples: Annotated[int, of_translation("Sampled outputs per input.", min=0)] = 3,
-    lpips: Annotated[
-        Literal["alex", "vgg", "both", "none"], of_translation("Networks for LPIPS.")
-    ] = "both",
-    lpips_weights: Annotated[
-        list[Path] | None,
-        of_translation("AlexNet's or VGG16's weights [torch's cache]; repeatable."),
-    ] = None,
-    download: Annotated[
-        bool, of_translation("Download LPIPS weights: alex 233 MB, vgg 528 MB.", "--download")
-    ] = False,
-    judge: Annotated[
-        bool, of_translation("Train networks that read class and factors.", "--judge")
-    ] = False,
-    probe_rows: Annotated[int, of_probes("Most rows for the probes.", min=20)] = 3000,
-    shared_factor: Annotated[
-        list[str] | None, of_probes("A factor of both domains; repeatable.", metavar="NAME")
-    ] = None,
-    report: Annotated[
-        Path | None,
-        shared.of_output("Also write DIR/index.html: figures, plots, pictures.", metavar="DIR"),
-    ] = None,
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
-    seed: Annotated[int, shared.of_running("Seed of samples and probes.", min=0)] = 0,
-    batch_size: Annotated[int, shared.of_running("Rows per batch.", min=1)] = 256,
-    device: shared.Device = "auto",
+    run: Path | None = shared.RUN,
+    data: Path | None = option(None, "Data file [the run's own]."),
+    split: SplitName = option("test", "Split to measure on."),
+    task: Task | None = option(
+        None, "What to measure [retrieval, or zero-shot if paired by class; all with --report]."
+    ),
+    metric: MetricName | None = option(None, "Distance between latents [the preset's]."),
+    paper: bool = option(False, "Show the paper's rows for this data set, too.", "--paper"),
+    fail_under: list[str] | None = option(
+        None, "Exit 2 if a figure is below (errors: above); repeatable.", metavar="KEY=VALUE"
+    ),
+    fail_over: list[str] | None = option(
+        None, "Exit 2 if a figure is above; repeatable.", metavar="KEY=VALUE"
+    ),
+    allow_leak: bool = option(
+        False, "Measure test classes that the backbone has seen.", "--allow-leak"
+    ),
+    samples: int = of_translation(3, "Sampled outputs per input.", min=0),
+    lpips: Literal["alex", "vgg", "both", "none"] = of_translation("both", "Networks for LPIPS."),
+    lpips_weights: list[Path] | None = of_translation(
+        None, "AlexNet's or VGG16's weights [torch's cache]; repeatable."
+    ),
+    download: bool = of_translation(
+        False, "Download LPIPS weights: alex 233 MB, vgg 528 MB.", "--download"
+    ),
+    judge: bool = of_translation(False, "Train networks that read class and factors.", "--judge"),
+    probe_rows: int = of_probes(3000, "Most rows for the probes.", min=20),
+    shared_factor: list[str] | None = of_probes(
+        None, "A factor of both domains; repeatable.", metavar="NAME"
+    ),
+    report: Path | None = of_output(
+        None, "Also write DIR/index.html: figures, plots, pictures.", metavar="DIR"
+    ),
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
+    seed: int = of_running(0, "Seed of samples and probes.", min=0),
+    batch_size: int = of_running(256, "Rows per batch.", min=1),
+    device: str = shared.DEVICE,
 ) -> None:
     """Measure a run: retrieval by shared and exclusive latents, beside a baseline.
 

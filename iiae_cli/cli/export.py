@@ -6,12 +6,12 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import finish, option
+from iiae_cli.cli.options import finish, of_output, option
 from iiae_cli.common import console
 from iiae_cli.common.environment import push_to_hub
 from iiae_cli.common.errors import IiaeError
@@ -19,27 +19,19 @@ from iiae_cli.common.files import reading, refuse_existing
 
 
 def command(
-    source: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="Run directory, as --run.")
-    ] = None,
-    output: Annotated[Path, option("Folder to write.", "-o", "--output")] = Path("export"),
-    run: shared.Run = None,
-    form: Annotated[
-        Literal["safetensors", "onnx", "torch"],
-        option("Graphs beside the weights: ONNX, torch.export's .pt2, or none.", "--format"),
-    ] = "safetensors",
-    figures: Annotated[
-        Path | None, shared.of_output("Output of iiae evaluate --json, for the model card.")
-    ] = None,
-    license_id: Annotated[
-        str, shared.of_output("The model card's license.", "--license", metavar="ID")
-    ] = "unknown",
-    push: Annotated[
-        str | None,
-        option("Upload to the Hugging Face Hub; a new model is private.", metavar="OWNER/NAME"),
-    ] = None,
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
+    source: Path | None = typer.Argument(None, metavar="RUN", help="Run directory, as --run."),
+    output: Path = option(Path("export"), "Folder to write.", "-o", "--output"),
+    run: Path | None = shared.RUN,
+    form: Literal["safetensors", "onnx", "torch"] = option(
+        "safetensors", "Graphs beside the weights: ONNX, torch.export's .pt2, or none.", "--format"
+    ),
+    figures: Path | None = of_output(None, "Output of iiae evaluate --json, for the model card."),
+    license_id: str = of_output("unknown", "The model card's license.", "--license", metavar="ID"),
+    push: str | None = option(
+        None, "Upload to the Hugging Face Hub; a new model is private.", metavar="OWNER/NAME"
+    ),
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
 ) -> None:
     """Write a run's weights, model card and graphs into a folder that --run and Python read.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -57,44 +57,37 @@ def complete_runs(incomplete: str) -> list[str]:
     return sorted(str(path.parent) for folder in folders for path in folder.glob("*/run.json"))
 
 
-def option(help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+def option(default: Any, help: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """Declares an option in a group of the help, under these names instead of its parameter's."""
     if "min" in more:
         more.setdefault("metavar", "N")
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+    return typer.Option(default, *names, help=help, rich_help_panel=panel, **more)
 
 
 of_input, of_output, of_running = (partial(option, panel=name) for name in GROUPS)
 
-Json = Annotated[bool, of_output("Print one JSON object on stdout.", "--json")]
-Overwrite = Annotated[bool, of_output("Replace existing outputs.", "--overwrite")]
-Run = Annotated[
-    Path | None,
-    option("Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=complete_runs),
-]
-Split = Annotated[SplitName, of_input("Split of a prepared .h5.", "--split")]
-Nul = Annotated[bool, of_input("Paths on standard input are NUL-separated.", "-0")]
-Device = Annotated[str, of_running("auto, cpu, cuda, cuda:N or mps.", "--device", metavar="NAME")]
-Workers = Annotated[int, of_running("Threads that decode pictures.", "--workers", min=1)]
-Shard = Annotated[
-    str | None,
-    of_running(
-        "Make part I of N, from 0; auto: this task of a job array.", "--shard", metavar="I/N|auto"
-    ),
-]
-BackboneWeights = Annotated[
-    str | None,
-    of_input(
-        "Weights of a feature run's backbone, if they moved.",
-        "--backbone-weights",
-        metavar="FILE|DIR",
-        envvar="IIAE_BACKBONE_WEIGHTS",
-    ),
-]
-Resume = Annotated[
-    bool,
-    of_running("Continue interrupted work, or start; keeps a complete output.", "--resume"),
-]
+JSON = of_output(False, "Print one JSON object on stdout.", "--json")
+OVERWRITE = of_output(False, "Replace existing outputs.", "--overwrite")
+RUN = option(
+    None, "Run directory [IIAE_RUN, else runs/latest].", "--run", autocompletion=complete_runs
+)
+SPLIT = of_input("test", "Split of a prepared .h5.", "--split")
+NUL = of_input(False, "Paths on standard input are NUL-separated.", "-0")
+DEVICE = of_running("auto", "auto, cpu, cuda, cuda:N or mps.", "--device", metavar="NAME")
+WORKERS = of_running(2, "Threads that decode pictures.", "--workers", min=1)
+SHARD = of_running(
+    None, "Make part I of N, from 0; auto: this task of a job array.", metavar="I/N|auto"
+)
+MERGE = of_running(False, "Join shards, which are the inputs.", "--merge")
+BACKBONE_WEIGHTS = of_input(
+    None,
+    "Weights of a feature run's backbone, if they moved.",
+    metavar="FILE|DIR",
+    envvar="IIAE_BACKBONE_WEIGHTS",
+)
+RESUME = of_running(
+    False, "Continue interrupted work, or start; keeps a complete output.", "--resume"
+)
 
 
 def finish(

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import BACKBONES, DATA_SETS, finish, option, shard_of, shard_output
+from iiae_cli.cli.options import (
+    BACKBONES,
+    DATA_SETS,
+    finish,
+    option,
+    shard_of,
+    shard_output,
+)
 from iiae_cli.common import console
 from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import IiaeError, stop_on_signals
@@ -24,100 +31,72 @@ of_features = partial(option, panel="Classes and features")
 
 
 def command(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME", help="Data set.", autocompletion=lambda incomplete: DATA_SETS
-        ),
-    ] = None,
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="SOURCE", help="Folder or file to read."),
-    ] = None,
-    source_option: Annotated[
-        Path | None, shared.of_input("The same as SOURCE.", "--source")
-    ] = None,
-    output: Annotated[
-        Path | None, option("File [NAME.h5 in IIAE_DATA or data].", "-o", "--output")
-    ] = None,
-    image_size: Annotated[
-        int | None, option("Side of stored pictures [the set's own].", min=16, max=8192)
-    ] = None,
-    limit: Annotated[int | None, option("Most pairs per split.", min=1)] = None,
-    seed: Annotated[int, option("Seed of colours and random divisions.", min=0)] = 0,
-    download: Annotated[bool, option("Download the source, if possible.", "--download")] = False,
-    pictures: Annotated[Path | None, option("Also write every picture to this folder.")] = None,
-    valid_fraction: Annotated[
-        float, of_pairs("Fraction for valid, if unsplit.", min=0, max=0.9)
-    ] = 0.1,
-    test_fraction: Annotated[
-        float, of_pairs("Fraction for test, if unsplit.", min=0, max=0.9)
-    ] = 0.1,
-    side_by_side: Annotated[
-        bool, of_pairs("Each picture holds x left and y right.", "--side-by-side")
-    ] = False,
-    same_instance: Annotated[
-        bool, of_pairs("mnist-quadrants: one digit in both views.", "--same-instance")
-    ] = False,
-    split: Annotated[
-        Literal["sempcyc-25", "eccv18-21", "sake-25"] | None,
-        of_features("sketchy: published test classes [sempcyc-25]."),
-    ] = None,
-    unseen_classes: Annotated[
-        str | None,
-        of_features("Test classes: a number to draw, or a file, one a line.", metavar="N|FILE"),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        of_features(
-            "Network that makes features: torchvision's, or timm:NAME, open_clip:NAME@PRETRAINED "
-            "[sketchy: vgg16].",
-            metavar="NAME",
-            autocompletion=lambda incomplete: BACKBONES,
-        ),
-    ] = None,
-    backbone_weights: Annotated[
-        str | None,
-        of_features("Its weights [published, from torch's cache].", metavar="FILE|DIR|none"),
-    ] = None,
-    pool: Annotated[
-        Literal["pooled", "mean", "cls"] | None,
-        of_features(
-            "Its feature: pooled as it classifies, the mean of patch tokens, or the class token "
-            "[pooled]."
-        ),
-    ] = None,
-    fine_tune_epochs: Annotated[
-        int | None, of_features("Epochs on the training classes [sketchy: 10, classes: 0].", min=0)
-    ] = None,
-    invert_sketches: Annotated[
-        bool | None,
-        of_features("Turn sketches white on black [no].", "--invert-sketches/--no-invert-sketches"),
-    ] = None,
-    normalise: Annotated[
-        bool | None,
-        of_features(
-            "Normalise by ImageNet's mean and deviation [yes].", "--normalise/--no-normalise"
-        ),
-    ] = None,
-    save_backbone: Annotated[
-        Path | None,
-        of_features("Keep the fine-tuned networks, for --backbone-weights.", metavar="DIR"),
-    ] = None,
-    allow_leak: Annotated[
-        bool,
-        of_features("Accept a backbone that saw test classes; the file says so.", "--allow-leak"),
-    ] = False,
-    batch_size: Annotated[int, of_features("Pictures per batch of the backbone.", min=1)] = 64,
-    device: shared.Device = "auto",
-    shard: shared.Shard = None,
-    merge: Annotated[
-        bool, shared.of_running("Join shards, named instead of NAME and SOURCE.", "--merge")
-    ] = False,
-    resume: shared.Resume = False,
-    workers: shared.Workers = 2,
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
+    name: str | None = typer.Argument(
+        None, metavar="NAME", help="Data set.", autocompletion=lambda incomplete: DATA_SETS
+    ),
+    sources: list[Path] | None = typer.Argument(
+        None, metavar="SOURCE", help="Folder or file to read."
+    ),
+    output: Path | None = option(None, "File [NAME.h5 in IIAE_DATA or data].", "-o", "--output"),
+    image_size: int | None = option(
+        None, "Side of stored pictures [the set's own].", min=16, max=8192
+    ),
+    limit: int | None = option(None, "Most pairs per split.", min=1),
+    seed: int = option(0, "Seed of colours and random divisions.", min=0),
+    download: bool = option(False, "Download the source, if possible.", "--download"),
+    pictures: Path | None = option(None, "Also write every picture to this folder."),
+    valid_fraction: float = of_pairs(0.1, "Fraction for valid, if unsplit.", min=0, max=0.9),
+    test_fraction: float = of_pairs(0.1, "Fraction for test, if unsplit.", min=0, max=0.9),
+    side_by_side: bool = of_pairs(
+        False, "Each picture holds x left and y right.", "--side-by-side"
+    ),
+    same_instance: bool = of_pairs(
+        False, "mnist-quadrants: one digit in both views.", "--same-instance"
+    ),
+    split: Literal["sempcyc-25", "eccv18-21", "sake-25"] | None = of_features(
+        None, "sketchy: published test classes [sempcyc-25]."
+    ),
+    unseen_classes: str | None = of_features(
+        None, "Test classes: a number to draw, or a file, one a line.", metavar="N|FILE"
+    ),
+    backbone: str | None = of_features(
+        None,
+        "Network that makes features: torchvision's, or timm:NAME, open_clip:NAME@PRETRAINED "
+        "[sketchy: vgg16].",
+        metavar="NAME",
+        autocompletion=lambda incomplete: BACKBONES,
+    ),
+    backbone_weights: str | None = of_features(
+        None, "Its weights [published, from torch's cache].", metavar="FILE|DIR|none"
+    ),
+    pool: Literal["pooled", "mean", "cls"] | None = of_features(
+        None,
+        "Its feature: pooled as it classifies, the mean of patch tokens, or the class token "
+        "[pooled].",
+    ),
+    fine_tune_epochs: int | None = of_features(
+        None, "Epochs on the training classes [sketchy: 10, classes: 0].", min=0
+    ),
+    invert_sketches: bool | None = of_features(
+        None, "Turn sketches white on black [no].", "--invert-sketches/--no-invert-sketches"
+    ),
+    normalise: bool | None = of_features(
+        None, "Normalise by ImageNet's mean and deviation [yes].", "--normalise/--no-normalise"
+    ),
+    save_backbone: Path | None = of_features(
+        None, "Keep the fine-tuned networks, for --backbone-weights.", metavar="DIR"
+    ),
+    allow_leak: bool = of_features(
+        False, "Accept a backbone that saw test classes; the file says so.", "--allow-leak"
+    ),
+    batch_size: int = of_features(64, "Pictures per batch of the backbone.", min=1),
+    device: str = shared.DEVICE,
+    shard: str | None = shared.SHARD,
+    merge: bool = shared.MERGE,
+    resume: bool = shared.RESUME,
+    workers: int = shared.WORKERS,
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
 ) -> None:
     """Write a data set as one self-describing HDF5 file with splits train, valid and test.
 
@@ -173,13 +152,13 @@ def command(
             f"{len(named)} sources are named: {named[0]}, {named[1]}…",
             "name one; --merge takes several shards",
         )
-    given["source"] = source_option if merge or not named else named[0]
+    given["source"] = named[0] if named and not merge else None
     options = PrepareOptions(**{item.name: given[item.name] for item in fields(PrepareOptions)})
     machine = PrepareOptions(download=download, workers=workers, device=device)
     if merge and (shard is not None or options != machine):
-        what = "--shard does" if shard is not None else "an option of how data are prepared does"
         raise IiaeError(
-            f"{what} not apply to --merge", "leave it out: the shards say how they were made"
+            "--merge takes no --shard and no option of how data are prepared",
+            "leave it out: the shards say how they were made",
         )
     part = shard_of(shard)
     parts: list[PartFile] = []

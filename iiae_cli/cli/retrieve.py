@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import DomainName, MetricName, finish, option
+from iiae_cli.cli.options import (
+    DomainName,
+    MetricName,
+    SplitName,
+    finish,
+    of_output,
+    of_running,
+    option,
+)
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture
@@ -25,33 +33,28 @@ BackendName = Literal["auto", "sklearn", "torch", "faiss"]
 
 
 def command(
-    queries: Annotated[
-        list[str], typer.Argument(metavar="QUERY", help="Pictures, folders, -, .h5 or .npy.")
-    ],
-    index: Annotated[
-        Path | None,
-        option("Gallery: a latent cache [IIAE_INDEX, the only fitting one, RUN/gallery.h5]."),
-    ] = None,
-    run: shared.Run = None,
-    k: Annotated[int, option("Neighbours per query.", "--k", "-k", min=1)] = 5,
-    domain: Annotated[
-        DomainName | None, option("Domain of the queries [not the gallery's].")
-    ] = None,
-    metric: Annotated[MetricName | None, option("Distance [the preset's].")] = None,
-    latents: Annotated[LatentName, option("Latents to compare.")] = "shared",
-    backend: Annotated[
-        BackendName, shared.of_running("Search library; the results are the same [auto: by size].")
-    ] = "auto",
-    montage: Annotated[
-        Path | None, shared.of_output("Write a picture of queries and neighbours.")
-    ] = None,
-    split: shared.Split = "test",
-    workers: shared.Workers = 2,
-    device: shared.Device = "auto",
-    backbone_weights: shared.BackboneWeights = None,
-    nul: shared.Nul = False,
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
+    queries: list[str] = typer.Argument(
+        ..., metavar="QUERY", help="Pictures, folders, -, .h5 or .npy."
+    ),
+    index: Path | None = option(
+        None, "Gallery: a latent cache [IIAE_INDEX, the only fitting one, RUN/gallery.h5]."
+    ),
+    run: Path | None = shared.RUN,
+    k: int = option(5, "Neighbours per query.", "--k", "-k", min=1),
+    domain: DomainName | None = option(None, "Domain of the queries [not the gallery's]."),
+    metric: MetricName | None = option(None, "Distance [the preset's]."),
+    latents: LatentName = option("shared", "Latents to compare."),
+    backend: BackendName = of_running(
+        "auto", "Search library; the results are the same [auto: by size]."
+    ),
+    montage: Path | None = of_output(None, "Write a picture of queries and neighbours."),
+    split: SplitName = shared.SPLIT,
+    workers: int = shared.WORKERS,
+    device: str = shared.DEVICE,
+    backbone_weights: str | None = shared.BACKBONE_WEIGHTS,
+    nul: bool = shared.NUL,
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
 ) -> None:
     """Find the gallery's nearest pictures. In a pipe: query, rank, id, distance[, label],
     tab-separated.

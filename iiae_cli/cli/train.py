@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import finish, option, seconds_of
+from iiae_cli.cli.options import finish, of_input, of_output, of_running, option, seconds_of
 from iiae_cli.common import console
 from iiae_cli.common.environment import preset_folder, preset_names, run_folder
 from iiae_cli.common.errors import IiaeError, stop_on_signals
@@ -22,68 +22,55 @@ if TYPE_CHECKING:
 
 
 def command(
-    named: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PRESET",
-            help="Name of a preset, or a YAML file [--resume: the run's own].",
-            autocompletion=lambda incomplete: preset_names(),
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None, option("The same as PRESET.", autocompletion=lambda incomplete: preset_names())
-    ] = None,
-    data: Annotated[Path | None, option("Data file [SET.h5 in IIAE_DATA or data].")] = None,
-    run: Annotated[
-        Path | None,
-        option(
-            "Run directory [runs/PRESET-seedN]; --run-dir for torchrun.",
-            *("--run", "--run-dir"),
-            autocompletion=shared.complete_runs,
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        option(
-            "Set any value of the configuration; repeatable.",
-            "--set",
-            metavar="KEY=VALUE",
-            autocompletion=shared.complete_keys,
-        ),
-    ] = None,
-    epochs: Annotated[int | None, option("Passes over the training pairs.", min=1)] = None,
-    steps: Annotated[int | None, option("Optimiser steps.", min=1)] = None,
-    batch_size: Annotated[int | None, option("Pairs per step.", min=2)] = None,
-    lr: Annotated[float | None, option("Adam's learning rate.", metavar="X")] = None,
-    seed: Annotated[int | None, option("Seed of weights, order, noise and dropout.", min=0)] = None,
-    resume: Annotated[bool, option("Continue the run, or start it.", "--resume")] = False,
-    config: Annotated[
-        list[Path] | None, shared.of_input("YAML file on top of the preset; repeatable.")
-    ] = None,
-    overwrite: shared.Overwrite = False,
-    print_config: Annotated[
-        bool, shared.of_output("Show every value and its source, then stop.", "--print-config")
-    ] = False,
-    as_json: shared.Json = False,
-    log: Annotated[
-        list[str] | None,
-        shared.of_output("Log figures there, too; repeatable.", metavar="wandb|mlflow"),
-    ] = None,
-    device: Annotated[str | None, shared.of_running("auto, cpu, cuda, cuda:N or mps.")] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None,
-        shared.of_running("Number format of the networks [auto]."),
-    ] = None,
-    compile_: Annotated[
-        bool | None, shared.of_running("Use torch.compile [auto].", "--compile/--no-compile")
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        shared.of_running("Deterministic GPU algorithms.", "--deterministic/--no-deterministic"),
-    ] = None,
-    time_limit: Annotated[
-        str | None, shared.of_running("Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75).")
-    ] = None,
+    named: str | None = typer.Argument(
+        None,
+        metavar="PRESET",
+        help="Name of a preset, or a YAML file [--resume: the run's own].",
+        autocompletion=lambda incomplete: preset_names(),
+    ),
+    preset: str | None = option(
+        None, "The same as PRESET.", autocompletion=lambda incomplete: preset_names()
+    ),
+    data: Path | None = option(None, "Data file [SET.h5 in IIAE_DATA or data]."),
+    run: Path | None = option(
+        None,
+        "Run directory [runs/PRESET-seedN]; --run-dir for torchrun.",
+        *("--run", "--run-dir"),
+        autocompletion=shared.complete_runs,
+    ),
+    assignments: list[str] | None = option(
+        None,
+        "Set any value of the configuration; repeatable.",
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=shared.complete_keys,
+    ),
+    epochs: int | None = option(None, "Passes over the training pairs.", min=1),
+    steps: int | None = option(None, "Optimiser steps.", min=1),
+    batch_size: int | None = option(None, "Pairs per step.", min=2),
+    lr: float | None = option(None, "Adam's learning rate.", metavar="X"),
+    seed: int | None = option(None, "Seed of weights, order, noise and dropout.", min=0),
+    resume: bool = option(False, "Continue the run, or start it.", "--resume"),
+    config: list[Path] | None = of_input(None, "YAML file on top of the preset; repeatable."),
+    overwrite: bool = shared.OVERWRITE,
+    print_config: bool = of_output(
+        False, "Show every value and its source, then stop.", "--print-config"
+    ),
+    as_json: bool = shared.JSON,
+    log: list[str] | None = of_output(
+        None, "Log figures there, too; repeatable.", metavar="wandb|mlflow"
+    ),
+    device: str | None = of_running(None, "auto, cpu, cuda, cuda:N or mps."),
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp64"] | None = of_running(
+        None, "Number format of the networks [auto]."
+    ),
+    compile_: bool | None = of_running(None, "Use torch.compile [auto].", "--compile/--no-compile"),
+    deterministic: bool | None = of_running(
+        None, "Deterministic GPU algorithms.", "--deterministic/--no-deterministic"
+    ),
+    time_limit: str | None = of_running(
+        None, "Save and stop after e.g. 2h, 90m, 1:30:00 (exit 75)."
+    ),
 ) -> None:
     """Train a model and leave a run directory. `iiae presets` lists what to start from.
 
@@ -200,7 +187,7 @@ def _show_config(resolved: Resolved, as_json: bool) -> None:
     console.print_table(["key", "value", "source", "meaning"], rows)
 
 
-def presets(as_json: shared.Json = False) -> None:
+def presets(as_json: bool = shared.JSON) -> None:
     """List what `iiae train` can start from: name, data set, rough time, purpose.
 
     `iiae prepare` writes the data set; embedded sets are prepared when needed. Times are for two

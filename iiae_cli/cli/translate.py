@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from iiae_cli.cli import options as shared
-from iiae_cli.cli.options import DomainName, finish, option
+from iiae_cli.cli.options import DomainName, SplitName, finish, of_input, of_output, option
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing, save_picture, write_errors, writing
@@ -33,45 +33,35 @@ BLOCK_PICTURES = 256  # outputs held in memory at once, unless one input has mor
 
 
 def command(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT", help="Pictures, folders, -, or a prepared .h5."),
-    ],
-    source: Annotated[DomainName, option("Domain of the inputs.", "--from")],
-    target: Annotated[
-        DomainName | None, option("Domain of the outputs [the other one].", "--to")
-    ] = None,
-    run: shared.Run = None,
-    samples: Annotated[
-        int | None,
-        option("Sampled outputs per input [3; none beside guided ones].", min=1),
-    ] = None,
-    reference: Annotated[
-        list[str] | None,
-        option("Take this picture's exclusive latent; repeatable.", metavar="PICTURE"),
-    ] = None,
-    guided: Annotated[
-        bool, option("Take each partner's exclusive latent; for a prepared file.", "--guided")
-    ] = False,
-    interpolate: Annotated[
-        int | None,
-        option("N outputs from the first to the second of two references.", min=2, metavar="N"),
-    ] = None,
-    seed: Annotated[int, option("Seed of the samples.", min=0)] = 0,
-    output: Annotated[
-        Path | None, shared.of_output("Folder for single pictures.", "-o", "--output")
-    ] = None,
-    grid: Annotated[
-        Path | None, shared.of_output("Write one labelled picture of all outputs.")
-    ] = None,
-    split: shared.Split = "test",
-    limit: Annotated[int | None, shared.of_input("Most inputs to translate.", min=1)] = None,
-    workers: shared.Workers = 2,
-    device: shared.Device = "auto",
-    backbone_weights: shared.BackboneWeights = None,
-    nul: shared.Nul = False,
-    overwrite: shared.Overwrite = False,
-    as_json: shared.Json = False,
+    inputs: list[str] = typer.Argument(
+        ..., metavar="INPUT", help="Pictures, folders, -, or a prepared .h5."
+    ),
+    source: DomainName = option(..., "Domain of the inputs.", "--from"),
+    target: DomainName | None = option(None, "Domain of the outputs [the other one].", "--to"),
+    run: Path | None = shared.RUN,
+    samples: int | None = option(
+        None, "Sampled outputs per input [3; none beside guided ones].", min=1
+    ),
+    reference: list[str] | None = option(
+        None, "Take this picture's exclusive latent; repeatable.", metavar="PICTURE"
+    ),
+    guided: bool = option(
+        False, "Take each partner's exclusive latent; for a prepared file.", "--guided"
+    ),
+    interpolate: int | None = option(
+        None, "N outputs from the first to the second of two references.", min=2, metavar="N"
+    ),
+    seed: int = option(0, "Seed of the samples.", min=0),
+    output: Path | None = of_output(None, "Folder for single pictures.", "-o", "--output"),
+    grid: Path | None = of_output(None, "Write one labelled picture of all outputs."),
+    split: SplitName = shared.SPLIT,
+    limit: int | None = of_input(None, "Most inputs to translate.", min=1),
+    workers: int = shared.WORKERS,
+    device: str = shared.DEVICE,
+    backbone_weights: str | None = shared.BACKBONE_WEIGHTS,
+    nul: bool = shared.NUL,
+    overwrite: bool = shared.OVERWRITE,
+    as_json: bool = shared.JSON,
 ) -> None:
     """Translate pictures to the other domain, or make visual analogies within one.
 

@@ -105,9 +105,8 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
     [
         ("digits-cdcb --shard 2/2 -o d-{shard}.h5", "--shard 2/2 is not I/N", "0/4"),
         ("digits-cdcb --shard 0/2 --pictures p", "nor to --shard", "merged"),
-        ("a.h5 --merge --shard 0/2 -o d.h5", "--shard does not apply to --merge", "leave it out"),
-        ("a.h5 --merge --seed 3 -o d.h5", "does not apply to --merge", "the shards say"),
-        ("a.h5 --merge --source mine -o d.h5", "does not apply to --merge", "the shards say"),
+        ("a.h5 --merge --shard 0/2 -o d.h5", "--merge takes no --shard", "leave it out"),
+        ("a.h5 --merge --seed 3 -o d.h5", "no option of how data", "the shards say"),
         ("none.h5 --merge -o d.h5", "none.h5 does not exist", "--shard"),
         ("digits-cdcb a.h5 b.h5 -o d.h5", "2 sources are named", "--merge"),
     ],
