@@ -8,7 +8,7 @@ retrieval. The pictures are scikit-learn's digits, or come from IDX files, plain
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,10 +27,11 @@ from iiae_cli.data.sources.pairs import plan_folders
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 
 UInt8Array: TypeAlias = NDArray[np.uint8]
-Coloured: TypeAlias = tuple[UInt8Array, UInt8Array, dict[str, UInt8Array]]  # x, y, factors
-Recipe: TypeAlias = Callable[[UInt8Array, np.random.Generator], Coloured]
+Drawn: TypeAlias = tuple[UInt8Array, UInt8Array, dict[str, NDArray[Any]]]  # x, y, factors
+Recipe: TypeAlias = Callable[[NDArray[Any], np.random.Generator], Drawn]
 Grey: TypeAlias = tuple[UInt8Array, NDArray[np.int64]]  # pictures (N, H, W) and labels (N,)
 Parts: TypeAlias = dict[str, Grey]  # by split
+Contents: TypeAlias = Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]]  # with their classes
 
 DIGITS = "scikit-learn's bundled digits"
 THRESHOLD = 102  # a grey value above it belongs to the digit
@@ -47,7 +48,7 @@ def _colours(count: int, rng: np.random.Generator) -> UInt8Array:
     return rng.integers(0, 256, size=(count, 1, 1, 3), dtype=np.uint8)
 
 
-def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
+def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Drawn:
     """Draws MNIST-CDCB: white digit on a coloured background (x), coloured digit on black (y).
 
     `rng` draws both colours of every pair, uniform over RGB and independent. Grey below the
@@ -61,7 +62,7 @@ def colour_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     return x, y, {"x_color": background[:, 0, 0], "y_color": foreground[:, 0, 0]}
 
 
-def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
+def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Drawn:
     """Draws x as `colour_pair` does, and in y the digit's coloured one-pixel outline on black."""
     x, _, factors = colour_pair(grey, rng)
     mask = grey > THRESHOLD
@@ -70,7 +71,7 @@ def outline_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
     return x, y, factors
 
 
-def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Coloured:
+def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Drawn:
     """Draws a garment's edge map, dark on white (x), and the garment on a random colour (y)."""
     ground = _colours(len(grey), rng)
     horizontal, vertical = np.gradient(grey.astype(np.float32), axis=(2, 1))
@@ -95,25 +96,18 @@ def embedded_digits(size: int = 32) -> Grey:
     return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
 
 
-def coloured_splits(grey: Parts, recipe: Recipe, options: PrepareOptions) -> dict[str, Split]:
-    """Colours grey pictures in pairs by one random stream, then resizes them to `image_size`."""
+def drawn_splits(contents: Contents, recipe: Recipe, options: PrepareOptions) -> dict[str, Split]:
+    """Draws pairs from contents and classes by one random stream, then resizes to `image_size`."""
     rng, splits = np.random.default_rng(options.seed), {}
-    for name, (pictures, labels) in grey.items():
-        x, y, colours = recipe(pictures[: options.limit], rng)
-        factors: dict[str, NDArray[Any]] = {**colours, "class": labels[: options.limit]}
-        splits[name] = drawn_split(name, x, y, factors, options.image_size)
+    for name, (content, classes) in contents.items():
+        x, y, drawn = recipe(content[: options.limit], rng)
+        if options.image_size is not None:
+            x, y = (resize_pictures(pictures, options.image_size) for pictures in (x, y))
+        factors = {**drawn, "class": classes[: options.limit]}
+        ids = [f"{name}/{number:05d}" for number in range(1, len(x) + 1)]
+        labels = list(map(str, factors["class"]))
+        splits[name] = Split(Side(x, ids, labels), Side(y, ids, labels), factors)
     return splits
-
-
-def drawn_split(
-    name: str, x: UInt8Array, y: UInt8Array, factors: dict[str, NDArray[Any]], size: int | None
-) -> Split:
-    """Returns pairs named by number, resized to `size`, labelled by their factor `class`."""
-    ids = [f"{name}/{number:05d}" for number in range(1, len(x) + 1)]
-    labels = list(map(str, factors["class"]))
-    if size is not None:
-        x, y = resize_pictures(x, size), resize_pictures(y, size)
-    return Split(Side(x, ids, labels), Side(y, ids, labels), factors)
 
 
 def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], seed: int) -> Parts:
@@ -130,7 +124,7 @@ def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], seed: int) -> 
 def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits."""
     grey = split_digits(*embedded_digits(options.image_size or 32), options.seed)
-    return Plan(coloured_splits(grey, recipe, options), {"source": DIGITS})
+    return Plan(drawn_splits(grey, recipe, options), {"source": DIGITS})
 
 
 # ---- IDX files
@@ -143,19 +137,19 @@ def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     if folders and find_idx(options.source, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, side_by_side=True), notes)
     grey, attributes = read_parts(options)
-    return Plan(coloured_splits(grey, recipe, options), attributes)
+    return Plan(drawn_splits(grey, recipe, options), attributes)
 
 
 def read_parts(options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
     """Reads 50,000 train digits, the rest as valid, all of test; returns the attributes, too."""
-    folder, paths = options.source, []
+    folder = options.source
     assert folder is not None
-    for name in IDX_FILES:
-        path = find_idx(folder, name)
-        if path is None:
-            hint = "name the folder with the four IDX files, or pass --download alone"
-            raise IiaeError(f"{folder} holds no {name}[.gz]", hint)
-        paths.append(path)
+    paths = [path for name in IDX_FILES if (path := find_idx(folder, name)) is not None]
+    if len(paths) < len(IDX_FILES):
+        raise IiaeError(
+            f"{folder} does not hold {', '.join(IDX_FILES)}, plain or .gz",
+            "name the folder with the four IDX files, or pass --download alone",
+        )
     train, train_labels, test, test_labels = map(read_idx, paths)
     for pictures, labels in ((train, train_labels), (test, test_labels)):
         if pictures.ndim != 3 or len(pictures) != len(labels):
@@ -193,8 +187,7 @@ def idx_folder(title: str, download: bool) -> Path | None:
 def find_idx(folder: Path, name: str) -> Path | None:
     """Returns the IDX file of a name in a folder, or in torchvision's `SET/raw`; plain first."""
     places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
-    names = (name, name.replace("-idx", ".idx"))  # used by some mirrors
-    candidates = [place / f"{n}{end}" for place in places for n in names for end in ("", ".gz")]
+    candidates = [place / f"{name}{end}" for place in places for end in ("", ".gz")]
     return next((path for path in candidates if path.is_file()), None)
 
 

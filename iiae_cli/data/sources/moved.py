@@ -7,19 +7,20 @@ in [0, 1] until they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from iiae_cli.data.datafile import Split
 from iiae_cli.data.names import Notes
 from iiae_cli.data.sources.cdcb import (
     DIGITS,
+    Drawn,
+    Recipe,
     UInt8Array,
-    drawn_split,
+    drawn_splits,
     embedded_digits,
     read_parts,
     split_digits,
@@ -32,7 +33,6 @@ Ints: TypeAlias = NDArray[np.int64]
 Factors: TypeAlias = dict[str, NDArray[Any]]
 # Returns the pictures of one view, and the factors that it drew.
 Draw: TypeAlias = Callable[[Domain, NDArray[Any], np.random.Generator], tuple[UInt8Array, Factors]]
-Content: TypeAlias = tuple[NDArray[Any], NDArray[Any], Ints]  # of x, of y, and their classes (N,)
 
 SIDE, QUADRANT, DIGIT = 64, 32, 28
 COUNTS = {"train": 8000, "valid": 1000, "test": 2000}
@@ -44,23 +44,22 @@ _TURNS = np.arange(COLOURS)[:, None] / COLOURS + np.array([0, 1 / 3, 2 / 3])
 HUES = 0.55 + 0.45 * np.cos(2 * np.pi * _TURNS)  # colours (10, 3), evenly around their circle
 
 
-def moved_splits(
-    contents: Mapping[str, Content], draw: Draw, options: PrepareOptions
-) -> dict[str, Split]:
-    """Draws both views of every pair by one random stream, resized to `image_size`."""
-    rng, splits = np.random.default_rng(options.seed), {}
-    for name, (*sides, classes) in contents.items():
+def two_views(draw: Draw) -> Recipe:
+    """Returns a recipe that draws x and y of contents (N, 2, …), each after its own draws."""
+
+    def recipe(contents: NDArray[Any], rng: np.random.Generator) -> Drawn:
         views: list[UInt8Array] = []
-        factors: Factors = {"class": classes}
-        for domain, rows in zip(DOMAINS, sides, strict=True):
+        factors: Factors = {}
+        for domain, rows in zip(DOMAINS, contents.swapaxes(0, 1), strict=True):
             starts = range(0, len(rows), CHUNK)
             chunks = [draw(domain, rows[start : start + CHUNK], rng) for start in starts]
             views.append(np.concatenate([pictures for pictures, _ in chunks]))
             for factor in chunks[0][1]:
                 values = np.concatenate([drawn[factor] for _, drawn in chunks])
                 factors[f"{domain}_{factor}"] = values
-        splits[name] = drawn_split(name, views[0], views[1], factors, options.image_size)
-    return splits
+        return views[0], views[1], factors
+
+    return recipe
 
 
 # ---- mnist-quadrants
@@ -71,23 +70,20 @@ def plan_quadrants(options: PrepareOptions, notes: Notes) -> Plan:
     parts, attributes = read_parts(options)
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, (digits, labels) in parts.items():
-        x, y = pair_instances(labels, rng, same=options.same_instance)
-        count = min(COUNTS[name], options.limit or COUNTS[name])
-        contents[name] = (digits[x[:count]], digits[y[:count]], labels[x[:count]])
-    return Plan(moved_splits(contents, draw_quadrant, options), attributes)
+        rows = pair_instances(labels, rng, same=options.same_instance)[: COUNTS[name]]
+        contents[name] = (digits[rows], labels[rows[:, 0]])
+    return Plan(drawn_splits(contents, two_views(draw_quadrant), options), attributes)
 
 
-def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> tuple[Ints, Ints]:
-    """Returns rows of x and of y in random order, partners of one class; no row is in two pairs."""
-    if same:
-        order = rng.permutation(len(labels))
-        return order, order
+def pair_instances(labels: Ints, rng: np.random.Generator, *, same: bool) -> Ints:
+    """Returns rows (N, 2) of x and y in random order, partners of one class, each row used once."""
     shuffled = rng.permutation(len(labels))
+    if same:
+        return np.stack([shuffled, shuffled], 1)
     by_class = [shuffled[labels[shuffled] == label] for label in np.unique(labels)]
     x = np.concatenate([rows[: len(rows) // 2] for rows in by_class])
     y = np.concatenate([rows[len(rows) // 2 :][: len(rows) // 2] for rows in by_class])
-    order = rng.permutation(len(x))
-    return x[order], y[order]
+    return np.stack([x, y], 1)[rng.permutation(len(x))]
 
 
 def draw_quadrant(
@@ -146,10 +142,10 @@ def stored(values: NDArray[Any]) -> UInt8Array:
 def plan_moved_digits(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
     contents = {
-        name: (digits[: options.limit], digits[: options.limit], labels[: options.limit])
+        name: (np.stack([digits, digits], 1), labels)
         for name, (digits, labels) in split_digits(*embedded_digits(), options.seed).items()
     }
-    return Plan(moved_splits(contents, draw_moved, options), {"source": DIGITS})
+    return Plan(drawn_splits(contents, two_views(draw_moved), options), {"source": DIGITS})
 
 
 def draw_moved(
@@ -179,8 +175,9 @@ def plan_trifeature(options: PrepareOptions, notes: Notes) -> Plan:
     rng, contents = np.random.default_rng((options.seed, 1)), {}
     for name, count in COUNTS.items():
         shapes = rng.integers(SHAPES, size=min(count, options.limit or count))
-        contents[name] = (shapes, shapes, shapes)
-    return Plan(moved_splits(contents, draw_trifeature, options), {"source": "generated"})
+        contents[name] = (np.stack([shapes, shapes], 1), shapes)
+    splits = drawn_splits(contents, two_views(draw_trifeature), options)
+    return Plan(splits, {"source": "generated"})
 
 
 def draw_trifeature(

@@ -70,10 +70,10 @@ def test_grounds_have_the_colour_that_the_factor_names_and_differ(domain):
 
 def test_partners_are_of_one_class_and_no_row_is_in_two_pairs():
     labels = rng(1).integers(0, 10, 500)
-    x, y = pair_instances(labels, rng(), same=False)
+    x, y = pair_instances(labels, rng(), same=False).T
     np.testing.assert_array_equal(labels[x], labels[y])
     assert len({*x, *y}) == 2 * len(x) > 480
-    same_x, same_y = pair_instances(labels, rng(), same=True)
+    same_x, same_y = pair_instances(labels, rng(), same=True).T
     np.testing.assert_array_equal(same_x, same_y)
     assert len({*same_x}) == 500
 
