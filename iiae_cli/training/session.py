@@ -22,8 +22,7 @@ from iiae_cli.config import Config
 from iiae_cli.config.presets import flatten
 from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import EMBEDDED, how_to_prepare, prepare_file
+from iiae_cli.data.sources.preparation import EMBEDDED, how_to_prepare, prepare_embedded
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.runs import RunDir, load_model, run_origin
@@ -113,7 +112,7 @@ def _data_path(option: Path | None, name: str) -> Path:
     if name not in EMBEDDED or option is not None:
         raise missing(path, f"make it: {how_to_prepare(name, path)}")
     console.say(f"preparing the embedded data set {name} in {path}")
-    prepare_file(name, path, PrepareOptions(), overwrite=True)  # another run may be preparing it
+    prepare_embedded(name, path)
     return path
 
 

@@ -42,46 +42,42 @@ def plan_classes(options: PrepareOptions, notes: Notes) -> Plan:
                 "leave --backbone… and --unseen-classes out",
             )
         return plan_existing(given, options, notes, {"name": None, "weights": "given"})
-    divided, split_name = _divided(source, options, notes)
-    weights = options.backbone_weights
-    if options.backbone is None and not (weights and Path(weights).is_dir()):
-        command = f"iiae prepare classes {shlex.quote(str(source))} --backbone resnet18 --download"
-        raise IiaeError(
-            f"{source} holds pictures, and classes are learnt from features",
-            f"name a backbone: {command}",
-        )
+    command = f"iiae prepare classes {shlex.quote(str(source))} --backbone resnet18"
+    divided, split_name = _divided(source, options, notes, command)
+    if options.backbone is None and not Path(options.backbone_weights or "none").is_dir():
+        message = f"{source} holds pictures, and classes are learnt from features"
+        raise IiaeError(message, f"name a backbone: {command} --download")
     from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
     return plan_features(divided, options, split_name=split_name, epochs=0)
 
 
-def _divided(source: Path, options: PrepareOptions, notes: Notes) -> tuple[dict[str, Split], str]:
+def _divided(
+    source: Path, options: PrepareOptions, notes: Notes, command: str
+) -> tuple[dict[str, Split], str]:
+    """Returns the splits of files, and the division's name."""
     folders = names.folders_by(source)
     if folders and "train" not in folders:
         raise IiaeError(
             f"{source} has no folder train/",
             "put training classes in train/x/CLASS and train/y/CLASS",
         )
-    domains = domain_folders(folders, options, notes)
     splits = {
         name: _pictures(sides, folders.get(name, source), source, name, notes)
-        for name, sides in domains.items()
+        for name, sides in domain_folders(folders, options, notes).items()
     }
-    if "" not in splits and options.unseen_classes is not None:
-        raise IiaeError(
-            f"{source} is already divided into {', '.join(splits)}", "leave --unseen-classes out"
-        )
-    if "" in splits and options.unseen_classes is None:
+    if "" not in splits:
+        if options.unseen_classes is not None:
+            message = f"{source} is already divided into {', '.join(splits)}"
+            raise IiaeError(message, "leave --unseen-classes out")
+        limit = options.limit
+        return {name: features.limit_rows(split, limit) for name, split in splits.items()}, GIVEN
+    if options.unseen_classes is None:
         raise IiaeError(
             f"{source} does not say which classes are for testing",
-            "say how many, or name a file that lists them: "
-            f"iiae prepare classes {shlex.quote(str(source))} --unseen-classes 10 "
-            "--backbone resnet18",
+            f"say how many, or name a file that lists them: {command} --unseen-classes 10",
         )
-    if "" in splits:
-        return divide_unseen(splits[""], options)
-    limit = options.limit
-    return {name: features.limit_rows(split, limit) for name, split in splits.items()}, GIVEN
+    return divide_unseen(splits[""], options)
 
 
 def _pictures(
@@ -155,7 +151,7 @@ def plan_sketchy(options: PrepareOptions, notes: Notes) -> Plan:
             if has_features(folder):
                 backbone = {"name": "vgg16", "weights": "released"}
                 named = options.split or GIVEN
-                return plan_existing(folder, options, notes, backbone, named, normalise=True)
+                return plan_existing(folder, options, notes, backbone, named, normalise_class)
     pictures = keep_common(find_pictures(source, notes), str(source), notes.skipped)
     if options.unseen_classes is not None:
         divided, split_name = divide_unseen(pictures, options)

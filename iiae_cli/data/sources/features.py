@@ -38,11 +38,10 @@ def plan_existing(
     notes: Notes,
     backbone: dict[str, Any],
     split_name: str = GIVEN,
-    *,
-    normalise: bool = False,
+    spell: Callable[[str], str] = nfc,
 ) -> Plan:
     """Plans given features, in the released layout or an `.npz`, made by a `backbone`."""
-    splits = read_features(source, notes, normalise_class if normalise else nfc)
+    splits = read_features(source, notes, spell)
     plan = Plan(
         {name: limit_rows(split, options.limit) for name, split in splits.items()},
         {"source_sha256": sha256_of(*source_files(source))},
@@ -122,24 +121,24 @@ def _arrays(source: Path, notes: Notes) -> dict[str, NDArray[Any]]:
 def _side(
     source: Path, arrays: Mapping[str, NDArray[Any]], stem: str, spell: Callable[[str], str]
 ) -> Side:
-    given = {name: f"{stem}_{name}" in arrays for name in ("features", "paths", "labels")}
-    if not given["features"] or not (given["paths"] or given["labels"]):
-        lacking = "paths" if given["features"] else "features"
+    values, paths, labels = (arrays.get(f"{stem}_{w}") for w in ("features", "paths", "labels"))
+    if values is None or (paths is None and labels is None):
+        lacking = "features" if values is None else "paths"
         raise IiaeError(f"{source} holds no {stem}_{lacking}", _LAYOUT)
-    values, where = arrays[f"{stem}_features"], f"{source}: {stem}"
+    where = f"{source}: {stem}"
     if values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiu":
         what = f"{where}_features is {values.dtype} {values.shape}, not numbers (N, D)"
         raise IiaeError(what, _LAYOUT)
-    columns = {
-        name: _texts(arrays[f"{stem}_{name}"], f"{where}_{name}", len(values))
-        for name in ("paths", "labels")
-        if given[name]
-    }
-    ids = columns.get("paths") or [f"{stem}/{row:06d}" for row in range(len(values))]
-    labels = columns.get("labels") or [_class_of(path, where) for path in ids]
+    ids = [f"{stem}/{row:06d}" for row in range(len(values))]
+    if paths is not None:
+        ids = _texts(paths, f"{where}_paths", len(values))
+    if labels is not None:
+        classes = _texts(labels, f"{where}_labels", len(values))
+    else:
+        classes = [_class_of(path, where) for path in ids]
     with np.errstate(over="ignore"):  # infinite features are refused later, by name
         features = values.astype(np.float32)
-    return Side(features, distinct(ids), [spell(label) for label in labels])
+    return Side(features, distinct(ids), list(map(spell, classes)))
 
 
 def _texts(values: NDArray[Any], where: str, count: int) -> list[str]:
@@ -188,15 +187,16 @@ def divide_classes(
             f"name the folder of the whole set; its {len(known)} classes: {some}",
         )
     test = {label for label in known if normalise_class(label) in named}
-    if not test or len(test) == len(known):
+    train = {*known} - test
+    if not test or not train:
         raise IiaeError(
             f"{what} leaves no class to train or to test on",
             f"choose some of the {len(known)} classes, not all",
         )
-    parts = {"train": {*known} - test, "test": test}
+    limit = options.limit
     return {
-        name: limit_rows(_with_labels(split, classes), options.limit)
-        for name, classes in parts.items()
+        "train": limit_rows(_with_labels(split, train), limit),
+        "test": limit_rows(_with_labels(split, test), limit),
     }
 
 
@@ -219,10 +219,8 @@ def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:
         keys.append((seen[label], label, row))  # a row's position in its class comes first
         seen[label] += 1
     if limit < len(seen):
-        raise IiaeError(
-            f"--limit {limit} is fewer than the {len(seen)} classes",
-            f"pass --limit {len(seen)} or more",
-        )
+        message = f"--limit {limit} is fewer than the {len(seen)} classes"
+        raise IiaeError(message, f"pass --limit {len(seen)} or more")
     return np.array(sorted(row for *_, row in sorted(keys)[:limit]), np.int64)
 
 
@@ -252,19 +250,14 @@ def describe(plan: Plan, split_name: str, backbone: dict[str, Any], seen: Seen, 
     if both := {*train} & {*test}:
         count = f"{len(both)} of {len(test)} test classes"
         console.say(f"{count} are training classes too: not zero-shot")
-    values = {
-        "test_classes": test,
-        "train_classes": train,
-        "backbone": {**backbone, **seen.to_json()},
-        "leak": seen.leak(test),
-    }
     plan.attributes |= {
         "alignment": "class",
         "split_name": split_name,
         "test_classes_sha256": datafile.class_list_hash(test),
-        **{
-            key: json.dumps(value, ensure_ascii=False)
-            for key, value in values.items()
-            if value is not None  # an unknown leak
-        },
+        "test_classes": json.dumps(test, ensure_ascii=False),
+        "train_classes": json.dumps(train, ensure_ascii=False),
+        "backbone": json.dumps({**backbone, **seen.to_json()}, ensure_ascii=False),
     }
+    leak = seen.leak(test)
+    if leak is not None:  # it is known
+        plan.attributes["leak"] = json.dumps(leak, ensure_ascii=False)

@@ -38,8 +38,8 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
         return plan_folders(names.folders_by(source), options, notes)
     pairs, named = read_table(source, notes)
     if any(named):
-        rows = {name: np.flatnonzero(np.array(named) == name) for name in SPLITS}
-        divided = {name: pairs.take_pairs(rows[name]) for name in SPLITS}
+        column = np.array(named)
+        divided = {name: pairs.take_pairs(np.flatnonzero(column == name)) for name in SPLITS}
     else:
         paths = [path.absolute() for side in (pairs.x, pairs.y) for path in side.rows]
         above = Path(os.path.commonpath([path.parent for path in paths])) if paths else source
@@ -96,31 +96,35 @@ def domain_folders(
     `folders` of splits, where it has any; splits may lie in x/ and y/, too, if both have train and
     what is held out. Of pictures side by side both folders are the same.
     """
-    source, inside = options.source, dict[str, dict[str, Path]]()
+    source = options.source
     assert source is not None
-    places = folders or {"": source}
-    found = {split: names.folders_by(path, names.domain_of) for split, path in places.items()}
+    splits = folders or {"": source}
+    found = {split: names.folders_by(path, names.domain_of) for split, path in splits.items()}
     if options.side_by_side:
-        if apart := [places[split] for split, known in found.items() if len(known) == 2]:
-            message = f"{apart[0]} holds x and y in folders of their own"
-            raise IiaeError(message, "leave out --side-by-side")
-        found = {split: dict.fromkeys(DOMAINS, path) for split, path in places.items()}
-    elif not folders:
-        inside = {domain: names.folders_by(path) for domain, path in found[""].items()}
-    shared = [split for split in SPLITS if all(split in inside.get(d, ()) for d in DOMAINS)]
-    if "train" in shared and len(shared) > 1:
-        notes.decided.append("the splits inside of x/ and y/ are read")
-        found = {split: {domain: inside[domain][split] for domain in DOMAINS} for split in shared}
+        for split, known in found.items():
+            if len(known) == 2:
+                message = f"{splits[split]} holds x and y in folders of their own"
+                raise IiaeError(message, "leave out --side-by-side")
+            found[split] = dict.fromkeys(DOMAINS, splits[split])
+    elif len(found.get("", ())) == 2:
+        x, y = (names.folders_by(path) for path in found[""].values())
+        shared = [split for split in x if split in y]
+        if "train" in shared and len(shared) > 1:
+            notes.decided.append("the splits inside of x/ and y/ are read")
+            found = {split: {"x": x[split], "y": y[split]} for split in shared}
     for split, known in found.items():
         if len(known) < 2:
-            raise _no_domain(places[split], known)
+            raise _no_domain(splits[split], known)
     if "" in found and (options.unseen_classes or "0").isdecimal():  # no list is named
         _refuse_lists(source)
     taken = {path: split for split, known in found.items() for path in known.values()}
-    called = {path if names.split_of(path.name) else path.parent: taken[path] for path in taken}
+    called = {
+        path if names.split_of(path.name) else path.parent: split
+        for path, split in taken.items()
+        if split
+    }
     for path, split in called.items():
-        if split:
-            names.read_as(split, str(path.relative_to(source)), notes)
+        names.read_as(split, str(path.relative_to(source)), notes)
     names.note_rest(source, taken, notes)
     return found
 
@@ -129,11 +133,11 @@ def _no_domain(folder: Path, known: Collection[str]) -> IiaeError:
     lacking = next(domain for domain in DOMAINS if domain not in known)
     held = sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
     called = ", ".join(f"{path.name}/" for path in held)[:200] or "no folder"
-    hint = "call the folders of the two domains x/ and y/, or name the folder that holds these"
-    if not held:
-        hint = "put pictures in x/ and y/, or add --side-by-side if each holds x beside y"
-    message = f"{folder} has no folder {lacking}/; it holds {called}"
-    return IiaeError(message, f"{hint}; {names.PUT_SPLITS}")
+    return IiaeError(
+        f"{folder} has no folder {lacking}/; it holds {called}",
+        "call the folders of the two domains x/ and y/, or name the folder that holds these, or "
+        f"add --side-by-side if pictures hold x beside y; {names.PUT_SPLITS}",
+    )
 
 
 def _refuse_lists(source: Path) -> None:
@@ -148,9 +152,7 @@ def _match(domains: Mapping[str, Path], split: str, notes: Notes) -> Split:
     """Returns a pair for every stem in both domains, which may be one folder; notes lone files."""
     stems = {folder: _by_stem(folder, split, notes) for folder in dict.fromkeys(domains.values())}
     x, y = (stems[domains[domain]] for domain in DOMAINS)
-    lone = [
-        path for side, other in ((x, y), (y, x)) for stem, path in side.items() if stem not in other
-    ]
+    lone = [(x | y)[stem] for stem in {*x} ^ {*y}]
     notes.skipped += [
         f"{path}: has no partner of the same name" for path in sorted(lone, key=natural_key)
     ]
@@ -168,8 +170,8 @@ def _by_stem(folder: Path, split: str, notes: Notes) -> dict[str, Path]:
     for path in paths:
         first = stems.setdefault(nfc(str(path.relative_to(folder).with_suffix(""))), path)
         if first != path:
-            same = first.with_suffix("") == path.with_suffix("")
-            form = "" if same else ", in another Unicode form"
+            alike = first.with_suffix("") == path.with_suffix("")
+            form = "" if alike else ", in another Unicode form"
             notes.skipped.append(f"{path}: {first} has the same stem{form}")
     return stems
 
@@ -226,12 +228,9 @@ def _plan_features(plan: Plan, options: PrepareOptions) -> None:
 
 def _note_shared(files: Mapping[tuple[str, Domain], Iterable[Path]], notes: Notes) -> None:
     """Notes pictures of train that are in valid or test, too, also through links."""
-    train, others = set[tuple[int, int]](), set[tuple[int, int]]()
+    train, others = set[Path](), set[Path]()
     for (name, _), paths in files.items():
-        for path in paths:
-            with suppress(OSError):  # named when it is decoded
-                status = path.stat()
-                (train if name == "train" else others).add((status.st_dev, status.st_ino))
+        (train if name == "train" else others).update(path.resolve() for path in paths)
     if shared := train & others:
         notes.decided.append(f"pictures in train that are in valid or test, too: {len(shared)}")
 

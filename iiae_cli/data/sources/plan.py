@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iiae_cli.common import console
 from iiae_cli.common.environment import free_memory
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.data.blocks import Arrays, BlockStore
-from iiae_cli.data.datafile import Rows, Split
+from iiae_cli.data.datafile import Rows, Split, versions, write_data_file
 from iiae_cli.data.pictures import PictureError, read_all
 from iiae_cli.model import DOMAINS, Domain
 
@@ -67,6 +70,11 @@ class PrepareOptions:
         return any(value is not None for value in (*networks, *tuning))
 
 
+# Options that decide where and how fast data are made, not their values.
+_MACHINE = ("download", "device", "workers", "save_backbone")
+DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _MACHINE]
+
+
 @dataclass(frozen=True)
 class Work:
     """The folder in which a preparation works, and what stops it."""
@@ -101,6 +109,7 @@ class Block(NamedTuple):
 
     side: str  # SPLIT/DOMAIN
     domain: Domain
+    start: int  # the first one's place in its side
     files: list[Path]
 
 
@@ -127,7 +136,7 @@ class Plan:
             files = split.side(domain).rows.tolist()
             starts = range(0, len(files), size)
             side = f"{name}/{domain}"
-            blocks += [Block(side, domain, files[start : start + size]) for start in starts]
+            blocks += [Block(side, domain, start, files[start : start + size]) for start in starts]
         return blocks
 
     def state(self) -> str:
@@ -146,21 +155,22 @@ class Plan:
     def make(self, store: BlockStore, numbers: range, work: Work) -> None:
         """Makes the blocks that the store lacks; a stop keeps finished ones."""
         blocks = self.blocks
-        for name, group in groupby(numbers, lambda number: blocks[number].side):
+        for _, group in groupby(numbers, lambda number: blocks[number].side):
             own = {number: blocks[number] for number in group}
             if store.missing(own):
-                self._make(name, own, store, work)
+                self._make(own, store, work)
 
-    def _make(self, name: str, blocks: dict[int, Block], store: BlockStore, work: Work) -> None:
-        reader, domain = self.reader, next(iter(blocks.values())).domain
+    def _make(self, blocks: dict[int, Block], store: BlockStore, work: Work) -> None:
+        """Makes missing blocks of one side."""
+        reader, first = self.reader, next(iter(blocks.values()))
         assert reader is not None
 
         def made(missing: list[int]) -> Iterator[Arrays]:
             wanted = [blocks[number].files for number in missing]
-            return map(_packed, wanted, reader.read(domain, wanted, work))
+            return map(_packed, wanted, reader.read(first.domain, wanted, work))
 
         sizes = {number: len(block.files) for number, block in blocks.items()}
-        store.fill(sizes, made, f"{reader.verb} {name}", work.stop)
+        store.fill(sizes, made, f"{reader.verb} {first.side}", work.stop)
 
     def summary(self, made: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """Returns the number of items by side in these blocks, and a line per unreadable one."""
@@ -180,11 +190,11 @@ class Plan:
         if self.reader is not None:
             found: dict[str, _Found] = {}
             for name, domain in product(self.splits, DOMAINS):
-                count = len(self.splits[name].side(domain))
-                found[f"{name}/{domain}"] = _Found(count, work.folder / f"{name}-{domain}")
+                unread = np.zeros(len(self.splits[name].side(domain)), np.bool_)
+                found[f"{name}/{domain}"] = _Found(unread, work.folder / f"{name}-{domain}")
             for block, arrays in zip(self.blocks, made, strict=True):
                 self.skipped += arrays["skipped"].tolist()
-                found[block.side].add(len(block.files), arrays)
+                found[block.side].add(block.start, arrays)
             self.skipped = [*dict.fromkeys(self.skipped)]
             for name, split in self.splits.items():
                 sides = [found[f"{name}/{domain}"] for domain in DOMAINS]
@@ -194,10 +204,50 @@ class Plan:
                 self.splits = {name: item for name, item in self.splits.items() if item.pair_count}
             if not self.splits:
                 source, hint = self.attributes.get("source"), "iiae prepare --help has the layouts"
-                hint = f"the warnings above say why; {hint}" if self.skipped else hint
                 raise IiaeError(f"{source} holds nothing that can be read", hint)
             if self.finish is not None:
                 self.finish(self, work)
+
+    def job(self, name: str, options: PrepareOptions) -> dict[str, Any]:
+        """Returns everything that decides a data file's arrays, as JSON."""
+        return {
+            "data set": name,
+            **{option: getattr(options, option) for option in DECIDING},
+            "source": options.source and str(options.source.absolute()),
+            "content of the source": self.state(),
+            "weights": self.reader.weights if self.reader else "",
+            "version": versions(),
+        }
+
+    def write(
+        self,
+        path: Path,
+        job: Mapping[str, Any],
+        *,
+        commands: Sequence[str] = (),
+        folder: Path | None = None,
+    ) -> None:
+        """Writes the data file; `commands` made its shards, `folder` holds the temporary file."""
+        attributes = {
+            **self.attributes,
+            "command": "; ".join([*commands, command_line()]),
+            "settings_sha256": digest_of(job),
+            "seed": str(job["seed"]),
+            "versions": json.dumps(versions(), sort_keys=True),
+            "skipped": str(len(self.skipped)),
+        }
+        name = job["data set"]
+        write_data_file(path, name, self.splits, attributes, skipped=self.skipped, folder=folder)
+
+
+def command_line() -> str:
+    """Returns the command line, as it is without interruptions."""
+    return shlex.join(word for word in sys.argv if word not in ("--resume", "--overwrite"))
+
+
+def digest_of(job: Mapping[str, Any]) -> str:
+    """Returns the SHA-256, in hex, of a job."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -215,24 +265,21 @@ def naming(skipped: Collection[str]) -> Iterator[None]:
 class _Found:
     """The rows of a side, added block by block."""
 
-    count: int  # files
+    readable: NDArray[np.bool_]  # of every file
     file: Path  # for rows that do not fit into the memory
-    done: int = 0  # files
-    places: list[int] = field(default_factory=list)  # of readable files, ascending
     rows: Rows = field(default_factory=lambda: np.empty(0))
 
-    def add(self, files: int, made: Arrays) -> None:
-        start, rows = len(self.places), made.get("rows")
-        self.places += (self.done + made["places"]).tolist()
-        self.done += files
+    def add(self, start: int, made: Arrays) -> None:
+        places, rows = start + made["places"], made.get("rows")
         if rows is None:
             return
-        if not start:
-            shape = (self.count, *rows.shape[1:])
+        if not self.readable.any():
+            shape = (len(self.readable), *rows.shape[1:])
             large = math.prod(shape) * rows.itemsize > free_memory() // 2
             kept = partial(np.memmap, self.file, mode="w+") if large else np.empty
             self.rows = kept(shape=shape, dtype=rows.dtype)
-        self.rows[start : len(self.places)] = rows
+        self.readable[places] = True
+        self.rows[places] = rows
 
 
 def _packed(files: Sequence[Path], made: Sequence[Read]) -> Arrays:
@@ -249,19 +296,20 @@ def _packed(files: Sequence[Path], made: Sequence[Read]) -> Arrays:
 
 def _readable(split: Split, found: Sequence[_Found], by_class: bool) -> Split:
     """Returns a split with the rows found of x and y, without pairs of which one is missing."""
-    kept = [np.array(item.places, np.int64) for item in found]
+    kept = [np.flatnonzero(item.readable) for item in found]
     factors, pairs = split.factors, split.pairs
     if not by_class:
         columns = [np.arange(len(split.x))] * 2 if pairs is None else pairs.T
-        whole = np.isin(columns[0], kept[0]) & np.isin(columns[1], kept[1])
+        whole = found[0].readable[columns[0]] & found[1].readable[columns[1]]
         factors = {name: values[whole] for name, values in factors.items()}
         used = [np.unique(column[whole], return_inverse=True) for column in columns]
         kept = [rows for rows, _ in used]
         pairs = None if pairs is None else np.stack([inverse for _, inverse in used], 1)
-    sides = []
-    for domain, rows, item in zip(DOMAINS, kept, found, strict=True):
-        array = item.rows[: len(item.places)]
-        if len(rows) < len(array):
-            array = array[np.searchsorted(item.places, rows)]
-        sides.append(replace(split.side(domain).take(rows), rows=array))
-    return Split(sides[0], sides[1], factors, pairs)
+    x, y = (
+        replace(
+            split.side(domain).take(rows),
+            rows=item.rows if len(rows) == len(item.rows) else item.rows[rows],
+        )
+        for domain, rows, item in zip(DOMAINS, kept, found, strict=True)
+    )
+    return Split(x, y, factors, pairs)

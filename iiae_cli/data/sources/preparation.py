@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shlex
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -20,15 +17,23 @@ from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import missing, reading, refuse_existing, writing
 from iiae_cli.data import blocks
-from iiae_cli.data.blocks import Arrays, Part, PartFile
-from iiae_cli.data.datafile import SPLITS, DataFile, versions, write_data_file
+from iiae_cli.data.blocks import Part, PartFile
+from iiae_cli.data.datafile import SPLITS, DataFile
 from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import Notes, is_hidden, split_of
 from iiae_cli.data.sources import cdcb
 from iiae_cli.data.sources.classes import plan_classes, plan_sketchy
 from iiae_cli.data.sources.moved import plan_moved_digits, plan_quadrants, plan_trifeature
 from iiae_cli.data.sources.pairs import plan_pairs, plan_published
-from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, naming
+from iiae_cli.data.sources.plan import (
+    DECIDING,
+    Plan,
+    PrepareOptions,
+    Work,
+    command_line,
+    digest_of,
+    naming,
+)
 from iiae_cli.data.sources.published import ARCHIVES, KINDS, fetch, plan_cars, unpack
 from iiae_cli.model import DOMAINS
 
@@ -63,10 +68,8 @@ SKETCHY = (
     "the extended photos by the links in github.com/AnjanDutta/sem-pcyc "
     "(download_datasets.sh), unpack both, then run: "
 )
-_PLAIN = {".csv": "pairs", ".tsv": "pairs", ".npz": "classes"}  # files that are no archives
-# Options that decide where and how fast data are made, not their values.
-_MACHINE = ("download", "device", "workers", "save_backbone")
-_DECIDING = [item.name for item in fields(PrepareOptions) if item.name not in _MACHINE]
+_FILES = {"pairs": (".csv", ".tsv"), "classes": (".npz",)}  # read as they are
+_NO_ARCHIVES = (".npz", ".xlsx", ".ods")  # though they are in zip's format
 
 
 # ---- data sets by name
@@ -129,29 +132,34 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         source = cdcb.idx_folder(IDX[name], options.download)
     if source is None:
         raise IiaeError(f"the source of {name} was not named", how_to_prepare(name))
-    origin = origin or str(source.absolute())
+    attributes = {"source": origin or str(source.absolute())}
     if not source.exists():
         raise missing(source, KINDS)
-    if source.is_dir():
-        inside = [path for path in source.iterdir() if path.is_dir() or path.suffix == ".npz"]
-        is_one = name == "classes" and len(inside) == 1 and inside[0].is_file()
-        return inside[0] if is_one else source, {"source": origin}
     suffix = source.suffix.lower()
-    if _PLAIN.get(suffix) == name:
-        return source, {"source": origin}
-    if suffix in (*_PLAIN, ".xlsx", ".xls", ".ods"):
-        own = shlex.join(["iiae", "prepare", _PLAIN.get(suffix, "pairs"), str(source)])
-        hint = f"run: {own}" if suffix in _PLAIN else "save it as CSV in UTF-8, columns x,y"
-        raise IiaeError(f"{source} is not a source that {name} reads", hint)
-    target, sha256 = unpack(source, downloads, wanted=archive.wanted if archive else "")
-    inside = [target]
-    while len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None:
-        target = inside[0]  # an archive's one folder
-        inside = [path for path in target.iterdir() if not is_hidden(path)]
-    return target, {"source": origin, "source_sha256": sha256}
+    if source.is_file() and suffix not in _FILES.get(name, ()):
+        if suffix in _NO_ARCHIVES:
+            raise IiaeError(f"{source} is not a source that {name} reads", KINDS)
+        wanted = archive.wanted if archive else ""
+        source, attributes["source_sha256"] = unpack(source, downloads, wanted=wanted)
+        inside = [source]
+        while len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None:
+            source = inside[0]  # an archive's one folder
+            inside = [path for path in source.iterdir() if not is_hidden(path)]
+    elif name == "classes" and source.is_dir():
+        inside = [path for path in source.iterdir() if path.is_dir() or path.suffix == ".npz"]
+        if len(inside) == 1 and inside[0].is_file():
+            source = inside[0]
+    return source, attributes
 
 
 # ---- their files
+
+
+def prepare_embedded(name: str, path: Path) -> None:
+    """Writes an embedded set, as `iiae prepare NAME` does, at once: others may be writing it."""
+    options = PrepareOptions()
+    plan = BUILDERS[name](options, Notes())
+    plan.write(path, plan.job(name, options))
 
 
 def prepare_file(
@@ -174,7 +182,7 @@ def prepare_file(
     if overwrite or not resume:
         refuse_existing(path, overwrite, SIGNATURE)
     plan = build(name, options)
-    job = job_of(name, options, plan)
+    job = plan.job(name, options)
     if resume and not overwrite and path.exists():
         _refuse_other(path, part, job)
         return
@@ -186,22 +194,19 @@ def prepare_file(
         )
     if part is not None and plan.whole is not None:
         raise plan.whole
-    if part is None and plan.reader is None:  # nothing to keep; several runs may make it at once
-        _write(path, plan, (), job, Work(path.parent, path), parts)
-        return
     with blocks.block_store(path, job, resume=resume or bool(parts), overwrite=overwrite) as store:
         work, total = Work(store.folder, path, stop), len(plan.blocks)
         numbers = (part or Part(0, 1)).of(total)
-        if parts:
-            made: Iterable[Arrays] = chain.from_iterable(file.blocks() for file in parts)
-        else:
+        if not parts:
             plan.make(store, numbers, work)
-            made = map(store.read, numbers)
+        made = map(store.read, numbers)
         if part is None:
-            _write(path, plan, made, job, work, parts)
+            plan.read(chain.from_iterable(file.blocks() for file in parts) if parts else made, work)
+            commands = [str(file.about["command"]) for file in parts[:1]]
+            plan.write(path, job, commands=commands, folder=store.folder)
         else:
             rows, skipped = plan.summary(made, numbers)
-            about = {"command": _command(), "rows": rows, "skipped": skipped}
+            about = {"command": command_line(), "rows": rows, "skipped": skipped}
             about["notes"] = plan.attributes.get("notes", "")
             blocks.write_part(path, store, part, total, about)
 
@@ -212,7 +217,7 @@ def options_of(shard: PartFile, download: bool) -> tuple[str, PrepareOptions]:
     `download` permits fetching the backbone's weights.
     """
     with reading(shard.path, "make this shard again"):
-        decided = {option: shard.job[option] for option in _DECIDING}
+        decided = {option: shard.job[option] for option in DECIDING}
         source = None if decided["source"] is None else Path(decided["source"])
         options = PrepareOptions(**{**decided, "source": source}, download=download)
         return str(shard.job["data set"]), options
@@ -221,7 +226,7 @@ def options_of(shard: PartFile, download: bool) -> tuple[str, PrepareOptions]:
 def _refuse_other(path: Path, part: Part | None, job: dict[str, Any]) -> None:
     """Raises unless the existing output is that of this job."""
     if part is None:
-        same = DataFile(path).info.attributes.get("settings_sha256") == _digest_of(job)
+        same = DataFile(path).info.attributes.get("settings_sha256") == digest_of(job)
     else:
         file = blocks.part_of(path)
         same = file.part == part and file.job == job
@@ -232,48 +237,6 @@ def _refuse_other(path: Path, part: Part | None, job: dict[str, Any]) -> None:
         )
     console.say(f"{path} is already complete")
     blocks.discard(path)
-
-
-def _write(
-    path: Path,
-    plan: Plan,
-    made: Iterable[Arrays],
-    job: dict[str, Any],
-    work: Work,
-    parts: Sequence[PartFile] = (),
-) -> None:
-    plan.read(made, work)
-    attributes = {
-        **plan.attributes,
-        "command": "; ".join([*(str(file.about["command"]) for file in parts[:1]), _command()]),
-        "settings_sha256": _digest_of(job),
-        "seed": str(job["seed"]),
-        "versions": json.dumps(versions(), sort_keys=True),
-        "skipped": str(len(plan.skipped)),
-    }
-    name, lost = str(job["data set"]), plan.skipped
-    write_data_file(path, name, plan.splits, attributes, skipped=lost, folder=work.folder)
-
-
-def _command() -> str:
-    """Returns the command line, as it is without interruptions."""
-    return shlex.join(word for word in sys.argv if word not in ("--resume", "--overwrite"))
-
-
-def job_of(name: str, options: PrepareOptions, plan: Plan) -> dict[str, Any]:
-    """Returns everything that decides a data file's arrays, as JSON."""
-    return {
-        "data set": name,
-        **{option: getattr(options, option) for option in _DECIDING},
-        "source": options.source and str(options.source.absolute()),
-        "content of the source": plan.state(),
-        "weights": plan.reader.weights if plan.reader else "",
-        "version": versions(),
-    }
-
-
-def _digest_of(job: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
 # ---- pictures

@@ -10,6 +10,7 @@ pitch) uint8. A frontal view belongs to 23 turned ones.
 
 from __future__ import annotations
 
+import math
 import re
 import tarfile
 import tempfile
@@ -25,7 +26,7 @@ from scipy.io import loadmat
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import reading, sha256_of, write_errors
-from iiae_cli.data.datafile import Side, Split
+from iiae_cli.data.datafile import Rows, Side, Split
 from iiae_cli.data.hdf5 import refuse_links
 from iiae_cli.data.names import Notes
 from iiae_cli.data.pictures import PictureError, resize_pictures
@@ -33,7 +34,10 @@ from iiae_cli.data.sources.plan import Plan, PrepareOptions, Work, file_reader
 from iiae_cli.model import Domain
 
 MAX_BYTES = 64 * 2**30  # the most that an archive may unpack to
-KINDS = "name a folder, a table (.csv, .tsv), features (.npz), or a tar or zip archive"
+KINDS = (
+    "name a folder or a tar or zip archive; pairs reads tables, too (.csv, .tsv: save a "
+    "spreadsheet as CSV), classes reads features (.npz)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def fetch(archive: Archive, path: Path) -> str:
                     progress.update(file.tell() >> 20)
 
     pooch.get_logger().setLevel("WARNING")
-    known = None if archive.md5 is None else f"md5:{archive.md5}"
+    known = archive.md5 and f"md5:{archive.md5}"
     reasons = []
     for url in (f"{folder}/{archive.file}" for folder in archive.folders):
         try:
@@ -124,26 +128,17 @@ def unpack(archive: Path, folder: Path, *, wanted: str = "") -> tuple[Path, str]
 
 
 def _unzip(archive: Path, folder: Path, _: str) -> None:
-    with zipfile.ZipFile(archive) as file:  # keeps every entry inside the folder
+    with zipfile.ZipFile(archive) as file:
         _bound(sum(info.file_size for info in file.infolist()))
-        for info in file.infolist():
-            info.filename = info.filename.replace("\\", "/")  # of Windows
-            file.extract(info, folder)
+        file.extractall(folder)  # keeps every entry inside the folder
 
 
 def _untar(archive: Path, folder: Path, wanted: str) -> None:
-    size = 0
-
-    def kept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        nonlocal size
-        if not re.search(wanted, member.name):
-            return None
-        size += member.size
-        _bound(size)
-        return tarfile.data_filter(member, path)  # refuses devices, and paths that lead out
-
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter=kept)
+        members = [member for member in file if re.search(wanted, member.name)]
+        _bound(sum(member.size for member in members))
+        # Refuses devices, and paths that lead out.
+        file.extractall(folder, members, filter="data")
         assert file.fileobj is not None
         while file.fileobj.read(1 << 20):  # to its end, where its own checksum stands
             pass
@@ -158,9 +153,8 @@ def _bound(size: int) -> None:
 
 YAWS, PITCHES, SIDE = 24, 4, 128
 SHAPE = (SIDE, SIDE, 3, YAWS, PITCHES)
-PAIRS_PER_CAR = (YAWS - 1) * PITCHES  # 92
+TURNED = (YAWS - 1, PITCHES)  # 92 pairs per car
 CARS = {"train": range(1, 192), "test": range(192, 200)}
-PATTERN = "car_*_mesh.mat"
 
 
 def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
@@ -172,7 +166,7 @@ def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
     assert options.source is not None
     cars = _cars(options.source, notes.skipped)
     size, limit = options.image_size or SIDE, options.limit
-    most = None if limit is None else -(-limit // PAIRS_PER_CAR)
+    most = limit and math.ceil(limit / math.prod(TURNED))
     splits = {}
     for name, ids in CARS.items():
         numbers = [car for car in cars if car in ids][:most]
@@ -189,13 +183,13 @@ def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
 def _cars(folder: Path, skipped: list[str]) -> dict[int, Path]:
     """Returns every car's file by number; notes others."""
     cars = dict[int, Path]()
-    for path in sorted(folder.rglob(PATTERN), key=lambda path: (len(path.parts), path)):
+    for path in sorted(folder.rglob("car_*_mesh.mat"), key=lambda path: (len(path.parts), path)):
         number = int("".join(filter(str.isdecimal, path.stem)) or 0)
         if not 0 < number < 200 or cars.setdefault(number, path) != path:
             skipped.append(f"{path}: is not one of the cars 1 to 199, or the second")
     if not cars:
         hint = "name the folder that nips2015-analogy-data.tar.gz unpacks to"
-        raise IiaeError(f"{folder} holds no {PATTERN}", hint)
+        raise IiaeError(f"{folder} holds no car_*_mesh.mat", hint)
     return dict(sorted(cars.items()))
 
 
@@ -205,19 +199,19 @@ def _split_of(name: str, cars: Split, limit: int | None) -> Split:
     Its pairs are in the order of y's rows; rows whose pairs are all beyond `limit` are dropped.
     """
     numbers = list(map(int, cars.x.ids))
-    car, yaw, pitch = (axis.ravel() for axis in np.indices((len(numbers), YAWS - 1, PITCHES)))
-    pairs = np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1)[:limit]
-    sides = []
-    for column, (side, yaws) in enumerate(((cars.x, range(1)), (cars.y, range(1, YAWS)))):
+    car, yaw, pitch = (axis.ravel()[:limit] for axis in np.indices((len(numbers), *TURNED)))
+    pairs = np.stack([car * PITCHES + pitch, np.arange(len(car))], axis=1)
+
+    def side(rows: Rows, yaws: range, count: int) -> Side:
         angles = [f"yaw{j:02d}-pitch{i}" for j in yaws for i in range(PITCHES)]
-        labels = [f"car_{number:03d}" for number in numbers for _ in angles]
+        labels = [f"car_{number:03d}" for number in numbers for _ in angles][:count]
         ids = [f"{name}/car_{number:03d}/{angle}" for number in numbers for angle in angles]
-        rows = side.rows.reshape(-1, *side.rows.shape[2:])
-        count = pairs[:, column].max() + 1
-        sides.append(Side(rows[:count], ids[:count], labels[:count]))
+        return Side(rows.reshape(-1, *rows.shape[2:])[:count], ids[:count], labels)
+
+    x = side(cars.x.rows, range(1), pairs[:, 0].max() + 1)
+    y = side(cars.y.rows, range(1, YAWS), len(pairs))
     factors = {"class": np.array(numbers, np.int64)[car], "yaw": yaw + 1, "pitch": pitch}
-    factors = {factor: values[:limit] for factor, values in factors.items()}
-    return Split(sides[0], sides[1], factors, pairs)
+    return Split(x, y, factors, pairs)
 
 
 def _views(path: Path, domain: Domain, size: int) -> NDArray[np.uint8]:
