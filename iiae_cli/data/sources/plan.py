@@ -204,6 +204,7 @@ class Plan:
                 self.splits = {name: item for name, item in self.splits.items() if item.pair_count}
             if not self.splits:
                 source, hint = self.attributes.get("source"), "iiae prepare --help has the layouts"
+                hint = f"the warnings above say why; {hint}" if self.skipped else hint
                 raise IiaeError(f"{source} holds nothing that can be read", hint)
             if self.finish is not None:
                 self.finish(self, work)
