@@ -13,13 +13,7 @@ from iiae_cli.common import console
 from iiae_cli.common.environment import data_file
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.files import refuse_existing
-from iiae_cli.evaluation.figures import (
-    Task,
-    disentanglement_tables,
-    failed_gates,
-    figure_tables,
-    parse_gates,
-)
+from iiae_cli.evaluation.figures import Task, failed_gates, figure_tables, parse_gates
 from iiae_cli.model import DOMAINS
 
 if TYPE_CHECKING:  # heavy imports are inside functions, so that `--help` stays fast
@@ -163,10 +157,8 @@ def command(
 def _show(result: Figures) -> None:
     from iiae_cli.evaluation.protocol import paper_table
 
-    tables = figure_tables(result)
-    tables += disentanglement_tables(result.get("disentanglement", {})).values()
-    tables.append(paper_table(result.get("paper", ())))
-    for table in filter(lambda table: table.rows, tables):
+    paper = [paper_table(result["paper"])] if result.get("paper") else []
+    for table in [*figure_tables(result), *paper]:
         console.print_table(table.headers, table.rows, title=table.title)
     if "report" in result:
         console.say(f"report {result['report']}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from iiae_cli.common.errors import IiaeError
@@ -91,6 +92,7 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
     names: int = 1  # columns, from the left, that name a row rather than measure it
+    place: str = ""  # dotted key of the figures that it shows
 
     def is_measured(self, column: int) -> bool:
         """Returns whether a column, counted from 0, has numbers that do not name their row."""
@@ -98,111 +100,72 @@ class Table:
         return column >= self.names and any(isinstance(value, int | float) for value in values)
 
 
-_RETRIEVED = ("latent", "direction")
-_RECALLS = ("recall@1", "recall@5", "recall@10", "median_rank", "n")
-_PRECISIONS = ("map@all", "map@200", "precision@100", "precision@200", "n")
-_MEASURES = ("l1", "ssim", "lpips", "lpips_vgg")
-_SAMPLED = tuple(f"{name}_{which}" for name in _MEASURES for which in ("mean", "best"))
-_ERRORS_READ = ("error_real", "error_guided", "spread_real", "spread_sampled", "n")
-_BY_CLASS = "Zero-shot retrieval: items of the query's class are hits"
-_BY_SAMPLES = "Translation with sampled exclusive latents: mean, and best of N"
-_CLASS_KEPT = "Is the class kept? As read by a judge of real pictures"
-_FACTOR_TAKEN = "Is the reference's factor taken? Fractions of its range, read by a judge"
-# Task, title, what names a row, its figures.
-_TABLES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+_RETRIEVED = "latent direction"
+_RECALLS = "recall@1 recall@5 recall@10 median_rank n"
+_PRECISIONS = "map@all map@200 precision@100 precision@200 n"
+_GUIDED = "l1 ssim lpips lpips_vgg n"
+_SAMPLED = "samples l1_mean l1_best ssim_mean ssim_best "
+_SAMPLED_LPIPS = "lpips_mean lpips_best lpips_vgg_mean lpips_vgg_best"
+_FACTORS = "error_real error_guided spread_real spread_sampled n"
+_HELD = "leakage_mean leakage_sample informativeness_mean informativeness_sample "
+_USED = "active dimensions kl"
+_PROBED = "linear nonlinear control chance belongs"
+_SWAPPED = "shared_recall@1 shared_distance exclusive_recall@1 exclusive_r2 "
+_RETURNED = "return_recall@1 return_distance round_trip_l1 n"
+_NATS = "shared_given_other shared exclusive exclusive_shared_plus_entropy"
+# Place of the figures, title, what names a row, its figures: a row has at least the first one.
+_TABLES = (
     ("retrieval", "Retrieval: only the true pair is a hit", _RETRIEVED, _RECALLS),
-    ("zero_shot", _BY_CLASS, _RETRIEVED, _PRECISIONS),
-    ("translation", "Translation guided by the true partner", ("direction",), (*_MEASURES, "n")),
-    ("translation", _BY_SAMPLES, ("direction",), ("samples", *_SAMPLED)),
-    ("judged", _CLASS_KEPT, ("direction", "what"), ("real", "guided", "sampled", "n")),
-    ("judged", _FACTOR_TAKEN, ("direction", "factor"), _ERRORS_READ),
+    ("zero_shot", "Zero-shot retrieval: the query's class is right", _RETRIEVED, _PRECISIONS),
+    ("translation", "Translation guided by the true partner", "direction", _GUIDED),
+    ("translation", "Sampled: mean, and best of N", "direction", _SAMPLED + _SAMPLED_LPIPS),
+    ("judged", "Is the class kept? As a judge reads it", "direction what", "real guided sampled n"),
+    ("judged", "Is the reference's factor taken? 1: its range", "direction factor", _FACTORS),
+    ("disentanglement.latents", "Latents: from 0, nothing, to 1, all", "latent", _HELD + _USED),
+    ("disentanglement.probes", "Factors: R², or accuracy of classes", "latent factor of", _PROBED),
+    ("disentanglement.swaps", "Swaps encoded again", "swap", _SWAPPED + _RETURNED),
+    ("disentanglement.bounds", "Information in nats, upper bounds", "domain", _NATS),
 )
-_BOUNDS = {
-    "shared_given_other": "I(X; Zs | Y) at most",
-    "shared": "I(X, Y; Zs) at most",
-    "exclusive": "I(X; Zx), I(Zx; Zs) at most",
-    "exclusive_shared_plus_entropy": "I(Zx; Zs) + H(X) + const at most",
-}
-_LEAKAGE = ("leakage_mean", "leakage_sample")
-_HELD = ("informativeness_mean", "informativeness_sample", "active", "dimensions", "kl")
-_SWAPPED = ("shared_recall@1", "shared_distance", "exclusive_recall@1", "exclusive_r2")
-_RETURNED = ("return_recall@1", "return_distance", "round_trip_l1", "n")
-_LATENTS = "Latents: from 0, nothing, to 1, all; of means and of samples"
-_SWAPS = "Swaps encoded again: what they keep, and how they come home"
 
 
 def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
-    """Returns a table for every kind of figure except disentanglement."""
-    tables = [
-        _table(figures.get(task, {}), title, names, columns)
-        for task, title, names, columns in _TABLES
-    ]
+    """Returns a table for every kind of figure that was measured."""
+    tables = [_table(figures, *kind) for kind in _TABLES]
     return [table for table in tables if table.rows]
 
 
-def _table(
-    figures: Mapping[str, Any],
-    title: str,
-    names: Sequence[str],
-    columns: Sequence[str],
-) -> Table:
+def _table(figures: Mapping[str, Any], place: str, title: str, naming: str, measures: str) -> Table:
     """Makes a row of every innermost mapping that has the first column's figure, baselines first.
 
-    A row that names no latent, as in zero-shot figures, is of the shared one.
+    A row that names no latent, as in zero-shot figures, is of the shared one. Scores of
+    disentanglement have three decimals, as more digits of a score near 0 are noise.
     """
-    groups: dict[str, dict[str, float | None]] = {}
-    for key, value in dotted_figures(figures).items():
-        path, _, name = key.rpartition(".")
-        groups.setdefault(path, {})[name] = value
-    rows = {path: row for path, row in groups.items() if columns[0] in row}
-    measured = [column for column in columns if any(column in row for row in rows.values())]
-    cells = []
-    for path, row in sorted(rows.items(), key=lambda row: not row[0].startswith("baseline")):
-        named = ["shared", *path.split(".", len(names) - 1)][-len(names) :]
-        cells.append((*named, *(row.get(column) for column in measured)))
-    return Table(title, [*names, *measured], cells, len(names))
-
-
-def disentanglement_tables(figures: Mapping[str, Any]) -> dict[str, Table]:
-    """Returns tables of latents, of probes by `mean` and by `sample`, of swaps and of bounds."""
-    latents, swaps = figures.get("latents", {}), figures.get("swaps", {})
-    tables = {
-        "latents": _table(latents, _LATENTS, ("latent",), (*_LEAKAGE, *_HELD)),
-        **{way: _probe_table(figures.get("probes", {}), way) for way in ("mean", "sample")},
-        "swaps": _table(swaps, _SWAPS, ("swap",), (*_SWAPPED, *_RETURNED)),
-        "bounds": _bound_table(figures.get("bounds", {})),
-    }
-    return {name: _rounded(table) for name, table in tables.items()}
-
-
-def _rounded(table: Table) -> Table:
-    """Rounds to three decimals, as more digits of a score near 0 are noise."""
 
     def cell(value: object) -> object:
-        return round(value, 3) + 0.0 if isinstance(value, float) else value
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        rounded = isinstance(value, float) and place.startswith("disentanglement")
+        return round(value, 3) + 0.0 if rounded else value
 
-    return replace(table, rows=[(*map(cell, row),) for row in table.rows])
-
-
-def _probe_table(probes: Mapping[str, Any], way: str) -> Table:
-    """Makes a row per latent and factor: R², or balanced accuracy."""
-    headers = ["latent", "factor", "belongs", way, "non-linear", "shuffled", "chance"]
-    rows = []
-    for latent, factors in probes.items():
-        for name, factor in factors.items():
-            belongs = {True: "yes", False: "no", None: ""}[factor["belongs"]]
-            scores = [factor[way][score] for score in ("linear", "nonlinear", "control")]
-            rows.append((latent, name, belongs, *scores, factor["chance"]))
-    return Table(f"Factors read from {way}s: R², or accuracy of classes", headers, rows, 3)
-
-
-def _bound_table(bounds: Mapping[str, Any]) -> Table:
-    """Makes a row per quantity; a figure of both domains is in both columns."""
-    domains = [{**bounds, **bounds.get(domain, {})} for domain in ("x", "y")]
-    rows = [
-        (title, *(domain[key] for domain in domains))
-        for key, title in _BOUNDS.items()
-        if key in domains[0]
+    measured = reduce(lambda inner, key: inner.get(key, {}), place.split("."), figures)
+    names, columns = naming.split(), measures.split()
+    rows = [(path, row) for path, row in _innermost(measured) if columns[0] in row]
+    rows.sort(key=lambda row: not row[0][0].startswith("baseline"))
+    columns = [column for column in columns if any(column in row for _, row in rows)]
+    cells = [
+        [*("shared", *path)[-len(names) :], *(cell(row.get(column)) for column in columns)]
+        for path, row in rows
     ]
-    title = "Information in nats, upper bounds (for y read Y for X)"
-    return Table(title, ["quantity", "x", "y"], rows)
+    return Table(title, [*names, *columns], cells, len(names), place)
+
+
+def _innermost(
+    figures: Mapping[str, Any], path: tuple[str, ...] = (), around: Mapping[str, Any] | None = None
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yields path and values of each innermost mapping, with the values of those around it."""
+    inner = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
+    values = {**(around or {}), **figures}
+    if not inner:
+        yield path, values
+    for name, value in inner.items():
+        yield from _innermost(value, (*path, name), values)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shlex
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from PIL import Image
 from iiae_cli import __version__
 from iiae_cli.common.files import writing
 from iiae_cli.data.datafile import DataFile
-from iiae_cli.evaluation.disentanglement import ACTIVE_VARIANCE
-from iiae_cli.evaluation.figures import Table, disentanglement_tables, figure_tables
+from iiae_cli.evaluation.figures import Table, figure_tables
 from iiae_cli.evaluation.protocol import paper_rows, paper_table
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Subject
@@ -33,7 +32,7 @@ from iiae_cli.report.grids import Panel, Picture, spread, to_rgb
 from iiae_cli.report.retrieval import Retrieval, Shown
 from iiae_cli.runs import RunDir
 
-STRIP_ROWS = 4
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 THUMBNAIL = 192  # pixels of the longer side: sharp at 96 CSS pixels on a dense screen
 
 
@@ -54,19 +53,19 @@ def write_report(
         queries, gallery = (Shown.of(split.side(domain), file) for domain in way)
         means = subject.pairs[way[0]].mean("shared"), subject.pairs[way[1]].mean("shared")
         ways.append(Retrieval(" → ".join(way), queries, gallery, means, by_class, metric))
-    measured = figures.get("disentanglement")
+    tables = figure_tables(figures)
     grids = sections.translation_panels(subject, not by_class, protocol.get("samples", 3))
     text = render(
         title=f"{run.path.resolve().name} on {protocol['data_set']}",
         about=protocol,
-        rows={"x": len(split.x), "y": len(split.y)},
+        split=split,
         by_class=by_class,
         metric=metric,
         warnings=_warnings(info, protocol),
         verdict=sections.verdict(figures),
         strips=_strips(ways, grids[0] if grids and not by_class else None),
-        comparison=sections.comparison(figures),
-        tables=figure_tables(figures),
+        tables=tables,
+        measured={table.place: table for table in tables},
         paper=paper_table(paper_rows(figures, protocol, loaded.size)),
         training=sections.training_charts(sections.read_records(run.metrics_file)),
         recall_charts=sections.recall_charts(
@@ -75,33 +74,29 @@ def write_report(
         examples=[*filter(None, [way.failures() for way in ways])],
         classes=[way.classes() for way in ways] if by_class else (),
         grids=grids,
-        disentanglement=measured and disentanglement_tables(measured),
-        notes=measured and measured["warnings"],
-        active_variance=ACTIVE_VARIANCE,
+        notes=figures.get("disentanglement", {}).get("warnings", ()),
         command=shlex.join(["iiae", *sys.argv[1:]]),
-        trained_by=shlex.join(map(str, info.pop("command", ()))),
+        trained_by=shlex.join(map(str, info.get("command", ()))),
         protocol=_mapping("Protocol", protocol),
-        versions=_mapping("Versions it was trained with", info.pop("versions", {})),
-        facts=_mapping("Training", {key: info[key] for key in info if key != "warnings"}),
+        facts=_mapping("Training", info),
         config=loaded.config.to_yaml(),
         version=__version__,
     )
     path = folder / "index.html"
     with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
-    """Shows a few rows, evenly spread: neighbours, from x to y beside translations, if any."""
+    """Shows every other row of the grids: neighbours, and translations from x to y, if any."""
     strips = []
     for way in ways if translated is None else ways[:1]:
         rows = spread(len(way.queries.ids), sections.GRID_PAIRS)
-        strips.append(way.strip(rows[spread(len(rows), STRIP_ROWS)]))
+        strips.append(way.strip(rows[::2]))
     if translated is not None:
         end = translated.gaps_after[0] + 2  # of its half from x to y
-        shown = spread(len(translated.rows), STRIP_ROWS)
-        lines, headers = [translated.rows[row][:end] for row in shown], translated.headers[:end]
+        lines, headers = [row[:end] for row in translated.rows[::2]], translated.headers[:end]
         title = "x → y: translations, sampled and then guided by the true y"
         strips.append(Panel(lines, headers, title=title))
     return strips
@@ -111,12 +106,9 @@ def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]
     warnings = [str(line) for line in info.get("warnings", ())]
     if info.get("state") not in (None, "finished"):
         warnings.append(f"training is {info['state']}, not finished")
-    for key, who in (
-        ("classes_seen_in_training", "the model"),
-        ("classes_seen_by_backbone", "the backbone"),
-    ):
-        if protocol.get(key):
-            warnings.append(f"not zero-shot: {who} has seen {len(protocol[key])} of these classes")
+    for key in ("classes_seen_in_training", "classes_seen_by_backbone"):
+        if seen := protocol.get(key):
+            warnings.append(f"not zero-shot: {len(seen)} {key.replace('_', ' ')}")
     return warnings
 
 
@@ -126,31 +118,21 @@ def _mapping(title: str, values: Mapping[str, Any]) -> Table:
 
 
 def render(**values: object) -> str:
-    """Renders the page as HTML; raises if the template lacks a value."""
+    """Renders the page as HTML; raises if the template lacks a value.
+
+    File names may hold control characters and lone surrogates, which HTML lacks: they are replaced.
+    """
     environment = Environment(
         loader=PackageLoader("iiae_cli.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_printable,
     )
     environment.filters |= {"cell": sections.cell, "leak": sections.leak}
     environment.filters |= {"thumbnail": thumbnail, "base64": _base64}
-    return environment.get_template("report.html").render(values)
-
-
-def _printable(value: object) -> object:
-    """Replaces control characters and lone surrogates, which file names may have and HTML lacks."""
-    # A macro's output is Markup, whose parts were checked here; plain strings are not yet.
-    if type(value) is not str:
-        return value
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
-        else letter
-        for letter in value
-    )
+    text = environment.get_template("report.html").render(values)
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def thumbnail(picture: Picture) -> str:

@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
-from iiae_cli.evaluation.figures import Table
 from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
@@ -33,16 +32,15 @@ STYLE = files("iiae_cli.report") / "templates" / "charts.mplstyle"
 MOST_NEAREST = 100  # largest K on the axis
 MOST_MARKED = 24  # longer lines have no dots
 ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
-
-OURS, BASELINE = "shared latents", "training-free baseline"
-KINDS = {"shared": OURS, "baseline_raw": BASELINE, "baseline": BASELINE}
-KINDS |= {"baseline_centred": BASELINE, "exclusive": "exclusive latents, right at chance"}
-TITLES = {
-    "recall@1": "Recall@1: the partner comes first",
-    "map@all": "mAP@all: the class comes first",
-}
+BASELINES = ("baseline_centred", "baseline_raw", "baseline")  # the first one measured counts
 SOLVED = 0.99
 LEAK, SOME_LEAK = 0.5, 0.2  # grades of a reading from 0 (none) to 1 (perfect)
+# By the number of directions that are ahead.
+AHEAD: tuple[tuple[Tone, str], ...] = (
+    ("wrong", "Not ahead of the training-free baseline"),
+    ("near", "Ahead of the training-free baseline in one direction only"),
+    ("right", "Ahead of the training-free baseline"),
+)
 
 Figures: TypeAlias = Mapping[str, Any]
 Points: TypeAlias = Sequence[tuple[float, float]]
@@ -52,13 +50,11 @@ def cell(value: object) -> str:
     """Formats a value for people: short numbers, a dash for a missing one, JSON for collections."""
     if value is None or value == "":
         return "—"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, float):
         return console.number(value, digits=4)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 # ---- verdict
@@ -73,36 +69,20 @@ class Verdict:
     text: str
 
 
-def _compared(figures: Figures) -> tuple[str, dict[str, list[float]]]:
-    """Returns the measure, and its values x → y and y → x by what retrieves."""
-    zero_shot = figures.get("zero_shot", {})
-    measured = figures.get("retrieval") or {"shared": zero_shot, **zero_shot}
-    measure, compared = "recall@1" if "retrieval" in figures else "map@all", {}
-    for name, kind in KINDS.items():
-        if ways := measured.get(name):
-            compared[kind] = [float(ways[way][measure]) for way in ARROWS]
-    return measure, compared
-
-
-def comparison(figures: Figures) -> Table:
-    """Compares latents with the training-free baseline, a row per direction and kind."""
-    measure, compared = _compared(figures)
-    rows = [
-        (arrow, kind, values[place])
-        for place, arrow in enumerate(ARROWS.values())
-        for kind, values in compared.items()
-    ]
-    return Table(TITLES[measure], ["direction", "by", measure], rows, 2)
-
-
 def verdict(figures: Figures) -> Verdict:
     """Judges by the baseline, the worst leak, the exclusive latents' KL, and failed gates."""
-    measure, compared = _compared(figures)
-    ours, baseline = compared.get(OURS, []), compared.get(BASELINE, [])
+    zero_shot = figures.get("zero_shot", {})
+    measured = figures.get("retrieval") or {"shared": zero_shot, **zero_shot}
+    measure = "recall@1" if "retrieval" in figures else "map@all"
+    baselines = [measured[name] for name in BASELINES if name in measured]
+    ours, baseline = (
+        [ways[way][measure] for way in ARROWS] if ways else []
+        for ways in (measured["shared"], baselines[0] if baselines else None)
+    )
     tone, headline = _against(ours, baseline)
     lines = []
     if ours:
-        text = f"{TITLES[measure].partition(':')[0]} is {_figures(ours)} (x → y / y → x)"
+        text = f"{measure} is {_figures(ours)} (x → y / y → x)"
         lines.append(f"{text}, the baseline's {_figures(baseline)}" if baseline else text)
     translated = [row["l1"] for row in figures.get("translation", {}).values() if row.get("l1")]
     if translated:
@@ -129,32 +109,27 @@ def verdict(figures: Figures) -> Verdict:
 
 
 def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[Tone, str]:
-    if not ours or not baseline:
-        words = "Nothing training-free compares the two domains"
-        return "near", words if ours else "Retrieval was not measured"
+    if not ours:
+        return "near", "Retrieval was not measured"
+    if not baseline:
+        return "near", "Nothing training-free compares the two domains"
     if min(baseline) >= SOLVED:
         return "near", "This data needs no training to retrieve: the baseline solves it"
-    ahead = [own > other for own, other in zip(ours, baseline, strict=True)]
-    if any(ahead):
-        words = "Ahead of the training-free baseline"
-        return ("right", words) if all(ahead) else ("near", f"{words} in one direction only")
-    if ours == baseline:
-        return "near", "Level with the training-free baseline"
-    return "wrong", "Behind the training-free baseline"
+    return AHEAD[sum(own > other for own, other in zip(ours, baseline, strict=True))]
 
 
 def _figures(values: Sequence[float]) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def leak(value: object, *floors: object) -> str:
+def leak(value: float | None, *floors: float) -> str:
     """Grades a reading of what should not be read: `high`, `some` or empty.
 
     It counts from the highest of the `floors`, such as the reading of shuffled values, to 1.
     """
-    if not isinstance(value, int | float):
+    if value is None:
         return ""
-    floor = max([0.0, *(floor for floor in floors if isinstance(floor, int | float))])
+    floor = max([0.0, *floors])
     share = (value - floor) / max(1 - floor, 1e-9)
     return "high" if share >= LEAK else "some" if share >= SOME_LEAK else ""
 
@@ -172,18 +147,12 @@ class Chart:
 
 
 def line_charts(
-    title: str,
-    lines: Mapping[str, Points],
-    *,
-    y_label: str,
-    fraction: bool = False,
-    x_label: str = "step",
-    levels: Mapping[str, float] | None = None,
+    title: str, lines: Mapping[str, Points], y_label: str, x_label: str = "step"
 ) -> list[Chart]:
     """Draws named lines over whole numbers; returns no chart if no line has a point.
 
-    `levels` are named values to compare with. The axis of a `fraction` is [0, 1]; any other starts
-    at 0, and is logarithmic from 1 on if it reaches 10.
+    The axis of fractions is [0, 1]; any other starts at 0, and is logarithmic from 1 on if it
+    reaches 10.
     """
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -194,23 +163,17 @@ def line_charts(
         for name, points in lines.items():
             marker = "o" if len(points) <= MOST_MARKED else None
             axes.plot(*zip(*points, strict=True), label=name, marker=marker)
-        for number, (name, value) in enumerate((levels or {}).items()):
-            axes.axhline(value, label=name, color="grey", linestyle=(0, (1, 1 + 2 * number)))
-        if fraction:
-            axes.set_ylim(-0.02, 1.02)
-        else:
-            if axes.get_ylim()[1] > 10:
-                axes.set_yscale("symlog", linthresh=1.0)
-            axes.set_ylim(bottom=0)
+        top = axes.get_ylim()[1]
+        if top > 10:
+            axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(*((-0.02, 1.02) if top < 1.1 else (0, None)))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.legend(loc="outside upper left", ncols=2)  # no line runs through it
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     ends = [f"{name} from {row[0][1]:.4g} to {row[-1][1]:.4g}" for name, row in lines.items()]
-    ends += [f"{name} {value:.3g}" for name, value in (levels or {}).items()]
-    text = f"{title}, by {x_label}: {'; '.join(ends)}."
-    return [Chart(title, stream.getvalue(), text)]
+    return [Chart(title, stream.getvalue(), f"{title}, by {x_label}: {'; '.join(ends)}.")]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -232,21 +195,19 @@ def training_charts(records: Sequence[Figures]) -> list[Chart]:
         for name in (training[-1] if training else {})
         if name.startswith(terms)
     }
-    charts = line_charts("Loss and its terms", losses, y_label="nats")
-
-    baseline = (validations[-1].get("baseline") if validations else None) or ()
-    ways = ARROWS.values()
-    levels = {f"baseline {way}": raw for way, raw in zip(ways, baseline, strict=False)}
-    for key, name in (("shared_recall", "Recall@1"), ("shared_map", "mAP@all")):
-        lines = {way: _points(validations, key, at) for at, way in enumerate(ways)}
-        title = f"Validation: {name} by shared latents"
-        charts += line_charts(title, lines, y_label=name, fraction=True, levels=levels)
-
+    charts = line_charts("Loss and its terms", losses, "nats")
+    by_class = any("shared_map" in record for record in validations)
+    key, name = ("shared_map", "mAP@all") if by_class else ("shared_recall", "Recall@1")
+    lines = {
+        f"{what}{way}": _points(validations, figure, place)
+        for what, figure in (("", key), ("baseline ", "baseline"))
+        for place, way in enumerate(ARROWS.values())
+    }
+    charts += line_charts(f"Validation: {name} by shared latents", lines, name)
     kls = {f"{d}, training": _points(training, f"kl_exclusive_{d}") for d in DOMAINS}
     for place, domain in enumerate(DOMAINS):
         kls[f"{domain}, validation"] = _points(validations, "exclusive_kl", place)
-    title, levels = "KL of the exclusive latents to the prior", {"dying below": DYING_NATS}
-    return charts + line_charts(title, kls, y_label="nats", levels=levels)
+    return charts + line_charts("KL of the exclusive latents, dying below 3 nats", kls, "nats")
 
 
 def _points(records: Sequence[Figures], name: str, place: int | None = None) -> Points:
@@ -262,8 +223,8 @@ def recall_charts(ranked: Mapping[str, NDArray[np.int64]]) -> list[Chart]:
         most = min(MOST_NEAREST, len(ranks))
         hits = np.bincount(ranks, minlength=most + 1).cumsum()[1 : most + 1] / len(ranks)
         lines[name] = list(enumerate(hits.tolist(), 1))
-    title, label = "Recall@K: the partner is among the K nearest", "nearest neighbours K"
-    return line_charts(title, lines, x_label=label, y_label="Recall@K", fraction=True)
+    title = "Recall@K: the partner is among the K nearest"
+    return line_charts(title, lines, "Recall@K", "nearest neighbours K")
 
 
 # ---- translation

@@ -11,7 +11,7 @@ from iiae_cli.common import console
 from iiae_cli.data.datafile import Side, Split
 from iiae_cli.evaluation import disentanglement
 from iiae_cli.evaluation.disentanglement import LATENTS, ProbedRows, belongs, bound_figures
-from iiae_cli.evaluation.figures import disentanglement_tables
+from iiae_cli.evaluation.figures import figure_tables
 from iiae_cli.evaluation.probes import draw_folds, read_factor
 from iiae_cli.evaluation.retrieval import encode_pairs
 from iiae_cli.evaluation.translation import Subject, swap_figures
@@ -130,13 +130,15 @@ def test_rows_that_share_a_picture_are_one_item():
 
 def test_tables_have_a_row_for_each_latent_and_factor(known):
     probes, latents = known
-    tables = disentanglement_tables({"latents": latents, "probes": probes, "swaps": {}})
-    assert [len(table.rows) for table in tables.values()] == [4, 16, 16, 0, 0]
-    assert all(len(row) == len(table.headers) for table in tables.values() for row in table.rows)
-    scores = [row[3:] for row in tables["mean"].rows]
+    measured = {"latents": latents, "probes": probes, "swaps": {}}
+    tables = figure_tables({"disentanglement": measured})
+    assert [len(table.rows) for table in tables] == [4, 32]
+    assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
+    scores = [row[3:7] for row in tables[1].rows]
     assert np.array_equal(scores, np.round(scores, 3))
-    names = [row[:3] for row in tables["mean"].rows]
-    assert ("exclusive_x", "x_color", "yes") in names and ("exclusive_x", "mood", "") in names
+    names = [(*row[:3], row[7]) for row in tables[1].rows]
+    assert ("exclusive_x", "x_color", "mean", "yes") in names
+    assert ("exclusive_x", "mood", "sample", None) in names
 
 
 # ---- swaps
