@@ -144,8 +144,9 @@ def _table(figures: Mapping[str, Any], place: str, title: str, naming: str, meas
     def cell(value: object) -> object:
         if isinstance(value, bool):
             return "yes" if value else "no"
-        rounded = isinstance(value, float) and place.startswith("disentanglement")
-        return round(value, 3) + 0.0 if rounded else value
+        if isinstance(value, float) and place.startswith("disentanglement"):
+            return round(value, 3) + 0.0
+        return value
 
     measured = reduce(lambda inner, key: inner.get(key, {}), place.split("."), figures)
     names, columns = naming.split(), measures.split()

@@ -26,7 +26,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import read_state_dict
 from iiae_cli.data.batches import PairOrder
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.retrieval import DIRECTIONS, direction_name
+from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Figures, Measure, Subject
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
@@ -244,7 +244,7 @@ def judged_translations(
     drawn = subject.samples(samples)
     reference = np.random.default_rng(subject.seed).permutation(count)
     figures: dict[str, dict[str, Figures]] = {}
-    for way in DIRECTIONS:
+    for name, way in DIRECTIONS.items():
         judge, rows = judges[way[1]], split.side(way[1]).rows
         wanted, own = (np.array(split.side(domain).labels) for domain in way)
         manner = subject.pairs[way[1]].take(reference).exclusive_mean
@@ -269,10 +269,10 @@ def judged_translations(
         if len(sampled) > 1:
             variances = np.var([factors for _, factors in sampled], axis=0, ddof=1)
             by_column["spread_sampled"] = np.sqrt(variances.mean(axis=0))
-        for name, columns in judge.factors.items():
+        for factor, columns in judge.factors.items():
             means = {key: float(values[columns].mean()) for key, values in by_column.items()}
-            entry[name] = {"spread_sampled": None, **means, "n": count}
-        figures[direction_name(*way)] = entry
+            entry[factor] = {"spread_sampled": None, **means, "n": count}
+        figures[name] = entry
     return figures
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,13 +20,13 @@ from threadpoolctl import threadpool_limits
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.data.datafile import Split
-from iiae_cli.inference.neighbours import Metric, finite, partner_ranks
+from iiae_cli.inference.neighbours import Metric, finite, partner_ranks, slices
 from iiae_cli.inference.trained import KINDS, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 
 MAP_CUTOFF = 200
 DYING_NATS = 3.0  # an exclusive latent below carries almost nothing
-DIRECTIONS: tuple[tuple[Domain, Domain], ...] = (("x", "y"), ("y", "x"))
+DIRECTIONS: dict[str, tuple[Domain, Domain]] = {"x_to_y": ("x", "y"), "y_to_x": ("y", "x")}
 CHUNK_BYTES = 16 * 2**20  # similarities in memory, per thread
 _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
 
@@ -56,26 +56,16 @@ def _by_means(pairs: EncodedPairs, measure: Measure) -> dict[str, Directions]:
     return {kind: measure(*both_means(pairs, kind)) for kind in kinds}
 
 
-def direction_name(source: Domain, target: Domain) -> str:
-    """Returns a direction's name in figures, such as `x_to_y`."""
-    return f"{source}_to_{target}"
-
-
 # ---- by pair
-
-
-def recall_at_k(ranks: NDArray[np.int64], k: int) -> float:
-    """Returns the fraction of queries whose partner is in the first k; ranks (Q,) count from 1."""
-    return float(np.mean(ranks <= k))
 
 
 def retrieval_figures(x: NDArray[Any], y: NDArray[Any], metric: Metric = "euclidean") -> Directions:
     """Returns Recall@1/5/10 and median rank both ways; rows i of x and y (N, S) are partners."""
-    figures: Directions = {}
-    for name, queries, gallery in (("x_to_y", x, y), ("y_to_x", y, x)):
-        ranks = partner_ranks(queries, gallery, metric=metric)
+    rows, figures = {"x": x, "y": y}, Directions()
+    for name, (source, target) in DIRECTIONS.items():
+        ranks = partner_ranks(rows[source], rows[target], metric=metric)
         figures[name] = {
-            **{f"recall@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
+            **{f"recall@{k}": float(np.mean(ranks <= k)) for k in (1, 5, 10)},
             "median_rank": float(np.median(ranks)),
             "n": len(ranks),
         }
@@ -87,26 +77,27 @@ def paired_retrieval(
 ) -> dict[str, Directions]:
     """Measures Table 2 by `shared` and by `exclusive` means (its ablation), and the baselines."""
     figures = _by_means(pairs, partial(retrieval_figures, metric=metric))
-    return {**figures, **paired_baselines(split, metric, train)}
+    return {**figures, **baselines(split, train, metric)}
 
 
-def paired_baselines(
-    split: Split, metric: Metric, train: Split | None = None
+def baselines(
+    split: Split, train: Split | None, metric: Metric | None = None
 ) -> dict[str, Directions]:
-    """Measures aligned rows (`baseline`), and features centred by `train` (`baseline_centred`)."""
-    own: Metric = "euclidean" if split.x.rows.ndim == 4 else metric
-    return _baselines(split, train, "baseline", partial(retrieval_figures, metric=own))
+    """Measures rows as they are, and features minus their domain's mean in `train`.
 
-
-def _baselines(
-    split: Split, train: Split | None, name: str, measure: Measure
-) -> dict[str, Directions]:
-    """Measures raw rows, and features minus their domain's mean; nothing if widths differ."""
+    With a metric it is by pair, and pictures are compared by correlation; else by class. Returns
+    nothing if the domains' widths differ.
+    """
     x, y = (baseline_vectors(side.rows) for side in (split.x, split.y))
     if x.shape[1] != y.shape[1]:
         return {}
+    features = split.x.rows.ndim == 2
+    name, measure = "baseline_raw", partial(class_retrieval, split=split)
+    if metric is not None:
+        own = metric if features else "euclidean"
+        name, measure = "baseline", partial(retrieval_figures, metric=own)
     figures = {name: measure(x, y)}
-    if split.x.rows.ndim == 2 and train is not None and len(train.x) and len(train.y):
+    if features and train is not None and len(train.x) and len(train.y):
         of_x, of_y = (side.rows.mean(axis=0, dtype=np.float64) for side in (train.x, train.y))
         figures["baseline_centred"] = measure(x - of_x, y - of_y)
     return figures
@@ -123,8 +114,8 @@ def baseline_vectors(rows: NDArray[Any]) -> Floats:
     grey = [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels
     weights = torch.tensor(grey, dtype=torch.float64)[:, None, None]
     blocks = []
-    for start in range(0, len(rows), 1024):
-        pictures = to_inputs(rows[start : start + 1024], (32, 32)).double()
+    for part in slices(len(rows), 1024):
+        pictures = to_inputs(rows[part], (32, 32)).double()
         pixels = (pictures * weights).sum(dim=1).flatten(1).numpy()
         pixels = pixels - pixels.mean(axis=1, keepdims=True)
         spread = pixels.std(axis=1, keepdims=True)
@@ -166,25 +157,20 @@ def rank_by_class(
     # bit whether the item is relevant. So sorted keys are the pattern of relevant ranks.
     low_bits = size.bit_length() + 1
     scale = 2.0 ** min(_SIMILARITY_BITS, 62 - low_bits)
-
-    @lru_cache(maxsize=64)  # classes; one line of integers for each
-    def low(code: int) -> NDArray[np.int64]:
-        bits: NDArray[np.int64] = (np.arange(size) << 1) | (gallery_codes == code)
-        return bits
+    positions = np.arange(size) << 1
 
     def rank(part: slice) -> dict[str, Floats]:
         keys = np.rint((vectors[part] * -scale) @ columns).astype(np.int64)
         keys <<= low_bits
         ranks = []
-        for line, code in zip(keys, query_codes[part].tolist(), strict=True):
-            line |= low(code)
+        for line, code in zip(keys, query_codes[part], strict=True):
+            line |= positions | (gallery_codes == code)
             line.sort()
             relevant = (line.astype(np.uint8) & 1).view(np.bool_)  # faster to search
             ranks.append(np.flatnonzero(relevant) + 1)
         return _class_figures(ranks, size)
 
-    step = max(1, CHUNK_BYTES // (8 * size))
-    parts = [slice(start, start + step) for start in range(0, len(vectors), step)]
+    parts = slices(len(vectors), CHUNK_BYTES // (8 * size))
     # One thread a chunk: matrix products with threads of their own would wait for one another.
     threads = threads or torch.get_num_threads()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
@@ -215,34 +201,22 @@ def _unit(rows: NDArray[Any], name: str) -> Floats:
     return values / np.where(norms > 0, norms, 1.0)
 
 
-def class_retrieval(
-    x: NDArray[Any], y: NDArray[Any], x_labels: Sequence[str], y_labels: Sequence[str]
-) -> Directions:
-    """Returns means of `rank_by_class` in both directions; the domains may differ in length."""
-    figures: Directions = {}
-    there, back = (x, y, x_labels, y_labels), (y, x, y_labels, x_labels)
-    for name, sides in (("x_to_y", there), ("y_to_x", back)):
-        by_query = rank_by_class(*sides)
+def class_retrieval(x: NDArray[Any], y: NDArray[Any], split: Split) -> Directions:
+    """Returns means of `rank_by_class` both ways; x and y are labelled as the split's sides."""
+    rows, figures = {"x": x, "y": y}, Directions()
+    labels = {domain: split.side(domain).labels or [] for domain in DOMAINS}
+    for name, (source, target) in DIRECTIONS.items():
+        by_query = rank_by_class(rows[source], rows[target], labels[source], labels[target])
         count = len(by_query["map@all"])
         means = {measure: float(values.mean()) for measure, values in by_query.items()}
-        figures[name] = {**means, "n": count, "without_relevant": len(sides[0]) - count}
+        figures[name] = {**means, "n": count, "without_relevant": len(rows[source]) - count}
     return figures
-
-
-def _by_class(split: Split) -> Measure:
-    labels = split.x.labels or [], split.y.labels or []
-    return lambda x, y: class_retrieval(x, y, *labels)
-
-
-def class_baselines(split: Split, train: Split) -> dict[str, Directions]:
-    """Measures rows as they are (`baseline_raw`), and centred by `train` (`baseline_centred`)."""
-    return _baselines(split, train, "baseline_raw", _by_class(split))
 
 
 def zero_shot(pairs: EncodedPairs, split: Split, train: Split) -> dict[str, Any]:
     """Measures Table 3 by shared means, exclusive means and baselines; `split` has labels."""
-    figures = _by_means(pairs, _by_class(split))
-    return {**figures.pop("shared"), **figures, **class_baselines(split, train)}
+    figures = _by_means(pairs, partial(class_retrieval, split=split))
+    return {**figures.pop("shared"), **figures, **baselines(split, train)}
 
 
 # ---- use of latents

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iiae_cli.common import console
 from iiae_cli.data.datafile import Split
-from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs, direction_name, recall_at_k
+from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs
 from iiae_cli.inference.neighbours import Metric, partner_ranks
 from iiae_cli.inference.trained import Encoded, TrainedModel, inference, prior_samples
 from iiae_cli.model import DOMAINS, Domain
@@ -104,16 +104,16 @@ def translation_figures(
     """
     figures: dict[str, Figures] = {}
     drawn = subject.samples(samples)
-    for way in DIRECTIONS:
+    for name, way in DIRECTIONS.items():
         guided = _measured(subject, way, subject.pairs[way[1]].exclusive_mean, measures)
-        entry: Figures = {name: _mean(values) for name, values in guided.items()}
+        entry: Figures = {measure: _mean(values) for measure, values in guided.items()}
         sampled = [_measured(subject, way, exclusive, measures) for exclusive in drawn]
-        for name in measures if sampled else ():
-            values = np.stack([by_name[name] for by_name in sampled])  # (samples, N)
-            best = values.max(axis=0) if name == "ssim" else values.min(axis=0)
-            entry |= {f"{name}_mean": _mean(values), f"{name}_best": _mean(best)}
+        for measure in measures if sampled else ():
+            values = np.stack([by_measure[measure] for by_measure in sampled])  # (samples, N)
+            best = values.max(axis=0) if measure == "ssim" else values.min(axis=0)
+            entry |= {f"{measure}_mean": _mean(values), f"{measure}_best": _mean(best)}
         counts = {"samples": len(sampled)} if sampled else {}
-        figures[direction_name(*way)] = {**entry, **counts, "n": len(subject.split.x)}
+        figures[name] = {**entry, **counts, "n": len(subject.split.x)}
     return figures
 
 
@@ -150,7 +150,7 @@ def swap_figures(
     """
 
     def recall(queries: Latents, gallery: Latents) -> float:
-        return recall_at_k(partner_ranks(queries, gallery, metric=metric), 1)
+        return float(np.mean(partner_ranks(queries, gallery, metric=metric) == 1))
 
     figures: dict[str, Figures] = {}
     for source, target in product(DOMAINS, DOMAINS):
@@ -177,7 +177,7 @@ def swap_figures(
             back, entry["round_trip_l1"] = _encoded_again(*returned)
             entry["return_recall@1"] = recall(back.mean("shared"), content)
             entry["return_distance"] = moved(back.mean("shared"), content)
-        figures[direction_name(source, target)] = {**entry, "n": len(content)}
+        figures[f"{source}_to_{target}"] = {**entry, "n": len(content)}
     return figures
 
 

@@ -49,7 +49,7 @@ def write_report(
     by_class = file.info.by_class
     metric: Metric = "cosine" if by_class else protocol["metric"]
     ways = []
-    for way in DIRECTIONS:
+    for way in DIRECTIONS.values():
         queries, gallery = (Shown.of(split.side(domain), file) for domain in way)
         means = subject.pairs[way[0]].mean("shared"), subject.pairs[way[1]].mean("shared")
         ways.append(Retrieval(" → ".join(way), queries, gallery, means, by_class, metric))

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from iiae_cli.common import console
-from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS, direction_name
+from iiae_cli.evaluation.retrieval import DIRECTIONS, DYING_NATS
 from iiae_cli.evaluation.translation import Subject
 from iiae_cli.model import DOMAINS
 from iiae_cli.report.grids import Panel, Tone, analogy_panel, sample_panel, spread
@@ -31,7 +31,7 @@ ANALOGY_SIDE = 5
 STYLE = files("iiae_cli.report") / "templates" / "charts.mplstyle"
 MOST_NEAREST = 100  # largest K on the axis
 MOST_MARKED = 24  # longer lines have no dots
-ARROWS = {direction_name(*domains): " → ".join(domains) for domains in DIRECTIONS}
+ARROWS = {name: " → ".join(domains) for name, domains in DIRECTIONS.items()}
 BASELINES = ("baseline_centred", "baseline_raw", "baseline")  # the first one measured counts
 SOLVED = 0.99
 LEAK, SOME_LEAK = 0.5, 0.2  # grades of a reading from 0 (none) to 1 (perfect)

@@ -104,10 +104,7 @@ def validate(
     pairs = retrieval.encode_pairs(trained, split)
     kl = retrieval.exclusive_kl(pairs)
     if by_class:
-        labels_x, labels_y = split.x.labels or [], split.y.labels or []
-        ranked = retrieval.class_retrieval(
-            *retrieval.both_means(pairs, "shared"), labels_x, labels_y
-        )
+        ranked = retrieval.class_retrieval(*retrieval.both_means(pairs, "shared"), split)
         counts = {"classes": len(classes_of(split)), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), kl, counts, metric="cosine")
     metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
@@ -127,10 +124,10 @@ def baseline(data: TrainingData, metric: Metric | Literal["auto"]) -> Both | Non
     if data.validation is None:
         return None
     if data.by_class:
-        centred = retrieval.class_baselines(data.validation, data.train).get("baseline_centred")
+        centred = retrieval.baselines(data.validation, data.train).get("baseline_centred")
         return None if centred is None else _both(centred, "map@all")
     own: Metric = "cosine" if metric == "auto" else metric
-    raw = retrieval.paired_baselines(data.validation, own).get("baseline")
+    raw = retrieval.baselines(data.validation, None, own).get("baseline")
     return None if raw is None else _both(raw, "recall@1")
 
 

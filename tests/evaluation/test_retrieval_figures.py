@@ -11,12 +11,11 @@ from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.figures import figure_tables
 from iiae_cli.evaluation.retrieval import (
     baseline_vectors,
-    class_baselines,
+    baselines,
     class_retrieval,
     exclusive_kl,
     paired_retrieval,
     rank_by_class,
-    recall_at_k,
     retrieval_figures,
 )
 from iiae_cli.inference.trained import Encoded
@@ -37,11 +36,6 @@ def encoded(**arrays):
 # ---- by pair
 
 
-def test_recall_counts_partners_up_to_and_with_rank_k():
-    ranks, hits = np.array([1, 1, 2, 5, 6, 10, 11, 300]), {1: 2, 4: 3, 5: 4, 10: 6, 299: 7, 300: 8}
-    assert {k: 8 * recall_at_k(ranks, k) for k in hits} == hits
-
-
 def test_retrieval_figures_by_hand():
     # |x − y|: 0 → 1 10 2 (partner 1st); 3 → 2 7 1 (3rd); 5 → 4 5 3 (1st)
     # 1 → 1 2 4 (1st); 10 → 10 7 5 (2nd); 2 → 2 1 3 (3rd)
@@ -51,6 +45,9 @@ def test_retrieval_figures_by_hand():
         "x_to_y": {"recall@1": pytest.approx(2 / 3), "median_rank": 1.0, **found},
         "y_to_x": {"recall@1": pytest.approx(1 / 3), "median_rank": 2.0, **found},
     }
+    collapsed = retrieval_figures(*np.zeros((2, 12, 3)))["x_to_y"]  # ranks 1 to 12, by ties
+    hits = {"recall@1": 1 / 12, "recall@5": 5 / 12, "recall@10": 10 / 12}
+    assert collapsed == pytest.approx({**hits, "median_rank": 6.5, "n": 12})
 
 
 def test_shared_and_exclusive_means_are_measured_beside_what_baselines_there_are():
@@ -162,11 +159,17 @@ def test_equal_latents_tie_although_sums_round_differently():
     assert found["map@all"] == pytest.approx([expected], abs=1e-12)
 
 
+def labelled(x, y, of_x, of_y):
+    sides = ((x, of_x), (y, of_y))
+    return Split(*(Side(rows, [str(n) for n in range(len(rows))], of) for rows, of in sides))
+
+
 def test_queries_without_a_relevant_item_are_left_out_and_counted():
     x, y, of_x, of_y = case(3)
-    whole = class_retrieval(x, y, of_x, of_y)["x_to_y"]
-    lonely = [np.concatenate([x, x[:2]]), y, [*of_x, "nowhere", "nowhere"], of_y]
-    assert class_retrieval(*lonely)["x_to_y"] == {**whole, "without_relevant": 2}
+    whole = class_retrieval(x, y, labelled(x, y, of_x, of_y))["x_to_y"]
+    lonely = labelled(np.concatenate([x, x[:2]]), y, [*of_x, "nowhere", "nowhere"], of_y)
+    found = class_retrieval(lonely.x.rows, y, lonely)["x_to_y"]
+    assert found == {**whole, "without_relevant": 2}
     assert "no query" in refusal(rank_by_class, x, y, ["nowhere"] * len(x), of_y).message
     y[7, 2] = np.nan
     error = refusal(rank_by_class, x, y, of_x, of_y)
@@ -180,14 +183,12 @@ def features(seed, shift=5.0):
     centres = np.random.default_rng(9).standard_normal((4, 12))
     noise = 0.8 * rng.standard_normal((2, 80, 12))
     rows = [centres[codes] + noise[0] + shift, centres[codes] + noise[1] - shift]
-    ids = [str(row) for row in range(80)]
-    return Split(*(Side(values.astype(np.float32), ids, names(codes)) for values in rows))
+    return labelled(*(values.astype(np.float32) for values in rows), *[names(codes)] * 2)
 
 
 def test_each_direction_has_the_other_domain_as_gallery_and_means_over_queries():
     split = features(0, shift=0.0)
-    labels = split.x.labels, split.y.labels
-    figures = class_retrieval(split.x.rows, split.y.rows, *labels)
+    figures = class_retrieval(split.x.rows, split.y.rows, split)
     for name, sides in (("x_to_y", (split.x, split.y)), ("y_to_x", (split.y, split.x))):
         by_query = rank_by_class(*(side.rows for side in sides), *(side.labels for side in sides))
         means = {measure: values.mean() for measure, values in by_query.items()}
@@ -199,10 +200,10 @@ def test_the_centred_baseline_subtracts_each_domains_training_mean():
     train, test = features(1), features(2)
     raw, moved = test.x.rows, test.side("y").rows
     means = [train.side(domain).rows.mean(axis=0, dtype=np.float64) for domain in "xy"]
-    centred, labels = (raw - means[0], moved - means[1]), (test.x.labels, test.y.labels)
-    found = class_baselines(test, train)
-    assert found["baseline_centred"] == class_retrieval(*centred, *labels)
-    assert found["baseline_raw"] == class_retrieval(raw, moved, *labels)
+    centred = raw - means[0], moved - means[1]
+    found = baselines(test, train)
+    assert found["baseline_centred"] == class_retrieval(*centred, test)
+    assert found["baseline_raw"] == class_retrieval(raw, moved, test)
     by_raw, by_centred = (found[name]["x_to_y"]["map@all"] for name in found)
     assert by_centred > by_raw + 0.1  # the shift is what it mends
     pairs = dict.fromkeys("xy", encoded(shared_mean=raw))
@@ -211,7 +212,7 @@ def test_the_centred_baseline_subtracts_each_domains_training_mean():
     (table,) = figure_tables({"retrieval": paired})
     assert [row[0] for row in table.rows[::2]] == ["baseline", "baseline_centred", "shared"]
     test.y.rows = moved[:, :7]
-    assert class_baselines(test, train) == {}  # widths differ
+    assert baselines(test, train) == {}  # widths differ
 
 
 # ---- exclusive latents
