@@ -55,7 +55,7 @@ def main() -> None:
         order = data.order(work.batch_size, 0)
         with Feed(data, order.indices, work.size, device) as feed:
             batch, asked = feed(0), iter(range(1, 1 << 30))
-            own = own_steps(work, lambda step: batch, device, bf16=precision == "bf16")
+            own = own_steps(work, lambda step: batch, device, precision=precision)
             runs = {
                 "step": lambda: own(options.steps),
                 "batch": lambda: [feed(next(asked)) for _ in range(options.steps)],

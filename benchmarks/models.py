@@ -105,12 +105,12 @@ def own_steps(
     batch_at: Callable[[int], tuple[Tensor, Tensor]],
     device: torch.device,
     *,
-    bf16: bool = False,
+    precision: str = "fp32",
     compiled: bool = False,
 ) -> Callable[[int], None]:
     """`training.step.Step` so many more times, as `iiae train` calls it."""
     torch.manual_seed(0)
-    speed = {"precision": "bf16" if bf16 else "fp32", "compile": compiled}
+    speed = {"precision": precision, "compile": compiled}
     training = work.config.training.model_copy(update=speed)
     config = work.config.model_copy(update={"training": training})
     model = place(build_model(config, work.info), device)

@@ -34,7 +34,6 @@ from benchmarks.models import (
 from iiae_cli.builders import build_model
 from iiae_cli.data.batches import to_inputs
 from iiae_cli.inference.neighbours import nearest
-from iiae_cli.training.step import set_gpu_arithmetic
 
 Row = dict[str, Any]
 TINY = {"model.stages": 3, "model.widths": [4, 8], "model.decoder_widths": [8, 4]}
@@ -192,10 +191,10 @@ def step_time(study: Study, sets: list[str], batch: int, name: str, peak: Row | 
     load = workload("mnist-cdcb", batch, sets)
     x, y = (to_inputs(load.rows(batch, seed), load.size, study.device) for seed in (0, 1))
     precision = name.split()[0]
-    set_gpu_arithmetic("fp32" if precision == "plain" else precision)
     if study.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if precision == "plain":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         step = plain_step(load, x, y, study.device)
 
         def run(count: int) -> None:
@@ -203,8 +202,8 @@ def step_time(study: Study, sets: list[str], batch: int, name: str, peak: Row | 
                 step()
 
     else:
-        bf16, compiled = precision == "bf16", "compiled" in name
-        run = own_steps(load, lambda _: (x, y), study.device, bf16=bf16, compiled=compiled)
+        speed = {"precision": precision, "compiled": "compiled" in name}
+        run = own_steps(load, lambda _: (x, y), study.device, **speed)
     count = 2 if study.small else max(4, 160 // batch)
     run(count)
     seconds = sorted(timed(study, lambda: run(count)) / count for _ in range(7))[3]

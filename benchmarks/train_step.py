@@ -54,15 +54,15 @@ def competitors(
     def many(step: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: [step() for _ in range(steps)]
 
-    def fitted(bf16: bool) -> Callable[[], Any]:
-        own = own_steps(work, lambda step: pair, device, bf16=bf16)
+    def fitted(precision: str) -> Callable[[], Any]:
+        own = own_steps(work, lambda step: pair, device, precision=precision)
         return lambda: own(steps)
 
     names = ["plain", "fp32", *(["bf16"] if device.type == "cuda" or multiplies_bf16() else [])]
     found: dict[str, Callable[[], Any]] = {}
     for name in names if only is None else [only]:
         found[name] = finished(
-            many(plain_step(work, *pair, device)) if name == "plain" else fitted(name == "bf16")
+            many(plain_step(work, *pair, device)) if name == "plain" else fitted(name)
         )
     return found
 

@@ -77,6 +77,11 @@ class Split:
         """Number of pairs M."""
         return len(self.x) if self.pairs is None else len(self.pairs)
 
+    @property
+    def classes(self) -> list[str]:
+        """The classes that both sides have rows of."""
+        return sorted({*(self.x.labels or [])} & {*(self.y.labels or [])})
+
     def take(self, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]) -> Split:
         """Returns these rows alone, in this order, without factors and pairs."""
         return Split(self.x.take(rows_x), self.y.take(rows_y))
@@ -89,6 +94,16 @@ class Split:
         taken = self.take(rows_x, rows_y)
         taken.factors = {name: values[indices] for name, values in self.factors.items()}
         return taken
+
+    def drawn(self, most: int, *, by_class: bool) -> Split:
+        """Returns at most so many pairs, or rows of each side, drawn by a fixed seed."""
+
+        def draw(count: int) -> NDArray[np.int64]:
+            return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+        if by_class:
+            return self.take(draw(len(self.x)), draw(len(self.y)))
+        return self.take_pairs(draw(self.pair_count))
 
 
 # ---- writing

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iiae_cli.builders import picture_size
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Stop
+from iiae_cli.common.errors import IiaeError
 from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
@@ -31,7 +31,7 @@ PAIRED_BATCH = 8  # the paper's; the default for rows paired one by one
 FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer, none are held out
 CANONICAL_PAIRS = 10_000  # more change the maps little
 PATCHED_PAIRS = 500  # that patches are drawn from
-HASHED = 1 << 32  # bytes of a domain's rows, evenly spread, that a fingerprint reads
+HASHED = 1 << 30  # bytes of a domain's rows, evenly spread, that a fingerprint reads
 MAP_ROWS = 40_000  # a pair has many cells, which all share one map
 
 
@@ -66,12 +66,12 @@ class TrainingData:
             self.train, held = self._divided(config.data.holdout)
         most = config.selection.validation_pairs
         # Aligned pairs, or rows of held-out classes.
-        self.validation = None if held is None else self._limited(held, most)
+        self.validation = None if held is None else held.drawn(most, by_class=self.by_class)
 
     def _divided(self, fraction: float) -> tuple[Split, Split | None]:
         """Returns rows to train on and to validate on; None if there are too few."""
         train = self.train
-        count = len(classes_of(train)) if train.pairs is None else len(train.pairs)
+        count = len(train.classes) if train.pairs is None else len(train.pairs)
         if count < (FEWEST_CLASSES if train.pairs is None else FEWEST_PAIRS):
             return train, None
         order = np.random.default_rng((0, count)).permutation(count)
@@ -79,20 +79,12 @@ class TrainingData:
         kept, held = np.sort(order[fewest:]), np.sort(order[:fewest])
         if train.pairs is not None:
             return Split(train.x, train.y, pairs=train.pairs[kept]), train.take_pairs(held)
-        away = np.array(classes_of(train))[held]
+        away = np.array(train.classes)[held]
         in_x, in_y = (np.isin(labels, away) for labels in _labels(train))
         rest = train.take(np.flatnonzero(~in_x), np.flatnonzero(~in_y))
         return rest, train.take(np.flatnonzero(in_x), np.flatnonzero(in_y))
 
-    def _limited(self, split: Split, most: int) -> Split:
-        def drawn(count: int) -> Indices:
-            return np.sort(np.random.default_rng(0).permutation(count)[:most])
-
-        if self.by_class:
-            return split.take(drawn(len(split.x)), drawn(len(split.y)))
-        return split.take_pairs(drawn(split.pair_count))
-
-    def fingerprint(self, stop: Stop) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Returns what identifies the data: name, pairs, and digests of all that is read.
 
         The file's path, age and compression do not matter.
@@ -103,9 +95,9 @@ class TrainingData:
             for domain in DOMAINS:
                 side = split.side(domain)
                 columns = {"ids": np.array(side.ids), "labels": np.array(side.labels or [])}
-                parts[f"{name} {domain}"] = _digest({"rows": side.rows, **columns}, stop)
+                parts[f"{name} {domain}"] = _digest({"rows": side.rows, **columns})
             pairs = {} if split.pairs is None else {"pairs": split.pairs}
-            parts[f"{name} factors"] = _digest({**pairs, **split.factors}, stop)
+            parts[f"{name} factors"] = _digest({**pairs, **split.factors})
         return parts
 
     @property
@@ -143,14 +135,14 @@ class TrainingData:
         x, y = (" x ".join(map(str, shape)) for shape in (self.info.shape_x, self.info.shape_y))
         noun = "classes" if self.by_class else "pairs"
         count, kept = (
-            0 if split is None else len(classes_of(split)) if self.by_class else split.pair_count
+            0 if split is None else len(split.classes) if self.by_class else split.pair_count
             for split in (self.train, self.validation)
         )
         return f"{self.info.name}: {count} training {noun}, {kept} for validation; x {x}, y {y}"
 
 
-def _digest(arrays: dict[str, Rows], stop: Stop) -> str:
-    """Returns 16 hex digits over names, types, shapes and values; checks `stop` between blocks."""
+def _digest(arrays: dict[str, Rows]) -> str:
+    """Returns 16 hex digits over names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.shape} {values.dtype} ".encode())
@@ -158,19 +150,12 @@ def _digest(arrays: dict[str, Rows], stop: Stop) -> str:
         numbers = _spread(np.arange(len(values)), max(1, HASHED // size))
         step = max(1, (1 << 24) // size)
         for start in range(0, len(numbers), step):
-            stop.check()
             digest.update(values[numbers[start : start + step]].tobytes())
     return digest.hexdigest()[:16]
 
 
 def _labels(split: Split) -> tuple[list[str], list[str]]:
     return split.x.labels or [], split.y.labels or []
-
-
-def classes_of(split: Split) -> list[str]:
-    """Returns the classes that both domains have rows of."""
-    labels_x, labels_y = _labels(split)
-    return sorted({*labels_x} & {*labels_y})
 
 
 # ---- what a model takes from training rows in closed form, beside what it learns

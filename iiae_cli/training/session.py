@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from iiae_cli.builders import choose_device, picture_size
 from iiae_cli.common import console
 from iiae_cli.common.environment import data_file
-from iiae_cli.common.errors import NEVER, IiaeError, Interrupted, Stop
+from iiae_cli.common.errors import IiaeError, Interrupted, Stop
 from iiae_cli.common.files import missing, write_errors
 from iiae_cli.config import Config
 from iiae_cli.config.presets import flatten
@@ -25,11 +25,11 @@ from iiae_cli.data.datafile import DataFile
 from iiae_cli.data.sources.preparation import EMBEDDED, how_to_prepare, prepare_embedded
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.trained import TrainedModel
-from iiae_cli.runs import RunDir, load_model, run_origin
+from iiae_cli.runs import Checkpoint, RunDir, load_model, run_origin
 from iiae_cli.training.data import TrainingData
 from iiae_cli.training.distributed import find_world
 from iiae_cli.training.loggers import Loggers
-from iiae_cli.training.step import choose_speed, set_gpu_arithmetic
+from iiae_cli.training.step import choose_speed
 from iiae_cli.training.trainer import Trainer
 
 FINISHED = "finished"  # the state in run.json when everything is written
@@ -65,25 +65,18 @@ def train(
     if config.training.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     with world.joined(device, stop), folder.locked() if world.first else nullcontext():
-        info = world.share(folder.read_info)
-        if preset is None:
-            preset, data = _recorded(folder, info, data)
-        path = world.share(lambda: _data_path(data, config.data.set))
-        begun = world.share(lambda: _claim(folder, config, info, resume, overwrite))
-        config = begun or config
-        checkpoint = world.share(lambda: folder.latest_checkpoint() if begun else None)
-        rows = TrainingData(DataFile(path), config)
+        start = world.share(lambda: _start(folder, config, preset, data, device, resume, overwrite))
+        config, checkpoint = start.config, start.checkpoint
+        rows = TrainingData(DataFile(start.data), config)
         console.say(rows.summary())
-        # Ranks may only stop together.
-        fingerprint = rows.fingerprint(stop if world.size == 1 else NEVER)
-        _refuse_other_data(path, fingerprint, world.share(lambda: fingerprint), "rank 0 reads")
-        if checkpoint is not None:
-            _refuse_other_data(path, fingerprint, checkpoint.data, f"{folder.path} was begun with")
-        size = picture_size(config, rows.info)
-        config = world.share(lambda: choose_speed(config, size, device))
-        if device.type == "cuda":
-            set_gpu_arithmetic(config.training.precision)
-        details = {"preset": preset, "data": str(path.absolute()), "data_fingerprint": fingerprint}
+        fingerprint = rows.fingerprint()
+        for known, whose in (
+            (world.share(lambda: fingerprint), "rank 0 reads"),
+            (checkpoint.data if checkpoint else fingerprint, f"{folder.path} was begun with"),
+        ):
+            _refuse_other_data(start.data, fingerprint, known, whose)
+        details: dict[str, Any] = {"preset": start.preset, "data": str(start.data.absolute())}
+        details["data_fingerprint"] = fingerprint
         trainer = Trainer(config, rows, folder, device, details, world, stop)
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -91,7 +84,38 @@ def train(
             folder.create(config)
         if run is None and world.first:
             folder.link_latest()
-        return _finish(trainer, info if begun else {}, resume)
+        return _finish(trainer, start.info, resume)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the first rank reads and decides before training, for all ranks."""
+
+    config: Config
+    preset: str | None
+    data: Path
+    info: dict[str, Any]  # run.json of a run to resume, else empty
+    checkpoint: Checkpoint | None
+
+
+def _start(
+    run: RunDir,
+    config: Config,
+    preset: str | None,
+    data: Path | None,
+    device: torch.device,
+    resume: bool,
+    overwrite: bool,
+) -> _Start:
+    info = run.read_info()
+    if preset is None:
+        preset, data = _recorded(run, info, data)
+    path = _data_path(data, config.data.set)
+    begun = _claim(run, config, info, resume, overwrite)
+    config = begun or config
+    config = choose_speed(config, picture_size(config, DataFile(path).info), device)
+    checkpoint = run.latest_checkpoint() if begun else None
+    return _Start(config, preset, path, info if begun else {}, checkpoint)
 
 
 def _recorded(run: RunDir, info: dict[str, Any], data: Path | None) -> tuple[str, Path | None]:

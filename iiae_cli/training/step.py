@@ -46,6 +46,9 @@ class Step:
 
     def __init__(self, config: Config, model: IIAE, device: torch.device, share: Share) -> None:
         training, alone, on_gpu = config.training, share.world.size == 1, device.type == "cuda"
+        # Unless the precision is fp32, GPUs may round factors to TF32.
+        torch.backends.cuda.matmul.allow_tf32 = training.precision != "fp32"
+        torch.backends.cudnn.allow_tf32 = training.precision != "fp32"
         self.optimizer = build_optimizer(config, model)
         self._objective = build_objective(config, share.gather)
         self._model, self._scale = model, share.scale
@@ -196,9 +199,3 @@ def has_compiler(device: torch.device) -> bool:
     """Returns whether torch.compile works: it needs a C++ compiler, and Triton for a GPU."""
     compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
     return compiler and (device.type != "cuda" or find_spec("triton") is not None)
-
-
-def set_gpu_arithmetic(precision: str) -> None:
-    """Lets GPUs round factors to TF32, unless the precision is fp32."""
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from iiae_cli import builders
 from iiae_cli.common import console
-from iiae_cli.common.errors import IiaeError, Interrupted, Stop
+from iiae_cli.common.errors import NEVER, IiaeError, Interrupted, Stop
 from iiae_cli.common.files import reading
 from iiae_cli.config import Config
 from iiae_cli.data.batches import Augmentation
@@ -29,7 +30,7 @@ from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.grids import sample_panel
 from iiae_cli.runs import HINT, Checkpoint, RunDir, save_weights
-from iiae_cli.training.data import TrainingData, classes_of, erase_means, take_statistics
+from iiae_cli.training.data import TrainingData, erase_means, take_statistics
 from iiae_cli.training.distributed import Share, World
 from iiae_cli.training.loggers import Loggers
 from iiae_cli.training.step import Feed, Step
@@ -63,7 +64,6 @@ class Trainer:
         self.config, self.data, self.run, self.device = config, data, run, device
         self.world, self.stop, self.details = world, stop, details
         self.progress = Progress(owed=config.selection.from_start)
-        self._size = builders.picture_size(config, data.info)
         self._augment = Augmentation(**config.augment.model_dump())
         self._begin()
         training, per_epoch = config.training, self.order.steps_per_epoch
@@ -89,7 +89,8 @@ class Trainer:
         if held:
             hold_linear_paths(model)
         self.model = builders.place(model, self.device)
-        self._trained = TrainedModel(self.model, self._size, self.device, self.stop)
+        size = builders.picture_size(self.config, self.data.info)
+        self._trained = TrainedModel(self.model, size, self.device, self.stop)
         self.order = self.data.order(training.batch_size, training.seed)
         self._share = Share(self.world, self.order.batch_size)
         self._take_step = Step(self.config, self.model, self.device, self._share)
@@ -174,9 +175,9 @@ class Trainer:
     def _fit(self) -> bool:
         """Trains to the last step of this training; returns False if stopped before."""
         rows, seed = self._share.rows, self.world.seed(self.config.training.seed)
-        items = (self.order.batch_size, "pairs")
+        items, size = (self.order.batch_size, "pairs"), self._trained.size
         with (
-            Feed(self.data, lambda t: self.order.indices(t)[rows], self._size, self.device) as feed,
+            Feed(self.data, lambda t: self.order.indices(t)[rows], size, self.device) as feed,
             console.progress("training", self.steps, items=items) as self._bar,
         ):
             self._bar.start_at(self._step)
@@ -311,7 +312,7 @@ class Trainer:
         if ended:
             rule = self.config.selection.rule
             console.warn(f"no validation meets selection.rule={rule}: the last weights are kept")
-        whole = TrainedModel(self.model, self._size, self.device)  # no stop interrupts it
+        whole = replace(self._trained, stop=NEVER)
         erase_means(whole, self.data, self.config.erasure)
         self._keep(None)
         if not ended:
@@ -329,7 +330,7 @@ class Trainer:
             "validation": progress.kept,
             "refit": progress.refit_steps is not None,
             "held": progress.held,
-            "train_classes": classes_of(data.train) if data.by_class else None,
+            "train_classes": data.train.classes if data.by_class else None,
         }
         save_weights(self.run.model_file, self.model, self.config, data.info, details)
 

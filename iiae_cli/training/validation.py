@@ -18,7 +18,7 @@ from iiae_cli.evaluation.translation import Subject, l1, translation_figures
 from iiae_cli.inference.neighbours import Metric
 from iiae_cli.inference.trained import LatentKind, TrainedModel
 from iiae_cli.model import Domain
-from iiae_cli.training.data import TrainingData, classes_of
+from iiae_cli.training.data import TrainingData
 
 Both = tuple[float, float]  # (x→y, y→x) or (x, y)
 
@@ -105,7 +105,7 @@ def validate(
     kl = retrieval.exclusive_kl(pairs)
     if by_class:
         ranked = retrieval.class_retrieval(*retrieval.both_means(pairs, "shared"), split)
-        counts = {"classes": len(classes_of(split)), "rows": (len(split.x), len(split.y))}
+        counts = {"classes": len(split.classes), "rows": (len(split.x), len(split.y))}
         return Validation(_both(ranked, "map@all"), kl, counts, metric="cosine")
     metrics: tuple[Metric, ...] = ("euclidean", "cosine") if metric == "auto" else (metric,)
     recalls = {metric: _recall(pairs, "shared", metric) for metric in metrics}

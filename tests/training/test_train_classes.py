@@ -15,7 +15,7 @@ from test_train import same_tensors
 
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, class_list_hash, write_data_file
-from iiae_cli.training.data import TrainingData, classes_of
+from iiae_cli.training.data import TrainingData
 
 SMALL = sets(
     "model.feature_width=16 model.exclusive_hidden=[16,8] model.shared_hidden=8 model.shared=6 "
@@ -62,13 +62,13 @@ def test_whole_classes_are_held_out_of_both_domains(data):
     held = training_data(data, holdout=0.25)
     assert held.validation is not None and held.validation.x.labels is not None
     away = {*held.validation.x.labels} | {*(held.validation.y.labels or [])}
-    assert len(away) == 2 and len(classes_of(held.train)) == 6
+    assert len(away) == 2 and len(held.train.classes) == 6
     assert not away & {*(held.train.x.labels or []), *(held.train.y.labels or [])}
     assert len(held.train.x) + len(held.validation.x) == 120
     assert len(held.train.y) + len(held.validation.y) == 118
     held.use_all()
     for everything in (held, training_data(data, holdout=0.0)):
-        assert len(classes_of(everything.train)) == 8 and everything.validation is None
+        assert len(everything.train.classes) == 8 and everything.validation is None
         assert not everything.holds_out
 
 
