@@ -9,13 +9,13 @@ validates.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,14 +25,11 @@ from torch import Tensor
 from iiae_cli.common import console
 from iiae_cli.common.errors import IiaeError, Stop
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
-
 Value = TypeVar("Value")
 
 MEETING = timedelta(minutes=10)  # limit for all ranks to arrive, and for one sum of gradients
 WORD = 10.0  # seconds between messages while a rank waits
-POLL = 0.1  # seconds
+POLL = 0.1  # seconds between looks at the meeting and at signals
 PATIENCE = timedelta(hours=4)  # limit for rank 0 to validate and write
 _SIGNS = ("gloo", "connection", "nccl", "peer", "socket", "timed out")  # that a rank is gone
 
@@ -77,20 +74,7 @@ class World:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        try:
-            store = _meet(self, stop)
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            ranks: dict[str, Any] = {"rank": self.rank, "world_size": self.size}
-            dist.init_process_group(backend, store=store, timeout=MEETING, **ranks)
-            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        except (RuntimeError, OSError) as error:
-            time.sleep(1.0)  # a signal to all ranks may have ended the others first
-            stop.check()
-            raise IiaeError(
-                f"rank {self.rank} of {self.size} cannot meet the others at {self.address}: "
-                f"{' '.join(str(error).split())[:200]}",
-                "check MASTER_ADDR, MASTER_PORT and what the other ranks said; then run again",
-            ) from error
+        _meet(self, "nccl" if device.type == "cuda" else "gloo", stop)
         try:
             yield
             # not after an error: it would wait for ranks that are gone
@@ -128,49 +112,37 @@ class World:
         return int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint32)[0])
 
 
-def _meet(world: World, stop: Stop) -> Store:
-    """Returns the shared store once every rank is there; a signal or a timeout ends the wait."""
-    name, started = f"rank {world.rank} of {world.size} at {world.address}", time.monotonic()
-    next_word, store = started + WORD, _join(world)
-    while missing := _missing(world, store):
-        stop.check()
-        time.sleep(POLL)
-        store = store or _join(world)
-        now = time.monotonic()
-        if now - started > MEETING.total_seconds():
-            raise IiaeError(
-                f"{name} has waited {MEETING.seconds // 60} minutes for {missing}",
-                "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE",
-            )
-        if now >= next_word:
-            next_word = now + WORD
-            console.warn(f"{name} waits for {missing} ({now - started:.0f} s so far)")
-    assert store is not None
-    return store
+def _meet(world: World, backend: str, stop: Stop) -> None:
+    """Joins the process group in a thread, so that a signal ends the wait for other ranks."""
+    name, errors = f"rank {world.rank} of {world.size}", list[Exception]()
 
-
-def _join(world: World) -> Store | None:
-    """Returns the store, with this rank's name in it; None until rank 0 answers."""
-    host, _, port = world.address.rpartition(":")
-    opens = world.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not opens:
+    def join() -> None:
         try:
-            socket.create_connection((host, int(port)), timeout=5.0).close()
-        except OSError:
-            return None
-    whole = dist.TCPStore(  # type: ignore[attr-defined]
-        host, int(port), world.size, opens, MEETING, wait_for_workers=False
-    )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store: Store = dist.PrefixStore(f"iiae/{world.size}/{attempt}", whole)  # type: ignore[attr-defined]
-    store.set(f"rank {world.rank}", "")
-    return store
+            dist.init_process_group(
+                backend, f"tcp://{world.address}", MEETING, world.size, world.rank
+            )
+            _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except (RuntimeError, OSError, ValueError) as error:
+            errors.append(error)
 
-
-def _missing(world: World, store: Store | None) -> str:
-    """Returns the names of the ranks that have not come."""
-    names = [f"rank {rank}" for rank in range(world.size)]
-    return ", ".join(name for name in names if not store.check([name])) if store else "rank 0"
+    meeting, started, words = Thread(target=join, daemon=True), time.monotonic(), 1
+    meeting.start()
+    while meeting.is_alive():
+        meeting.join(POLL)
+        stop.check()
+        waited = time.monotonic() - started
+        if waited >= words * WORD:
+            words += 1
+            console.warn(f"{name} waits for the others at {world.address} ({waited:.0f} s so far)")
+    if errors:
+        time.sleep(1.0)  # a signal to all ranks may have ended the others first
+        stop.check()
+        raise IiaeError(
+            f"{name} cannot meet the others at {world.address}: "
+            f"{' '.join(str(errors[0]).split())[:200]}",
+            "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE; "
+            "see what the others said",
+        )
 
 
 def find_world(environment: Mapping[str, str]) -> World:
