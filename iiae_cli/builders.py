@@ -23,7 +23,6 @@ from iiae_cli.extensions.encoders import (
     PooledNetworks,
 )
 from iiae_cli.extensions.extended import (
-    ELBO,
     DualEncoder,
     ExtendedIIAE,
     contrastive_term,
@@ -32,7 +31,7 @@ from iiae_cli.extensions.extended import (
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks, FlatNetworks, ImageNetworks, Networks
-from iiae_cli.model.objective import Objective, bound, bound_weights
+from iiae_cli.model.objective import Objective, bound
 
 SMALLEST_GRID = 4
 SMALLEST_PICTURE = 16
@@ -140,9 +139,9 @@ def build_objective(
     section = config.objective
     if section.kind == "infonce":
         return Objective([contrastive_term(1.0, section.temperature, gather)])
-    weights = ELBO if section.kind == "elbo" else bound_weights(section.kind, section.lam)
     objective = bound(
-        weights,
+        section.kind,
+        section.lam,
         reconstruction=section.reconstruction,
         reconstruction_weight=section.reconstruction_weight,
         annealing_steps=section.annealing_steps,

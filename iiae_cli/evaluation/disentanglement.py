@@ -121,7 +121,8 @@ def choose_rows(
             for name, values in columns[domain].items()
         ]
         groups = np.arange(len(chosen)) if by_class else items_of(split)[chosen]
-        encoded = subject.pairs[domain].take(chosen).joined(*(pairs[domain] for pairs in extra))
+        own = subject.pairs[domain].take(chosen)
+        encoded = Encoded.joined([own, *(pairs[domain] for pairs in extra)])
         probed[domain] = ProbedRows(encoded, factors, draw_folds(groups, learning, seed))
     return probed
 

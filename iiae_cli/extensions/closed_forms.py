@@ -122,34 +122,28 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> tuple[Tensor
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
     white = (mean - centre) / scale
-    rows, width = white.shape
-    if width <= rows:
-        snr, directions = torch.linalg.eigh(white.T @ white / rows)
-    else:  # a wide latent: the rows' Gram matrix has the same spectrum
-        snr, mixing = torch.linalg.eigh(white @ white.T / rows)
-        lengths = (rows * snr.clamp(min=SMALLEST_VARIANCE * float(snr[-1]))).sqrt()
-        directions = white.T @ mixing / lengths
+    snr, directions = torch.linalg.eigh(white.T @ white / len(white))
     kept = (snr >= least_snr) & (snr > SMALLEST_VARIANCE * snr[-1])
     directions = directions[:, kept].flip(1)
     return centre, scale[:, None] * directions, directions / scale[:, None]
 
 
 def leace(
-    values: Tensor, concept: Tensor, partner: Tensor | None = None, least_correlation: float = 0.0
+    values: Tensor, concept: Tensor, partner: Tensor, least_correlation: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Fits least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023): A, B, each (D, r).
 
-    v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm, after which no linear map
-    reads the concept (N, C). Beyond LEACE, with a `partner` (N, D), what the other domain says of
-    the same rows, only what the concept predicts of the *difference* is erased, as what both say is
+    With a `partner` of zeros, v − A·Bᵀ(v − v̄) is the least change of values (N, D), in every norm,
+    after which no linear map reads the concept (N, C). With what the other domain says of the same
+    rows (N, D), only what the concept predicts of the *difference* is erased, as what both say is
     shared; canonical correlations up to `least_correlation` are left alone.
     """
     values, concept = (part.double() - part.double().mean(dim=0) for part in (values, concept))
     variances, axes = _spectrum(values)
     whiten, colour = (axes / variances.sqrt()) @ axes.T, (axes * variances.sqrt()) @ axes.T
     concept_variances, concept_axes = _spectrum(concept)
-    seen = values if partner is None else values - partner.double()
     white_concept = concept @ (concept_axes / concept_variances.sqrt())
+    seen = values - partner.double()
     directions, correlation, _ = thin_svd(whiten @ seen.T @ white_concept / len(values))
     erased = directions[:, correlation > max(least_correlation, SMALLEST_VARIANCE**0.5)]
     return colour @ erased, whiten @ erased
@@ -165,25 +159,24 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
 def fit_erasure(
     erase: LinearErasure,
     shared: DiagonalGaussian,
-    exclusive: Tensor | None,
-    partner: Tensor | None,
+    exclusive: Tensor,
+    partner: Tensor,
     *,
     least_snr: float,
-    least_correlation: float | None,
+    least_correlation: float,
 ) -> None:
-    """Fits one domain's erasure to its posteriors on training rows.
+    """Fits one domain's erasure to its posteriors on training pairs.
 
     `shared` is r(z^s|·) (N, S), `exclusive` means (N, E), `partner` the other domain's shared means
-    (N, S), None for rows that are paired by class: LEACE is plain there. `least_snr` is 0 without
-    the channel, `least_correlation` None without LEACE. Nothing is erased where all is noise.
+    (N, S). Nothing is erased where all is noise.
     """
     noise = torch.exp(shared.logvar.double()).mean(dim=0)
     centre, left, right = channel_basis(shared.mean, noise, least_snr)
-    if least_correlation is not None and exclusive is not None and right.shape[1]:
+    if right.shape[1]:
         # The concept is the model's own exclusive mean, where it predicts what a pair's two
         # shared means disagree in.
         own = (shared.mean.double() - centre) @ right
-        other = None if partner is None else (partner.double() - centre) @ right
+        other = (partner.double() - centre) @ right
         removed, read = leace(own, exclusive, other, least_correlation)
         remaining = torch.eye(len(removed), dtype=torch.float64) - removed @ read.T
         rank = len(removed) - removed.shape[1]

@@ -1,9 +1,8 @@
 """Encoders beyond the paper's: linear paths, pooled shared and attentive exclusive encoders.
 
-Linear paths: each shared mean gains a linear map of its input that starts in closed form. A network
-that has seen few classes, or few pairs, loses what tells others apart; a path that starts in closed
-form (`closed_forms.py`) keeps it. Features are mapped directly, pictures through a description
-(`descriptions.py`).
+Linear paths: each shared mean gains a linear map of its input, or of a description of a picture
+(`descriptions.py`), that starts in closed form (`closed_forms.py`). A network that has seen few
+classes or pairs loses what tells others apart; the path keeps it.
 
 Pooling: convolutions that read across a picture's borders to the opposite side commute with cyclic
 shifts by multiples of their stride, so the maximum over all places does not depend on where content
@@ -12,8 +11,7 @@ stands. The exclusive encoders remain the flat networks' own and see places.
 Attention: the paper's linear layer sums over places, so a thin digit's colour looks darker than a
 thick one's. A weighted mean over places does not depend on how much of them content covers.
 
-Shapes: B batch; C H W of pictures; W features that FE returns, F numbers beside them; S shared
-latent.
+Shapes: B batch; C H W of pictures; W features of FE, F numbers beside them; S shared latent.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -181,22 +179,19 @@ class DescribedMaps(ImageNetworks):
         return DescribedMapHead(self.widths[-1], beside, self.shared_dim)
 
 
-def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
-    """Returns what a domain's path reads: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
+def description(model: IIAE, domain: Domain) -> Any:
+    """Returns what describes a domain's inputs: a function, or a `PictureDescription`."""
     features = model.features[domain]
     assert isinstance(features, PassInput)
-    described = features.describe(pictures)
+    return features.describe
+
+
+def described_rows(model: IIAE, domain: Domain, pictures: Tensor) -> Tensor:
+    """Returns what a domain's path reads: (B, F), or every cell's 4×4 window (B·H·W, F·16)."""
+    described: Tensor = description(model, domain)(pictures)
     if described.ndim == 2:
         return described
     return F.unfold(described, kernel_size=4, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
-
-
-def start_description(model: IIAE, domain: Domain, pictures: Tensor) -> None:
-    """Draws the patches that a domain's description has, from training pictures (N, C, H, W)."""
-    features = model.features[domain]
-    assert isinstance(features, PassInput)
-    assert isinstance(features.describe, PictureDescription)
-    features.describe.start(pictures)
 
 
 def start_linear_paths(model: IIAE, maps: Maps) -> None:
@@ -253,7 +248,7 @@ class PooledNetworks(FlatNetworks):
 
 
 class AttentionPooling(nn.Module):
-    """Takes the mean of a map over its places once per head, weighted by a softmax of scores."""
+    """A mean over a map's places per head, weighted by a softmax of scores."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models and loss terms beyond the paper's: standardised, erased; two baselines.
+"""Models and loss terms beyond the paper's: standardised, erased; a baseline.
 
 Shapes: B batch, F features, S shared latent (flattened), E exclusive latent, r rank, D dimensions
 of any rows. If several processes share a batch, `gather` turns one's rows into the whole batch's.
@@ -20,21 +20,14 @@ from iiae_cli.extensions.encoders import attentive
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Posteriors, Reconstructions, full
 from iiae_cli.model.networks import Networks
-from iiae_cli.model.objective import Term, Weights
-
-SMALLEST_SCALE = 0.05  # times the overall scale; keeps almost constant dimensions from blowing up
+from iiae_cli.model.objective import Term
 
 FEWEST_ROWS = 4  # bias-corrected distance correlation needs as many
 RIDGE = 1e-4  # times the mean variance, for directions in which a batch does not vary
 
-# A baseline: the limit λ → 0 of Eq. 12, not divided by it. r is fitted to q by a small weight: r
-# learns at full pace under Adam, while q and the features feel a thousandth of the pull.
-ELBO_FIT = 1e-3
-ELBO = Weights(1.0, ELBO_FIT, shared_prior_kl=1.0, exclusive_kl=1.0)
-
 
 class Standardise(nn.Module):
-    """Brings features (B, F) to zero mean and unit scale, and back; the identity until `fit`."""
+    """Brings features (B, F) to zero mean and one scale, and back; the identity until `fit`."""
 
     mean: Tensor
     scale: Tensor
@@ -44,15 +37,11 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, rows: NDArray[Any], *, each: bool) -> None:
-        """Fits mean and scale to rows (N, F): one scale for all dimensions, or one for `each`."""
+    def fit(self, rows: NDArray[Any]) -> None:
+        """Fits the mean and one scale for all dimensions to rows (N, F)."""
         deviation = np.std(rows, axis=0, dtype=np.float64)
-        overall = float(np.sqrt(np.mean(deviation**2))) or 1.0
-        scale = np.full(len(deviation), overall)
-        if each:
-            scale = np.maximum(deviation, SMALLEST_SCALE * overall)
         self.mean.copy_(torch.from_numpy(np.mean(rows, axis=0, dtype=np.float64)))
-        self.scale.copy_(torch.from_numpy(scale))
+        self.scale.fill_(float(np.sqrt(np.mean(deviation**2))) or 1.0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardises a batch."""
@@ -103,12 +92,10 @@ class LinearErasure(nn.Module):
 
 
 class ExtendedIIAE(IIAE):
-    """An IIAE that can standardise its inputs and erase from its means.
+    """An IIAE that can standardise its inputs and erase from its means, once these are fitted.
 
     `attention` is the number of heads with which exclusive encoders pool over places, 0 for none.
-
-    `infer` and `generate`, which train, work without erasure. Nothing changes until statistics and
-    maps are fitted.
+    `infer` and `generate`, which train, work without erasure.
     """
 
     standardise: Mapping[Domain, Standardise]  # empty for pictures
@@ -222,12 +209,10 @@ def dependence_term(weight: float, gather: Callable[[Tensor], Tensor] = lambda r
 
 
 def dependence(exclusive: DiagonalGaussian, partner: DiagonalGaussian) -> Tensor:
-    """Returns the squared distance correlation of exclusive (B, E) and shared means (B, S…).
+    """Returns the distance correlation of exclusive (B, E) and shared means (B, S…), B ≥ 4, else 0.
 
-    A bias-corrected scalar, at most 1; 0 on average if the two are independent, and 0 in batches of
-    fewer than four rows. Gradients reach the exclusive posterior alone. Exclusive means are
-    whitened first ("affinely invariant", Dueck et al., 2014), so that directions of little variance
-    count as well.
+    Gradients reach the exclusive posterior alone. Exclusive means are whitened first ("affinely
+    invariant", Dueck et al., 2014), so that directions of little variance count as well.
     """
     means = full(exclusive.mean).flatten(1)
     if len(means) < FEWEST_ROWS:
@@ -251,8 +236,8 @@ def whitened(values: Tensor) -> Tensor:
 def distance_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Returns the bias-corrected squared distance correlation of (B, D) and (B, D'), B ≥ 4.
 
-    Zero for independent variables alone (Székely, Rizzo & Bakirov, 2007); this form (Székely &
-    Rizzo, 2014) is zero on average in small batches as well.
+    It is at most 1, and zero for independent variables alone (Székely, Rizzo & Bakirov, 2007); this
+    form (Székely & Rizzo, 2014) is zero on average in small batches as well.
     """
     a, b = _centred_distances(a), _centred_distances(b)
     scale = (a.square().sum() * b.square().sum()).clamp(min=torch.finfo(a.dtype).tiny).sqrt()

@@ -20,7 +20,7 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.inference.inputs import Inputs, Pictures, open_inputs
 from iiae_cli.inference.latents import LatentCache
 from iiae_cli.inference.neighbours import Backend, Floats, Ints, Metric, choose_backend, nearest
-from iiae_cli.inference.trained import LatentKind, TrainedModel, styles_of
+from iiae_cli.inference.trained import Encoded, LatentKind, TrainedModel, styles_of
 from iiae_cli.model import Domain, other_domain
 from iiae_cli.runs import LoadedModel, RunDir, load_model
 
@@ -117,7 +117,7 @@ class Model:
             labels += block.labels
             if block.ids:
                 parts.append(trained.encode(block.rows, domain))
-        return replace(cache, labels=labels or None, encoded=parts[0].joined(*parts[1:]))
+        return replace(cache, labels=labels or None, encoded=Encoded.joined(parts))
 
     def retrieve(
         self,

@@ -31,12 +31,11 @@ from iiae_cli.data.batches import ahead
 from iiae_cli.data.blocks import Arrays, BlockStore, Part, PartFile, in_order
 from iiae_cli.data.hubs import INPUT_SIZE
 from iiae_cli.inference.inputs import Block, Inputs, none_read
-from iiae_cli.inference.trained import KINDS, Array, Encoded, LatentKind, TrainedModel
+from iiae_cli.inference.trained import ARRAYS, KINDS, Array, Encoded, LatentKind, TrainedModel
 from iiae_cli.model import DOMAINS, Domain
 from iiae_cli.runs import LoadedModel
 
 SCHEMA = "iiae.latents/2"
-ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 REMEDY = "encode again: iiae encode INPUT --domain x|y -o FILE.h5"
 
 

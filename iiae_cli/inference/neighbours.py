@@ -40,8 +40,7 @@ QUERY_VALUES, QUERY_ROWS = 2**22, 4096  # most values and rows of queries search
 BATCH_VALUES = 2**17  # values of rows that are read repeatedly: they fit into a core's cache
 SMALL = 2**24  # multiplications up to which loading another library costs more
 NARROW = 512  # dimensions up to which faiss proposes faster than torch
-_HUGE = 1e150  # squares of larger values leave float64
-_LAST, _SIGNLESS = np.iinfo(np.int64).max, np.int32(0x7FFFFFFF)
+LARGEST = 1e15  # sums of squares of larger values may leave float32
 
 
 def choose_backend(backend: Backend, queries: int, gallery: int, width: int) -> Backend:
@@ -64,14 +63,14 @@ def nearest(
     """Returns the gallery rows (Q, k) nearest to every query, and their distances.
 
     Returns all G rows if they are fewer than k. A zero vector is at cosine distance 1 from
-    everything. Raises IiaeError if a value is not finite, or faiss is missing.
+    everything. Raises IiaeError if a value exceeds `LARGEST`, or faiss is missing.
     """
     queries, (size, width) = finite(queries, "queries"), gallery.shape
     chosen, k = choose_backend(backend, len(queries), size, width), min(k, size)
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
-    for start, part in _checked_slices(gallery, metric):
-        frame, exact = Frame(queries, part, metric), _exact(part, 1, metric)
+    for start, part in _checked_slices(gallery):
+        frame, exact = Frame(part, metric), _exact(part, 1, metric)
         propose = PROPOSERS[chosen](frame(exact), metric)
         for block in slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
             near, apart = _search(queries[block], exact, k, frame, propose)
@@ -110,19 +109,19 @@ def partner_ranks(
     """Returns the rank, from 1, of gallery row i among all rows for query i: (Q,), Q ≤ G.
 
     Rows strictly nearer than the partner stand before it, equally near ones if they stand earlier
-    in the gallery. Raises IiaeError if a value is not finite.
+    in the gallery. Raises IiaeError if a value exceeds `LARGEST`.
     """
     queries, places = finite(queries, "queries"), np.arange(len(queries))
     partners = _exact(finite(gallery[: len(queries)], "the gallery"), 1, metric)
     exact = _exact(queries, 0, metric)
     own = _measure(exact, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
-    for start, part in _checked_slices(gallery, metric):
-        frame, exact_part = Frame(queries, part, metric), _exact(part, 1, metric)
+    for start, part in _checked_slices(gallery):
+        frame, exact_part = Frame(part, metric), _exact(part, 1, metric)
         moved_part = frame(exact_part)
         for block in slices(len(queries), min(PRODUCT_ROWS, QUERY_VALUES // queries.shape[1])):
             few, moved = exact[block], frame(exact[block])
-            squared = own[block] * 2 if metric == "cosine" else (own[block] * frame.scale) ** 2
+            squared = own[block] * 2 if metric == "cosine" else own[block] ** 2
             error = frame.error(moved, squared)
             low, high = (
                 torch.from_numpy((squared + sign * error - squares(moved)) / 2).float()[:, None]
@@ -185,13 +184,10 @@ def _keys(distances: Floats, metric: Metric) -> Ints:
 class Frame:
     """Moves rows to where float32 products are precise: the data's centre, unless on a sphere."""
 
-    def __init__(self, queries: NDArray[Any], part: NDArray[Any], metric: Metric) -> None:
+    def __init__(self, part: NDArray[Any], metric: Metric) -> None:
         self.metric = metric
-        largest = max(np.abs(values).max(initial=0) for values in (queries, part))
-        # Powers of two, which round nothing; 2¹⁰⁰ is within float32.
-        self.scale = min(2.0 ** -float(np.frexp(largest)[1]), 2.0**100)
-        centre = part[:4096].mean(axis=0, dtype=np.float64).astype(part.dtype)
-        self._centre = torch.from_numpy(centre) * self.scale
+        centre = part[:4096].mean(axis=0, dtype=np.float64)
+        self._centre = torch.from_numpy(centre.astype(part.dtype))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns rows (N, S) in float32."""
@@ -199,7 +195,7 @@ class Frame:
             return rows.float()
         moved = torch.empty(rows.shape)
         for part in slices(len(rows), BATCH_VALUES // rows.shape[1]):
-            moved[part] = rows[part] * self.scale - self._centre
+            moved[part] = rows[part] - self._centre
         return moved
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
@@ -220,18 +216,17 @@ def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:
     units, least = torch.zeros(count, width + 2, dtype=torch.float64), np.finfo(np.float64).tiny
     for part in slices(count, BATCH_VALUES // width):
         values = torch.from_numpy(rows[part]).double()
-        values = values / values.abs().amax(1, keepdim=True).clamp_min(least)  # no square overflows
+        values = values / values.abs().amax(1, keepdim=True).clamp_min(least)  # or squares vanish
         lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
         units[part, :width] = values / lengths.clamp_min(least)
         units[part, width + side] = lengths[:, 0] == 0
     return units
 
 
-def _checked_slices(gallery: NDArray[Any], metric: Metric) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yields (first row, rows) of the gallery; raises IiaeError if a value is not finite."""
+def _checked_slices(gallery: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yields (first row, rows) of the gallery; raises IiaeError if a value exceeds `LARGEST`."""
     size, width = gallery.shape
-    large = 4 if width >= 1024 and metric == "euclidean" else 1
-    for part in slices(size, SLICE_VALUES * large // max(1, width)):
+    for part in slices(size, SLICE_VALUES // max(1, width)):
         yield part.start, finite(gallery[part], "the gallery")
 
 
@@ -239,8 +234,9 @@ def finite(rows: NDArray[Any], name: str) -> NDArray[Any]:
     """Returns finite rows in float32 if that is exact, else in float64; copies what is mapped."""
     single = rows.dtype in (np.float16, np.float32)
     rows = np.require(rows, np.float32 if single else np.float64, ["C", "W"])
-    if not float(np.abs(rows).max(initial=0)) < _HUGE:  # NaN compares as false
-        raise IiaeError(f"latents of {name} are not all finite", "check the model and its inputs")
+    if not float(np.abs(rows).max(initial=0)) <= LARGEST:  # NaN compares as false
+        message = f"latents of {name} are not all finite and at most {LARGEST:.0e}"
+        raise IiaeError(message, "check the model and its inputs")
     return rows
 
 
@@ -273,54 +269,43 @@ def _by_torch(gallery: Tensor, metric: Metric) -> Propose:
     """Collects rows nearer than the last known k-th best, and sorts them when there are many."""
 
     def propose(queries: Tensor, k: int) -> Proposed:
-        keys = [nearest_keys(queries[block], k) for block in slices(len(queries), PRODUCT_ROWS)]
-        halves, rows = _unpacked(np.sort(np.concatenate(keys), axis=1))
-        return halves * 2 + squares(queries)[:, None], rows
+        best = [search(queries[block], k) for block in slices(len(queries), PRODUCT_ROWS)]
+        values, rows = map(np.concatenate, zip(*best, strict=True))
+        order = np.argsort(values, axis=1)
+        values, rows = np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1)
+        return values * 2 + squares(queries)[:, None], rows
 
-    def nearest_keys(queries: Tensor, k: int) -> Ints:
-        best, hits, waiting = np.full((len(queries), k), _LAST), list[tuple[Ints, Ints]](), 0
-        for start, values in products(queries, gallery, k):
-            block, width = values.numpy(), values.shape[1]
+    def search(queries: Tensor, k: int) -> Proposed:
+        best = np.full((len(queries), k), np.inf, np.float32), np.zeros((len(queries), k), np.int64)
+        hits, waiting = list[tuple[Ints, NDArray[Any], Ints]](), 0
+        for start, scores in products(queries, gallery, k):
+            values, width = scores.numpy(), scores.shape[1]
             if start == 0:  # the k-th best itself is a hit
-                limit = np.nextafter(np.partition(block, k - 1, axis=1)[:, k - 1 : k], np.inf)
-            place = np.flatnonzero(block < limit)
+                limit = np.nextafter(np.partition(values, k - 1, axis=1)[:, k - 1 : k], np.inf)
+            place = np.flatnonzero(values < limit)
             query = place // width
-            keys = _packed(block.ravel()[place], start + place - query * width)
-            hits.append((query, keys))
+            hits.append((query, values.ravel()[place], start + place - query * width))
             waiting += len(query)
-            if waiting > best.size:
+            if waiting > best[0].size:
                 best = _merged(best, hits)
-                limit, hits, waiting = _unpacked(best.max(axis=1, keepdims=True))[0], [], 0
-        return _merged(best, hits)
+                limit, hits, waiting = best[0].max(axis=1, keepdims=True), [], 0
+        return _merged(best, hits) if hits else best
 
     return propose
 
 
-def _packed(values: NDArray[np.float32], rows: Ints) -> Ints:
-    """Returns integers in the order of the values, with the rows in their lower half."""
-    bits = values.view(np.int32)
-    return (np.where(bits < 0, bits ^ _SIGNLESS, bits).astype(np.int64) << 32) | rows
-
-
-def _unpacked(keys: Ints) -> tuple[NDArray[np.float32], Ints]:
-    bits = (keys >> 32).astype(np.int32)
-    return np.where(bits < 0, bits ^ _SIGNLESS, bits).view(np.float32), keys & 0xFFFFFFFF
-
-
-def _merged(best: Ints, hits: Sequence[tuple[Ints, Ints]]) -> Ints:
-    """Returns the k least keys (Q, k) of `best` and `hits`, in any order."""
-    if not hits:
-        return best
-    query, keys = map(np.concatenate, zip(*hits, strict=True))
+def _merged(best: Proposed, hits: Sequence[tuple[Ints, NDArray[Any], Ints]]) -> Proposed:
+    """Returns the k least values (Q, k) of `best` and `hits`, with their rows, in any order."""
+    query, values, rows = map(np.concatenate, zip(*hits, strict=True))
     order = np.argsort(query.astype(np.int16), kind="stable")  # a radix sort
-    query, keys = query[order], keys[order]
-    count, k = best.shape
+    query, (count, k) = query[order], best[0].shape
     counts = np.bincount(query, minlength=count)
     column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
-    table = np.full((count, k + int(counts.max())), _LAST)
-    table[:, :k] = best
-    table[query, column] = keys
-    return np.partition(table, k - 1, axis=1)[:, :k]
+    room = ((0, 0), (0, int(counts.max())))
+    every_value, every_row = np.pad(best[0], room, constant_values=np.inf), np.pad(best[1], room)
+    every_value[query, column], every_row[query, column] = values[order], rows[order]
+    least = np.argpartition(every_value, k - 1, axis=1)[:, :k]
+    return np.take_along_axis(every_value, least, 1), np.take_along_axis(every_row, least, 1)
 
 
 def _by_sklearn(gallery: Tensor, metric: Metric) -> Propose:

@@ -8,7 +8,7 @@ C) uint8 or features (N, F) float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from iiae_cli.runs import LoadedModel
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]
 KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
+ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 
 
 @dataclass
@@ -54,18 +55,15 @@ class Encoded:
 
     def take(self, rows: NDArray[np.int64]) -> Encoded:
         """Returns these rows alone, in this order."""
-        return Encoded(
-            **{name: None if part is None else part[rows] for name, part in vars(self).items()}
-        )
+        known = {name: part[rows] for name, part in vars(self).items() if part is not None}
+        return Encoded(**known)
 
-    def joined(self, *others: Encoded) -> Encoded:
-        """Returns these rows, then the others', which hold the same kinds."""
-        parts = {
-            name: [part, *(getattr(other, name) for other in others)]
-            for name, part in vars(self).items()
-            if part is not None
-        }
-        return Encoded(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+    @classmethod
+    def joined(cls, parts: Sequence[Encoded]) -> Encoded:
+        """Returns the rows of all parts, which hold the same kinds."""
+        arrays = {name: [getattr(part, name) for part in parts] for name in ARRAYS}
+        known = {name: each for name, each in arrays.items() if each and each[0] is not None}
+        return cls(**{name: np.concatenate(each) for name, each in known.items()})
 
 
 @dataclass(frozen=True)
@@ -108,17 +106,17 @@ class TrainedModel:
         network = self.network
         encoders = {"shared": network.encode_shared, "exclusive": network.encode_exclusive}
         known = [kind for kind in kinds if kind == "shared" or network.exclusive_dim]
-        parts: dict[str, list[Array]] = {}
+        parts = []
         with inference(network), console.progress(f"rows of {domain}", len(rows), "rows") as bar:
             for start in range(0, len(rows), batch_size):
                 inputs = self.inputs(rows[start : start + batch_size])
+                part = Encoded()
                 for kind in known:
-                    posterior = encoders[kind](domain, inputs)
-                    for name, values in (("mean", posterior.mean), ("logvar", posterior.logvar)):
-                        part = values.flatten(1).cpu().numpy()
-                        parts.setdefault(f"{kind}_{name}", []).append(part)
+                    for name, values in vars(encoders[kind](domain, inputs)).items():
+                        setattr(part, f"{kind}_{name}", values.flatten(1).cpu().numpy())
+                parts.append(part)
                 bar.update(start + len(inputs))
-        return Encoded(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+        return Encoded.joined(parts)
 
     def decoded(
         self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
@@ -135,10 +133,11 @@ class TrainedModel:
         self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
     ) -> NDArray[Any]:
         """Decodes latents (N, …) and (N, E) to pictures (N, H, W, C) uint8, or features (N, F)."""
+        batches = self.decoded(domain, shared, exclusive, batch_size=batch_size)
         return np.concatenate(
             [
-                to_pictures(outputs) if outputs.ndim == 4 else outputs.float().cpu().numpy()
-                for outputs in self.decoded(domain, shared, exclusive, batch_size=batch_size)
+                to_pictures(rows) if rows.ndim == 4 else rows.float().cpu().numpy()
+                for rows in batches
             ]
         )
 
@@ -181,9 +180,8 @@ def inference(network: IIAE) -> Iterator[None]:
 
 def prior_samples(count: int, rows: Iterable[int], exclusive_dim: int, seed: int) -> Tensor:
     """Draws z ~ N(0, I) for each of the N rows: (N, count, E), a function of seed and row alone."""
-    samples = [
-        np.random.default_rng((seed, row)).standard_normal((count, exclusive_dim)) for row in rows
-    ]
+    shape = count, exclusive_dim
+    samples = [np.random.default_rng((seed, row)).standard_normal(shape) for row in rows]
     return torch.from_numpy(np.stack(samples).astype(np.float32))
 
 

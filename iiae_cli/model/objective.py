@@ -112,18 +112,19 @@ def bound_weights(kind: BoundKind, lam: float) -> Weights:
 
 
 def bound(
-    weights: Weights,
+    kind: BoundKind = "elbo+ii-mi",
+    lam: float = 5.0,
     *,
     reconstruction: Literal["l1", "l2"] = "l1",
     reconstruction_weight: float = 1000.0,
     annealing_steps: float = 25000.0,
 ) -> Objective:
-    """Builds the objective with these weights.
+    """Builds a bound at λ = `lam` as the loss.
 
     −log p is the `reconstruction_weight` times the mean of |x̂ − x| (`l1`, pictures) or (x̂ − x)²
     (`l2`, features) over everything, the batch too.
     """
-
+    weights = bound_weights(kind, lam)
     size = torch.abs if reconstruction == "l1" else torch.square
 
     def errors(decoded: ByDomain, posteriors: Posteriors) -> ByDomain:

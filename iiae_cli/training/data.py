@@ -19,7 +19,7 @@ from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
 from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
-from iiae_cli.extensions.encoders import Maps, described_rows, start_description, start_linear_paths
+from iiae_cli.extensions.encoders import Maps, described_rows, description, start_linear_paths
 from iiae_cli.extensions.extended import ExtendedIIAE
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import DOMAINS, Domain, other_domain
@@ -165,8 +165,7 @@ def take_statistics(model: IIAE, data: TrainingData, config: Config) -> None:
     """Fits a new model's standardisation and starts its linear paths, if it has them."""
     if isinstance(model, ExtendedIIAE):
         for domain, standardise in model.standardise.items():
-            rows = data.train.side(domain).rows
-            standardise.fit(rows, each=config.data.standardise == "each")
+            standardise.fit(data.train.side(domain).rows)
     if config.model.linear_path == "canonical":
         start_linear_paths(model, _canonical(model, data, config))
     elif config.model.linear_path == "two-covariance":
@@ -195,7 +194,7 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     if config.model.patches:
         pairs = data.rows(np.arange(min(count, PATCHED_PAIRS)))
         for domain, rows in zip(DOMAINS, pairs, strict=True):
-            start_description(model, domain, to_inputs(rows, size))
+            description(model, domain).start(to_inputs(rows, size))
     blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}
     for start in range(0, count, 256):
         pairs = data.rows(np.arange(start, min(start + 256, count)))
@@ -222,14 +221,15 @@ def erase_means(trained: TrainedModel, data: TrainingData, erasure: ErasureSecti
         rows = [*data.rows(_spread(np.arange(data.train.pair_count), erasure.rows))]
     encoded = {d: trained.encode(part, d) for d, part in zip(DOMAINS, rows, strict=True)}
     for domain, erase in erases.items():
-        own, partner = encoded[domain], encoded[other_domain(domain)]
+        own, partner = encoded[domain], _tensor(encoded[other_domain(domain)].shared_mean)
+        mean = _tensor(own.shared_mean)
         fit_erasure(
             erase,
-            DiagonalGaussian(_tensor(own.shared_mean), _tensor(own.shared_logvar)),
-            None if own.exclusive_mean is None else _tensor(own.exclusive_mean),
-            None if data.by_class else _tensor(partner.shared_mean),
-            least_snr=erasure.least_snr if erasure.shared.startswith("channel") else 0.0,
-            least_correlation=erasure.least_correlation if "leace" in erasure.shared else None,
+            DiagonalGaussian(mean, _tensor(own.shared_logvar)),
+            _tensor(own.exclusive_mean),
+            torch.zeros_like(mean) if data.by_class else partner,  # no row has a partner there
+            least_snr=erasure.least_snr,
+            least_correlation=erasure.least_correlation,
         )
 
 

@@ -18,7 +18,7 @@ from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.trained import Encoded, TrainedModel
 from iiae_cli.model.iiae import IIAE
 from iiae_cli.model.networks import FeatureNetworks
-from iiae_cli.model.objective import bound, bound_weights
+from iiae_cli.model.objective import bound
 
 ROWS = 400
 
@@ -209,7 +209,7 @@ def test_bounds_equal_torchs_divergences():
         weights.data.mul_(8.0 if weights.ndim > 1 else 1.0)  # so that the latents say something
     x, y = (rng.integers(0, 256, (9, 16, 16, n)).astype(np.uint8) for n in (3, 1))
     subject = subject_of(model, split_of(x, y), batch_size=4)
-    objective = bound(bound_weights("elbo+ii-mi", 5.0))
+    objective = bound("elbo+ii-mi", 5.0)
     figures = bound_figures(subject, objective)
     assert figures == bound_figures(subject, objective) and figures["rows"] == 9
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_swaps_and_bounds_without_exclusive_latents():
     subject = subject_of(model, split_of(normal(21, 6, 7), normal(22, 6, 5)))
     swaps = swap_figures(subject)["x_to_y"]
     assert "exclusive_r2" not in swaps and swaps["return_distance"] is not None
-    figures = bound_figures(subject, bound(bound_weights("ii", 5.0), reconstruction="l2"))
+    figures = bound_figures(subject, bound("ii", 5.0, reconstruction="l2"))
     assert set(figures["x"]) == {"shared_given_other"} and figures["shared"] > 0
 
 

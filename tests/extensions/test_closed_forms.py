@@ -135,8 +135,9 @@ def leaky(seed=0):
     return own @ noise(6, 6, seed=seed + 2) + concept @ noise(2, 6, seed=seed + 3), concept
 
 
-def erased(values, concept, **options):
-    removed, read = leace(values, concept, **options)
+def erased(values, concept, partner=None, **options):
+    partner = torch.zeros_like(values) if partner is None else partner
+    removed, read = leace(values, concept, partner, **options)
     return values - (values - values.mean(dim=0)) @ read @ removed.T
 
 
@@ -155,7 +156,7 @@ def test_leace_changes_as_little_as_any_affine_map_may_in_every_norm(metric):
     system = torch.cat([upper, torch.cat([constraint, zeros], dim=1)])
     right_side = torch.cat([(gram @ covariance).T.flatten(), zeros[0]])
     best = torch.linalg.solve(system, right_side)[:36].reshape(6, 6).T
-    removed, read = leace(values, concept)
+    removed, read = leace(values, concept, torch.zeros_like(values))
     torch.testing.assert_close(unit - removed @ read.T, best, rtol=1e-6, atol=1e-8)
 
 
@@ -177,24 +178,18 @@ def test_leace_with_a_partner_erases_what_only_one_domain_says():
     clean = erased(values, concept, partner=partner, least_correlation=0.2)
     assert r2(clean, factor[:, :1]) < 0.02 < 0.8 < r2(values, factor[:, :1])
     assert (r2(clean, shared) > 0.95).all()
-    assert leace(values, concept)[0].shape == (3, 3)  # nothing would be left of them
+    assert (r2(erased(values, concept), shared[:, :1]) < 1e-6).all()  # without a partner
 
 
 # ---- the channel
 
 
-def channel_case(strength=(30.0, 5.0, 0.01), rows=N):
-    """Means (N, 5) of known SNR along random directions; the noise's variance; the scores."""
-    scale = torch.tensor([0.2, 0.5, 1.0, 0.7, 0.4], dtype=torch.float64)
-    axes = torch.linalg.qr(noise(5, 5, seed=1)).Q[:, : len(strength)]
-    scores = noise(rows, len(strength), seed=2)
-    scores = torch.linalg.qr(scores - scores.mean(dim=0)).Q * math.sqrt(rows)
-    means = 2.0 + scores * torch.tensor(strength, dtype=torch.float64).sqrt() @ axes.T * scale
-    return means, scale**2, scores
-
-
 def test_the_channel_keeps_the_directions_that_exceed_the_noise():
-    means, variance, scores = channel_case()
+    scale = torch.tensor([0.2, 0.5, 1.0, 0.7, 0.4], dtype=torch.float64)
+    strength = torch.tensor([30.0, 5.0, 0.01], dtype=torch.float64)
+    axes, scores = torch.linalg.qr(noise(5, 5, seed=1)).Q[:, :3], noise(N, 3, seed=2)
+    scores = torch.linalg.qr(scores - scores.mean(dim=0)).Q * math.sqrt(N)
+    means, variance = 2.0 + scores * strength.sqrt() @ axes.T * scale, scale**2
     for least_snr, expected in ((0.1, [30.0, 5.0]), (0.001, [30.0, 5.0, 0.01])):
         centre, _, right = channel_basis(means, variance, least_snr)
         snr = ((means - centre) @ right).var(dim=0, correction=0)
@@ -206,12 +201,11 @@ def test_the_channel_keeps_the_directions_that_exceed_the_noise():
     torch.testing.assert_close(erase(kept), kept)
 
 
-def test_a_wide_latent_has_the_same_projection():
-    """The Gram matrix's way against the covariance's, on the same directions."""
-    means, variance, _ = channel_case(rows=4, strength=(30.0, 5.0))
-    eight, four = (channel_basis(rows, variance, 0.1) for rows in (means.repeat(2, 1), means))
-    for covariances, grams in zip(eight, four, strict=True):
-        torch.testing.assert_close(covariances.abs(), grams.abs())  # but for signs
+def test_more_dimensions_than_rows_leave_no_more_directions_than_rows():
+    means, variance = noise(4, 9), torch.full((9,), 1e-6, dtype=torch.float64)
+    centre, left, right = channel_basis(means, variance, 0.1)
+    assert right.shape == (9, 3)
+    torch.testing.assert_close(centre + (means - centre) @ right @ left.T, means)
 
 
 # ---- both, fitted

@@ -34,7 +34,7 @@ from iiae_cli.extensions.encoders import (
     start_linear_paths,
 )
 from iiae_cli.model.iiae import IIAE
-from iiae_cli.model.objective import bound, bound_weights
+from iiae_cli.model.objective import bound
 
 # ---- descriptions
 
@@ -156,7 +156,7 @@ def feature_model(seed=0):
 
 def train(model, x, y):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    objective = bound(bound_weights("elbo+ii-mi", 5.0), reconstruction="l2")
+    objective = bound("elbo+ii-mi", 5.0, reconstruction="l2")
     for step in range(3):
         optimizer.zero_grad()
         objective(*model(x, y), step)["loss"].backward()

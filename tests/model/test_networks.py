@@ -15,7 +15,7 @@ from iiae_cli.model.networks import (
     ImageNetworks,
     joined,
 )
-from iiae_cli.model.objective import bound, bound_weights
+from iiae_cli.model.objective import bound
 
 PICTURES = ((256, 256), [32, 64, 128, 256], [512, 256, 128, 64], 128)
 PAPER = {"maps": ImageNetworks(*PICTURES), "cars": FlatNetworks(*PICTURES)}
@@ -148,7 +148,7 @@ def test_biases_that_a_norm_subtracts_stay_zero():
     """They would change no loss: two layers of FE, exclusive encoder and decoder, both domains."""
     model = IIAE(ImageNetworks((32, 32), [8, 16], [16, 8], 4), {"x": 3, "y": 3}, exclusive_dim=2)
     x, y = (torch.rand(4, 3, 32, 32) * 2 - 1 for _ in range(2))
-    bound(bound_weights("elbo+ii-mi", 5.0))(*model(x, y), 1000)["loss"].backward()
+    bound("elbo+ii-mi", 5.0)(*model(x, y), 1000)["loss"].backward()
     fixed = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert len(fixed) == 12 and all(name.endswith("bias") for name in fixed)
     assert not any(model.get_parameter(name).any() for name in fixed)

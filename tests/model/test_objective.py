@@ -11,15 +11,15 @@ from helpers import small_model, small_pairs
 from torch.distributions import Normal, kl_divergence
 
 from iiae_cli.model.iiae import DiagonalGaussian, Posteriors, Reconstructions
-from iiae_cli.model.objective import bound, bound_weights, kl_annealing
+from iiae_cli.model.objective import bound, kl_annealing
 
 KINDS = ("elbo+ii-mi", "elbo+ii", "ii-mi", "ii")
 SHAPES = {"pictures": (3, 2, 4, 5), "features": (3, 7)}  # of x; y differs in its second dimension
 
 
 def objective(kind="elbo+ii-mi", lam=5.0, loss="l1", weight=1000.0, tau=25000.0):
-    weights = bound_weights(kind, lam)
-    return bound(weights, reconstruction=loss, reconstruction_weight=weight, annealing_steps=tau)
+    options = {"reconstruction": loss, "reconstruction_weight": weight, "annealing_steps": tau}
+    return bound(kind, lam, **options)
 
 
 @cache

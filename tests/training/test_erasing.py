@@ -50,12 +50,12 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
     file = DataFile(trained.data)
     test, data = file.split("test"), TrainingData(file, loaded.config)
     colours = file.split("train").factors["x_color"][data.train.pairs[:, 0]]
-    channel = ErasureSection(shared="channel")
-    network = build_model(loaded.config.model_copy(update={"erasure": channel}), loaded.info)
+    both = ErasureSection(shared="channel+leace")
+    network = build_model(loaded.config.model_copy(update={"erasure": both}), loaded.info)
     network.load_state_dict(loaded.model.state_dict(), strict=False)
     erasing = TrainedModel(network.eval(), loaded.size)
     figures = {}
-    for name, erasure in (("plain", ErasureSection()), ("channel", channel)):
+    for name, erasure in (("plain", ErasureSection()), ("erased", both)):
         erase_means(erasing, data, erasure)
         pairs = encode_pairs(erasing, test)
         train_x = erasing.encode(data.rows(np.arange(len(colours)))[0], "x")
@@ -64,15 +64,15 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
             factor_r2(pairs["x"].mean("exclusive"), test.factors["x_color"]),
             retrieval_figures(*both_means(pairs, "shared"))["x_to_y"]["recall@1"],
         )
-    plain, erased = figures["plain"], figures["channel"]
+    plain, erased = figures["plain"], figures["erased"]
     assert plain[0] > 0.5 > 0.35 > erased[0]
     assert erased[1] > 0.8 * plain[1] and erased[2] > plain[2] - 0.02 > 0.3
 
 
-def test_without_exclusive_latents_only_the_channel_is_fitted(iiae, trained):
-    assert train(iiae, trained, "ii", *ERASE, "--set", "objective.kind=ii", steps=8).code == 0
-    assert load_file("ii/model.safetensors")["erase_shared.x.left"].shape[1] > 0
-    assert iiae("evaluate", "--run", "ii", "--data", trained.data).code == 0
+def test_without_exclusive_latents_there_is_nothing_to_erase_by(iiae, trained):
+    for options in (ERASE, ("--set", "objective.independence=30")):
+        refused = train(iiae, trained, "ii", *options, "--set", "objective.kind=ii")
+        assert refused.code == 2 and "objective.kind=ii" in refused.error()[0]
 
 
 def test_a_second_training_on_all_rows_is_fitted_on_all_rows(iiae, class_data):
