@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.config import Config, ModelSection
 from iiae_cli.data.datafile import DataInfo
-from iiae_cli.extensions.encoders import (
-    DescribedFlat,
-    DescribedMaps,
-    LinearPathFeatures,
-    PooledNetworks,
-)
+from iiae_cli.extensions import encoders
 from iiae_cli.extensions.extended import (
     DualEncoder,
     ExtendedIIAE,
@@ -44,15 +39,11 @@ def picture_size(config: Config, info: DataInfo) -> tuple[int, int] | None:
     if config.data.image_size is not None:
         return (config.data.image_size, config.data.image_size)
     (height, width, _), other = info.shape_x, info.shape_y
-    if other[:2] != (height, width):
+    if other[:2] != (height, width) or min(height, width) < SMALLEST_PICTURE:
         raise IiaeError(
-            f"pictures of x are {height}x{width} and those of y {other[0]}x{other[1]}",
-            "choose one size for both: --set data.image_size=64",
-        )
-    if min(height, width) < SMALLEST_PICTURE:
-        raise IiaeError(
-            f"pictures of {height}x{width} are smaller than {SMALLEST_PICTURE} pixels",
-            "enlarge them per batch: --set data.image_size=32",
+            f"pictures are {height}x{width} in x and {other[0]}x{other[1]} in y: they must be of "
+            f"one size, with sides of at least {SMALLEST_PICTURE} pixels",
+            "resize them per batch: --set data.image_size=64",
         )
     return (height, width)
 
@@ -105,7 +96,7 @@ def _networks(config: Config, info: DataInfo) -> Networks:
         )
     size = picture_size(config, info)
     if size is None:
-        features = FeatureNetworks if path == "none" else LinearPathFeatures
+        features = FeatureNetworks if path == "none" else encoders.LinearPathFeatures
         return features(
             feature_width=model.feature_width,
             exclusive_hidden=model.exclusive_hidden,
@@ -117,13 +108,13 @@ def _networks(config: Config, info: DataInfo) -> Networks:
     kept = choose_stages(model, size) - 1
     widths = model.widths[:kept], model.decoder_widths[-kept:]
     if model.kind == "image":
-        maps = ImageNetworks if path == "none" else DescribedMaps
+        maps = ImageNetworks if path == "none" else encoders.DescribedMaps
         return maps(size, *widths, model.shared, model.dropout)
-    flat: type[FlatNetworks] | partial[DescribedFlat] = FlatNetworks
+    flat: type[FlatNetworks] | partial[encoders.DescribedFlat] = FlatNetworks
     if path != "none":
-        flat = partial(DescribedFlat, patches=model.patches)
+        flat = partial(encoders.DescribedFlat, patches=model.patches)
     elif model.pooled:
-        flat = PooledNetworks
+        flat = encoders.PooledNetworks
     hidden, width = model.flat_hidden, model.flat_width
     return flat(size, *widths, model.shared, model.dropout, hidden=hidden, flat_width=width)
 

@@ -85,14 +85,17 @@ class RunDir:
 
     def create(self, config: Config) -> None:
         """Removes what an earlier run left, and writes the configuration of a new one."""
-        # Newest checkpoints first: if interrupted, `--resume` finds the old run at an earlier step.
-        old = [*reversed(self.checkpoint_files()), self.model_file, self.metrics_file]
-        old += [self.gallery_file, self.info_file]
-        for pattern in ("checkpoints/step-*", "samples/step-*.png", "tensorboard/events.*"):
-            old += self.path.glob(pattern)
+        own = ["model.safetensors", "metrics.jsonl", "gallery.h5", "run.json"]
         with files.write_errors(self.path):
-            for path in old:
-                path.unlink(missing_ok=True)
+            # If interrupted among checkpoints, `--resume` finds the old run at an earlier step.
+            for pattern in (
+                "checkpoints/step-*",
+                *own,
+                "samples/step-*.png",
+                "tensorboard/events.*",
+            ):
+                for path in sorted(self.path.glob(pattern), reverse=True):
+                    path.unlink()
         files.write_text(self.config_file, config.to_yaml())
 
     def read_config(self) -> Config:
@@ -146,12 +149,12 @@ class RunDir:
             for part in ("model", "optimizer", "running")
             for name, values in getattr(checkpoint, part).items()
         }
-        header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step)}
-        header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
-        header["lines"] = "0"
+        lines = 0
         if self.metrics_file.exists():
             files.sync_file(self.metrics_file)  # after a power failure the lines are there, too
-            header["lines"] = str(self.metrics_file.read_bytes().count(b"\n"))
+            lines = self.metrics_file.read_bytes().count(b"\n")
+        header = {"schema": CHECKPOINT_SCHEMA, "step": str(checkpoint.step), "lines": str(lines)}
+        header |= {key: json.dumps(getattr(checkpoint, key)) for key in ("progress", "data")}
         save_tensors(tensors, self.checkpoint_file(checkpoint.step), header)
         self.prune()
 
@@ -220,10 +223,10 @@ class LoadedModel:
     @property
     def metric(self) -> Literal["euclidean", "cosine"]:
         """The distance between shared means: as configured, or the better one on validation."""
-        chosen = self.config.evaluation.metric
-        won: Literal["euclidean", "cosine"]
-        won = (self.details.get("validation") or {}).get("metric", "euclidean")
-        return won if chosen == "auto" else chosen
+        chosen, validation = self.config.evaluation.metric, self.details.get("validation") or {}
+        if chosen != "auto":
+            return chosen
+        return "cosine" if validation.get("metric") == "cosine" else "euclidean"
 
 
 def save_weights(
@@ -234,16 +237,15 @@ def save_weights(
         name: values.float() if values.is_floating_point() else values
         for name, values in model.state_dict().items()
     }
-    backbone = info.attributes.get("backbone", "{}")
-    shapes = {"shape_x": info.shape_x, "shape_y": info.shape_y}
-    header = {
-        "schema": MODEL_SCHEMA,
-        "config": json.dumps(config.to_dict()),
-        "data": json.dumps({"name": info.name, **shapes, "backbone": backbone}),
-        "details": json.dumps(details),
-        "versions": json.dumps(run_versions()),
+    shapes = {"name": info.name, "shape_x": info.shape_x, "shape_y": info.shape_y}
+    records = {
+        "config": config.to_dict(),
+        "data": {**shapes, "backbone": info.attributes.get("backbone", "{}")},
+        "details": details,
+        "versions": run_versions(),
     }
-    save_tensors(state, path, header)
+    header = {name: json.dumps(record) for name, record in records.items()}
+    save_tensors(state, path, {"schema": MODEL_SCHEMA, **header})
 
 
 def _config_of(values: dict[str, Any], path: Path) -> Config:

@@ -48,9 +48,6 @@ def command(
     guided: bool = option(
         False, "Take each partner's exclusive latent; for a prepared file.", "--guided"
     ),
-    interpolate: int | None = option(
-        None, "N outputs from the first to the second of two references.", min=2, metavar="N"
-    ),
     seed: int = option(0, "Seed of the samples.", min=0),
     output: Path | None = of_output(None, "Folder for single pictures.", "-o", "--output"),
     grid: Path | None = of_output(None, "Write one labelled picture of all outputs."),
@@ -75,8 +72,6 @@ def command(
       iiae translate imgs/ --from x --reference red.png -o out/
       iiae translate query.png --from y --to y --reference red.png \\
           --grid analogy.png
-      iiae translate query.png --from x --reference red.png --reference blue.png \\
-          --interpolate 7 --grid line.png
       iiae translate data/digits-cdcb.h5 --from x --limit 8 --samples 3 --guided \\
           --grid table1.png
     """
@@ -105,14 +100,7 @@ def command(
     rows = rows if output else rows.first(GRID_ROWS)
     references = model.inputs(reference, target).read_all() if reference else None
     partners = _partners(paths[0], rows.source, target) if guided else None
-    if interpolate and (references is None or len(references.ids) != 2):
-        raise IiaeError("an interpolation needs two references", "pass --reference twice")
-    styles = styles_of(
-        *(model.trained, target, references, partners),
-        samples=samples,
-        interpolate=interpolate,
-        seed=seed,
-    )
+    styles = styles_of(model.trained, target, references, partners, samples=samples, seed=seed)
     files: Files = [[None] * len(styles.names)] * rows.total
     if output is not None:
         suffix = ".png" if model.loaded.size else ".npy"

@@ -106,13 +106,12 @@ def write_export(
             program = torch.export.export(module, few, dynamic_shapes=free)
             write = _write_onnx if form == "onnx" else _write_program
             answers, wanted = write(program, temporary)(examples), module(*examples)
-            difference = largest_difference(answers, wanted)
+            difference = differences[path.name] = largest_difference(answers, wanted)
             if not difference <= TOLERANCE:
                 raise IiaeError(
                     f"{path} differs from the model by {difference:.2g}, more than {TOLERANCE}",
                     "export with --format safetensors or torch, which need no other program",
                 )
-        differences[path.name] = difference
     with writing(folder / run.model_file.name) as temporary:
         shutil.copyfile(run.model_file, temporary)
     write_text(folder / run.config_file.name, loaded.config.to_yaml())

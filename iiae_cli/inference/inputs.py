@@ -110,12 +110,10 @@ class Inputs:
 
 
 def none_read(skipped: Sequence[str]) -> IiaeError:
-    """Returns the error for inputs of which none could be read, after naming each."""
-    if len(skipped) == 1:
-        return IiaeError(f"none of the inputs could be read: {skipped[0]}", "check the path")
-    for line in skipped:
+    """Returns the error for inputs of which none could be read, after naming all but the first."""
+    for line in skipped[1:]:
         console.warn(f"skipped {line}")
-    return IiaeError(f"none of the {len(skipped)} inputs could be read", "check the paths")
+    return IiaeError(f"none of the inputs could be read: {skipped[0]}", "check the paths")
 
 
 def open_inputs(
@@ -139,16 +137,18 @@ def open_inputs(
     features = len(shape) == 1 and getattr(pictures, "ndim", 3) <= 2
     items = _listed(pictures, 1 if features else 3)
     names = [str(item) for item in items if isinstance(item, str | Path)]
-    files = [Path(name) for name in names if is_hdf5(Path(name)) or name.lower().endswith(".npy")]
+    files = [path for path in map(Path, names) if _holds_rows(path)]
     if len(items) > 1 and (files or 0 < len(names) < len(items)):
         message = f"{files[0] if files else 'a path'} cannot be mixed with other inputs"
         raise IiaeError(message, "encode each by itself")
     if files and is_hdf5(files[0]):
         return _prepared(matching_file(files[0], trained_on), split, domain)
     if files:
-        return _rows(files[0], shape)
+        return _features(files[0], shape)
     if getattr(items[0], "ndim", 3) == 1:
-        return _rows(np.stack([np.asarray(row, np.float32) for row in items]), shape)
+        rows = np.stack([np.asarray(row, np.float32) for row in items])
+        _check_shape("the array", rows.shape[1:], shape)
+        return Inputs([str(row) for row in range(len(rows))], None, {}, _slices(rows))
     sources: Sequence[Source] = find_pictures(names) if names else [*map(_image, items)]
     if len(shape) > 1:
         fetch = _decoded(sources, shape, workers)
@@ -212,15 +212,11 @@ def _prepared(file: DataFile, split: str, domain: Domain) -> Inputs:
     return Inputs(side.ids, side.labels, source, _slices(side.rows), [file.path])
 
 
-def _rows(features: Path | NDArray[Any], shape: tuple[int, ...]) -> Inputs:
-    """Returns features (N, F), or a file of them, as inputs of a model of this shape (F,)."""
-    if not isinstance(features, Path):
-        _check_shape("the array", features.shape[1:], shape)
-        return Inputs([str(row) for row in range(len(features))], None, {}, _slices(features))
-    path, hint = features, "save features as a 2-dimensional float array by numpy.save"
+def _features(path: Path, shape: tuple[int, ...]) -> Inputs:
+    hint = "save features as a 2-dimensional float array by numpy.save"
     with reading(path, hint):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    if rows.ndim != 2 or rows.dtype.kind not in "fiu":
+    if rows.ndim != 2 or not len(rows) or rows.dtype.kind not in "fiu":
         raise IiaeError(f"{path} holds no (N, F) numbers", hint)
     ids = [f"{path.stem}/{number}" for number in range(len(rows))]
     _check_shape(path, rows.shape[1:], shape)
@@ -244,8 +240,7 @@ def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -
 
 def _extracted(pictures: Sequence[Source], extractor: Extractor) -> Fetch:
     def fetch(start: int, stop: int) -> Sequence[NDArray[Any] | PictureError]:
-        starts = range(start, stop, BATCH)
-        batches = (pictures[at : min(stop, at + BATCH)] for at in starts)
+        batches = (pictures[at : min(stop, at + BATCH)] for at in range(start, stop, BATCH))
         return [*chain.from_iterable(extractor.features(batches))]
 
     return fetch
@@ -259,9 +254,13 @@ def _check_shape(path: Path | str, given: tuple[int, ...], wanted: tuple[int, ..
         )
 
 
+def _holds_rows(path: Path) -> bool:
+    return is_hdf5(path) or path.suffix.lower() == ".npy"
+
+
 def _state(path: Path) -> str:
     """Returns a text that changes with a file; pictures are many, and not read for it."""
-    if is_hdf5(path) or path.suffix.lower() == ".npy":
+    if _holds_rows(path):
         return sha256_of(path)[:16]
     with suppress(OSError):  # a missing one is named when it is read
         status = path.stat()

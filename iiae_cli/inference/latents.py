@@ -163,16 +163,14 @@ def _write(
 ) -> LatentCache:
     """Writes a cache of blocks of texts and latents, atomically; returns it without latents.
 
-    The blocks are read twice, one in memory at a time. The temporary file is in `folder`, else
-    beside `path`.
+    The blocks are read twice, one in memory at a time.
     """
-    ids, labels, skipped = list[str](), list[str](), list[str]()
+    head = replace(head, ids=[], labels=[], skipped=[])
     for block in blocks():
-        for texts, name in ((ids, "ids"), (labels, "labels"), (skipped, "skipped")):
-            texts += map(str, _column(block, name))
-    if head.job and head.part is None and not ids:
-        raise none_read(skipped)
-    head = replace(head, ids=ids, labels=labels, skipped=skipped)
+        for name in ("ids", "labels", "skipped"):
+            getattr(head, name).extend(map(str, _column(block, name)))
+    if head.job and head.part is None and not head.ids:
+        raise none_read(head.skipped)
     with writing(path, folder=folder) as temporary, hdf5.new_hdf5(temporary) as file:
         _describe(file, head)
         # Held until the file is closed, as freeing a dataset writes its buffer.
@@ -184,7 +182,7 @@ def _write(
                 if len(values) == 0:
                     continue
                 if name not in targets:
-                    shape = (len(ids), values.shape[1])
+                    shape = (len(head.ids), values.shape[1])
                     targets[name] = file.create_dataset(name.replace("_", "/"), shape, values.dtype)
                 targets[name][done : done + len(values)] = values
             done += len(_column(block, "ids"))
@@ -265,14 +263,8 @@ class EncodeJob:
     def settings(self) -> dict[str, Any]:
         """Returns everything that decides the values, as JSON; errors name the keys."""
         head = {name.replace("_", " "): value for name, value in self.head.attributes().items()}
-        settings = {
-            "model": head.pop("fingerprint"),
-            **head,
-            "options": asdict(self.form),
-            **self.inputs.digests(),
-            "batch size": self.batch_size,
-            "version": __version__,
-        }
+        more = {"options": asdict(self.form), "batch size": self.batch_size, "version": __version__}
+        settings = {"model": head.pop("fingerprint"), **head, **more, **self.inputs.digests()}
         return dict(json.loads(json.dumps(settings)))
 
     def rows_of(self, numbers: range) -> range:
@@ -285,14 +277,13 @@ class EncodeJob:
 
         Raises IiaeError if a block cannot be stored; an interruption keeps finished blocks.
         """
+        rows = {number: self.rows_of(range(number, number + 1)) for number in numbers}
 
         def made(missing: list[int]) -> Iterator[Arrays]:
-            parts = [self.rows_of(range(number, number + 1)) for number in missing]
-            read = ahead(lambda part: self.inputs.read(part.start, part.stop), parts)
+            read = ahead(lambda n: self.inputs.read(rows[n].start, rows[n].stop), missing)
             return map(self._encoded, read)
 
-        sizes = {number: len(self.rows_of(range(number, number + 1))) for number in numbers}
-        store.fill(sizes, made, "encoding", stop)
+        store.fill({number: len(part) for number, part in rows.items()}, made, "encoding", stop)
 
     def write(self, path: Path, store: BlockStore, part: Part | None = None) -> LatentCache:
         """Writes the cache of the job, or of a part of it, from the store's blocks; returns it.
@@ -308,10 +299,8 @@ class EncodeJob:
         texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
         arrays: Arrays = {name: np.array(text, np.str_) for name, text in texts.items() if text}
         if block.ids:
-            kinds, batch_size = self.form.kinds, self.batch_size
-            encoded = self.trained.encode(
-                block.rows, self.head.domain, kinds, batch_size=batch_size
-            )
+            given = block.rows, self.head.domain, self.form.kinds
+            encoded = self.trained.encode(*given, batch_size=self.batch_size)
             arrays |= self.form.stored(encoded, block.ids)
         return arrays
 

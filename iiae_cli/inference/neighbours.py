@@ -193,10 +193,7 @@ class Frame:
         """Returns rows (N, S) in float32."""
         if self.metric == "cosine":
             return rows.float()
-        moved = torch.empty(rows.shape)
-        for part in slices(len(rows), BATCH_VALUES // rows.shape[1]):
-            moved[part] = rows[part] - self._centre
-        return moved
+        return torch.sub(rows, self._centre, out=torch.empty(rows.shape))
 
     def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
         """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""

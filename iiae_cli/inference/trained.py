@@ -30,6 +30,7 @@ from iiae_cli.runs import LoadedModel
 Array: TypeAlias = NDArray[np.float32]
 LatentKind: TypeAlias = Literal["shared", "exclusive"]
 KINDS: tuple[LatentKind, ...] = ("shared", "exclusive")
+BATCH = 64  # translations made at once
 ARRAYS = ("shared_mean", "shared_logvar", "exclusive_mean", "exclusive_logvar")
 
 
@@ -119,7 +120,7 @@ class TrainedModel:
         return Encoded.joined(parts)
 
     def decoded(
-        self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
+        self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = BATCH
     ) -> Iterator[Tensor]:
         """Yields batches of decoded latents (N, …) and (N, E), as the network returns them."""
         for start in range(0, len(shared), batch_size):
@@ -129,11 +130,9 @@ class TrainedModel:
                 outputs = self.network.decode(domain, shared[part].to(self.device), own)
             yield outputs
 
-    def decode(
-        self, domain: Domain, shared: Tensor, exclusive: Tensor | None, *, batch_size: int = 64
-    ) -> NDArray[Any]:
+    def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> NDArray[Any]:
         """Decodes latents (N, …) and (N, E) to pictures (N, H, W, C) uint8, or features (N, F)."""
-        batches = self.decoded(domain, shared, exclusive, batch_size=batch_size)
+        batches = self.decoded(domain, shared, exclusive)
         return np.concatenate(
             [
                 to_pictures(rows) if rows.ndim == 4 else rows.float().cpu().numpy()
@@ -142,13 +141,7 @@ class TrainedModel:
         )
 
     def translate(
-        self,
-        rows: NDArray[Any],
-        source: Domain,
-        target: Domain,
-        exclusive: Tensor | None,
-        *,
-        batch_size: int = 64,
+        self, rows: NDArray[Any], source: Domain, target: Domain, exclusive: Tensor | None
     ) -> NDArray[Any]:
         """Decodes every row's shared mean in `target` with each of its K exclusive latents.
 
@@ -156,13 +149,12 @@ class TrainedModel:
         latents of `target`; None for a network without them (K = 1). Returns pictures (N, K, H, W,
         C) uint8, or features (N, K, F) float32.
         """
-        encoded = self.encode(rows, source, ["shared"], batch_size=batch_size)
-        shared = torch.from_numpy(encoded.mean("shared"))
+        encoded = self.encode(rows, source, ["shared"], batch_size=BATCH)
         count, latents = 1, None
         if exclusive is not None:
             count, latents = exclusive.shape[1], exclusive.flatten(0, 1)
-        repeated = shared.repeat_interleave(count, dim=0)
-        decoded = self.decode(target, repeated, latents, batch_size=batch_size)
+        shared = torch.from_numpy(encoded.mean("shared")).repeat_interleave(count, dim=0)
+        decoded = self.decode(target, shared, latents)
         return decoded.reshape(len(rows), count, *decoded.shape[1:])
 
 
@@ -202,13 +194,12 @@ def styles_of(
     partners: Callable[[list[int]], NDArray[Any]] | None = None,
     *,
     samples: int | None = None,
-    interpolate: int | None = None,
     seed: int = 0,
 ) -> Styles:
-    """Returns styles: draws [3; none beside others], references or steps, each input's partner.
+    """Returns styles: draws [3; none beside others], references, each input's partner.
 
     References are of the domain `target`, and so are partners, which a function returns for the
-    positions of inputs; `interpolate` is the number of steps between two references.
+    positions of inputs.
     """
     width = trained.network.exclusive_dim
     if samples is None:
@@ -223,13 +214,9 @@ def styles_of(
     pictures: list[tuple[NDArray[np.uint8], str] | None] = [None] * samples
     means = torch.empty(0, width)
     if references is not None:
-        means, labels = encoded(references.rows), [Path(name).name for name in references.ids]
-        shown = [*zip(trained.shown(references.rows), references.ids, strict=True)]
-        if interpolate:
-            means = torch.lerp(means[0], means[1], torch.linspace(0, 1, interpolate)[:, None])
-            labels = [f"step {number + 1}" for number in range(interpolate)]
-        names += labels
-        pictures += [shown[0], *[None] * (len(labels) - len(shown)), *shown[1:]]
+        means = encoded(references.rows)
+        names += [Path(name).name for name in references.ids]
+        pictures += zip(trained.shown(references.rows), references.ids, strict=True)
     if partners is not None:
         names.append("guided")
         pictures.append(None)

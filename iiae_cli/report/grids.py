@@ -134,7 +134,6 @@ def translation_panel(
     """Shows translations as `translate --grid` does.
 
     sampled, guided  input | output 1 | output 2 | …, references above their outputs     (Table 1)
-    interpolation    input | step 1 | … | step N, the two references above its ends
     analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
     """
     above = [_named(*item) if item else Tile(None) for item in styles.pictures]

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from helpers import FAMILIES, small_model, small_pairs
 from torch.distributions import Independent, Normal, kl_divergence
 
-from iiae_cli.model import other_domain
 from iiae_cli.model.iiae import IIAE, DiagonalGaussian, Latents, Posteriors
 from iiae_cli.model.networks import FlatNetworks, ImageNetworks
 from iiae_cli.model.objective import kl_between, kl_to_prior
@@ -27,11 +26,6 @@ def settled(family, **options):
 def same(first, second):
     torch.testing.assert_close(first.mean, second.mean)
     torch.testing.assert_close(first.logvar, second.logvar)
-
-
-def differ(first, second):
-    """Every row of one differs from the other's."""
-    return ((first.mean - second.mean).abs().flatten(1).amax(1) > 1e-4).all()
 
 
 # ---- diagonal Gaussians against torch.distributions
@@ -80,11 +74,10 @@ def test_a_clamped_logvar_passes_no_gradient_and_nothing_overflows():
     assert not heads.grad[:, 3:].any() and (heads.grad[:, :3] != 0).all()
 
 
-@every_shape
-def test_a_sample_is_reparameterised(shape):
-    q = gaussian(shape, 7)
-    mean, logvar = q.mean.clone().requires_grad_(), q.logvar.clone().requires_grad_()
-    sample = DiagonalGaussian(mean, logvar).sample(seeded(8))
+def test_a_sample_is_reparameterised():
+    q = gaussian((3, 4, 2), 7)
+    mean, logvar = q.mean.requires_grad_(), q.logvar.requires_grad_()
+    sample = q.sample(seeded(8))
     sample.sum().backward()
     torch.testing.assert_close(mean.grad, torch.ones_like(mean))
     torch.testing.assert_close(logvar.grad, 0.5 * (sample - mean).detach())
@@ -129,20 +122,6 @@ def test_an_odd_picture_is_treated_as_its_edge_padded_self_and_cropped():
 
 
 # ---- who reads what
-
-
-@every_family
-def test_the_joint_encoder_reads_both_domains_and_each_r_its_own(family):
-    model, x, y = settled(family)
-    before = model.infer(x, y)
-    for changed, domain in (
-        (model.infer(x.flip(0) * 0.5, y), "x"),
-        (model.infer(x, y.flip(0) * 0.5), "y"),
-    ):
-        assert differ(before.joint_shared, changed.joint_shared)
-        for old, new in ((before.shared, changed.shared), (before.exclusive, changed.exclusive)):
-            assert differ(old[domain], new[domain])
-            same(old[other_domain(domain)], new[other_domain(domain)])
 
 
 @every_family

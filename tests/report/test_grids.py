@@ -102,10 +102,9 @@ def test_any_caption_stays_within_its_tile(text):
 # ---- the paper's layouts
 
 
-def shown(count, source="x", references=0, interpolated=False):
+def shown(count, source="x", references=0):
     """The grey of each tile, for two inputs, 10 and 11, with outputs 50… and 70…."""
     given = [(flat(200 + number), f"ref/{number}.png") for number in range(references)]
-    given[1:1] = [None] * (count - 2) if interpolated else []
     styles = Styles(["name"] * count, given or [None] * count, lambda positions: None)
     made = [
         (flat(10 + row), f"in/{row}.png", [flat(50 + 20 * row + k) for k in range(count)])
@@ -120,8 +119,6 @@ def test_references_stand_above_their_outputs_and_within_one_domain_beside_them(
     assert shown(3, references=3) == shown(3, "y", references=3) == expected
     assert shown(1, references=1) == [[None, 200], [10, 50], [11, 70]]
     assert shown(2) == [[10, 50, 51], [11, 70, 71]]
-    steps = shown(4, references=2, interpolated=True)  # at both ends
-    assert steps[:2] == [[None, 200, None, None, 201], [10, 50, 51, 52, 53]]
     assert shown(1, "y", references=1) == [[10, 200, 50], [11, 200, 70]]
     assert shown(2, "y", references=2) == [[10, 200, 50, 201, 51], [11, 200, 70, 201, 71]]
 
