@@ -135,9 +135,8 @@ def leaky(seed=0):
     return own @ noise(6, 6, seed=seed + 2) + concept @ noise(2, 6, seed=seed + 3), concept
 
 
-def erased(values, concept, partner=None, **options):
-    partner = torch.zeros_like(values) if partner is None else partner
-    removed, read = leace(values, concept, partner, **options)
+def erased(values, concept):
+    removed, read = leace(values, concept, torch.zeros_like(values))
     return values - (values - values.mean(dim=0)) @ read @ removed.T
 
 
@@ -167,18 +166,6 @@ def test_leace_survives_singular_covariances_on_both_sides():
     clean = erased(flat, doubled)
     assert torch.isfinite(clean).all() and (r2(clean, concept) < 1e-6).all()
     torch.testing.assert_close(clean[:, :6], erased(values, concept))
-
-
-def test_leace_with_a_partner_erases_what_only_one_domain_says():
-    """The concept tells two directions; one of them both domains say, so it is shared and stays."""
-    shared, factor = noise(N, 2, seed=1), noise(N, 2, seed=2)
-    values = torch.cat([shared, 0.3 * factor[:, :1] + 0.1 * noise(N, 1, seed=3)], dim=1)
-    partner = torch.cat([shared, noise(N, 1, seed=4)], dim=1) + 0.05 * noise(N, 3, seed=5)
-    concept = torch.cat([factor, shared[:, :1] + noise(N, 1, seed=6)], dim=1)
-    clean = erased(values, concept, partner=partner, least_correlation=0.2)
-    assert r2(clean, factor[:, :1]) < 0.02 < 0.8 < r2(values, factor[:, :1])
-    assert (r2(clean, shared) > 0.95).all()
-    assert (r2(erased(values, concept), shared[:, :1]) < 1e-6).all()  # without a partner
 
 
 # ---- the channel

@@ -227,16 +227,19 @@ def test_shared_posteriors_do_not_change_when_content_moves_around(shift):
     assert model(x, y)[1].mean["y"].shape == y.shape
 
 
-@pytest.mark.parametrize("assignment", ["model.kind=image", "model.linear_path=none"])
-def test_patches_are_for_flat_networks_with_linear_paths(assignment):
-    error = refusal(resolve, [*preset_layers("pairs-plus"), set_layer([assignment])])
-    assert error.message.startswith("model.patches does not go with model.kind=")
-
-
-@pytest.mark.parametrize("assignment", ["model.kind=image", "model.linear_path=canonical"])
-def test_pooling_is_for_flat_networks_without_linear_paths(assignment):
-    error = refusal(resolve, [*preset_layers("mnist-quadrants-plus"), set_layer([assignment])])
-    assert error.message.startswith("model.pooled does not go with model.kind=")
+@pytest.mark.parametrize(
+    ("preset", "key", "assignment"),
+    [
+        ("pairs-plus", "patches", "model.kind=image"),
+        ("pairs-plus", "patches", "model.linear_path=none"),
+        ("mnist-quadrants-plus", "pooled", "model.kind=image"),
+        ("mnist-quadrants-plus", "pooled", "model.linear_path=canonical"),
+        ("features", "attention", "model.attention=3"),
+    ],
+)
+def test_what_does_not_go_with_the_networks_is_refused(preset, key, assignment):
+    error = refusal(resolve, [*preset_layers(preset), set_layer([assignment])])
+    assert error.message.startswith(f"model.{key} does not go with model.kind=")
 
 
 # ---- attentive encoders
@@ -255,12 +258,10 @@ def test_attention_reads_the_same_values_however_many_places_hold_them(covered):
 
 
 @pytest.mark.parametrize("preset", ["digits-cdcb", "pairs-plus"])
-def test_exclusive_encoders_of_pictures_may_attend_and_those_of_features_may_not(preset):
+def test_exclusive_encoders_of_pictures_may_attend(preset):
     config = resolve([*preset_layers(preset), set_layer(["model.attention=3"])]).config
     model = build_model(config, DataInfo("pictures", (32, 32, 3), (32, 32, 3), {}, {}))
     heads = [part for part in model.exclusive.modules() if isinstance(part, AttentionPooling)]
     pictures = torch.rand(4, 3, 32, 32)
     assert len(heads) == 2 and heads[0].scores.out_channels == 3
     assert model(pictures, pictures)[0].exclusive["y"].mean.shape == (4, config.model.exclusive)
-    error = refusal(resolve, [*preset_layers("features"), set_layer(["model.attention=3"])])
-    assert "model.attention does not go with model.kind=features" in error.message

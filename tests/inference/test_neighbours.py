@@ -103,19 +103,6 @@ def test_numbers_of_every_size_are_ranked_by_float64_distances(kind, backend):
     np.testing.assert_array_equal(partner_ranks(queries, gallery), slow_ranks(expected))
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_long_rows(metric):
-    rng = np.random.default_rng(3)
-    gallery = rng.standard_normal((200, 1100)).astype(np.float32)
-    queries = (gallery[:40] + 0.5 * rng.standard_normal((40, 1100))).astype(np.float32)
-    rows, _ = nearest(queries, gallery, 9, metric=metric, backend="torch")
-    expected = slow_distances(queries, gallery, metric)
-    np.testing.assert_array_equal(rows, np.argsort(expected, axis=1)[:, :9])
-    np.testing.assert_array_equal(
-        partner_ranks(queries, gallery, metric=metric), slow_ranks(expected)
-    )
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_collapsed_latents_have_recall_one_in_the_gallery(metric, backend):
