@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import SMALL, Trained, call
 from hypothesis import settings
 from moments import Server
@@ -27,12 +28,17 @@ def iiae(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run of 200 steps on the embedded digits."""
-    folder = tmp_path_factory.mktemp("trained")
+    """A run of 100 steps on the embedded digits, made by the first of pytest's workers to ask."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    above = tmp_path_factory.getbasetemp()
+    folder = (above.parent if parallel else above) / "trained"
     data, run, pictures = folder / "digits.h5", folder / "run", folder / "digits"
-    assert call("prepare", "digits-cdcb", "-o", data, "--pictures", pictures).code == 0
-    named = ("--preset", "digits-cdcb", "--data", data, "--run", run)
-    assert call("train", *named, "--steps", 200, *SMALL).code == 0
+    with FileLock(f"{folder}.lock"):
+        if not (run / "run.json").exists():
+            prepare = ("prepare", "digits-cdcb", "-o", data, "--pictures", pictures)
+            assert call(*prepare).code == 0
+            named = ("--preset", "digits-cdcb", "--data", data, "--run", run)
+            assert call("train", *named, "--steps", 100, *SMALL).code == 0
     return Trained(run, data, pictures)
 
 

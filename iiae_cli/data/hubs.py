@@ -21,8 +21,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.transforms.functional import normalize
 
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import read_state_dict
@@ -61,6 +59,8 @@ class _TorchVision:
     """torchvision's picture classifiers, without the final layer."""
 
     def published(self, name: str) -> Published:
+        from torchvision import models  # takes seconds to import
+
         known = [known for known in models.list_models(module=models) if known not in _UNFIT]
         if name not in known:
             raise _unknown(name, [*known, "timm:NAME", "open_clip:NAME@PRETRAINED"])
@@ -72,12 +72,17 @@ class _TorchVision:
         return Published(name, IMAGENET, transform, kinds["DEFAULT"].url, hashes=hashes)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        mean, std = configuration["mean"], configuration["std"]
-        return lambda picture: normalize(
-            torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous(), mean, std
-        )
+        mean, std = (torch.tensor(configuration[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+        def normalised(picture: NDArray[Any]) -> Tensor:
+            fractions = torch.tensor(picture).permute(2, 0, 1).float().div(255.0).contiguous()
+            return (fractions - mean) / std
+
+        return normalised
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
+        from torchvision import models
+
         if pool != "pooled":
             raise IiaeError(f"--pool {pool} needs timm: or open_clip:", "leave --pool out")
         network: nn.Module = models.get_model(name, weights=None)

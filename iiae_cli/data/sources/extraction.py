@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from iiae_cli.common import console
@@ -97,6 +96,8 @@ class Networks:
 
     def _described(self, weights: Weights) -> dict[str, Any]:
         """Returns what decides the features."""
+        import torchvision  # takes seconds
+
         return {
             "name": self.name,
             "pool": self.pool,
