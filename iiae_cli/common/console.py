@@ -178,19 +178,17 @@ class Progress:
         wait = LINE_SECONDS if now - self._started < LATER_SECONDS else LATER_SECONDS
         if self._speaks and now - self._last_line >= wait:
             self._last_line = now
-            say(", ".join([f"{done}/{self.total} {self._unit}", self.pace(), *self.texts()]))
+            say(self.line())
 
-    def pace(self) -> str:
-        """Returns the items per second so far, and the time left at that pace."""
+    def line(self) -> str:
+        """Returns what is done, the items per second so far, the time left, and the facts."""
         from datetime import timedelta  # keeps start-up fast
 
         rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._started)
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate > 0 else "?"
-        return f"{rate * self._per_unit:.3g} {self._item}/s, {left} left"
-
-    def texts(self) -> list[str]:
-        """Returns names and values of the facts."""
-        return [f"{name} {value}" for name, value in [*self.facts.items()]]
+        pace = f"{rate * self._per_unit:.3g} {self._item}/s, {left} left"
+        facts = [f"{name} {value}" for name, value in [*self.facts.items()]]
+        return ", ".join([f"{self.done}/{self.total} {self._unit}", pace, *facts])
 
 
 @contextmanager
@@ -214,20 +212,15 @@ def progress(
 
 
 def _bar(tracker: Progress, label: str) -> AbstractContextManager[object]:
-    """Returns a live bar, the facts below it; a narrow terminal breaks lines between facts only."""
+    """Returns a live line and bar."""
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 
     def drawn() -> Group:
-        done, total, line = tracker.done, tracker.total, Table.grid(padding=(0, 1))
-        bar = ProgressBar(total, done, width=24)
-        line.add_row(Text(label), bar, f"{done}/{total}", tracker.pace())
-        facts = "   ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in tracker.texts())
-        return Group(line, *([Padding(Text(facts), (0, 0, 0, 2))] if facts else []))
+        line = Text(f"{label}: {tracker.line()}")
+        return Group(line, ProgressBar(tracker.total, tracker.done))
 
     console = Console(stderr=True, highlight=False)
     return Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=10)

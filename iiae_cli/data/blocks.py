@@ -104,10 +104,13 @@ def block_store(
     errors, which would only recur. `resume` keeps finished blocks of the same job, and says so when
     it drops those of another.
     """
-    folder = partial_of(output)
-    job = json.loads(json.dumps(job))
+    folder, job = partial_of(output), json.loads(json.dumps(job))
     content = {**job, "schema": _SCHEMA}
-    with _held(folder) as begun:
+    _begun(folder)  # refuses a foreign folder
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder, "wait for it, end it, or choose another output"):
+        begun = _begun(folder)
         if begun and not resume and not overwrite:
             hint = "continue it with --resume, or start over with --overwrite"
             raise IiaeError(f"{folder} holds interrupted work", hint)
@@ -139,25 +142,14 @@ def partial_of(output: Path) -> Path:
 
 def discard(output: Path) -> None:
     """Removes the store of a process that was killed after it completed its output."""
-    folder = partial_of(output)
-    if folder.is_dir():
-        with _held(folder):
-            _remove(folder)
+    if partial_of(output).is_dir():
+        with block_store(output, {}, overwrite=True):
+            pass
 
 
 def differences(left: Job, right: Job) -> list[str]:
     """Returns the names of the keys in which two jobs differ."""
     return sorted(key for key in {*left, *right} if left.get(key) != right.get(key))
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[Job]:
-    """Locks a folder, and yields the job of the work in it, if any."""
-    _begun(folder)  # refuses a foreign folder
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder, "wait for it, end it, or choose another output"):
-        yield _begun(folder)
 
 
 def _begun(folder: Path) -> Job:
