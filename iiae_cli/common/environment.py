@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from iiae_cli.common.errors import IiaeError
 
@@ -78,6 +79,14 @@ def index_file(
     return gallery, "the run's gallery"
 
 
+def extra(package: str, name: str) -> ModuleType:
+    """Imports an optional package, which the extra of this name installs."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise IiaeError(f"{package} is not installed", f"pip install 'iiae-cli[{name}]'") from error
+
+
 # ---- the Hugging Face Hub: `hf://OWNER/NAME`, by huggingface_hub
 
 
@@ -101,13 +110,9 @@ def push_to_hub(folder: Path, name: str) -> str:
 
 
 @contextmanager
-def _hub(address: str) -> Iterator[Any]:
+def _hub(address: str) -> Iterator[ModuleType]:
     """Yields the library; whatever it raises is a user's error."""
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        install = "pip install 'iiae-cli[hub]', or copy the folder by other means"
-        raise IiaeError("huggingface_hub is not installed", install) from error
+    hub = extra("huggingface_hub", "hub")
     try:
         yield hub
     except Exception as error:  # network, model, permission; also the HTTP library's own

@@ -22,7 +22,10 @@ TEMPORARY = ".tmp"  # ends the names of unfinished files
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
-_MAY_BE_WHOLE = "it may be whole: check its name, permissions, disk and memory, then run again"
+_MAY_BE_WHOLE = (
+    "it may be whole, or in use by a program that writes it: check its name, permissions, disk and "
+    "memory, then run again"
+)
 
 # What helps where the system refuses a file, by error number.
 _ROOM = "free some space or choose another path, then run again (with --resume)"
@@ -72,13 +75,8 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         code = errno.ENOMEM if isinstance(error, MemoryError) else _errno(error)
-        if code == errno.EAGAIN or "already open for write" in reason:
-            raise IiaeError(
-                f"{path} is in use: another program writes it, or did not close it",
-                "wait until that program has closed the file, then run again",
-            ) from error
-        if code and code not in OF_CONTENT:
-            message = f"{path} cannot be read: {os.strerror(code)}"
+        if (code and code not in OF_CONTENT) or "already open for write" in reason:
+            message = f"{path} cannot be read: {os.strerror(code) if code else reason}"
             raise IiaeError(message, _MAY_BE_WHOLE) from error
         raise DamagedFile(f"{path} is damaged: {reason}", hint) from error
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from iiae_cli.common.environment import extra
 from iiae_cli.common.errors import IiaeError
 from iiae_cli.common.tensors import read_state_dict
 
@@ -86,7 +86,11 @@ class _TorchVision:
         if pool != "pooled":
             raise IiaeError(f"--pool {pool} needs timm: or open_clip:", "leave --pool out")
         network: nn.Module = models.get_model(name, weights=None)
-        cut = final_layer(network)
+        outputs: dict[str, int] = {
+            part: getattr(module, "out_features", getattr(module, "out_channels", 0))
+            for part, module in network.named_modules()
+        }
+        cut = [part for part, count in outputs.items() if count == _IMAGENET_CLASSES][-1]
         last = network.get_submodule(cut)
         width = int(last.in_features if isinstance(last, nn.Linear) else last.in_channels)  # type: ignore[arg-type]
         network.set_submodule(cut, nn.Identity())
@@ -118,7 +122,7 @@ class _Timm:
     """timm's networks, `ARCHITECTURE[.TAG]`."""
 
     def published(self, name: str) -> Published:
-        timm = _imported("timm", "timm")
+        timm = extra("timm", "timm")
         try:
             found = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
         except RuntimeError as error:
@@ -136,12 +140,12 @@ class _Timm:
         )
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        data = _imported("timm", "timm").data
+        data = extra("timm", "timm").data
         transform = data.create_transform(**configuration, is_training=False)
         return lambda picture: transform(Image.fromarray(picture))
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        timm = _imported("timm", "timm")
+        timm = extra("timm", "timm")
         more: dict[str, Any] = {}
         if weights is not None:  # timm's own way knows older formats, and is strict if told 0
             classifier = timm.models.get_pretrained_cfg(name).classifier or ()
@@ -164,7 +168,7 @@ class _OpenClip:
     """The picture towers of open_clip, `ARCHITECTURE[@PRETRAINED]`."""
 
     def published(self, name: str) -> Published:
-        clip = _imported("open_clip", "clip")
+        clip = extra("open_clip", "clip")
         architecture, _, tag = name.partition("@")
         if architecture not in clip.list_models():
             raise _unknown(f"open_clip:{name}", [f"open_clip:{key}" for key in clip.list_models()])
@@ -180,13 +184,13 @@ class _OpenClip:
         return Published(f"open_clip:{name}", WEB, dict(transform), found.get("url"), hub, files)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
-        module = _imported("open_clip", "clip").transform
+        module = extra("open_clip", "clip").transform
         settings = module.PreprocessCfg(**configuration)
         transform = module.image_transform_v2(settings, is_train=False)
         return lambda picture: transform(Image.fromarray(picture))
 
     def network(self, name: str, pool: Pool, weights: Path | None) -> tuple[nn.Module, int]:
-        clip = _imported("open_clip", "clip")
+        clip = extra("open_clip", "clip")
         architecture, _, tag = name.partition("@")
         quick = bool(clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
         untrained = {"pretrained_image": False, "pretrained_text": False, "weights_only": True}
@@ -224,22 +228,13 @@ def published(name: str) -> Published:
     return library.published(bare)
 
 
-def final_layer(network: nn.Module) -> str:
-    """Returns the dotted name of the classifying layer: the last with ImageNet's 1000 outputs."""
-    outputs: dict[str, int] = {
-        name: getattr(module, "out_features", getattr(module, "out_channels", 0))
-        for name, module in network.named_modules()
-    }
-    return [name for name, count in outputs.items() if count == _IMAGENET_CLASSES][-1]
-
-
 def published_file(found: Published, download: bool) -> Path:
     """Returns the published weights in a cache, which `download` fills.
 
     Raises IiaeError, naming what to fetch, if they are missing.
     """
     if found.hub:
-        hf = _imported("huggingface_hub", "hub")
+        hf = extra("huggingface_hub", "hub")
         cache, what = Path(hf.constants.HF_HUB_CACHE), f"{found.files[0]} of {found.hub}"
         address = hf.hf_hub_url(found.hub, found.files[0])
         sources = [partial(_from_hub, hf, found.hub, file) for file in found.files]
@@ -271,7 +266,7 @@ def _from_hub(hf: ModuleType, hub: str, file: str, fetch: bool) -> Path:
 def _from_address(url: str, path: Path, fetch: bool) -> Path:
     if fetch:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), _hash_in(url), progress=False)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
     if not path.is_file():
         raise FileNotFoundError(path)
     return path
@@ -280,14 +275,6 @@ def _from_address(url: str, path: Path, fetch: bool) -> Path:
 def _hash_in(url: str) -> str:
     """Returns the start of the SHA-256 that names of torchvision's files carry."""
     return Path(url).stem.rpartition("-")[2]
-
-
-def _imported(module: str, extra: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        message = f"this backbone needs the package {module}"
-        raise IiaeError(message, f"pip install 'iiae-cli[{extra}]'") from error
 
 
 def _unknown(name: str, known: Sequence[str]) -> IiaeError:

@@ -74,10 +74,10 @@ def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator
     try:
         paths, here = list(folder.iterdir()), folder.resolve()
     except OSError:
-        SEEN.leave_out(folder, "unreadable folder")
+        SEEN.left_out[folder] = "unreadable folder"
         return
     if here in above:
-        SEEN.leave_out(folder, "link to a folder that it lies in")
+        SEEN.left_out[folder] = "link to a folder that it lies in"
         return
     for path in paths:
         if is_hidden(path):
@@ -86,11 +86,11 @@ def _walk(folder: Path, above: Set[Path], without: Collection[Path]) -> Iterator
         if os.path.isdir(path):
             yield from _walk(path, above | {here}, without)
         elif not os.path.isfile(path):
-            SEEN.leave_out(path, "broken link" if path.is_symlink() else "special file")
+            SEEN.left_out[path] = "broken link" if path.is_symlink() else "special file"
         elif suffix in SUFFIXES:
             yield path
         else:
-            SEEN.leave_out(path, suffix or "no suffix")
+            SEEN.left_out[path] = suffix or "no suffix"
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -122,19 +122,15 @@ def expand_inputs(inputs: Iterable[str], *, nul: bool = False) -> list[str]:
     """Replaces `-` by the paths on standard input, one a line, or NUL-separated."""
     paths: list[str] = []
     for word in inputs:
-        paths += _listed(sys.stdin.buffer.read(), nul) if word == "-" else [word]
+        if word != "-":
+            paths.append(word)
+            continue
+        text = decoded(sys.stdin.buffer.read(), "surrogateescape")
+        paths += [_listed(line) for line in text.split("\0" if nul else "\n") if line.strip()]
     if not paths:
         hint = "name pictures or folders, or pipe paths to '-'"
         raise IiaeError("no input paths were given", hint)
     return paths
-
-
-def _listed(content: bytes, nul: bool) -> list[str]:
-    """Returns the paths of a list that may have Windows' line ends and a byte order mark."""
-    text = decoded(content, "surrogateescape")
-    if nul:
-        return [part for part in text.split("\0") if part]
-    return [_listed_path(line) for line in text.split("\n") if line.strip()]
 
 
 def decoded(content: bytes, errors: str = "strict") -> str:
@@ -143,7 +139,7 @@ def decoded(content: bytes, errors: str = "strict") -> str:
     return content.decode("utf-16" if wide else "utf-8-sig", "replace" if wide else errors)
 
 
-def _listed_path(line: str) -> str:
+def _listed(line: str) -> str:
     """Returns a line as it is if such a file exists, else without line end, spaces and quotes."""
     plain = line.rstrip("\r")
     forms = (line, plain, plain.strip(), plain.strip().strip("\"'"))
@@ -250,16 +246,17 @@ def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> Non
         return
     inner = {path.relative_to(folder) for path in paths}
     folders = {parent for path in inner for parent in path.parents if parent.name}
-    words = {path: _words_of(path.name) for path in sorted(inner | folders, key=natural_key)}
-    alike = defaultdict[tuple[Path, str], set[str]](set)
-    for path, (splits, rest) in words.items():
-        alike[path.parent, " ".join(rest)] |= splits
-    for path, (splits, rest) in words.items():
-        meant = splits if len(alike[path.parent, " ".join(rest)]) > 1 else set()
-        if path in folders:
-            meant = meant | {looks_like(path.name) or ""}
-        if held := sorted(meant & HELD_OUT):
-            raise looks_wrong(folder / path, f"pictures for {held[0]}", split)
+    meant = [(path, looks_like(path.name)) for path in sorted(folders, key=natural_key)]
+    alike = defaultdict[tuple[Path, str], dict[str, Path]](dict)  # a path of each split
+    for path in sorted(inner | folders, key=natural_key):
+        splits, rest = _words_of(path.name)
+        for name in splits:
+            alike[path.parent, " ".join(rest)].setdefault(name, path)
+    for found in alike.values():
+        meant += [(path, name) for name, path in found.items() if len(found) > 1]
+    for path, held in meant:
+        if held in HELD_OUT:
+            raise looks_wrong(folder / path, f"pictures for {held}", split)
 
 
 def looks_wrong(path: Path, what: str, split: str = "") -> IiaeError:

@@ -73,30 +73,22 @@ class PictureCounts:
     """The files that this process read as pictures, each counted once, and those it left out."""
 
     def __init__(self) -> None:
-        # Of each picture its mode, size (W, H) as shown, and changes, by the hash of its path.
-        self._read: dict[int, tuple[str, tuple[int, int], tuple[str, ...]]] = {}
-        self._left_out: dict[Path, str] = {}
-
-    def add(self, path: Path, mode: str, size: tuple[int, int], changes: Iterable[str]) -> None:
-        """Counts a picture of this size (W, H), as shown, and the changes made to it."""
-        self._read.setdefault(hash(path), (mode, size, tuple(changes)))
-
-    def leave_out(self, path: Path, kind: str) -> None:
-        """Counts a path that is not read as a picture."""
-        self._left_out[path] = kind
+        # Mode, size (W, H) as shown, and changes of every picture; the kind of every other path.
+        self.read: dict[Path, tuple[str, tuple[int, int], list[str]]] = {}
+        self.left_out: dict[Path, str] = {}
 
     def take(self) -> dict[str, Any]:
         """Returns everything as JSON, and forgets it; `sizes` are the smallest and largest, W×H."""
-        read = self._read.values()
+        read = self.read.values()
         sizes = sorted({size for _, size, _ in read}, key=lambda size: (size[0] * size[1], size))
         seen = {
-            "read": len(self._read),
+            "read": len(read),
             "modes": _counted(mode for mode, _, _ in read),
             "sizes": list(dict.fromkeys(f"{w}×{h}" for w, h in sizes[:1] + sizes[-1:])),
             "changes": _counted(change for _, _, changes in read for change in changes),
-            "left_out": _counted(self._left_out.values()),
+            "left_out": _counted(self.left_out.values()),
         }
-        self._read, self._left_out = {}, {}
+        self.read, self.left_out = {}, {}
         return seen
 
 
@@ -141,7 +133,7 @@ def decode(
         shown = resize_picture(shown, size)
         changes.append(f"resized to {size[1]}×{size[0]}")
     if isinstance(path, Path):
-        SEEN.add(path, mode, whole.size, changes)
+        SEEN.read.setdefault(path, (mode, whole.size, changes))
     return np.asarray(shown).reshape(shown.height, shown.width, channels)
 
 
@@ -251,19 +243,9 @@ def _refuse_misread(opened: Image.Image, raw: str) -> None:
 
 
 def _of_numbers(image: Image.Image, *, unsigned: bool, changes: list[str]) -> Image.Image:
-    """Converts a picture of numbers, whose sign Pillow may misread, to 8 bits."""
+    """Scales numbers, whose sign Pillow may misread, to 0 … 255 over the range of `_range_of`."""
     values = np.asarray(image)
     values = values.view(np.uint32) if unsigned else values
-    shown = Image.fromarray(_eight_bits(values, changes))
-    shown.info["icc_profile"] = image.info.get("icc_profile")
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        shown.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return shown
-
-
-def _eight_bits(values: NDArray[Any], changes: list[str]) -> Pixels:
-    """Scales numbers of more than 8 bits to 0 … 255 over the range of `_range_of`."""
     if not np.isfinite(values).all():
         raise _UnusableError("holds values that are not finite")
     low, high, name = _range_of(values)
@@ -271,7 +253,12 @@ def _eight_bits(values: NDArray[Any], changes: list[str]) -> Pixels:
     inner = np.percentile(scaled, (1, 99))
     lost = values.min() < values.max() and inner[1] - inner[0] < 8  # by a few far away
     changes.append(f"scaled from {name}" + (", almost all to one shade" if lost else ""))
-    return scaled.astype(np.uint8)
+    shown = Image.fromarray(scaled.astype(np.uint8))
+    shown.info["icc_profile"] = image.info.get("icc_profile")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        shown.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return shown
 
 
 def _range_of(values: NDArray[Any]) -> tuple[float, float, str]:

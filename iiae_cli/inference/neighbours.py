@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iiae_cli.common.environment import extra
 from iiae_cli.common.errors import IiaeError
 
 Metric: TypeAlias = Literal["euclidean", "cosine"]
@@ -313,11 +314,7 @@ def _by_sklearn(gallery: Tensor, metric: Metric) -> Propose:
 
 
 def _by_faiss(gallery: Tensor, metric: Metric) -> Propose:
-    try:
-        import faiss
-    except ImportError as error:
-        install = "pip install 'iiae-cli[faiss]', or leave out --backend faiss"
-        raise IiaeError("faiss is not installed", install) from error
+    faiss = extra("faiss", "faiss")
     cosine = metric == "cosine"  # for rows of length 1 products are equivalent, and faster
     index = (faiss.IndexFlatIP if cosine else faiss.IndexFlatL2)(gallery.shape[1])
     index.add(gallery.numpy())

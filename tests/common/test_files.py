@@ -164,15 +164,14 @@ def test_whatever_a_reader_raises_is_a_damaged_file(path, error):
     [
         (OSError(errno.EIO, "no"), "cannot be read: "),
         (OSError("unable to lock file, errno = 37, error message = 'x'"), "cannot be read: "),
-        (OSError("unable to lock file, errno = 11, error message = 'x'"), "is in use"),
-        (OSError("file is already open for write (may use <h5clear file>)"), "is in use"),
+        (OSError("file is already open for write (may use <h5clear file>)"), "already open"),
         (MemoryError(), "cannot be read: Cannot allocate memory"),
     ],
 )
 def test_what_the_system_refuses_is_not_called_damaged(path, error, said):
     path.touch()
     refused = refusal(raising, reading(path, "replace it"), error)
-    assert said in refused.message and refused.hint != "replace it"
+    assert said in refused.message and "in use" in refused.hint
     assert not isinstance(refused, DamagedFile)
 
 
