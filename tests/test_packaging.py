@@ -24,7 +24,7 @@ def test_the_wheel_ships_the_presets_and_finds_them(tmp_path):
         archive.extractall(installed)
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         named = ("report/templates/report.html", "report/templates/charts.mplstyle")
-        files = (*named, "inference/card.md", "evaluation/paper.csv")
+        files = (*named, "inference/card.md", "evaluation/paper.csv", "data/class_splits.txt")
         assert {f"iiae_cli/{name}" for name in files} <= set(archive.namelist())
         assert "iiae = iiae_cli.__main__:main" in archive.read(scripts).decode()
     code = "from iiae_cli.common.environment import *; print(preset_folder(), *preset_names())"

@@ -162,7 +162,7 @@ def _partners(
             f"--guided takes partners, and rows of {path} have none of their own",
             "give a prepared .h5 of pairs, or --reference PICTURE",
         )
-    own = file.mapped_side(source["split"], target).rows
+    own = file.split(source["split"], most=0).side(target).rows
     return lambda positions: own[positions]
 
 

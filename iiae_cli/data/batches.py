@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,10 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iiae_cli.data.pictures import filter_of
-
-Read = TypeVar("Read")
-Item = TypeVar("Item")
+from iiae_cli.data.pictures import Item, Read, filter_of
 
 
 def to_inputs(

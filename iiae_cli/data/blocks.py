@@ -1,9 +1,8 @@
 """Numbered blocks of a job that may be interrupted, resumed, divided among processes and merged.
 
-A job is a JSON object of everything that decides its values. Its result is blocks 0 … N-1, each a
-dictionary of arrays (numbers or text). Meanwhile `OUTPUT.partial/` holds job.json, the .lock of the
-process that works there, and each finished block as NUMBER.npz. A part of the job (`--shard`) is an
-HDF5 file of a range of its blocks.
+A job is a JSON object of everything that decides its values, a block a dictionary of arrays.
+`OUTPUT.partial/` holds job.json, the .lock of the process that works there, and each finished block
+as NUMBER.npz. A part of the job (`--shard`) is an HDF5 file of a range of its blocks.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ class BlockStore:
 
     def append(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Stores a finished block, which then survives a kill."""
-        named = dict[str, Any](arrays)
-        with writing(self._path(number), sync=False) as temporary, temporary.open("wb") as file:
+        named, path = dict[str, Any](arrays), self.folder / f"{number}.npz"
+        with writing(path, sync=False) as temporary, temporary.open("wb") as file:
             np.savez(file, **named)
         self._done.add(number)
 
     def read(self, number: int) -> Arrays:
         """Returns the arrays of a finished block."""
-        path = self._path(number)
+        path = self.folder / f"{number}.npz"
         hint = "run the same command with --resume, which makes it again"
         with reading(path, hint), path.open("rb") as file:
             return dict(np.load(file, allow_pickle=False))
@@ -83,9 +82,6 @@ class BlockStore:
                 done += sizes[number]
                 bar.update(done)
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number}.npz"
-
 
 def _is_whole(path: Path) -> bool:
     """Returns whether a block is intact; a machine that dies may leave less."""
@@ -100,9 +96,8 @@ def block_store(
 ) -> Iterator[BlockStore]:
     """Opens the store of an output's blocks, and removes it when the `with` block succeeds.
 
-    It stays after an interruption, a bug, or an error of a disk or a file. It goes after other user
-    errors, which would only recur. `resume` keeps finished blocks of the same job, and says so when
-    it drops those of another.
+    It stays after an interruption, a bug, or an error of a disk or a file; after other user errors,
+    which would only recur, it goes. `resume` keeps finished blocks of the same job only.
     """
     folder, job = partial_of(output), json.loads(json.dumps(job))
     content = {**job, "schema": _SCHEMA}

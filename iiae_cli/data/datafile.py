@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -197,10 +196,14 @@ class DataFile:
         with hdf5.open_hdf5(self.path, _HINT) as file:
             return hdf5.read_texts(file, "skipped") or []
 
-    def split(self, name: str) -> Split:
-        """Reads one split, memory-mapped if it takes more than half of the free memory."""
-        with self._opened(name) as group:
-            split = Split(self._side(group, "x"), self._side(group, "y"))
+    def split(self, name: str, most: int | None = None) -> Split:
+        """Reads one split; maps domains of more than `most` bytes [half of the free memory]."""
+        with hdf5.open_hdf5(self.path, _HINT) as file:
+            if name not in file:
+                held = ", ".join(split for split in SPLITS if split in file)
+                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {held}")
+            group = file[name]
+            split = Split(_side(group, "x", most), _side(group, "y", most))
             if "pairs" in group:
                 pairs = split.pairs = hdf5.read_column(group["pairs"]).astype(np.int64)
                 rows = (len(split.x), len(split.y))
@@ -212,28 +215,14 @@ class DataFile:
                     raise ValueError(f"not one value of factor {factor} for each pair")
         return split
 
-    def mapped_side(self, name: str, domain: Domain) -> Side:
-        """Returns one domain of a split, its rows mapped if possible."""
-        with self._opened(name) as group:
-            return self._side(group, domain, most=0)
 
-    def _side(self, group: h5py.Group, domain: Domain, most: int | None = None) -> Side:
-        """Returns a domain's rows, memory-mapped if they take more than `most` bytes."""
-        data = f"{group.name}/{domain}"
-        ids, labels = (hdf5.read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
-        side = Side(hdf5.read_or_map(group[domain], most), ids or [], labels)
-        for what, texts in (("ids", side.ids), ("labels", labels)):
-            if texts is not None and len(texts) != len(side):
-                raise ValueError(f"{len(side)} rows but {len(texts)} {what} in {data}")
-        return side
-
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[h5py.Group]:
-        with hdf5.open_hdf5(self.path, _HINT) as file:
-            held = [split for split in SPLITS if split in file]
-            if name not in held:
-                raise IiaeError(f"{self.path} has no split '{name}'", f"it has: {', '.join(held)}")
-            yield file[name]
+def _side(group: h5py.Group, domain: Domain, most: int | None) -> Side:
+    ids, labels = (hdf5.read_texts(group, f"{domain}_{what}") for what in ("ids", "labels"))
+    side = Side(hdf5.read_or_map(group[domain], most), ids or [], labels)
+    for what, texts in (("ids", side.ids), ("labels", labels)):
+        if texts is not None and len(texts) != len(side):
+            raise ValueError(f"{len(side)} rows but {len(texts)} {what} in {group[domain].name}")
+    return side
 
 
 def _shape(groups: dict[str, h5py.Group], domain: Domain) -> tuple[int, ...]:
@@ -261,25 +250,10 @@ def _by_class(groups: dict[str, h5py.Group], attributes: dict[str, str]) -> bool
 
 # ---- classes, and which of them a network has seen
 
-# Published lists of Sketchy's test classes: the paper's split 1, its split 2, and later work's. A
-# zero-shot figure means nothing without its list, so every division has a name and a hash.
-_LISTS = {
-    "sempcyc-25": (
-        "bear bell cannon door eyeglasses geyser guitar hamburger jack_o_lantern lobster "
-        "motorcycle mushroom pear racket rhinoceros saw saxophone spoon squirrel tank teapot "
-        "tiger trumpet violin wheelchair"
-    ),
-    "eccv18-21": (
-        "bat cabin cow dolphin door giraffe helicopter mouse pear raccoon rhinoceros saw scissors "
-        "seagull skyscraper songbird sword tree wheelchair windmill window"
-    ),
-    "sake-25": (
-        "cup swan harp squirrel snail ray pineapple volcano rifle scissors parrot windmill "
-        "teddy_bear tree wine_bottle deer chicken airplane wheelchair tank umbrella butterfly "
-        "camel horse bell"
-    ),
-}
-CLASS_SPLITS = {name: tuple(text.split()) for name, text in _LISTS.items()}
+# Published lists of Sketchy's test classes, by name: the paper's split 1, its split 2, and later
+# work's. A zero-shot figure means nothing without its list, so each has a hash, too.
+_LISTS = Path(__file__).with_name("class_splits.txt").read_text(encoding="utf-8").splitlines()
+CLASS_SPLITS = {name: tuple(classes) for name, *classes in map(str.split, _LISTS)}
 
 
 def nfc(text: str) -> str:

@@ -68,7 +68,8 @@ class _TorchVision:
         how = "area where that shrinks, bicubic where it enlarges"
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         transform = {"decoded_at": list(INPUT_SIZE), "resize": how, "mean": mean, "std": std}
-        hashes = [_hash_in(weights.url) for weights in kinds]
+        # Names of files carry the start of their SHA-256.
+        hashes = [Path(weights.url).stem.rpartition("-")[2] for weights in kinds]
         return Published(name, IMAGENET, transform, kinds["DEFAULT"].url, hashes=hashes)
 
     def transform(self, configuration: dict[str, Any]) -> Transform:
@@ -270,11 +271,6 @@ def _from_address(url: str, path: Path, fetch: bool) -> Path:
     if not path.is_file():
         raise FileNotFoundError(path)
     return path
-
-
-def _hash_in(url: str) -> str:
-    """Returns the start of the SHA-256 that names of torchvision's files carry."""
-    return Path(url).stem.rpartition("-")[2]
 
 
 def _unknown(name: str, known: Sequence[str]) -> IiaeError:

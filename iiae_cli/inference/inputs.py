@@ -204,7 +204,7 @@ def matching_file(path: Path, trained_on: DataInfo) -> DataFile:
 
 
 def _prepared(file: DataFile, split: str, domain: Domain) -> Inputs:
-    side = file.mapped_side(split, domain)
+    side = file.split(split, most=0).side(domain)
     if not side.ids:
         message = f"{file.path} has nothing in split '{split}'"
         raise IiaeError(message, "choose another --split: train, valid or test")

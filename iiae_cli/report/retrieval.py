@@ -153,7 +153,7 @@ def _shown(cache: LatentCache) -> Shown:
     if source is None:
         return Shown(cache.ids, cache.labels, {}, Path())
     file = DataFile(source[0])
-    shown = Shown.of(file.mapped_side(source[1], cache.domain), file)
+    shown = Shown.of(file.split(source[1], most=0).side(cache.domain), file)
     return replace(shown, ids=cache.ids, labels=cache.labels)
 
 

@@ -68,7 +68,7 @@ def test_splits_labels_factors_and_pairs_come_back(path):
     file = write(path, train=train, test=test)
     assert_same(file.split("train"), train)
     assert_same(file.split("test"), test)
-    assert_same(Split(file.mapped_side("train", "x"), train.y, train.factors), train)
+    assert_same(Split(file.split("train", most=0).side("x"), train.y, train.factors), train)
     valid = file.split("valid")  # not given, so empty
     assert valid.x.rows.shape == (0, 16, 20, 3) and valid.y.rows.shape == (0, 16, 20, 1)
     assert valid.x.ids == valid.y.ids == valid.x.labels == valid.y.labels == []
