@@ -236,7 +236,7 @@ class Extractor:
         reader = self.preprocessing.reader(self.name, self.domain)
 
         def read(paths: Sequence[Source]) -> Batch:
-            made = list(read_all(paths, reader, self.workers))
+            made = read_all(paths, reader, self.workers)
             pictures = [item for item in made if isinstance(item, Tensor)]
             stack = torch.stack(pictures) if pictures else torch.empty(0)
             errors = [item if isinstance(item, PictureError) else None for item in made]

@@ -173,8 +173,8 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 
 def read_all(
     paths: Sequence[Item], read: Callable[[Item], Read], workers: int = 1
-) -> Iterator[Read | PictureError]:
-    """Yields `read` of each path, or its error, in order; `workers` threads read ahead."""
+) -> list[Read | PictureError]:
+    """Returns `read` of each path, or its error, by `workers` threads."""
 
     def attempt(path: Item) -> Read | PictureError:
         try:
@@ -183,9 +183,7 @@ def read_all(
             return error
 
     with ThreadPoolExecutor(workers) as pool:
-        block = workers * 64  # bounds what is decoded but not yet used
-        for start in range(0, len(paths), block):
-            yield from pool.map(attempt, paths[start : start + block])
+        return list(pool.map(attempt, paths))
 
 
 # ---- modes

@@ -235,7 +235,7 @@ def _slices(rows: Any) -> Fetch:
 def _decoded(pictures: Sequence[Source], shape: tuple[int, ...], workers: int) -> Fetch:
     height, width, channels = shape
     read = partial(decode, channels=channels, size=(height, width))
-    return lambda start, stop: list(read_all(pictures[start:stop], read, workers))
+    return lambda start, stop: read_all(pictures[start:stop], read, workers)
 
 
 def _extracted(pictures: Sequence[Source], extractor: Extractor) -> Fetch:

@@ -146,7 +146,7 @@ def test_decoding_many_keeps_order_and_puts_errors_in_place(tmp_path, workers):
     for number, path in enumerate(paths):
         if number % 50 != 7:
             saved(path, np.full((2, 3, 3), number, np.uint8))
-    decoded = list(pictures.read_all(paths, lambda path: decode(path, 1, (1, 1)), workers))
+    decoded = pictures.read_all(paths, lambda path: decode(path, 1, (1, 1)), workers)
     for number, item in enumerate(decoded):
         if number % 50 == 7:
             assert isinstance(item, PictureError) and item.path == paths[number]

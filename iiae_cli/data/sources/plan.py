@@ -98,7 +98,7 @@ def file_reader(read: Callable[[Path, Domain], Rows], size: int, workers: int = 
     """Returns a reader by a function, which raises PictureError for an unreadable file."""
     return Reader(
         lambda domain, blocks, work: (
-            [*read_all(files, lambda path: read(path, domain), workers)] for files in blocks
+            read_all(files, lambda path: read(path, domain), workers) for files in blocks
         ),
         size,
     )
