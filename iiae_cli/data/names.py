@@ -230,11 +230,10 @@ def note_rest(source: Path, taken: Collection[Path], notes: Notes) -> None:
         folder = next(path for path in picture.parents if path in holders)
         inner = picture.relative_to(folder).parts
         rest[folder, inner[0] if inner[1:] else ""] += 1
-    for (folder, name), count in rest.items():
-        named = dict.fromkeys(f"{path.name}/" for path in read if path.parent == folder)
-        beside = ", ".join(named)[:80] or "no folder that is read"
-        what = "pictures in a folder" if name else "loose pictures"
-        notes.skipped.append(f"{folder / name}: {count} {what} beside {beside}")
+    notes.skipped += [
+        f"{folder / name}: {count} pictures that lie beside what is read"
+        for (folder, name), count in rest.items()
+    ]
 
 
 def refuse_held_out(folder: Path, paths: Iterable[Path], split: str = "") -> None:

@@ -26,21 +26,12 @@ from PIL import Image, ImageOps
 from iiae_cli.common.files import OF_CONTENT
 
 # Others are no pictures of a data set, and one of them, EPS, is a program that Pillow would run.
-FORMATS = {
-    "PNG": ".png .apng",
-    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
-    "JPEG2000": ".jp2 .j2k .jpc .jpf .jpx .j2c",
-    "BMP": ".bmp",
-    "GIF": ".gif",
-    "TIFF": ".tif .tiff",
-    "WEBP": ".webp",
-    "PPM": ".ppm .pgm .pbm .pnm .pfm",
-    "AVIF": ".avif .avifs",
-}
+FORMATS = ["PNG", "JPEG", "JPEG2000", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF"]
 with suppress(ImportError):  # an optional package
     import_module("pillow_heif").register_heif_opener()
-    FORMATS["HEIF"] = ".heic .heif .hif"
-SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes.split()}
+    FORMATS.append("HEIF")
+_KINDS = Image.registered_extensions()
+SUFFIXES = {suffix for suffix, kind in _KINDS.items() if kind in (*FORMATS, "MPO")}
 # An unreadable file is named by us; what else Pillow has to say, such as of EXIF, changes no pixel.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _ORIENTATION, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 274, 262, 320, 339  # EXIF's and TIFF's
@@ -158,7 +149,7 @@ def _opened(path: Source) -> Iterator[Image.Image]:
         if not path.is_file():  # a reader would wait for a pipe
             raise ValueError("it is not a file")
         # By its path Pillow would map an uncompressed TIFF, which garbles one that EXIF turns.
-        with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if not image.width * image.height:
                 raise _UnusableError("has no pixels")
             yield image

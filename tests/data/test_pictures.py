@@ -214,6 +214,7 @@ def test_heic_is_read_where_a_plugin_is_installed(tmp_path):
         "def register_heif_opener():\n"
         "    accept = lambda prefix: prefix[4:12] == b'ftypheic'\n"
         "    Image.register_open('HEIF', lambda file, name: Image.new('L', (4, 3), 77), accept)\n"
+        "    Image.register_extension('HEIF', '.heic')\n"
     )
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(9))
     program = (

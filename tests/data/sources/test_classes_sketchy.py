@@ -57,8 +57,8 @@ def test_both_layouts_give_sketches_and_all_photos_and_count_the_rest(tmp_path, 
     other = root / "sketch" / "tx_000100000000"
     assert notes.decided == [f"{other} is not read, as it is another transform"]
     more, loose = notes.skipped
-    assert more.startswith(f"{tmp_path / 'more'}: 2 pictures in a folder beside ")
-    assert loose.startswith(f"{root / 'sketch' / tx}: 1 loose pictures beside ")
+    assert more.startswith(f"{tmp_path / 'more'}: 2 pictures that lie beside")
+    assert loose.startswith(f"{root / 'sketch' / tx}: 1 pictures that lie beside")
     names = ("ant", "jack-o-lantern")
     prefix = f"{below}/" if below else ""
     assert found.x.ids == [f"{prefix}sketch/{tx}/{name}/0.png" for name in names]
