@@ -44,10 +44,7 @@ def data_file(option: Path | None, set_name: str) -> Path:
 
 
 def run_folder(option: Path | None) -> tuple[Path, str]:
-    """Returns the run to read, and how it was chosen: `--run`, else `IIAE_RUN`, else `runs/latest`.
-
-    `hf://OWNER/NAME` is downloaded from the hub.
-    """
+    """Returns the run to read, downloaded if it is on the hub, and how it was chosen."""
     if option is not None:
         return pulled(option), "--run"
     if named := os.environ.get("IIAE_RUN"):
@@ -58,11 +55,7 @@ def run_folder(option: Path | None) -> tuple[Path, str]:
 def index_file(
     option: Path | None, run: Path | None, fits: Callable[[Path], bool]
 ) -> tuple[Path, str]:
-    """Returns the gallery, and how it was chosen.
-
-    It is `--index`, else `IIAE_INDEX`, else the only .h5 here that `fits`, else the run's
-    gallery.h5.
-    """
+    """Returns the gallery, a latent cache, and how it was chosen."""
     if option is not None:
         return option, "--index"
     if named := os.environ.get("IIAE_INDEX"):
@@ -72,10 +65,8 @@ def index_file(
         return caches[0], "the only cache in this folder that fits"
     gallery = run_folder(run)[0] / "gallery.h5"
     if not gallery.exists():
-        raise IiaeError(
-            f"no gallery was named; {gallery} does not exist",
-            "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5",
-        )
+        hint = "pass --index z.h5, made by: iiae encode PICTURES --domain y -o z.h5"
+        raise IiaeError(f"no gallery was named; {gallery} does not exist", hint)
     return gallery, "the run's gallery"
 
 
@@ -117,10 +108,8 @@ def _hub(address: str) -> Iterator[ModuleType]:
         yield hub
     except Exception as error:  # network, model, permission; also the HTTP library's own
         reason = " ".join(str(error).split())[:200]
-        raise IiaeError(
-            f"{address} cannot be reached: {reason}",
-            "check the name and the network, and log in: hf auth login",
-        ) from error
+        hint = "check the name and the network, and log in: hf auth login"
+        raise IiaeError(f"{address} cannot be reached: {reason}", hint) from error
 
 
 # ---- the machine

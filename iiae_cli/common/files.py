@@ -22,10 +22,7 @@ TEMPORARY = ".tmp"  # ends the names of unfinished files
 LOCK = ".lock"  # the name of a folder's lock file; it stays when the lock is released
 
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW)  # errors of seeking beyond the content
-_MAY_BE_WHOLE = (
-    "it may be whole, or in use by a program that writes it: check its name, permissions, disk and "
-    "memory, then run again"
-)
+_MAY_BE_WHOLE = "it may be whole, or in use: check its permissions, disk and memory, then run again"
 
 # What helps where the system refuses a file, by error number.
 _ROOM = "free some space or choose another path, then run again (with --resume)"
@@ -93,9 +90,8 @@ def check_kind(path: Path, given: str, expected: str) -> None:
 def refuse_existing(path: Path, overwrite: bool, signature: bytes = b"") -> None:
     """Raises if a path exists, unless `overwrite`; then if it is a file of another `signature`."""
     if path.exists() and not overwrite:
-        raise IiaeError(
-            f"{path} already exists", "choose another output, or replace it with --overwrite"
-        )
+        hint = "choose another output, or replace it with --overwrite"
+        raise IiaeError(f"{path} already exists", hint)
     if signature and path.is_file() and path.suffix != ".h5":  # it may be an input
         with path.open("rb") as file:
             if file.read(len(signature)) not in (b"", signature):
@@ -185,9 +181,8 @@ def refusal_of_system(error: OSError) -> IiaeError | None:
         hint = _MEND.get(code, _MAY_BE_WHOLE)
         return IiaeError(f"{path} cannot be used: {os.strerror(code)}", hint)
     if "temporary directory" in str(error):  # Python's words
-        return IiaeError(
-            "no temporary folder can be written", "set TMPDIR to a folder that you may write to"
-        )
+        hint = "set TMPDIR to a folder that you may write to"
+        return IiaeError("no temporary folder can be written", hint)
     try:
         Path.cwd()
     except FileNotFoundError:

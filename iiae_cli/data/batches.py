@@ -1,8 +1,7 @@
 """The rows of each training step, their conversion to network inputs and back, augmentation.
 
-Orders are functions of seed and step, so that a run can resume. Resizing and scaling happen here,
-once per batch, so that a data file keeps its native resolution: 60,000 pairs at 256×256 would be 23
-GB.
+Orders are functions of seed and step, so that a run can resume. Resizing happens here, so that a
+data file keeps its native resolution: 60,000 pairs at 256×256 would be 23 GB.
 """
 
 from __future__ import annotations
@@ -134,9 +133,8 @@ class ClassOrder:
         count = len(self.classes)
         first = step * self.batch_size
         rounds = range(first // count, (first + self.batch_size - 1) // count + 1)
-        walk = np.concatenate(
-            [np.random.default_rng((self.seed, 0, turn)).permutation(count) for turn in rounds]
-        )
+        draws = [np.random.default_rng((self.seed, 0, turn)) for turn in rounds]
+        walk = np.concatenate([draw.permutation(count) for draw in draws])
         drawn = walk[first - rounds[0] * count :][: self.batch_size]
         draw = np.random.default_rng((self.seed, 1, step))
         columns = [
@@ -197,10 +195,9 @@ class Augmentation:
         scale = torch.exp(self.geometric * ZOOM * draw())
         mirror = torch.where(draw() < 2.0 * self.flip - 1.0, -1.0, 1.0)
         shift = self.geometric * SHIFT * draw(2)
-        down = torch.stack([mirror * scale * angle.sin(), scale * angle.cos(), shift[:, 1]], dim=1)
-        across = torch.stack(
-            [mirror * scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], dim=1
-        )
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        across = torch.stack([mirror * cos, -sin, shift[:, 0]], dim=1)
+        down = torch.stack([mirror * sin, cos, shift[:, 1]], dim=1)
         return torch.stack([across, down], dim=1)
 
     def _recolour(self, pictures: Tensor, draw: Draw) -> Tensor:

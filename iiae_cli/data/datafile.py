@@ -119,8 +119,7 @@ def write_data_file(
 ) -> None:
     """Writes a data file, atomically, its temporary file in `folder` or beside it.
 
-    Absent splits are written empty. The attributes record how the file was made, `skipped` has a
-    line for every input left out.
+    Absent splits are written empty; `skipped` has a line for every input left out.
     """
     none = np.empty(0, np.int64)
     empty = next(iter(splits.values())).take(none, none)
@@ -316,7 +315,4 @@ def refuse_leak(seen: Seen, test_classes: Iterable[str], what: str, allow: bool)
     leaked = seen.leak(test_classes)
     if leaked and not allow:
         message = f"{what} was trained on {len(leaked)} of the test classes: {', '.join(leaked)}"
-        hint = (
-            "use weights of this split's training classes, or pass --allow-leak, which is recorded"
-        )
-        raise IiaeError(message, hint)
+        raise IiaeError(message, "use weights of this split's training classes, or --allow-leak")

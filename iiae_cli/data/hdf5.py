@@ -122,9 +122,8 @@ def read_column(data: h5py.Dataset) -> NDArray[Any]:
     if data.nbytes > free_memory():
         raise MemoryError  # perhaps the file declares more than it stores
     values: NDArray[Any] = np.asarray(data[()])
-    return (
-        np.char.decode(values, "utf-8", "surrogateescape") if values.dtype.kind == "S" else values
-    )
+    texts = data.dtype.kind == "S"
+    return np.char.decode(values, "utf-8", "surrogateescape") if texts else values
 
 
 def read_texts(group: h5py.Group, name: str) -> list[str] | None:
@@ -134,5 +133,4 @@ def read_texts(group: h5py.Group, name: str) -> list[str] | None:
     column = read_column(group[name])
     if column.ndim != 1 or column.dtype.kind != "U":
         raise ValueError(f"{group[name].name} is not a column of texts")
-    texts: list[str] = column.tolist()
-    return texts
+    return list(map(str, column))

@@ -34,15 +34,11 @@ _WORDS = {
 }
 HELD_OUT = {"valid", "test"}
 _MEANINGS = {word: split for split, words in _WORDS.items() for word in words.split()}
-_FILLERS = (
-    "images image imgs img pics pictures photos data files old new split set part full small "
-    "list lists ids names classes"
-)
+_FILLERS = "images image imgs img pics pictures photos data files old new set part full small"
+_FILLERS += " split list lists ids names classes"
 _DIVISIONS = {"split", "splits", "partition", "partitions", "subset", "fold", "folds", "phase"}
 LISTS = {"", ".txt", ".lst", ".list", ".csv", ".tsv", ".json"}  # files that may name pictures
-PUT_SPLITS = (
-    "splits are SOURCE/train, SOURCE/valid and SOURCE/test, each of x/ and y/ (not trainA/)"
-)
+PUT_SPLITS = "splits are SOURCE/train, SOURCE/valid, SOURCE/test, each of x/ and y/ (not trainA/)"
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "lost+found", "$recycle.bin"}
 _JUNK |= {"@eadir", "#recycle", "#snapshot", "system volume information"}
 _JUNK |= {"@recycle", "@recently-snapshot", "~snapshot", "_gsdata_", "__pycache__", "cvs"}
