@@ -140,15 +140,6 @@ def build_backbone(
     return network.eval(), width
 
 
-def network_of(
-    name: str, weights: Weights, domain: Domain, seed: int = 0, pool: Pool = "pooled"
-) -> nn.Module:
-    """Builds a domain's network; both domains have the same one unless they were fine-tuned."""
-    if weights.kind == "fine-tuned" and weights.path is not None:
-        return load_network(weights.path, domain)
-    return build_backbone(name, weights, seed, pool)[0]
-
-
 class FeatureNetwork(nn.Module):
     """A backbone and a seeded linear layer: pictures (B, 3, h, w) to signed features (B, width)."""
 
@@ -201,9 +192,13 @@ def read_record(folder: Path, domain: Domain) -> NetworkRecord:
     return record
 
 
-def load_network(folder: Path, domain: Domain) -> FeatureNetwork:
-    """Loads a domain's fine-tuned network in evaluation mode."""
-    path, record = network_file(folder, domain), read_record(folder, domain)
+def network_of(
+    name: str, weights: Weights, domain: Domain, seed: int = 0, pool: Pool = "pooled"
+) -> nn.Module:
+    """Builds a domain's network; both domains have the same one unless they were fine-tuned."""
+    if weights.kind != "fine-tuned" or weights.path is None:
+        return build_backbone(name, weights, seed, pool)[0]
+    path, record = network_file(weights.path, domain), read_record(weights.path, domain)
     _, state = read_tensors(path, NETWORK_SCHEMA, _HINT)
     body, body_width = build_backbone(record.backbone, Weights("random"), pool=record.pool)
     with reading(path, _HINT):

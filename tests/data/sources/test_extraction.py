@@ -155,14 +155,16 @@ def test_a_kept_network_comes_back_with_its_record(tmp_path):
     )
     backbone.save_network(tmp_path, net, "x", record)
     assert backbone.read_record(tmp_path, "x") == record
+    kept = backbone.Weights("fine-tuned", tmp_path)
     pictures = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
-        found, wanted = backbone.load_network(tmp_path, "x")(pictures), net.eval()(pictures)
+        loaded = backbone.network_of(NETWORK, kept, "x")
+        found, wanted = loaded(pictures), net.eval()(pictures)
     torch.testing.assert_close(found, wanted)
     other = backbone.NetworkRecord(**{**vars(record), "backbone": "squeezenet1_1"})
     backbone.save_network(tmp_path, net, "x", other)
     (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
     error = refusal(backbone.read_record, tmp_path, "y")
     assert "is the network of domain x" in error.message and "--save-backbone" in error.hint
-    error = refusal(backbone.load_network, tmp_path, "x")  # another network's weights
+    error = refusal(backbone.network_of, NETWORK, kept, "x")  # another network's weights
     assert "is damaged" in error.message
