@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -29,7 +29,6 @@ from iiae_cli.model import DOMAINS, Domain
 
 SCHEMA = "iiae.data/2"
 SPLITS = ("train", "valid", "test")
-SplitName: TypeAlias = Literal["train", "valid", "test"]
 Rows: TypeAlias = NDArray[Any]
 
 _HINT = "make it again: iiae prepare NAME … --overwrite (or join shards: --merge)"
