@@ -87,12 +87,10 @@ def build_model(config: Config, info: DataInfo) -> IIAE:
 def _networks(config: Config, info: DataInfo) -> Networks:
     model, path = config.model, config.model.linear_path
     if info.is_features != (model.kind == "features"):
-        holds, presets = "pictures", "pairs or pairs-small"
-        if info.is_features:
-            holds, presets = "features", "pair-features or, by class, features"
+        holds = "features" if info.is_features else "pictures"
         raise IiaeError(
             f"data set {info.name} holds {holds}, but model.kind is {model.kind}",
-            f"choose a preset of {holds}, such as {presets}",
+            "choose a preset: pairs for pictures, pair-features or, by class, features",
         )
     size = picture_size(config, info)
     if size is None:
@@ -178,18 +176,14 @@ def place(model: IIAE, device: torch.device | str) -> IIAE:
 
 def choose_device(name: str) -> torch.device:
     """Returns the device of this name; `auto` prefers a GPU."""
-    present = {
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }
+    mps = int(torch.backends.mps.is_available())
+    present = {"cuda": torch.cuda.device_count(), "mps": mps, "cpu": 1}
     name = next(kind for kind in present if present[kind]) if name == "auto" else name
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or (device.index or 0) >= present.get(device.type, 0):
-        raise IiaeError(
-            f"device '{name}' is unknown or missing", "choose --device auto or --device cpu"
-        )
+        message = f"device '{name}' is unknown or missing"
+        raise IiaeError(message, "choose --device auto or --device cpu")
     return device

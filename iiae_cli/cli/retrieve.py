@@ -95,8 +95,7 @@ def command(
     console.say(f"gallery {path} ({chosen}): {size} pictures of {gallery.domain}")
     console.say(f"queries are of domain {domain} ({how})")
     if encoded is None:
-        inputs = model.inputs(paths, domain, split=split, workers=workers)
-        encoded = model.encode(inputs, domain)
+        encoded = model.encode(paths, domain, split, workers)
     if k > size:
         console.say(f"the gallery holds {size} entries, fewer than --k {k}: all are ranked")
     found = search(encoded, gallery, k, metric=metric, latents=latents, backend=backend)

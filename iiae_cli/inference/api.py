@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +91,17 @@ class Model:
         return TrainedModel.of(self.loaded)
 
     def inputs(
-        self, pictures: Pictures | Inputs, domain: Domain, *, split: str = "test", workers: int = 2
+        self, pictures: Pictures, domain: Domain, split: str = "test", workers: int = 2
     ) -> Inputs:
         """Returns pictures as unread rows of a domain; `split` is for a prepared file."""
-        if isinstance(pictures, Inputs):
-            return pictures
-        return open_inputs(
-            pictures,
-            domain,
-            self.loaded.info,
-            split=split,
-            workers=workers,
-            weights=self.backbone_weights,
-            device=self.loaded.device,
-        )
+        opened = partial(open_inputs, weights=self.backbone_weights, device=self.loaded.device)
+        return opened(pictures, domain, self.loaded.info, split=split, workers=workers)
 
     def encode(
-        self, pictures: Pictures | Inputs, domain: Domain, split: str = "test"
+        self, pictures: Pictures, domain: Domain, split: str = "test", workers: int = 2
     ) -> LatentCache:
         """Returns the latents of pictures, with ids: r(z^s|·), and q(z^x|x) if it exists."""
-        inputs, trained, parts = self.inputs(pictures, domain, split=split), self.trained, []
+        inputs, trained, parts = self.inputs(pictures, domain, split, workers), self.trained, []
         cache, labels = LatentCache.head_of(self.loaded, domain, inputs.source), list[str]()
         for block in inputs.blocks(BLOCK_ROWS, "encoding"):
             cache.ids += block.ids

@@ -146,9 +146,9 @@ def graphs(loaded: LoadedModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]
 
 def _write_program(program: ExportedProgram, path: Path) -> Run:
     """Writes a .pt2 file for `torch.export.load`; returns a function that runs it."""
-    with path.open("wb") as file:
+    with path.open("w+b") as file:
         torch.export.save(program, file)
-    with path.open("rb") as file:
+        file.seek(0)
         stored = torch.export.load(file).module()
     return lambda inputs: [output.numpy() for output in stored(*inputs)]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,6 @@ def _write(
 
 
 def _column(block: Mapping[str, Any], name: str) -> Any:
-    """Returns texts or latents of a block, empty if it has none."""
     return () if block.get(name) is None else block[name]
 
 
@@ -213,13 +213,10 @@ def _describe(file: h5py.File, head: LatentCache) -> None:
 
 def made_by(path: Path) -> tuple[str, str] | None:
     """Returns fingerprint and domain of a latent cache; None for any other file."""
-    try:
-        with hdf5.open_hdf5(path, REMEDY) as file:
-            texts = hdf5.text_attributes(file)
-    except IiaeError:
-        return None
-    made = texts.get("fingerprint", ""), texts.get("domain", "")
-    return made if texts.get("schema") == SCHEMA else None
+    with suppress(IiaeError), hdf5.open_hdf5(path, REMEDY, SCHEMA) as file:
+        texts = hdf5.text_attributes(file)
+        return texts["fingerprint"], texts["domain"]
+    return None
 
 
 # ---- jobs that can be interrupted and divided

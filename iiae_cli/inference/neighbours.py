@@ -71,10 +71,11 @@ def nearest(
     rows, distances = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
     filled = 0
     for start, part in _checked_slices(gallery):
-        frame, exact = Frame(part, metric), _exact(part, 1, metric)
-        propose = PROPOSERS[chosen](frame(exact), metric)
+        centre, exact = _centre(part, metric), _exact(part, 1, metric)
+        propose = PROPOSERS[chosen](_moved(exact, centre), metric)
         for block in slices(len(queries), min(QUERY_ROWS, QUERY_VALUES // max(width, k))):
-            near, apart = _search(queries[block], exact, k, frame, propose)
+            few = _exact(queries[block], 0, metric)
+            near, apart = _search(few, exact, k, centre, metric, propose)
             near = np.concatenate([rows[block, :filled], near + start], axis=1)
             apart = np.concatenate([distances[block, :filled], apart], axis=1)
             near, apart = _first_of(near, apart, k, metric)
@@ -83,24 +84,24 @@ def nearest(
     return rows, distances
 
 
-def _search(queries: NDArray[Any], part: Tensor, k: int, frame: Frame, propose: Propose) -> Found:
+def _search(
+    queries: Tensor, part: Tensor, k: int, centre: Tensor, metric: Metric, propose: Propose
+) -> Found:
     """Returns K rows of a slice, the k nearest among them, and distances; ties in gallery order."""
-    k, asked = min(k, len(part)), min(k + SPARE, len(part))
-    exact = _exact(queries, 0, frame.metric)
-    moved = frame(exact)
+    k, asked, moved = min(k, len(part)), min(k + SPARE, len(part)), _moved(queries, centre)
     approximate, near = propose(moved, asked)
     # A true neighbour is at most one error farther than the k-th, and seems at most another one.
-    limit = approximate[:, k - 1] + 2 * frame.error(moved, approximate[:, k - 1])
+    limit = approximate[:, k - 1] + 2 * _error(moved, approximate[:, k - 1])
     unsure = np.flatnonzero((approximate[:, -1] <= limit) & (asked < len(part)))
     close = approximate <= limit[:, None]
     close[unsure] = False
     near = np.sort(near[:, : max(k, close.sum(axis=1).max())], axis=1)
-    distances = _measure(exact, part, near, frame.metric)
+    distances = _measure(queries, part, near, metric)
     for crowd in slices(len(unsure), BLOCK_VALUES // len(part)):
         few = unsure[crowd]
-        each = _distances(exact[few], part, frame.metric)
+        each = _distances(queries[few], part, metric)
         rows = np.broadcast_to(np.arange(len(part)), each.shape)
-        near[few], distances[few] = _first_of(rows, each, near.shape[1], frame.metric)
+        near[few], distances[few] = _first_of(rows, each, near.shape[1], metric)
     return near, distances
 
 
@@ -118,12 +119,12 @@ def partner_ranks(
     own = _measure(exact, partners, places[:, None], metric)[:, 0]
     ranks, own_keys = np.ones(len(queries), np.int64), _keys(own, metric)
     for start, part in _checked_slices(gallery):
-        frame, exact_part = Frame(part, metric), _exact(part, 1, metric)
-        moved_part = frame(exact_part)
+        centre, exact_part = _centre(part, metric), _exact(part, 1, metric)
+        moved_part = _moved(exact_part, centre)
         for block in slices(len(queries), min(PRODUCT_ROWS, QUERY_VALUES // queries.shape[1])):
-            few, moved = exact[block], frame(exact[block])
+            few, moved = exact[block], _moved(exact[block], centre)
             squared = own[block] * 2 if metric == "cosine" else own[block] ** 2
-            error = frame.error(moved, squared)
+            error = _error(moved, squared)
             low, high = (
                 torch.from_numpy((squared + sign * error - squares(moved)) / 2).float()[:, None]
                 for sign in (-1, 1)
@@ -182,25 +183,22 @@ def _keys(distances: Floats, metric: Metric) -> Ints:
     return (np.ascontiguousarray(distances).view(np.int64) + 2**11) >> 12  # 40 bits of the fraction
 
 
-class Frame:
-    """Moves rows to where float32 products are precise: the data's centre, unless on a sphere."""
+def _centre(part: NDArray[Any], metric: Metric) -> Tensor:
+    """Returns a point (S,) around which float32 products are precise: 0 for rows on a sphere."""
+    if metric == "cosine":
+        return torch.zeros(())
+    return torch.from_numpy(part[:4096].mean(axis=0, dtype=np.float64).astype(part.dtype))
 
-    def __init__(self, part: NDArray[Any], metric: Metric) -> None:
-        self.metric = metric
-        centre = part[:4096].mean(axis=0, dtype=np.float64)
-        self._centre = torch.from_numpy(centre.astype(part.dtype))
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Returns rows (N, S) in float32."""
-        if self.metric == "cosine":
-            return rows.float()
-        return torch.sub(rows, self._centre, out=torch.empty(rows.shape))
+def _moved(rows: Tensor, centre: Tensor) -> Tensor:
+    return torch.sub(rows, centre, out=torch.empty(rows.shape))  # in float32
 
-    def error(self, moved: Tensor, squared: NDArray[Any]) -> Floats:
-        """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""
-        unit, lengths = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24, np.sqrt(squares(moved))
-        found: Floats = unit * (lengths + np.sqrt(np.maximum(squared, 0))) ** 2
-        return found + 1e-38  # float32 underflows below
+
+def _error(moved: Tensor, squared: NDArray[Any]) -> Floats:
+    """Bounds the rounding error of `squared` distances (Q,) between rows (Q, S) and others."""
+    unit, lengths = (8 * moved.shape[1] ** 0.5 + 8) * 2.0**-24, np.sqrt(squares(moved))
+    found: Floats = unit * (lengths + np.sqrt(np.maximum(squared, 0))) ** 2
+    return found + 1e-38  # float32 underflows below
 
 
 def _exact(rows: NDArray[Any], side: Literal[0, 1], metric: Metric) -> Tensor:

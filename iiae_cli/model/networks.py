@@ -15,8 +15,8 @@ Shapes: B batch; C channels; H W height, width; F features; S shared latent (cha
 E exclusive latent; n = 1 or 2 domains. Heads return means and log-variances in one tensor: twice
 the latent on dimension 1.
 
-Pictures whose sides are no multiple of 2^stages are extended by edge replication on entry and
-cropped on exit, so that any size works; at the paper's 256×256 both steps do nothing.
+Pictures of any size work: they are extended to a multiple of 2^stages on entry and cropped on exit,
+which does nothing at the paper's 256×256.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -52,14 +53,9 @@ def init_paper_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def halving(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """(B, C, 2H, 2W) → (B, C', H, W)."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-
-
-def doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    """(B, C, H, W) → (B, C', 2H, 2W)."""
-    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+# (B, C, 2H, 2W) → (B, C', H, W), and back.
+halving = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+doubling = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
 
 
 def normed(
