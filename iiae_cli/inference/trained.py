@@ -132,13 +132,11 @@ class TrainedModel:
 
     def decode(self, domain: Domain, shared: Tensor, exclusive: Tensor | None) -> NDArray[Any]:
         """Decodes latents (N, …) and (N, E) to pictures (N, H, W, C) uint8, or features (N, F)."""
-        batches = self.decoded(domain, shared, exclusive)
-        return np.concatenate(
-            [
-                to_pictures(rows) if rows.ndim == 4 else rows.float().cpu().numpy()
-                for rows in batches
-            ]
-        )
+
+        def plain(rows: Tensor) -> NDArray[Any]:
+            return to_pictures(rows) if rows.ndim == 4 else rows.float().cpu().numpy()
+
+        return np.concatenate([*map(plain, self.decoded(domain, shared, exclusive))])
 
     def translate(
         self, rows: NDArray[Any], source: Domain, target: Domain, exclusive: Tensor | None
