@@ -282,7 +282,7 @@ def _by_torch(gallery: Tensor, metric: Metric) -> Propose:
             query = place // width
             hits.append((query, values.ravel()[place], start + place - query * width))
             waiting += len(query)
-            if waiting > best[0].size:
+            if waiting > 2 * best[0].size:
                 best = _merged(best, hits)
                 limit, hits, waiting = best[0].max(axis=1, keepdims=True), [], 0
         return _merged(best, hits) if hits else best
@@ -297,9 +297,11 @@ def _merged(best: Proposed, hits: Sequence[tuple[Ints, NDArray[Any], Ints]]) -> 
     query, (count, k) = query[order], best[0].shape
     counts = np.bincount(query, minlength=count)
     column = k + np.arange(len(query)) - (counts.cumsum() - counts)[query]
-    room = ((0, 0), (0, int(counts.max())))
-    every_value, every_row = np.pad(best[0], room, constant_values=np.inf), np.pad(best[1], room)
-    every_value[query, column], every_row[query, column] = values[order], rows[order]
+    every_value = np.full((count, k + int(counts.max())), np.inf, np.float32)
+    every_row = np.zeros(every_value.shape, np.int64)
+    every_value[:, :k], every_row[:, :k] = best
+    flat = query * every_value.shape[1] + column
+    every_value.ravel()[flat], every_row.ravel()[flat] = values[order], rows[order]
     least = np.argpartition(every_value, k - 1, axis=1)[:, :k]
     return np.take_along_axis(every_value, least, 1), np.take_along_axis(every_row, least, 1)
 

@@ -77,7 +77,7 @@ def test_settings_that_do_not_go_together_are_named():
     for assignment in ("augment.flip=0.5", "model.attention=2", "model.linear_path=canonical"):
         key = assignment.partition("=")[0].replace("augment.flip", "augment")
         layers = [*preset_layers("features"), set_layer([assignment])]
-        said = f"{key} does not go with model.kind=features and model.linear_path="
+        said = f"{key} does not go with model.kind=features, model.linear_path="
         assert refusal(resolve, layers).message.startswith(said)
 
 
