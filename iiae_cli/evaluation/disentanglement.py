@@ -7,9 +7,9 @@ through. docs/disentanglement.md defines every figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -36,14 +36,13 @@ _SCORES = ("linear", "nonlinear", "control", "control_nonlinear", "above_control
 
 Figures: TypeAlias = dict[str, Any]
 Ints: TypeAlias = NDArray[np.int64]
-ReadSplit: TypeAlias = Callable[[], Split]
 
 
 def measure_disentanglement(
     subject: Subject,
     objective: Objective,
     metric: Metric,
-    train: ReadSplit | None,
+    train: Split | None,
     *,
     probe_rows: int,
     shared: Sequence[str],
@@ -51,8 +50,8 @@ def measure_disentanglement(
 ) -> tuple[Figures, Figures]:
     """Returns the figures, and what a reader must know of their making; prints their warnings.
 
-    Probes also learn from the split that `train` reads if the measured rows are few. `shared` names
-    factors of both domains. Rows paired `by_class` have no partners, and no factors of pairs.
+    Probes also learn from rows of `train` if the measured ones are few. `shared` names factors of
+    both domains. Rows paired `by_class` have no partners, and no factors of pairs.
     """
     probed = choose_rows(subject, train, probe_rows, shared, by_class)
     probes = probe_figures(probed, shared, subject.seed)
@@ -86,8 +85,7 @@ def _draw(count: int, rows: int, seed: int) -> Ints:
 # ---- probes
 
 
-@dataclass(frozen=True)
-class ProbedRows:
+class ProbedRows(NamedTuple):
     """One domain's rows for the probes: measured ones, then those that are only learnt from."""
 
     encoded: Encoded
@@ -96,23 +94,20 @@ class ProbedRows:
 
 
 def choose_rows(
-    subject: Subject, train: ReadSplit | None, count: int, shared: Sequence[str], by_class: bool
+    subject: Subject, train: Split | None, count: int, shared: Sequence[str], by_class: bool
 ) -> dict[Domain, ProbedRows]:
     """Draws `count` rows for the probes; if there are fewer, adds training rows to learn from."""
-    split, seed = subject.split, subject.seed
+    split, seed, probed = subject.split, subject.seed, {}
     columns = {domain: _columns(split, domain, by_class) for domain in DOMAINS}
     known = sorted({*columns["x"], *columns["y"]})
     if unknown := [name for name in shared if name not in known]:
         hint = f"factors of this data: {', '.join(known) or 'none'}"
         raise IiaeError(f"unknown factor {', '.join(unknown)}", hint)
-    more, extra, lacking = None, list[retrieval.EncodedPairs](), count - len(split.x)
-    if train is not None and known and lacking > 0 and not by_class:
-        whole = train()
-        if whole.pair_count:
-            more = whole.take_pairs(_draw(whole.pair_count, lacking, seed))
-            extra = [retrieval.encode_pairs(subject.trained, more, batch_size=subject.batch_size)]
+    lacking, more, extra = count - len(split.x), None, list[retrieval.EncodedPairs]()
+    if train and train.pair_count and known and lacking > 0 and not by_class:
+        more = train.take_pairs(_draw(train.pair_count, lacking, seed))
+        extra = [retrieval.encode_pairs(subject.trained, more, batch_size=subject.batch_size)]
     learning = 0 if more is None else len(more.x)
-    probed = {}
     for domain in DOMAINS:
         chosen = _draw(len(split.side(domain)), count, seed)
         learnt = {} if more is None else _columns(more, domain, by_class)
@@ -150,25 +145,27 @@ def probe_figures(
     figures: dict[str, Figures] = {}
     with console.progress("probes", len(LATENTS) * len(WAYS), "readings") as bar:
         for number, (kind, domain) in enumerate(LATENTS):
-            rows = probed[domain]
-            logvar = rows.encoded.logvar(kind)
+            encoded, factors, folds = probed[domain]
+            logvar = encoded.logvar(kind)
             if logvar is None:
                 continue
-            mean, rng = rows.encoded.mean(kind), np.random.default_rng((seed, number))
+            mean, rng = encoded.mean(kind), np.random.default_rng((seed, number))
             noise = rng.standard_normal(mean.shape, dtype=np.float32)
             entries = figures[f"{kind}_{domain}"] = {
                 factor.name: {
                     "kind": "classes" if factor.classes else "quantity",
                     "belongs": belongs(factor.name, kind, domain, shared),
                 }
-                for factor in rows.factors
+                for factor in factors
             }
             for way, latents in zip(WAYS, (mean, mean + np.exp(0.5 * logvar) * noise), strict=True):
-                scores = probe(latents, rows.factors, rows.folds, seed)
-                for name, score in scores.items():  # None for both ways, or for neither
-                    rows_tested = score.rows if score else 0
-                    entries[name] |= {"chance": score and score.chance, "n": rows_tested}
+                for name, score in probe(latents, factors, folds, seed).items():
                     entries[name][way] = {key: score and getattr(score, key) for key in _SCORES}
+                    # The score is None for both ways, or for neither.
+                    entries[name] |= {
+                        "chance": score and score.chance,
+                        "n": score.rows if score else 0,
+                    }
                 bar.update(bar.done + 1)
     return figures
 

@@ -36,7 +36,7 @@ Array: TypeAlias = NDArray[Any]
 
 WEIGHTS_SERVER = "https://download.pytorch.org/models"
 JUDGE_STEPS = 1500
-_JUDGE_SIDE = 64  # pixels; larger pictures are shrunk to it
+_JUDGE_SIDE = 64  # pixels; longer sides are shrunk to it
 
 
 # ---- LPIPS
@@ -69,16 +69,9 @@ def lpips_measures(
     given = dict(_read_weights(path, tuple(BACKBONES)) for path in files)
     measures: dict[str, Measure] = {}
     for net in nets:
-        figure, _, file_name, _ = BACKBONES[net]
-        cached = _cache() / file_name
-        if net not in given and download and not cached.exists():
-            _download(file_name)
-        if net not in given and not cached.exists():
-            how = "add --download, or pass --lpips-weights FILE"
-            console.warn(f"no {figure}: {cached} does not exist ({how})")
-            continue
-        state = given[net] if net in given else _read_weights(cached, [net])[1]
-        measures[figure] = lpips(net, state, device)
+        state = given[net] if net in given else _cached_weights(net, download)
+        if state:
+            measures[BACKBONES[net].figure] = lpips(net, state, device)
     return measures
 
 
@@ -86,14 +79,23 @@ def _cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _download(name: str) -> None:
-    """Downloads torchvision's weights, whose name ends in the start of their checksum."""
-    url, shown = f"{WEIGHTS_SERVER}/{name}", sys.stderr.isatty()
-    try:
-        torch.hub.load_state_dict_from_url(url, None, None, shown, True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        hint = f"run the same command again, or fetch {name} elsewhere: --lpips-weights FILE"
-        raise IiaeError(f"{url} could not be downloaded: {error}", hint) from error
+def _cached_weights(net: LpipsNet, download: bool) -> dict[str, Tensor] | None:
+    """Reads weights from torch's cache, downloaded if need be; None with a warning if missing."""
+    figure, _, name, _ = BACKBONES[net]
+    path, url = _cache() / name, f"{WEIGHTS_SERVER}/{name}"
+    if not path.exists() and not download:
+        how = "add --download, or pass --lpips-weights FILE"
+        console.warn(f"no {figure}: {path} does not exist ({how})")
+        return None
+    if not path.exists():
+        try:  # the name ends in the start of the checksum
+            torch.hub.load_state_dict_from_url(
+                url, progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
+        except (OSError, RuntimeError) as error:
+            hint = f"run the same command again, or fetch {name} elsewhere: --lpips-weights FILE"
+            raise IiaeError(f"{url} could not be downloaded: {error}", hint) from error
+    return _read_weights(path, [net])[1]
 
 
 def lpips(net: LpipsNet, state: dict[str, Tensor], device: torch.device | str) -> Measure:
@@ -166,10 +168,8 @@ class _Network(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        longest = max(pictures.shape[-2:])
-        if longest > _JUDGE_SIDE:
-            sides = (max(1, round(side * _JUDGE_SIDE / longest)) for side in pictures.shape[-2:])
-            pictures = functional.interpolate(pictures, size=tuple(sides), mode="area")
+        height, width = (min(side, _JUDGE_SIDE) for side in pictures.shape[-2:])
+        pictures = functional.adaptive_avg_pool2d(pictures, (height, width))
         features = self.stages(pictures)
         colours = [pictures.mean((2, 3)), pictures.amax((2, 3)), pictures.amin((2, 3))]
         return self.classes(features), self.factors(torch.cat([features, *colours], 1))
@@ -203,8 +203,8 @@ def train_judge(
     classes, codes = np.unique(labels or [], return_inverse=True)
     factors, width = {}, 0
     for name, values in train.factors.items():
-        known = np.issubdtype(values.dtype, np.number) and bool(np.isfinite(values).all())
-        if name.startswith(f"{domain}_") and known:
+        numeric = np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
+        if name.startswith(f"{domain}_") and numeric:
             factors[name] = slice(width, width + values[0].size)
             width = factors[name].stop
     table = _factor_table(train, factors)

@@ -91,8 +91,8 @@ class ProbeScore:
     """How well a factor is read: R² of a quantity, balanced accuracy of classes, in folds."""
 
     linear: float
-    nonlinear: float
     control: float  # the same for shuffled values, which should be near `chance`
+    nonlinear: float
     control_nonlinear: float
     chance: float  # 0 for a quantity, 1 / classes
     rows: int  # tested on
@@ -155,38 +155,35 @@ def _probe_together(
     latents: Singles, factors: Sequence[Factor], folds: Ints, seed: int, *, standardise: bool
 ) -> dict[str, ProbeScore]:
     rows = factors[0].known  # the same of all
-    latents, folds, known = latents[rows], folds[rows], [item.values[rows] for item in factors]
-    own = [
-        np.eye(item.classes)[values] if item.classes else values
-        for item, values in zip(factors, known, strict=True)
-    ]
-    values, order = np.hstack(own), np.random.default_rng(seed).permutation(len(latents))
-    targets = np.stack([values, values[order]])  # (2, N, T): true, shuffled
-    linear, bent = np.zeros_like(targets), np.zeros_like(targets)
-    edges = np.cumsum([block.shape[1] for block in own])[:-1]
-    by_factor = [np.split(array, edges, axis=2) for array in (targets, linear, bent)]  # views
+    latents, folds = latents[rows], folds[rows]
+    order, targets = np.random.default_rng(seed).permutation(len(latents)), list[Floats]()
+    for factor in factors:
+        values = factor.values[rows]
+        true = np.eye(factor.classes)[values] if factor.classes else values
+        targets.append(np.hstack([true, true[order]]))  # (N, 2T): true, shuffled
+    linear, bent = ([np.zeros_like(target) for target in targets] for _ in range(2))
     for fold in np.unique(folds[folds >= 0]):
         test, learn = folds == fold, folds != fold
         scaler = StandardScaler(with_std=standardise).fit(latents[learn])
         axes = Axes.of(scaler.transform(latents[learn]))
         asked = axes.along(scaler.transform(latents[test]))
-        for factor, target, read, _ in zip(factors, *by_factor, strict=True):
-            read[:, test] = (
-                _classify(axes, target[:, learn], asked, seed)
-                if factor.classes
-                else _regress(axes, target[:, learn], asked)
-            )
         bumps, asked_bumps = _bumps(axes.rows, asked, seed)
-        axes = Axes.of(np.hstack([axes.rows, bumps]))
-        asked = axes.along(np.hstack([asked, asked_bumps]))
-        bent[:, test] = _regress(axes, targets[:, learn], asked)
+        curved = Axes.of(np.hstack([axes.rows, bumps]))
+        asked_curved = curved.along(np.hstack([asked, asked_bumps]))
+        for factor, target, by_line, by_curve in zip(factors, targets, linear, bent, strict=True):
+            by_line[test] = (
+                _classify(axes, target[learn], asked, seed)
+                if factor.classes
+                else ridge_predictions(axes, target[learn], asked)
+            )
+            by_curve[test] = ridge_predictions(curved, target[learn], asked_curved)
     scores, tested = {}, folds >= 0
-    for factor, *arrays in zip(factors, *by_factor, strict=True):
+    for factor, *arrays in zip(factors, targets, linear, bent, strict=True):
         score = _balanced_accuracy if factor.classes else _r2
-        true, *ways = (array[:, tested] for array in arrays)
+        true, *ways = (np.hsplit(array[tested], 2) for array in arrays)
         (straight, control), (bumpy, control_bumpy) = (map(score, true, way) for way in ways)
         chance = 1.0 / np.count_nonzero(true[0].any(axis=0)) if factor.classes else 0.0
-        figures = straight, bumpy, control, control_bumpy, chance
+        figures = straight, control, bumpy, control_bumpy, chance
         scores[factor.name] = ProbeScore(*figures, rows=int(tested.sum()))
     return scores
 
@@ -249,28 +246,24 @@ def ridge_predictions(axes: Axes, columns: Floats, asked: Singles) -> Floats:
     return predicted
 
 
-def _regress(axes: Axes, targets: Floats, asked: Singles) -> Floats:
-    """Regresses true values and shuffled ones (2, N, T) at once: (2, A, T)."""
-    return np.stack(np.hsplit(ridge_predictions(axes, np.hstack([*targets]), asked), 2))
-
-
 def _classify(axes: Axes, targets: Floats, asked: Singles, seed: int) -> Floats:
-    """Scores true classes and shuffled ones (2, N, T) by logistic regression: (2, A, T).
+    """Scores true classes and shuffled ones (N, 2T) by logistic regression: (A, 2T).
 
     C is the smaller one, unless the larger one reads the true classes of a quarter of the learning
     rows better by more than a standard error.
     """
     order = np.random.default_rng(seed).permutation(len(axes.rows))
     held, kept = np.split(order, [len(order) // 4])
-    true, trial, rest = targets[0], axes.rows[held], axes.rows[kept]
+    true, shuffled = np.hsplit(targets, 2)
+    trial, rest = axes.rows[held], axes.rows[kept]
     small, large = (
         _balanced_accuracy(true[held], logistic_predictions(rest, true[kept], strength, trial))
         for strength in STRENGTHS
     )
     better = large - small > np.sqrt(small * (1 - small) / len(held))
     strength = STRENGTHS[1 if better else 0]
-    read = [logistic_predictions(axes.rows, values, strength, asked) for values in targets]
-    return np.stack(read)
+    read = [logistic_predictions(axes.rows, each, strength, asked) for each in (true, shuffled)]
+    return np.hstack(read)
 
 
 def logistic_predictions(

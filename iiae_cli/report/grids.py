@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from iiae_cli.data.datafile import Rows, Split
 from iiae_cli.inference.trained import Styles, TrainedModel, styles_of
@@ -35,7 +36,6 @@ INK: Colour = (30, 30, 30)
 HAIRLINE: Colour = (190, 190, 190)  # around every picture, so that white ones have an edge
 FRAMES: dict[Tone, Colour] = {"right": (0, 140, 60), "near": (230, 150, 0), "wrong": (200, 30, 30)}
 MISSING: Colour = (225, 225, 225)
-TRIPLES = 2  # references repeated beside every output, as the paper does
 
 
 @dataclass
@@ -62,25 +62,20 @@ class Panel:
 
     def draw(self) -> Image.Image:
         """Draws the tiles with captions and headers."""
-        images = [[None if t.picture is None else scaled(t.picture) for t in r] for r in self.rows]
-        height = max((image.height for row in images for image in row if image), default=TILE)
-        gap = 2 if any(tile.tone for row in self.rows for tile in row) else 1  # frames do not touch
         columns = range(max(map(len, self.rows)))
-        steps = [TILE + GAP * (4 if column in self.gaps_after else gap) for column in columns]
+        steps = [TILE + GAP * (4 if column in self.gaps_after else 2) for column in columns]
         lefts = [*accumulate(steps, initial=GAP)]
         lines = [max(len(tile.caption) for tile in row) for row in self.rows]
-        # A wider gap below a caption shows that it belongs to the tile above it.
-        steps = [height + GAP * gap + TEXT_HEIGHT * count + GAP * (count > 0) for count in lines]
+        steps = [TILE + 2 * GAP + TEXT_HEIGHT * count for count in lines]
         tops = [*accumulate(steps, initial=TEXT_HEIGHT + GAP if self.headers else GAP)]
-
         canvas = Image.new("RGB", (lefts[-1], tops[-1]), PAPER)
         draw = ImageDraw.Draw(canvas)
         draw.font = ImageFont.load_default(size=FONT)
         for left, header in zip(lefts, self.headers, strict=False):
             _write(draw, header, left, GAP // 2)
-        for top, row, shown in zip(tops, self.rows, images, strict=False):
-            for left, tile, image in zip(lefts, row, shown, strict=False):
-                _draw_tile(canvas, tile, image, (left, top, height))
+        for top, row in zip(tops, self.rows, strict=False):
+            for left, tile in zip(lefts, row, strict=False):
+                _draw_tile(canvas, draw, tile, left, top)
         return canvas
 
 
@@ -99,23 +94,20 @@ def scaled(picture: Picture) -> Image.Image:
 
 
 def _draw_tile(
-    canvas: Image.Image, tile: Tile, image: Image.Image | None, box: tuple[int, int, int]
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int
 ) -> None:
     """Draws a tile; a grey box replaces a captioned picture that is missing."""
-    draw, (left, top, height) = ImageDraw.Draw(canvas), box
-    draw.font = ImageFont.load_default(size=FONT)
     if tile.tone is not None:
-        outer = (left - 4, top - 4, left + TILE + 3, top + height + 3)
+        outer = (left - 4, top - 4, left + TILE + 3, top + TILE + 3)
         draw.rectangle(outer, outline=FRAMES[tile.tone], width=4)
-    if image is not None:
-        x, y = left + (TILE - image.width) // 2, top + (height - image.height) // 2
-        draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), HAIRLINE)
-        canvas.paste(image, (x, y))
+    if tile.picture is not None:
+        image = ImageOps.expand(scaled(tile.picture), 1, HAIRLINE)
+        canvas.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
     elif tile.caption:
-        draw.rectangle((left, top, left + TILE - 1, top + height - 1), MISSING)
+        draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), MISSING)
         _write(draw, "no picture", left, top + 3)
     for number, line in enumerate(tile.caption):
-        _write(draw, line, left, top + height + 4 + TEXT_HEIGHT * number)
+        _write(draw, line, left, top + TILE + 4 + TEXT_HEIGHT * number)
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
@@ -134,18 +126,15 @@ def translation_panel(
     """Shows translations as `translate --grid` does.
 
     sampled, guided  input | output 1 | output 2 | …, references above their outputs     (Table 1)
-    analogy          query | reference | output, once more for a second reference (Tables 8 and 11)
+    analogy          query | reference | output, once more per reference          (Tables 8 and 11)
     """
     above = [_named(*item) if item else Tile(None) for item in styles.pictures]
     lines = [[_named(picture, name), *map(Tile, outputs)] for picture, name, outputs in rows]
-    if source == target and len(above) <= TRIPLES and all(styles.pictures):
+    if source == target and all(styles.pictures):
         headers = [f"query {source}", *(f"reference {target}", f"output {target}") * len(above)]
         lines = [[query, *chain(*zip(above, out, strict=True))] for query, *out in lines]
         return Panel(lines, headers, gaps_after=range(2, 2 * len(above), 2))
     headers = [f"input {source}", *(f"{target}: {name}" for name in styles.names)]
-    for tile in above:
-        if tile.picture is not None:
-            tile.caption = (f"reference {target}", *tile.caption)
     if any(styles.pictures):
         lines.insert(0, [Tile(None), *above])
     return Panel(lines, headers, gaps_after=[0])
@@ -168,16 +157,15 @@ def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: i
 
     x | sampled y | guided by the partner y ‖ y | sampled x | guided by the partner x
     """
-    headers, lines = list[str](), [list[Tile]() for _ in range(pairs.pair_count)]
+    headers, halves = list[str](), []
     for source in DOMAINS:
         target, rows = other_domain(source), pairs.side(source).rows
         partners = pairs.side(target).rows
         styles = styles_of(model, target, None, partners.__getitem__, samples=samples, seed=seed)
-        latents = styles.exclusive([*range(len(rows))])
-        outputs = model.translate(rows, source, target, latents)
-        for line, picture, made in zip(lines, model.shown(rows), outputs, strict=True):
-            line += map(Tile, [picture, *made])
+        exclusive = styles.exclusive([*range(len(rows))])
+        halves.append(_translations(model, rows, source, target, exclusive))
         headers += [source, *styles.names]
+    lines = [[*of_x, *of_y] for of_x, of_y in zip(*halves, strict=True)]
     return Panel(lines, headers, gaps_after=[len(headers) // 2 - 1])
 
 
@@ -189,9 +177,15 @@ def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references
     """
     guides = model.encode(references, domain, ["exclusive"]).mean("exclusive")
     exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)
-    outputs = model.translate(queries, domain, domain, exclusive)
-    pictures = zip(model.shown(queries), outputs, strict=True)
-    lines = [[Tile(picture), *map(Tile, row)] for picture, row in pictures]
-    headers = ["input", *["reference"] * len(references)]
     above = [Tile(None), *map(Tile, model.shown(references))]
-    return Panel([above, *lines], headers, gaps_after=[0])
+    lines = _translations(model, queries, domain, domain, exclusive)
+    return Panel([above, *lines], ["input", *["reference"] * len(references)], gaps_after=[0])
+
+
+def _translations(
+    model: TrainedModel, rows: Rows, source: Domain, target: Domain, exclusive: Tensor | None
+) -> list[list[Tile]]:
+    """Returns a line per row: its picture, then its translations."""
+    outputs = model.translate(rows, source, target, exclusive)
+    pictures = zip(model.shown(rows), outputs, strict=True)
+    return [[Tile(picture), *map(Tile, made)] for picture, made in pictures]

@@ -93,7 +93,7 @@ def _strips(ways: Sequence[Retrieval], translated: Panel | None) -> list[Panel]:
     strips = []
     for way in ways if translated is None else ways[:1]:
         rows = spread(len(way.queries.ids), sections.GRID_PAIRS)
-        strips.append(way.strip(rows[::2]))
+        strips.append(way.panel("the nearest neighbours", rows[::2]))
     if translated is not None:
         end = translated.gaps_after[0] + 2  # of its half from x to y
         lines, headers = [row[:end] for row in translated.rows[::2]], translated.headers[:end]

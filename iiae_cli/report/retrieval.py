@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -71,20 +70,20 @@ class Shown:
     def neighbours(
         self,
         gallery: Shown,
-        partners: Sequence[set[str]],
         rows: Iterable[int],
+        partners: Iterable[set[str]],
         near: Ints,
         distances: NDArray[Any],
     ) -> list[list[Tile]]:
-        """Shows each of `rows`, then its neighbours `near` (Q, K), judged and framed.
+        """Shows each of Q `rows`, then its neighbours `near` (Q, K), judged and framed.
 
-        `partners` are ids in the gallery for every row of `self`, empty if they are unknown.
+        `partners` are each row's ids in the gallery, empty if they are unknown.
         """
         lines = []
-        for query, entries, lengths in zip(rows, near.tolist(), distances.tolist(), strict=True):
+        for query, own, entries, lengths in zip(rows, partners, near, distances, strict=True):
             line = [self.tile(query)]
             for row, distance in zip(entries, lengths, strict=True):
-                verdict = self.verdict(query, gallery, row, partners[query])
+                verdict = self.verdict(query, gallery, row, own)
                 notes = [f"distance {distance:.3g}", *([verdict] if verdict else [])]
                 line.append(gallery.tile(row, *notes, tone=VERDICTS[verdict] if verdict else None))
             lines.append(line)
@@ -111,10 +110,8 @@ def montage(
 
     `rows` (Q, K) are of the gallery, nearest first, at `distances` (Q, K), for the first Q queries.
     """
-    asked, partners = range(len(rows)), partners_of(queries, gallery)
-    lines = _shown(queries).neighbours(_shown(gallery), partners, asked, rows, distances)
-    for tile in chain.from_iterable(lines):
-        tile.caption = [Path(tile.caption[0]).stem, *tile.caption[1:]]
+    asked, partners = range(len(rows)), partners_of(queries, gallery)[: len(rows)]
+    lines = _shown(queries).neighbours(_shown(gallery), asked, partners, rows, distances)
     headers = [f"query {queries.domain}", *(f"rank {k}" for k in range(1, rows.shape[1] + 1))]
     return Panel(lines, headers, gaps_after=[0])
 
@@ -128,10 +125,10 @@ def partners_of(queries: LatentCache, gallery: LatentCache) -> list[set[str]]:
         path, name = sources[0]
         split, listed = DataFile(path).split(name), defaultdict(set)
         rows = np.arange(split.pair_count)
-        for x, y in np.stack([rows, rows], axis=1) if split.pairs is None else split.pairs:
-            own, other = split.x.ids[x], split.y.ids[y]
-            own, other = (own, other) if queries.domain == "x" else (other, own)
-            listed[own].add(other)
+        pairs = np.stack([rows, rows], axis=1) if split.pairs is None else split.pairs
+        own, others = (split.side(cache.domain).ids for cache in (queries, gallery))
+        for row, other in pairs if queries.domain == "x" else pairs[:, ::-1]:
+            listed[own[row]].add(others[other])
         return [listed[name] & present for name in queries.ids]
     stems = Counter(Path(name).stem for name in gallery.ids)
     unique = {stem: name for name in gallery.ids if stems[stem := Path(name).stem] == 1}
@@ -193,36 +190,29 @@ class Retrieval:
         else:
             rows = np.argsort(-self.ranks, kind="stable")[:FAILURES]
             notes = [f"partner at rank {rank:,}" for rank in self.ranks[rows] if rank > 1]
-        return self._panel("failures, worst first", rows[: len(notes)], notes) if notes else None
+        return self.panel("failures, worst first", rows[: len(notes)], notes) if notes else None
 
-    def strip(self, rows: Ints) -> Panel:
-        """Shows queries and neighbours; only what has no picture has a caption."""
-        panel = self._panel("the nearest neighbours", rows)
-        for tile in chain.from_iterable(panel.rows):
-            tile.caption = tile.caption if tile.picture is None else ()
-        return panel
-
-    def _panel(self, title: str, rows: Ints, notes: Sequence[str] = ()) -> Panel:
+    def panel(self, title: str, rows: Ints, notes: Sequence[str] = ()) -> Panel:
         """Shows queries and their neighbours; with `notes` on the queries, also their partners."""
         queries, gallery = self.means
         near, distances = nearest(queries[rows], gallery, NEIGHBOURS, metric=self.metric)
-        own = [set[str]()] * len(queries) if self.by_class else [{n} for n in self.gallery.ids]
-        lines = self.queries.neighbours(self.gallery, own, rows.tolist(), near, distances)
+        partners = [set() if self.by_class else {self.gallery.ids[row]} for row in rows]
+        lines = self.queries.neighbours(self.gallery, rows, partners, near, distances)
         headers = ["query", *(f"rank {k}" for k in range(1, near.shape[1] + 1))]
-        headers[1:1] = ["its partner"] if notes and not self.by_class else []
-        for line, row, note in zip(lines, rows.tolist(), notes, strict=False):
-            line[:1] = [self.queries.tile(row, note)]
-            line[1:1] = [] if self.by_class else [self.gallery.tile(row)]
+        for line, note in zip(lines, notes, strict=False):
+            line[0].caption = [*line[0].caption, note]
+        if notes and not self.by_class:
+            headers.insert(1, "its partner")
+            for line, row in zip(lines, rows, strict=True):
+                line.insert(1, self.gallery.tile(row))
         return Panel(lines, headers, title=f"{self.name}: {title}")
 
     def classes(self) -> Table:
         """Lists the mean average precision of each class, the worst first."""
-        rows, precisions = self.precisions
-        labels = np.asarray(self.queries.labels)[rows]
-        names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        means = np.bincount(codes, precisions) / counts
-        order = np.argsort(means, kind="stable")
-        columns = (column[order].tolist() for column in (names, means, counts))
+        by_class = defaultdict(list)
+        for row, precision in zip(*self.precisions, strict=True):
+            by_class[(self.queries.labels or [])[row]].append(precision)
+        rows = [(name, float(np.mean(by_class[name])), len(by_class[name])) for name in by_class]
         title = f"{self.name}: average precision by class, worst first"
         headers = ["class", "mean average precision", "queries"]
-        return Table(title, headers, [*zip(*columns, strict=True)])
+        return Table(title, headers, sorted(rows, key=lambda row: (row[1], row[0])))

@@ -87,20 +87,14 @@ def verdict(figures: Figures) -> Verdict:
     translated = [row["l1"] for row in figures.get("translation", {}).values() if row.get("l1")]
     if translated:
         lines.append(f"L1 of guided translations is {_figures(translated)}")
-    measured = figures.get("disentanglement", {"probes": {}, "latents": {}})
-    leaks = [
-        (factor["mean"]["above_control"] or 0.0, f"{name} read from {latent.replace('_', ' ')}")
-        for latent, factors in measured["probes"].items()
-        for name, factor in factors.items()
-        if factor["belongs"] is False
-    ]
+    latents = figures.get("disentanglement", {}).get("latents", {})
+    leaks = [(latent["leakage_mean"] or 0.0, name) for name, latent in latents.items()]
     worst, which = max(leaks, default=(0.0, ""))
     if leaks:
         size = "the worst leak is" if worst >= SOME_LEAK else "no leak is above"
-        lines.append(f"{size} {worst:.2f} of 1 ({which})")
-    kls = {name: latent.get("kl", DYING_NATS) for name, latent in measured["latents"].items()}
-    dying = [name.replace("_", " ") for name, kl in kls.items() if kl < DYING_NATS]
-    lines += [f"{name} says next to nothing" for name in dying]
+        lines.append(f"{size} {worst:.2f} of 1, read from {which.replace('_', ' ')}")
+    dying = [name for name, latent in latents.items() if latent["kl"] < DYING_NATS]
+    lines += [f"{name.replace('_', ' ')} says next to nothing" for name in dying]
     if tone == "right" and (dying or worst >= LEAK):
         tone = "near"
     if failures := figures.get("failures"):

@@ -153,9 +153,9 @@ def test_nothing_to_read_is_none(values):
 @pytest.mark.parametrize(
     "score, above",
     [
-        ((0.6, 0.7, 0.4, 0.4, 0.5), 0.4),
+        ((0.6, 0.4, 0.7, 0.4, 0.5), 0.4),
         ((0.6, 0.5, 0.5, 0.6, 0.5), 0.2),
-        ((-0.2, -0.1, -0.3, 0, 0), 0),
+        ((-0.2, -0.3, -0.1, 0, 0), 0),
     ],
 )
 def test_above_control_counts_from_the_higher_of_chance_and_control(score, above):

@@ -134,14 +134,6 @@ def test_the_worst_failures_are_shown():
     assert row[4].caption == ["2", "class b", "distance 24", "partner"]
 
 
-def test_a_strip_has_captions_where_there_is_no_picture():
-    way = retrieval([[0], [10], [4]], [[1], [10], [-20]])
-    way.gallery.stored["0"] = np.zeros((4, 4, 3), np.uint8)
-    (row,) = way.strip(np.array([1])).rows
-    assert [list(tile.caption[:1]) for tile in row] == [["1"], ["1"], [], ["2"]]
-    assert [tile.tone for tile in row] == [None, "right", None, None]
-
-
 def test_classes_are_listed_from_the_worst():
     x, y = [[1, 0], [1, 0.1], [0, 1]], [[1, 0], [0, 1], [1, 1]]
     way = retrieval(x, y, ["a", "b", "nowhere"], ["a", "b", "b"], by_class=True)

@@ -85,13 +85,13 @@ def test_a_failed_gate_comes_first():
 
 
 def test_a_large_leak_and_a_dying_latent_spoil_it():
-    factor = {"belongs": False, "mean": {"above_control": 0.8}}
-    latents = {"shared_x": {"kl": 20.0}, "exclusive_x": {"kl": 0.5}}
-    measured = {"probes": {"shared_x": {"colour": factor}}, "latents": latents}
-    figures = {**retrieval([0.5, 0.5], [0.25, 0.25]), "disentanglement": measured}
-    judged = verdict(figures)
-    assert judged.tone == "near"
-    assert "0.80 of 1 (colour read from shared x)" in judged.text
+    latents = {
+        "shared_x": {"kl": 20.0, "leakage_mean": 0.8},
+        "exclusive_x": {"kl": 0.5, "leakage_mean": None},
+    }
+    measured = {"disentanglement": {"latents": latents}}
+    judged = verdict({**retrieval([0.5, 0.5], [0.25, 0.25]), **measured})
+    assert judged.tone == "near" and "0.80 of 1, read from shared x" in judged.text
     assert "exclusive x says next to nothing" in judged.text
 
 
