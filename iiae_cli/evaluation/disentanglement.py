@@ -23,7 +23,7 @@ from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
 from iiae_cli.evaluation.translation import Subject, swap_figures
-from iiae_cli.inference.neighbours import Metric
+from iiae_cli.inference.neighbours import Metric, slices
 from iiae_cli.inference.trained import Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.objective import Objective
@@ -248,7 +248,7 @@ def bound_figures(subject: Subject, objective: Objective) -> Figures:
     generator = torch.Generator(trained.device).manual_seed(subject.seed)
     sums: dict[str, float] = {}
     with inference(network), console.progress("bounds", len(split.x), "bounds") as bar:
-        for part in subject.parts(len(split.x)):
+        for part in slices(len(split.x), subject.batch_size):
             x, y = (trained.inputs(split.side(domain).rows[part]) for domain in DOMAINS)
             posteriors = network.infer(x, y)
             reconstructions = network.generate(network.sample(posteriors, generator))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +27,7 @@ from iiae_cli.data.batches import PairOrder
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import DIRECTIONS
 from iiae_cli.evaluation.translation import Figures, Measure, Subject
+from iiae_cli.inference.neighbours import slices
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model import Domain
 
@@ -148,11 +148,27 @@ def _read_weights(path: Path, nets: Sequence[LpipsNet]) -> tuple[LpipsNet, dict[
 # ---- the judge
 
 
-class _Network(nn.Module):
-    """Three convolutions, then class scores, and factors that also see mean and extreme colours."""
+class Judge(nn.Module):
+    """Reads classes and factors off one domain's pictures, by three convolutions.
 
-    def __init__(self, channels: int, classes: int, factors: int) -> None:
+    Factors are those named `DOMAIN_…`, in fractions of their range in training (N, F); they also
+    see the picture's mean and extreme colours.
+    """
+
+    def __init__(self, train: Split, domain: Domain) -> None:
         super().__init__()
+        self.classes: Array = np.unique(train.side(domain).labels or [])  # in the order of scores
+        self.columns: dict[str, slice] = {}  # of each factor
+        width = 0
+        for name, values in train.factors.items():
+            numeric = np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
+            if name.startswith(f"{domain}_") and numeric:
+                self.columns[name] = slice(width, width + values[0].size)
+                width = self.columns[name].stop
+        table = self._table(train)
+        self.low, self.span = table.min(axis=0), np.ptp(table, axis=0)
+        self.span[self.span == 0] = 1
+        channels = train.side(domain).rows.shape[-1]
         widths = (channels, 32, 64, 128)
         self.stages = nn.Sequential(
             *[
@@ -162,33 +178,32 @@ class _Network(nn.Module):
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
         )
-        self.classes = nn.Linear(widths[-1] * 16, classes)
+        self.scores = nn.Linear(widths[-1] * 16, len(self.classes))
         self.factors = nn.Sequential(
-            nn.Linear(widths[-1] * 16 + 3 * channels, 64), nn.ReLU(), nn.Linear(64, factors)
+            nn.Linear(widths[-1] * 16 + 3 * channels, 64), nn.ReLU(), nn.Linear(64, width)
         )
 
+    def _table(self, split: Split) -> Array:
+        columns = [split.factors[name].reshape(split.pair_count, -1) for name in self.columns]
+        return np.hstack([np.zeros((split.pair_count, 0)), *columns]).astype(np.float32)
+
+    def truth(self, split: Split) -> Array:
+        """Returns the factors of a split's pairs (M, F)."""
+        fractions: Array = (self._table(split) - self.low) / self.span
+        return fractions
+
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns class scores and factors of pictures (B, C, H, W)."""
         height, width = (min(side, _JUDGE_SIDE) for side in pictures.shape[-2:])
         pictures = functional.adaptive_avg_pool2d(pictures, (height, width))
         features = self.stages(pictures)
         colours = [pictures.mean((2, 3)), pictures.amax((2, 3)), pictures.amin((2, 3))]
-        return self.classes(features), self.factors(torch.cat([features, *colours], 1))
-
-
-@dataclass
-class Judge:
-    """A network that reads one domain's pictures."""
-
-    network: nn.Module
-    classes: Array  # by name, in the order of its scores
-    factors: dict[str, slice]  # columns of the factors it reads
-    low: Array  # smallest value of each column in training (F,)
-    span: Array  # largest minus smallest (F,); read factors are fractions of it
+        return self.scores(features), self.factors(torch.cat([features, *colours], 1))
 
     def read(self, batches: Iterable[Tensor]) -> tuple[Array, Array]:
         """Reads classes by name (N,) and factors (N, F) off pictures (B, C, H, W) in [−1, 1]."""
         with torch.inference_mode():
-            read = [self.network(pictures.float()) for pictures in batches]
+            read = [self(pictures.float()) for pictures in batches]
         scores, factors = (torch.cat(parts).cpu() for parts in zip(*read, strict=True))
         return self.classes[scores.argmax(1)], factors.float().numpy()
 
@@ -199,37 +214,28 @@ def train_judge(
     """Trains a judge of a domain's labels, and of the numeric factors `DOMAIN_…` of its pairs."""
     if train.pairs is not None:
         train = train.take_pairs(np.arange(train.pair_count))
-    rows, labels, device = train.side(domain).rows, train.side(domain).labels, trained.device
-    classes, codes = np.unique(labels or [], return_inverse=True)
-    factors, width = {}, 0
-    for name, values in train.factors.items():
-        numeric = np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
-        if name.startswith(f"{domain}_") and numeric:
-            factors[name] = slice(width, width + values[0].size)
-            width = factors[name].stop
-    table = _factor_table(train, factors)
-    low, span = table.min(axis=0), np.ptp(table, axis=0)
-    span[span == 0] = 1
-    wanted, wanted_classes = (
-        torch.from_numpy(values).to(device) for values in ((table - low) / span, codes)
-    )
+    rows, device = train.side(domain).rows, trained.device
+    codes = np.unique(train.side(domain).labels or [], return_inverse=True)[1]
     order = PairOrder(len(rows), min(64, len(rows)), seed)
     with torch.random.fork_rng([]), console.progress(f"judge of {domain}", steps) as bar:
         torch.manual_seed(seed)
-        network = _Network(rows.shape[-1], len(classes), width).to(device)
-        optimizer = torch.optim.Adam(network.parameters())
+        judge = Judge(train, domain).to(device)
+        values, classes = (
+            torch.from_numpy(each).to(device) for each in (judge.truth(train), codes)
+        )
+        optimizer = torch.optim.Adam(judge.parameters())
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             chosen = order.indices(step)
-            scores, read = network(trained.inputs(rows[chosen]))
-            loss = functional.cross_entropy(scores, wanted_classes[chosen])
-            if factors:
-                loss = loss + functional.l1_loss(read, wanted[chosen])
+            scores, factors = judge(trained.inputs(rows[chosen]))
+            loss = functional.cross_entropy(scores, classes[chosen])
+            if judge.columns:
+                loss = loss + functional.l1_loss(factors, values[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             bar.update(step + 1)
-    return Judge(network.eval(), classes, factors, low, span)
+    return judge.eval()
 
 
 def judged_translations(
@@ -248,7 +254,7 @@ def judged_translations(
         judge, rows = judges[way[1]], split.side(way[1]).rows
         wanted, own = (np.array(split.side(domain).labels) for domain in way)
         manner = subject.pairs[way[1]].take(reference).exclusive_mean
-        real = judge.read(trained.inputs(rows[part]) for part in subject.parts(count))
+        real = judge.read(trained.inputs(rows[part]) for part in slices(count, subject.batch_size))
         guided = judge.read(subject.translated(way, manner))
         sampled = [judge.read(subject.translated(way, exclusive)) for exclusive in drawn]
         kept = [(classes == wanted).mean() for classes, _ in sampled]
@@ -260,7 +266,7 @@ def judged_translations(
                 "n": count,
             }
         }
-        truth = (_factor_table(split, judge.factors) - judge.low) / judge.span  # (N, F)
+        truth = judge.truth(split)
         by_column = {
             "error_real": np.abs(real[1] - truth).mean(axis=0),
             "error_guided": np.abs(guided[1] - truth[reference]).mean(axis=0),
@@ -269,14 +275,8 @@ def judged_translations(
         if len(sampled) > 1:
             variances = np.var([factors for _, factors in sampled], axis=0, ddof=1)
             by_column["spread_sampled"] = np.sqrt(variances.mean(axis=0))
-        for factor, columns in judge.factors.items():
+        for factor, columns in judge.columns.items():
             means = {key: float(values[columns].mean()) for key, values in by_column.items()}
             entry[factor] = {"spread_sampled": None, **means, "n": count}
         figures[name] = entry
     return figures
-
-
-def _factor_table(split: Split, names: Iterable[str]) -> Array:
-    """Returns the factors of a split's pairs side by side (M, F)."""
-    columns = [split.factors[name].reshape(split.pair_count, -1) for name in names]
-    return np.hstack([np.zeros((split.pair_count, 0)), *columns]).astype(np.float32)

@@ -25,7 +25,6 @@ from iiae_cli.inference.neighbours import Metric
 from iiae_cli.runs import LoadedModel
 
 CLASS_SPLIT = "sempcyc-25"
-FEW_ROWS = 20  # with fewer, figures mean little
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
@@ -61,11 +60,8 @@ def choose_metric(asked: Metric | None, tasks: list[Task], loaded: LoadedModel) 
 
 
 def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
-    """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else.
-
-    Warns of rows whose figures mean less than they seem to.
-    """
-    split = file.split(name)
+    """Returns the rows to measure: labelled rows, or aligned pairs; raises for anything else."""
+    split, by_class = file.split(name), "zero-shot" in tasks or file.info.by_class
     if split.pair_count == 0 or not len(split.y):
         others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"
@@ -73,14 +69,10 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
     if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
         message = f"split '{name}' of {file.path} has no labels"
         raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")
-    if split.pair_count < FEW_ROWS:
-        console.warn(f"split '{name}' has only {split.pair_count} rows, too few for firm figures")
-    if "zero-shot" in tasks or file.info.by_class:
-        return split
-    if split.pairs is None:
-        if len(split.x) != len(split.y):
-            message = f"split '{name}' of {file.path} is not paired"
-            raise IiaeError(message, "paired retrieval needs partners")
+    if not by_class and split.pairs is None and len(split.x) != len(split.y):
+        message = f"split '{name}' of {file.path} is not paired"
+        raise IiaeError(message, "paired retrieval needs partners")
+    if by_class or split.pairs is None:
         return split
     if "retrieval" in tasks:
         rule = "recall counts one of several equal partners as the true one"
@@ -109,25 +101,26 @@ def protocol_of(
         figures |= {"l1_scale": l1_scale, "baseline": baseline}
         return figures | ({} if loaded.size else {"baseline_centred": means}) | made_by
     classes = sorted({*(split.x.labels or ()), *(split.y.labels or ())})
-    attributes, count = file.info.attributes, len(classes)
-    backbone = Seen.of_data_file(attributes)
+    backbone = Seen.of_data_file(file.info.attributes)
     refuse_leak(backbone, classes, f"the backbone of {file.path}", allow_leak)
-    if leak := backbone.leak(classes):
-        names = f"{len(leak)} of {count} classes: {', '.join(leak)}"
-        console.warn(f"not zero-shot: the backbone has seen {names}")
     trained = loaded.details.get("train_classes")
-    seen = None if trained is None else sorted({*trained} & {*classes})
-    if seen:
-        console.warn(f"not zero-shot: the model was trained on {len(seen)} of {count} classes")
+    seen = {
+        "model": None if trained is None else sorted({*trained} & {*classes}),
+        "backbone": backbone.leak(classes),
+    }
+    for who, known in seen.items():
+        if known:
+            names = f"{len(known)} of {len(classes)} classes: {', '.join(known)}"
+            console.warn(f"not zero-shot: the {who} was trained on {names}")
     return {
         "x": len(split.x),
         "y": len(split.y),
         "relevance": "the same class",
-        "class_split": attributes.get("split_name", "given"),
-        "classes": count,
+        "class_split": file.info.attributes.get("split_name", "given"),
+        "classes": len(classes),
         "classes_sha256": class_list_hash(classes),
-        "classes_seen_in_training": seen,
-        "classes_seen_by_backbone": leak,
+        "classes_seen_in_training": seen["model"],
+        "classes_seen_by_backbone": seen["backbone"],
         "baselines": {"raw": "rows as they are", "centred": means},
         **made_by,
     }
@@ -200,5 +193,4 @@ def _differences(
 def paper_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table of the paper's rows and a run's."""
     headers = ("table", "method", "direction", "figure", "paper", "ours", "note")
-    cells = [[row[name] for name in headers] for row in rows]
-    return Table("Beside the paper", headers, cells, 4)
+    return Table("Beside the paper", headers, [[row[name] for name in headers] for row in rows], 4)

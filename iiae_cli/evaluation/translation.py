@@ -20,7 +20,7 @@ from torch import Tensor
 from iiae_cli.common import console
 from iiae_cli.data.datafile import Split
 from iiae_cli.evaluation.retrieval import DIRECTIONS, EncodedPairs
-from iiae_cli.inference.neighbours import Metric, partner_ranks
+from iiae_cli.inference.neighbours import Metric, partner_ranks, slices
 from iiae_cli.inference.trained import Encoded, TrainedModel, inference, prior_samples
 from iiae_cli.model import DOMAINS, Domain
 
@@ -42,10 +42,6 @@ class Subject:
     seed: int = 0  # seed of every draw
     batch_size: int = 256  # rows at once
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Yields batches of `batch_size` rows."""
-        return (slice(s, s + self.batch_size) for s in range(0, count, self.batch_size))
-
     def samples(self, count: int) -> list[Latents]:
         """Draws exclusive latents (N, E) from the prior, `count` times; none if there are none."""
         exclusive_dim, rows = self.trained.network.exclusive_dim, range(len(self.split.x))
@@ -58,9 +54,9 @@ class Subject:
     ) -> Iterator[Tensor]:
         """Yields batches of decoded latents (N, S) and (N, E); progress counts by `unit`."""
         own = None if exclusive is None else torch.from_numpy(exclusive)
-        latents, size = torch.from_numpy(shared), self.batch_size
+        latents = domain, torch.from_numpy(shared), own
         with console.progress(f"{unit} to {domain}", len(shared), unit) as bar:
-            for outputs in self.trained.decoded(domain, latents, own, batch_size=size):
+            for outputs in self.trained.decoded(*latents, batch_size=self.batch_size):
                 yield outputs
                 bar.update(bar.done + len(outputs))
 
@@ -126,7 +122,7 @@ def _measured(
     rows = subject.split.side(way[1]).rows
     values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in measures}
     translated = subject.translated(way, exclusive)
-    for part, outputs in zip(subject.parts(len(rows)), translated, strict=True):
+    for part, outputs in zip(slices(len(rows), subject.batch_size), translated, strict=True):
         wanted = subject.trained.inputs(rows[part])
         for name, measure in measures.items():
             values[name].append(measure(outputs, wanted).double().cpu().numpy())
@@ -202,7 +198,7 @@ def _encoded_again(
     network = subject.trained.network
     read: dict[str, list[Tensor]] = {}
     decoded = subject.decoded(domain, shared, exclusive, "swaps")
-    for part, outputs in zip(subject.parts(len(shared)), decoded, strict=True):
+    for part, outputs in zip(slices(len(shared), subject.batch_size), decoded, strict=True):
         with inference(network):
             values = {"shared_mean": network.encode_shared(domain, outputs).mean.flatten(1)}
             if exclusive is not None:

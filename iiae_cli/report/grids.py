@@ -58,7 +58,6 @@ class Panel:
     headers: Sequence[str] = ()
     gaps_after: Sequence[int] = ()
     title: str = ""
-    note: str = ""
 
     def draw(self) -> Image.Image:
         """Draws the tiles with captions and headers."""
@@ -166,7 +165,8 @@ def sample_panel(model: TrainedModel, pairs: Split, *, samples: int = 3, seed: i
         halves.append(_translations(model, rows, source, target, exclusive))
         headers += [source, *styles.names]
     lines = [[*of_x, *of_y] for of_x, of_y in zip(*halves, strict=True)]
-    return Panel(lines, headers, gaps_after=[len(headers) // 2 - 1])
+    title = "Translation, sampled and guided by the partner: x to y, y to x"
+    return Panel(lines, headers, [len(headers) // 2 - 1], title)
 
 
 def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references: Rows) -> Panel:
@@ -179,7 +179,9 @@ def analogy_panel(model: TrainedModel, domain: Domain, queries: Rows, references
     exclusive = torch.from_numpy(guides).expand(len(queries), -1, -1)
     above = [Tile(None), *map(Tile, model.shown(references))]
     lines = _translations(model, queries, domain, domain, exclusive)
-    return Panel([above, *lines], ["input", *["reference"] * len(references)], gaps_after=[0])
+    headers = ["input", *["reference"] * len(references)]
+    title = f"Analogies within {domain}: shared latents from the left, exclusive ones from above"
+    return Panel([above, *lines], headers, [0], title)
 
 
 def _translations(

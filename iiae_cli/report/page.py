@@ -77,8 +77,8 @@ def write_report(
         notes=figures.get("disentanglement", {}).get("warnings", ()),
         command=shlex.join(["iiae", *sys.argv[1:]]),
         trained_by=shlex.join(map(str, info.get("command", ()))),
-        protocol=_mapping("Protocol", protocol),
-        facts=_mapping("Training", info),
+        protocol=Table("Protocol", ["what", "value"], [*protocol.items()], 2),
+        facts=Table("Training", ["what", "value"], [*info.items()], 2),
         config=loaded.config.to_yaml(),
         version=__version__,
     )
@@ -110,11 +110,6 @@ def _warnings(info: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]
         if seen := protocol.get(key):
             warnings.append(f"not zero-shot: {len(seen)} {key.replace('_', ' ')}")
     return warnings
-
-
-def _mapping(title: str, values: Mapping[str, Any]) -> Table:
-    rows = [(key.replace("_", " "), sections.cell(value)) for key, value in values.items()]
-    return Table(title, ["what", "value"], rows)
 
 
 def render(**values: object) -> str:

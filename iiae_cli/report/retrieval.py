@@ -29,14 +29,6 @@ from iiae_cli.report.grids import Panel, Picture, Tile, Tone
 
 Ints: TypeAlias = NDArray[np.int64]
 
-# Verdicts on a neighbour, and the tones of their frames.
-VERDICTS: dict[str, Tone] = {
-    "partner": "right",
-    "only its class": "near",
-    "other": "wrong",
-    "same class": "right",
-    "other class": "wrong",
-}
 NEIGHBOURS = 5  # in the report
 FAILURES = 5
 
@@ -83,21 +75,23 @@ class Shown:
         for query, own, entries, lengths in zip(rows, partners, near, distances, strict=True):
             line = [self.tile(query)]
             for row, distance in zip(entries, lengths, strict=True):
-                verdict = self.verdict(query, gallery, row, own)
-                notes = [f"distance {distance:.3g}", *([verdict] if verdict else [])]
-                line.append(gallery.tile(row, *notes, tone=VERDICTS[verdict] if verdict else None))
+                tone, *words = self.verdict(query, gallery, row, own) or (None,)
+                line.append(gallery.tile(row, f"distance {distance:.3g}", *words, tone=tone))
             lines.append(line)
         return lines
 
-    def verdict(self, query: int, gallery: Shown, row: int, partners: set[str]) -> str | None:
-        """Returns a verdict on a neighbour, None if unknown; without partners classes decide."""
-        partner = gallery.ids[row] in partners
-        if partner or self.labels is None or gallery.labels is None:
-            return "partner" if partner else None
+    def verdict(
+        self, query: int, gallery: Shown, row: int, partners: set[str]
+    ) -> tuple[Tone, str] | None:
+        """Judges a neighbour; None if nothing is known. Without partners classes decide."""
+        if gallery.ids[row] in partners:
+            return "right", "partner"
+        if self.labels is None or gallery.labels is None:
+            return None
         same = self.labels[query] == gallery.labels[row]
-        if not partners:
-            return "same class" if same else "other class"
-        return "only its class" if same else "other"
+        if partners:
+            return ("near", "only its class") if same else ("wrong", "other")
+        return ("right", "same class") if same else ("wrong", "other class")
 
 
 # ---- the montage

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,6 +42,7 @@ AHEAD: tuple[tuple[Tone, str], ...] = (
 )
 
 Figures: TypeAlias = Mapping[str, Any]
+Chart: TypeAlias = dict[str, Any]
 Points: TypeAlias = Sequence[tuple[float, float]]
 
 
@@ -60,17 +60,11 @@ def cell(value: object) -> str:
 # ---- verdict
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The report's first sentence, in a few words, and its figures."""
+def verdict(figures: Figures) -> dict[str, str]:
+    """Judges by the baseline, the worst leak, the exclusive latents' KL, and failed gates.
 
-    tone: Tone
-    headline: str
-    text: str
-
-
-def verdict(figures: Figures) -> Verdict:
-    """Judges by the baseline, the worst leak, the exclusive latents' KL, and failed gates."""
+    Returns `tone`, `headline` and a `text` of figures.
+    """
     zero_shot = figures.get("zero_shot", {})
     measured = figures.get("retrieval") or {"shared": zero_shot, **zero_shot}
     measure = "recall@1" if "retrieval" in figures else "map@all"
@@ -99,7 +93,7 @@ def verdict(figures: Figures) -> Verdict:
         tone = "near"
     if failures := figures.get("failures"):
         tone, headline = "wrong", f"{len(failures)} of the gates failed: {'; '.join(failures)}"
-    return Verdict(tone, headline, "; ".join(lines))
+    return {"tone": tone, "headline": headline, "text": "; ".join(lines)}
 
 
 def _against(ours: Sequence[float], baseline: Sequence[float]) -> tuple[Tone, str]:
@@ -131,22 +125,13 @@ def leak(value: float | None, *floors: float) -> str:
 # ---- curves
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A plot, and a `text` for readers who cannot see it."""
-
-    title: str
-    svg: bytes
-    text: str
-
-
 def line_charts(
     title: str, lines: Mapping[str, Points], y_label: str, x_label: str = "step"
 ) -> list[Chart]:
     """Draws named lines over whole numbers; returns no chart if no line has a point.
 
-    The axis of fractions is [0, 1]; any other starts at 0, and is logarithmic from 1 on if it
-    reaches 10.
+    A chart has a `title`, an `svg`, and a `text` for readers who cannot see it. The axis of
+    fractions is [0, 1]; any other starts at 0, and is logarithmic from 1 on if it reaches 10.
     """
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -167,7 +152,8 @@ def line_charts(
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     ends = [f"{name} from {row[0][1]:.4g} to {row[-1][1]:.4g}" for name, row in lines.items()]
-    return [Chart(title, stream.getvalue(), f"{title}, by {x_label}: {'; '.join(ends)}.")]
+    text = f"{title}, by {x_label}: {'; '.join(ends)}."
+    return [{"title": title, "svg": stream.getvalue(), "text": text}]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -229,22 +215,15 @@ def translation_panels(subject: Subject, aligned: bool, samples: int) -> list[Pa
 
     If rows are `aligned` (row i of x belongs to row i of y), partners guide translations.
     """
-    model, split = subject.trained, subject.split
+    model, split, panels = subject.trained, subject.split, list[Panel]()
     if model.size is None or not model.network.generative:
         return []
-    panels, exclusive = [], model.network.exclusive_dim > 0
     if aligned:
         pairs = split.take_pairs(spread(split.pair_count, GRID_PAIRS))
-        panel = sample_panel(model, pairs, samples=samples, seed=subject.seed)
-        panel.title = "Translation, sampled and guided by the partner"
-        panel.note = "Each row is a pair. From the left: x, its translations to y; then y to x."
-        panels.append(panel)
-    for domain in DOMAINS if exclusive else ():
+        panels.append(sample_panel(model, pairs, samples=samples, seed=subject.seed))
+    for domain in DOMAINS if model.network.exclusive_dim else ():
         rows = split.side(domain).rows
         chosen = spread(len(rows), 2 * ANALOGY_SIDE)
         if len(chosen) > 1:
-            panel = analogy_panel(model, domain, rows[chosen[::2]], rows[chosen[1::2]])
-            panel.title = f"Analogies within {domain}"
-            panel.note = "Shared latent of the picture at the left, exclusive one of that above."
-            panels.append(panel)
+            panels.append(analogy_panel(model, domain, rows[chosen[::2]], rows[chosen[1::2]]))
     return panels

@@ -248,7 +248,7 @@ def test_what_is_lost_shows(judges):
 def test_judges_repeat_themselves_and_leave_the_random_state_alone():
     def weights(train, seed):
         judge = train_judge(train, "y", MODEL, seed, steps=3)
-        return torch.cat([values.flatten() for values in judge.network.state_dict().values()])
+        return torch.cat([values.flatten() for values in judge.state_dict().values()])
 
     train, before = painted_split(40, 0), torch.get_rng_state()
     first, again, other = (weights(train, seed) for seed in (1, 1, 2))

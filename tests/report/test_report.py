@@ -106,7 +106,7 @@ def test_the_page_of_a_picture_run(trained, iiae, tmp_path):
         assert section in page.texts
     assert "{:.3f}".format(figures["retrieval"]["shared"]["x_to_y"]["recall@1"]) in page.texts
     assert "right" in page.values("class") and any("baseline" in text for text in page.texts)
-    assert "Analogies within y" in page.texts and "bar" in page.values("class")
+    assert "Analogies within y" in page.text and "bar" in page.values("class")
     assert any(text.startswith("Recall@K") for text in page.values("alt"))
     assert "iiae evaluate --run" in page.text and "iiae train --preset digits-cdcb" in page.text
     assert trained.run.joinpath("config.yaml").read_text().splitlines()[-1] in page.text
@@ -155,7 +155,7 @@ def test_without_exclusive_latents_and_without_records(trained, iiae, tmp_path):
     again = ("evaluate", "--run", "run", "--task", "retrieval", "--report", "out")
     assert "exists" in iiae(*again).error()[0] and iiae(*again, "--overwrite").code == 0
     assert "#training" not in page.values("href") and "#translation" in page.values("href")
-    assert "Analogies within x" not in page.texts
+    assert "Analogies within x" not in page.text
 
 
 # ---- in a browser

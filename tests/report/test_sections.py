@@ -32,25 +32,25 @@ def test_training_is_drawn_from_what_was_logged(tmp_path):
     path.write_text("\n".join([*map(json.dumps, records), '{"kind": "tra']))  # torn at its end
     assert read_records(path) == records and read_records(tmp_path / "none") == []
     charts = training_charts(records)
-    assert [chart.title for chart in charts] == [
+    assert [chart["title"] for chart in charts] == [
         "Loss and its terms",
         "Validation: Recall@1 by shared latents",
         "KL of the exclusive latents, dying below 3 nats",
     ]
-    assert "x → y from 0.5 to 0.5;" in charts[1].text
-    assert "baseline y → x from 0.5 to 0.5" in charts[1].text
+    assert "x → y from 0.5 to 0.5;" in charts[1]["text"]
+    assert "baseline y → x from 0.5 to 0.5" in charts[1]["text"]
 
 
 def test_recall_grows_with_the_neighbours_looked_at():
     (chart,) = recall_charts({"x → y": np.array([1, 1, 4, 5]), "y → x": np.array([1, 2, 3, 4])})
-    assert "x → y from 0.5 to 0.75; y → x from 0.25 to 1." in chart.text
+    assert "x → y from 0.5 to 0.75; y → x from 0.25 to 1." in chart["text"]
 
 
 def test_plots_are_the_same_twice_and_need_no_font():
     lines = {"a": [(1, 5.0), (2, float("nan")), (3, -1.0)], "b": [(1, 1.0)]}
     (first,), (second,) = (line_charts("t", lines, "n") for _ in range(2))
     assert first == second
-    assert b"<svg" in first.svg and b"<text" not in first.svg
+    assert b"<svg" in first["svg"] and b"<text" not in first["svg"]
 
 
 def both_ways(measure, values):
@@ -73,15 +73,15 @@ def retrieval(ours, baseline):
 )
 def test_the_baseline_decides(ours, baseline, tone, words):
     judged = verdict(retrieval(ours, baseline))
-    assert judged.tone == tone and words in judged.headline
-    assert f"{ours[0]:.3f} / {ours[1]:.3f}" in judged.text
-    assert f"the baseline's {baseline[0]:.3f} / {baseline[1]:.3f}" in judged.text
+    assert judged["tone"] == tone and words in judged["headline"]
+    assert f"{ours[0]:.3f} / {ours[1]:.3f}" in judged["text"]
+    assert f"the baseline's {baseline[0]:.3f} / {baseline[1]:.3f}" in judged["text"]
 
 
 def test_a_failed_gate_comes_first():
     failures = {"failures": ["recall is 0.5, below 0.9"]}
     judged = verdict(retrieval([0.5, 0.5], [0.25, 0.25]) | failures)
-    assert judged.tone == "wrong" and "below 0.9" in judged.headline
+    assert judged["tone"] == "wrong" and "below 0.9" in judged["headline"]
 
 
 def test_a_large_leak_and_a_dying_latent_spoil_it():
@@ -91,15 +91,15 @@ def test_a_large_leak_and_a_dying_latent_spoil_it():
     }
     measured = {"disentanglement": {"latents": latents}}
     judged = verdict({**retrieval([0.5, 0.5], [0.25, 0.25]), **measured})
-    assert judged.tone == "near" and "0.80 of 1, read from shared x" in judged.text
-    assert "exclusive x says next to nothing" in judged.text
+    assert judged["tone"] == "near" and "0.80 of 1, read from shared x" in judged["text"]
+    assert "exclusive x says next to nothing" in judged["text"]
 
 
 def test_classes_are_judged_by_centred_features():
     raw, centred = both_ways("map@all", [0.5, 0.5]), both_ways("map@all", [0.33, 0.33])
     baselines = {"baseline_raw": raw, "baseline_centred": centred}
     judged = verdict({"zero_shot": {**both_ways("map@all", [0.4, 0.4]), **baselines}})
-    assert judged.tone == "right" and "the baseline's 0.330 / 0.330" in judged.text
+    assert judged["tone"] == "right" and "the baseline's 0.330 / 0.330" in judged["text"]
 
 
 def test_a_leak_counts_from_what_shuffled_values_read():
