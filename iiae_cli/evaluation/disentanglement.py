@@ -160,12 +160,9 @@ def probe_figures(
             }
             for way, latents in zip(WAYS, (mean, mean + np.exp(0.5 * logvar) * noise), strict=True):
                 for name, score in probe(latents, factors, folds, seed).items():
+                    tested = score.rows if score else 0  # None for both ways, or for neither
+                    entries[name] |= {"chance": score and score.chance, "n": tested}
                     entries[name][way] = {key: score and getattr(score, key) for key in _SCORES}
-                    # The score is None for both ways, or for neither.
-                    entries[name] |= {
-                        "chance": score and score.chance,
-                        "n": score.rows if score else 0,
-                    }
                 bar.update(bar.done + 1)
     return figures
 

@@ -110,15 +110,9 @@ def _figures(values: Sequence[float]) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def leak(value: float | None, *floors: float) -> str:
-    """Grades a reading of what should not be read: `high`, `some` or empty.
-
-    It counts from the highest of the `floors`, such as the reading of shuffled values, to 1.
-    """
-    if value is None:
-        return ""
-    floor = max([0.0, *floors])
-    share = (value - floor) / max(1 - floor, 1e-9)
+def leak(value: float | None) -> str:
+    """Grades a reading of what should not be read, from 0 to 1: `high`, `some` or empty."""
+    share = value or 0.0
     return "high" if share >= LEAK else "some" if share >= SOME_LEAK else ""
 
 

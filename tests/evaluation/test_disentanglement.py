@@ -136,7 +136,7 @@ def test_tables_have_a_row_for_each_latent_and_factor(known):
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
     scores = [row[3:7] for row in tables[1].rows]
     assert np.array_equal(scores, np.round(scores, 3))
-    names = [(*row[:3], row[7]) for row in tables[1].rows]
+    names = [(*row[:3], row[-1]) for row in tables[1].rows]
     assert ("exclusive_x", "x_color", "mean", "yes") in names
     assert ("exclusive_x", "mood", "sample", None) in names
 

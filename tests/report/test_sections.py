@@ -102,7 +102,5 @@ def test_classes_are_judged_by_centred_features():
     assert judged["tone"] == "right" and "the baseline's 0.330 / 0.330" in judged["text"]
 
 
-def test_a_leak_counts_from_what_shuffled_values_read():
-    assert [leak(value) for value in (0.1, 0.2, 0.5)] == ["", "some", "high"]
-    assert [leak(value, 0.5, 0.1) for value in (0.5, 0.65, 0.75)] == ["", "some", "high"]
-    assert leak(None) == ""
+def test_a_leak_is_graded():
+    assert [leak(value) for value in (None, 0.1, 0.2, 0.5)] == ["", "", "some", "high"]
