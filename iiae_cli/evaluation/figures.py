@@ -20,15 +20,26 @@ from iiae_cli.common.errors import IiaeError
 Task: TypeAlias = Literal["retrieval", "zero-shot", "translation", "disentanglement", "all"]
 
 
-def dotted_figures(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
+def dotted_figures(figures: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns every number (or None) of nested mappings by its dotted key."""
-    dotted: dict[str, float | None] = {}
+    return {
+        ".".join((*path, name)): value
+        for path, own, _ in _mappings(figures)
+        for name, value in own.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _mappings(
+    figures: Mapping[str, Any], path: tuple[str, ...] = (), around: Mapping[str, Any] | None = None
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]]:
+    """Yields path and values of every nested mapping, then these with those around it."""
+    own = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
+    values = {**(around or {}), **own}
+    yield path, own, values
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            dotted |= dotted_figures(value, f"{prefix}{name}.")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            dotted[f"{prefix}{name}"] = value
-    return dotted
+            yield from _mappings(value, (*path, name), values)
 
 
 # ---- gates
@@ -135,7 +146,7 @@ def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
 
 
 def _table(figures: Mapping[str, Any], place: str, title: str, naming: str, measures: str) -> Table:
-    """Makes a row of every innermost mapping that has the first column's figure, baselines first.
+    """Makes a row of every mapping that has the first column's figure, baselines first.
 
     A row that names no latent, as in zero-shot figures, is of the shared one. Scores of
     disentanglement have three decimals, as more digits of a score near 0 are noise.
@@ -150,7 +161,7 @@ def _table(figures: Mapping[str, Any], place: str, title: str, naming: str, meas
 
     measured = reduce(lambda inner, key: inner.get(key, {}), place.split("."), figures)
     names, columns = naming.split(), measures.split()
-    rows = [(path, row) for path, row in _innermost(measured) if columns[0] in row]
+    rows = [(path, row) for path, own, row in _mappings(measured) if columns[0] in own]
     rows.sort(key=lambda row: not row[0][0].startswith("baseline"))
     columns = [column for column in columns if any(column in row for _, row in rows)]
     cells = [
@@ -158,15 +169,3 @@ def _table(figures: Mapping[str, Any], place: str, title: str, naming: str, meas
         for path, row in rows
     ]
     return Table(title, [*names, *columns], cells, len(names), place)
-
-
-def _innermost(
-    figures: Mapping[str, Any], path: tuple[str, ...] = (), around: Mapping[str, Any] | None = None
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yields path and values of each innermost mapping, with the values of those around it."""
-    inner = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
-    values = {**(around or {}), **figures}
-    if not inner:
-        yield path, values
-    for name, value in inner.items():
-        yield from _innermost(value, (*path, name), values)
