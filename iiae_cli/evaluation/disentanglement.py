@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,13 +25,12 @@ from iiae_cli.evaluation import retrieval
 from iiae_cli.evaluation.probes import FOLDS, LEARN_ONLY, Factor, draw_folds, probe, read_factor
 from iiae_cli.evaluation.translation import Subject, swap_figures
 from iiae_cli.inference.neighbours import Metric, slices
-from iiae_cli.inference.trained import Encoded, LatentKind, inference
+from iiae_cli.inference.trained import KINDS, Encoded, LatentKind, inference
 from iiae_cli.model import DOMAINS, Domain, other_domain
 from iiae_cli.model.objective import Objective
 
 ACTIVE_VARIANCE = 0.01  # a dimension whose mean varies more moves with the data (Burda et al.)
-LATENTS: tuple[tuple[LatentKind, Domain], ...]
-LATENTS = (("shared", "x"), ("shared", "y"), ("exclusive", "x"), ("exclusive", "y"))
+LATENTS = [*product(KINDS, DOMAINS)]
 WAYS = ("mean", "sample")
 _SCORES = ("linear", "nonlinear", "control", "control_nonlinear", "above_control")
 

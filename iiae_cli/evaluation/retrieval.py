@@ -33,7 +33,6 @@ _SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
 Floats: TypeAlias = NDArray[np.float64]
 EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
 Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
-Means: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # of x (N, S) and of y
 Measure: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], Directions]  # of x and y
 
 
@@ -45,8 +44,8 @@ def encode_pairs(trained: TrainedModel, split: Split, *, batch_size: int = 256) 
     }
 
 
-def both_means(pairs: EncodedPairs, kind: LatentKind) -> Means:
-    """Returns the means of one kind of latents, of x and y."""
+def both_means(pairs: EncodedPairs, kind: LatentKind) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the means of one kind of latents, of x (N, S) and of y."""
     return pairs["x"].mean(kind), pairs["y"].mean(kind)
 
 
