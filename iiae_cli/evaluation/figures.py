@@ -116,7 +116,7 @@ _RECALLS = "recall@1 recall@5 recall@10 median_rank n"
 _PRECISIONS = "map@all map@200 precision@100 precision@200 n"
 _GUIDED = "l1 ssim lpips lpips_vgg n"
 _SAMPLED = "samples l1_mean l1_best ssim_mean ssim_best "
-_SAMPLED_LPIPS = "lpips_mean lpips_best lpips_vgg_mean lpips_vgg_best"
+_BEST = "lpips_mean lpips_best lpips_vgg_mean lpips_vgg_best"
 _FACTORS = "error_real error_guided spread_real spread_sampled n"
 _HELD = "leakage_mean leakage_sample informativeness_mean informativeness_sample "
 _USED = "active dimensions kl"
@@ -129,9 +129,9 @@ _TABLES = (
     ("retrieval", "Retrieval: only the true pair is a hit", _RETRIEVED, _RECALLS),
     ("zero_shot", "Zero-shot retrieval: the query's class is right", _RETRIEVED, _PRECISIONS),
     ("translation", "Translation guided by the true partner", "direction", _GUIDED),
-    ("translation", "Sampled: mean, and best of N", "direction", _SAMPLED + _SAMPLED_LPIPS),
+    ("translation", "Translation sampled: mean, and best of N", "direction", _SAMPLED + _BEST),
     ("judged", "Is the class kept? As a judge reads it", "direction what", "real guided sampled n"),
-    ("judged", "Is the reference's factor taken? 1: its range", "direction factor", _FACTORS),
+    ("judged", "Is the reference's factor taken? Parts of its range", "direction factor", _FACTORS),
     ("disentanglement.latents", "Latents: from 0, nothing, to 1, all", "latent", _HELD + _USED),
     ("disentanglement.probes", "Factors: R², or accuracy of classes", "latent factor of", _PROBED),
     ("disentanglement.swaps", "Swaps encoded again", "swap", _SWAPPED + _RETURNED),
