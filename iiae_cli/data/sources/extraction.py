@@ -55,8 +55,8 @@ class Networks:
 
     def reader(self) -> Reader:
         """Returns the reader of features, a batch per block; it fine-tunes first."""
-        described = json.dumps(self._described(self.weights), sort_keys=True)
-        weights = hashlib.sha256(described.encode()).hexdigest()[:16]
+        decides = {**self.described(self.weights), "weights_path": None}
+        weights = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         size = self.options.batch_size
         return Reader(self.read, size, verb="extracting features of", weights=weights)
 
@@ -64,37 +64,31 @@ class Networks:
         self, domain: Domain, blocks: Sequence[Sequence[Path]], work: Work
     ) -> Iterator[Sequence[Read]]:
         """Yields the features of a domain's pictures, block by block."""
-        weights = self.weights
+        weights, device = self.weights, torch.device(self.options.device)
         if self.tuning is not None:
-            if not backbone.network_file(work.folder, domain).exists():
-                self._tune(self.tuning, domain, work)
-            weights = Weights("fine-tuned", work.folder)
-        network = backbone.network_of(self.name, weights, domain, self.options.seed, self.pool)
-        yield from self._extractor(network, domain).features(blocks)
+            for tuned in DOMAINS:
+                if not backbone.network_file(work.folder, tuned).exists():
+                    self._tune(self.tuning, tuned, device, work)
+            weights = Weights.fine_tuned(work.folder, weights.trained_on)
+        record, workers = self.described(weights), self.options.workers
+        extractor = backbone.recorded_extractor(record, domain, device, workers=workers)
+        yield from extractor.features(blocks)
 
-    def _tune(self, tuning: FineTuning, domain: Domain, work: Work) -> None:
+    def _tune(self, tuning: FineTuning, domain: Domain, device: torch.device, work: Work) -> None:
         assert self.train is not None
         body, width = backbone.build_backbone(self.name, self.weights, tuning.seed, self.pool)
-        network = FeatureNetwork(body, width, seed=tuning.seed)
+        network, workers = FeatureNetwork(body, width, seed=tuning.seed), self.options.workers
         checkpoint = work.folder / f"{domain}-fine-tuning.safetensors"
-        extractor = self._extractor(network, domain)
+        extractor = Extractor(self.name, self.preprocessing, network, domain, device, workers)
         fine_tune(extractor, self.train.side(domain), tuning, checkpoint, work.stop)
+        before, made = self.weights.to_json(), asdict(tuning)
         record = backbone.NetworkRecord(
-            self.name,
-            self.pool,
-            self.weights.to_json(),
-            self.preprocessing,
-            asdict(tuning),
-            self.seen,
+            self.name, self.pool, before, self.preprocessing, made, self.seen
         )
         backbone.save_network(work.folder, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def _extractor(self, network: nn.Module, domain: Domain) -> Extractor:
-        device, workers = torch.device(self.options.device), self.options.workers
-        return Extractor(self.name, self.preprocessing, network, domain, device, workers)
-
-    def _described(self, weights: Weights) -> dict[str, Any]:
+    def described(self, weights: Weights) -> dict[str, Any]:
         """Returns what decides the features."""
         import torchvision  # takes seconds
 
@@ -102,6 +96,7 @@ class Networks:
             "name": self.name,
             "pool": self.pool,
             **weights.to_json(),
+            "weights_path": weights.path and str(weights.path.absolute()),
             "preprocessing": asdict(self.preprocessing),
             "seed": self.options.seed,
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
@@ -125,8 +120,7 @@ class Networks:
             before = {"preprocessing": asdict(kept.preprocessing), "from": kept.weights}
             tuned = kept.fine_tuning | before
         return {
-            **self._described(weights),
-            "weights_path": weights.path and str(weights.path.absolute()),
+            **self.described(weights),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": next(iter(plan.splits.values())).x.rows.shape[1],
             "fine_tuning": tuned,
