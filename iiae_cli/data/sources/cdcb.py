@@ -83,17 +83,24 @@ def sketch_pair(grey: UInt8Array, rng: np.random.Generator) -> Drawn:
     return x, np.rint(y).astype(np.uint8), {"y_color": ground[:, 0, 0]}
 
 
-def embedded_digits(size: int = 32) -> Grey:
-    """Returns scikit-learn's digits as 0 or 255 (1797, size, size), and their labels (1797,).
+def embedded_digits(size: int, seed: int) -> Parts:
+    """Returns scikit-learn's digits as 0 or 255: 1,497 for train and 300 for test, stratified.
 
     They were made from 32×32 bilevel scans by counting the inked pixels, 0 to 16, of 4×4 blocks.
     Enlarged bicubically and cut at the recipe's threshold they are bilevel again.
     """
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     grey = resize_pictures(np.rint(digits.images * (255 / 16)).astype(np.uint8), size)
-    return np.where(grey > THRESHOLD, 255, 0).astype(np.uint8), digits.target.astype(np.int64)
+    pictures = np.where(grey > THRESHOLD, 255, 0).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    divided = train_test_split(
+        np.arange(len(labels)), test_size=TEST_DIGITS, stratify=labels, random_state=seed
+    )
+    train, test = ((pictures[rows], labels[rows]) for rows in divided)
+    return {"train": train, "test": test}
 
 
 def drawn_splits(contents: Contents, recipe: Recipe, options: PrepareOptions) -> dict[str, Split]:
@@ -110,20 +117,9 @@ def drawn_splits(contents: Contents, recipe: Recipe, options: PrepareOptions) ->
     return splits
 
 
-def split_digits(pictures: UInt8Array, labels: NDArray[np.int64], seed: int) -> Parts:
-    """Divides the digits into 1,497 for train and 300 for test, stratified; none for valid."""
-    from sklearn.model_selection import train_test_split
-
-    divided = train_test_split(
-        np.arange(len(pictures)), test_size=TEST_DIGITS, stratify=labels, random_state=seed
-    )
-    train, test = ((pictures[rows], labels[rows]) for rows in divided)
-    return {"train": train, "test": test}
-
-
 def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits."""
-    grey = split_digits(*embedded_digits(options.image_size or 32), options.seed)
+    grey = embedded_digits(options.image_size or 32, options.seed)
     return Plan(drawn_splits(grey, recipe, options), {"source": DIGITS})
 
 
@@ -164,24 +160,26 @@ def read_parts(options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
 
 
 def idx_folder(title: str, download: bool) -> Path | None:
-    """Returns the folder of a set's IDX files: Debian's, or one into which they are downloaded."""
-    if title == "Fashion-MNIST" and DEBIAN_FASHION.is_dir():
+    """Returns the folder of a set's IDX files: Debian's, or one into which they are downloaded.
+
+    `title` is torchvision's.
+    """
+    if title == "FashionMNIST" and DEBIAN_FASHION.is_dir():
         return DEBIAN_FASHION
     if not download:
         return None
-    from torchvision.datasets import MNIST, FashionMNIST
+    from torchvision import datasets
 
     root = data_folder() / "downloads"
-    kind = FashionMNIST if title == "Fashion-MNIST" else MNIST
     try:
         for train in (True, False):
-            kind(root, train=train, download=True)
+            getattr(datasets, title)(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise IiaeError(
             f"{title} could not be downloaded: {error}",
             "fetch its four IDX files elsewhere and name their folder",
         ) from error
-    return root / str(kind.__name__) / "raw"
+    return root / title / "raw"
 
 
 def find_idx(folder: Path, name: str) -> Path | None:

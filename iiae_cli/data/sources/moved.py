@@ -23,7 +23,6 @@ from iiae_cli.data.sources.cdcb import (
     drawn_splits,
     embedded_digits,
     read_parts,
-    split_digits,
 )
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
 from iiae_cli.model import DOMAINS, Domain
@@ -143,7 +142,7 @@ def plan_moved_digits(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans scikit-learn's digits, one instance in both views: 1,497 train and 300 test pairs."""
     contents = {
         name: (np.stack([digits, digits], 1), labels)
-        for name, (digits, labels) in split_digits(*embedded_digits(), options.seed).items()
+        for name, (digits, labels) in embedded_digits(32, options.seed).items()
     }
     return Plan(drawn_splits(contents, two_views(draw_moved), options), {"source": DIGITS})
 

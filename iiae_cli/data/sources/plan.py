@@ -65,9 +65,8 @@ class PrepareOptions:
     @property
     def wants_backbone(self) -> bool:
         """Whether an option is set that only matters for features of pictures."""
-        networks = (self.backbone, self.backbone_weights, self.pool)
-        tuning = (self.fine_tune_epochs, self.save_backbone)
-        return any(value is not None for value in (*networks, *tuning))
+        names = ("backbone", "backbone_weights", "pool", "fine_tune_epochs", "save_backbone")
+        return any(getattr(self, name) is not None for name in names)
 
 
 # Options that decide where and how fast data are made, not their values.
@@ -128,15 +127,14 @@ class Plan:
     @property
     def blocks(self) -> list[Block]:
         """Every block in order."""
-        blocks: list[Block] = []
         if self.reader is None:
-            return blocks
-        size = self.reader.size
+            return []
+        blocks, size = list[Block](), self.reader.size
         for domain, (name, split) in product(DOMAINS, self.splits.items()):
             files = split.side(domain).rows.tolist()
-            starts = range(0, len(files), size)
-            side = f"{name}/{domain}"
-            blocks += [Block(side, domain, start, files[start : start + size]) for start in starts]
+            for start in range(0, len(files), size):
+                part = files[start : start + size]
+                blocks.append(Block(f"{name}/{domain}", domain, start, part))
         return blocks
 
     def state(self) -> str:
@@ -153,24 +151,19 @@ class Plan:
         return digest.hexdigest()[:16]
 
     def make(self, store: BlockStore, numbers: range, work: Work) -> None:
-        """Makes the blocks that the store lacks; a stop keeps finished ones."""
-        blocks = self.blocks
-        for _, group in groupby(numbers, lambda number: blocks[number].side):
-            own = {number: blocks[number] for number in group}
-            if store.missing(own):
-                self._make(own, store, work)
-
-    def _make(self, blocks: dict[int, Block], store: BlockStore, work: Work) -> None:
-        """Makes missing blocks of one side."""
-        reader, first = self.reader, next(iter(blocks.values()))
-        assert reader is not None
+        """Makes the blocks that the store lacks, side by side; a stop keeps finished ones."""
+        reader, blocks = self.reader, self.blocks
 
         def made(missing: list[int]) -> Iterator[Arrays]:
+            assert reader is not None
             wanted = [blocks[number].files for number in missing]
-            return map(_packed, wanted, reader.read(first.domain, wanted, work))
+            domain = blocks[missing[0]].domain
+            return map(_packed, wanted, reader.read(domain, wanted, work))
 
-        sizes = {number: len(block.files) for number, block in blocks.items()}
-        store.fill(sizes, made, f"{reader.verb} {first.side}", work.stop)
+        for side, group in groupby(numbers, lambda number: blocks[number].side):
+            sizes = {number: len(blocks[number].files) for number in group}
+            if reader is not None and store.missing(sizes):
+                store.fill(sizes, made, f"{reader.verb} {side}", work.stop)
 
     def summary(self, made: Iterable[Arrays], numbers: range) -> tuple[dict[str, int], list[str]]:
         """Returns the number of items by side in these blocks, and a line per unreadable one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, product
@@ -17,7 +17,7 @@ from iiae_cli.common.environment import data_folder
 from iiae_cli.common.errors import NEVER, IiaeError, Stop
 from iiae_cli.common.files import missing, reading, refuse_existing, writing
 from iiae_cli.data import blocks
-from iiae_cli.data.blocks import Part, PartFile
+from iiae_cli.data.blocks import Arrays, Part, PartFile
 from iiae_cli.data.datafile import SPLITS, DataFile
 from iiae_cli.data.hdf5 import SIGNATURE
 from iiae_cli.data.names import Notes, is_hidden, split_of
@@ -58,7 +58,7 @@ BUILDERS: dict[str, Builder] = {
 EMBEDDED = ("digits-cdcb", "digits-edge", "digits-moved", "trifeature")
 IDX = {
     **dict.fromkeys(("mnist-cdcb", "mnist-quadrants"), "MNIST"),
-    **dict.fromkeys(("fashion-cdcb", "fashion-edges"), "Fashion-MNIST"),
+    **dict.fromkeys(("fashion-cdcb", "fashion-edges"), "FashionMNIST"),
 }
 DOWNLOADED = (*ARCHIVES, *IDX)
 CLASS_SETS = ("sketchy", "classes")  # stored as features
@@ -145,10 +145,6 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
         while len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None:
             source = inside[0]  # an archive's one folder
             inside = [path for path in source.iterdir() if not is_hidden(path)]
-    elif name == "classes" and source.is_dir():
-        inside = [path for path in source.iterdir() if path.is_dir() or path.suffix == ".npz"]
-        if len(inside) == 1 and inside[0].is_file():
-            source = inside[0]
     return source, attributes
 
 
@@ -197,11 +193,12 @@ def prepare_file(
     with blocks.block_store(path, job, resume=resume or bool(parts), overwrite=overwrite) as store:
         work, total = Work(store.folder, path, stop), len(plan.blocks)
         numbers = (part or Part(0, 1)).of(total)
+        made: Iterator[Arrays] = chain.from_iterable(file.blocks() for file in parts)
         if not parts:
             plan.make(store, numbers, work)
-        made = map(store.read, numbers)
+            made = map(store.read, numbers)
         if part is None:
-            plan.read(chain.from_iterable(file.blocks() for file in parts) if parts else made, work)
+            plan.read(made, work)
             commands = [str(file.about["command"]) for file in parts[:1]]
             plan.write(path, job, commands=commands, folder=store.folder)
         else:
