@@ -128,9 +128,8 @@ def plan_digits(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
 
 def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
     """Plans an IDX set; a folder of the published side-by-side pictures is read as it is."""
-    assert options.source is not None
-    folders = folders_by(options.source)
-    if folders and find_idx(options.source, IDX_FILES[0]) is None:
+    folders = folders_by(options.source_path)
+    if folders and find_idx(options.source_path, IDX_FILES[0]) is None:
         return plan_folders(folders, replace(options, side_by_side=True), notes)
     grey, attributes = read_parts(options)
     return Plan(drawn_splits(grey, recipe, options), attributes)
@@ -138,8 +137,7 @@ def plan_idx(recipe: Recipe, options: PrepareOptions, notes: Notes) -> Plan:
 
 def read_parts(options: PrepareOptions) -> tuple[Parts, dict[str, str]]:
     """Reads 50,000 train digits, the rest as valid, all of test; returns the attributes, too."""
-    folder = options.source
-    assert folder is not None
+    folder = options.source_path
     paths = [path for name in IDX_FILES if (path := find_idx(folder, name)) is not None]
     if len(paths) < len(IDX_FILES):
         raise IiaeError(

@@ -32,8 +32,7 @@ _TRANSFORM = "tx_000000000000"
 
 def plan_classes(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the features of the user's own classes, `options.source`."""
-    source = options.source
-    assert source is not None
+    source = options.source_path
     given = source / "split1" if has_features(source / "split1") else source
     if given.is_file() or has_features(given):
         if options.wants_backbone or options.unseen_classes is not None:
@@ -70,8 +69,7 @@ def _divided(
         if options.unseen_classes is not None:
             message = f"{source} is already divided into {', '.join(splits)}"
             raise IiaeError(message, "leave --unseen-classes out")
-        limit = options.limit
-        return {name: features.limit_rows(split, limit) for name, split in splits.items()}, GIVEN
+        return splits, GIVEN
     if options.unseen_classes is None:
         raise IiaeError(
             f"{source} does not say which classes are for testing",
@@ -133,7 +131,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
             lines = names.decoded(path.read_bytes()).splitlines()
         wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         name = GIVEN
-    return features.divide_classes(split, wanted, f"--unseen-classes {unseen}", options), name
+    return features.divide_classes(split, wanted, f"--unseen-classes {unseen}"), name
 
 
 # ---- Sketchy
@@ -141,8 +139,7 @@ def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Spli
 
 def plan_sketchy(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Sketchy's features: the released ones if SOURCE holds them, else from its pictures."""
-    source, split_name = options.source, options.split or DEFAULT_SPLIT
-    assert source is not None
+    source, split_name = options.source_path, options.split or DEFAULT_SPLIT
     if options.split is not None and options.unseen_classes is not None:
         raise IiaeError("--split and --unseen-classes exclude each other", "pass one of them")
     if not options.wants_backbone and options.unseen_classes is None:
@@ -157,7 +154,7 @@ def plan_sketchy(options: PrepareOptions, notes: Notes) -> Plan:
         divided, split_name = divide_unseen(pictures, options)
     else:
         wanted = CLASS_SPLITS[split_name]
-        divided = features.divide_classes(pictures, wanted, f"split {split_name}", options)
+        divided = features.divide_classes(pictures, wanted, f"split {split_name}")
     from iiae_cli.data.sources.extraction import plan_features  # imports torch
 
     return plan_features(divided, options, split_name=split_name, epochs=EPOCHS)

@@ -6,7 +6,6 @@ training pictures, and each domain has its own network. A batch of pictures is a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -29,7 +28,7 @@ from iiae_cli.data import backbone
 from iiae_cli.data.backbone import Extractor, FeatureNetwork, Preprocessing, Weights
 from iiae_cli.data.datafile import Seen, Side, Split, refuse_leak
 from iiae_cli.data.hubs import Pool, published
-from iiae_cli.data.sources.features import classes_of, describe
+from iiae_cli.data.sources.features import classes_of, describe, limited
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
 
@@ -53,12 +52,11 @@ class Networks:
     tuning: FineTuning | None = None  # of `weights`, before anything is read
     train: Split | None = None  # files to fine-tune on
 
-    def reader(self) -> Reader:
-        """Returns the reader of features, a batch per block; it fine-tunes first."""
-        decides = {**self.described(self.weights), "weights_path": None}
-        weights = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-        size = self.options.batch_size
-        return Reader(self.read, size, verb="extracting features of", weights=weights)
+    def join(self, plan: Plan) -> None:
+        """Makes a plan read features, a batch per block, and states what decides them."""
+        plan.reader = Reader(self.read, self.options.batch_size, "extracting features of")
+        decides = {**self._described(self.weights), "weights_path": None}
+        plan.attributes["backbone"] = json.dumps(decides)
 
     def read(
         self, domain: Domain, blocks: Sequence[Sequence[Path]], work: Work
@@ -70,7 +68,7 @@ class Networks:
                 if not backbone.network_file(work.folder, tuned).exists():
                     self._tune(self.tuning, tuned, device, work)
             weights = Weights.fine_tuned(work.folder, weights.trained_on)
-        record, workers = self.described(weights), self.options.workers
+        record, workers = self._described(weights), self.options.workers
         extractor = backbone.recorded_extractor(record, domain, device, workers=workers)
         yield from extractor.features(blocks)
 
@@ -88,7 +86,7 @@ class Networks:
         backbone.save_network(work.folder, network, domain, record)
         checkpoint.unlink(missing_ok=True)
 
-    def described(self, weights: Weights) -> dict[str, Any]:
+    def _described(self, weights: Weights) -> dict[str, Any]:
         """Returns what decides the features."""
         import torchvision  # takes seconds
 
@@ -120,7 +118,7 @@ class Networks:
             before = {"preprocessing": asdict(kept.preprocessing), "from": kept.weights}
             tuned = kept.fine_tuning | before
         return {
-            **self.described(weights),
+            **self._described(weights),
             "layer": "linear on the penultimate layer" if tuned else "penultimate layer",
             "width": next(iter(plan.splits.values())).x.rows.shape[1],
             "fine_tuning": tuned,
@@ -176,9 +174,10 @@ def plan_features(
 
     `epochs` is the default length of fine-tuning.
     """
-    networks = choose_networks(options, divided["train"], epochs)
+    splits = limited(divided, options.limit)
+    networks = choose_networks(options, splits["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.name}"
-    refuse_leak(networks.seen, classes_of(divided.get("test")), origin, options.allow_leak)
+    refuse_leak(networks.seen, classes_of(splits.get("test")), origin, options.allow_leak)
 
     def finish(plan: Plan, work: Work) -> None:
         for name, split in plan.splits.items():
@@ -188,7 +187,8 @@ def plan_features(
                     raise IiaeError(f"no picture of {name}/{domain} can be read", hint)
         describe(plan, split_name, networks.record(plan, work), networks.seen, origin)
 
-    plan = Plan(divided, reader=networks.reader(), by_class=True, finish=finish)
+    plan = Plan(splits, by_class=True, finish=finish)
+    networks.join(plan)
     if networks.tuning is not None:
         plan.whole = IiaeError(
             "fine-tuning needs all training pictures, and a shard has only some",

@@ -42,11 +42,8 @@ def plan_existing(
 ) -> Plan:
     """Plans given features, in the released layout or an `.npz`, made by a `backbone`."""
     splits = read_features(source, notes, spell)
-    plan = Plan(
-        {name: limit_rows(split, options.limit) for name, split in splits.items()},
-        {"source_sha256": sha256_of(*source_files(source))},
-        by_class=True,
-    )
+    read = {"source_sha256": sha256_of(*source_files(source))}
+    plan = Plan(limited(splits, options.limit), read, by_class=True)
     made = {**backbone, "width": splits["train"].x.rows.shape[1]}
     describe(plan, split_name, made, datafile.UNKNOWN, f"the network of {source}")
     return plan
@@ -174,9 +171,7 @@ def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
     return _with_labels(split, {*x} & {*y}) if lone else split
 
 
-def divide_classes(
-    split: Split, wanted: Sequence[str], what: str, options: PrepareOptions
-) -> dict[str, Split]:
+def divide_classes(split: Split, wanted: Sequence[str], what: str) -> dict[str, Split]:
     """Divides into train and test, whose classes are `wanted` by `what`, in whichever spelling."""
     known, named = classes_of(split), {normalise_class(label): label for label in wanted}
     missing = sorted(named[key] for key in {*named} - {*map(normalise_class, known)})
@@ -193,11 +188,7 @@ def divide_classes(
             f"{what} leaves no class to train or to test on",
             f"choose some of the {len(known)} classes, not all",
         )
-    limit = options.limit
-    return {
-        "train": limit_rows(_with_labels(split, train), limit),
-        "test": limit_rows(_with_labels(split, test), limit),
-    }
+    return {"train": _with_labels(split, train), "test": _with_labels(split, test)}
 
 
 def _with_labels(split: Split, wanted: set[str]) -> Split:
@@ -205,11 +196,14 @@ def _with_labels(split: Split, wanted: set[str]) -> Split:
     return split.take(*(np.flatnonzero(np.isin(column, [*wanted])) for column in labels))
 
 
-def limit_rows(split: Split, limit: int | None) -> Split:
+def limited(splits: Mapping[str, Split], limit: int | None) -> dict[str, Split]:
     """Returns at most `limit` rows of each side, evenly over classes, in their order."""
     if limit is None:
-        return split
-    return split.take(*(_evenly(side.labels or [], limit) for side in (split.x, split.y)))
+        return dict(splits)
+    return {
+        name: split.take(*(_evenly(side.labels or [], limit) for side in (split.x, split.y)))
+        for name, split in splits.items()
+    }
 
 
 def _evenly(labels: Sequence[str], limit: int) -> NDArray[np.int64]:

@@ -32,8 +32,7 @@ DEFAULT_SIZE = 256  # if pictures differ in size; also for Maps, whose halves ar
 
 def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans the user's own pairs, `options.source`."""
-    source = options.source
-    assert source is not None
+    source = options.source_path
     if source.is_dir():
         return plan_folders(names.folders_by(source), options, notes)
     pairs, named = read_table(source, notes)
@@ -52,9 +51,8 @@ def plan_pairs(options: PrepareOptions, notes: Notes) -> Plan:
 
 def plan_published(options: PrepareOptions, notes: Notes) -> Plan:
     """Plans Facades or Maps in their archive's layout; Maps call their test split `val`."""
-    assert options.source is not None
-    holders = [path.parent for path in options.source.rglob("train") if path.is_dir()]
-    source = min(holders, key=lambda path: (len(path.parts), path), default=options.source)
+    holders = [path.parent for path in options.source_path.rglob("train") if path.is_dir()]
+    source = min(holders, key=lambda path: (len(path.parts), path), default=options.source_path)
     folders = {"train": source / "train", **names.folders_by(source)}
     if "test" not in folders and "valid" in folders:
         folders["test"] = folders.pop("valid")
@@ -72,8 +70,7 @@ def plan_folders(folders: Mapping[str, Path], options: PrepareOptions, notes: No
 
 def _divided(pairs: Split, options: PrepareOptions, notes: Notes) -> dict[str, Split]:
     """Divides pairs at random by the fractions for valid and test; each split stays in order."""
-    assert options.source is not None
-    split, count = names.looks_like(options.source.stem), pairs.pair_count
+    split, count = names.looks_like(options.source_path.stem), pairs.pair_count
     if split in names.HELD_OUT:
         notes.decided.append(f"{options.source} looks like {split}, and is divided at random")
     order = np.random.default_rng(options.seed).permutation(count)
@@ -96,8 +93,7 @@ def domain_folders(
     `folders` of splits, where it has any; splits may lie in x/ and y/, too, if both have train and
     what is held out. Of pictures side by side both folders are the same.
     """
-    source = options.source
-    assert source is not None
+    source = options.source_path
     splits = folders or {"": source}
     found = {split: names.folders_by(path, names.domain_of) for split, path in splits.items()}
     if options.side_by_side:
@@ -223,7 +219,8 @@ def _plan_features(plan: Plan, options: PrepareOptions) -> None:
         record = {**networks.record(plan, work), **networks.seen.to_json()}
         plan.attributes["backbone"] = json.dumps(record)
 
-    plan.reader, plan.finish = networks.reader(), finish
+    networks.join(plan)
+    plan.finish = finish
 
 
 def _note_shared(files: Mapping[tuple[str, Domain], Iterable[Path]], notes: Notes) -> None:

@@ -63,6 +63,12 @@ class PrepareOptions:
     workers: int = 1
 
     @property
+    def source_path(self) -> Path:
+        """The source of a set that has one."""
+        assert self.source is not None
+        return self.source
+
+    @property
     def wants_backbone(self) -> bool:
         """Whether an option is set that only matters for features of pictures."""
         names = ("backbone", "backbone_weights", "pool", "fine_tune_epochs", "save_backbone")
@@ -90,7 +96,6 @@ class Reader:
     read: Callable[[Domain, Sequence[Sequence[Path]], Work], Iterator[Sequence[Read]]]
     size: int
     verb: str = "reading"
-    weights: str = ""  # identify the networks that make the rows, if any do
 
 
 def file_reader(read: Callable[[Path, Domain], Rows], size: int, workers: int = 1) -> Reader:
@@ -138,7 +143,7 @@ class Plan:
         return blocks
 
     def state(self) -> str:
-        """Returns a digest over what decides the rows: the files' names, sizes, times of change."""
+        """Returns a digest over what decides the rows: files (by name, size, time), attributes."""
         known = {name: text for name, text in self.attributes.items() if name != "notes"}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
         for block in self.blocks:
@@ -209,7 +214,6 @@ class Plan:
             **{option: getattr(options, option) for option in DECIDING},
             "source": options.source and str(options.source.absolute()),
             "content of the source": self.state(),
-            "weights": self.reader.weights if self.reader else "",
             "version": versions(),
         }
 

@@ -163,8 +163,7 @@ def plan_cars(options: PrepareOptions, notes: Notes) -> Plan:
     The label of both domains is the car; the factors are `class` (its number), and `yaw` 1…23 and
     `pitch` 0…3 of y.
     """
-    assert options.source is not None
-    cars = _cars(options.source, notes.skipped)
+    cars = _cars(options.source_path, notes.skipped)
     size, limit = options.image_size or SIDE, options.limit
     most = limit and math.ceil(limit / math.prod(TURNED))
     splits = {}
