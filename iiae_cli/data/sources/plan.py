@@ -163,7 +163,7 @@ class Plan:
             assert reader is not None
             wanted = [blocks[number].files for number in missing]
             domain = blocks[missing[0]].domain
-            return map(_packed, wanted, reader.read(domain, wanted, work))
+            return map(_packed, reader.read(domain, wanted, work))
 
         for side, group in groupby(numbers, lambda number: blocks[number].side):
             sizes = {number: len(blocks[number].files) for number in group}
@@ -280,14 +280,10 @@ class _Found:
         self.rows[places] = rows
 
 
-def _packed(files: Sequence[Path], made: Sequence[Read]) -> Arrays:
+def _packed(made: Sequence[Read]) -> Arrays:
     """Packs a block: places of readable files, a line for each other one, and the rows."""
     rows = {place: item for place, item in enumerate(made) if not isinstance(item, PictureError)}
-    lost = [
-        f"{file}: {item.reason}"
-        for file, item in zip(files, made, strict=True)
-        if isinstance(item, PictureError)
-    ]
+    lost = [str(item) for item in made if isinstance(item, PictureError)]
     arrays = {"places": np.array([*rows], np.int64), "skipped": np.array(lost, np.str_)}
     return {**arrays, "rows": np.stack([*rows.values()])} if rows else arrays
 
