@@ -211,7 +211,6 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
     """Returns a data file or a shard, as `--json` prints it."""
     from iiae_cli.data.blocks import part_of
     from iiae_cli.data.datafile import SPLITS, DataFile
-    from iiae_cli.data.sources.features import classes_of
     from iiae_cli.data.sources.preparation import CLASS_SETS
 
     result: dict[str, Any] = {"schema": "iiae.prepare/1", "path": str(path), "name": name}
@@ -226,7 +225,7 @@ def _described(name: str, path: Path, part: Part | None) -> dict[str, Any]:
         if name in CLASS_SETS:
             splits = {split: file.split(split) for split in SPLITS}
             result["rows"] = {
-                split: {"x": len(rows.x), "y": len(rows.y), "classes": len(classes_of(rows))}
+                split: {"x": len(rows.x), "y": len(rows.y), "classes": len(rows.classes)}
                 for split, rows in splits.items()
             }
     # Inputs that were not read as they are written.

@@ -120,7 +120,7 @@ def _class_pictures(*folders: Path, root: Path, notes: Notes, normalise: bool = 
 
 def divide_unseen(split: Split, options: PrepareOptions) -> tuple[dict[str, Split], str]:
     """Divides by `--unseen-classes`, a number or file, into train and test; returns a name, too."""
-    unseen, known = str(options.unseen_classes), features.classes_of(split)
+    unseen, known = str(options.unseen_classes), split.classes
     if unseen.isdecimal():
         count = min(int(unseen), len(known))
         drawn = np.random.default_rng(options.seed).choice(len(known), count, replace=False)

@@ -28,7 +28,7 @@ from iiae_cli.data import backbone
 from iiae_cli.data.backbone import Extractor, FeatureNetwork, Preprocessing, Weights
 from iiae_cli.data.datafile import Seen, Side, Split, refuse_leak
 from iiae_cli.data.hubs import Pool, published
-from iiae_cli.data.sources.features import classes_of, describe, limited
+from iiae_cli.data.sources.features import describe, limited
 from iiae_cli.data.sources.plan import Plan, PrepareOptions, Read, Reader, Work
 from iiae_cli.model import DOMAINS, Domain
 
@@ -140,7 +140,7 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
         raise IiaeError(
             "--save-backbone has nothing to save without fine-tuning", "add --fine-tune-epochs 10"
         )
-    seen = weights.seen.and_also(classes_of(train) if tuning else ())
+    seen = weights.seen.and_also(train.classes if tuning and train else ())
     preprocessing = _switched(Preprocessing(configuration=known.transform), options)
     pool = options.pool or "pooled"
     return Networks(options, known.name, pool, weights, preprocessing, seen, tuning, train)
@@ -177,7 +177,8 @@ def plan_features(
     splits = limited(divided, options.limit)
     networks = choose_networks(options, splits["train"], epochs)
     origin = f"the backbone {options.backbone_weights or networks.name}"
-    refuse_leak(networks.seen, classes_of(splits.get("test")), origin, options.allow_leak)
+    if "test" in splits:
+        refuse_leak(networks.seen, splits["test"].classes, origin, options.allow_leak)
 
     def finish(plan: Plan, work: Work) -> None:
         for name, split in plan.splits.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from iiae_cli.data import datafile
 from iiae_cli.data.datafile import CLASS_SPLITS, SPLITS, Seen, Side, Split, nfc, normalise_class
 from iiae_cli.data.names import Notes, distinct, split_of
 from iiae_cli.data.sources.plan import Plan, PrepareOptions
-from iiae_cli.model import Domain
+from iiae_cli.model import DOMAINS, Domain
 
 GIVEN = "given"  # name of a division that is not a published one
 WORDS: dict[Domain, str] = {"x": "sketch", "y": "image"}
@@ -156,24 +156,22 @@ def _class_of(path: str, where: str) -> str:
 # ---- classes, and what the data file says of them
 
 
-def classes_of(split: Split | None) -> list[str]:
-    """Returns the sorted classes of a split."""
-    return [] if split is None else sorted({*(split.x.labels or []), *(split.y.labels or [])})
-
-
 def keep_common(split: Split, where: str, skipped: list[str]) -> Split:
     """Returns the rows of classes in both domains; adds a line to `skipped` for each other."""
-    x, y = split.x.labels or [], split.y.labels or []
-    lone = {*x} ^ {*y}
-    for name in sorted(lone):
-        domain, count = ("x", x.count(name)) if name in x else ("y", y.count(name))
-        skipped.append(f"class {name} of {where}: only in {domain}, its {count} rows are left out")
-    return _with_labels(split, {*x} & {*y}) if lone else split
+    common, lost = split.classes, list[str]()
+    for domain in DOMAINS:
+        for name, count in sorted(Counter(split.side(domain).labels).items()):
+            if name not in common:
+                lost.append(
+                    f"class {name} of {where}: only in {domain}, its {count} rows are left out"
+                )
+    skipped += lost
+    return _with_labels(split, common) if lost else split
 
 
 def divide_classes(split: Split, wanted: Sequence[str], what: str) -> dict[str, Split]:
     """Divides into train and test, whose classes are `wanted` by `what`, in whichever spelling."""
-    known, named = classes_of(split), {normalise_class(label): label for label in wanted}
+    known, named = split.classes, {normalise_class(label): label for label in wanted}
     missing = sorted(named[key] for key in {*named} - {*map(normalise_class, known)})
     if missing:
         some = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
@@ -191,7 +189,7 @@ def divide_classes(split: Split, wanted: Sequence[str], what: str) -> dict[str, 
     return {"train": _with_labels(split, train), "test": _with_labels(split, test)}
 
 
-def _with_labels(split: Split, wanted: set[str]) -> Split:
+def _with_labels(split: Split, wanted: Iterable[str]) -> Split:
     labels = (np.array(side.labels or [], np.str_) for side in (split.x, split.y))
     return split.take(*(np.flatnonzero(np.isin(column, [*wanted])) for column in labels))
 
@@ -231,7 +229,8 @@ def describe(plan: Plan, split_name: str, backbone: dict[str, Any], seen: Seen, 
             if len(bad):
                 message = f"the features of {side.ids[bad[0]]} are not finite"
                 raise IiaeError(message, f"check {what}, and its input")
-    train, test = (classes_of(plan.splits.get(name)) for name in ("train", "test"))
+    train = plan.splits["train"].classes
+    test = plan.splits["test"].classes if "test" in plan.splits else []
     if not train:
         raise IiaeError(
             "no class of the training split is in both domains", "name classes the same in x and y"
