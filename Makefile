@@ -23,8 +23,9 @@ demo: $(VENV)/.installed
 	@BIN=$(BIN) OUT=$(OUT) sh docs/demo.sh
 
 # One thread to a worker: two workers with two threads each wait for one another on two cores.
+# Workers start on halves of the suite, so that few fixtures are made twice.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from filelock import FileLock
-from helpers import SMALL, Trained, call
+from helpers import SMALL, Trained, call, untrained_run
 from hypothesis import settings
 from moments import Server
 
@@ -40,6 +40,12 @@ def trained(tmp_path_factory):
             named = ("--preset", "digits-cdcb", "--data", data, "--run", run)
             assert call("train", *named, "--steps", 100, *SMALL).code == 0
     return Trained(run, data, pictures)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run that was never trained, for what does not ask how good its latents are."""
+    return untrained_run(tmp_path_factory.mktemp("untrained") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -179,17 +179,12 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> P
 
 def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
     """Replaces `{shard}` in the output by `I-of-N`, I padded with zeros so that names sort."""
-    named = "{shard}" in str(output)
-    if not named and text in ("auto", "slurm"):
-        raise IiaeError(
-            f"all tasks of the array would write {output}",
-            "name it with {shard}: -o 'z-{shard}.h5'",
-        )
-    if not named:
+    if part is None or "{shard}" not in str(output):
+        if text in ("auto", "slurm"):
+            raise IiaeError(
+                f"all tasks of the array would write {output}",
+                "name it with {shard}: -o 'z-{shard}.h5'",
+            )
         return output
-    if part is None:
-        raise IiaeError(
-            f"{output} needs a shard, and none was named", "pass --shard I/N or --shard auto"
-        )
     name = f"{part.index:0{len(str(part.count - 1))}d}-of-{part.count}"
     return Path(str(output).replace("{shard}", name))

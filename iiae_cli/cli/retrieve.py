@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from iiae_cli.inference.latents import LatentCache
 
 MONTAGE_ROWS = 32
-LatentName = Literal["shared", "exclusive"]
-BackendName = Literal["auto", "sklearn", "torch", "faiss"]
 
 
 def command(
@@ -43,8 +41,8 @@ def command(
     k: int = option(5, "Neighbours per query.", "--k", "-k", min=1),
     domain: DomainName | None = option(None, "Domain of the queries [not the gallery's]."),
     metric: MetricName | None = option(None, "Distance [the preset's]."),
-    latents: LatentName = option("shared", "Latents to compare."),
-    backend: BackendName = of_running(
+    latents: Literal["shared", "exclusive"] = option("shared", "Latents to compare."),
+    backend: Literal["auto", "sklearn", "torch", "faiss"] = of_running(
         "auto", "Search library; the results are the same [auto: by size]."
     ),
     montage: Path | None = of_output(None, "Write a picture of queries and neighbours."),

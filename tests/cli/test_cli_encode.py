@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Trained, call, refusal, untrained_run
+from helpers import refusal
 
 from iiae_cli.cli.options import shard_of, shard_output
 from iiae_cli.common.errors import IiaeError
@@ -13,14 +13,6 @@ from iiae_cli.data.blocks import Part
 from iiae_cli.inference.latents import LatentCache
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "2"}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run that was never trained, and digits: nothing here asks how good the latents are."""
-    folder = tmp_path_factory.mktemp("untrained")
-    call("prepare", "digits-cdcb", "-o", folder / "digits.h5", "--pictures", folder / "digits")
-    return Trained(untrained_run(folder / "run"), folder / "digits.h5", folder / "digits")
 
 
 # ---- which shard
@@ -51,8 +43,6 @@ def test_outputs_of_shards_are_named_so_that_they_sort():
     assert shard_output(Path("z.h5"), "0/2", Part(0, 2)) == Path("z.h5")
     with pytest.raises(IiaeError, match="all tasks of the array would write"):
         shard_output(Path("z.h5"), "auto", Part(0, 2))
-    with pytest.raises(IiaeError, match="none was named"):
-        shard_output(Path("z-{shard}.h5"), None, None)
 
 
 # ---- the program

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import small_model, untrained_run
+from helpers import small_model
 from PIL import Image
 
 from iiae_cli.inference.export import Decoder, Encoder, largest_difference
 from iiae_cli.runs import RunDir, load_model
 
 ROWS = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("export") / "run")
 
 
 def header_of(folder):

@@ -4,13 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import untrained_run
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("untrained") / "run")
 
 
 def pairs(folder):
