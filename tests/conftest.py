@@ -49,6 +49,14 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """A data file of 120 pairs in each split of the embedded digits."""
+    path = tmp_path_factory.mktemp("few") / "few.h5"
+    assert call("prepare", "digits-cdcb", "--limit", 120, "-o", path).code == 0
+    return path
+
+
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory):
     """Forty pairs of the embedded digits, and a server of processes that train on them."""
     server = Server(tmp_path_factory.mktemp("nursery"))

@@ -34,9 +34,9 @@ def factor_r2(latents, values):
     return float(cross_val_score(probe, latents, values.astype(float), scoring="r2").mean())
 
 
-def test_erasure_leaves_training_alone(iiae, trained):
+def test_erasure_leaves_training_alone(iiae, few):
     for run, more in (("plain", ()), ("whole", ERASE)):
-        assert train(iiae, trained, run, *more, steps=8).code == 0
+        assert train(iiae, few, run, *more, steps=8).code == 0
     plain, erased = (load_file(Path(run) / "model.safetensors") for run in ("plain", "whole"))
     added = {name for name in erased if name.startswith(ADDED)}
     assert added and added == erased.keys() - plain.keys()
@@ -69,9 +69,9 @@ def test_the_digits_shared_means_lose_their_colour_and_keep_their_recall(trained
     assert erased[1] > 0.8 * plain[1] and erased[2] > plain[2] - 0.02 > 0.3
 
 
-def test_without_exclusive_latents_there_is_nothing_to_erase_by(iiae, trained):
+def test_without_exclusive_latents_there_is_nothing_to_erase_by(iiae, few):
     for options in (ERASE, ("--set", "objective.independence=30")):
-        refused = train(iiae, trained, "ii", *options, "--set", "objective.kind=ii")
+        refused = train(iiae, few, "ii", *options, "--set", "objective.kind=ii")
         assert refused.code == 2 and "objective.kind=ii" in refused.error()[0]
 
 

@@ -128,9 +128,9 @@ def test_without_a_compiler_auto_does_not_compile_and_asking_for_it_is_an_error(
     assert has_compiler(CPU) and not has_compiler(GPU)
 
 
-def test_a_run_records_its_choice_and_resumes_with_it(iiae, trained, monkeypatch, amx):
+def test_a_run_records_its_choice_and_resumes_with_it(iiae, few, monkeypatch, amx):
     monkeypatch.setattr(speed, "BF16_PIXELS", 0)
-    call = ["train", "--preset", "digits-cdcb", "--data", trained.data, "--run", "run"]
+    call = ["train", "--preset", "digits-cdcb", "--data", few, "--run", "run"]
     call += ["--steps", 2, "--set", "model.widths=[4,8]", "--set", "model.decoder_widths=[8,4]"]
     first = iiae(*call)
     assert first.code == 0 and "in bf16, not compiled" in first.err
