@@ -179,12 +179,14 @@ def shard_of(text: str | None, environment: Mapping[str, str] = os.environ) -> P
 
 def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
     """Replaces `{shard}` in the output by `I-of-N`, I padded with zeros so that names sort."""
-    if part is None or "{shard}" not in str(output):
+    if "{shard}" not in str(output):
         if text in ("auto", "slurm"):
             raise IiaeError(
                 f"all tasks of the array would write {output}",
                 "name it with {shard}: -o 'z-{shard}.h5'",
             )
         return output
+    if part is None:
+        raise IiaeError(f"{output} names a shard", "pass --shard I/N or --shard auto")
     name = f"{part.index:0{len(str(part.count - 1))}d}-of-{part.count}"
     return Path(str(output).replace("{shard}", name))

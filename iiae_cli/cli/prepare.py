@@ -37,6 +37,7 @@ def command(
     sources: list[Path] | None = typer.Argument(
         None, metavar="SOURCE", help="Folder or file to read."
     ),
+    source: Path | None = option(None, "The same as SOURCE."),
     output: Path | None = option(None, "File [NAME.h5 in IIAE_DATA or data].", "-o", "--output"),
     image_size: int | None = option(
         None, "Side of stored pictures [the set's own].", min=16, max=8192
@@ -146,7 +147,7 @@ def command(
     from iiae_cli.data.sources import preparation
     from iiae_cli.data.sources.plan import PrepareOptions
 
-    named = sources or []
+    named = [*(sources or []), *([source] if source else [])]
     if len(named) > 1 and not merge:
         raise IiaeError(
             f"{len(named)} sources are named: {named[0]}, {named[1]}…",

@@ -43,6 +43,8 @@ def test_outputs_of_shards_are_named_so_that_they_sort():
     assert shard_output(Path("z.h5"), "0/2", Part(0, 2)) == Path("z.h5")
     with pytest.raises(IiaeError, match="all tasks of the array would write"):
         shard_output(Path("z.h5"), "auto", Part(0, 2))
+    with pytest.raises(IiaeError, match="names a shard"):
+        shard_output(Path("z-{shard}.h5"), None, None)
 
 
 # ---- the program

@@ -183,7 +183,8 @@ def idx_folder(title: str, download: bool) -> Path | None:
 def find_idx(folder: Path, name: str) -> Path | None:
     """Returns the IDX file of a name in a folder, or in torchvision's `SET/raw`; plain first."""
     places = [folder, *sorted(folder.glob("*/raw")), folder / "raw"]
-    candidates = [place / f"{name}{end}" for place in places for end in ("", ".gz")]
+    names = (name, name.replace("-idx", ".idx"))  # as some mirrors name them
+    candidates = [place / f"{n}{end}" for place in places for n in names for end in ("", ".gz")]
     return next((path for path in candidates if path.is_file()), None)
 
 
