@@ -130,7 +130,7 @@ def test_a_rank_that_dies_or_fails_takes_the_others_along(nursery):
     dead = nursery.train("dead", "--steps", 9, ranks=2, rank=1, at=5, act="kill")
     assert dead["codes"] == [2, 137]
     assert "error: another rank has ended" in dead["err"] and "Traceback" not in dead["err"]
-    full = nursery.train("full", "--steps", 9, ranks=2, at=30, act="ENOSPC")
+    full = nursery.train("full", "--steps", 9, ranks=2, at=16, act="ENOSPC")
     assert full["codes"] == [2, 2], full["errs"]
     assert "No space left" in full["errs"][0] and "another rank has ended" in full["errs"][1]
     for run in ("dead", "full"):
