@@ -135,6 +135,8 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     attributes = {"source": origin or str(source.absolute())}
     if not source.exists():
         raise missing(source, KINDS)
+    if name == "classes" and source.is_dir() and len(only := [*source.iterdir()]) == 1:
+        source = only[0] if only[0].suffix == ".npz" else source
     suffix = source.suffix.lower()
     if source.is_file() and suffix not in _FILES.get(name, ()):
         if suffix in _NO_ARCHIVES:

@@ -118,9 +118,8 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     keep = ["/dog/" not in path for path in arrays["test_image_paths"]]
     for name in ("test_image_paths", "test_image_features"):
         arrays[name] = arrays[name][keep]
-    save_arrays(tmp_path / place, arrays)
-    source = tmp_path / place if place == "mine.npz" else tmp_path
-    made = prepared(source)
+    save_arrays(tmp_path / place, arrays)  # a folder's only .npz is its features
+    made = prepared(tmp_path)
     train = made.splits["train"]
     np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
     assert train.y.labels == ["ant"] * 4 + ["bee"] * 4 and train.pairs is None
@@ -130,8 +129,8 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     backbone = told(made, "backbone")
     assert backbone["weights"] == "given" and backbone["classes_seen"] is None
     assert len(made.attributes["source_sha256"]) == 64
-    assert "already divided" in refused(source, unseen_classes="1").message
-    assert "already divided" in refused(source, backbone="vgg16").message
+    assert "already divided" in refused(tmp_path, unseen_classes="1").message
+    assert "already divided" in refused(tmp_path, backbone="vgg16").message
 
 
 def test_given_features_that_are_not_finite_are_refused(tmp_path):
