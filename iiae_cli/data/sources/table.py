@@ -12,6 +12,7 @@ import csv
 import io
 import os
 import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -108,26 +109,23 @@ def _numbers(texts: list[str]) -> NDArray[Any]:
 def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]]:
     """Returns lines, and the cells of known columns, missing ones empty; notes too long rows."""
     with reading(table, HINT):
-        text = names.decoded(table.read_bytes(), "replace")
-        wrong = re.search("[\0\ufffd]", text)
-        if wrong is not None:
-            line = len(text[: wrong.end()].splitlines())
-            raise IiaeError(
-                f"{table} is not a text in UTF-8 or UTF-16: see line {line}",
-                "save it as CSV in UTF-8; texts of Windows: iconv -f CP1252 -t UTF-8 OLD > NEW",
-            )
+        text = _text_of(table)
         separator, header = _header(table, text)
         reader = csv.DictReader(
             io.StringIO(text, newline=""), header, None, "", delimiter=separator, strict=True
         )
         next(reader)
         lines, rows = list[int](), list[dict[str, str]]()
-        for row in reader:
-            if any(row.pop(None, [])):
-                notes.skipped.append(f"{table}:{reader.line_num}: more cells than columns")
-            elif any(row.values()):
-                lines.append(reader.line_num)
-                rows.append(row)
+        try:
+            for row in reader:
+                if "".join(row.pop(None, [])).strip():
+                    notes.skipped.append(f"{table}:{reader.line_num}: more cells than columns")
+                elif any(row.values()):
+                    lines.append(reader.line_num)
+                    rows.append(row)
+        except csv.Error as error:
+            line = reader.reader.line_num
+            raise IiaeError(f"{table} is not valid CSV at line {line}: {error}", HINT) from error
     columns = {name: [row[name].strip() for row in rows] for name in header}
     others = [name for name in header if name and not _is_read(name)]
     if others:
@@ -151,6 +149,19 @@ def _columns(table: Path, notes: Notes) -> tuple[list[int], dict[str, list[str]]
 
 def _is_read(column: str) -> bool:
     return column in _PLAIN or column.startswith(_FACTORS)
+
+
+def _text_of(table: Path) -> str:
+    text = names.decoded(table.read_bytes(), "replace")
+    wrong = re.search("[\0\ufffd]", text)
+    if wrong is not None:
+        line = len(text[: wrong.end()].splitlines())
+        raise IiaeError(
+            f"{table} is not a text in UTF-8 or UTF-16: see line {line}",
+            "save it as CSV in UTF-8; if it is a text of Windows: iconv -f CP1252 -t UTF-8 "
+            f"{shlex.quote(str(table))} > {shlex.quote(f'{table}-utf8{table.suffix}')}",
+        )
+    return text
 
 
 def _header(table: Path, text: str) -> tuple[str, list[str]]:

@@ -77,7 +77,7 @@ def test_utf_16_is_read(folder):
         (["x,y,x_a,x_a", row(0, 1, "1", "2")], "needs one column 'x_a'"),
         (["x|z"], "its first line has x, z"),
         (["in/0.png;in/1.png"], "its first line has in/0.png, in/1.png"),
-        (["x,y", '"in/0.png,in/1.png'], "is damaged: unexpected end of data"),
+        (["x,y", '"in/0.png,in/1.png'], "is not valid CSV at line 2: unexpected end of data"),
         (["x,y,split", row(0, 1, "val"), row(2, 3, "Dev")], "both val and dev"),
         (["x,y,Set", row(0, 1, "train"), row(2, 3, "test")], "column 'set' of"),
         (["x,y,fold", "a,b,train", "c,d,test", "e,f,"], "column 'fold' of"),
@@ -191,7 +191,7 @@ def test_rows_that_cannot_be_used_are_named(folder):
         row(2, 3, "tran", "cat"),
         f"./in/0.png,{folder / 'in' / '3.png'},train,dog",  # in another spelling
         row(4, 5, "train", "big", " cat"),
-        row(4, 5, "train", "dog"),
+        row(4, 5, "train", "dog", " "),
     ]
     pairs, made = read(folder, ["x,y,split,label", *lines])
     assert list(made.splits) == ["train"] and pairs == [(0, 10), (40, 50)]
