@@ -130,7 +130,9 @@ def unpack(archive: Path, folder: Path, *, wanted: str = "") -> tuple[Path, str]
 def _unzip(archive: Path, folder: Path, _: str) -> None:
     with zipfile.ZipFile(archive) as file:
         _bound(sum(info.file_size for info in file.infolist()))
-        file.extractall(folder)  # keeps every entry inside the folder
+        for info in file.infolist():
+            info.filename = info.filename.replace("\\", "/")  # of Windows
+        file.extractall(folder, file.infolist())  # keeps every entry inside the folder
 
 
 def _untar(archive: Path, folder: Path, wanted: str) -> None:

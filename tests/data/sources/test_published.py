@@ -158,10 +158,10 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_left(tmp_path, m
 
 
 def test_entries_of_a_zip_stay_inside_whatever_their_names(tmp_path):
-    names = ("../evil", "a/../../evil", "/tmp/iiae-evil")
+    names = ("../evil", "a/../../evil", "/tmp/iiae-evil", "..\\evil", "x\\y.txt")
     target, _ = unpack(zip_of(tmp_path / "a", dict.fromkeys(names, b"x")), tmp_path / "made")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "made"}
-    assert list((tmp_path / "made").iterdir()) == [target]
+    assert list((tmp_path / "made").iterdir()) == [target] and (target / "x" / "y.txt").is_file()
 
 
 # ---- Cars
