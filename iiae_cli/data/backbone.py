@@ -165,7 +165,7 @@ class NetworkRecord:
     pool: Pool
     weights: dict[str, Any]  # `Weights.to_json` of the start of fine-tuning
     preprocessing: Preprocessing  # of the pictures it was fine-tuned on
-    fine_tuning: dict[str, Any]  # settings, and `accuracy` on this domain's training pictures
+    fine_tuning: dict[str, Any]  # its settings
     seen: Seen  # classes that it was trained on
 
 

@@ -144,7 +144,7 @@ class Plan:
 
     def state(self) -> str:
         """Returns a digest over what decides the rows: files (by name, size, time), attributes."""
-        known = {name: text for name, text in self.attributes.items() if name != "notes"}
+        known = {k: text for k, text in self.attributes.items() if k not in ("notes", "backbone")}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
         for block in self.blocks:
             for path in block.files:
@@ -214,6 +214,7 @@ class Plan:
             **{option: getattr(options, option) for option in DECIDING},
             "source": options.source and str(options.source.absolute()),
             "content of the source": self.state(),
+            "weights": self.attributes.get("backbone", ""),
             "version": versions(),
         }
 
@@ -279,6 +280,13 @@ class _Found:
         self.readable[places] = True
         self.rows[places] = rows
 
+    def take(self, kept: NDArray[np.int64]) -> Rows:
+        """Returns rows, ascending, moved up in their array: a copy may not fit into the memory."""
+        for start in range(0, len(kept), BLOCK_FILES) if len(kept) < len(self.rows) else ():
+            block = kept[start : start + BLOCK_FILES]
+            self.rows[start : start + len(block)] = self.rows[block]
+        return self.rows[: len(kept)]
+
 
 def _packed(made: Sequence[Read]) -> Arrays:
     """Packs a block: places of readable files, a line for each other one, and the rows."""
@@ -300,10 +308,7 @@ def _readable(split: Split, found: Sequence[_Found], by_class: bool) -> Split:
         kept = [rows for rows, _ in used]
         pairs = None if pairs is None else np.stack([inverse for _, inverse in used], 1)
     x, y = (
-        replace(
-            split.side(domain).take(rows),
-            rows=item.rows if len(rows) == len(item.rows) else item.rows[rows],
-        )
+        replace(split.side(domain).take(rows), rows=item.take(rows))
         for domain, rows, item in zip(DOMAINS, kept, found, strict=True)
     )
     return Split(x, y, factors, pairs)

@@ -1,14 +1,18 @@
 """Data sets by name, and the files that they are written to."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from class_sources import picture
+from class_sources import NETWORK, picture
 from helpers import built, refusal
 
+from iiae_cli.data.blocks import differences
 from iiae_cli.data.datafile import DataFile
+from iiae_cli.data.sources import plan
 from iiae_cli.data.sources.plan import PrepareOptions
-from iiae_cli.data.sources.preparation import BUILDERS, DOWNLOADED, prepare_file
+from iiae_cli.data.sources.preparation import BUILDERS, DOWNLOADED, build, prepare_file
 
 # ---- names
 
@@ -48,6 +52,31 @@ def test_a_source_that_was_not_named_is_asked_for(tmp_path, name):
 
 
 # ---- files
+
+
+def test_rows_that_do_not_fit_into_the_memory_stay_in_a_file(tmp_path, monkeypatch):
+    for number in range(9):
+        for domain in "xy":
+            picture(tmp_path / "s" / domain / f"{number}.png", number)
+    for name in ("x/0.png", "y/4.png"):
+        (tmp_path / "s" / name).write_bytes(b"broken")
+    monkeypatch.setattr(plan, "free_memory", lambda: 0)
+    monkeypatch.setattr(plan, "BLOCK_FILES", 2)
+    split = built("pairs", tmp_path / "s", valid_fraction=0, test_fraction=0).splits["train"]
+    for side in (split.x, split.y):
+        assert isinstance(side.rows, np.memmap)
+        assert side.rows[:, 0, 0, 0].tolist() == [1, 2, 3, 5, 6, 7, 8]
+
+
+def test_other_weights_are_not_called_another_source(tmp_path):
+    for name in ("x/a.png", "x/b.png", "y/a.png", "y/b.png"):
+        picture(tmp_path / "s" / name)
+    options = PrepareOptions(source=tmp_path / "s", backbone=NETWORK, backbone_weights="none")
+    jobs = []
+    for normalise in (True, False):
+        made = build("pairs", replace(options, normalise=normalise))
+        jobs.append(made.job("pairs", options))
+    assert differences(*jobs) == ["weights"]
 
 
 def test_a_whole_self_describing_file_is_written_or_the_old_one_stays(tmp_path, monkeypatch):
