@@ -81,8 +81,9 @@ def reading(path: Path, hint: str) -> Iterator[None]:
 def check_kind(path: Path, given: str, expected: str) -> None:
     """Raises for a file of another schema; the file may be whole, and is not to be replaced."""
     if given != expected:
-        makes = {"iiae.data": "prepare", "iiae.latents": "encode", "iiae.part": "prepare --shard"}
-        maker = makes.get(expected.partition("/")[0], "train")
+        makes = {"data": "prepare", "latents": "encode", "part": "prepare --shard"}
+        makes |= {"backbone": "prepare --save-backbone"}
+        maker = makes.get(expected.removeprefix("iiae.").partition("/")[0], "train")
         hint = f"name a file that this version of iiae {maker} wrote; --merge joins shards"
         raise IiaeError(f"{path} has schema {given[:80] or 'none'}, expected {expected}", hint)
 

@@ -195,6 +195,8 @@ def test_a_file_of_another_schema_is_not_to_be_replaced():
         error = refusal(check_kind, Path("d.h5"), given, "iiae.data/2")
         assert f"has schema {given}, expected iiae.data/2" in error.message
         assert "--overwrite" not in error.hint
+    error = refusal(check_kind, Path("x.safetensors"), "none", "iiae.backbone/2")
+    assert "prepare --save-backbone wrote" in error.hint
 
 
 def test_a_missing_path_says_which_folder_was_searched(tmp_path):

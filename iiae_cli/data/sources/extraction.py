@@ -149,10 +149,10 @@ def choose_networks(options: PrepareOptions, train: Split | None, epochs: int) -
 def _kept_networks(folder: Path, options: PrepareOptions) -> Networks:
     """Chooses networks that an earlier call fine-tuned, as they are."""
     x, y = (backbone.read_record(folder, domain) for domain in DOMAINS)
-    other = options.backbone and published(options.backbone).name != x.backbone
-    if other or options.pool or options.fine_tune_epochs or options.save_backbone is not None:
+    names = {x.backbone, y.backbone, published(options.backbone or x.backbone).name}
+    if len(names) > 1 or options.pool or options.fine_tune_epochs or options.save_backbone:
         raise IiaeError(
-            f"{folder} holds networks of {x.backbone}, fine-tuned already",
+            f"{folder} holds networks of {x.backbone} and {y.backbone}, fine-tuned already",
             "leave --backbone, --pool, --fine-tune-epochs and --save-backbone out",
         )
     seen = Seen(x.seen.and_also(y.seen.classes).classes, x.seen.complete and y.seen.complete)
