@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -156,14 +156,18 @@ def rank_by_class(
     # bit whether the item is relevant. So sorted keys are the pattern of relevant ranks.
     low_bits = size.bit_length() + 1
     scale = 2.0 ** min(_SIMILARITY_BITS, 62 - low_bits)
-    positions = np.arange(size) << 1
+
+    @lru_cache(maxsize=64)  # classes; one line of integers for each
+    def low(code: int) -> NDArray[np.int64]:
+        bits: NDArray[np.int64] = (np.arange(size) << 1) | (gallery_codes == code)
+        return bits
 
     def rank(part: slice) -> dict[str, Floats]:
         keys = np.rint((vectors[part] * -scale) @ columns).astype(np.int64)
         keys <<= low_bits
         ranks = []
-        for line, code in zip(keys, query_codes[part], strict=True):
-            line |= positions | (gallery_codes == code)
+        for line, code in zip(keys, query_codes[part].tolist(), strict=True):
+            line |= low(code)
             line.sort()
             relevant = (line.astype(np.uint8) & 1).view(np.bool_)  # faster to search
             ranks.append(np.flatnonzero(relevant) + 1)
