@@ -122,7 +122,11 @@ def channel_basis(mean: Tensor, noise: Tensor, least_snr: float) -> tuple[Tensor
     mean, scale = mean.double(), noise.double().sqrt()
     centre = mean.mean(dim=0)
     white = (mean - centre) / scale
-    snr, directions = torch.linalg.eigh(white.T @ white / len(white))
+    tall = len(white) >= white.shape[1]
+    gram = white.T @ white if tall else white @ white.T  # the smaller one; the same spectrum
+    snr, directions = torch.linalg.eigh(gram / len(white))
+    if not tall:
+        directions = torch.nn.functional.normalize(white.T @ directions, dim=0)
     kept = (snr >= least_snr) & (snr > SMALLEST_VARIANCE * snr[-1])
     directions = directions[:, kept].flip(1)
     return centre, scale[:, None] * directions, directions / scale[:, None]

@@ -122,7 +122,7 @@ def _meet(world: World, backend: str, stop: Stop) -> None:
                 backend, f"tcp://{world.address}", MEETING, world.size, world.rank
             )
             _Control.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        except (RuntimeError, OSError, ValueError) as error:
+        except Exception as error:  # raised again below, in the main thread
             errors.append(error)
 
     meeting, started, words = Thread(target=join, daemon=True), time.monotonic(), 1
