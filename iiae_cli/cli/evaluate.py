@@ -133,7 +133,7 @@ def command(
             subject,
             build_objective(loaded.config),
             distance,
-            None if split == "train" else file.split("train"),
+            None if split == "train" else file.split("train", most=0),
             probe_rows=probe_rows,
             shared=shared_factor or (),
             by_class=file.info.by_class,

@@ -157,12 +157,13 @@ def _partners(
     from iiae_cli.data.datafile import DataFile
 
     file = DataFile(Path(source["data"])) if "data" in source else None
-    if file is None or file.info.by_class or file.split(source["split"]).pairs is not None:
+    split = None if file is None or file.info.by_class else file.split(source["split"], most=0)
+    if split is None or split.pairs is not None:
         raise IiaeError(
             f"--guided takes partners, and rows of {path} have none of their own",
             "give a prepared .h5 of pairs, or --reference PICTURE",
         )
-    own = file.split(source["split"], most=0).side(target).rows
+    own = split.side(target).rows
     return lambda positions: own[positions]
 
 

@@ -54,6 +54,7 @@ def write_report(
         means = subject.pairs[way[0]].mean("shared"), subject.pairs[way[1]].mean("shared")
         ways.append(Retrieval(" → ".join(way), queries, gallery, means, by_class, metric))
     tables = figure_tables(figures)
+    facts = {key: info[key] for key in info if key not in ("command", "warnings")}
     grids = sections.translation_panels(subject, not by_class, protocol.get("samples", 3))
     text = render(
         title=f"{run.path.resolve().name} on {protocol['data_set']}",
@@ -78,7 +79,7 @@ def write_report(
         command=shlex.join(["iiae", *sys.argv[1:]]),
         trained_by=shlex.join(map(str, info.get("command", ()))),
         protocol=Table("Protocol", ["what", "value"], [*protocol.items()], 2),
-        facts=Table("Training", ["what", "value"], [*info.items()], 2),
+        facts=Table("Training", ["what", "value"], [*facts.items()], 2),
         config=loaded.config.to_yaml(),
         version=__version__,
     )

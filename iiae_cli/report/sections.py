@@ -67,10 +67,10 @@ def verdict(figures: Figures) -> dict[str, str]:
     """
     zero_shot = figures.get("zero_shot", {})
     measured = figures.get("retrieval") or {"shared": zero_shot, **zero_shot}
-    measure = "recall@1" if "retrieval" in figures else "map@all"
+    measure = "Recall@1" if "retrieval" in figures else "mAP@all"
     baselines = [measured[name] for name in BASELINES if name in measured]
     ours, baseline = (
-        [ways[way][measure] for way in ARROWS] if ways else []
+        [ways[way][measure.lower()] for way in ARROWS] if ways else []
         for ways in (measured["shared"], baselines[0] if baselines else None)
     )
     tone, headline = _against(ours, baseline)
@@ -82,7 +82,8 @@ def verdict(figures: Figures) -> dict[str, str]:
     if translated:
         lines.append(f"L1 of guided translations is {_figures(translated)}")
     latents = figures.get("disentanglement", {}).get("latents", {})
-    leaks = [(latent["leakage_mean"] or 0.0, name) for name, latent in latents.items()]
+    means = {name: latent["leakage_mean"] for name, latent in latents.items()}
+    leaks = [(value, name) for name, value in means.items() if value is not None]
     worst, which = max(leaks, default=(0.0, ""))
     if leaks:
         size = "the worst leak is" if worst >= SOME_LEAK else "no leak is above"
@@ -136,10 +137,10 @@ def line_charts(
         for name, points in lines.items():
             marker = "o" if len(points) <= MOST_MARKED else None
             axes.plot(*zip(*points, strict=True), label=name, marker=marker)
-        top = axes.get_ylim()[1]
-        if top > 10:
+        if axes.get_ylim()[1] > 10:
             axes.set_yscale("symlog", linthresh=1.0)
-        axes.set_ylim(*((-0.02, 1.02) if top < 1.1 else (0, None)))
+        most = max(value for points in lines.values() for _, value in points)
+        axes.set_ylim(*((-0.02, 1.02) if most <= 1 else (0, None)))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.legend(loc="outside upper left", ncols=2)  # no line runs through it

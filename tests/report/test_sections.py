@@ -95,6 +95,14 @@ def test_a_large_leak_and_a_dying_latent_spoil_it():
     assert "exclusive x says next to nothing" in judged["text"]
 
 
+def test_a_leak_that_was_not_looked_for_is_not_denied():
+    latents = {"shared_x": {"kl": 20.0, "leakage_mean": None}}
+    judged = verdict(
+        {**retrieval([0.5, 0.5], [0.25, 0.25]), "disentanglement": {"latents": latents}}
+    )
+    assert "leak" not in judged["text"]
+
+
 def test_classes_are_judged_by_centred_features():
     raw, centred = both_ways("map@all", [0.5, 0.5]), both_ways("map@all", [0.33, 0.33])
     baselines = {"baseline_raw": raw, "baseline_centred": centred}
