@@ -261,7 +261,7 @@ class Config(Section):
         for key in filter(wrong.get, wrong):
             kinds = f"model.kind={model.kind}, model.linear_path={path}"
             others = f"{kinds} and objective.kind={self.objective.kind}"
-            raise ValueError(f"{key} does not go with {others}: leave it out")
+            raise ValueError(f"{key} does not go with {others}: turn it off")
         return self
 
     def to_dict(self) -> dict[str, Any]:

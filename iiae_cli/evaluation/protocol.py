@@ -27,6 +27,7 @@ from iiae_cli.runs import LoadedModel
 CLASS_SPLIT = "sempcyc-25"
 PICTURE_SIZE = (256, 256)
 OBJECTIVES = {"ii": "II", "ii-mi": "II-MI", "elbo+ii": "ELBO+λII", "elbo+ii-mi": "ELBO+λ(II-MI)"}
+FEW_ROWS = 20  # with fewer, figures mean little
 _METRICS = {2: "euclidean", 5: "euclidean", 3: "cosine", 6: "cosine"}  # by table
 
 
@@ -66,6 +67,8 @@ def rows_of(file: DataFile, name: str, tasks: list[Task]) -> Split:
         others = ", ".join(other for other, count in file.info.counts.items() if count)
         message = f"{file.path} has nothing in split '{name}'"
         raise IiaeError(message, f"choose another --split: {others}")
+    if split.pair_count < FEW_ROWS:
+        console.warn(f"split '{name}' has only {split.pair_count} rows, too few for firm figures")
     if "zero-shot" in tasks and (split.x.labels is None or split.y.labels is None):
         message = f"split '{name}' of {file.path} has no labels"
         raise IiaeError(message, "prepare it by class: iiae prepare classes SOURCE")

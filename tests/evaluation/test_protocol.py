@@ -120,11 +120,13 @@ def test_table_six_has_our_figure_beside_the_runs_own_objective(objective):
     assert {row["method"] for row in beside} == {OBJECTIVES[objective]}
 
 
-@pytest.mark.parametrize("recurring", [False, True])
-def test_pictures_that_recur_are_warned_of(tmp_path, capsys, recurring):
-    side = Side(np.zeros((20, 3), np.float32), [*map(str, range(20))])
-    pairs = np.stack([np.arange(20) // 2, np.arange(20)], axis=1) if recurring else None
+@pytest.mark.parametrize(("rows", "recurring"), [(20, False), (20, True), (19, False)])
+def test_few_rows_and_pictures_that_recur_are_warned_of(tmp_path, capsys, rows, recurring):
+    side = Side(np.zeros((rows, 3), np.float32), [*map(str, range(rows))])
+    pairs = np.stack([np.arange(rows) // 2, np.arange(rows)], axis=1) if recurring else None
     write_data_file(tmp_path / "d.h5", "d", {"test": Split(side, side, pairs=pairs)}, {})
     split = protocol.rows_of(DataFile(tmp_path / "d.h5"), "test", ["retrieval"])
-    assert len(split.x) == len(split.y) == 20
-    assert ("pictures recur in several pairs" in capsys.readouterr().err) == recurring
+    assert len(split.x) == len(split.y) == rows
+    said = capsys.readouterr().err
+    assert ("pictures recur in several pairs" in said) == recurring
+    assert ("too few for firm figures" in said) == (rows < 20)
