@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -106,6 +107,8 @@ def montage(
     """
     asked, partners = range(len(rows)), partners_of(queries, gallery)[: len(rows)]
     lines = _shown(queries).neighbours(_shown(gallery), asked, partners, rows, distances)
+    for tile in chain.from_iterable(lines):
+        tile.caption = [Path(tile.caption[0]).stem, *tile.caption[1:]]
     headers = [f"query {queries.domain}", *(f"rank {k}" for k in range(1, rows.shape[1] + 1))]
     return Panel(lines, headers, gaps_after=[0])
 
