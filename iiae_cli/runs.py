@@ -44,6 +44,12 @@ HINT = "train into another --run, or start afresh with --overwrite, which drops 
 OTHER_VERSION = "use the version of iiae that wrote it, or train with this one into another --run"
 
 
+# What training leaves beside config.yaml. A new run removes it in this order, newest checkpoints
+# first: if that is interrupted, `--resume` finds the old run at an earlier step.
+_LEFT = ["checkpoints/step-*", "model.safetensors", "metrics.jsonl", "gallery.h5", "run.json"]
+_LEFT += ["samples/step-*.png", "tensorboard/events.*"]
+
+
 class RunDir:
     """The paths of one run and the atomic writes into it."""
 
@@ -85,15 +91,8 @@ class RunDir:
 
     def create(self, config: Config) -> None:
         """Removes what an earlier run left, and writes the configuration of a new one."""
-        own = ["model.safetensors", "metrics.jsonl", "gallery.h5", "run.json"]
         with files.write_errors(self.path):
-            # If interrupted among checkpoints, `--resume` finds the old run at an earlier step.
-            for pattern in (
-                "checkpoints/step-*",
-                *own,
-                "samples/step-*.png",
-                "tensorboard/events.*",
-            ):
+            for pattern in _LEFT:
                 for path in sorted(self.path.glob(pattern), reverse=True):
                     path.unlink()
         files.write_text(self.config_file, config.to_yaml())

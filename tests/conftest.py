@@ -28,7 +28,7 @@ def iiae(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run of 100 steps on the embedded digits, made by the first of pytest's workers to ask."""
+    """A run of 200 steps on the embedded digits, made by the first of pytest's workers to ask."""
     parallel = "PYTEST_XDIST_WORKER" in os.environ
     above = tmp_path_factory.getbasetemp()
     folder = (above.parent if parallel else above) / "trained"
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
             prepare = ("prepare", "digits-cdcb", "-o", data, "--pictures", pictures)
             assert call(*prepare).code == 0
             named = ("--preset", "digits-cdcb", "--data", data, "--run", run)
-            assert call("train", *named, "--steps", 100, *SMALL).code == 0
+            assert call("train", *named, "--steps", 200, *SMALL).code == 0
     return Trained(run, data, pictures)
 
 

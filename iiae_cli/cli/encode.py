@@ -73,12 +73,12 @@ def command(
     if merge and part is not None:
         raise IiaeError("--shard does not apply to --merge", "leave --shard out")
     with stop_on_signals() as stop:
+        output = shard_output(output, shard, part)
         if merge:
             shards = caches.read_shards(paths)
             cache = _finished(output, shards[0].job, None, resume, overwrite)
             cache = cache or caches.merge(output, shards)
         else:
-            output = shard_output(output, shard, part)
             if domain is None:
                 raise IiaeError("the inputs' domain was not named", "pass --domain x or --domain y")
             model = open_run(run, device, backbone_weights)

@@ -187,6 +187,6 @@ def shard_output(output: Path, text: str | None, part: Part | None) -> Path:
             )
         return output
     if part is None:
-        raise IiaeError(f"{output} names a shard", "pass --shard I/N or --shard auto")
+        raise IiaeError(f"{output} names a shard", "pass --shard I/N, or name a whole file")
     name = f"{part.index:0{len(str(part.count - 1))}d}-of-{part.count}"
     return Path(str(output).replace("{shard}", name))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,15 @@ class Model:
         self, pictures: Pictures, domain: Domain, split: str = "test", workers: int = 2
     ) -> Inputs:
         """Returns pictures as unread rows of a domain; `split` is for a prepared file."""
-        opened = partial(open_inputs, weights=self.backbone_weights, device=self.loaded.device)
-        return opened(pictures, domain, self.loaded.info, split=split, workers=workers)
+        return open_inputs(
+            pictures,
+            domain,
+            self.loaded.info,
+            split=split,
+            workers=workers,
+            weights=self.backbone_weights,
+            device=self.loaded.device,
+        )
 
     def encode(
         self, pictures: Pictures, domain: Domain, split: str = "test", workers: int = 2

@@ -296,8 +296,9 @@ class EncodeJob:
         texts = {"ids": block.ids, "labels": block.labels, "skipped": block.skipped}
         arrays: Arrays = {name: np.array(text, np.str_) for name, text in texts.items() if text}
         if block.ids:
-            given = block.rows, self.head.domain, self.form.kinds
-            encoded = self.trained.encode(*given, batch_size=self.batch_size)
+            encoded = self.trained.encode(
+                block.rows, self.head.domain, self.form.kinds, batch_size=self.batch_size
+            )
             arrays |= self.form.stored(encoded, block.ids)
         return arrays
 

@@ -142,7 +142,7 @@ def _meet(world: World, backend: str, stop: Stop) -> None:
             f"{' '.join(str(errors[0]).split())[:200]}",
             "start every rank with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE; "
             "see what the others said",
-        )
+        ) from errors[0]
 
 
 def find_world(environment: Mapping[str, str]) -> World:

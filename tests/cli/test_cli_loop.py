@@ -31,15 +31,15 @@ def test_a_run_directory_holds_what_the_contract_lists(trained):
     assert names >= {"config.yaml", "metrics.jsonl", "model.safetensors", "checkpoints"}
     assert names >= {"gallery.h5", "samples", "run.json"}
     info = json.loads((trained.run / "run.json").read_text())
-    assert info["state"] == "finished" and info["steps"] == 100
+    assert info["state"] == "finished" and info["steps"] == 200
     assert set(info) >= {"versions", "git", "host", "command", "seconds"}
     text = (trained.run / "metrics.jsonl").read_text()
     metrics = [json.loads(line) for line in text.splitlines()]
     train = [line for line in metrics if line["kind"] == "train"]
-    assert [line["step"] for line in train] == [50, 100]
+    assert [line["step"] for line in train] == [50, 100, 150, 200]
     assert train[-1]["loss"] < 0.8 * train[0]["loss"]
     assert {"reconstruction_x", "kl_exclusive_y", "kl_shared_x", "annealing", "lr"} <= set(train[0])
-    assert [line["step"] for line in metrics if line["kind"] == "validation"] == [100]
+    assert [line["step"] for line in metrics if line["kind"] == "validation"] == [200]
     assert list(trained.run.glob("tensorboard/events*"))
 
 
@@ -60,9 +60,9 @@ def test_evaluate_finds_shared_high_exclusive_at_chance_and_the_known_baseline(i
         # The digits are bilevel: pixels solve them.
         assert figures["retrieval"]["baseline"][way]["recall@1"] == 1.0
         assert figures["retrieval"]["exclusive"][way]["recall@1"] < 0.03
-        assert 0 < figures["translation"][way]["l1"] < 0.3
+        assert 0 < figures["translation"][way]["l1"] < 0.25
     for factor in ("x_color", "y_color"):
-        assert figures["disentanglement"]["factors"][factor]["exclusive_mean"]["r2"] > 0.6
+        assert figures["disentanglement"]["factors"][factor]["exclusive_mean"]["r2"] > 0.8
     assert figures["protocol"]["split"] == "test"
 
 

@@ -109,6 +109,8 @@ def test_a_signal_leaves_features_that_resume_takes_up(iiae, monkeypatch, tmp_pa
         ("a.h5 --merge --seed 3 -o d.h5", "no option of how data", "the shards say"),
         ("none.h5 --merge -o d.h5", "none.h5 does not exist", "--shard"),
         ("digits-cdcb a.h5 b.h5 -o d.h5", "2 sources are named", "--merge"),
+        ("pairs a --source b -o d.h5", "2 sources are named: a, b", "name one"),
+        ("pairs --source b -o d.h5", "b does not exist", ""),
     ],
 )
 def test_what_does_not_go_together_is_refused(iiae, monkeypatch, arguments, said, mended):

@@ -135,8 +135,9 @@ def source_of(name: str, options: PrepareOptions) -> tuple[Path, dict[str, str]]
     attributes = {"source": origin or str(source.absolute())}
     if not source.exists():
         raise missing(source, KINDS)
-    if name == "classes" and source.is_dir() and len(only := [*source.iterdir()]) == 1:
-        source = only[0] if only[0].suffix == ".npz" else source
+    if name == "classes" and source.is_dir():  # a folder may hold features in one file
+        inside = [path for path in source.iterdir() if path.is_dir() or path.suffix == ".npz"]
+        source = inside[0] if len(inside) == 1 and inside[0].is_file() else source
     suffix = source.suffix.lower()
     if source.is_file() and suffix not in _FILES.get(name, ()):
         if suffix in _NO_ARCHIVES:

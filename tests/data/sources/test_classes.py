@@ -119,6 +119,7 @@ def test_given_features_are_taken_as_they_are_and_lone_classes_left_out(tmp_path
     for name in ("test_image_paths", "test_image_features"):
         arrays[name] = arrays[name][keep]
     save_arrays(tmp_path / place, arrays)  # a folder's only .npz is its features
+    (tmp_path / "README.md").touch()
     made = prepared(tmp_path)
     train = made.splits["train"]
     np.testing.assert_array_equal(train.x.rows, arrays["train_sketch_features"])
