@@ -28,9 +28,11 @@ MAP_CUTOFF = 200
 DYING_NATS = 3.0  # an exclusive latent below carries almost nothing
 DIRECTIONS: dict[str, tuple[Domain, Domain]] = {"x_to_y": ("x", "y"), "y_to_x": ("y", "x")}
 CHUNK_BYTES = 16 * 2**20  # similarities in memory, per thread
-_SIMILARITY_BITS = 40  # fewer if the gallery holds more than two million items
+_SIMILARITY_BITS = 40  # fewer if the gallery holds more than four million items
+_BUCKET_BITS = 12  # 2 ** 12 buckets between similarities 0 and 1
 
 Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 EncodedPairs: TypeAlias = dict[Domain, Encoded]  # of aligned rows, unless paired by class
 Directions: TypeAlias = dict[str, dict[str, float]]  # figures by direction and name
 Measure: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], Directions]  # of x and y
@@ -152,25 +154,12 @@ def rank_by_class(
     vectors, query_codes = _unit(queries, "queries")[kept], query_codes[kept]
     columns = np.ascontiguousarray(_unit(gallery, "the gallery").T)
     size = len(gallery_codes)
-    # Integer keys: the rounded similarity, descending, then the gallery position, and in the lowest
-    # bit whether the item is relevant. So sorted keys are the pattern of relevant ranks.
-    low_bits = size.bit_length() + 1
-    scale = 2.0 ** min(_SIMILARITY_BITS, 62 - low_bits)
-
-    @lru_cache(maxsize=64)  # classes; one line of integers for each
-    def low(code: int) -> NDArray[np.int64]:
-        bits: NDArray[np.int64] = (np.arange(size) << 1) | (gallery_codes == code)
-        return bits
+    positions = np.arange(size)
+    relevant = lru_cache(maxsize=64)(lambda code: np.flatnonzero(gallery_codes == code))
 
     def rank(part: slice) -> dict[str, Floats]:
-        keys = np.rint((vectors[part] * -scale) @ columns).astype(np.int64)
-        keys <<= low_bits
-        ranks = []
-        for line, code in zip(keys, query_codes[part].tolist(), strict=True):
-            line |= low(code)
-            line.sort()
-            relevant = (line.astype(np.uint8) & 1).view(np.bool_)  # faster to search
-            ranks.append(np.flatnonzero(relevant) + 1)
+        lines = zip(vectors[part] @ columns, query_codes[part].tolist(), strict=True)
+        ranks = [_ranks(line, relevant(code), positions) for line, code in lines]
         return _class_figures(ranks, size)
 
     parts = slices(len(vectors), CHUNK_BYTES // (8 * size))
@@ -181,7 +170,29 @@ def rank_by_class(
     return {name: np.concatenate([part[name] for part in ranked]) for name in ranked[0]}
 
 
-def _class_figures(ranks: Sequence[NDArray[np.int64]], size: int) -> dict[str, Floats]:
+def _ranks(similarities: Floats, relevant: Ints, positions: Ints) -> Ints:
+    """Returns the ranks, ascending from 1, of `relevant` items of a gallery (G,).
+
+    Integer keys hold the rounded similarity, descending, and then the gallery position. They fall
+    into buckets by similarity, of which only those that hold a relevant item are sorted.
+    """
+    low_bits = len(positions).bit_length()
+    bits = min(_SIMILARITY_BITS, 62 - low_bits)
+    keys = np.rint(similarities * -(2.0**bits)).astype(np.int64)
+    keys <<= low_bits
+    keys |= positions
+    own = np.sort(keys[relevant])
+    buckets, own_buckets = (
+        (values >> (bits + low_bits - _BUCKET_BITS)) + 2**_BUCKET_BITS for values in (keys, own)
+    )
+    counts, is_mixed = np.bincount(buckets), np.zeros(2 ** (_BUCKET_BITS + 1) + 1, np.bool_)
+    counts[own_buckets], is_mixed[own_buckets] = 0, True
+    mixed = np.sort(keys.compress(is_mixed.take(buckets)))  # faster than by brackets
+    ranks: Ints = mixed.searchsorted(own) + counts.cumsum()[own_buckets] + 1
+    return ranks
+
+
+def _class_figures(ranks: Sequence[Ints], size: int) -> dict[str, Floats]:
     """Returns figures per query from the ranks of relevant items of `size`, ascending from 1."""
     counts, every = np.array([len(line) for line in ranks]), np.concatenate(ranks)
     starts = np.cumsum(counts) - counts
