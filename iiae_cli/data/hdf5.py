@@ -123,7 +123,8 @@ def read_column(data: h5py.Dataset) -> NDArray[Any]:
         raise MemoryError  # perhaps the file declares more than it stores
     values: NDArray[Any] = np.asarray(data[()])
     texts = data.dtype.kind == "S"
-    return np.char.decode(values, "utf-8", "surrogateescape") if texts else values
+    # NumPy 1 decodes an empty column to numbers.
+    return np.char.decode(values, "utf-8", "surrogateescape").astype(np.str_) if texts else values
 
 
 def read_texts(group: h5py.Group, name: str) -> list[str] | None:

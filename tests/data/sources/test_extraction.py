@@ -15,7 +15,8 @@ from iiae_cli.common.errors import Interrupted
 from iiae_cli.data import backbone
 from iiae_cli.data.datafile import Seen, Side
 from iiae_cli.data.hubs import published
-from iiae_cli.data.sources.extraction import FineTuning, fine_tune
+from iiae_cli.data.sources.extraction import FineTuning, choose_networks, fine_tune
+from iiae_cli.data.sources.plan import PrepareOptions
 
 CPU = torch.device("cpu")
 SETTINGS = FineTuning(epochs=3, batch_size=8)  # of 20 pictures: 9 steps
@@ -155,5 +156,10 @@ def test_a_kept_network_comes_back_with_its_record(tmp_path):
     (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
     error = refusal(backbone.read_record, tmp_path, "y")
     assert "is the network of domain x" in error.message and "--save-backbone" in error.hint
+    backbone.save_network(tmp_path, net, "y", record)
+    options = PrepareOptions(backbone_weights=str(tmp_path))
+    assert choose_networks(options, None, 0).seen == seen
     backbone.save_network(tmp_path, net, "x", replace(record, backbone="squeezenet1_1"))
+    error = refusal(choose_networks, options, None, 0)
+    assert f"networks of squeezenet1_1 and {NETWORK}" in error.message
     assert "is damaged" in refusal(backbone.network_of, NETWORK, kept, "x").message
