@@ -272,7 +272,11 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
         info = DataInfo(data["name"], *shapes, {}, {"backbone": data["backbone"]})
         with torch.device("meta"):  # so that only the file's tensors take memory
             model = build_model(config, info)
-        model.load_state_dict(state, assign=True)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            message = f"{path} was written by another version: other weights make up this model"
+            raise IiaeError(message, OTHER_VERSION) from error
         size = picture_size(config, info)
     model = place(model, device).eval()
     return LoadedModel(model, config, info, size, digest_of(state)[:16], details)

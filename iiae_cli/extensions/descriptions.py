@@ -1,8 +1,8 @@
 """Descriptions of pictures that linear paths read, beyond the paper.
 
-Edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005) and coarse colours, as
-a thousand pairs are too few to learn edge detectors from; if asked for, also the likeness to
-whitened patches of training pictures (Coates and Ng, 2011).
+Edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005), coarse colours, and
+the likeness to whitened patches of training pictures (Coates and Ng, 2011), as a thousand pairs are
+too few to learn edge detectors from.
 
 Shapes: B batch; C H W of pictures; D directions; K patches; N rows; F numbers of a description.
 """
@@ -20,11 +20,15 @@ from iiae_cli.model.networks import PadToMultiple
 DIRECTIONS = 8
 MAP_DIRECTIONS = 4
 SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
-CELLS = 8
+EDGE_CELLS = (5, 8)  # cells a side, coarse and fine
+COLOUR_CELLS = 8
 FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
 
-PATCH = 8  # side of a patch; every second place has one
+PATCH = 12  # side of a patch; every second place has one
 PATCH_CELLS = 3
+# Variance over training pictures of coarse edges, fine edges, colours and patches.
+VARIANCES = (22.0, 22.0, 29.0, 73.0)
+LEAST_VARIANCE = 1e-6  # of a part that is not left out
 FLAT = 0.04  # added to a patch's variance, so that flat areas are not blown up
 LEAST_CONTRAST = 0.36  # variance of a patch that may become a filter
 WHITENING = 0.1  # added to the variances of patches, so that whitening does not amplify noise
@@ -67,48 +71,56 @@ def _shrunk(pictures: Tensor) -> Tensor:
     return _pooled(pictures, (height, width))
 
 
-@torch.no_grad()
-def describe_picture(pictures: Tensor) -> Tensor:
-    """Returns edges and colours of 8×8 cells: (B, C, H, W) in [−1, 1] → (B, 64·(8 + C))."""
-    pictures = _shrunk(pictures)
-    edges = edge_strengths(pictures, (CELLS, CELLS), DIRECTIONS)
-    return torch.cat([edges.flatten(1), F.adaptive_avg_pool2d(pictures, CELLS).flatten(1)], dim=1)
+def _padded(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns shrunk pictures with a margin, and contrast around every second place.
+
+    (B, C, H, W) → (B, C, H + 10, W + 10), (B, 1, ⌊H/2⌋, ⌊W/2⌋)
+    """
+    padded = F.pad(_shrunk(pictures), (PATCH // 2 - 1,) * 4, mode="replicate")
+    mean, power = (
+        F.avg_pool2d(values.mean(dim=1, keepdim=True), PATCH, stride=2)
+        for values in (padded, padded.square())
+    )
+    return padded, ((power - mean.square()).clamp_min(0) + FLAT).sqrt()
 
 
 @torch.no_grad()
 def patches(pictures: Tensor) -> Tensor:
-    """Returns patches at every second place: (B, C, H, W) → (B, C·64, ⌊H/2⌋, ⌊W/2⌋).
+    """Returns patches at every second place: (B, C, H, W) → (B, C·144, ⌊H/2⌋·⌊W/2⌋).
 
     Each has mean 0 and, but for flat ones, variance 1; larger pictures are shrunk first.
     """
-    pictures = _shrunk(pictures)
-    height, width = (side // 2 for side in pictures.shape[-2:])
-    margin = PATCH // 2 - 1
-    padded = F.pad(pictures, (margin,) * 4, mode="replicate")
+    padded, contrast = _padded(pictures)
     rows = F.unfold(padded, PATCH, stride=2)
-    rows = rows.view(*rows.shape[:2], height, width)
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    return rows / (rows.square().mean(dim=1, keepdim=True) + FLAT).sqrt()
+    return (rows - rows.mean(dim=1, keepdim=True)) / contrast.flatten(2)
+
+
+def description_width(channels: int, count: int) -> int:
+    """Returns F of a `PictureDescription` of so many channels and patches."""
+    edges = DIRECTIONS * sum(cells**2 for cells in EDGE_CELLS)
+    return edges + COLOUR_CELLS**2 * channels + PATCH_CELLS**2 * count
 
 
 class PictureDescription(nn.Module):
-    """`describe_picture`, and in 3×3 cells how much each of K training patches is there."""
+    """Edges, colours, and how much each of K training patches is there, all in cells."""
 
-    filters: Tensor  # (K, C·64)
+    filters: Tensor  # (K, C, 12, 12)
     thresholds: Tensor  # (K,)
+    scales: Tensor  # of the four parts, which give them `VARIANCES`
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.register_buffer("filters", torch.zeros(count, channels * PATCH**2))
+        self.register_buffer("filters", torch.zeros(count, channels, PATCH, PATCH))
         self.register_buffer("thresholds", torch.zeros(count))
+        self.register_buffer("scales", torch.ones(len(VARIANCES)))
 
     def start(self, pictures: Tensor) -> None:
-        """Draws the patches from training pictures (N, C, H, W), by a fixed seed.
+        """Draws the patches from training pictures (N, C, H, W), by a fixed seed; fits the scales.
 
         A filter is the scalar product with a whitened patch of length 1; drawn patches serve almost
         as well as a learned dictionary. Where too few have some contrast, filters are zero.
         """
-        rows = patches(pictures).permute(0, 2, 3, 1).flatten(0, 2)
+        rows = patches(pictures).transpose(1, 2).flatten(0, 1)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         rows = rows[order[:MOST_ROWS]].double()
         mean = rows.mean(dim=0)
@@ -116,18 +128,31 @@ class PictureDescription(nn.Module):
         whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
         varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][: len(self.filters)]
         filters = F.normalize((varied - mean) @ whiten) @ whiten
-        self.filters[: len(filters)] = filters
+        filters = filters - filters.mean(dim=1, keepdim=True)  # so means need not be taken out
+        self.filters[: len(filters)] = filters.view(-1, *self.filters.shape[1:])
         self.thresholds.fill_(THRESHOLD)
         self.thresholds[: len(filters)] += filters @ mean
+        found = torch.stack([part.var(dim=0).sum() for part in self._parts(pictures)])
+        scales = (torch.tensor(VARIANCES[: len(found)]) / found).sqrt()
+        self.scales[: len(found)] = scales.where(found > LEAST_VARIANCE, 0.0)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        """(B, C, H, W) in [−1, 1] → (B, 64·(8 + C) + 9·K)."""
+        """(B, C, H, W) in [−1, 1] → (B, F)."""
         with torch.autocast(pictures.device.type, enabled=False):
-            filters = self.filters.float()[:, :, None, None]
-            likeness = F.conv2d(patches(pictures), filters, -self.thresholds.float()).clamp_min(0)
-        cells = F.adaptive_avg_pool2d(likeness, PATCH_CELLS)
-        return torch.cat([describe_picture(pictures), cells.flatten(1)], dim=1)
+            parts = zip(self.scales.float(), self._parts(pictures), strict=False)
+            return torch.cat([scale * part for scale, part in parts], dim=1)
+
+    @torch.no_grad()
+    def _parts(self, pictures: Tensor) -> list[Tensor]:
+        small, (padded, contrast) = _shrunk(pictures), _padded(pictures)
+        parts = [edge_strengths(small, (cells, cells), DIRECTIONS) for cells in EDGE_CELLS]
+        parts.append(F.adaptive_avg_pool2d(small, COLOUR_CELLS))
+        if len(self.filters):
+            likeness = F.conv2d(padded, self.filters.float(), stride=2) / contrast
+            likeness = (likeness - self.thresholds.float()[:, None, None]).clamp_min(0)
+            parts.append(F.adaptive_avg_pool2d(likeness, PATCH_CELLS).sqrt())
+        return [part.flatten(1) for part in parts]
 
 
 @torch.no_grad()

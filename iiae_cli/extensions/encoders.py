@@ -26,13 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iiae_cli.extensions.descriptions import (
-    CELLS,
-    DIRECTIONS,
     MAP_DIRECTIONS,
-    PATCH_CELLS,
     PictureDescription,
     describe_cells,
-    describe_picture,
+    description_width,
 )
 from iiae_cli.model import Domain
 from iiae_cli.model.iiae import IIAE
@@ -154,13 +151,11 @@ class DescribedFlat(FlatNetworks):
 
     def features(self, width: int) -> nn.Module:
         """(B, C, H, W) → (B, W + F)."""
-        patches = self.patches and PictureDescription(width, self.patches)
-        return PassInput(super().features(width), patches or describe_picture)
+        return PassInput(super().features(width), PictureDescription(width, self.patches))
 
     def shared(self, *widths: int) -> nn.Module:
         """(B, Σ(W + F)) → (B, 2S)."""
-        patches = PATCH_CELLS**2 * self.patches
-        beside = [CELLS**2 * (DIRECTIONS + channels) + patches for channels in widths]
+        beside = [description_width(channels, self.patches) for channels in widths]
         return LinearPathHead(super().shared(*widths), self.flat_features, beside, self.shared_dim)
 
 

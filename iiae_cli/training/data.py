@@ -30,7 +30,7 @@ Indices: TypeAlias = NDArray[np.int64]
 PAIRED_BATCH = 8  # the paper's; the default for rows paired one by one
 FEWEST_CLASSES, FEWEST_PAIRS = 8, 4  # with fewer, none are held out
 CANONICAL_PAIRS = 10_000  # more change the maps little
-PATCHED_PAIRS = 500  # that patches are drawn from
+DESCRIBED_PAIRS = 500  # that descriptions are fitted to
 HASHED = 1 << 30  # bytes of a domain's rows, evenly spread, that a fingerprint reads
 MAP_ROWS = 40_000  # a pair has many cells, which all share one map
 
@@ -191,8 +191,8 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     size = picture_size(config, data.info)
     cells = math.prod(model.shared_shape[1:])
     count = min(data.train.pair_count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
-    if config.model.patches:
-        pairs = data.rows(np.arange(min(count, PATCHED_PAIRS)))
+    if config.model.kind == "flat":
+        pairs = data.rows(np.arange(min(count, DESCRIBED_PAIRS)))
         for domain, rows in zip(DOMAINS, pairs, strict=True):
             description(model, domain).start(to_inputs(rows, size))
     blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}

@@ -14,12 +14,14 @@ from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
 from iiae_cli.extensions.descriptions import (
-    CELLS,
     DIRECTIONS,
+    EDGE_CELLS,
+    VARIANCES,
     PictureDescription,
     describe_cells,
-    describe_picture,
+    description_width,
     edge_directions,
+    edge_strengths,
     patches,
 )
 from iiae_cli.extensions.encoders import (
@@ -56,12 +58,12 @@ def test_a_ramp_has_all_its_strength_in_its_own_direction(direction):
 
 def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
     picture = (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.8).float()
-    plain, negative, faint = (
-        describe_picture(scale * picture)[:, : -(CELLS**2)] for scale in (1, -1, 0.5)
+    plain, negative, faint, blank = (
+        edge_strengths(scale * picture, (8, 8), DIRECTIONS).flatten(1) for scale in (1, -1, 0.5, 0)
     )
     torch.testing.assert_close(plain, negative, atol=1e-3, rtol=0)
     assert torch.cosine_similarity(plain, faint) > 0.999
-    assert describe_picture(torch.zeros(1, 1, 32, 32)).abs().max() == 0
+    assert blank.abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,11 @@ def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
 def test_descriptions_have_the_shapes_that_they_announce(shape, grid, multiple):
     pictures, channels = torch.rand(2, *shape) * 2 - 1, shape[0]
     cells = partial(describe_cells, grid=grid, multiple=multiple)
-    assert describe_picture(pictures).shape == (2, CELLS**2 * (DIRECTIONS + channels))
+    whole = PictureDescription(channels, 5)
+    whole.start(pictures)
+    assert whole(pictures).shape == (2, description_width(channels, 5))
     assert cells(pictures).shape == (2, 16 + channels, *grid)
-    for describe in (describe_picture, cells):
+    for describe in (whole, cells):
         assert describe(pictures).isfinite().all()
         half = pictures.bfloat16()
         assert torch.equal(describe(half), describe(half.float()))
@@ -92,17 +96,26 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     torch.testing.assert_close(colours[:, 0], expected)
 
 
+def test_the_parts_of_a_description_have_fixed_variances_unless_they_are_constant():
+    pictures = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    describe = PictureDescription(3, 10)
+    describe.start(pictures)
+    variances = describe(pictures).var(dim=0)
+    parts = variances.split([*(DIRECTIONS * cells**2 for cells in EDGE_CELLS), 64 * 3, 9 * 10])
+    torch.testing.assert_close(torch.stack([part.sum() for part in parts]), torch.tensor(VARIANCES))
+    describe.start(pictures[:1].expand(4, -1, -1, -1))
+    assert describe(pictures).abs().max() == 0
+
+
 def test_patches_answer_where_they_are_and_nowhere_else():
     blank = torch.zeros(1, 3, 32, 32)
     texture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     corner, centre = blank.clone(), blank.clone()
     corner[:, :, 1:9, 1:9], centre[:, :, 11:19, 11:19] = texture, texture
     describe = PictureDescription(3, 20)
-    describe.start(corner)
-    plain = CELLS**2 * (DIRECTIONS + 3)
-    assert describe(corner).shape == (1, plain + 9 * 20)
+    describe.start(torch.cat([corner, blank]))
     found = {
-        name: describe(p)[0, plain:].view(20, 3, 3)
+        name: describe(p)[0, -9 * 20 :].view(20, 3, 3)
         for name, p in {"corner": corner, "centre": centre, "blank": blank}.items()
     }
     assert found["blank"].abs().max() == 0
@@ -112,23 +125,23 @@ def test_patches_answer_where_they_are_and_nowhere_else():
 
 def test_patches_answer_by_whitened_cosines_above_a_threshold():
     """Oracle: whitening by an inverse root of the covariance, place by place."""
-    picture = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rows = patches(picture)[0].flatten(1).T.double().numpy()  # of 64 places, all of contrast
-    root = scipy.linalg.sqrtm(np.cov(rows.T) + 0.1 * np.eye(64))
+    pictures = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows = patches(pictures).transpose(1, 2).flatten(0, 1).double().numpy()  # of 128 places
+    root = scipy.linalg.sqrtm(np.cov(rows.T) + 0.1 * np.eye(144))
     white = np.linalg.solve(root, (rows - rows.mean(axis=0)).T).T
-    answers = white / np.linalg.norm(white, axis=1, keepdims=True) @ white.T - 0.25
-    maps = torch.from_numpy(answers.clip(0)).float().view(64, 8, 8)
-    expected = F.adaptive_avg_pool2d(maps, 3).flatten(1)
-    describe = PictureDescription(1, 64)
-    describe.start(picture)
-    found = describe(picture)[0, CELLS**2 * (DIRECTIONS + 1) :].view(64, 9)
+    answers = white / np.linalg.norm(white, axis=1, keepdims=True) @ white[:64].T - 0.25
+    maps = torch.from_numpy(answers.clip(0)).float().view(128, 8, 8)
+    expected = F.adaptive_avg_pool2d(maps, 3).flatten(1).sqrt()
+    describe = PictureDescription(1, 128)
+    describe.start(pictures)
+    found = describe(pictures)[0, -9 * 128 :].view(128, 9) / describe.scales[-1]
     # Filters stand in an order of their own.
     torch.testing.assert_close(found.sort(dim=0)[0], expected.sort(dim=0)[0], rtol=1e-3, atol=1e-4)
 
 
 def test_patches_know_neither_light_nor_contrast():
     picture = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert patches(picture).shape == (2, 3 * 64, 10, 16)
+    assert patches(picture).shape == (2, 3 * 144, 10 * 16)
     similar = torch.cosine_similarity(patches(picture), patches(0.5 * picture + 0.3))
     assert similar.min() > 0.999
 
@@ -138,10 +151,7 @@ def test_patches_know_neither_light_nor_contrast():
 FEATURES = LinearPathFeatures(8, [6], 6, 7, 5, 4)
 PICTURES = {
     "maps": lambda size: DescribedMaps(size, [4, 6], [8, 6], 5),
-    "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4),
-    "patches": lambda size: DescribedFlat(
-        size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3
-    ),
+    "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3),
 }
 
 
