@@ -96,15 +96,18 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     torch.testing.assert_close(colours[:, 0], expected)
 
 
-def test_the_parts_of_a_description_have_fixed_variances_unless_they_are_constant():
+@pytest.mark.parametrize("count", [0, 10])
+def test_the_parts_of_a_description_have_fixed_variances_unless_they_are_constant(count):
     pictures = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    describe = PictureDescription(3, 10)
+    describe = PictureDescription(3, count)
     describe.start(pictures)
-    variances = describe(pictures).var(dim=0)
-    parts = variances.split([*(DIRECTIONS * cells**2 for cells in EDGE_CELLS), 64 * 3, 9 * 10])
-    torch.testing.assert_close(torch.stack([part.sum() for part in parts]), torch.tensor(VARIANCES))
-    describe.start(pictures[:1].expand(4, -1, -1, -1))
-    assert describe(pictures).abs().max() == 0
+    widths = [*(DIRECTIONS * cells**2 for cells in EDGE_CELLS), 64 * 3, 9 * count]
+    variances = [part.sum() for part in describe(pictures).var(dim=0).split(widths)]
+    expected = torch.tensor(VARIANCES) if count else torch.tensor([*VARIANCES[:3], 0.0])
+    torch.testing.assert_close(torch.stack(variances), expected)
+    for constant in (pictures[:1].expand(4, -1, -1, -1), torch.zeros(4, 3, 32, 32)):
+        describe.start(constant)
+        assert describe(pictures).abs().max() == 0
 
 
 def test_patches_answer_where_they_are_and_nowhere_else():
@@ -151,7 +154,10 @@ def test_patches_know_neither_light_nor_contrast():
 FEATURES = LinearPathFeatures(8, [6], 6, 7, 5, 4)
 PICTURES = {
     "maps": lambda size: DescribedMaps(size, [4, 6], [8, 6], 5),
-    "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3),
+    "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4),
+    "patches": lambda size: DescribedFlat(
+        size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3
+    ),
 }
 
 
