@@ -26,14 +26,16 @@ FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are
 
 PATCH = 12  # side of a patch; every second place has one
 PATCH_CELLS = 3
-# Variance over training pictures of coarse edges, fine edges, colours and patches.
-VARIANCES = (22.0, 22.0, 29.0, 73.0)
-LEAST_VARIANCE = 1e-6  # of a part that is not left out
 FLAT = 0.04  # added to a patch's variance, so that flat areas are not blown up
 LEAST_CONTRAST = 0.36  # variance of a patch that may become a filter
 WHITENING = 0.1  # added to the variances of patches, so that whitening does not amplify noise
 THRESHOLD = 0.25  # of a filter's response
 MOST_ROWS = 40_000  # patches that the whitening is fitted to
+
+# A description's parts, coarse edges, fine edges, colours and patches, have these variances over
+# training pictures.
+VARIANCES = (22.0, 22.0, 29.0, 73.0)
+LEAST_VARIANCE = 1e-6  # a part that varies less is left out
 
 
 def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
@@ -71,12 +73,12 @@ def _shrunk(pictures: Tensor) -> Tensor:
     return _pooled(pictures, (height, width))
 
 
-def _padded(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns shrunk pictures with a margin, and contrast around every second place.
+def _padded(small: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns pictures with a margin, and the contrast of the patch at every second place.
 
     (B, C, H, W) → (B, C, H + 10, W + 10), (B, 1, ⌊H/2⌋, ⌊W/2⌋)
     """
-    padded = F.pad(_shrunk(pictures), (PATCH // 2 - 1,) * 4, mode="replicate")
+    padded = F.pad(small, (PATCH // 2 - 1,) * 4, mode="replicate")
     mean, power = (
         F.avg_pool2d(values.mean(dim=1, keepdim=True), PATCH, stride=2)
         for values in (padded, padded.square())
@@ -90,7 +92,7 @@ def patches(pictures: Tensor) -> Tensor:
 
     Each has mean 0 and, but for flat ones, variance 1; larger pictures are shrunk first.
     """
-    padded, contrast = _padded(pictures)
+    padded, contrast = _padded(_shrunk(pictures))
     rows = F.unfold(padded, PATCH, stride=2)
     return (rows - rows.mean(dim=1, keepdim=True)) / contrast.flatten(2)
 
@@ -128,13 +130,13 @@ class PictureDescription(nn.Module):
         whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
         varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][: len(self.filters)]
         filters = F.normalize((varied - mean) @ whiten) @ whiten
-        filters = filters - filters.mean(dim=1, keepdim=True)  # so means need not be taken out
+        filters = filters - filters.mean(dim=1, keepdim=True)  # blind to a patch's mean
         self.filters[: len(filters)] = filters.view(-1, *self.filters.shape[1:])
         self.thresholds.fill_(THRESHOLD)
         self.thresholds[: len(filters)] += filters @ mean
-        found = torch.stack([part.var(dim=0).sum() for part in self._parts(pictures)])
-        scales = (torch.tensor(VARIANCES[: len(found)]) / found).sqrt()
-        self.scales[: len(found)] = scales.where(found > LEAST_VARIANCE, 0.0)
+        given = torch.stack([part.var(dim=0).sum() for part in self._parts(pictures)])
+        scales = (torch.tensor(VARIANCES[: len(given)]) / given).sqrt()
+        self.scales[: len(given)] = scales.where(given > LEAST_VARIANCE, 0.0)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
@@ -145,10 +147,12 @@ class PictureDescription(nn.Module):
 
     @torch.no_grad()
     def _parts(self, pictures: Tensor) -> list[Tensor]:
-        small, (padded, contrast) = _shrunk(pictures), _padded(pictures)
+        """Returns the unscaled parts (B, …) in the order of `VARIANCES`; without patches, three."""
+        small = _shrunk(pictures)
         parts = [edge_strengths(small, (cells, cells), DIRECTIONS) for cells in EDGE_CELLS]
         parts.append(F.adaptive_avg_pool2d(small, COLOUR_CELLS))
         if len(self.filters):
+            padded, contrast = _padded(small)
             likeness = F.conv2d(padded, self.filters.float(), stride=2) / contrast
             likeness = (likeness - self.thresholds.float()[:, None, None]).clamp_min(0)
             parts.append(F.adaptive_avg_pool2d(likeness, PATCH_CELLS).sqrt())
