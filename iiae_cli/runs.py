@@ -272,14 +272,19 @@ def load_model(run: RunDir, device: torch.device | str = "cpu") -> LoadedModel:
         info = DataInfo(data["name"], *shapes, {}, {"backbone": data["backbone"]})
         with torch.device("meta"):  # so that only the file's tensors take memory
             model = build_model(config, info)
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            message = f"{path} was written by another version: other weights make up this model"
-            raise IiaeError(message, OTHER_VERSION) from error
+        load_state(model, state, path, assign=True)
         size = picture_size(config, info)
     model = place(model, device).eval()
     return LoadedModel(model, config, info, size, digest_of(state)[:16], details)
+
+
+def load_state(model: IIAE, state: dict[str, Tensor], path: Path, *, assign: bool = False) -> None:
+    """Loads the weights that `path` holds; `assign` replaces the model's own tensors."""
+    try:
+        model.load_state_dict(state, assign=assign)
+    except RuntimeError as error:
+        message = f"{path} was written by another version: its weights do not fit the model"
+        raise IiaeError(message, OTHER_VERSION) from error
 
 
 def run_versions() -> dict[str, str]:

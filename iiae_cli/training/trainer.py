@@ -29,7 +29,7 @@ from iiae_cli.extensions.encoders import hold_linear_paths
 from iiae_cli.inference.trained import TrainedModel
 from iiae_cli.model.objective import kl_annealing
 from iiae_cli.report.grids import sample_panel
-from iiae_cli.runs import HINT, Checkpoint, RunDir, save_weights
+from iiae_cli.runs import HINT, Checkpoint, RunDir, load_state, save_weights
 from iiae_cli.training.data import TrainingData, erase_means, take_statistics
 from iiae_cli.training.distributed import Share, World
 from iiae_cli.training.loggers import Loggers
@@ -112,7 +112,7 @@ class Trainer:
             self.progress = Progress(**checkpoint.progress)
             if self.progress.refit_steps is not None:
                 self._begin_again()
-            self.model.load_state_dict(checkpoint.model)
+            load_state(self.model, checkpoint.model, self.run.checkpoint_file(checkpoint.step))
             self._take_step.restore(checkpoint.optimizer)
         self._running = {name: sums.to(self.device) for name, sums in checkpoint.running.items()}
         self._step = checkpoint.step - self._offset

@@ -10,8 +10,10 @@ import torch
 from helpers import metrics_of, sets, stopping_at
 from safetensors.torch import load_file
 
+from iiae_cli.common.tensors import read_tensors, save_tensors
 from iiae_cli.config import Config
 from iiae_cli.data.datafile import DataFile, Side, Split, write_data_file
+from iiae_cli.runs import CHECKPOINT_SCHEMA
 from iiae_cli.training.data import TrainingData
 
 # Dropout and annealing are on, so that a resumed run must restore more than weights.
@@ -75,6 +77,16 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_differently(iiae, fe
     assert Path("run/model.safetensors").read_bytes() == before
     assert train(iiae, few, "run", "--overwrite", "--seed", 1, steps=4).code == 0
     assert Path("run/model.safetensors").read_bytes() != before
+
+
+def test_a_checkpoint_of_other_networks_is_of_another_version_not_damaged(iiae, few):
+    train(iiae, few, "run", steps=4)
+    path = Path("run/checkpoints/step-00000004.safetensors")
+    header, tensors = read_tensors(path, CHECKPOINT_SCHEMA, "")
+    kept = {name: values for name, values in tensors.items() if not name.endswith("bias")}
+    save_tensors(kept, path, header)
+    message, hint = train(iiae, few, "run", "--resume", steps=4).error()
+    assert "was written by another version" in message and "another --run" in hint
 
 
 def test_a_run_goes_on_with_its_own_data_alone(iiae, few):
