@@ -146,6 +146,14 @@ def test_chunks_and_threads_change_nothing(threads, monkeypatch):
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("nearer", "expected"), [(1e-11, 1.0), (1e-14, 0.5)])
+def test_similarities_rank_down_to_ten_to_the_minus_twelve(nearer, expected):
+    angles = np.array([1.0, 1.0 - nearer])  # the second item is of the query's class
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = rank_by_class(np.array([[1.0, 0.0]]), gallery, ["a"], ["b", "a"])
+    assert found["map@all"] == [expected]
+
+
 def test_equal_latents_tie_although_sums_round_differently():
     """Copies of an item keep gallery order wherever a blocked product summed them."""
     rng = np.random.default_rng(0)
