@@ -130,7 +130,6 @@ class PictureDescription(nn.Module):
         whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
         varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][: len(self.filters)]
         filters = F.normalize((varied - mean) @ whiten) @ whiten
-        filters = filters - filters.mean(dim=1, keepdim=True)  # blind to a patch's mean
         self.filters[: len(filters)] = filters.view(-1, *self.filters.shape[1:])
         self.thresholds.fill_(THRESHOLD)
         self.thresholds[: len(filters)] += filters @ mean
@@ -152,7 +151,7 @@ class PictureDescription(nn.Module):
         parts = [edge_strengths(small, (cells, cells), DIRECTIONS) for cells in EDGE_CELLS]
         parts.append(F.adaptive_avg_pool2d(small, COLOUR_CELLS))
         if len(self.filters):
-            padded, contrast = _padded(small)
+            padded, contrast = _padded(small)  # filters sum to 0: means need not be taken out
             likeness = F.conv2d(padded, self.filters.float(), stride=2) / contrast
             likeness = (likeness - self.thresholds.float()[:, None, None]).clamp_min(0)
             parts.append(F.adaptive_avg_pool2d(likeness, PATCH_CELLS).sqrt())
