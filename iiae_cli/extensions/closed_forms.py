@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
+from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular, svd
 from torch import Tensor
 
 from iiae_cli.extensions.extended import LinearErasure
@@ -56,9 +56,37 @@ def canonical_maps(
         weight = np.zeros((dim, len(lower)))
         weight[:kept] = (solve_triangular(lower.T, directions) * power).T
         weights.append(weight)
-    scale = float(np.sqrt(np.mean((centred[0] @ weights[0].T) ** 2))) or 1.0
+    scale = _deviation(centred[0] @ weights[0].T)
     weight_x, weight_y = (weight / scale for weight in weights)
     return (weight_x, -weight_x @ means[0]), (weight_y, -weight_y @ means[1])
+
+
+def common_map(
+    x: NDArray[Any], y: NDArray[Any], dim: int, shrinkage: float
+) -> tuple[AffineMap, AffineMap]:
+    """Fits the same weights to partners x and y (N, F), each domain around its own mean.
+
+    Directions, powers and `shrinkage` are those of `canonical_maps` with one covariance for both
+    domains, and of the cross-covariance the symmetric part: half as much to estimate.
+    """
+    means = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
+    centred = x - means[0], y - means[1]
+    across = centred[0].T @ centred[1] / len(x)
+    kept, width = min(dim, len(across)), len(across)
+    correlations, directions = eigh(
+        (across + across.T) / 2,
+        _shrunk(np.concatenate(centred), shrinkage),
+        subset_by_index=(width - kept, width - 1),
+    )
+    weight = np.zeros((dim, width))
+    weight[:kept] = (directions * correlations.clip(0) ** CORRELATION_POWER).T[::-1]
+    weight /= _deviation(centred[0] @ weight.T)
+    return (weight, -weight @ means[0]), (weight, -weight @ means[1])
+
+
+def _deviation(outputs: Floats) -> float:
+    """Returns the root of the mean square, or 1 for zeros."""
+    return float(np.sqrt(np.mean(outputs**2))) or 1.0
 
 
 def _shrunk(centred: Floats, shrinkage: float) -> Floats:

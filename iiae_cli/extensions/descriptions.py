@@ -2,7 +2,8 @@
 
 Edges by direction (histograms of gradients in cells; Dalal and Triggs, 2005), coarse colours, and
 the likeness to whitened patches of training pictures (Coates and Ng, 2011), as a thousand pairs are
-too few to learn edge detectors from.
+too few to learn edge detectors from. Partners are often each other's mirror image, so a picture's
+description has a share of its mirror image's.
 
 Shapes: B batch; C H W of pictures; D directions; K patches; N rows; F numbers of a description.
 """
@@ -22,6 +23,8 @@ MAP_DIRECTIONS = 4
 SIDE = 32  # larger pictures are shrunk to it first, smaller ones taken as they are
 EDGE_CELLS = (5, 8)  # cells a side, coarse and fine
 COLOUR_CELLS = 8
+LEVELS = 3  # of each channel, in histograms of colours
+HISTOGRAM_CELLS = 4
 FAINT = 0.05  # added to a neighbourhood's edge strength, so that flat areas are not blown up
 
 PATCH = 12  # side of a patch; every second place has one
@@ -32,10 +35,11 @@ WHITENING = 0.1  # added to the variances of patches, so that whitening does not
 THRESHOLD = 0.25  # of a filter's response
 MOST_ROWS = 40_000  # patches that the whitening is fitted to
 
-# A description's parts, coarse edges, fine edges, colours and patches, have these variances over
-# training pictures.
-VARIANCES = (22.0, 22.0, 29.0, 73.0)
+# A description's parts, coarse edges, fine edges, mean colours, histograms of colours and patches,
+# have these variances over training pictures.
+VARIANCES = (22.0, 22.0, 29.0, 15.0, 73.0)
 LEAST_VARIANCE = 1e-6  # a part that varies less is left out
+MIRRORED = 0.25  # share of the mirror image's description
 
 
 def edge_directions(pictures: Tensor, directions: int = DIRECTIONS) -> Tensor:
@@ -61,6 +65,16 @@ def edge_strengths(pictures: Tensor, cells: tuple[int, int], directions: int) ->
     edges = F.adaptive_avg_pool2d(edge_directions(pictures, directions), cells).sqrt()
     strength = F.pad(edges.square().sum(dim=1, keepdim=True).sqrt(), (1, 1, 1, 1), mode="replicate")
     return edges / (F.avg_pool2d(strength, 3, stride=1) + FAINT)
+
+
+def colour_histograms(pictures: Tensor, cells: int) -> Tensor:
+    """Returns roots of the shares that 3ᶜ colours have of cells: (B, C, H, W) → (B, 3ᶜ, *cells)."""
+    channels = pictures.shape[1]
+    levels = torch.linspace(-1, 1, LEVELS, device=pictures.device)
+    colours = torch.cartesian_prod(*[levels] * channels).view(-1, channels, 1, 1)
+    # A softmax over −2·(squared distance to a colour), without the picture's square.
+    nearness = F.conv2d(pictures, 4 * colours, -2 * colours.square().sum(dim=(1, 2, 3)))
+    return F.adaptive_avg_pool2d(nearness.softmax(dim=1), cells).sqrt()
 
 
 def _pooled(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -100,15 +114,19 @@ def patches(pictures: Tensor) -> Tensor:
 def description_width(channels: int, count: int) -> int:
     """Returns F of a `PictureDescription` of so many channels and patches."""
     edges = DIRECTIONS * sum(cells**2 for cells in EDGE_CELLS)
-    return edges + COLOUR_CELLS**2 * channels + PATCH_CELLS**2 * count
+    colours = COLOUR_CELLS**2 * channels + HISTOGRAM_CELLS**2 * LEVELS**channels
+    return edges + colours + PATCH_CELLS**2 * count
 
 
 class PictureDescription(nn.Module):
-    """Edges, colours, and how much each of K training patches is there, all in cells."""
+    """Edges, colours, and how much each of K training patches is there, all in cells.
+
+    K is even: half of the patches are mirror images of the others.
+    """
 
     filters: Tensor  # (K, C, 12, 12)
     thresholds: Tensor  # (K,)
-    scales: Tensor  # of the four parts, which give them `VARIANCES`
+    scales: Tensor  # of the five parts, which give them `VARIANCES`
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
@@ -122,17 +140,20 @@ class PictureDescription(nn.Module):
         A filter is the scalar product with a whitened patch of length 1; drawn patches serve almost
         as well as a learned dictionary. Where too few have some contrast, filters are zero.
         """
-        rows = patches(pictures).transpose(1, 2).flatten(0, 1)
+        rows = patches(torch.cat([pictures, pictures.flip(3)])).transpose(1, 2).flatten(0, 1)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         rows = rows[order[:MOST_ROWS]].double()
         mean = rows.mean(dim=0)
         variances, axes = torch.linalg.eigh(torch.cov(rows.T))
         whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
-        varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][: len(self.filters)]
+        half = len(self.filters) // 2
+        varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][:half]
         filters = F.normalize((varied - mean) @ whiten) @ whiten
-        self.filters[: len(filters)] = filters.view(-1, *self.filters.shape[1:])
+        drawn = filters.view(-1, *self.filters.shape[1:])
         self.thresholds.fill_(THRESHOLD)
-        self.thresholds[: len(filters)] += filters @ mean
+        for start, part in ((0, drawn), (half, drawn.flip(3))):
+            self.filters[start : start + len(part)] = part
+            self.thresholds[start : start + len(part)] += part.flatten(1) @ mean
         given = torch.stack([part.var(dim=0).sum() for part in self._parts(pictures)])
         scales = (torch.tensor(VARIANCES[: len(given)]) / given).sqrt()
         self.scales[: len(given)] = scales.where(given > LEAST_VARIANCE, 0.0)
@@ -142,20 +163,26 @@ class PictureDescription(nn.Module):
         """(B, C, H, W) in [−1, 1] → (B, F)."""
         with torch.autocast(pictures.device.type, enabled=False):
             parts = zip(self.scales.float(), self._parts(pictures), strict=False)
-            return torch.cat([scale * part for scale, part in parts], dim=1)
+            return torch.cat([(scale * part).flatten(1) for scale, part in parts], dim=1)
 
     @torch.no_grad()
     def _parts(self, pictures: Tensor) -> list[Tensor]:
-        """Returns the unscaled parts (B, …) in the order of `VARIANCES`; without patches, three."""
+        """Returns the unscaled parts (B, …) in the order of `VARIANCES`; without patches, four."""
         small = _shrunk(pictures)
-        parts = [edge_strengths(small, (cells, cells), DIRECTIONS) for cells in EDGE_CELLS]
-        parts.append(F.adaptive_avg_pool2d(small, COLOUR_CELLS))
+        edges = [edge_strengths(small, (cells, cells), DIRECTIONS) for cells in EDGE_CELLS]
+        colours = [
+            F.adaptive_avg_pool2d(small, COLOUR_CELLS),
+            colour_histograms(small, HISTOGRAM_CELLS),
+        ]
+        parts = [(part, part.flip(1).roll(1, dims=1)) for part in edges]  # angles become π − angle
+        parts += [(part, part) for part in colours]
         if len(self.filters):
             padded, contrast = _padded(small)  # filters sum to 0: means need not be taken out
             likeness = F.conv2d(padded, self.filters.float(), stride=2) / contrast
             likeness = (likeness - self.thresholds.float()[:, None, None]).clamp_min(0)
-            parts.append(F.adaptive_avg_pool2d(likeness, PATCH_CELLS).sqrt())
-        return [part.flatten(1) for part in parts]
+            likeness = F.adaptive_avg_pool2d(likeness, PATCH_CELLS).sqrt()
+            parts.append((likeness, likeness.roll(len(self.filters) // 2, dims=1)))
+        return [part.lerp(mirrored.flip(3), MIRRORED) for part, mirrored in parts]
 
 
 @torch.no_grad()

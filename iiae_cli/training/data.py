@@ -18,7 +18,12 @@ from iiae_cli.common.errors import IiaeError
 from iiae_cli.config import Config, ErasureSection
 from iiae_cli.data.batches import ClassOrder, PairOrder, to_inputs
 from iiae_cli.data.datafile import DataFile, Rows, Split
-from iiae_cli.extensions.closed_forms import canonical_maps, fit_erasure, two_covariance_map
+from iiae_cli.extensions.closed_forms import (
+    canonical_maps,
+    common_map,
+    fit_erasure,
+    two_covariance_map,
+)
 from iiae_cli.extensions.encoders import Maps, described_rows, description, start_linear_paths
 from iiae_cli.extensions.extended import ExtendedIIAE
 from iiae_cli.inference.trained import TrainedModel
@@ -191,17 +196,20 @@ def _canonical(model: IIAE, data: TrainingData, config: Config) -> Maps:
     size = picture_size(config, data.info)
     cells = math.prod(model.shared_shape[1:])
     count = min(data.train.pair_count, CANONICAL_PAIRS, max(1, MAP_ROWS // cells))
+    common = config.model.kind == "flat" and data.info.shape_x[2] == data.info.shape_y[2]
     if config.model.kind == "flat":
         pairs = data.rows(np.arange(min(count, DESCRIBED_PAIRS)))
-        for domain, rows in zip(DOMAINS, pairs, strict=True):
-            description(model, domain).start(to_inputs(rows, size))
+        pictures = [to_inputs(rows, size) for rows in pairs]
+        for domain, own in zip(DOMAINS, pictures, strict=True):
+            description(model, domain).start(torch.cat(pictures) if common else own)
     blocks: dict[Domain, list[Tensor]] = {"x": [], "y": []}
     for start in range(0, count, 256):
         pairs = data.rows(np.arange(start, min(start + 256, count)))
         for domain, rows in zip(DOMAINS, pairs, strict=True):
             blocks[domain].append(described_rows(model, domain, to_inputs(rows, size)))
     x, y = (torch.cat(blocks[domain]).numpy() for domain in DOMAINS)
-    maps = canonical_maps(x, y, model.shared_shape[0], config.model.linear_shrinkage)
+    fit = common_map if common else canonical_maps
+    maps = fit(x, y, model.shared_shape[0], config.model.linear_shrinkage)
     return {
         domain: (_tensor(weight).float(), _tensor(bias).float())
         for domain, (weight, bias) in zip(DOMAINS, maps, strict=True)
