@@ -95,7 +95,7 @@ class ModelSection(Section):
     (two-covariance); pictures: of edges and colours, begun by correlation (canonical)"""
     linear_shrinkage: Positive = 3.0
     """two-covariance, canonical: how many mean variances are added to their covariances"""
-    patches: Count = 0
+    patches: Annotated[Count, Field(multiple_of=2)] = 0
     """flat, canonical: patches of training pictures whose likeness a linear path reads; 0: none"""
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from iiae_cli.extensions import closed_forms
 from iiae_cli.extensions.closed_forms import (
     canonical_maps,
     channel_basis,
+    common_map,
     fit_erasure,
     leace,
     thin_svd,
@@ -61,11 +62,36 @@ def test_outputs_are_centred_of_unit_variance_and_partners_agree():
     assert all(spread[:-1] >= spread[1:])  # the surer, the longer
 
 
+def test_a_common_map_is_the_canonical_one_of_pairs_taken_both_ways():
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((600, 3)) @ rng.standard_normal((3, 9))
+    x, y = (shared + gap + rng.standard_normal((600, 9)) for gap in (0.0, 2.0))
+    (weight, bias_x), (same, bias_y) = common_map(x, y, 4, 0.1)
+    assert np.array_equal(weight, same)
+    np.testing.assert_allclose(x.mean(axis=0) @ weight.T + bias_x, 0.0, atol=1e-9)
+    np.testing.assert_allclose(y.mean(axis=0) @ weight.T + bias_y, 0.0, atol=1e-9)
+    assert abs(np.mean((x @ weight.T + bias_x) ** 2) - 1.0) < 1e-9
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    (both, _), _ = canonical_maps(np.concatenate([x, y]), np.concatenate([y, x]), 4, 0.1)
+    lengths = np.linalg.norm(weight[:3], axis=1) * np.linalg.norm(both[:3], axis=1)
+    np.testing.assert_allclose(np.abs((weight[:3] * both[:3]).sum(axis=1)) / lengths, 1.0)
+    ratios = np.linalg.norm(weight[:3], axis=1) / np.linalg.norm(both[:3], axis=1)
+    np.testing.assert_allclose(ratios, ratios[0])
+
+
+def test_directions_in_which_partners_are_opposed_are_left_out_of_a_common_map():
+    x = np.random.default_rng(0).standard_normal((200, 2))
+    (weight, _), _ = common_map(x, x * [1.0, -1.0], 2, 1e-6)
+    assert np.abs(weight[0, 0]) > 0.9 and np.abs(weight[:, 1]).max() < 0.1 and not weight[1].any()
+
+
 def test_more_dimensions_than_features_are_left_empty():
     maps = canonical_maps(*pairs(50), 20, 1.0)
     assert [weight.shape for weight, _ in maps] == [(20, 12), (20, 9)]
     assert all(np.isfinite(weight).all() and np.isfinite(bias).all() for weight, bias in maps)
     assert not maps[0][0][9:].any() and maps[0][0][:2].any()
+    (weight, _), _ = common_map(*two_classes(count=50)[:2], 5, 1.0)
+    assert weight.shape == (5, 3) and not weight[3:].any() and weight[0].any()
     weight = two_covariance_map(*two_classes(count=50), 5, 1.0)
     assert weight.shape == (5, 3) and not weight[3:].any() and weight[:3].any(axis=1).all()
 

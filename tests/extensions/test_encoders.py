@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
 import torch.nn.functional as F
 from helpers import refusal
@@ -13,11 +14,13 @@ from helpers import refusal
 from iiae_cli.builders import build_model
 from iiae_cli.config.presets import preset_layers, resolve, set_layer
 from iiae_cli.data.datafile import DataInfo
+from iiae_cli.extensions import descriptions
 from iiae_cli.extensions.descriptions import (
     DIRECTIONS,
     EDGE_CELLS,
     VARIANCES,
     PictureDescription,
+    colour_histograms,
     describe_cells,
     description_width,
     edge_directions,
@@ -73,9 +76,9 @@ def test_edges_do_not_know_the_contrasts_sign_and_hardly_its_strength():
 def test_descriptions_have_the_shapes_that_they_announce(shape, grid, multiple):
     pictures, channels = torch.rand(2, *shape) * 2 - 1, shape[0]
     cells = partial(describe_cells, grid=grid, multiple=multiple)
-    whole = PictureDescription(channels, 5)
+    whole = PictureDescription(channels, 6)
     whole.start(pictures)
-    assert whole(pictures).shape == (2, description_width(channels, 5))
+    assert whole(pictures).shape == (2, description_width(channels, 6))
     assert cells(pictures).shape == (2, 16 + channels, *grid)
     for describe in (whole, cells):
         assert describe(pictures).isfinite().all()
@@ -96,21 +99,45 @@ def test_a_map_tells_in_which_quarter_of_a_cell_an_edge_runs():
     torch.testing.assert_close(colours[:, 0], expected)
 
 
+def test_histograms_share_each_pixel_among_the_colours_near_it():
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    levels = np.linspace(-1, 1, 3)
+    colours = np.array([(r, g, b) for r in levels for g in levels for b in levels])
+    pixels = picture[0].permute(1, 2, 0).numpy()  # (8, 8, 3)
+    distances = np.square(pixels[:, :, None] - colours).sum(axis=-1)
+    shares = scipy.special.softmax(-2 * distances, axis=-1).reshape(4, 2, 4, 2, 27)
+    found = colour_histograms(picture, 4)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, np.sqrt(shares.mean(axis=(1, 3))), atol=1e-5)
+    assert colour_histograms(picture[:, :1], 4).shape == (1, 3, 4, 4)
+
+
+def test_a_description_has_a_quarter_of_the_mirror_images(monkeypatch):
+    pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    describe = PictureDescription(3, 20)
+    describe.start(pictures)
+    mixed = describe(pictures)
+    monkeypatch.setattr(descriptions, "MIRRORED", 0.0)
+    plain, mirrored = describe(pictures), describe(pictures.flip(3))
+    assert (plain - mirrored).abs().max() > 0.1
+    torch.testing.assert_close(mixed, 0.75 * plain + 0.25 * mirrored, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("count", [0, 10])
 def test_the_parts_of_a_description_have_fixed_variances_unless_they_are_constant(count):
     pictures = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     describe = PictureDescription(3, count)
     describe.start(pictures)
-    widths = [*(DIRECTIONS * cells**2 for cells in EDGE_CELLS), 64 * 3, 9 * count]
+    widths = [*(DIRECTIONS * cells**2 for cells in EDGE_CELLS), 64 * 3, 16 * 27, 9 * count]
     variances = [part.sum() for part in describe(pictures).var(dim=0).split(widths)]
-    expected = torch.tensor(VARIANCES) if count else torch.tensor([*VARIANCES[:3], 0.0])
+    expected = torch.tensor(VARIANCES) if count else torch.tensor([*VARIANCES[:4], 0.0])
     torch.testing.assert_close(torch.stack(variances), expected)
     for constant in (pictures[:1].expand(4, -1, -1, -1), torch.zeros(4, 3, 32, 32)):
         describe.start(constant)
         assert describe(pictures).abs().max() == 0
 
 
-def test_patches_answer_where_they_are_and_nowhere_else():
+def test_patches_answer_where_they_are_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr(descriptions, "MIRRORED", 0.0)
     blank = torch.zeros(1, 3, 32, 32)
     texture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     corner, centre = blank.clone(), blank.clone()
@@ -126,18 +153,20 @@ def test_patches_answer_where_they_are_and_nowhere_else():
     torch.testing.assert_close(found["centre"][:, 1, 1].amax(), found["corner"][:, 0, 0].amax())
 
 
-def test_patches_answer_by_whitened_cosines_above_a_threshold():
+def test_patches_answer_by_whitened_cosines_above_a_threshold(monkeypatch):
     """Oracle: whitening by an inverse root of the covariance, place by place."""
+    monkeypatch.setattr(descriptions, "MIRRORED", 0.0)
     pictures = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rows = patches(pictures).transpose(1, 2).flatten(0, 1).double().numpy()  # of 128 places
+    both = torch.cat([pictures, pictures.flip(3)])
+    rows = patches(both).transpose(1, 2).flatten(0, 1).double().numpy()  # of 256 places
     root = scipy.linalg.sqrtm(np.cov(rows.T) + 0.1 * np.eye(144))
     white = np.linalg.solve(root, (rows - rows.mean(axis=0)).T).T
     answers = white / np.linalg.norm(white, axis=1, keepdims=True) @ white[:64].T - 0.25
-    maps = torch.from_numpy(answers.clip(0)).float().view(128, 8, 8)
+    maps = torch.from_numpy(answers.clip(0)).float().view(256, 8, 8)
     expected = F.adaptive_avg_pool2d(maps, 3).flatten(1).sqrt()
-    describe = PictureDescription(1, 128)
+    describe = PictureDescription(1, 512)  # all places, and their mirror images
     describe.start(pictures)
-    found = describe(pictures)[0, -9 * 128 :].view(128, 9) / describe.scales[-1]
+    found = describe(pictures)[0, -9 * 512 : -9 * 256].view(256, 9) / describe.scales[-1]
     # Filters stand in an order of their own.
     torch.testing.assert_close(found.sort(dim=0)[0], expected.sort(dim=0)[0], rtol=1e-3, atol=1e-4)
 
@@ -156,7 +185,7 @@ PICTURES = {
     "maps": lambda size: DescribedMaps(size, [4, 6], [8, 6], 5),
     "flat": lambda size: DescribedFlat(size, [4, 6], [8, 6], 5, hidden=6, flat_width=4),
     "patches": lambda size: DescribedFlat(
-        size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=3
+        size, [4, 6], [8, 6], 5, hidden=6, flat_width=4, patches=4
     ),
 }
 
