@@ -114,7 +114,7 @@ def patches(pictures: Tensor) -> Tensor:
 def description_width(channels: int, count: int) -> int:
     """Returns F of a `PictureDescription` of so many channels and patches."""
     edges = DIRECTIONS * sum(cells**2 for cells in EDGE_CELLS)
-    colours = COLOUR_CELLS**2 * channels + HISTOGRAM_CELLS**2 * LEVELS**channels
+    colours = COLOUR_CELLS**2 * channels + HISTOGRAM_CELLS**2 * int(LEVELS**channels)
     return edges + colours + PATCH_CELLS**2 * count
 
 
