@@ -92,11 +92,13 @@ class ModelSection(Section):
     """features: hidden width of the decoders"""
     linear_path: Literal["none", "two-covariance", "canonical"] = "none"
     """a linear map added to each shared mean. features: begun in closed form for classes
-    (two-covariance); pictures: of edges and colours, begun by correlation (canonical)"""
+    (two-covariance); pictures: of edges and colours, begun by correlation (canonical), flat ones of
+    equal channels by one map"""
     linear_shrinkage: Positive = 3.0
     """two-covariance, canonical: how many mean variances are added to their covariances"""
     patches: Annotated[Count, Field(multiple_of=2)] = 0
-    """flat, canonical: patches of training pictures whose likeness a linear path reads; 0: none"""
+    """flat, canonical: patches of training pictures, half of them mirrored, whose likeness a linear
+    path reads; 0: none"""
 
     @model_validator(mode="after")
     def _same_depth(self) -> ModelSection:
