@@ -101,14 +101,17 @@ def _padded(small: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def patches(pictures: Tensor) -> Tensor:
-    """Returns patches at every second place: (B, C, H, W) → (B, C·144, ⌊H/2⌋·⌊W/2⌋).
+def patches(pictures: Tensor, numbers: Tensor) -> Tensor:
+    """Returns patches by number, of those at every second place: (B, C, H, W), (N,) → (N, C·144).
 
     Each has mean 0 and, but for flat ones, variance 1; larger pictures are shrunk first.
     """
     padded, contrast = _padded(_shrunk(pictures))
-    rows = F.unfold(padded, PATCH, stride=2)
-    return (rows - rows.mean(dim=1, keepdim=True)) / contrast.flatten(2)
+    height, width = contrast.shape[2:]
+    windows = padded.unfold(2, PATCH, 2).unfold(3, PATCH, 2)  # (B, C, ⌊H/2⌋, ⌊W/2⌋, 12, 12), a view
+    picture, place = numbers // (height * width), numbers % (height * width)
+    rows = windows[picture, :, place // width, place % width].flatten(1)
+    return (rows - rows.mean(dim=1, keepdim=True)) / contrast.flatten()[numbers, None]
 
 
 def description_width(channels: int, count: int) -> int:
@@ -140,18 +143,19 @@ class PictureDescription(nn.Module):
         A filter is the scalar product with a whitened patch of length 1; drawn patches serve almost
         as well as a learned dictionary. Where too few have some contrast, filters are zero.
         """
-        rows = patches(torch.cat([pictures, pictures.flip(3)])).transpose(1, 2).flatten(0, 1)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        rows = rows[order[:MOST_ROWS]].double()
+        both = torch.cat([pictures, pictures.flip(3)])
+        count = _padded(_shrunk(both))[1].numel()
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MOST_ROWS]
+        rows = patches(both, drawn).double()
         mean = rows.mean(dim=0)
         variances, axes = torch.linalg.eigh(torch.cov(rows.T))
         whiten = (axes / (variances.clamp_min(0) + WHITENING).sqrt()) @ axes.T
         half = len(self.filters) // 2
         varied = rows[rows.square().mean(dim=1) > LEAST_CONTRAST][:half]
         filters = F.normalize((varied - mean) @ whiten) @ whiten
-        drawn = filters.view(-1, *self.filters.shape[1:])
+        filters = filters.view(-1, *self.filters.shape[1:])
         self.thresholds.fill_(THRESHOLD)
-        for start, part in ((0, drawn), (half, drawn.flip(3))):
+        for start, part in ((0, filters), (half, filters.flip(3))):
             self.filters[start : start + len(part)] = part
             self.thresholds[start : start + len(part)] += part.flatten(1) @ mean
         given = torch.stack([part.var(dim=0).sum() for part in self._parts(pictures)])
