@@ -2,14 +2,19 @@
 stopping, linear paths.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import built, metrics_of, sets
 from safetensors.torch import load_file
 
-from iiae_cli.data.datafile import write_data_file
+from iiae_cli.builders import build_model
+from iiae_cli.config.presets import preset_layers, resolve, set_layer
+from iiae_cli.data.datafile import DataFile, write_data_file
+from iiae_cli.training.data import TrainingData, take_statistics
 
 TINY = sets(
     "model.widths=[4,8] model.decoder_widths=[8,4] model.flat_hidden=8 model.flat_width=8 "
@@ -58,6 +63,22 @@ def test_the_plus_presets_start_far_above_the_baseline_and_log_their_contrast(
     assert shared > baseline + 0.3
     assert figures.json["protocol"]["metric"] == trained.json["validation"]["metric"]
     assert iiae("translate", data, "--from", "x", "--run", "run", "--grid", "grid.png").code == 0
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_domains_of_equal_channels_begin_with_one_map_and_others_with_two(data, tmp_path, channels):
+    split = DataFile(data).split("train")
+    x = replace(split.x, rows=split.x.rows[:, :, :, :channels])
+    write_data_file(tmp_path / "some.h5", "pairs", {"train": replace(split, x=x)}, {})
+    file = DataFile(tmp_path / "some.h5")
+    config = resolve([*preset_layers("pairs-plus"), set_layer(["model.patches=20"])]).config
+    model = build_model(config, file.info)
+    take_statistics(model, TrainingData(file, config), config)
+    paths = [model.shared[domain].linear.weight for domain in "xy"]
+    assert all(path.isfinite().all() and path.any() for path in paths)
+    assert (len(paths[0].T) == len(paths[1].T) and torch.equal(*paths)) == (channels == 3)
+    filters = [model.features[domain].describe.filters for domain in "xy"]
+    assert [part.shape[1] for part in filters] == [channels, 3] and filters[0].any()
 
 
 def test_a_dual_encoder_retrieves_and_refuses_what_needs_decoders(iiae, data):
