@@ -35,8 +35,8 @@ WHITENING = 0.1  # added to the variances of patches, so that whitening does not
 THRESHOLD = 0.25  # of a filter's response
 MOST_ROWS = 40_000  # patches that the whitening is fitted to
 
-# A description's parts, coarse edges, fine edges, mean colours, histograms of colours and patches,
-# have these variances over training pictures.
+# Variances over training pictures to which the parts of a description are scaled: coarse edges,
+# fine edges, mean colours, histograms of colours, patches.
 VARIANCES = (22.0, 22.0, 29.0, 15.0, 73.0)
 LEAST_VARIANCE = 1e-6  # a part that varies less is left out
 MIRRORED = 0.25  # share of the mirror image's description
@@ -124,7 +124,8 @@ def description_width(channels: int, count: int) -> int:
 class PictureDescription(nn.Module):
     """Edges, colours, and how much each of K training patches is there, all in cells.
 
-    K is even: half of the patches are mirror images of the others.
+    K is even: half of the patches are mirror images of the others. At odd widths the mirror image's
+    share is one pixel off.
     """
 
     filters: Tensor  # (K, C, 12, 12)
