@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1, help="per repetition")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", help="run this competitor alone; its memory, with --json")
+    parser.add_argument("--only", help="run this competitor alone; prints its memory as JSON")
     parser.add_argument(
         "--no-memory", action="store_true", help="leave out the processes that measure memory"
     )
@@ -160,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(options.threads)
     result = measure(options)
-    if options.json:
+    if options.json or options.only:
         report(result)
         return
     print(

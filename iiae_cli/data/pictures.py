@@ -95,7 +95,7 @@ def line_of(seen: Mapping[str, Any], skipped: int = 0) -> str:
     modes = ", ".join(f"{mode} {count}" for mode, count in seen["modes"].items())
     parts = [f"pictures: {seen['read']} read ({modes}), {' to '.join(seen['sizes'])}"]
     parts += [f"{count} {change}" for change, count in seen["changes"].items()]
-    return "; ".join(parts + [f"{skipped} inputs skipped"] * (skipped > 0))
+    return "; ".join(parts + [f"{skipped} skipped"] * (skipped > 0))
 
 
 # ---- decoding

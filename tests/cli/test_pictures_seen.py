@@ -38,7 +38,7 @@ def test_prepare_ends_with_a_line_on_its_pictures(iiae):
     assert "warning: left out 1 file of other kinds: .txt 1" in lines
     assert (
         "pictures: 11 read (F 6, RGB 5), 16×16; 6 scaled from 0 to 2047; 1 turned as EXIF says; "
-        "1 inputs skipped"
+        "1 skipped"
     ) in lines
 
 

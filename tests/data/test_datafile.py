@@ -188,17 +188,30 @@ def elsewhere(group):
         (lambda g: replace(g, "x_ids", np.arange(4)), "not a column of texts"),
         (lambda g: g.__setitem__("pairs", np.array([[0, -1]])), "outside its rows"),
         (lambda g: g.__setitem__("pairs", np.array([[0, 1]])), "value of factor"),
-        (lambda g: replace(g, "x", h5py.ExternalLink("other.h5", "/x")), "link to somewhere"),
-        (lambda g: replace(g, "x", h5py.SoftLink("/test/x")), "link to somewhere"),
-        (elsewhere, "link to somewhere"),
     ],
 )
-def test_a_file_that_is_inconsistent_or_leads_elsewhere_is_refused(path, change, said):
+def test_a_file_that_is_inconsistent_is_refused(path, change, said):
     write(path, test=rich_split(4))
     with h5py.File(path, "a") as file:
         change(file["test"])
     message = refusal(lambda: DataFile(path).split("test")).message
     assert said in message and f"{path} is damaged" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: replace(g, "x", h5py.ExternalLink("other.h5", "/x")),
+        lambda g: replace(g, "x", h5py.SoftLink("/test/x")),
+        elsewhere,
+    ],
+)
+def test_a_file_that_leads_elsewhere_is_refused_and_not_called_damaged(path, change):
+    write(path, test=rich_split(4))
+    with h5py.File(path, "a") as file:
+        change(file["test"])
+    message = refusal(lambda: DataFile(path).split("test")).message
+    assert message == f"test/x in {path} is a link, and only the file itself is read"
 
 
 def test_what_does_not_fit_into_memory_may_be_whole(path):
