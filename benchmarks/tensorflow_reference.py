@@ -1,16 +1,17 @@
 """The paper's method at 256×256 in TensorFlow's graph mode, beside this package's.
 
 The layers, initial weights, batch norm and optimiser are TensorFlow's own, used as the released
-code uses them; only what decides the encoders is here. Two checks:
+code uses them; its further outputs, which do not enter the loss, are left out. Two checks:
 
     python -m benchmarks.tensorflow_reference train few-400.h5 few-200.h5 --steps 500 --seed 0
     python -m benchmarks.tensorflow_reference trace few-400.h5 trace.npz --steps 4
-    python -m benchmarks.tensorflow_reference compare trace.npz
+    python -m benchmarks.tensorflow_reference compare trace.npz [--torch-epsilon]
 
 `train` prints Recall@1 of a test file's pairs. `trace` takes a few steps in float64 without noise
 and dropout; `compare` takes them again by `iiae_cli` from the same weights, and prints how far the
-losses are apart. The first two need `pip install tensorflow-cpu==2.15.1 h5py pillow` in an
-environment of their own, the last one `iiae`.
+losses are apart. It adds Adam's epsilon before the bias correction, as TensorFlow does, or with
+`--torch-epsilon` after it, as PyTorch and `iiae train` do. `train` and `trace` need `pip install
+tensorflow-cpu==2.15.1 h5py pillow` in an environment of their own, `compare` needs `iiae`.
 """
 
 from __future__ import annotations
@@ -252,8 +253,8 @@ def compare(options: argparse.Namespace) -> None:
         means = {domain: q.mean for domain, q in posteriors.exclusive.items()}
         generated = model.generate(Latents(means, posteriors.joint_shared.mean))
         terms = objective(posteriors, generated, step)
-        # TensorFlow adds Adam's epsilon before the bias correction, torch after it.
-        optimizer.param_groups[0]["eps"] = 1e-8 / np.sqrt(1 - 0.999 ** (step + 1))
+        correction = 1.0 if options.torch_epsilon else np.sqrt(1 - 0.999 ** (step + 1))
+        optimizer.param_groups[0]["eps"] = 1e-8 / correction
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
@@ -276,7 +277,10 @@ def main() -> None:
         command.set_defaults(run=run)
         for name in names:
             command.add_argument(name)
-        command.add_argument("--steps", type=int, default=500)
+        if run is compare:
+            command.add_argument("--torch-epsilon", action="store_true")
+            continue
+        command.add_argument("--steps", type=int, default=500 if run is train else 4)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

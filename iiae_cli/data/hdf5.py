@@ -84,14 +84,14 @@ def open_hdf5(path: Path, hint: str, schema: str = "") -> Iterator[h5py.File]:
 
 
 def refuse_links(file: h5py.File) -> None:
-    """Raises IiaeError if a name leads to another file, or to another name."""
+    """Raises IiaeError if a name is a link, or if its rows lie in another file."""
     names = list[tuple[str, object]]()
     file.visititems_links(lambda name, link: names.append((name, link)))
     for name, link in names:
         item = file[name] if isinstance(link, h5py.HardLink) else None
         if item is None or (isinstance(item, h5py.Dataset) and (item.is_virtual or item.external)):
-            message = f"{name} in {file.filename} is a link, and only the file itself is read"
-            raise IiaeError(message, "store in its place a copy of what it leads to")
+            message = f"{name} in {file.filename} is a link, or its rows lie in another file"
+            raise IiaeError(message, "store the rows themselves in its place")
 
 
 def text_attributes(file: h5py.File) -> dict[str, str]:

@@ -205,7 +205,7 @@ def test_a_file_that_leads_elsewhere_is_refused_and_not_called_damaged(path):
         with h5py.File(path, "a") as file:
             change(file["test"])
         message = refusal(lambda: DataFile(path).split("test")).message
-        assert message == f"test/x in {path} is a link, and only the file itself is read"
+        assert message == f"test/x in {path} is a link, or its rows lie in another file"
 
 
 def test_what_does_not_fit_into_memory_may_be_whole(path):
